@@ -379,7 +379,7 @@ def from_model(
     from fsdl_devinfra.hub import inspect
     found = inspect(model)
     if found.config is None: raise BadInput(f"{model} has no config.json", "Name a folder or a repository that has one, or give --params with --states-only")
-    return from_config(found.config, found.tensor_index, name=str(model))
+    return from_config(found.config, {n: (t.dtype, t.shape) for n, t in found.tensor_index.items()}, name=str(model))
 
 def from_numbers(
     layers: int,
