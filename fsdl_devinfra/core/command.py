@@ -63,7 +63,7 @@ def at_least(
         return value
     return whole_number
 
-# %% ../../nbs/core/06_command.ipynb #2227b9c6
+# %% ../../nbs/core/06_command.ipynb #10810f41
 def run(
     command: Callable[[], Outcome],  # what to do
     as_json: bool = False,  # print the document instead of the text
@@ -94,6 +94,9 @@ def show(
     try:
         if as_json: sys.stdout.write(to_json(outcome.document)); sys.stdout.flush()
         else: print(("fsdl-devinfra: " if error_only else "") + outcome.text, file=sys.stderr if error_only else sys.stdout, flush=True)
-    except BrokenPipeError:  # `… | head` closed the pipe: nothing is wrong
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it at exit does not fail again
+        if isinstance(e, BrokenPipeError): return outcome.status  # `… | head` closed the pipe: nothing is wrong
+        print(f"fsdl-devinfra: the answer could not be written ({e.strerror}). Make room, or write it elsewhere.", file=sys.stderr)
+        return CANNOT_CHECK
     return outcome.status

@@ -1,0 +1,48 @@
+"""What all tests share: the command as a process, and a scratch copy of the embedded model."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "fsdl_devinfra" / "models" / "digits"
+
+
+class Ran:
+    """What a command printed, and its status."""
+
+    def __init__(self, done: subprocess.CompletedProcess):
+        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+    def sentence(self) -> str:
+        """The error that a person sees: never a traceback."""
+        assert "Traceback" not in self.out + self.err, self.err
+        return self.err.strip().splitlines()[-1] if self.err.strip() else ""
+
+
+@pytest.fixture
+def cli():
+    """Run `fsdl-devinfra ARGS…` as a process, offline."""
+
+    def run(*args: object, cwd: Path | None = None, timeout: int = 240, env: dict[str, str] | None = None) -> Ran:
+        command = [sys.executable, "-m", "fsdl_devinfra", *map(str, args)]
+        clean = {k: v for k, v in os.environ.items() if k != "FSDL_DEVINFRA_TRACEBACK"} | {"HF_HUB_OFFLINE": "1"} | (env or {})
+        return Ran(subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=timeout))
+
+    return run
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """A copy of the embedded model that a test may damage."""
+    return Path(shutil.copytree(DIGITS, tmp_path / "digits"))
