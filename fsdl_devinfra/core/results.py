@@ -58,7 +58,7 @@ def to_json(
     "Valid JSON for anything a result may hold."
     return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
-# %% ../../nbs/core/03_results.ipynb #866bb6cf
+# %% ../../nbs/core/03_results.ipynb #eea10f13
 @dataclass(frozen=True)
 class Result:
     "Base of every answer: a frozen dataclass with a `schema`, JSON both ways, and a display."
@@ -78,6 +78,8 @@ class Result:
         hints, known = get_type_hints(cls), {f.name for f in fields(cls) if f.init}
         try: return cls(**{k: _typed(hints[k], v) for k, v in document.items() if k in known})
         except TypeError as e: raise BadInput(f"this {cls.schema or cls.__name__} document is incomplete ({e})", "Make it again") from None
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None: printer.text(str(self))  # what notebooks show where there is no HTML
 
     def to_json(self) -> str:
         "The document as JSON text."
