@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).parent
 _parser = ConfigParser(delimiters=["="], interpolation=None)
@@ -19,10 +19,10 @@ extras = {key.removesuffix("_extra").replace("_", "-"): requirement_list(key)
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
-    author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"],
+    author=cfg["author"], author_email=cfg["author_email"],
     keywords=cfg["keywords"].split(), license="Apache-2.0", license_files=["LICENSE"],
     python_requires=">=" + cfg["min_python"],
-    packages=find_packages(include=["fsdl_devinfra", "fsdl_devinfra.*"]), include_package_data=True, zip_safe=False,
+    packages=find_namespace_packages(include=["fsdl_devinfra", "fsdl_devinfra.*"]), include_package_data=True, zip_safe=False,
     install_requires=requirement_list("requirements"), extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split(),
                   "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},

@@ -12,6 +12,5 @@ from .cli import main
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/main.ipynb #7892fe20
-#| eval: false
-if __name__ == "__main__": sys.exit(main())
+# %% ../nbs/main.ipynb #0ae01b6d
+if __name__ == "__main__" and globals().get("__package__"): sys.exit(main())

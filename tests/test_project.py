@@ -97,7 +97,7 @@ def test_both_nbdevs_are_told_the_same():
     for key in ("lib_path", "nbs_path", "doc_path", "tst_flags", "branch", "doc_baseurl", "readme_nb"): assert str(nbdev3[key]) == ini[key], key
     for key in ("recursive", "update_pyproject", "custom_sidebar", "clean_ids"): assert str(nbdev3[key]) == ini[key], key
     assert ini["update_pyproject"] == "False" and ini["doc_host"] == "" and ini["doc_baseurl"] == "/"
-    assert "urls" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"] == {"Repository": ini["git_url"]}
 
 
 def test_version_is_said_once():

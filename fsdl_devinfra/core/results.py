@@ -58,7 +58,7 @@ def to_json(
     "Valid JSON for anything a result may hold."
     return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
-# %% ../../nbs/core/03_results.ipynb #eea10f13
+# %% ../../nbs/core/03_results.ipynb #96501ca0
 @dataclass(frozen=True)
 class Result:
     "Base of every answer: a frozen dataclass with a `schema`, JSON both ways, and a display."
@@ -79,7 +79,11 @@ class Result:
         try: return cls(**{k: _typed(hints[k], v) for k, v in document.items() if k in known})
         except TypeError as e: raise BadInput(f"this {cls.schema or cls.__name__} document is incomplete ({e})", "Make it again") from None
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None: printer.text(str(self))  # what notebooks show where there is no HTML
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__str__" in cls.__dict__: cls._repr_pretty_ = Result._show  # a notebook shows what a terminal would
+
+    def _show(self, printer: Any, cycle: bool) -> None: printer.text(str(self))
 
     def to_json(self) -> str:
         "The document as JSON text."
