@@ -47,9 +47,10 @@ class Block(nn.Module):
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
-# %% ../../nbs/hub/90_digits.ipynb #16b10543
+# %% ../../nbs/hub/90_digits.ipynb #f0b12761
 class DigitsViT(nn.Module, PyTorchModelHubMixin, library_name="fsdl-devinfra", license="apache-2.0"):
     "A vision transformer for 8 × 8 digits: `pixel_values` [batch, 1, 8, 8] in 0…1 → logits [batch, 10]."
+    output_names = ("logits",)  # what an exported file calls the result
     def __init__(self,
         image_size: int = 8,  # pixels on a side
         patch_size: int = 2,  # pixels on a side of a patch
