@@ -62,11 +62,11 @@ def _blob(path: str, file: Path, size: int) -> Blob:
         while piece := f.read(MIB): small.update(piece); large.update(piece)
     return Blob(path, file, size, small.hexdigest(), large.hexdigest())
 
-# %% ../../nbs/hub/03_server.ipynb #4899f887
+# %% ../../nbs/hub/03_server.ipynb #446c0ce6
 class Shelf:
     "The repositories under a folder."
     def __init__(self, folder: str | Path):
-        self.folder, self._known, self._guard = Path(folder).resolve(), {}, threading.Lock()
+        self.folder, self._known, self._recent, self._guard = Path(folder).resolve(), {}, {}, threading.Lock()
         if not self.folder.is_dir(): raise BadInput(f"there is no folder {folder}", "Give the folder that holds org/name/…")
 
     def repos(self) -> list[str]:
@@ -103,8 +103,16 @@ class Shelf:
             if key not in self._known: self._known[key] = _blob(path, real, status.st_size)
             return self._known[key]
 
-    def at(self, repo: str, revision: str) -> tuple[str, dict[str, Blob]] | None:
-        "(commit, files) of a revision; None where there is none."
+    def at(self, repo: str, revision: str, path: str | None = None) -> tuple[str, dict[str, Blob]] | None:
+        "(commit, files) of a revision; None where there is none. For one `path`, a listing of the last second will do while that file is the same."
+        then, recent = self._recent.get((repo, revision), (0.0, None))
+        blob = recent[1].get(path) if recent and time.monotonic() - then < 1 else None
+        if blob and self._hashed(path, blob.file) is blob: return recent
+        found = self._at(repo, revision)
+        self._recent[repo, revision] = (time.monotonic(), found)
+        return found
+
+    def _at(self, repo: str, revision: str) -> tuple[str, dict[str, Blob]] | None:
         found = self.revisions(repo)
         if not found: return None
         folder = found.get(revision) or (found["main"] if len(found) == 1 else None)
@@ -264,10 +272,10 @@ def _folder_entries(files: dict[str, Blob], under: str, recursive: bool) -> list
     kept = [{"type": "directory", "oid": hashlib.sha1(d.encode(), usedforsecurity=False).hexdigest(), "size": 0, "path": d} for d in folders if recursive or "/" not in d[skip:]]
     return kept + [_says(b) for p, b in inside.items() if recursive or "/" not in p[skip:]]
 
-# %% ../../nbs/hub/03_server.ipynb #b28fbf9d
+# %% ../../nbs/hub/03_server.ipynb #e24e5c6d
 def _file(hub: Hub, repo: str, revision: str, path: str, request: Request, seen: Seen, at_blobs: bool = False) -> Response:
     from starlette.responses import HTMLResponse, Response, StreamingResponse
-    found = hub.shelf.at(repo, revision)
+    found = hub.shelf.at(repo, revision, path)
     if not found: return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
     commit, files = found; blob = files.get(path); faults = hub.faults
     if not blob: return _error(404, "EntryNotFound", f"{path} does not exist")
@@ -357,7 +365,7 @@ def _note(seen: Seen, response: Response) -> Response:
     seen.status = response.status_code
     return response
 
-# %% ../../nbs/hub/03_server.ipynb #35eac7f5
+# %% ../../nbs/hub/03_server.ipynb #9a2fe246
 def _server(hub: Hub, host: str, port: int) -> Any:
     uvicorn = need("uvicorn", "serve", "serving a Hub")
     return uvicorn.Server(uvicorn.Config(make_app(hub), host=host, port=port, log_level="critical", access_log=False, timeout_keep_alive=60, timeout_graceful_shutdown=2))
@@ -368,8 +376,9 @@ def listen(
 ) -> socket.socket:
     "A bound socket. Raises `CheckError` where the port is taken."
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family); sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try: sock.bind((host, port))
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only where the protocol is named
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try: sock.bind((host, port)); sock.listen(1024)
     except OSError as e: sock.close(); raise CheckError(f"cannot listen on {host} port {port} ({e.strerror})", "Choose another with --port") from None
     return sock
 
