@@ -434,7 +434,7 @@ def _tensor_index(headers: list[Header], many: bool) -> dict[str, TensorEntry]:
             found[f"{folder}:{name}" if many and folder else name] = t
     return found
 
-# %% ../../nbs/hub/05_checkpoint.ipynb #d4f85e96
+# %% ../../nbs/hub/05_checkpoint.ipynb #9fe2df9d
 def inspect(
     model: str | Path | Source | None = None,  # nothing, a local folder or a Hub id
 ) -> Checkpoint:
@@ -455,8 +455,10 @@ def _inspect_folder(source: Source) -> Checkpoint:
 def leaves(folder: Path, path: str) -> bool:
     "True where a path leads out of a model's folder through a link. In the HF cache the repository's folder is the limit."
     real = folder.resolve()
-    root = real.parent.parent if real.parent.name == "snapshots" and (real.parent.parent / "blobs").is_dir() else real
-    return not (folder / path).resolve().is_relative_to(root)
+    target = (folder / path).resolve()
+    if real.parent.name != "snapshots" or not (real.parent.parent / "blobs").is_dir(): return not target.is_relative_to(real)
+    repo = real.parent.parent
+    return not (target.is_relative_to(repo) or target.is_relative_to(repo.parent / "blobs"))  # what several repositories share
 
 def _inspect_hub(source: Source) -> Checkpoint:
     from fsdl_devinfra.hub.remote import Remote, find
