@@ -184,7 +184,7 @@ def _download(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[i
         os.fsync(out.fileno())
     return hashes, etag
 
-# %% ../../nbs/hub/07_pull.ipynb #7f11581e
+# %% ../../nbs/hub/07_pull.ipynb #16c4095e
 def _fetch(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[int], None], stop: threading.Event) -> bool:
     "Bring one file to its place. True where something had to be done."
     from fsdl_devinfra.hub.verification import is_right, remember
@@ -202,7 +202,9 @@ def _fetch(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[int]
                 advance(-hashes.size); place.partial.unlink(); hashes, etag = _download(remote, at, place, advance, stop)
             if not hashes.right: raise WrongBytes(f"the bytes of {place.locked.path} are not those of the lock (sha256 {hashes.sha256.hexdigest()[:12]}…, locked {place.locked.sha256[:12]}…)",
                                                   "Try again; if it stays, use another endpoint")
-        except WrongBytes: place.partial.unlink(missing_ok=True); raise
+        except BaseException as e:
+            if isinstance(e, WrongBytes) or (place.partial.exists() and not place.partial.stat().st_size): place.partial.unlink(missing_ok=True)
+            raise
         _show(place, place.partial, _blob_name(place, etag, hashes)); remember(place.target, place.locked)
         return True
 

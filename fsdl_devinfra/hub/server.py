@@ -181,15 +181,15 @@ def _pieces(blob: Blob, start: int, stop: int, faults: list[Fault], seen: Seen) 
             at += len(piece); seen.bytes_sent += len(piece)
             if slow: time.sleep(slow.value)
 
-# %% ../../nbs/hub/03_server.ipynb #29b6a426
+# %% ../../nbs/hub/03_server.ipynb #e96a68e1
 def _parse_range(text: str | None, size: int) -> tuple[int, int] | None:
-    "(start, stop) of a single `bytes=a-b` range; None where there is none or it is not satisfiable."
+    "(start, stop) of a single `bytes=a-b` range; None where there is none or it is malformed, (0, 0) where the file ends before it (RFC 9110, 14.1)."
     if not text or not text.startswith("bytes=") or "," in text: return None
     first, _, last = text[6:].partition("-")
-    if first.isdigit(): start, stop = int(first), min(int(last) + 1, size) if last.isdigit() else size
-    elif last.isdigit(): start, stop = max(0, size - int(last)), size
+    if first.isdigit() and (last == "" or last.isdigit() and int(last) >= int(first)): start, stop = int(first), min(int(last) + 1, size) if last else size
+    elif not first and last.isdigit(): start, stop = max(0, size - int(last)), size
     else: return None
-    return (start, stop) if start < stop else None
+    return (start, stop) if start < stop else (0, 0)
 
 def _says(blob: Blob) -> dict[str, Any]:
     "A file in a listing."
@@ -274,7 +274,7 @@ def _folder_entries(files: dict[str, Blob], under: str, recursive: bool) -> list
     kept = [{"type": "directory", "oid": hashlib.sha1(d.encode(), usedforsecurity=False).hexdigest(), "size": 0, "path": d} for d in folders if recursive or "/" not in d[skip:]]
     return kept + [_says(b) for p, b in inside.items() if recursive or "/" not in p[skip:]]
 
-# %% ../../nbs/hub/03_server.ipynb #e24e5c6d
+# %% ../../nbs/hub/03_server.ipynb #b323e77c
 def _file(hub: Hub, repo: str, revision: str, path: str, request: Request, seen: Seen, at_blobs: bool = False) -> Response:
     from starlette.responses import HTMLResponse, Response, StreamingResponse
     found = hub.shelf.at(repo, revision, path)
@@ -291,7 +291,7 @@ def _file(hub: Hub, repo: str, revision: str, path: str, request: Request, seen:
         return Response(status_code=302, headers=headers | {"Location": f"{hub.blob_url}/blobs/{repo}/{found[0]}/{quote(path)}?signature=secret"})
     part = None if _take(faults, "no-range", path) else _parse_range(request.headers.get("range"), blob.size_bytes)
     start, stop = part or (0, blob.size_bytes)
-    if not part and request.headers.get("range") and start == 0 and not faults: return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{blob.size_bytes}"})
+    if part == (0, 0): return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{blob.size_bytes}"})
     if part: headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size_bytes}"
     promised = stop - start
     if fault := _take(faults, "short", path): stop = min(stop, start + fault.value)
