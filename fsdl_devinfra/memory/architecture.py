@@ -60,7 +60,7 @@ def _needed(config: Mapping[str, Any], what: str, default: int | None = None) ->
         raise BadInput(f"the configuration does not say how many {what.replace('_', ' ')} the model has", f"config.json needs {names}; models that are not transformers need --trace")
     return value
 
-# %% ../../nbs/memory/01_architecture.ipynb #686b4dd8
+# %% ../../nbs/memory/01_architecture.ipynb #f372dcfc
 _FAMILIES = """
 family       | gated | norm | norms | qkv | out | mlp | tied | learned | embed_norm | head_bias | dropout
 llama        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
@@ -84,7 +84,7 @@ starcoder2   | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 0      
 gpt_neo      | 0     | 2    | 2     | 0   | 1   | 1   | 1    | 0       | 0          | 0         | 0
 gptj         | 0     | 2    | 1     | 0   | 0   | 1   | 0    |         | 0          | 1         | 0
 gpt_neox     | 0     | 2    | 2     | 1   | 1   | 1   | 0    |         | 0          | 0         | 0
-bloom        | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 1          | 0         | 0
+bloom        | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 1          | 0         | 1
 opt          | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 2       | 0          | 0         | 1
 mpt          | 0     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
 falcon       | 0     | 2    | 1     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
@@ -265,7 +265,7 @@ def _latent(config: Mapping[str, Any]) -> dict[str, int]:
     return dict(kv_lora_rank=int(config["kv_lora_rank"]), query_lora_rank=int(config.get("q_lora_rank") or 0),
                 query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
 
-# %% ../../nbs/memory/01_architecture.ipynb #98b21a57
+# %% ../../nbs/memory/01_architecture.ipynb #43497277
 def count_parameters(
     a: Architecture,  # with its dimensions
     config: Mapping[str, Any],  # config.json, for what only one family has
@@ -279,7 +279,7 @@ def count_parameters(
     layer = a.layers * (attention + norms) + (a.layers - sparse) * _mlp(a, f, a.ffn, config)
     layer += sparse * (a.hidden * a.experts + _shared(a) + (a.experts if a.family == "deepseek_v3" else 0))
     expert = sparse * a.experts * 3 * a.hidden * a.expert_ffn
-    other = 0 if a.family in ("bert", "roberta", "distilbert") else norm * a.hidden  # the norm after the last layer
+    other = 0 if a.family in ("bert", "roberta", "distilbert") or config.get("do_layer_norm_before") is False else norm * a.hidden  # the norm after the last layer
     if f["embed_norm"]: other += norm * a.hidden
     if f["learned"] is not None and not config.get("alibi"): other += (a.positions + f["learned"]) * a.hidden
     if a.family in ("bert", "roberta"): other += int(config.get("type_vocab_size", 2)) * a.hidden
