@@ -22,7 +22,7 @@ from .stamp import Installed, installed
 # %% auto #0
 __all__ = ['Package', 'record_lines', 'record_hash', 'package', 'packages', 'manager', 'locks', 'conda_packages', 'python']
 
-# %% ../../nbs/env/07_packages.ipynb #5aad86be
+# %% ../../nbs/env/07_packages.ipynb #06ec9952
 @dataclass(frozen=True)
 class Package:
     "One installed distribution."
@@ -36,21 +36,24 @@ class Package:
     archive_sha256: str | None = None  # of the file it was installed from, where that was named
     record: str | None = None  # hash over the lines of RECORD that came with the wheel: the same build, the same value
 
-#: files that the installer writes, not the wheel
-_BY_INSTALLER = re.compile(r"(^|/)(INSTALLER|REQUESTED|RECORD|direct_url\.json|uv_cache\.json|uv_build\.json)$|\.pyc$|^\.\./|^/")
+#: in the metadata folder, what the installer writes and not the wheel
+_BY_INSTALLER = (b"/INSTALLER,", b"/REQUESTED,", b"/RECORD,", b"/direct_url.json,", b"/uv_cache.json,", b"/uv_build.json,")
+
+def _from_wheel(line: bytes) -> bool:
+    if line[:2] == b".." or line[:1] == b"/" or b".pyc," in line or b",sha256=" not in line: return False
+    return b".dist-info/" not in line or not any(name in line for name in _BY_INSTALLER)
 
 def record_lines(
-    text: str,  # a RECORD file
-) -> list[str]:  # "path,sha256=…,size", sorted
+    content: bytes,  # of a RECORD file
+) -> list[bytes]:  # b"path,sha256=…,size", sorted
     "The lines of RECORD that came with the wheel."
-    lines = (line for line in text.splitlines() if ",sha256=" in line)
-    return sorted(line for line in lines if not _BY_INSTALLER.search(line.split(",sha256=")[0].strip('"')))
+    return sorted(filter(_from_wheel, content.replace(b"\r", b"").split(b"\n")))
 
 def record_hash(
-    text: str | None,  # a RECORD file
-) -> str | None:  # 16 hexadecimal digits
+    content: bytes,  # of a RECORD file
+) -> str:  # 16 hexadecimal digits
     "One hash over what the wheel brought."
-    return hashlib.sha256("\n".join(record_lines(text)).encode()).hexdigest()[:16] if text else None
+    return hashlib.sha256(b"\n".join(record_lines(content))).hexdigest()[:16]
 
 def _direct(folder: Path) -> dict[str, Any]:
     try: said = json.loads(read(folder / "direct_url.json") or "{}")
@@ -68,7 +71,8 @@ def package(
 ) -> Package:
     "What the metadata folder of a distribution says."
     folder, direct = Path(one.path), _direct(Path(one.path))
-    record = record_hash(read(folder / "RECORD", 64 << 20))
+    try: record = record_hash((folder / "RECORD").read_bytes())
+    except OSError: record = None
     url, editable = direct.get("url"), bool((direct.get("dir_info") or {}).get("editable"))
     archive = direct.get("archive_info") or {}
     digest = (archive.get("hashes") or {}).get("sha256") or (archive.get("hash") or "").partition("sha256=")[2]
