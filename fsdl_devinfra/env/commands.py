@@ -13,7 +13,7 @@ from ..core.errors import FAILS, HOLDS
 from .environment import Environment, capture
 
 # %% auto #0
-__all__ = ['run_capture', 'run_diff', 'run_verify', 'register']
+__all__ = ['run_capture', 'run_diff', 'run_verify', 'run_restore', 'register']
 
 # %% ../../nbs/env/commands.ipynb #f7ae33bd
 _CAPTURE = """
@@ -84,11 +84,45 @@ def _add_verify(parts: argparse._SubParsersAction) -> None:
     one.set_defaults(run=run_verify)
     add_json(one)
 
-# %% ../../nbs/env/commands.ipynb #58349f2b
+# %% ../../nbs/env/commands.ipynb #a4545a7d
+_RESTORE = """
+fsdl-devinfra env restore env.json --to requirements -o requirements.txt                       hash-pinned
+fsdl-devinfra env restore env.json --to pylock --wheelhouse wheels -o pylock.toml              with all wheels in a folder
+fsdl-devinfra env restore env.json --to dockerfile -o Dockerfile                               with the code and its changes
+fsdl-devinfra env restore env.json --to slurm -o job.sh                                        the head of a job
+"""
+
+def run_restore(args: argparse.Namespace) -> Outcome:
+    "`env restore`."
+    from fsdl_devinfra.core.console import status
+    from fsdl_devinfra.env.restoration import restore
+    made = restore(Environment.load(args.capture), args.to, args.wheelhouse, args.output.parent if args.output else ".", args.public_host)
+    if not args.output: text = made.content
+    else:
+        made.save(args.output)
+        more = "".join(f"\n  {args.output.parent / name}" for name in made.files)
+        unproven = "".join(f"\n  {u.name} {u.version}: {u.why}" for u in made.unproven[:20]) + (f"\n  and {len(made.unproven) - 20} more" if len(made.unproven) > 20 else "")
+        text = f"written to {args.output}{more}" + (f"\n{made.proven} packages pinned with proof" if args.to != "slurm" else "") + (f"\n{len(made.unproven)} without:{unproven}" if made.unproven else "")
+    for note in made.notes if not args.json else []: status(note)
+    return Outcome(made.to_dict(), text.rstrip("\n"))
+
+def _add_restore(parts: argparse._SubParsersAction) -> None:
+    one = parts.add_parser("restore", help="files that bring an environment back", description="Write files that bring the environment of a capture back. Hashes are written only with proof: "
+                           "the wheel holds exactly the files that were installed.", examples=_RESTORE)
+    one.add_argument("capture", metavar="A", help="a capture")
+    one.add_argument("--to", required=True, choices=["requirements", "pylock", "conda", "dockerfile", "slurm"], help="what to write")
+    one.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write it (default: standard output, without the files beside it)")
+    one.add_argument("--wheelhouse", type=Path, metavar="DIR", help="a folder of wheels; missing ones are downloaded with pip")
+    one.add_argument("--public-host", action="append", default=[], metavar="HOST", help="a host of wheels that everybody can reach, besides that of pip's default index (may be repeated)")
+    one.set_defaults(run=run_restore)
+    add_json(one)
+
+# %% ../../nbs/env/commands.ipynb #233ea707
 _ENV = """
 fsdl-devinfra env capture -o env.json                    record what this machine runs
 fsdl-devinfra env diff laptop.json cluster.json          why are the numbers different over there?
 fsdl-devinfra env verify env.json                        is this machine still the same?
+fsdl-devinfra env restore env.json --to pylock --wheelhouse wheels -o pylock.toml
 """
 
 def register(
@@ -97,4 +131,4 @@ def register(
     "Add the `env` commands."
     parser.epilog = parser.epilog or "examples:\n" + "\n".join("  " + line for line in _ENV.strip().splitlines())
     parts = parser.add_subparsers(dest="env_command", metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_add_capture, _add_diff, _add_verify): add(parts)
+    for add in (_add_capture, _add_diff, _add_verify, _add_restore): add(parts)

@@ -22,7 +22,7 @@ from .stamp import Installed, installed
 # %% auto #0
 __all__ = ['Package', 'record_lines', 'record_hash', 'package', 'packages', 'manager', 'locks', 'conda_packages', 'python']
 
-# %% ../../nbs/env/07_packages.ipynb #06ec9952
+# %% ../../nbs/env/07_packages.ipynb #1da2e706
 @dataclass(frozen=True)
 class Package:
     "One installed distribution."
@@ -51,9 +51,9 @@ def record_lines(
 
 def record_hash(
     content: bytes,  # of a RECORD file
-) -> str:  # 16 hexadecimal digits
+) -> str:  # hexadecimal
     "One hash over what the wheel brought."
-    return hashlib.sha256(b"\n".join(record_lines(content))).hexdigest()[:16]
+    return hashlib.sha256(b"\n".join(record_lines(content))).hexdigest()
 
 def _direct(folder: Path) -> dict[str, Any]:
     try: said = json.loads(read(folder / "direct_url.json") or "{}")
