@@ -153,13 +153,17 @@ def _remove_address(text: str) -> str:
         return m["head"] + _mark("query", m["value"])
     return _QUERY.sub(query, _USERINFO.sub(userinfo, text)) if "://" in text or "?" in text else text
 
-# %% ../../nbs/env/02_redaction.ipynb #4a006aa8
+# %% ../../nbs/env/02_redaction.ipynb #d59d0dbe
+#: versions, short words and hashes: nothing that has a shape is as short or as plain
+_TOO_PLAIN = re.compile(r"[\w.+-]{0,15}|[0-9a-f]{16,64}")
+
 def redact_text(
     text: str,  # any text: a URL, a command line, a patch
     name: str = "",  # what the text is the value of, e.g. "HF_TOKEN"
 ) -> str:  # the same text with `<removed:kind#hash>` for each secret
     "Take every secret out of a text."
     if name and secret_name(name) and not _harmless(text, name) and not _MARK.fullmatch(text): return _mark("named", text)
+    if _TOO_PLAIN.fullmatch(text): return text
     text = _remove_address(_remove_shapes(text))
     for pattern in _ASSIGNED, _FLAG, _ELEMENT: text = _remove_named(text, pattern)
     return _remove_named(text, _NETRC, always=True)
