@@ -17,7 +17,7 @@ from ..core.units import size_text
 # %% auto #0
 __all__ = ['run_export', 'run_check', 'register']
 
-# %% ../../nbs/parity/20_commands.ipynb #d1b70416
+# %% ../../nbs/parity/20_commands.ipynb #c4403afb
 def _load(model: str | None) -> Any:
     "The module that MODEL names."
     from fsdl_devinfra.hub import load
@@ -39,7 +39,7 @@ def run_check(
     "`onnx check`"
     from fsdl_devinfra.parity.check import check
     from fsdl_devinfra.parity.rule import Rule
-    report = check(_load(args.model), args.onnx, providers=args.provider or ["cpu"], precisions=args.precision or ["fp32"], rule=Rule(atol=args.atol, rtol=args.rtol))
+    report = check(_load(args.model), args.onnx, providers=args.provider or ["cpu"], precisions=args.precision, rule=Rule(atol=args.atol, rtol=args.rtol))
     rows = [[c.provider, c.provider_used or "-", c.precision, o.name, c.verdict, f"{o.max_abs:.2e}", f"{o.ratio:.2f}"] for c in report.cases for o in c.outputs]
     notes = [note for c in report.cases for note in c.notes]
     text = f"{report.verdict}: {report.rule}\n{table_text(['asked', 'ran on', 'precision', 'output', 'verdict', 'max abs', 'ratio'], rows)}"

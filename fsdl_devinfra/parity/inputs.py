@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['MAKERS', 'setting', 'example_inputs', 'flatten', 'lone_name', 'inference', 'call', 'stretched', 'runs', 'with_sizes',
-           'free_dims']
+__all__ = ['MAKERS', 'setting', 'config_of', 'example_inputs', 'flatten', 'lone_name', 'inference', 'call', 'stretched', 'runs',
+           'with_sizes', 'free_dims']
 
-# %% ../../nbs/parity/01_inputs.ipynb #72131f6c
+# %% ../../nbs/parity/01_inputs.ipynb #089da178
 def setting(
     config: Any,  # a transformers configuration, a dictionary, or anything with attributes
     *names: str,  # attributes to try, first one wins
@@ -28,6 +28,12 @@ def setting(
     parts = [config, *(_get(config, part) for part in ("text_config", "vision_config", "audio_config", "encoder", "decoder"))]
     found = (_get(part, name) for part in parts if part is not None for name in names)
     return next((value for value in found if value is not None), default)
+
+def config_of(
+    module: "nn.Module",
+) -> Any:  # the configuration, or {}
+    "The configuration that a model carries: transformers keep it in `config`, models of the Hub's mixin in `_hub_mixin_config`."
+    return getattr(module, "config", None) or getattr(module, "_hub_mixin_config", None) or {}
 
 def _get(config: Any, name: str) -> Any:
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
@@ -66,7 +72,7 @@ MAKERS: dict[str, Callable[..., "Tensor"]] = {
     "input_ids": _ids, "decoder_input_ids": _ids, "attention_mask": _mask,
     "pixel_values": _image, "input_features": _features, "input_values": _wave}
 
-# %% ../../nbs/parity/01_inputs.ipynb #012d74ce
+# %% ../../nbs/parity/01_inputs.ipynb #7dd777e4
 def example_inputs(
     module: "nn.Module",  # the model
     config: Any = None,  # default: `module.config`
@@ -76,7 +82,7 @@ def example_inputs(
 ) -> dict[str, "Tensor"]:  # parameter of `forward` → tensor
     "Inputs that `module` takes, from its configuration. Raises `BadInput` where that says too little."
     torch = need("torch", "torch", "example inputs")
-    config = config if config is not None else getattr(module, "config", {})
+    config = config if config is not None else config_of(module)
     own = getattr(module, "example_inputs", None)
     if callable(own): return dict(own(batch))
     generator = torch.Generator().manual_seed(seed)
@@ -101,7 +107,7 @@ def _image_of_timm(module: "nn.Module", batch: int, generator: Any) -> dict[str,
     first = next(iter(inspect.signature(module.forward).parameters))
     return {first: torch.randn(batch, *size, generator=generator)}
 
-# %% ../../nbs/parity/01_inputs.ipynb #363bae23
+# %% ../../nbs/parity/01_inputs.ipynb #6390d67c
 def flatten(
     value: Any,  # whatever `forward` returned
     lone: str = "output",  # the name of a tensor without one
@@ -121,9 +127,9 @@ def _flatten_cache(cache: Any, lone: str) -> dict[str, "Tensor"]:
             if getattr(layer, kind, None) is not None}
 
 def lone_name(module: "nn.Module") -> str:
-    "What the only output of `module` is called: its `output_names`, if it has one, else `output`."
+    "What the only output of `module` is called: its `output_names`, `logits` where its configuration speaks of labels, else `output`."
     names = getattr(module, "output_names", None)
-    return names[0] if names else "output"
+    return names[0] if names else "logits" if setting(config_of(module), "num_labels") else "output"
 
 # %% ../../nbs/parity/01_inputs.ipynb #d37f8fd9
 import contextlib
