@@ -33,8 +33,17 @@ def _entries(folder: str) -> list[str]:
     try: return sorted(e for e in os.listdir(folder or ".") if e.endswith((".dist-info", ".egg-info")))
     except OSError: return []  # a zip file, or a folder that is gone
 
+def _declared(folder: str) -> str:
+    "The version that the metadata inside `folder` states, or nothing."
+    for name in ("METADATA", "PKG-INFO"):
+        try:
+            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as f: return next((l[9:].strip() for l in f if l.startswith("Version: ")), "")
+        except OSError: continue
+    return ""
+
 def _parse(folder: str, entry: str) -> Installed:
     name, _, version = entry.rpartition(".")[0].partition("-")
+    if not version: version = _declared(os.path.join(folder, entry))  # an egg-info of an editable install has no version in its name
     version = re.sub(r"-py\d[\d.]*$", "", version).replace("_", "-") if entry.endswith(".egg-info") else version
     return Installed(normal_name(name), version or None, os.path.join(folder, entry))
 
@@ -48,7 +57,8 @@ def installed(
         for entry in _entries(folder):
             if entry.startswith("~"): continue
             one = _parse(folder, entry)
-            found.setdefault(one.name, one)
+            # a checkout's own egg-info must not hide the record of how it was installed
+            if one.name not in found or (entry.endswith(".dist-info") and found[one.name].path.endswith(".egg-info")): found[one.name] = one
     return dict(sorted(found.items()))
 
 # %% ../../nbs/env/01_stamp.ipynb #abf6311d
