@@ -30,7 +30,7 @@ __all__ = ['STEPS', 'Step', 'PreflightReport', 'staging', 'publish', 'Run', 'Ski
            'known_lock', 'lock_step', 'load_step', 'memory_step', 'parity_inputs', 'export_step', 'parity_step',
            'parity_sentence', 'environment_step', 'preflight', 'report_html', 'register']
 
-# %% ../nbs/preflight.ipynb #f43118c7
+# %% ../nbs/preflight.ipynb #a3024221
 @dataclass(frozen=True)
 class Step:
     "One check: its verdict, and the sentence that people read."
@@ -39,6 +39,7 @@ class Step:
     seconds: float
     summary: str
     result: dict[str, Any] | None = None  # the document of the room's result
+    mend: str = ""  # what to do where it was not run
 
 @dataclass(frozen=True)
 class PreflightReport(Result):
@@ -63,7 +64,9 @@ class PreflightReport(Result):
     def to_dict(self) -> dict[str, Any]:
         "The document; `verdict` follows from the steps."
         document = super().to_dict()
-        return {"schema": document.pop("schema"), "verdict": self.verdict, **document}
+        first = next((s for s in self.steps if s.verdict == "not-run"), None)
+        why = {"error": f"{first.name} was not run: {first.summary}", "mend": first.mend} if first and self.verdict == "not-run" else {}
+        return {"schema": document.pop("schema"), "verdict": self.verdict, **why, **document}
 
     def __str__(self) -> str:
         rows = [(s.verdict, s.name, time_text(s.seconds), s.summary) for s in self.steps]
@@ -101,7 +104,7 @@ def publish(
     for name in names: os.replace(scratch / name, folder / name)
     return names
 
-# %% ../nbs/preflight.ipynb #57856c64
+# %% ../nbs/preflight.ipynb #a971051b
 @dataclass
 class Run:
     "What the steps of one run share: inputs, what they made, and what they said."
@@ -137,13 +140,14 @@ def run_step(
     "Run one step, note what came of it and say so on standard error."
     start = time.monotonic()
     if not run.quiet: status(f"… {name}")
+    mend = ""
     try:
         holds, sentence, result = step(run)
         verdict = "pass" if holds else "fail"
         if holds: run.made[name] = result
-    except CheckError as e: verdict, sentence, result = "fail" if e.status == FAILS else "not-run", str(e), None
+    except CheckError as e: verdict, sentence, result, mend = "fail" if e.status == FAILS else "not-run", str(e), None, e.mend
     document = result.to_dict() if isinstance(result, Result) else None
-    run.steps.append(Step(name, verdict, round(time.monotonic() - start, 3), sentence, document))
+    run.steps.append(Step(name, verdict, round(time.monotonic() - start, 3), sentence, document, mend))
     if not run.quiet: status(f"{verdict:>7}  {name:<11}  {sentence.splitlines()[0]}")
     return run.steps[-1]
 

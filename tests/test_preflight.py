@@ -165,6 +165,7 @@ def test_without_the_extras_the_rest_still_runs(tmp_path, digits):
                           env=os.environ | {"PYTHONPATH": str(block)}, capture_output=True, text=True, timeout=120)
     steps = {s["name"]: s for s in json.loads(done.stdout)["steps"]}
     assert done.returncode == 2, done.stderr
+    assert json.loads(done.stdout)["mend"] == "pip install 'fsdl-devinfra[torch]'" and "torch is needed" in json.loads(done.stdout)["error"]
     assert {n for n, s in steps.items() if s["verdict"] == "pass"} == {"inspect", "lock", "memory", "environment"}
     for name in ("load", "export", "parity"):
         assert steps[name]["verdict"] == "not-run" and "pip install 'fsdl-devinfra[" in steps[name]["summary"], steps[name]
