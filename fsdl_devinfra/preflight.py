@@ -28,7 +28,7 @@ from .core.units import size_text, time_text
 # %% auto #0
 __all__ = ['STEPS', 'Step', 'PreflightReport', 'staging', 'publish', 'Run', 'Skipped', 'needed', 'run_step', 'inspect_step',
            'known_lock', 'lock_step', 'load_step', 'memory_step', 'parity_inputs', 'export_step', 'parity_step',
-           'parity_sentence', 'environment_step', 'preflight', 'report_html', 'register']
+           'parity_sentence', 'environment_step', 'preflight', 'register']
 
 # %% ../nbs/preflight.ipynb #a3024221
 @dataclass(frozen=True)
@@ -300,19 +300,21 @@ def _write(run: Run, report: PreflightReport) -> None:
     write_atomic(run.scratch / "report.html", report_html(report, run.made))
     report.save(run.scratch / "report.json")
 
-# %% ../nbs/preflight.ipynb #caaa0239
+# %% ../nbs/preflight.ipynb #6f0f88ee
 def report_html(
     report: PreflightReport,
     made: dict[str, Any],  # step → result
 ) -> str:  # a self-contained page
     "The report for people."
-    rows = "".join(f"<tr><td>{badge(s.verdict)}</td><td>{s.name}</td><td>{time_text(s.seconds)}</td><td>{_escaped(s.summary)}</td></tr>" for s in report.steps)
+    rows = "".join(f"<tr><td>{badge(s.verdict)}</td><td>{s.name}</td><td>{time_text(s.seconds).replace(" ", "&nbsp;")}</td><td>{_escaped(s.summary)}</td></tr>" for s in report.steps)
     table = f"<table><thead><tr><th>verdict</th><th>step</th><th>time</th><th>what was found</th></tr></thead><tbody>{rows}</tbody></table>"
     head = f"<p>{badge(report.verdict)} · {report.gpus} × {_escaped(str(report.gpu.get('name')))}</p>"
-    rooms = [section(name.capitalize(), _view(made[name])) for name in STEPS if hasattr(made.get(name), "_repr_html_")]
+    rooms = [section(name.capitalize(), _view(made[name])) for name in STEPS if isinstance(made.get(name), Result)]
     return html_page(f"Preflight: {report.model}", [head, table, *rooms])
 
-def _view(result: Any) -> str: return result._repr_html_()
+def _view(result: Result) -> str:
+    if hasattr(result, "_repr_html_"): return result._repr_html_()
+    return f"<pre>{_escaped(str(result))}</pre>" if "__str__" in type(result).__dict__ else f"<details><summary>{result.schema}</summary><pre>{_escaped(result.to_json())}</pre></details>"
 
 def _escaped(text: str) -> str:
     from html import escape
