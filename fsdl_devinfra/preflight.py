@@ -28,7 +28,7 @@ from .core.units import size_text, time_text
 # %% auto #0
 __all__ = ['STEPS', 'Step', 'PreflightReport', 'staging', 'publish', 'Run', 'Skipped', 'needed', 'run_step', 'inspect_step',
            'known_lock', 'lock_step', 'load_step', 'memory_step', 'parity_inputs', 'export_step', 'parity_step',
-           'parity_sentence', 'environment_step', 'preflight', 'register']
+           'parity_sentence', 'environment_step', 'preflight', 'report_html', 'register']
 
 # %% ../nbs/preflight.ipynb #a3024221
 @dataclass(frozen=True)
@@ -300,13 +300,16 @@ def _write(run: Run, report: PreflightReport) -> None:
     write_atomic(run.scratch / "report.html", report_html(report, run.made))
     report.save(run.scratch / "report.json")
 
-# %% ../nbs/preflight.ipynb #6f0f88ee
+# %% ../nbs/preflight.ipynb #496c3b75
 def report_html(
     report: PreflightReport,
     made: dict[str, Any],  # step → result
 ) -> str:  # a self-contained page
     "The report for people."
-    rows = "".join(f"<tr><td>{badge(s.verdict)}</td><td>{s.name}</td><td>{time_text(s.seconds).replace(" ", "&nbsp;")}</td><td>{_escaped(s.summary)}</td></tr>" for s in report.steps)
+    def row(s: Step) -> str:
+        took = time_text(s.seconds).replace(" ", "&nbsp;")
+        return f"<tr><td>{badge(s.verdict)}</td><td>{s.name}</td><td>{took}</td><td>{_escaped(s.summary)}</td></tr>"
+    rows = "".join(map(row, report.steps))
     table = f"<table><thead><tr><th>verdict</th><th>step</th><th>time</th><th>what was found</th></tr></thead><tbody>{rows}</tbody></table>"
     head = f"<p>{badge(report.verdict)} · {report.gpus} × {_escaped(str(report.gpu.get('name')))}</p>"
     rooms = [section(name.capitalize(), _view(made[name])) for name in STEPS if isinstance(made.get(name), Result)]
