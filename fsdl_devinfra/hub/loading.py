@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['READ', 'GRAIN', 'Weights', 'weights_of', 'empty_is_meta', 'build', 'groups_of', 'check_names', 'torch_dtype',
-           'file_dtype', 'new_tensor', 'sliced', 'shard', 'fill_sharded', 'load']
+           'file_dtype', 'new_tensor', 'Reader', 'sliced', 'shard', 'fill_sharded', 'load']
 
 # %% ../../nbs/hub/09_load.ipynb #2a6ab5f5
 @dataclass(frozen=True)
@@ -276,10 +276,11 @@ def _read_into(fd: int, tensor: torch.Tensor, at: int) -> None:
         if n == 0: raise BadInput("a weight file ended while it was read", "Verify it against its lock")
         done += n
 
-# %% ../../nbs/hub/09_load.ipynb #18c05c81
+# %% ../../nbs/hub/09_load.ipynb #d7710937
 class Reader:
     "Reads tensors of one model; `bytes_read` counts what was read or mapped."
-    def __init__(self, weights: Weights): self.weights, self.bytes_read, self._maps, self._own, self._guard = weights, 0, {}, threading.local(), threading.Lock()
+    def __init__(self, weights: Weights):
+        self.weights, self.bytes_read, self._maps, self._own, self._guard = weights, 0, {}, threading.local(), threading.Lock()
         self._open = {file: open(weights.folder / file, "rb") for file in weights.headers}
 
     def _fd(self, file: str) -> int: return self._open[file].fileno()
