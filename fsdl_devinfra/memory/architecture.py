@@ -325,7 +325,7 @@ def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
     layer = a.layers * (attention + 2 * a.hidden * a.ffn + a.ffn + a.hidden + 4 * a.hidden)
     return Parts(patches, (a.hidden + 1) * a.classes, layer, 0, a.layers * 4 * a.hidden, (a.positions + 1) * a.hidden + 2 * a.hidden)
 
-# %% ../../nbs/memory/01_architecture.ipynb #550cb0f4
+# %% ../../nbs/memory/01_architecture.ipynb #0d18a5c7
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block|encoder|decoder|layer_stack)\.(\d+)\.")
 _BUFFER = re.compile(r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq|position_ids|num_batches_tracked|running_mean|running_var)$")
 _INPUT = re.compile(r"(?:^|\.)(?:wte|embed_tokens|tok_embeddings|word_embeddings|embed_in|shared|patch_embeddings?[\w.]*|patch_embed[\w.]*)(?:\.|$)")
@@ -348,12 +348,19 @@ def parts_of(
         if place == "layer" and len(shape) == 1: found["norm"] += size
     return Parts(**found)
 
+def _typed_shapes(index: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    "Name → (dtype, shape) for whatever a reader of headers gives: entries with those attributes, pairs, or bare shapes."
+    def entry(v: Any) -> tuple[str, tuple[int, ...]]:
+        if hasattr(v, "shape"): return str(getattr(v, "dtype", "")), tuple(v.shape)
+        if len(v) >= 2 and isinstance(v[0], str): return v[0], tuple(v[1])
+        return "", tuple(v)
+    return {name: entry(v) for name, v in index.items()}
+
 def _of_headers(a: Architecture, index: Mapping[str, Any]) -> Architecture:
     "`a` with the parameter count of the headers, where they can tell it."
-    if not index: return a
-    typed = {n: v if isinstance(v[0], str) or not isinstance(v[0], int) else ("", v) for n, v in index.items() if len(v)} | {n: ("", ()) for n, v in index.items() if not len(v)}
-    if any(_PACKED.match(str(dtype)) and len(shape) > 1 for dtype, shape in typed.values()): return a
-    parts = parts_of({n: tuple(shape) for n, (_, shape) in typed.items()})
+    typed = _typed_shapes(index)
+    if any(_PACKED.match(dtype) and len(shape) > 1 for dtype, shape in typed.values()): return a
+    parts = parts_of({name: shape for name, (_, shape) in typed.items()})
     if parts.total == 0: return a
     return replace(a, parts=parts, source="headers", tied=a.tied or (a.parts.head > 0 and parts.head == 0))
 
