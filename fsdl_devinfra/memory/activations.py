@@ -9,10 +9,10 @@ from .architecture import Architecture
 from .strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'norm_bytes', 'attention_bytes', 'core_bytes', 'mlp_bytes',
+__all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'norm_bytes', 'attention_bytes', 'core_bytes', 'mlp_bytes',
            'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'logits']
 
-# %% ../../nbs/memory/04_activations.ipynb #75e9e47c
+# %% ../../nbs/memory/04_activations.ipynb #28b88d3b
 def element_bytes(
     s: Strategy,
 ) -> int:
@@ -25,6 +25,12 @@ def fused_kernels(
     "Whether norms and gated MLPs run as single kernels."
     return s.compile or s.framework == "megatron"
 
+def autocast(
+    s: Strategy,
+) -> bool:
+    "Whether weights are fp32 and PyTorch casts what goes into products: mixed precision without FSDP, DeepSpeed or Megatron."
+    return s.framework == "fsdp" and s.zero < 2 and s.precision.endswith("mixed") and not s.lora_rank
+
 def norm_bytes(
     a: Architecture,
     s: Strategy,
@@ -32,8 +38,14 @@ def norm_bytes(
     "Inputs and outputs of the norms, and the masks of the residual dropouts."
     b, rank = element_bytes(s), s.tp if s.sequence_parallel else 1
     kept = b if fused_kernels(s) or not _rms(a) else b + 4
+    outputs = 2 * b
+    if autocast(s): kept, outputs = (4 if fused_kernels(s) or not _rms(a) else 8), b * (2 if fused_kernels(s) else _casts(a))
     gathered = rank if s.framework == "megatron" else 1  # Megatron keeps its shard of a norm's output and gathers it again
-    return a.hidden * (2 * kept / rank + 2 * b / gathered + (2 / rank if a.dropout else 0))
+    return a.hidden * (2 * kept / rank + outputs / gathered + (2 / rank if a.dropout else 0))
+
+def _casts(a: Architecture) -> int:
+    "Products that read a norm's output, each of which autocast gives a copy of its own: queries, keys and values; gate and up."
+    return (1 if a.family in ("gpt2", "gpt_neox", "bloom", "mpt", "falcon", "phi3", "qwen") else 3) + (2 if a.gated else 1)
 
 def _rms(a: Architecture) -> bool: return a.gated and a.kind == "decoder"
 
