@@ -10,7 +10,8 @@ from .strategy import Strategy, Workload
 
 # %% auto #0
 __all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'norm_bytes', 'attention_bytes', 'core_bytes', 'mlp_bytes',
-           'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'logits']
+           'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'logits', 'cross_entropy_bytes',
+           'linear_cross_entropy_bytes']
 
 # %% ../../nbs/memory/04_activations.ipynb #28b88d3b
 def element_bytes(
@@ -149,3 +150,19 @@ def logits(
 ) -> float:
     "How many logits the head makes: a vocabulary for each token, or a few classes for each sequence."
     return sequences * a.classes if a.classes else tokens * a.vocab
+
+# %% ../../nbs/memory/04_activations.ipynb #e46df4fb
+def cross_entropy_bytes(
+    count: int,  # logits
+    fused: bool = False,
+) -> int:
+    "Peak of an fp32 cross-entropy kernel by itself, forward and backward."
+    return count * (4 if fused else 20)
+
+def linear_cross_entropy_bytes(
+    tokens: int,
+    hidden: int,
+    vocab: int,
+) -> float:
+    "Peak of a 16-bit linear layer and its cross-entropy, forward and backward, in eager PyTorch."
+    return tokens * (6 * vocab + 4 * hidden + 8) + 6 * vocab * hidden + 16.25 * 2**20

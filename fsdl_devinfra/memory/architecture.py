@@ -150,7 +150,7 @@ def _mlp(a: "Architecture", f: Mapping[str, int | None], ffn: int, config: Mappi
     bias = int(bool(config.get("mlp_bias", config.get("use_bias", f["mlp"])))) if a.family in ("llama", "starcoder2", "mistral") else f["mlp"]
     return a.hidden * ffn * (3 if a.gated else 2) + bias * (ffn * (2 if a.gated else 1) + a.hidden)
 
-# %% ../../nbs/memory/01_architecture.ipynb #48e349c7
+# %% ../../nbs/memory/01_architecture.ipynb #a725a02b
 @dataclass(frozen=True)
 class Architecture(Result):
     "A transformer in numbers: dimensions, and where its parameters sit."
@@ -178,6 +178,7 @@ class Architecture(Result):
     kv_lora_rank: int = 0  # multi-head latent attention
     query_lora_rank: int = 0
     query_dim: int = 0  # width of one query/key head under latent attention
+    rope_dim: int = 0  # the part of a key under latent attention that carries its position
     value_dim: int = 0
     decoder_layers: int = 0  # of an encoder-decoder
     classes: int = 0  # a classifier's labels
@@ -195,7 +196,7 @@ class Architecture(Result):
         "Parameters that one token passes through."
         return self.parts.total - self.parts.expert + (self.parts.expert * self.experts_per_token // self.experts if self.experts else 0)
 
-# %% ../../nbs/memory/01_architecture.ipynb #95ed3b38
+# %% ../../nbs/memory/01_architecture.ipynb #568a7381
 def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     "An `Architecture` without its parameter count."
     family = family_of(config)
@@ -263,7 +264,7 @@ def _latent(config: Mapping[str, Any]) -> dict[str, int]:
     missing = [k for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim") if not config.get(k)]
     if missing: raise BadInput(f"the configuration has kv_lora_rank and no {missing[0]}", "Check config.json")
     return dict(kv_lora_rank=int(config["kv_lora_rank"]), query_lora_rank=int(config.get("q_lora_rank") or 0),
-                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
+                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), rope_dim=int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
 
 # %% ../../nbs/memory/01_architecture.ipynb #43497277
 def count_parameters(

@@ -222,7 +222,7 @@ def _engine_note(s: Strategy) -> str:
     if s.zero >= 2: return "FSDP2: one unit a layer and a root unit for embedding and head, reduction in fp32, two layers gathered at a time"
     return "Plain PyTorch" + (" with DDP, whose buckets copy the gradients" if s.dp * s.cp > 1 else " on one GPU") + ("; mixed precision is autocast" if s.precision.endswith("mixed") else "")
 
-# %% ../../nbs/memory/06_footprint.ipynb #8f3a6965
+# %% ../../nbs/memory/06_footprint.ipynb #646bea4e
 def _changes(a: Architecture, s: Strategy, w: Workload) -> list[tuple[str, Strategy, Workload]]:
     "Single changes, cheapest first."
     def to(**kw): return replace(s, **kw)
@@ -232,7 +232,7 @@ def _changes(a: Architecture, s: Strategy, w: Workload) -> list[tuple[str, Strat
         ("compute the loss in chunks (--loss chunked)", s.loss == "full" and a.kind == "decoder" and s.framework == "fsdp", to(loss="chunked"), w),
         ("use a fused loss (--loss fused)", s.loss != "fused" and a.kind == "decoder", to(loss="fused"), w),
         ("compile the model (--compile)", not s.compile and s.framework == "fsdp", to(compile=True), w),
-        ("halve the micro-batch and double the accumulation", w.micro_batch > 1 and w.micro_batch % 2 == 0 and not s.optimizer_in_backward, s, replace(w, micro_batch=w.micro_batch // 2, grad_accum=more)),
+        ("halve the micro-batch and double the accumulation", w.micro_batch > 1 and w.micro_batch % 2 == 0 and not s.optimizer_in_backward, s, replace(w, micro_batch=max(w.micro_batch // 2, 1), grad_accum=more)),
         ("shard the optimizer (--zero 1)", s.zero == 0 and s.dp * s.cp > 1, to(zero=1), w),
         ("shard everything (--zero 3)", s.zero < 3 and s.dp * s.cp > 1 and (s.pp == 1 or s.framework == "fsdp") and s.framework != "megatron", to(zero=3), w),
         ("recompute activations in part (--recompute selective)", s.recompute == "none", to(recompute="selective"), w),
