@@ -150,7 +150,7 @@ def _mlp(a: "Architecture", f: Mapping[str, int | None], ffn: int, config: Mappi
     bias = int(bool(config.get("mlp_bias", config.get("use_bias", f["mlp"])))) if a.family in ("llama", "starcoder2", "mistral") else f["mlp"]
     return a.hidden * ffn * (3 if a.gated else 2) + bias * (ffn * (2 if a.gated else 1) + a.hidden)
 
-# %% ../../nbs/memory/01_architecture.ipynb #48e349c7
+# %% ../../nbs/memory/01_architecture.ipynb #a725a02b
 @dataclass(frozen=True)
 class Architecture(Result):
     "A transformer in numbers: dimensions, and where its parameters sit."
@@ -178,6 +178,7 @@ class Architecture(Result):
     kv_lora_rank: int = 0  # multi-head latent attention
     query_lora_rank: int = 0
     query_dim: int = 0  # width of one query/key head under latent attention
+    rope_dim: int = 0  # the part of a key under latent attention that carries its position
     value_dim: int = 0
     decoder_layers: int = 0  # of an encoder-decoder
     classes: int = 0  # a classifier's labels
@@ -195,7 +196,7 @@ class Architecture(Result):
         "Parameters that one token passes through."
         return self.parts.total - self.parts.expert + (self.parts.expert * self.experts_per_token // self.experts if self.experts else 0)
 
-# %% ../../nbs/memory/01_architecture.ipynb #95ed3b38
+# %% ../../nbs/memory/01_architecture.ipynb #568a7381
 def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     "An `Architecture` without its parameter count."
     family = family_of(config)
@@ -263,7 +264,7 @@ def _latent(config: Mapping[str, Any]) -> dict[str, int]:
     missing = [k for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim") if not config.get(k)]
     if missing: raise BadInput(f"the configuration has kv_lora_rank and no {missing[0]}", "Check config.json")
     return dict(kv_lora_rank=int(config["kv_lora_rank"]), query_lora_rank=int(config.get("q_lora_rank") or 0),
-                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
+                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), rope_dim=int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
 
 # %% ../../nbs/memory/01_architecture.ipynb #43497277
 def count_parameters(
@@ -325,7 +326,7 @@ def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
     layer = a.layers * (attention + 2 * a.hidden * a.ffn + a.ffn + a.hidden + 4 * a.hidden)
     return Parts(patches, (a.hidden + 1) * a.classes, layer, 0, a.layers * 4 * a.hidden, (a.positions + 1) * a.hidden + 2 * a.hidden)
 
-# %% ../../nbs/memory/01_architecture.ipynb #550cb0f4
+# %% ../../nbs/memory/01_architecture.ipynb #0d18a5c7
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block|encoder|decoder|layer_stack)\.(\d+)\.")
 _BUFFER = re.compile(r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq|position_ids|num_batches_tracked|running_mean|running_var)$")
 _INPUT = re.compile(r"(?:^|\.)(?:wte|embed_tokens|tok_embeddings|word_embeddings|embed_in|shared|patch_embeddings?[\w.]*|patch_embed[\w.]*)(?:\.|$)")
@@ -348,12 +349,19 @@ def parts_of(
         if place == "layer" and len(shape) == 1: found["norm"] += size
     return Parts(**found)
 
+def _typed_shapes(index: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    "Name → (dtype, shape) for whatever a reader of headers gives: entries with those attributes, pairs, or bare shapes."
+    def entry(v: Any) -> tuple[str, tuple[int, ...]]:
+        if hasattr(v, "shape"): return str(getattr(v, "dtype", "")), tuple(v.shape)
+        if len(v) >= 2 and isinstance(v[0], str): return v[0], tuple(v[1])
+        return "", tuple(v)
+    return {name: entry(v) for name, v in index.items()}
+
 def _of_headers(a: Architecture, index: Mapping[str, Any]) -> Architecture:
     "`a` with the parameter count of the headers, where they can tell it."
-    if not index: return a
-    typed = {n: v if isinstance(v[0], str) or not isinstance(v[0], int) else ("", v) for n, v in index.items() if len(v)} | {n: ("", ()) for n, v in index.items() if not len(v)}
-    if any(_PACKED.match(str(dtype)) and len(shape) > 1 for dtype, shape in typed.values()): return a
-    parts = parts_of({n: tuple(shape) for n, (_, shape) in typed.items()})
+    typed = _typed_shapes(index)
+    if any(_PACKED.match(dtype) and len(shape) > 1 for dtype, shape in typed.values()): return a
+    parts = parts_of({name: shape for name, (_, shape) in typed.items()})
     if parts.total == 0: return a
     return replace(a, parts=parts, source="headers", tied=a.tied or (a.parts.head > 0 and parts.head == 0))
 

@@ -285,7 +285,7 @@ def megatron(
         Phase("optimizer", **(base | dict(optimizer=optimizer + sum(copy)))),
     ]
 
-# %% ../../nbs/memory/05_engines.ipynb #6a207d83
+# %% ../../nbs/memory/05_engines.ipynb #c55ce363
 def cache_bytes(
     a: Architecture,
     s: Strategy,
@@ -294,7 +294,7 @@ def cache_bytes(
     "Keys and values that inference keeps, for all sequences."
     tokens = w.kv_cache_tokens or w.micro_batch * w.seq_len
     if a.window and not w.kv_cache_tokens: tokens = min(tokens, w.micro_batch * a.window)
-    each = (a.kv_lora_rank + a.query_dim - a.head_dim if a.kv_lora_rank and a.query_dim > a.head_dim else a.kv_lora_rank) if a.kv_lora_rank else 2 * max(a.kv_heads / s.tp, 1) * a.head_dim
+    each = a.kv_lora_rank + a.rope_dim if a.kv_lora_rank else 2 * max(a.kv_heads / s.tp, 1) * a.head_dim
     return tokens * each * element_bytes(s) / s.cp
 
 def inference(

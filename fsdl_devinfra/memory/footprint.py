@@ -222,7 +222,7 @@ def _engine_note(s: Strategy) -> str:
     if s.zero >= 2: return "FSDP2: one unit a layer and a root unit for embedding and head, reduction in fp32, two layers gathered at a time"
     return "Plain PyTorch" + (" with DDP, whose buckets copy the gradients" if s.dp * s.cp > 1 else " on one GPU") + ("; mixed precision is autocast" if s.precision.endswith("mixed") else "")
 
-# %% ../../nbs/memory/06_footprint.ipynb #8f3a6965
+# %% ../../nbs/memory/06_footprint.ipynb #646bea4e
 def _changes(a: Architecture, s: Strategy, w: Workload) -> list[tuple[str, Strategy, Workload]]:
     "Single changes, cheapest first."
     def to(**kw): return replace(s, **kw)
