@@ -24,7 +24,7 @@ class Rule:
 # %% auto #0
 __all__ = ['Effect', 'EFFECTS', 'RULES', 'Rule', 'rule_number', 'rule_of']
 
-# %% ../../nbs/env/11_rules.ipynb #1e436102
+# %% ../../nbs/env/11_rules.ipynb #5ce6e340
 _COMPUTE = ("torch triton pytorch-triton* torchvision torchaudio torchao torchtitan functorch numpy scipy scikit-learn pandas jax jaxlib flax optax tensorflow* keras onnx onnxscript onnxruntime* tensorrt* "
             "transformers accelerate deepspeed megatron-core peft trl diffusers timm sentence-transformers bitsandbytes auto-gptq gptqmodel autoawq optimum* flash-attn* xformers apex transformer-engine* vllm* sglang liger-kernel "
             "kernels einops lightning pytorch-lightning fairscale fairseq* mamba-ssm causal-conv1d nvidia-* cuda-* mkl* intel-* tbb libtpu* openvino* numba cupy* opencv* pillow librosa soundfile tokenizers sentencepiece tiktoken datasets "
@@ -109,6 +109,7 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("python.implementation python.free_threaded", "performance", "another interpreter", ""),
     ("python.conda.*blas* python.conda.mkl* python.conda.cud* python.conda.nccl* python.conda.libcud* python.conda.libcublas* python.conda.pytorch* python.conda.numpy* python.conda.libtorch*", "numerics", "another version of a library that computes", _NOTE),
     ("python.*", "record", "how Python was installed and started", ""),
+    ("packages.fsdl-devinfra.*", "record", "the tool that made the capture", ""),
     ("packages.*.commit packages.*.dirty", "numerics", "another state of code that was installed from a repository", ""),
     *((f"packages.{n}.version packages.{n}.record packages.{n}.url packages.{n}.archive_sha256", "performance", "a library that moves data", "") for n in _SPEED),
     *((f"packages.{n}.version packages.{n}.record packages.{n}.archive_sha256", "numerics", "a library that computes or prepares data", _NOTE) for n in _COMPUTE),
