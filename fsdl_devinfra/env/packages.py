@@ -22,7 +22,7 @@ from .stamp import Installed, installed
 # %% auto #0
 __all__ = ['Package', 'record_lines', 'record_hash', 'package', 'packages', 'manager', 'locks', 'conda_packages', 'python']
 
-# %% ../../nbs/env/07_packages.ipynb #1da2e706
+# %% ../../nbs/env/07_packages.ipynb #653286c1
 @dataclass(frozen=True)
 class Package:
     "One installed distribution."
@@ -37,17 +37,15 @@ class Package:
     record: str | None = None  # hash over the lines of RECORD that came with the wheel: the same build, the same value
 
 #: in the metadata folder, what the installer writes and not the wheel
-_BY_INSTALLER = (b"/INSTALLER,", b"/REQUESTED,", b"/RECORD,", b"/direct_url.json,", b"/uv_cache.json,", b"/uv_build.json,")
-
-def _from_wheel(line: bytes) -> bool:
-    if line[:2] == b".." or line[:1] == b"/" or b".pyc," in line or b",sha256=" not in line: return False
-    return b".dist-info/" not in line or not any(name in line for name in _BY_INSTALLER)
+_BY_INSTALLER = re.compile(rb"\.dist-info/(?:INSTALLER|REQUESTED|RECORD|direct_url\.json|uv_cache\.json|uv_build\.json),")
+_ELSEWHERE = (b"..", b"/")
 
 def record_lines(
     content: bytes,  # of a RECORD file
 ) -> list[bytes]:  # b"path,sha256=…,size", sorted
     "The lines of RECORD that came with the wheel."
-    return sorted(filter(_from_wheel, content.replace(b"\r", b"").split(b"\n")))
+    hashed = [line for line in content.replace(b"\r", b"").split(b"\n") if b",sha256=" in line and not line.startswith(_ELSEWHERE)]  # byte code has no hash
+    return sorted([line for line in hashed if b".dist-info/" not in line or not _BY_INSTALLER.search(line)])
 
 def record_hash(
     content: bytes,  # of a RECORD file
@@ -55,10 +53,15 @@ def record_hash(
     "One hash over what the wheel brought."
     return hashlib.sha256(b"\n".join(record_lines(content))).hexdigest()
 
-def _direct(folder: Path) -> dict[str, Any]:
-    try: said = json.loads(read(folder / "direct_url.json") or "{}")
+def _direct(folder: str) -> dict[str, Any]:
+    try: said = json.loads(read(folder + "/direct_url.json") or "{}")
     except ValueError: return {}
     return said if isinstance(said, dict) else {}
+
+def _record(folder: str) -> str | None:
+    try:
+        with open(folder + "/RECORD", "rb") as f: return record_hash(f.read())
+    except OSError: return None
 
 def _version(one: Installed) -> str | None:
     if one.version: return one.version
@@ -70,14 +73,12 @@ def package(
     one: Installed,  # as the metadata folder names it
 ) -> Package:
     "What the metadata folder of a distribution says."
-    folder, direct = Path(one.path), _direct(Path(one.path))
-    try: record = record_hash((folder / "RECORD").read_bytes())
-    except OSError: record = None
+    direct = _direct(one.path)
     url, editable = direct.get("url"), bool((direct.get("dir_info") or {}).get("editable"))
     archive = direct.get("archive_info") or {}
     digest = (archive.get("hashes") or {}).get("sha256") or (archive.get("hash") or "").partition("sha256=")[2]
-    return Package(_version(one), (read(folder / "INSTALLER", 100) or "").strip() or None, None if editable else url, direct.get("subdirectory"),
-                   (direct.get("vcs_info") or {}).get("commit_id"), _local_path(url) if editable else None, None, digest or None, record)
+    return Package(_version(one), (read(one.path + "/INSTALLER", 100) or "").strip() or None, None if editable else url, direct.get("subdirectory"),
+                   (direct.get("vcs_info") or {}).get("commit_id"), _local_path(url) if editable else None, None, digest or None, _record(one.path))
 
 def _local_path(url: str | None) -> str | None:
     return unquote(urlsplit(url).path) if url and url.startswith("file:") else url

@@ -29,7 +29,7 @@ from .stamp import normal_name
 # %% auto #0
 __all__ = ['wheel_record', 'make_wheel', 'Wheel', 'Proof', 'prove', 'in_folder', 'from_wheelhouse', 'from_index']
 
-# %% ../../nbs/env/15_proof.ipynb #e62f7dda
+# %% ../../nbs/env/15_proof.ipynb #fa87aba4
 _DATA = re.compile(rb"^\"?[^/\"]+\.data/(?:(?:purelib|platlib)/)?")
 
 def _as_installed(content: bytes) -> bytes:
@@ -59,7 +59,8 @@ def make_wheel(
             f"{stem}.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: fsdl-devinfra\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
     def line(path: str, text: str) -> str:
         digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-        return f"{path},sha256={digest},{len(text.encode())}\n"
+        quoted = f'"{path}"' if "," in path else path
+        return f"{quoted},sha256={digest},{len(text.encode())}\n"
     record = "".join(line(p, t) for p, t in (files | info).items()) + f"{stem}.dist-info/RECORD,,\n"
     path = Path(folder) / f"{stem}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as z:

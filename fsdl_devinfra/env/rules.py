@@ -24,7 +24,7 @@ class Rule:
 # %% auto #0
 __all__ = ['Effect', 'EFFECTS', 'RULES', 'Rule', 'rule_number', 'rule_of']
 
-# %% ../../nbs/env/11_rules.ipynb #1e436102
+# %% ../../nbs/env/11_rules.ipynb #5ce6e340
 _COMPUTE = ("torch triton pytorch-triton* torchvision torchaudio torchao torchtitan functorch numpy scipy scikit-learn pandas jax jaxlib flax optax tensorflow* keras onnx onnxscript onnxruntime* tensorrt* "
             "transformers accelerate deepspeed megatron-core peft trl diffusers timm sentence-transformers bitsandbytes auto-gptq gptqmodel autoawq optimum* flash-attn* xformers apex transformer-engine* vllm* sglang liger-kernel "
             "kernels einops lightning pytorch-lightning fairscale fairseq* mamba-ssm causal-conv1d nvidia-* cuda-* mkl* intel-* tbb libtpu* openvino* numba cupy* opencv* pillow librosa soundfile tokenizers sentencepiece tiktoken datasets "
@@ -109,6 +109,7 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("python.implementation python.free_threaded", "performance", "another interpreter", ""),
     ("python.conda.*blas* python.conda.mkl* python.conda.cud* python.conda.nccl* python.conda.libcud* python.conda.libcublas* python.conda.pytorch* python.conda.numpy* python.conda.libtorch*", "numerics", "another version of a library that computes", _NOTE),
     ("python.*", "record", "how Python was installed and started", ""),
+    ("packages.fsdl-devinfra.*", "record", "the tool that made the capture", ""),
     ("packages.*.commit packages.*.dirty", "numerics", "another state of code that was installed from a repository", ""),
     *((f"packages.{n}.version packages.{n}.record packages.{n}.url packages.{n}.archive_sha256", "performance", "a library that moves data", "") for n in _SPEED),
     *((f"packages.{n}.version packages.{n}.record packages.{n}.archive_sha256", "numerics", "a library that computes or prepares data", _NOTE) for n in _COMPUTE),
@@ -118,18 +119,18 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
 
 RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in _TABLE)
 
-# %% ../../nbs/env/11_rules.ipynb #177d5ed6
+# %% ../../nbs/env/11_rules.ipynb #b9241b63
 @cache
-def _index() -> tuple[dict[str, list[tuple[int, str]]], dict[str, list[tuple[int, str]]]]:
-    "Patterns by their first two words where both are literal, else by the first (`*` for any)."
-    by_two, by_one = {}, {}
+def _index() -> tuple[dict[str, int], dict[str, list[tuple[int, str]]]]:
+    "Fields without `*`, and patterns by their first word (`*` for any), or first two where both are literal."
+    exact, patterns = {}, {}
     for i, rule in enumerate(RULES):
-        for pattern in rule.fields.split():
-            first, _, rest = pattern.partition(".")
-            two = rest.partition(".")[0]
-            place, key = (by_two, f"{first}.{two}") if two and "*" not in first + two else (by_one, "*" if "*" in first else first)
-            place.setdefault(key, []).append((i, pattern))
-    return by_two, by_one
+        for field in rule.fields.split():
+            if "*" not in field: exact.setdefault(field, i); continue
+            first, _, rest = field.partition(".")
+            two = f"{first}.{rest.partition('.')[0]}"
+            patterns.setdefault("*" if "*" in first else first if "*" in two or two.endswith(".") else two, []).append((i, field))
+    return exact, patterns
 
 @cache
 def _compiled(patterns: tuple[tuple[int, str], ...]) -> list[tuple[int, re.Pattern]]:
@@ -137,17 +138,17 @@ def _compiled(patterns: tuple[tuple[int, str], ...]) -> list[tuple[int, re.Patte
     for i, pattern in patterns: grouped.setdefault(i, []).append(".*".join(re.escape(p) for p in pattern.split("*")))
     return [(i, re.compile("|".join(found), re.DOTALL)) for i, found in sorted(grouped.items())]
 
-def _first(key: str, place: dict[str, list[tuple[int, str]]], field: str) -> int:
-    return next((i for i, pattern in _compiled(tuple(place.get(key, ()))) if pattern.fullmatch(field)), len(RULES))
+def _first(key: str, patterns: dict[str, list[tuple[int, str]]], field: str) -> int:
+    return next((i for i, pattern in _compiled(tuple(patterns.get(key, ()))) if pattern.fullmatch(field)), len(RULES))
 
 @cache
 def rule_number(
     field: str,  # dotted name, e.g. "packages.torch.version"
 ) -> int:  # position in `RULES`: small is worse
     "Which rule a field falls under."
-    by_two, by_one = _index()
+    exact, patterns = _index()
     first, _, rest = field.partition(".")
-    return min(_first(f"{first}.{rest.partition('.')[0]}", by_two, field), _first(first, by_one, field), _first("*", by_one, field))
+    return min(exact.get(field, len(RULES)), *(_first(key, patterns, field) for key in (f"{first}.{rest.partition('.')[0]}", first, "*")))
 
 def rule_of(
     field: str,  # dotted name, e.g. "packages.torch.version"
