@@ -131,7 +131,7 @@ def _lone(fx: str, steps: Mapping[str, Step]) -> str | None:
     used = [p for p in parts if any(p in s.inputs for s in steps.values())]
     return used[0] if len(used) == 1 else None
 
-# %% ../../nbs/parity/07_localize.ipynb #5737890a
+# %% ../../nbs/parity/07_localize.ipynb #6ac6f98f
 @dataclass(frozen=True)
 class ValueError_:
     "How wrong one ONNX value is, relative to its largest true value."
@@ -168,8 +168,7 @@ def value_error(
     wrong = int((_kinds(got) != _kinds(own)).sum())
     finite = np.isfinite(got) & np.isfinite(own) & np.isfinite(truth)
     scale = max(float(np.abs(truth[finite]).max()) if finite.any() else 0.0, TINY)
-    error = float(np.abs(got - truth)[finite].max()) / scale if finite.any() else 0.0
-    torch_error = float(np.abs(own - truth)[finite].max()) / scale if finite.any() else 0.0
+    error, torch_error = (float(np.abs(a[finite] - truth[finite]).max()) / scale if finite.any() else 0.0 for a in (got, own))
     ratio = error / max(torch_error, FLOOR_ULPS * EPS[precision])
     if wrong and not _rounds_to_inf(got, own, precision): return inf, torch_error, inf, f"{wrong} values NaN or infinite on one side only"
     return error, torch_error, ratio, ""
