@@ -261,7 +261,7 @@ def _missing(scene: Scene, captured: Capture, name: str) -> Divergence | None:
     o = scene.graph.origins[nodes[-1]]
     return Divergence(scene.graph.nodes[nodes[-1]].output[0], scene.graph.nodes[nodes[-1]].name, o.op, o.module, o.source, 0.0, 0.0)
 
-# %% ../../nbs/parity/10_check.ipynb #18c27799
+# %% ../../nbs/parity/10_check.ipynb #8f64c8ae
 def check(
     module: "nn.Module",  # the original; compared in eval mode
     onnx: Any,  # path of the .onnx file, or a function from arrays to arrays
@@ -294,7 +294,7 @@ def check(
     found: tuple[Any, ...] = (None, [], None, [])
     failing = next((i for i, c in enumerate(cases) if c.verdict == "fail"), None)
     if failing is not None and path is not None and explain: found = investigate(module, path, cases[failing], where[failing], rule, captured)
-    causes = found[1] + [Cause("absent provider", note) for c in cases if c.verdict == "not-run" for note in c.notes[:1]]
+    causes = found[1] + [Cause("no kernel" if "has no kernel" in note else "absent provider" if "ExecutionProvider" in note else "not comparable", note) for c in cases if c.verdict == "not-run" for note in c.notes[:1]]
     return ParityReport(_verdict([c.verdict for c in cases]), cases, found[0], _unique(causes), type(module).__name__, str(path or getattr(onnx, "__name__", "callable")),
                         str(rule), policy(), versions(), notes + found[3], found[2])
 

@@ -50,7 +50,7 @@ def _export_generation(module: Any, args: argparse.Namespace) -> Outcome:
     made = export_generation(module, Path(args.output), lock=_lock(args.model))
     return Outcome(made.to_dict(), "\n".join(f"{name}: {file}" for name, file in made.components.items()))
 
-# %% ../../nbs/parity/20_commands.ipynb #ea46ce37
+# %% ../../nbs/parity/20_commands.ipynb #55d7b56c
 def _rule(args: argparse.Namespace) -> Any:
     from fsdl_devinfra.parity.rule import Rule
     if any(t is not None and not t >= 0 for t in (args.atol, args.rtol)): raise BadInput("a tolerance is not a number of at least zero", "Write it like --atol 1e-4")
@@ -64,12 +64,17 @@ def run_check(
     from fsdl_devinfra.parity.report import text, write_report
     for name in args.provider or []: provider_name(name)
     if args.output and Path(args.output).suffix.lower() not in (".html", ".md", ".json"): raise BadInput(f"{args.output} is no kind of report", "End the name in .html, .md or .json")
-    rule, file = _rule(args), _file(args.onnx)
-    report = _checked(_load(args.model), file, args, rule)
+    rule, folder = _rule(args), Path(args.onnx)
+    if (folder / "decode.onnx").is_file() and not (folder / "model.onnx").is_file(): report = _generated(args, folder, rule)
+    else: file = _file(args.onnx); report = _checked(_load(args.model), file, args, rule)
     if args.output: write_report(report, args.output)
     document = report.to_dict()
     if report.status == 2: document |= _not_run(report)
     return Outcome(document, text(report), report.status)
+
+def _generated(args: argparse.Namespace, folder: Path, rule: Any) -> Any:
+    from fsdl_devinfra.parity.generation import generation_check
+    return generation_check(_load(args.model), folder, (args.provider or ["cpu"])[0], rule)
 
 def _file(path: str) -> Path:
     from fsdl_devinfra.parity.check import _existing

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ['Step', 'run_program', 'match_values', 'ValueError_', 'value_error', 'exposed', 'isolated', 'run_graph',
            'run_what_runs', 'failed_node', 'Localization', 'localize']
 
-# %% ../../nbs/parity/07_localize.ipynb #fe772849
+# %% ../../nbs/parity/07_localize.ipynb #dded68e7
 @dataclass
 class Step:
     "One operator of the traced program."
@@ -82,6 +82,7 @@ def _narrowed(value: Any, kind: Any) -> Any:
     "Float types in arguments become the low precision, as in the converted file."
     import torch
     if isinstance(value, torch.dtype): return kind if value == torch.float32 else value
+    if isinstance(value, float) and abs(value) >= torch.finfo(torch.float32).max and abs(value) != float("inf"): return torch.finfo(kind).max if value > 0 else torch.finfo(kind).min
     if isinstance(value, torch.Tensor): return value.to(kind) if value.dtype == torch.float32 else value
     if isinstance(value, dict): return {k: _narrowed(v, kind) for k, v in value.items()}
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size): return type(value)(_narrowed(v, kind) for v in value)
@@ -96,7 +97,15 @@ def _placeholders(program: Any, inputs: Mapping[str, Any], precision: str) -> di
         if spec.target is not None: found[name] = state[spec.target]
         else: found[name] = inputs[name] if name in inputs else given[len([f for f in found if f in inputs or f.startswith("\0")])]
     kind = torch_type(precision)
+    if precision in ("fp16", "bf16"): found = {k: _lowest(v, kind) for k, v in found.items()}
     return {k: v.detach().to(kind) if hasattr(v, "is_floating_point") and v.is_floating_point() else v for k, v in found.items()}
+
+def _lowest(value: Any, kind: Any) -> Any:
+    "The lowest number of float32 as that of another type, as the conversion of the file does."
+    import torch
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32: return value
+    most = torch.finfo(torch.float32).max
+    return torch.where(value.isfinite() & (value.abs() >= most), torch.finfo(kind).max * value.sign(), value)
 
 def _module_of(node: Any) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
