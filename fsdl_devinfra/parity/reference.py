@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['widened', 'float64_mode', 'reference', 'torch_type', 'own_precision', 'cast_inputs', 'run_torch', 'as_arrays']
 
-# %% ../../nbs/parity/04_reference.ipynb #b7678758
+# %% ../../nbs/parity/04_reference.ipynb #bd953a6b
 def _low(dtype: Any) -> bool:
     import torch
     return dtype in (torch.float32, torch.float16, torch.bfloat16)
@@ -83,6 +83,7 @@ def reference(
         with float64_mode(): return {k: widened(v) for k, v in call(module, inputs).items()}
     except (RuntimeError, ValueError, TypeError, NotImplementedError):  # layers that compare types before they compute (LSTM)
         double = copy.deepcopy(module).double()
+        if getattr(double, "_can_set_experts_implementation", lambda: False)(): double.set_experts_implementation("eager")  # grouped kernels know no float64
         with float64_mode(): return {k: widened(v) for k, v in call(double, wide).items()}
 
 # %% ../../nbs/parity/04_reference.ipynb #a27ff301
