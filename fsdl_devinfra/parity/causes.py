@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['PASSES', 'LARGEST', 'Cause', 'Scene', 'by_optimisation', 'in_inference', 'by_train_mode', 'Difference', 'differences',
-           'undone', 'by_restoring', 'by_evaluator', 'overflowing', 'by_overflow', 'by_tf32', 'by_shape', 'find_causes',
-           'by_trace']
+__all__ = ['PASSES', 'LARGEST', 'Cause', 'Scene', 'by_optimisation', 'in_training', 'in_inference', 'by_train_mode', 'Difference',
+           'differences', 'undone', 'by_restoring', 'by_evaluator', 'overflowing', 'by_overflow', 'by_tf32', 'by_shape',
+           'find_causes', 'by_trace']
 
-# %% ../../nbs/parity/08_causes.ipynb #677be463
+# %% ../../nbs/parity/08_causes.ipynb #b15407e5
 @dataclass(frozen=True)
 class Cause:
     "Why, by experiment."
@@ -44,14 +44,15 @@ class Scene:
     provider: str = "cpu"
     rule: Rule = Rule()
     clean: Graph | None = None  # the fresh translation
+    level: str = "all"  # of graph optimisation, in the failing case
 
     def __post_init__(self) -> None:
         if self.clean is None: self.clean = load_graph(self.captured.model)
 
-    def error(self, graph: Graph | None = None, level: str = "all", **how: Any) -> float:
+    def error(self, graph: Graph | None = None, level: str = "", **how: Any) -> float:
         "The worst ratio of a variant of the file."
         graph = graph or self.graph
-        try: got = session(graph.data(), self.provider, level, folder=graph.folder, **how).run(self.feeds)
+        try: got = session(graph.data(), self.provider, level or self.level, folder=graph.folder, **how).run(self.feeds)
         except CheckError: return float("inf")
         return self.ratio(got)
 
@@ -95,23 +96,27 @@ def by_optimisation(
     which = f"; leaving out {single} alone is enough" if single else ""
     return [Cause("optimisation pass", f"without graph optimisation: {_change(before, plain)}; it appears at level {level}{which}")]
 
-# %% ../../nbs/parity/08_causes.ipynb #57e8f0bf
+# %% ../../nbs/parity/08_causes.ipynb #9fe7a8c3
+def in_training(
+    graph: Graph,
+) -> list[str]:  # names of nodes
+    "Layers of a file that behave as in training."
+    return [n.name or n.op_type for n in graph.nodes if (n.op_type == "Dropout" and len(n.input) > 2 and n.input[2]
+            and not (graph.is_constant(n.input[2]) and not graph.array(n.input[2]).any())) or (n.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in n.attribute))]
+
 def in_inference(
     graph: Graph,
 ) -> tuple[Graph, list[str]]:  # the changed graph, the nodes that were in training mode
     "The graph with its training-mode layers switched to inference."
     import onnx
-    proto, changed, renamed = _shallow(graph), [], {}
+    proto, changed = _shallow(graph), in_training(graph)
     kept = []
     for node in proto.graph.node:
-        if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
-            changed.append(node.name); renamed[node.output[0]] = node.input[0]
-            kept.append(onnx.helper.make_node("Identity", [node.input[0]], [node.output[0]], name=node.name)); continue
-        if node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute):
-            changed.append(node.name)
-            attributes = [a for a in node.attribute if a.name != "training_mode"]
-            del node.attribute[:]; node.attribute.extend(attributes)
-            del node.output[1:]
+        if (node.name or node.op_type) not in changed: kept.append(node); continue
+        if node.op_type == "Dropout": kept.append(onnx.helper.make_node("Identity", [node.input[0]], [node.output[0]], name=node.name)); continue
+        attributes = [a for a in node.attribute if a.name != "training_mode"]
+        del node.attribute[:]; node.attribute.extend(attributes)
+        del node.output[1:]
         kept.append(node)
     del proto.graph.node[:]; proto.graph.node.extend(kept)
     return Graph(proto, graph.folder), changed
@@ -315,7 +320,7 @@ def by_tf32(scene: Scene, before: float) -> list[Cause]:
     after = scene.error(options={"use_tf32": 0})
     return [Cause("TF32", f"with use_tf32=0: {_change(before, after)}")] if after <= scene.good < before else []
 
-# %% ../../nbs/parity/08_causes.ipynb #0999e8d3
+# %% ../../nbs/parity/08_causes.ipynb #88b9da3d
 def by_shape(scene: Scene, module: Any, before: float) -> list[Cause]:
     "Whether the file is right at the sizes that it was traced with."
     from fsdl_devinfra.parity.inputs import with_sizes
@@ -344,10 +349,10 @@ def _error_at(scene: Scene, module: Any, inputs: Mapping[str, Any]) -> float:
     from fsdl_devinfra.parity.reference import as_arrays, cast_inputs, reference, run_torch
     try: truth, own = as_arrays(reference(module, inputs)), as_arrays(run_torch(module, inputs, scene.precision))
     except Exception: return float("inf")
-    other = Scene(scene.graph, scene.captured, inputs, as_arrays(cast_inputs(inputs, scene.precision)), own, truth, scene.precision, scene.provider, scene.rule, scene.clean)
+    other = Scene(scene.graph, scene.captured, inputs, as_arrays(cast_inputs(inputs, scene.precision)), own, truth, scene.precision, scene.provider, scene.rule, scene.clean, scene.level)
     return other.error()
 
-# %% ../../nbs/parity/08_causes.ipynb #5f06c38d
+# %% ../../nbs/parity/08_causes.ipynb #5200cc76
 def find_causes(
     scene: Scene,
     module: Any,  # the original
@@ -358,7 +363,7 @@ def find_causes(
     causes = by_train_mode(scene, before) + by_overflow(scene, before) + by_tf32(scene, before)
     if not causes: causes += by_optimisation(scene.error, before, scene.good)
     if suspect is not None: causes += by_restoring(scene, suspect, before)
-    if not causes or all(c.kind in ("operator semantics", "exporter bug") for c in causes): causes += by_shape(scene, module, before)
+    if all(c.kind == "exporter bug" for c in causes): causes += by_shape(scene, module, before)
     if not causes: causes += by_trace(scene, before)
     return list({c.evidence: c for c in causes}.values())
 

@@ -130,7 +130,7 @@ def load_graph(
     import onnx_ir
     return Graph(onnx_ir.serde.serialize_model(source))
 
-# %% ../../nbs/parity/06_graph.ipynb #d7b11b96
+# %% ../../nbs/parity/06_graph.ipynb #2a9ce722
 _KINDS = {"fp16": "FLOAT16", "bf16": "BFLOAT16", "fp32": "FLOAT", "fp64": "DOUBLE"}
 
 def file_precision(
@@ -198,7 +198,11 @@ def _retype_tensor(t: Any, low: int) -> None:
     from onnx import TensorProto, numpy_helper
     if t.data_type != TensorProto.FLOAT: return
     kind = onnx.helper.tensor_dtype_to_np_dtype(low)
-    with np.errstate(over="ignore"): array = numpy_helper.to_array(t).astype(kind)
+    wide = numpy_helper.to_array(t)
+    with np.errstate(over="ignore"): array = wide.astype(kind)
+    limit = onnx.numpy_helper.to_array(onnx.helper.make_tensor("", low, [1], [65504.0 if low == TensorProto.FLOAT16 else 3.3895314e38]))[0]
+    lowest = np.isfinite(wide) & (np.abs(wide) >= np.finfo(np.float32).max)
+    if lowest.any(): array = np.where(lowest, np.where(wide > 0, limit, -limit).astype(kind), array)
     t.CopyFrom(numpy_helper.from_array(array, t.name))
 
 def _retype_attributes(node: Any, low: int) -> None:

@@ -72,7 +72,7 @@ MAKERS: dict[str, Callable[..., "Tensor"]] = {
     "input_ids": _ids, "decoder_input_ids": _ids, "attention_mask": _mask,
     "pixel_values": _image, "input_features": _features, "input_values": _wave}
 
-# %% ../../nbs/parity/01_inputs.ipynb #7dd777e4
+# %% ../../nbs/parity/01_inputs.ipynb #cd73a677
 def example_inputs(
     module: "nn.Module",  # the model
     config: Any = None,  # default: `module.config`
@@ -95,6 +95,7 @@ def _wanted(module: "nn.Module", config: Any) -> list[str]:
     takes = list(inspect.signature(module.forward).parameters)
     names = [name for name in takes if name in MAKERS]
     if not setting(config, "is_encoder_decoder", default=False): names = [n for n in names if n != "decoder_input_ids"]
+    if "input_ids" not in names: names = [n for n in names if n != "attention_mask"]  # some image models take one too, of another length
     audio = {"input_features", "input_values"} & set(names)
     if audio: names = [n for n in names if n not in ("input_ids", "attention_mask")]
     return names
@@ -107,19 +108,20 @@ def _image_of_timm(module: "nn.Module", batch: int, generator: Any) -> dict[str,
     first = next(iter(inspect.signature(module.forward).parameters))
     return {first: torch.randn(batch, *size, generator=generator)}
 
-# %% ../../nbs/parity/01_inputs.ipynb #6390d67c
+# %% ../../nbs/parity/01_inputs.ipynb #d186e9a3
 def flatten(
     value: Any,  # whatever `forward` returned
     lone: str = "output",  # the name of a tensor without one
+    prefix: str = "",  # of the keys of a dictionary inside another
 ) -> dict[str, "Tensor"]:  # name → tensor, in order
     "The tensors in `value` under dotted names; what is not a tensor (None, numbers, strings) is left out."
     import torch
     if isinstance(value, torch.Tensor): return {lone: value}
-    if isinstance(value, Mapping): items = [(str(k), v) for k, v in value.items()]
+    if isinstance(value, Mapping): items = [(f"{prefix}{k}", v) for k, v in value.items()]
     elif isinstance(value, (tuple, list)): items = [(f"{lone}.{i}", v) for i, v in enumerate(value)]
     elif hasattr(value, "layers") and hasattr(value, "get_seq_length"): return _flatten_cache(value, lone)
     else: return {}
-    return {name: tensor for key, inner in items for name, tensor in flatten(inner, key).items()}
+    return {name: tensor for key, inner in items for name, tensor in flatten(inner, key, f"{key}.").items()}
 
 def _flatten_cache(cache: Any, lone: str) -> dict[str, "Tensor"]:
     "Keys and values of a transformers cache, layer by layer."

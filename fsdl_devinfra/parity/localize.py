@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ['Step', 'run_program', 'match_values', 'ValueError_', 'value_error', 'exposed', 'isolated', 'run_graph',
            'run_what_runs', 'failed_node', 'Localization', 'localize']
 
-# %% ../../nbs/parity/07_localize.ipynb #fe772849
+# %% ../../nbs/parity/07_localize.ipynb #dded68e7
 @dataclass
 class Step:
     "One operator of the traced program."
@@ -82,6 +82,7 @@ def _narrowed(value: Any, kind: Any) -> Any:
     "Float types in arguments become the low precision, as in the converted file."
     import torch
     if isinstance(value, torch.dtype): return kind if value == torch.float32 else value
+    if isinstance(value, float) and abs(value) >= torch.finfo(torch.float32).max and abs(value) != float("inf"): return torch.finfo(kind).max if value > 0 else torch.finfo(kind).min
     if isinstance(value, torch.Tensor): return value.to(kind) if value.dtype == torch.float32 else value
     if isinstance(value, dict): return {k: _narrowed(v, kind) for k, v in value.items()}
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size): return type(value)(_narrowed(v, kind) for v in value)
@@ -96,7 +97,15 @@ def _placeholders(program: Any, inputs: Mapping[str, Any], precision: str) -> di
         if spec.target is not None: found[name] = state[spec.target]
         else: found[name] = inputs[name] if name in inputs else given[len([f for f in found if f in inputs or f.startswith("\0")])]
     kind = torch_type(precision)
+    if precision in ("fp16", "bf16"): found = {k: _lowest(v, kind) for k, v in found.items()}
     return {k: v.detach().to(kind) if hasattr(v, "is_floating_point") and v.is_floating_point() else v for k, v in found.items()}
+
+def _lowest(value: Any, kind: Any) -> Any:
+    "The lowest number of float32 as that of another type, as the conversion of the file does."
+    import torch
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32: return value
+    most = torch.finfo(torch.float32).max
+    return torch.where(value.isfinite() & (value.abs() >= most), torch.finfo(kind).max * value.sign(), value)
 
 def _module_of(node: Any) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
@@ -131,7 +140,7 @@ def _lone(fx: str, steps: Mapping[str, Step]) -> str | None:
     used = [p for p in parts if any(p in s.inputs for s in steps.values())]
     return used[0] if len(used) == 1 else None
 
-# %% ../../nbs/parity/07_localize.ipynb #5737890a
+# %% ../../nbs/parity/07_localize.ipynb #6ac6f98f
 @dataclass(frozen=True)
 class ValueError_:
     "How wrong one ONNX value is, relative to its largest true value."
@@ -168,8 +177,7 @@ def value_error(
     wrong = int((_kinds(got) != _kinds(own)).sum())
     finite = np.isfinite(got) & np.isfinite(own) & np.isfinite(truth)
     scale = max(float(np.abs(truth[finite]).max()) if finite.any() else 0.0, TINY)
-    error = float(np.abs(got - truth)[finite].max()) / scale if finite.any() else 0.0
-    torch_error = float(np.abs(own - truth)[finite].max()) / scale if finite.any() else 0.0
+    error, torch_error = (float(np.abs(a[finite] - truth[finite]).max()) / scale if finite.any() else 0.0 for a in (got, own))
     ratio = error / max(torch_error, FLOOR_ULPS * EPS[precision])
     if wrong and not _rounds_to_inf(got, own, precision): return inf, torch_error, inf, f"{wrong} values NaN or infinite on one side only"
     return error, torch_error, ratio, ""
