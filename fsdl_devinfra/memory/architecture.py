@@ -60,7 +60,7 @@ def _needed(config: Mapping[str, Any], what: str, default: int | None = None) ->
         raise BadInput(f"the configuration does not say how many {what.replace('_', ' ')} the model has", f"config.json needs {names}; models that are not transformers need --trace")
     return value
 
-# %% ../../nbs/memory/01_architecture.ipynb #686b4dd8
+# %% ../../nbs/memory/01_architecture.ipynb #f372dcfc
 _FAMILIES = """
 family       | gated | norm | norms | qkv | out | mlp | tied | learned | embed_norm | head_bias | dropout
 llama        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
@@ -84,7 +84,7 @@ starcoder2   | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 0      
 gpt_neo      | 0     | 2    | 2     | 0   | 1   | 1   | 1    | 0       | 0          | 0         | 0
 gptj         | 0     | 2    | 1     | 0   | 0   | 1   | 0    |         | 0          | 1         | 0
 gpt_neox     | 0     | 2    | 2     | 1   | 1   | 1   | 0    |         | 0          | 0         | 0
-bloom        | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 1          | 0         | 0
+bloom        | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 1          | 0         | 1
 opt          | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 2       | 0          | 0         | 1
 mpt          | 0     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
 falcon       | 0     | 2    | 1     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
@@ -265,7 +265,7 @@ def _latent(config: Mapping[str, Any]) -> dict[str, int]:
     return dict(kv_lora_rank=int(config["kv_lora_rank"]), query_lora_rank=int(config.get("q_lora_rank") or 0),
                 query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
 
-# %% ../../nbs/memory/01_architecture.ipynb #98b21a57
+# %% ../../nbs/memory/01_architecture.ipynb #43497277
 def count_parameters(
     a: Architecture,  # with its dimensions
     config: Mapping[str, Any],  # config.json, for what only one family has
@@ -279,7 +279,7 @@ def count_parameters(
     layer = a.layers * (attention + norms) + (a.layers - sparse) * _mlp(a, f, a.ffn, config)
     layer += sparse * (a.hidden * a.experts + _shared(a) + (a.experts if a.family == "deepseek_v3" else 0))
     expert = sparse * a.experts * 3 * a.hidden * a.expert_ffn
-    other = 0 if a.family in ("bert", "roberta", "distilbert") else norm * a.hidden  # the norm after the last layer
+    other = 0 if a.family in ("bert", "roberta", "distilbert") or config.get("do_layer_norm_before") is False else norm * a.hidden  # the norm after the last layer
     if f["embed_norm"]: other += norm * a.hidden
     if f["learned"] is not None and not config.get("alibi"): other += (a.positions + f["learned"]) * a.hidden
     if a.family in ("bert", "roberta"): other += int(config.get("type_vocab_size", 2)) * a.hidden
@@ -325,7 +325,7 @@ def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
     layer = a.layers * (attention + 2 * a.hidden * a.ffn + a.ffn + a.hidden + 4 * a.hidden)
     return Parts(patches, (a.hidden + 1) * a.classes, layer, 0, a.layers * 4 * a.hidden, (a.positions + 1) * a.hidden + 2 * a.hidden)
 
-# %% ../../nbs/memory/01_architecture.ipynb #550cb0f4
+# %% ../../nbs/memory/01_architecture.ipynb #0d18a5c7
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block|encoder|decoder|layer_stack)\.(\d+)\.")
 _BUFFER = re.compile(r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq|position_ids|num_batches_tracked|running_mean|running_var)$")
 _INPUT = re.compile(r"(?:^|\.)(?:wte|embed_tokens|tok_embeddings|word_embeddings|embed_in|shared|patch_embeddings?[\w.]*|patch_embed[\w.]*)(?:\.|$)")
@@ -348,12 +348,19 @@ def parts_of(
         if place == "layer" and len(shape) == 1: found["norm"] += size
     return Parts(**found)
 
+def _typed_shapes(index: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    "Name → (dtype, shape) for whatever a reader of headers gives: entries with those attributes, pairs, or bare shapes."
+    def entry(v: Any) -> tuple[str, tuple[int, ...]]:
+        if hasattr(v, "shape"): return str(getattr(v, "dtype", "")), tuple(v.shape)
+        if len(v) >= 2 and isinstance(v[0], str): return v[0], tuple(v[1])
+        return "", tuple(v)
+    return {name: entry(v) for name, v in index.items()}
+
 def _of_headers(a: Architecture, index: Mapping[str, Any]) -> Architecture:
     "`a` with the parameter count of the headers, where they can tell it."
-    if not index: return a
-    typed = {n: v if isinstance(v[0], str) or not isinstance(v[0], int) else ("", v) for n, v in index.items() if len(v)} | {n: ("", ()) for n, v in index.items() if not len(v)}
-    if any(_PACKED.match(str(dtype)) and len(shape) > 1 for dtype, shape in typed.values()): return a
-    parts = parts_of({n: tuple(shape) for n, (_, shape) in typed.items()})
+    typed = _typed_shapes(index)
+    if any(_PACKED.match(dtype) and len(shape) > 1 for dtype, shape in typed.values()): return a
+    parts = parts_of({name: shape for name, (_, shape) in typed.items()})
     if parts.total == 0: return a
     return replace(a, parts=parts, source="headers", tied=a.tied or (a.parts.head > 0 and parts.head == 0))
 

@@ -13,11 +13,11 @@ from .states import FROZEN, adapter_parameters, recipe
 from .strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'Share', 'stages', 'in_flight',
-           'share', 'sharded', 'Flow', 'flow', 'Phase', 'fsdp', 'replicated', 'deepspeed', 'megatron', 'cache_bytes',
-           'inference', 'states_only', 'engine_of', 'runtime_bytes']
+__all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'PREFETCH', 'Share', 'stages',
+           'in_flight', 'share', 'sharded', 'Flow', 'flow', 'Phase', 'fsdp', 'replicated', 'deepspeed', 'megatron',
+           'cache_bytes', 'inference', 'states_only', 'engine_of', 'runtime_bytes']
 
-# %% ../../nbs/memory/05_engines.ipynb #f10bb2d7
+# %% ../../nbs/memory/05_engines.ipynb #9c58c7e8
 #: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB, BigScience chronicles, 2022); CUDA 11.7 and later load lazily
 CONTEXT = {"megatron": 1.65e9, "deepspeed": 1.3e9, "fsdp": 1.3e9}
 #: one NCCL communicator: channel buffers for every peer (order of magnitude from NVIDIA's Megatron performance guide; 0.1 to 0.5 GB)
@@ -26,9 +26,9 @@ COMMUNICATOR = 0.3e9
 FRAGMENTATION = 0.05
 #: DeepSpeed's default buckets in bytes: 5e8 elements of 2 bytes
 BUCKET = 1e9
-#: DeepSpeed ZeRO-3: stage3_max_live_parameters and sub_group_size, elements
+#: DeepSpeed ZeRO-3, elements: stage3_max_live_parameters and sub_group_size; stage3_prefetch_bucket_size
 LIVE_PARAMETERS = SUB_GROUP = 1e9
-#: DDP copies gradients into buckets (gradient_as_bucket_view is off by default)
+PREFETCH = 5e7
 
 # %% ../../nbs/memory/05_engines.ipynb #37516f37
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def replicated(
         Phase("optimizer", **step, gradients=0.0 if s.optimizer_in_backward else whole),
     ]
 
-# %% ../../nbs/memory/05_engines.ipynb #a3f5821b
+# %% ../../nbs/memory/05_engines.ipynb #952af35f
 def deepspeed(
     a: Architecture,
     s: Strategy,
@@ -247,7 +247,8 @@ def deepspeed(
     gradients = train * r.grad * (shard if s.zero >= 2 else 1)
     half = s.precision != "fp32"
     step = 4 * (min(SUB_GROUP, train * shard) if s.zero == 3 else train * (shard if s.zero else 1)) if half else 0.0
-    live = 2 * min(LIVE_PARAMETERS, x.parameters) + 2 * max(x.head, x.embedding, x.layer / 3) if s.zero == 3 else 0.0
+    module = max(x.head, x.embedding, x.layer / 3)
+    live = 2 * (min(LIVE_PARAMETERS, x.parameters) + 2 * module + PREFETCH) if s.zero == 3 else 0.0
     communication = live + (BUCKET if s.zero else 0.0)
     offloaded = s.offload in ("optimizer", "parameters")
     if offloaded: step, gradients = 0.0, (0.0 if s.zero >= 2 else gradients)

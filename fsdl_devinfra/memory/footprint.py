@@ -22,7 +22,7 @@ from .strategy import Strategy, Workload, check, default_workload
 
 # %% auto #0
 __all__ = ['PARTS', 'MEASURES', 'DOUBT', 'RESERVE_DOWN', 'RESERVE_UP', 'UNKNOWN', 'Range', 'Gpu', 'ModelSummary', 'Footprint',
-           'bounds', 'estimate']
+           'bounds', 'estimate', 'device_peak']
 
 # %% ../../nbs/memory/06_footprint.ipynb #1f1a477b
 PARTS = ("parameters", "gradients", "optimizer", "activations", "loss", "communication", "runtime", "reserve")
@@ -95,11 +95,11 @@ class Footprint(Result):
         from html import escape
         return f"<p>{escape(self.verdict())}.</p>{self.chart().svg}"
 
-# %% ../../nbs/memory/06_footprint.ipynb #b04f0445
+# %% ../../nbs/memory/06_footprint.ipynb #eff8fe25
 #: relative doubt of each part (judged from the spread between versions of the engines, not fitted)
 DOUBT = {"parameters": 0.01, "gradients": 0.01, "optimizer": 0.01, "activations": 0.08, "loss": 0.10, "communication": 0.15, "runtime": 0.35}
 RESERVE_DOWN, RESERVE_UP = 0.7, 0.5
-UNKNOWN = 0.05  # of the whole
+UNKNOWN = 0.055  # of the whole
 
 def bounds(
     parts: dict[str, float],  # the parts that count
@@ -109,7 +109,7 @@ def bounds(
     reserve = parts.get("reserve", 0.0)
     return math.sqrt(known + (RESERVE_DOWN * reserve) ** 2), math.sqrt(known + (RESERVE_UP * reserve) ** 2)
 
-# %% ../../nbs/memory/06_footprint.ipynb #86d628c2
+# %% ../../nbs/memory/06_footprint.ipynb #ba367883
 def _parts(phase: Phase, runtime: float, states_only: bool) -> dict[str, float]:
     live = phase.allocated
     reserve = 0.0 if states_only else phase.pool + FRAGMENTATION * (live + phase.pool)
@@ -161,17 +161,33 @@ def _fits(whole: Range, limit: float | None) -> str | None:
     if limit is None: return None
     return "yes" if whole.high <= limit else "no" if whole.low > limit else "tight"
 
+def _height(p: Phase, measure: str) -> float:
+    "Bytes of a phase as `measure` counts them, without the runtime, which is the same in all."
+    return p.allocated if measure == "allocated" else (p.allocated + p.pool) * (1 + FRAGMENTATION)
+
 def _fullest(a: Architecture, s: Strategy, w: Workload, measure: str) -> tuple:
     "Share, flow and timeline of the stage with the highest peak."
-    engine, runtime = engine_of(s), runtime_bytes(s)
-    best, found = -1.0, None
+    engine, runtime, best, found = engine_of(s), runtime_bytes(s), -1.0, None
     for stage in stages(a, s):
         x = share(a, s, w, stage)
         f = flow(a, s, w, x)
-        timeline = {p.name: _parts(p, runtime, s.states_only) for p in engine(a, s, w, x, f)}
-        peak = max(sum(_counted(p, measure).values()) for p in timeline.values())
-        if peak > best: best, found = peak, (x, f, timeline)
-    return found
+        phases = engine(a, s, w, x, f)
+        peak = max(_height(p, measure) for p in phases)
+        if peak > best: best, found = peak, (x, f, phases)
+    x, f, phases = found
+    return x, f, {p.name: _parts(p, runtime, s.states_only) for p in phases}
+
+def device_peak(
+    a: Architecture,
+    s: Strategy,
+    w: Workload,
+) -> float:  # bytes
+    "The value of `estimate(...).device_bytes` and nothing else, for planners that try thousands of strategies. Does not check `s`."
+    engine, best = engine_of(s), 0.0
+    for stage in stages(a, s):
+        x = share(a, s, w, stage)
+        best = max(best, max(p.allocated if s.states_only else _height(p, "device") for p in engine(a, s, w, x, flow(a, s, w, x))))
+    return best + runtime_bytes(s)
 
 def _possible(s: Strategy, device: Device | None) -> None:
     if device and s.precision == "fp8-mixed" and not device.fp8:
