@@ -237,7 +237,7 @@ def check_names(
     for what, names in ("missing in the files", missing), ("not in the module", unexpected), ("of another shape", other):
         if names: raise _not_the_same(what, names)
 
-# %% ../../nbs/hub/09_load.ipynb #720c644b
+# %% ../../nbs/hub/09_load.ipynb #95f4dfd2
 _TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
           "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
           "F8_E5M2FNUZ": "float8_e5m2fnuz", "U16": "uint16", "U32": "uint32", "U64": "uint64"}
@@ -261,6 +261,15 @@ def file_dtype(t: TensorEntry) -> torch.dtype:
     if found is None: raise BadInput(f"torch has no dtype for {t.dtype}", "Convert the weights first")
     return found
 
+def _pread(fd: int, view: memoryview, at: int) -> int:
+    "Read at an offset without moving the file's position, so that threads can share the file."
+    if hasattr(os, "preadv"): return os.preadv(fd, [view], at)
+    with _seeking:  # Windows has no such call
+        os.lseek(fd, at, os.SEEK_SET); data = os.read(fd, min(len(view), 64 * MIB)); view[:len(data)] = data
+    return len(data)
+
+_seeking = threading.Lock()
+
 def _read_into(fd: int, tensor: torch.Tensor, at: int) -> None:
     "Fill a contiguous tensor from a file. Raises `BadInput` where the file ends."
     import torch
@@ -268,7 +277,7 @@ def _read_into(fd: int, tensor: torch.Tensor, at: int) -> None:
     view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
     done = 0
     while done < len(view):
-        n = os.preadv(fd, [view[done:done + 2**30]], at + done)
+        n = _pread(fd, view[done:done + 2**30], at + done)
         if n == 0: raise BadInput("a weight file ended while it was read", "Verify it against its lock")
         done += n
 
