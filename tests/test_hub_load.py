@@ -15,7 +15,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from fsdl_devinfra.core.errors import BadInput
-from fsdl_devinfra.hub.loading import Reader, load, weights_of
+from fsdl_devinfra.hub.loading import load, weights_of
 from fsdl_devinfra.hub.locks import LockedFile, ModelLock, lock
 from fsdl_devinfra.hub.remote import WrongBytes
 
@@ -176,8 +176,8 @@ def test_transformers_models_are_what_transformers_loads(kind, tmp_path):
 
 
 def ties(model):
-    from fsdl_devinfra.hub.loading import groups_of
-    return sorted(g for g in groups_of(model) if len(g) > 1)
+    from fsdl_devinfra.hub.loading import groups_of, state_of
+    return sorted(g for g in groups_of(state_of(model)) if len(g) > 1)
 
 
 def test_auto_classes_heads_and_meta_instances(tmp_path):

@@ -56,18 +56,16 @@ def weight_format(
     there = {format_of(p) for p in paths if is_weights(p)}
     return next((f for f in PREFERENCE if f in there), "none")
 
-# %% ../../nbs/hub/05_checkpoint.ipynb #ff39553a
-_SHARD = re.compile(r"(.+?)-(\d{5,6})-of-(\d{5,6})\.safetensors$")
-_VARIANT = re.compile(r"^(model|diffusion_pytorch_model|pytorch_model|open_clip_model)\.([A-Za-z0-9_-]+)((-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|(-\d{5}-of-\d{5})?\.\2\.safetensors)$")
+# %% ../../nbs/hub/05_checkpoint.ipynb #1581eaf0
+_VARIANT = re.compile(r"(model|pytorch_model|diffusion_pytorch_model|open_clip_model)(?:-\d{5}-of-\d{5})?(?:\.(?!safetensors)[\w-]+\.safetensors|\.safetensors\.index\.(?!json$)[\w-]+\.json)")
 
 def _shadowed(path: str, beside: dict[str, set[str]]) -> bool:
     "True for a safetensors file (or index) that repeats what the standard file beside it holds."
     folder, name = os.path.split(path); standard = beside[folder]
     has_model = any(n in standard for n in ("model.safetensors", "model.safetensors.index.json"))
     if name.startswith("consolidated") and has_model: return True
-    variant = _VARIANT.match(name)
-    if not variant or variant[2] == "safetensors": return False
-    return any(s in standard for s in (f"{variant[1]}.safetensors", f"{variant[1]}.safetensors.index.json"))
+    variant = _VARIANT.fullmatch(name)
+    return bool(variant) and any(s in standard for s in (f"{variant[1]}.safetensors", f"{variant[1]}.safetensors.index.json"))
 
 def choose(
     paths: Iterable[str],  # all files of a repository
