@@ -365,7 +365,7 @@ def _of_headers(a: Architecture, index: Mapping[str, Any]) -> Architecture:
     if parts.total == 0: return a
     return replace(a, parts=parts, source="headers", tied=a.tied or (a.parts.head > 0 and parts.head == 0))
 
-# %% ../../nbs/memory/01_architecture.ipynb #944c3e4f
+# %% ../../nbs/memory/01_architecture.ipynb #8b732a4a
 def from_config(
     config: Mapping[str, Any],  # config.json as a dictionary
     shapes: Mapping[str, Any] | None = None,  # tensor name → shape, or → (dtype, shape), from the headers
@@ -376,8 +376,14 @@ def from_config(
     inner = config.get("text_config")
     if isinstance(inner, Mapping) and not any(k in config for k in _SPELLINGS["hidden"]): config = {**inner, "architectures": config.get("architectures")}
     config = {k: v for k, v in config.items() if not (isinstance(v, float) and v != v)}
-    a = _dimensions(config, name or str(config.get("_name_or_path") or config.get("model_type") or "model"))
-    a = replace(a, parts=count_parameters(a, config))
+    try:
+        a = _dimensions(config, name or str(config.get("_name_or_path") or config.get("model_type") or "model"))
+        a = replace(a, parts=count_parameters(a, config))
+    except CheckError: raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as e:
+        raise BadInput(f"the configuration has a field of the wrong type ({' '.join(str(e).split())[:120]})", "Check config.json") from None
+    if min(a.parts.embedding, a.parts.layer, a.parts.expert, a.parts.other) < 0 or a.parameters > 10**15:
+        raise BadInput(f"the configuration makes {a.parameters:.3g} parameters, which no model has", "Check config.json")
     return _of_headers(a, shapes or {})
 
 def from_model(
