@@ -95,11 +95,11 @@ class Footprint(Result):
         from html import escape
         return f"<p>{escape(self.verdict())}.</p>{self.chart().svg}"
 
-# %% ../../nbs/memory/06_footprint.ipynb #eff8fe25
+# %% ../../nbs/memory/06_footprint.ipynb #10ac4475
 #: relative doubt of each part (judged from the spread between versions of the engines, not fitted)
 DOUBT = {"parameters": 0.01, "gradients": 0.01, "optimizer": 0.01, "activations": 0.08, "loss": 0.10, "communication": 0.15, "runtime": 0.35}
 RESERVE_DOWN, RESERVE_UP = 0.7, 0.5
-UNKNOWN = 0.055  # of the whole
+UNKNOWN = 0.05  # of the whole
 
 def bounds(
     parts: dict[str, float],  # the parts that count
@@ -109,10 +109,10 @@ def bounds(
     reserve = parts.get("reserve", 0.0)
     return math.sqrt(known + (RESERVE_DOWN * reserve) ** 2), math.sqrt(known + (RESERVE_UP * reserve) ** 2)
 
-# %% ../../nbs/memory/06_footprint.ipynb #ea7fe6d0
+# %% ../../nbs/memory/06_footprint.ipynb #1fe56f3c
 def _parts(phase: Phase, runtime: float, states_only: bool) -> dict[str, float]:
     live = phase.allocated
-    reserve = 0.0 if states_only else phase.pool + FRAGMENTATION * (live + phase.pool)
+    reserve = 0.0 if states_only else phase.pool + FRAGMENTATION * (live + phase.pool - phase.settled)
     return dict(parameters=phase.parameters, gradients=phase.gradients, optimizer=phase.optimizer, activations=phase.activations,
                 loss=phase.loss, communication=phase.communication, runtime=runtime, reserve=reserve)
 
@@ -163,7 +163,7 @@ def _fits(whole: Range, limit: float | None) -> str | None:
 
 def _height(p: Phase, measure: str) -> float:
     "Bytes of a phase as `measure` counts them, without the runtime, which is the same in all."
-    return p.allocated if measure == "allocated" else (p.allocated + p.pool) * (1 + FRAGMENTATION)
+    return p.allocated if measure == "allocated" else (p.allocated + p.pool) * (1 + FRAGMENTATION) - FRAGMENTATION * p.settled
 
 def _fullest(a: Architecture, s: Strategy, w: Workload, measure: str) -> tuple:
     "Share, flow and timeline of the stage with the highest peak."

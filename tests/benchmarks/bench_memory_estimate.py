@@ -34,7 +34,7 @@ def rows():
         for _ in range(5):
             taken, text = seconds(FSDL, "memory", folder, "--dp", "8", "--tp", "8", "--pp", "8", "--zero", "3", "--recompute", "full", "--gpu", "h100", "--json"); ours.append(taken)
             taken, theirs = seconds(sys.executable, "-c", _PEER, folder); peer.append(taken)
-    assert json.loads(text)["model"]["parameters"] == PARAMETERS and json.loads(theirs) == 4 * PARAMETERS
+    assert json.loads(text)["model"]["parameters"] == PARAMETERS and abs(json.loads(theirs) - 4 * PARAMETERS) <= 1024  # theirs counts the rotary frequencies too
     a, b = statistics.median(ours), statistics.median(peer)
     yield {"name": "memory of 405B, as a process", "ours_s": a, "peer_s": b, "ratio": b / a, "spread": f"{min(ours):.2f}-{max(ours):.2f} against {min(peer):.2f}-{max(peer):.2f}", "note": "what accelerate estimate-memory does after the download; target: under 0.5 s"}
     yield from many()
