@@ -9,11 +9,11 @@ from .architecture import Architecture
 from .strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'norm_bytes', 'attention_bytes', 'core_bytes', 'mlp_bytes',
-           'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'logits', 'cross_entropy_bytes',
-           'linear_cross_entropy_bytes']
+__all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'drops', 'norm_bytes', 'attention_bytes', 'core_bytes',
+           'mlp_bytes', 'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'logits',
+           'cross_entropy_bytes', 'linear_cross_entropy_bytes']
 
-# %% ../../nbs/memory/04_activations.ipynb #28b88d3b
+# %% ../../nbs/memory/04_activations.ipynb #e6ee2cf3
 def element_bytes(
     s: Strategy,
 ) -> int:
@@ -32,6 +32,13 @@ def autocast(
     "Whether weights are fp32 and PyTorch casts what goes into products: mixed precision without FSDP, DeepSpeed or Megatron."
     return s.framework == "fsdp" and s.zero < 2 and s.precision.endswith("mixed") and not s.lora_rank
 
+def drops(
+    a: Architecture,
+    s: Strategy,
+) -> bool:
+    "Whether it is trained with dropout. Where a model does not say, Megatron's default for GELU models is 0.1, and everybody else's none."
+    return a.dropout if a.dropout is not None else s.framework == "megatron" and not a.gated
+
 def norm_bytes(
     a: Architecture,
     s: Strategy,
@@ -42,7 +49,7 @@ def norm_bytes(
     outputs = 2 * b
     if autocast(s): kept, outputs = (4 if fused_kernels(s) or not _rms(a) else 8), b * (2 if fused_kernels(s) else _casts(a))
     gathered = rank if s.framework == "megatron" else 1  # Megatron keeps its shard of a norm's output and gathers it again
-    return a.hidden * (2 * kept / rank + outputs / gathered + (2 / rank if a.dropout else 0))
+    return a.hidden * (2 * kept / rank + outputs / gathered + (2 / rank if drops(a, s) else 0))
 
 def _casts(a: Architecture) -> int:
     "Products that read a norm's output, each of which autocast gives a copy of its own: queries, keys and values; gate and up."
@@ -50,7 +57,7 @@ def _casts(a: Architecture) -> int:
 
 def _rms(a: Architecture) -> bool: return a.gated and a.kind == "decoder"
 
-# %% ../../nbs/memory/04_activations.ipynb #be603226
+# %% ../../nbs/memory/04_activations.ipynb #44e64960
 def attention_bytes(
     a: Architecture,
     s: Strategy,
@@ -72,7 +79,7 @@ def core_bytes(
     "The attention probabilities, where they are kept."
     if s.attention == "flash": return 0.0
     b = element_bytes(s)
-    each = b + (1 + b if a.dropout else 4 if b == 2 and s.framework != "megatron" else 0)  # eager softmax runs in fp32
+    each = b + (1 + b if drops(a, s) else 4 if b == 2 and s.framework != "megatron" else 0)  # eager softmax runs in fp32
     return a.heads * min(w.seq_len / s.cp, a.window or w.seq_len) * each / s.tp
 
 # %% ../../nbs/memory/04_activations.ipynb #54ddaeb8
