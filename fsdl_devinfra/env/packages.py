@@ -22,7 +22,7 @@ from .stamp import Installed, installed
 # %% auto #0
 __all__ = ['Package', 'record_lines', 'record_hash', 'package', 'packages', 'manager', 'locks', 'conda_packages', 'python']
 
-# %% ../../nbs/env/07_packages.ipynb #418ab372
+# %% ../../nbs/env/07_packages.ipynb #4f4e919f
 @dataclass(frozen=True)
 class Package:
     "One installed distribution."
@@ -43,6 +43,15 @@ def _span(lines: list[bytes], prefix: bytes) -> slice:
     "Where the lines that begin with `prefix` stand among sorted ones."
     return slice(bisect_left(lines, prefix), bisect_left(lines, prefix[:-1] + bytes([prefix[-1] + 1])))
 
+def _own_folder(content: bytes) -> bytes:
+    "The metadata folder at the top, b'name-1.0.dist-info/'; vendored packages have theirs further down."
+    at = content.find(b".dist-info/")
+    while at >= 0:
+        start = content.rfind(b"\n", 0, at) + 1
+        if b"/" not in content[start:at]: return content[start:at] + b".dist-info/"
+        at = content.find(b".dist-info/", at + 1)
+    return b"\xfe"  # no line begins so
+
 def record_lines(
     content: bytes,  # of a RECORD file
 ) -> list[bytes]:  # b"path,sha256=…,size", sorted
@@ -50,10 +59,8 @@ def record_lines(
     plain = content.replace(b"\r", b"") if b"\r" in content else content
     lines = sorted([line for line in plain.split(b"\n") if b",sha256=" in line])  # byte code has no hash
     for elsewhere in b"..", b"/", b'"..': del lines[_span(lines, elsewhere)]
-    at = plain.find(b".dist-info/")
-    if at >= 0:
-        own = _span(lines, plain[plain.rfind(b"\n", 0, at) + 1:at] + b".dist-info/")
-        lines[own] = [line for line in lines[own] if not _BY_INSTALLER.search(line)]
+    own = _span(lines, _own_folder(plain))
+    lines[own] = [line for line in lines[own] if not _BY_INSTALLER.search(line)]
     return lines
 
 def record_hash(
