@@ -28,8 +28,7 @@ def captured(cwd, python=sys.executable, options="", before="", **variables):
 
 
 def cli(*argv, cwd=None, **variables):
-    return subprocess.run([sys.executable, "-m", "fsdl_devinfra.cli", *map(str, argv)] if False else [str(Path(sys.executable).parent / "fsdl-devinfra"), *map(str, argv)],
-                          capture_output=True, text=True, cwd=cwd, env=os.environ | variables, timeout=300)
+    return subprocess.run([str(Path(sys.executable).parent / "fsdl-devinfra"), *map(str, argv)], capture_output=True, text=True, cwd=cwd, env=os.environ | variables, timeout=300)
 
 
 def git(*args, cwd):
@@ -56,11 +55,27 @@ def test_slurm_kubernetes_and_trackers(tmp_path):
     assert env.container["kind"] == "kubernetes"
 
 
-def test_fake_nvidia_smi_is_not_needed_for_no_gpu(tmp_path):
+@pytest.mark.slow
+def test_nvidia_smi_that_hangs(tmp_path):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nsleep 60\n"); (tmp_path / "nvidia-smi").chmod(0o755)
     start = time.monotonic()
     captured(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert time.monotonic() - start < 20
+
+
+def test_nvidia_smi(tmp_path):
+    """Where NVML finds nothing, the program is asked."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-40GB, 40960, 550.54.15, 8.0, Disabled, 400.00, 92.00.45'\n"); (tmp_path / "nvidia-smi").chmod(0o755)
+    env = captured(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    if not Path("/dev/nvidiactl").exists(): assert env.accelerators["driver"] == "550.54.15" and env.accelerators["gpus"][0]["name"] == "NVIDIA A100-SXM4-40GB"
+
+
+def test_nvml(tmp_path):
+    """A stand-in for the driver's library."""
+    fake = ("import sys, types; nv = types.ModuleType('pynvml'); nv.nvmlInit = nv.nvmlShutdown = lambda: None; nv.nvmlDeviceGetCount = lambda: 1; nv.nvmlDeviceGetHandleByIndex = lambda i: i;"
+            "nv.nvmlSystemGetDriverVersion = lambda: '570.1'; nv.nvmlDeviceGetName = lambda h: 'NVIDIA H200'; sys.modules['pynvml'] = nv;")
+    env = captured(tmp_path, before=fake)
+    assert env.accelerators == {"driver": "570.1", "gpus": [{"name": "NVIDIA H200"}]}
 
 
 def test_git_that_hangs(tmp_path):
@@ -97,6 +112,7 @@ def test_secrets_in_real_places(tmp_path):
     assert env.packages["x"].commit == "a" * 40
 
 
+@pytest.mark.slow
 def test_observed_where_torch_is_imported(tmp_path):
     env = captured(tmp_path, before="import torch; torch.backends.cuda.matmul.allow_tf32 = True; torch.set_num_threads(1); torch.manual_seed(7);")
     settings = env.numerics["settings"]
@@ -142,6 +158,7 @@ def test_command_data_and_errors(tmp_path):
     assert done.returncode == 2 and set(json.loads(done.stdout)) == {"error", "mend"}
 
 
+@pytest.mark.slow
 def test_probe(tmp_path):
     one, two = (cli("env", "capture", "--probe", "-o", n, cwd=tmp_path, **v) for n, v in (("a.json", {}), ("b.json", {"ATEN_CPU_CAPABILITY": "default"})))
     assert one.returncode == two.returncode == 0

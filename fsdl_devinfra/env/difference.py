@@ -128,7 +128,7 @@ def _blocks(left: Environment, right: Environment) -> list[Difference]:
 def _order(d: Difference) -> tuple[int, int, str]:
     return EFFECTS.index(d.effect), rule_number(d.field), d.field
 
-# %% ../../nbs/env/13_difference.ipynb #91da10eb
+# %% ../../nbs/env/13_difference.ipynb #72425768
 _NAMES = {"numerics.settings.threads": "threads", "numerics.settings.cpu_capability": "vector instructions", "python.version": "Python", "source.commit": "the commit", "source.diff_sha256": "uncommitted changes",
           "machine.libc": "the C library", "accelerators.driver": "the driver", "machine.cpu.model": "the processor", "accelerators.gpus": "GPUs"}
 
@@ -148,23 +148,27 @@ def _causes(found: list[Difference]) -> list[str]:
     "Numeric differences in words, without those that follow from another: the variable from its setting, the wheel from the version."
     names = {d.field for d in found}
     return [_say(d) for d in found if d.effect == "numerics" and not d.field.startswith("fingerprint.") and _SHOWN_BY.get(d.field) not in names
+            and not (d.field.startswith(("numerics.settings.fp32_precision.", "numerics.settings.matmul_precision")) and any(n.startswith("numerics.settings.allow_tf32.") for n in names))
             and not (d.field.startswith("libraries.torch.") and "packages.torch.version" in names) and not (d.field.startswith("libraries.wheels.") and f"packages.{d.field[18:]}.version" in names)]
 
-def _proof(left: Environment, right: Environment, causes: list[str]) -> str:
-    if not (left.fingerprint and right.fingerprint): return ""
-    found = differing(left.fingerprint, right.fingerprint)
-    operations = sorted({op for ops in found.values() for op in ops if "error" not in op})
-    if operations: return f" The fingerprints prove it: {_listing(operations, 6)} gave other bits." if causes else f" The fingerprints differ in {_listing(operations, 6)}, and nothing that was captured explains it."
-    return " Yet the fingerprints agree: the dozen operations in them gave equal bits on both sides." if causes else " The fingerprints agree."
+def _bits(left: Environment, right: Environment) -> list[str] | None:
+    "Operations that gave other bits; `None` where the two fingerprints have no device in common."
+    if not set(left.fingerprint) & set(right.fingerprint): return None
+    return sorted({op for ops in differing(left.fingerprint, right.fingerprint).values() for op in ops})
+
+def _about_numbers(causes: list[str], bits: list[str] | None) -> str:
+    if causes and bits: return f"{_listing(causes)}: expect different bits. The fingerprints prove it: {_listing(bits, 6)} gave other bits."
+    if causes and bits == []: return f"{_listing(causes)} can change bits. Here the fingerprints agree: the dozen operations in them gave the same bits on both sides."
+    if causes: return f"{_listing(causes)}: expect different bits."
+    if bits: return f"The fingerprints differ in {_listing(bits, 6)}, and nothing that was captured explains it."
+    return "Nothing that is known to change numbers differs." + (" The fingerprints agree." if bits == [] else "")
 
 def _answer(found: list[Difference], left: Environment, right: Environment) -> str:
-    causes, speed = _causes(found), [_say(d) for d in found if d.effect == "performance"]
-    numeric = any(d.effect == "numerics" for d in found)
-    parts = [f"{_listing(causes)}: expect different bits." if causes else "Other bits were computed, see the fingerprints." if numeric else "Nothing that is known to change numbers differs."]
+    parts, speed = [_about_numbers(_causes(found), _bits(left, right))], [_say(d) for d in found if d.effect == "performance"]
     if speed: parts.append(f"Speed or memory may differ: {_listing(speed)}.")
     rest = sum(d.effect == "record" for d in found)
     parts.append("Everything else is cosmetic." if rest and len(found) > rest else f"{rest} {'differences are' if rest > 1 else 'difference is'} for the record only." if rest else "")
-    return (" ".join(p for p in parts if p) + _proof(left, right, causes)).strip()
+    return " ".join(p for p in parts if p)
 
 # %% ../../nbs/env/13_difference.ipynb #1e7870a6
 def diff(

@@ -86,11 +86,11 @@ def _run(torch: Any, operation: Callable[..., Any], device: str, dtype: Any) -> 
         with torch.enable_grad(), torch.random.fork_rng(devices=[]): return _bits(torch, operation(torch, torch.device(device), dtype))
     except (RuntimeError, NotImplementedError, TypeError) as e: return "error: " + type(e).__name__
 
-# %% ../../nbs/env/10_fingerprint.ipynb #868e4dd4
+# %% ../../nbs/env/10_fingerprint.ipynb #66921622
 def differing(
     left: dict[str, dict[str, str]],  # a fingerprint
     right: dict[str, dict[str, str]],  # another
 ) -> dict[str, list[str]]:  # "cpu float32" → operations whose bits differ
     "Where two fingerprints differ, on the devices that both have."
-    both = {k: [op for op in left[k] if op in right[k] and left[k][op] != right[k][op]] for k in left if k in right}
+    both = {k: [op for op in left[k] if op in right[k] and left[k][op] != right[k][op] and "error" not in left[k][op] + right[k][op]] for k in left if k in right}
     return {k: ops for k, ops in both.items() if ops}
