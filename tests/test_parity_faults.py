@@ -180,7 +180,10 @@ FAULTS = [(weight, "weight", "layers.1.up"), (bias, "weight", "layers.2.down"), 
           (nan_in_weight, "weight", "head"), (scale, "operator semantics", "layers.0.attention")]
 
 
-@pytest.mark.parametrize(("fault", "kind", "module"), FAULTS, ids=[f.__name__ for f, *_ in FAULTS])
+QUICK = {weight, gelu, transposed_mask, nan_in_weight}
+
+
+@pytest.mark.parametrize(("fault", "kind", "module"), [pytest.param(*f, id=f[0].__name__, marks=[] if f[0] in QUICK else pytest.mark.slow) for f in FAULTS])
 def test_fault_is_found_at_its_node(made: Any, tmp_path: Path, fault: Any, kind: str, module: str) -> None:
     report, culprits, _ = planted(made, tmp_path, fault)
     assert report.verdict == "fail"
@@ -226,6 +229,7 @@ def test_baked_sequence_length(made: Any, tmp_path: Path) -> None:
     assert "baked shape" in {c.kind for c in report.causes}, report.causes
 
 
+@pytest.mark.slow
 def test_fixed_input_size(made: Any, tmp_path: Path) -> None:
     def fix(graph: Any) -> None:
         for i in graph.input: i.type.tensor_type.shape.dim[1].dim_value = 6
@@ -233,6 +237,7 @@ def test_fixed_input_size(made: Any, tmp_path: Path) -> None:
     assert report.verdict == "fail" and report.causes[0].kind == "baked shape" and "fixed at 6" in report.causes[0].evidence
 
 
+@pytest.mark.slow
 def test_dropout_in_training_mode(made: Any, tmp_path: Path) -> None:
     def wake(graph: Any) -> str:
         node = of_module(graph, "layers.1.down", "Add")
@@ -255,6 +260,7 @@ def test_absent_provider_is_not_run(made: Any) -> None:
     assert {c.kind for c in report.causes} == {"absent provider"}
 
 
+@pytest.mark.slow
 def test_module_changed_after_export(made: Any) -> None:
     import copy
     model, path, _, inputs = made
@@ -264,6 +270,7 @@ def test_module_changed_after_export(made: Any) -> None:
     assert report.verdict == "fail" and report.first_divergence.module == "layers.1.attention.out" and report.causes[0].kind == "weight"
 
 
+@pytest.mark.slow
 def test_wrong_metadata_free_file(made: Any, tmp_path: Path) -> None:
     "A file whose notes were stripped (an optimiser does that) is still located, by the names of its values."
     def strip(graph: Any) -> str:
@@ -297,6 +304,7 @@ def test_fp16_overflow(tmp_path: Path) -> None:
     assert "no evidence about fp16 on a GPU" in " ".join(report.cases[0].notes)
 
 
+@pytest.mark.slow
 def test_batch_norm_in_training_mode(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 4))

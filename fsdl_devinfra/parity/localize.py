@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ['Step', 'run_program', 'match_values', 'ValueError_', 'value_error', 'exposed', 'isolated', 'run_graph',
            'run_what_runs', 'failed_node', 'Localization', 'localize']
 
-# %% ../../nbs/parity/07_localize.ipynb #dded68e7
+# %% ../../nbs/parity/07_localize.ipynb #d9ded1e2
 @dataclass
 class Step:
     "One operator of the traced program."
@@ -59,7 +59,7 @@ def _step(node: Any, steps: Mapping[str, Step], precision: str) -> Step:
     import torch
     def of(value): return torch.fx.node.map_arg(value, lambda n: steps[n.name].own)
     args, kwargs = of(node.args), of(node.kwargs)
-    if precision not in ("fp32", "fp64"): args, kwargs = _narrowed(args, torch_type(precision)), _narrowed(kwargs, torch_type(precision))
+    if precision not in ("fp32", "tf32", "fp64"): args, kwargs = _narrowed(args, torch_type(precision)), _narrowed(kwargs, torch_type(precision))
     with torch.no_grad():
         own = node.target(*args, **kwargs)
         truth = _in_float64(node.target, args, kwargs, own)

@@ -16,9 +16,9 @@ from ..core.results import Result
 from ..core.units import GIB, size_text
 
 # %% auto #0
-__all__ = ['MODEL_LIMIT', 'STANDARD_DOMAINS', 'RUNTIME_DOMAINS', 'FileFacts', 'inspect_file']
+__all__ = ['MODEL_LIMIT', 'STANDARD_DOMAINS', 'RUNTIME_DOMAINS', 'FileFacts', 'inspect_file', 'inspected']
 
-# %% ../../nbs/parity/09_safety.ipynb #fcd2b645
+# %% ../../nbs/parity/09_safety.ipynb #a6db36f8
 MODEL_LIMIT = 2 * GIB  # what a protobuf message can hold
 STANDARD_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"}
 #: domains whose operators ONNX Runtime brings itself
@@ -41,6 +41,10 @@ def inspect_file(
     limit: int | None = None,  # bytes that all files together may have; None: no limit
 ) -> FileFacts:
     "Check an ONNX file before it is loaded. Raises `BadInput` where it must not be."
+    return inspected(path, limit)[0]
+
+def inspected(path: str | Path, limit: int | None = None) -> tuple[FileFacts, Any]:
+    "The facts and the parsed model (onnx.ModelProto, without external weights), so that nobody parses twice."
     onnx = need("onnx", "onnx", "reading ONNX files")
     path = Path(path)
     size = path.stat().st_size
@@ -53,8 +57,9 @@ def inspect_file(
     if limit is not None and total > limit: raise BadInput(f"{path.name} and its weights are {size_text(total)}, the limit is {size_text(limit)}", "Raise the limit if you trust the file")
     domains = sorted({n.domain for n in _nodes(model.graph)} | {n.domain for f in model.functions for n in f.node})
     own = {f.domain for f in model.functions}
-    return FileFacts(size, sum(external.values()), sorted(external), domains, [d for d in domains if d not in STANDARD_DOMAINS | RUNTIME_DOMAINS | own],
+    facts = FileFacts(size, sum(external.values()), sorted(external), domains, [d for d in domains if d not in STANDARD_DOMAINS | RUNTIME_DOMAINS | own],
                      next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0), len(model.graph.node))
+    return facts, model
 
 def _nodes(graph: Any) -> Iterator[Any]:
     for node in graph.node:
