@@ -42,7 +42,7 @@ def deepspeed(
     script = [*job.command, "--deepspeed", "ds_config.json"] if job.script else job.command
     return Emitted(files, shell_line(["deepspeed", *where, *script]), notes)
 
-# %% ../../nbs/launch/04_frameworks.ipynb #2944cc82
+# %% ../../nbs/launch/04_frameworks.ipynb #a8f46a69
 def accelerate_config(
     job: Job,
 ) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def accelerate_config(
     if s.pp > 1: raise BadInput("accelerate has no pipeline parallelism", "Pick another plan, or use --to torchrun or slurm with a script of your own")
     if s.framework == "megatron" and s.tp > 1 and job.script: raise BadInput("this plan is for Megatron", "Pick a plan of the framework fsdp, or use --to torchrun or slurm")
     mixed = {"bf16-mixed": "bf16", "fp16-mixed": "fp16", "fp8-mixed": "fp8"}.get(s.precision, "no")
-    config: dict[str, Any] = {"compute_environment": "LOCAL_MACHINE", "debug": False, "distributed_type": _kind(job), "mixed_precision": "no" if job.cpu else mixed, "use_cpu": job.cpu, "machine_rank": 0, "num_machines": job.nodes, "num_processes": job.gpus,
+    config: dict[str, Any] = {"compute_environment": "LOCAL_MACHINE", "debug": False, "distributed_type": _kind(job), "mixed_precision": "no" if job.cpu else mixed, "use_cpu": False, "machine_rank": 0, "num_machines": job.nodes, "num_processes": job.gpus,
                               "main_training_function": "main", "rdzv_backend": "static" if job.nodes == 1 else "c10d", "same_network": True}
     if job.nodes > 1: config |= {"main_process_ip": "node-1", "main_process_port": PORT}
     if config["distributed_type"] == "DEEPSPEED": config["deepspeed_config"] = {"deepspeed_config_file": "ds_config.json", "zero3_init_flag": s.zero == 3}
@@ -63,7 +63,6 @@ def accelerate_config(
 
 def _kind(job: Job) -> str:
     s = job.strategy
-    if job.cpu: return "MULTI_CPU" if job.gpus > 1 else "NO"
     if s.framework == "deepspeed": return "DEEPSPEED"
     if s.zero >= 2 or s.tp > 1 or s.cp > 1: return "FSDP"
     return "MULTI_GPU" if job.gpus > 1 else "NO"

@@ -162,7 +162,7 @@ def _train_pipeline(model: Any, pp: int, options: argparse.Namespace, device: st
         losses.append(float(total))
     return losses
 
-# %% ../../nbs/launch/01_trainer.ipynb #ec9ba1d7
+# %% ../../nbs/launch/01_trainer.ipynb #b3b21b67
 def train(
     argv: Sequence[str] | None = None,  # the trainer's options
 ) -> dict[str, Any]:  # degrees, backend and losses
@@ -173,15 +173,15 @@ def train(
     check_degrees(options.dp, options.tp, options.pp, world, options.batch)
     torch.set_num_threads(1)
     device = "cuda" if cuda else "cpu"
-    if world > 1:
-        if cuda: torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    joined = world > 1 and torch.distributed.is_initialized()  # Ray joins before the script runs
+    if world > 1 and cuda: torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if world > 1 and not joined: torch.distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         model = _model().to(device)
         if options.pp > 1: losses = _train_pipeline(model, options.pp, options, device)
         else: losses = _train(*spread(model, options.dp, options.tp, options.zero, device), options.dp, options.tp, options, device)
     finally:
-        if world > 1: torch.distributed.destroy_process_group()
+        if world > 1 and not joined: torch.distributed.destroy_process_group()
     return dict(world=world, dp=options.dp, tp=options.tp, pp=options.pp, zero=options.zero, device=device, losses=losses)
 
 def main(
