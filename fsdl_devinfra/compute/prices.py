@@ -17,8 +17,8 @@ from ..core.devices import Device, find_device
 from ..core.errors import BadInput, CheckError, Unreachable, need
 
 # %% auto #0
-__all__ = ['Row', 'SHIPPED', 'Price', 'PriceList', 'price_number', 'whole_number', 'read_prices', 'shipped_prices',
-           'hunted_prices', 'cheapest']
+__all__ = ['Row', 'SHIPPED', 'SLIP', 'Price', 'PriceList', 'price_number', 'whole_number', 'read_prices', 'shipped_prices',
+           'hunted_prices', 'credible', 'cheapest']
 
 # %% ../../nbs/compute/06_prices.ipynb #22070ff0
 @dataclass(frozen=True)
@@ -171,7 +171,20 @@ def hunted_prices(
              if i.gpu_count and i.price and (d := _device(i.gpu_name or "", i.gpu_memory))]
     return PriceList(tuple(found), source)
 
-# %% ../../nbs/compute/06_prices.ipynb #de3098e1
+# %% ../../nbs/compute/06_prices.ipynb #7e98bcb8
+#: an on-demand price below this share of the median of at least four is taken for a slip
+SLIP = 0.4
+
+def credible(
+    prices: Sequence[Price],  # of one GPU
+) -> list[Price]:
+    "Prices without the slips."
+    import statistics
+    demand = [p.usd_per_gpu_hour for p in prices if not p.spot]
+    if len(demand) < 4: return list(prices)
+    least = SLIP * statistics.median(demand)
+    return [p for p in prices if p.spot or p.usd_per_gpu_hour >= least]
+
 def cheapest(
     prices: Iterable[Price],
     device: Device,
@@ -179,6 +192,6 @@ def cheapest(
     spot: bool = False,  # take spot prices too
 ) -> Price | None:  # per GPU the cheapest instance that divides the need, or None
     "The cheapest price a GPU hour for this many GPUs of a kind."
-    fitting = [p for p in prices if p.gpu == device.name and (spot or not p.spot) and (p.gpus <= gpus and gpus % p.gpus == 0 or p.gpus == gpus)]
+    fitting = [p for p in credible([p for p in prices if p.gpu == device.name]) if (spot or not p.spot) and (p.gpus <= gpus and gpus % p.gpus == 0 or p.gpus == gpus)]
     if gpus > 1: fitting = [p for p in fitting if p.gpus == min(gpus, 8)] or fitting  # whole nodes, so that NVLink is there
     return min(fitting, key=lambda p: (p.usd_per_gpu_hour, p.cloud, p.instance), default=None)
