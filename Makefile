@@ -44,7 +44,7 @@ test: $(VENV)/.dev  ## gates (clean, export, schemas, readme), notebooks, pytest
 	@$(MAKE) --no-print-directory accuracy
 
 accuracy: $(VENV)/.dev  ## estimates against published measurements; fails below the gate
-	$(BIN)/python -m fsdl_devinfra.memory.accuracy tests/data/ground_truth
+	$(BIN)/python tests/accuracy.py
 
 test-slow: $(VENV)/.dev  ## slow cells and slow tests, and the notebooks under nbdev 3
 	$(BIN)/python tests/run_notebooks.py --slow
