@@ -177,7 +177,7 @@ def redact_text(
     for pattern in _ASSIGNED, _FLAG, _ELEMENT: text = _remove_named(text, pattern)
     return _remove_named(text, _BEFORE, always=True)
 
-# %% ../../nbs/env/02_redaction.ipynb #3cd4e045
+# %% ../../nbs/env/02_redaction.ipynb #f6e8c5d0
 def _before_secret(previous: str, value: Any) -> bool:
     "`wandb login KEY` and `curl -u name:password`, as items of a list."
     if not isinstance(value, str) or value.startswith("-"): return False
@@ -200,9 +200,11 @@ def redact(
     "Take every secret out of a document, keys included."
     removed: list[Removed] = []
     def visit(value: Any, name: str, where: str) -> Any:
+        if value is None: return None
         if isinstance(value, dict):
-            keep = where in plain_keys
-            return {redact_text(str(k)): visit(v, "" if keep else name if secret_name(name) else str(k), f"{where}.{redact_text(str(k))}".lstrip(".")) for k, v in value.items()}
+            keep, above = where in plain_keys, name if secret_name(name) else ""
+            cleaned = ((k, redact_text(str(k)), v) for k, v in value.items())
+            return {key: visit(v, "" if keep else above or str(k), f"{where}.{key}" if where else key) for k, key, v in cleaned}
         if isinstance(value, (list, tuple)): return _redact_list(list(value), name, visit, where)
         if not isinstance(value, str): return value if not secret_name(name) or isinstance(value, (bool, float, type(None))) else visit(str(value), name, where) if len(str(value)) > 5 else value
         clean = redact_text(value, name)
