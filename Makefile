@@ -41,6 +41,10 @@ test: $(VENV)/.dev  ## gates (clean, export, schemas, readme), notebooks, pytest
 	@$(MAKE) --no-print-directory gates
 	$(BIN)/python tests/run_notebooks.py
 	$(BIN)/python -m pytest -q -m "not slow" tests
+	@$(MAKE) --no-print-directory accuracy
+
+accuracy: $(VENV)/.dev  ## estimates against published measurements; fails below the gate
+	$(BIN)/python tests/accuracy.py
 
 test-slow: $(VENV)/.dev  ## slow cells and slow tests, and the notebooks under nbdev 3
 	$(BIN)/python tests/run_notebooks.py --slow
@@ -78,4 +82,4 @@ dist: $(VENV)/.dev  ## sdist and wheel in dist/
 clean:  ## remove what these commands made
 	rm -rf $(VENV) $(VENV3) _docs _proc build dist *.egg-info $(REPORT)
 
-.PHONY: help setup demo test test-slow gates test-nbdev3 export bench docs dist clean
+.PHONY: help setup demo test test-slow gates accuracy test-nbdev3 export bench docs dist clean

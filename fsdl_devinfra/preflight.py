@@ -30,7 +30,7 @@ __all__ = ['STEPS', 'Step', 'PreflightReport', 'staging', 'publish', 'Run', 'Ski
            'known_lock', 'lock_step', 'load_step', 'memory_step', 'parity_inputs', 'export_step', 'parity_step',
            'parity_sentence', 'environment_step', 'preflight', 'report_html', 'register']
 
-# %% ../nbs/preflight.ipynb #f43118c7
+# %% ../nbs/preflight.ipynb #a3024221
 @dataclass(frozen=True)
 class Step:
     "One check: its verdict, and the sentence that people read."
@@ -39,6 +39,7 @@ class Step:
     seconds: float
     summary: str
     result: dict[str, Any] | None = None  # the document of the room's result
+    mend: str = ""  # what to do where it was not run
 
 @dataclass(frozen=True)
 class PreflightReport(Result):
@@ -63,7 +64,9 @@ class PreflightReport(Result):
     def to_dict(self) -> dict[str, Any]:
         "The document; `verdict` follows from the steps."
         document = super().to_dict()
-        return {"schema": document.pop("schema"), "verdict": self.verdict, **document}
+        first = next((s for s in self.steps if s.verdict == "not-run"), None)
+        why = {"error": f"{first.name} was not run: {first.summary}", "mend": first.mend} if first and self.verdict == "not-run" else {}
+        return {"schema": document.pop("schema"), "verdict": self.verdict, **why, **document}
 
     def __str__(self) -> str:
         rows = [(s.verdict, s.name, time_text(s.seconds), s.summary) for s in self.steps]
@@ -101,7 +104,7 @@ def publish(
     for name in names: os.replace(scratch / name, folder / name)
     return names
 
-# %% ../nbs/preflight.ipynb #e662ab5d
+# %% ../nbs/preflight.ipynb #a971051b
 @dataclass
 class Run:
     "What the steps of one run share: inputs, what they made, and what they said."
@@ -137,13 +140,14 @@ def run_step(
     "Run one step, note what came of it and say so on standard error."
     start = time.monotonic()
     if not run.quiet: status(f"… {name}")
+    mend = ""
     try:
         holds, sentence, result = step(run)
         verdict = "pass" if holds else "fail"
         if holds: run.made[name] = result
-    except CheckError as e: verdict, sentence, result = "not-run", str(e), None
+    except CheckError as e: verdict, sentence, result, mend = "fail" if e.status == FAILS else "not-run", str(e), None, e.mend
     document = result.to_dict() if isinstance(result, Result) else None
-    run.steps.append(Step(name, verdict, round(time.monotonic() - start, 3), sentence, document))
+    run.steps.append(Step(name, verdict, round(time.monotonic() - start, 3), sentence, document, mend))
     if not run.quiet: status(f"{verdict:>7}  {name:<11}  {sentence.splitlines()[0]}")
     return run.steps[-1]
 
@@ -156,7 +160,7 @@ def inspect_step(run: Run) -> tuple[bool, str, Any]:
     risks = f"; {len(found.risks)} risks: " + ", ".join(sorted({r.kind for r in found.risks})) if found.risks else ""
     return True, f"{found.tensors.parameters:,} parameters in {found.tensors.count} tensors, {size_text(found.weight_bytes)} of {found.weight_format}{risks}", found
 
-# %% ../nbs/preflight.ipynb #5c2c0993
+# %% ../nbs/preflight.ipynb #e3c0de8f
 def known_lock(
     run: Run,  # this run
 ) -> Path | None:  # a lock file
@@ -169,34 +173,44 @@ def known_lock(
     return shipped if resolve(run.model).folder == builtin_folder() and shipped.is_file() else None
 
 def lock_step(run: Run) -> tuple[bool, str, Any]:
-    "Whether the bytes are those that were locked."
-    from fsdl_devinfra.hub import ModelLock, lock, resolve, verify
+    "Whether the bytes are those that were locked; a model on the Hub is fetched, verified, on the way."
+    from fsdl_devinfra.hub import ModelLock, lock, resolve
+    from fsdl_devinfra.hub.pulling import pull
     needed(run, "inspect")
-    path, folder = known_lock(run), resolve(run.model).folder
-    locked = ModelLock.load(path) if path else lock(run.model)
+    path, source = known_lock(run), resolve(run.model)
+    locked = ModelLock.load(path) if path else lock(source, quiet=run.quiet)
+    if locked.repo and source.repo and locked.repo != source.repo: raise BadInput(f"{path} is a lock of {locked.repo}", f"Give the lock of {source.repo}, or another folder with -o")
     run.made["model lock"] = locked
-    if not path: return True, f"{len(locked.files)} files locked, {size_text(locked.size_bytes)} hashed", locked
-    found = verify(locked, folder, full=True)
+    run.made["folder"] = source.folder or pull(locked, quiet=run.quiet)
+    what = f"{len(locked.files)} files, {size_text(locked.size_bytes)}"
+    if not path: return True, f"{what}, locked" + (f" at {locked.commit[:12]} and fetched" if locked.commit else ""), locked
+    return _against(run, path, locked)
+
+def _against(run: Run, path: Path, locked: Any) -> tuple[bool, str, Any]:
+    from fsdl_devinfra.hub import verify
+    found = verify(locked, run.made["folder"], full=True)
     if found.ok: return True, f"{found.files_checked} files, {size_text(found.bytes_checked)}, are what {path.name} says", found
     first = found.problems[0]
-    advice = " (for another model, choose another folder with -o)" if not run.lock_file and path.parent == run.folder else ""
-    return False, f"{first.path} is not what {path.name} says: {first.why}" + (f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else "") + advice, found
+    more = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
+    advice = "" if run.lock_file or path.parent != run.folder else " (for another model, choose another folder with -o)"
+    return False, f"{first.path} is not what {path.name} says: {first.why}{more}{advice}", found
 
-# %% ../nbs/preflight.ipynb #697a6f41
+# %% ../nbs/preflight.ipynb #a94a0c3a
 def load_step(run: Run) -> tuple[bool, str, Any]:
     "Every tensor in its place."
     from fsdl_devinfra.hub import load
     needed(run, "inspect", "lock")
-    module = load(run.model)
+    module = load(run.made["folder"])
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     return True, f"{type(module).__name__} with {sum(p.numel() for p in module.parameters()):,} parameters, {len(tensors)} tensors, none missing", module
 
-# %% ../nbs/preflight.ipynb #0b019464
+# %% ../nbs/preflight.ipynb #dcb07b09
 def memory_step(run: Run) -> tuple[bool, str, Any]:
     "Whether training fits."
     from fsdl_devinfra.memory import Architecture, Strategy, default_workload, estimate
-    needed(run, "inspect", "lock")
-    architecture = Architecture.from_model(run.model)
+    found, _ = needed(run, "inspect", "lock")
+    if found.config is None: raise BadInput(f"{run.model} has no config.json", "Name a model that has one")
+    architecture = Architecture.from_config(found.config, {n: (t.dtype, t.shape) for n, t in found.tensor_index.items()}, name=run.model)
     workload = default_workload(architecture)
     tried = [estimate(architecture, Strategy(dp=run.gpus, zero=zero), workload, run.device) for zero in ((0, 3) if run.gpus > 1 else (0,))]
     found = next((f for f in tried if f.fits != "no"), tried[-1])
@@ -286,19 +300,24 @@ def _write(run: Run, report: PreflightReport) -> None:
     write_atomic(run.scratch / "report.html", report_html(report, run.made))
     report.save(run.scratch / "report.json")
 
-# %% ../nbs/preflight.ipynb #caaa0239
+# %% ../nbs/preflight.ipynb #496c3b75
 def report_html(
     report: PreflightReport,
     made: dict[str, Any],  # step → result
 ) -> str:  # a self-contained page
     "The report for people."
-    rows = "".join(f"<tr><td>{badge(s.verdict)}</td><td>{s.name}</td><td>{time_text(s.seconds)}</td><td>{_escaped(s.summary)}</td></tr>" for s in report.steps)
+    def row(s: Step) -> str:
+        took = time_text(s.seconds).replace(" ", "&nbsp;")
+        return f"<tr><td>{badge(s.verdict)}</td><td>{s.name}</td><td>{took}</td><td>{_escaped(s.summary)}</td></tr>"
+    rows = "".join(map(row, report.steps))
     table = f"<table><thead><tr><th>verdict</th><th>step</th><th>time</th><th>what was found</th></tr></thead><tbody>{rows}</tbody></table>"
     head = f"<p>{badge(report.verdict)} · {report.gpus} × {_escaped(str(report.gpu.get('name')))}</p>"
-    rooms = [section(name.capitalize(), _view(made[name])) for name in STEPS if hasattr(made.get(name), "_repr_html_")]
+    rooms = [section(name.capitalize(), _view(made[name])) for name in STEPS if isinstance(made.get(name), Result)]
     return html_page(f"Preflight: {report.model}", [head, table, *rooms])
 
-def _view(result: Any) -> str: return result._repr_html_()
+def _view(result: Result) -> str:
+    if hasattr(result, "_repr_html_"): return result._repr_html_()
+    return f"<pre>{_escaped(str(result))}</pre>" if "__str__" in type(result).__dict__ else f"<details><summary>{result.schema}</summary><pre>{_escaped(result.to_json())}</pre></details>"
 
 def _escaped(text: str) -> str:
     from html import escape

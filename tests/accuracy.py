@@ -1,9 +1,17 @@
-"""`make accuracy`: memory estimates against published measurements; exits 1 below the gate.  python tests/accuracy.py [FOLDER] [--rows] [--markdown]"""
+"""`make accuracy`: the estimates of memory and of time against what other people measured; exit 1 below a gate.
+
+    python tests/accuracy.py [FOLDER] [--rows] [--markdown]
+"""
 import sys
 from pathlib import Path
 
-from fsdl_devinfra.memory.accuracy import main
+from fsdl_devinfra.compute import accuracy as time_accuracy
+from fsdl_devinfra.memory import accuracy as memory_accuracy
 
 if __name__ == "__main__":
-    folder = str(Path(__file__).parent / "data" / "ground_truth")
-    sys.exit(main(sys.argv[1:] if any(not a.startswith("-") for a in sys.argv[1:]) else [folder, *sys.argv[1:]]))
+    flags = [a for a in sys.argv[1:] if a.startswith("-")]
+    folder = next((a for a in sys.argv[1:] if not a.startswith("-")), str(Path(__file__).parent / "data" / "ground_truth"))
+    memory = memory_accuracy.main([folder, *flags])
+    print()
+    time = time_accuracy.main([folder, *flags])
+    sys.exit(memory or time)

@@ -154,7 +154,7 @@ def missed(
 def main(
     argv: Sequence[str] | None = None,  # a folder, and --markdown
 ) -> int:  # 1 where the gate is missed
-    "Print the report: `python -m fsdl_devinfra.compute.accuracy FOLDER`."
+    "Print the report: `make accuracy`."
     argv = list(sys.argv[1:] if argv is None else argv)
     folder = next((a for a in argv if not a.startswith("-")), "tests/data/ground_truth")
     text, short = report(folder, "--markdown" in argv)

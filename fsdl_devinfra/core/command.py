@@ -63,7 +63,7 @@ def at_least(
         return value
     return whole_number
 
-# %% ../../nbs/core/06_command.ipynb #10810f41
+# %% ../../nbs/core/06_command.ipynb #c93f3ec2
 def run(
     command: Callable[[], Outcome],  # what to do
     as_json: bool = False,  # print the document instead of the text
@@ -83,14 +83,14 @@ def run(
                                      "This is a fault in fsdl-devinfra: set FSDL_DEVINFRA_TRACEBACK=1 to see where, and please report it"))
     return show(outcome, as_json)
 
-def _failed(error: CheckError) -> Outcome: return Outcome(error.to_dict(), str(error), CANNOT_CHECK)
+def _failed(error: CheckError) -> Outcome: return Outcome(error.to_dict(), str(error), error.status)
 
 def show(
     outcome: Outcome,  # what a command found
     as_json: bool = False,  # print the document instead of the text
 ) -> int:  # the exit status
     "Print an outcome: answers on standard output, errors on standard error."
-    error_only = outcome.status == CANNOT_CHECK and set(outcome.document) == {"error", "mend"}
+    error_only = outcome.status != HOLDS and set(outcome.document) == {"error", "mend"}
     try:
         if as_json: sys.stdout.write(to_json(outcome.document)); sys.stdout.flush()
         else: print(("fsdl-devinfra: " if error_only else "") + outcome.text, file=sys.stderr if error_only else sys.stdout, flush=True)

@@ -13,7 +13,7 @@ from types import ModuleType
 __all__ = ['HOLDS', 'FAILS', 'CANNOT_CHECK', 'CheckError', 'BadInput', 'MissingExtra', 'Unreachable', 'need', 'closest',
            'unknown_name']
 
-# %% ../../nbs/core/01_errors.ipynb #36f9033a
+# %% ../../nbs/core/01_errors.ipynb #9a832dbb
 HOLDS, FAILS, CANNOT_CHECK = 0, 1, 2
 
 class CheckError(Exception):
@@ -26,7 +26,10 @@ class CheckError(Exception):
         super().__init__(message)
         self.message, self.mend = message, mend
 
-    def __str__(self) -> str: return " ".join(part if part[-1] in ".?!" else part + "." for part in (self.message, self.mend) if part)
+    def __str__(self) -> str:
+        message = self.message if self.message[-1:] in ".?!" else self.message + "."
+        mend = self.mend if self.mend[-1:] in ".?!'" else self.mend + "."  # an install line ends in a quote, ready to copy
+        return f"{message} {mend}".rstrip()
 
     def to_dict(self) -> dict[str, str]:
         "The document that `--json` prints with exit status 2."

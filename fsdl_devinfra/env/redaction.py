@@ -35,11 +35,11 @@ def fingerprint(
 def _mark(kind: str, secret: str) -> str: return f"<removed:{kind}#{fingerprint(secret)}>"
 _MARK = re.compile(r"<removed:([a-z0-9-]+)#([0-9a-f]{4})>")
 
-# %% ../../nbs/env/02_redaction.ipynb #3509deeb
+# %% ../../nbs/env/02_redaction.ipynb #a5e9ea6a
 _SHAPES = r"""
 private-key      | -----BEGIN[A-Z0-9 ]{0,40}PRIVATE\ KEY(?:\ BLOCK)?-----(?:.*?-----END[A-Z0-9 ]{0,40}PRIVATE\ KEY(?:\ BLOCK)?-----|[\s\S]*)
 private-key      | BEGIN\ (?:DSA|EC|OPENSSH|PGP|RSA|SSH2\ ENCRYPTED)?\ ?PRIVATE\ KEY[\s\S]*|PuTTY-User-Key-File-\d[\s\S]*|AGE-SECRET-KEY-1[0-9A-Z]{30,}
-jwt              | eyJ[A-Za-z0-9_=-]{5,}\.[A-Za-z0-9_=-]+(?:\.[A-Za-z0-9_.+/=-]*)?
+jwt              | eyJ[A-Za-z0-9_=-]{2,}\.[A-Za-z0-9_=-]+(?:\.[A-Za-z0-9_.+/=-]*)?
 encoded-json     | eyJ[A-Za-z0-9_+/-]{24,}={0,2}
 hugging-face     | hf_(?:oauth|jwt)_[\w.-]{10,}|(?:hf|api_org)_[A-Za-z0-9]{16,}
 wandb            | wandb_v\d_[A-Za-z0-9_]{20,}|local-[0-9a-f]{40}
@@ -47,15 +47,16 @@ anthropic        | sk-ant-[\w-]{10,}
 openai           | sk-(?:proj|svcacct|admin|or-v1|lf)-[\w-]{10,}|sess-[A-Za-z0-9]{32,}|sk-(?=[\w-]*\d)[A-Za-z0-9_-]{16,}
 ml-service       | (?:r8|gsk|rpa|pcsk|nvapi|pplx|xai|tgp_v1|fw|csk|jina|voyage|pa|lsv2_pt|lsv2_sk|cohere|KGAT|tvly|e2b|vapi|fal|esecret|ls__)[_-][A-Za-z0-9_-]{20,}
 ml-service       | (?:ak|as)-[A-Za-z0-9]{22}|dapi[0-9a-f]{32}(?:-\d)?|dop_v1_[0-9a-f]{40,}|ABSK[A-Za-z0-9+/=]{40,}
-github           | (?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})
+github           | (?:gh[pousr]_[A-Za-z0-9_]{20,}|github_pat_[A-Za-z0-9_]{20,})
 gitlab           | (?:gl(?:pat|dt|ft|soat|rt|cbt|ptt|imt|agent|oas|ffct)-[A-Za-z0-9_.-]{16,}|GR1348941[A-Za-z0-9_-]{20,})
 atlassian        | (?:ATATT3|ATCTT3|ATBB)[A-Za-z0-9_=+/-]{20,}
 aws-key          | (?:A3T[A-Z0-9]|ABIA|ACCA|AKIA|ASIA|AROA|AIDA)[0-9A-Z]{16}
+aws-secret       | (?i:aws.{0,20}?(?:key|pwd|pw|password|pass|token).{0,20}?['"])[0-9a-zA-Z/+]{40}(?=['"])
 aws-session      | (?:IQoJb3JpZ2lu|FwoGZXIvYXdz|FQoGZXIvYXdz)[A-Za-z0-9+/=]{20,}
 google           | AIza[0-9A-Za-z_-]{30,}|GOCSPX-[0-9A-Za-z_-]{20,}|ya29\.[0-9A-Za-z_-]{20,}|1//0[0-9A-Za-z_-]{30,}
 azure            | (?:AccountKey|SharedAccessKey|SharedAccessSignature|sig)=[A-Za-z0-9%+/=_-]{20,}|[\w.~-]{3}\dQ~[\w.~-]{31,34}
-slack            | xox[a-z]-[A-Za-z0-9.-]{6,}|xapp-\d-[A-Za-z0-9-]{10,}
-webhook          | https?://(?:hooks\.slack\.com/(?:services|workflows|triggers)|(?:\w+\.)?discord(?:app)?\.com/api/webhooks|[\w.-]*webhook\.office\.com|[\w.-]*\.logic\.azure\.com|maker\.ifttt\.com/trigger|api\.telegram\.org/bot|chat\.googleapis\.com/v1/spaces|open\.(?:feishu|larksuite)\.\w+/open-apis/bot|oapi\.dingtalk\.com/robot|qyapi\.weixin\.qq\.com/cgi-bin/webhook)[^\s"'<>]*
+slack            | (?i:xox[a-z]-[a-z0-9.-]{3,}|xapp-\d-[a-z0-9-]{10,})
+webhook          | (?i:https?)://(?:(?i:hooks\.slack\.com/(?:services|workflows|triggers))|hooks\.slack\.com/(?:services|workflows|triggers)|(?:\w+\.)?discord(?:app)?\.com/api/webhooks|[\w.-]*webhook\.office\.com|[\w.-]*\.logic\.azure\.com|maker\.ifttt\.com/trigger|api\.telegram\.org/bot|chat\.googleapis\.com/v1/spaces|open\.(?:feishu|larksuite)\.\w+/open-apis/bot|oapi\.dingtalk\.com/robot|qyapi\.weixin\.qq\.com/cgi-bin/webhook)[^\s"'<>]*
 stripe           | (?:[rsp]k_(?:live|test)_[0-9A-Za-z]{10,}|whsec_[A-Za-z0-9+/=]{20,})
 twilio           | (?:AC|SK)[a-z0-9]{32}
 sendgrid         | SG\.[\w-]{16,}\.[\w-]{16,}
@@ -67,7 +68,7 @@ container-index  | dckr_[po]at_[\w-]{16,}|AKC[A-Za-z0-9]{10,}|AP[\dABCDEF](?=[A-
 infrastructure   | (?:hvs|hvb|hvr)\.[\w-]{20,}|dp\.(?:pt|st|ct|sa|scim|audit)\.[\w.-]{20,}|[A-Za-z0-9]{14}\.atlasv1\.[\w-]{40,}|do[opr]_v1_[0-9a-f]{40,}|tskey-[\w-]{16,}|pul-[0-9a-f]{40}|HRKU-[\w-]{30,}|fo1_[\w-]{30,}|fm\d_[A-Za-z0-9+/=]{40,}
 service          | sq0(?:csp|atp)-[\w\\-]{20,}|EAAA[\w-]{56,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{30,}|lin_api_[A-Za-z0-9]{30,}|(?:secret|ntn)_[A-Za-z0-9]{40,}|PMAK-[0-9a-f]{24}-[0-9a-f]{30,}|NRAK-[A-Z0-9]{20,}|gl(?:sa|c)_[A-Za-z0-9_+/=]{20,}|sntry[su]_[A-Za-z0-9_+/=-]{20,}|phc_[A-Za-z0-9]{30,}|figd_[\w-]{30,}|sl\.[\w-]{100,}|dG9r[A-Za-z0-9+/=:]{30,}|EZ[AT]K[A-Za-z0-9]{40,}|key[A-Za-z0-9]{14}(?=\W|$)(?<=\d.{0})|pat[A-Za-z0-9]{14}\.[0-9a-f]{60,}
 authorization    | (?<=[Bb]earer\ )[\w.~+/=-]{8,}|(?<=[Aa]uthorization:\ )(?:[A-Za-z]+\ )?[\w.~+/=-]{6,}|(?<=[Bb]asic\ )(?=[A-Za-z0-9+/]*[\dA-Z])[A-Za-z0-9+/]{8,}={0,2}
-softlayer        | (?<=api\.softlayer\.com/soap/v3/)[a-z0-9]{64}|(?<=api\.softlayer\.com/soap/v3\.1/)[a-z0-9]{64}
+softlayer        | (?i:https?://api.softlayer.com/soap/v3(?:.1)?/[a-z0-9]{64})
 """
 
 @cache
@@ -81,12 +82,12 @@ def _remove_shapes(text: str) -> str:
     def mark(m: re.Match) -> str: return _mark(m.lastgroup.split("__")[0].replace("_", "-"), m[0])
     return _shapes().sub(mark, text)
 
-# %% ../../nbs/env/02_redaction.ipynb #5b0b5b7b
+# %% ../../nbs/env/02_redaction.ipynb #1cd6316c
 _SECRET_WORDS = frozenset("""password passwd passwort pwd pw passphrase passcode secret secrets credential credentials creds apikey apitoken authkey authtoken
     accesskey accesstoken secretkey privatekey privkey bearer jwt pat cookie cookies csrftoken sessionid contrasena contraseña webhook webhooks dsn
     htpasswd netrc oauth auth authorization authtok pgpassword userpwd sas mysqlpwd otp totp""".split())
 _SECRET_PAIRS = frozenset("""api key|auth key|access key|secret key|private key|priv key|service key|account key|db key|database key|client key|signing key|
-    encryption key|encrypt key|master key|ssh key|license key|licence key|db pass|database pass|key pass|user pass|smtp pass|session id|session key|pass phrase|
+    encryption key|encrypt key|master key|ssh key|license key|licence key|db pass|database pass|key pass|user pass|smtp pass|api pass|session id|session key|pass phrase|
     pass word|pre shared|storage key|webhook url|webhook urls|hook url|connection string|conn str|signed url|token value|subscription key|deploy key|shared key""".replace("\n", "").split("|"))
 _SECRET_PAIRS = frozenset(" ".join(pair.split()) for pair in _SECRET_PAIRS)
 _TOKEN_COMPANY = frozenset("""cls pad eos bos sep unk mask image audio video num max min new per next special added prefix suffix vocab type types id ids count
@@ -107,12 +108,15 @@ def secret_name(
     name: str,  # of a variable, an option or a key
 ) -> bool:
     "Whether what `name` names is usually a secret."
-    parts = words(name)
+    return _secret_words(words(name)) or _secret_words(tuple(w for w in re.split(r"[^a-z0-9ñ]+", name.lower()) if w))
+
+def _secret_words(parts: tuple[str, ...]) -> bool:
     if not parts: return False
     pairs = {" ".join(p) for p in zip(parts, parts[1:])}
     if pairs & _SECRET_PAIRS: return parts[-1] not in _NOT_A_VALUE_NAME or bool(pairs & {"webhook url", "hook url", "signed url", "session id"})
     if parts[-1] in _NOT_A_VALUE_NAME and not (set(parts) & {"webhook", "webhooks"}): return False
     if set(parts) & _SECRET_WORDS: return not (parts[-1] in ("pat", "pw", "sas", "auth") and len(parts) == 1 and parts[-1] in ("pat", "sas"))
+    if parts[-1].endswith(("password", "passwd", "passphrase", "apikey", "secretkey", "pwd")): return True
     return "token" in parts and not set(parts) & _TOKEN_COMPANY
 
 # %% ../../nbs/env/02_redaction.ipynb #23c3d810
@@ -123,24 +127,29 @@ def _harmless(value: str, name: str = "") -> bool:
     if _HARMLESS.fullmatch(value): return True
     return value.isdigit() and len(value) < 6 and words(name)[-1:] == ("token",)
 
-# %% ../../nbs/env/02_redaction.ipynb #dcd39fb9
-_ASSIGNED = re.compile(r"""(?P<head>(?P<name>[A-Za-z_ñ][\w.\-ñ]*)\\?["']?\]?(?:\s*:\s*[A-Za-z_][\w\[\], |.]*?(?=\s*=))?\s*(?::=|=>|==|=|:)\s*)"""
+# %% ../../nbs/env/02_redaction.ipynb #cd89404d
+_ASSIGNED = re.compile(r"""(?P<head>(?P<name>[A-Za-z_ñ][\w.\-ñ]*)\\?["']?\]?(?:\s*:\s*[A-Za-z_][\w\[\], |.]*?(?=\s*=))?\s*(?::=|::|=>|==|=|:)\s*)"""
                        r"""(?P<value>\\?(?P<quote>["'`])(?:(?!(?P=quote)).)*|[^\s"'`,;&<>(){}\[\]]+)""")
 _FLAG = re.compile(r"(?P<head>(?<![\w-])(?P<name>--?[A-Za-z][\w.-]*)\s+)(?P<value>(?P<quote>[\"'])(?:(?!(?P=quote)).)*|[^\s\"'-][^\s\"']*)")
 _ELEMENT = re.compile(r"(?P<head><(?P<name>[A-Za-z][\w.-]*)>)(?P<value>[^<>]+)(?P<quote>)(?=</)")
-_NETRC = re.compile(r"(?P<head>\b(?P<name>login\s+\S+\s+password|_password|-u|--user)\s+)(?P<value>(?<=-u\s)\S+:\S+|(?<=--user\s)\S+:\S+|(?<=password\s)\S+)(?P<quote>)")
+_BEFORE = re.compile(r"(?P<head>(?<![\w-])(?P<name>login\s+\S+\s+password|(?:wandb|comet|neptune|huggingface-cli|hf|hf auth)\s+login|-u|--user)\s+)"
+                     r"(?P<value>(?<=-u\s)\S+:\S+|(?<=--user\s)\S+:\S+|(?<=password\s)\S+|(?<=login\s)[^\s-]\S{7,})(?P<quote>)")
+
+#: a `…_key` holds a secret where its value looks like one
+_KEYS, _KEY_VALUE = ("key", "pass", "_pw"), re.compile(r"(?=.*[0-9])[A-Za-z0-9+/=_-]{20,}|[A-Za-z]{24,}")
 
 def _remove_named(text: str, pattern: re.Pattern, always: bool = False) -> str:
     def mark(m: re.Match) -> str:
         opening = re.match(r"\\?[\"'`]?", m["value"])[0]
         value = m["value"][len(opening):]
-        if not (always or secret_name(m["name"])) or "<removed:" in value or _harmless(value, m["name"]): return m[0]
+        named = always or secret_name(m["name"]) or (m["name"].lower().endswith(_KEYS) and _KEY_VALUE.fullmatch(value))
+        if not named or "<removed:" in value or _harmless(value, m["name"]): return m[0]
         escape = "\\" if value.endswith("\\") else ""
         return m["head"] + opening + _mark("named", value.removesuffix("\\")) + escape
     return pattern.sub(mark, text)
 
-# %% ../../nbs/env/02_redaction.ipynb #15fd919c
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^/\s\"'<>?#]+)@")
+# %% ../../nbs/env/02_redaction.ipynb #3b37dc36
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]*://)(?P<user>[^/\s\"'<>?#]+|[^/\s\"'@:]*:(?!\d{1,5}(?:/|$))[^\s\"']+)@")
 _QUERY = re.compile(r"(?P<head>[?&#;](?P<name>[\w.\-%]+)=)(?P<value>[^&#\s\"'<>;]+)")
 _QUERY_NAMES = frozenset("sig signature key code token sas hmac credential security policy keypairid".split())
 
@@ -153,22 +162,31 @@ def _remove_address(text: str) -> str:
         return m["head"] + _mark("query", m["value"])
     return _QUERY.sub(query, _USERINFO.sub(userinfo, text)) if "://" in text or "?" in text else text
 
-# %% ../../nbs/env/02_redaction.ipynb #4a006aa8
+# %% ../../nbs/env/02_redaction.ipynb #1e160919
+#: versions, short words and hashes: nothing that has a shape is as short or as plain
+_TOO_PLAIN = re.compile(r"[\w.+-]{0,15}|[0-9a-f]{16,64}")
+
 def redact_text(
     text: str,  # any text: a URL, a command line, a patch
     name: str = "",  # what the text is the value of, e.g. "HF_TOKEN"
 ) -> str:  # the same text with `<removed:kind#hash>` for each secret
     "Take every secret out of a text."
     if name and secret_name(name) and not _harmless(text, name) and not _MARK.fullmatch(text): return _mark("named", text)
+    if _TOO_PLAIN.fullmatch(text): return text
     text = _remove_address(_remove_shapes(text))
     for pattern in _ASSIGNED, _FLAG, _ELEMENT: text = _remove_named(text, pattern)
-    return _remove_named(text, _NETRC, always=True)
+    return _remove_named(text, _BEFORE, always=True)
 
-# %% ../../nbs/env/02_redaction.ipynb #21b61c31
+# %% ../../nbs/env/02_redaction.ipynb #3cd4e045
+def _before_secret(previous: str, value: Any) -> bool:
+    "`wandb login KEY` and `curl -u name:password`, as items of a list."
+    if not isinstance(value, str) or value.startswith("-"): return False
+    return (previous == "login" and len(value) >= 8) or (previous in ("-u", "--user") and ":" in value)
+
 def _redact_list(values: list, name: str, visit: Callable[[Any, str, str], Any], where: str) -> list:
     out, previous = [], ""
     for i, value in enumerate(values):
-        flag = previous if isinstance(value, str) and previous.startswith("-") and "=" not in previous and not value.startswith("--") else ""
+        flag = "secret" if _before_secret(previous, value) else previous if isinstance(value, str) and previous.startswith("-") and "=" not in previous and not value.startswith("--") else ""
         out.append(visit(value, flag or name, f"{where}.{i}"))
         previous = value if isinstance(value, str) else ""
     return out

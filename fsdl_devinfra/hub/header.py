@@ -54,7 +54,7 @@ class Header:
     risks: list[Risk] = field(default_factory=list)
     size_bytes: int = 0  # of the header with its eight bytes of length
 
-# %% ../../nbs/hub/02_header.ipynb #35233fa4
+# %% ../../nbs/hub/02_header.ipynb #a3cf7fb1
 def header_length(
     first: bytes,  # the first eight bytes of a file
     path: str = "",  # for the message
@@ -85,14 +85,12 @@ def parse_header(
     data = None if size_bytes is None else size_bytes - 8 - len(text)
     return Header(tensors, metadata if isinstance(metadata, dict) else {}, risks + _overlaps(tensors, path, data), 8 + len(text))
 
-def _whole(value: Any) -> bool: return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
 def _entry(name: str, value: Any, path: str) -> TensorEntry:
-    shape, offsets = (value.get("shape"), value.get("data_offsets")) if isinstance(value, dict) else (None, None)
-    good = (isinstance(shape, list) and all(map(_whole, shape)) and isinstance(offsets, list) and len(offsets) == 2 and all(map(_whole, offsets))
-            and isinstance(value.get("dtype"), str))
-    if not good: raise BadInput(f"the header of {path or 'this file'} describes {name!r} in a way that is not safetensors", "Download the file again")
-    return TensorEntry(value["dtype"], tuple(shape), path, *offsets)
+    try: dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+    except (KeyError, TypeError, ValueError): dtype = shape = begin = end = None
+    if not (type(dtype) is str and type(shape) is list and all(type(n) is int and n >= 0 for n in (*shape, begin, end))):
+        raise BadInput(f"the header of {path or 'this file'} describes {name!r} in a way that is not safetensors", "Download the file again")
+    return TensorEntry(dtype, tuple(shape), path, begin, end)
 
 # %% ../../nbs/hub/02_header.ipynb #16ced61b
 def _overlaps(tensors: dict[str, TensorEntry], path: str, data_bytes: int | None) -> list[Risk]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from ..core.errors import BadInput
 
 # %% auto #0
-__all__ = ['BUILTIN', 'endpoint', 'is_offline', 'hf_home', 'cache_folder', 'token', 'Source', 'split_hub_id', 'builtin_folder',
-           'resolve']
+__all__ = ['BUILTIN', 'endpoint', 'is_offline', 'hf_home', 'cache_folder', 'token', 'unsafe_path', 'Source', 'split_hub_id',
+           'builtin_folder', 'resolve']
 
 # %% ../../nbs/hub/01_source.ipynb #8ca1ee21
 def _true(name: str) -> bool: return os.environ.get(name, "").strip().upper() in {"1", "ON", "YES", "TRUE"}
@@ -46,6 +46,14 @@ def token() -> str | None:
     file = _folder(os.environ.get("HF_TOKEN_PATH") or str(hf_home() / "token"))
     if not said and not _true("HF_HUB_DISABLE_IMPLICIT_TOKEN") and file.is_file(): said = file.read_text()
     return said.strip() or None if said else None
+
+# %% ../../nbs/hub/01_source.ipynb #942197ab
+def unsafe_path(
+    path: str,  # as an index, a lock or a Hub names a file
+) -> bool:
+    "True for a name that would leave the folder it belongs in."
+    parts = path.split("/")
+    return not path or path.startswith(("/", "~")) or any(p in ("..", ".", "") for p in parts) or "\\" in path or "\0" in path or bool(re.match(r"[A-Za-z]:", path))
 
 # %% ../../nbs/hub/01_source.ipynb #d8866661
 @dataclass(frozen=True)

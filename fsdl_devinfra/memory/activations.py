@@ -9,10 +9,11 @@ from .architecture import Architecture
 from .strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'norm_bytes', 'attention_bytes', 'core_bytes', 'mlp_bytes',
-           'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'logits']
+__all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'drops', 'norm_bytes', 'attention_bytes', 'core_bytes',
+           'mlp_bytes', 'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'logits',
+           'cross_entropy_bytes', 'linear_cross_entropy_bytes']
 
-# %% ../../nbs/memory/04_activations.ipynb #75e9e47c
+# %% ../../nbs/memory/04_activations.ipynb #e6ee2cf3
 def element_bytes(
     s: Strategy,
 ) -> int:
@@ -25,6 +26,19 @@ def fused_kernels(
     "Whether norms and gated MLPs run as single kernels."
     return s.compile or s.framework == "megatron"
 
+def autocast(
+    s: Strategy,
+) -> bool:
+    "Whether weights are fp32 and PyTorch casts what goes into products: mixed precision without FSDP, DeepSpeed or Megatron."
+    return s.framework == "fsdp" and s.zero < 2 and s.precision.endswith("mixed") and not s.lora_rank
+
+def drops(
+    a: Architecture,
+    s: Strategy,
+) -> bool:
+    "Whether it is trained with dropout. Where a model does not say, Megatron's default for GELU models is 0.1, and everybody else's none."
+    return a.dropout if a.dropout is not None else s.framework == "megatron" and not a.gated
+
 def norm_bytes(
     a: Architecture,
     s: Strategy,
@@ -32,12 +46,18 @@ def norm_bytes(
     "Inputs and outputs of the norms, and the masks of the residual dropouts."
     b, rank = element_bytes(s), s.tp if s.sequence_parallel else 1
     kept = b if fused_kernels(s) or not _rms(a) else b + 4
+    outputs = 2 * b
+    if autocast(s): kept, outputs = (4 if fused_kernels(s) or not _rms(a) else 8), b * (2 if fused_kernels(s) else _casts(a))
     gathered = rank if s.framework == "megatron" else 1  # Megatron keeps its shard of a norm's output and gathers it again
-    return a.hidden * (2 * kept / rank + 2 * b / gathered + (2 / rank if a.dropout else 0))
+    return a.hidden * (2 * kept / rank + outputs / gathered + (2 / rank if drops(a, s) else 0))
+
+def _casts(a: Architecture) -> int:
+    "Products that read a norm's output, each of which autocast gives a copy of its own: queries, keys and values; gate and up."
+    return (1 if a.family in ("gpt2", "gpt_neox", "bloom", "mpt", "falcon", "phi3", "qwen") else 3) + (2 if a.gated else 1)
 
 def _rms(a: Architecture) -> bool: return a.gated and a.kind == "decoder"
 
-# %% ../../nbs/memory/04_activations.ipynb #be603226
+# %% ../../nbs/memory/04_activations.ipynb #44e64960
 def attention_bytes(
     a: Architecture,
     s: Strategy,
@@ -59,7 +79,7 @@ def core_bytes(
     "The attention probabilities, where they are kept."
     if s.attention == "flash": return 0.0
     b = element_bytes(s)
-    each = b + (1 + b if a.dropout else 4 if b == 2 and s.framework != "megatron" else 0)  # eager softmax runs in fp32
+    each = b + (1 + b if drops(a, s) else 4 if b == 2 and s.framework != "megatron" else 0)  # eager softmax runs in fp32
     return a.heads * min(w.seq_len / s.cp, a.window or w.seq_len) * each / s.tp
 
 # %% ../../nbs/memory/04_activations.ipynb #54ddaeb8
@@ -137,3 +157,19 @@ def logits(
 ) -> float:
     "How many logits the head makes: a vocabulary for each token, or a few classes for each sequence."
     return sequences * a.classes if a.classes else tokens * a.vocab
+
+# %% ../../nbs/memory/04_activations.ipynb #e46df4fb
+def cross_entropy_bytes(
+    count: int,  # logits
+    fused: bool = False,
+) -> int:
+    "Peak of an fp32 cross-entropy kernel by itself, forward and backward."
+    return count * (4 if fused else 20)
+
+def linear_cross_entropy_bytes(
+    tokens: int,
+    hidden: int,
+    vocab: int,
+) -> float:
+    "Peak of a 16-bit linear layer and its cross-entropy, forward and backward, in eager PyTorch."
+    return tokens * (6 * vocab + 4 * hidden + 8) + 6 * vocab * hidden + 16.25 * 2**20

@@ -60,7 +60,7 @@ def _needed(config: Mapping[str, Any], what: str, default: int | None = None) ->
         raise BadInput(f"the configuration does not say how many {what.replace('_', ' ')} the model has", f"config.json needs {names}; models that are not transformers need --trace")
     return value
 
-# %% ../../nbs/memory/01_architecture.ipynb #f372dcfc
+# %% ../../nbs/memory/01_architecture.ipynb #5b749ec0
 _FAMILIES = """
 family       | gated | norm | norms | qkv | out | mlp | tied | learned | embed_norm | head_bias | dropout
 llama        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
@@ -83,8 +83,8 @@ gpt_bigcode  | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0      
 starcoder2   | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 0          | 0         | 0
 gpt_neo      | 0     | 2    | 2     | 0   | 1   | 1   | 1    | 0       | 0          | 0         | 0
 gptj         | 0     | 2    | 1     | 0   | 0   | 1   | 0    |         | 0          | 1         | 0
-gpt_neox     | 0     | 2    | 2     | 1   | 1   | 1   | 0    |         | 0          | 0         | 0
-bloom        | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 1          | 0         | 1
+gpt_neox     | 0     | 2    | 2     | 1   | 1   | 1   | 0    |         | 0          | 0         |
+bloom        | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 1          | 0         |
 opt          | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 2       | 0          | 0         | 1
 mpt          | 0     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
 falcon       | 0     | 2    | 1     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
@@ -150,7 +150,7 @@ def _mlp(a: "Architecture", f: Mapping[str, int | None], ffn: int, config: Mappi
     bias = int(bool(config.get("mlp_bias", config.get("use_bias", f["mlp"])))) if a.family in ("llama", "starcoder2", "mistral") else f["mlp"]
     return a.hidden * ffn * (3 if a.gated else 2) + bias * (ffn * (2 if a.gated else 1) + a.hidden)
 
-# %% ../../nbs/memory/01_architecture.ipynb #48e349c7
+# %% ../../nbs/memory/01_architecture.ipynb #8909e3f2
 @dataclass(frozen=True)
 class Architecture(Result):
     "A transformer in numbers: dimensions, and where its parameters sit."
@@ -167,7 +167,7 @@ class Architecture(Result):
     vocab: int  # entries of the vocabulary, or classes where there is none
     gated: bool = True  # SwiGLU or GeGLU: three matrices in the MLP
     tied: bool = False  # the output head is the embedding
-    dropout: bool = False  # trained with dropout (its masks are kept)
+    dropout: bool | None = None  # trained with dropout (its masks are kept); None: not said
     positions: int = 4096  # longest sequence
     window: int | None = None  # sliding attention window
     experts: int = 0
@@ -178,6 +178,7 @@ class Architecture(Result):
     kv_lora_rank: int = 0  # multi-head latent attention
     query_lora_rank: int = 0
     query_dim: int = 0  # width of one query/key head under latent attention
+    rope_dim: int = 0  # the part of a key under latent attention that carries its position
     value_dim: int = 0
     decoder_layers: int = 0  # of an encoder-decoder
     classes: int = 0  # a classifier's labels
@@ -195,7 +196,7 @@ class Architecture(Result):
         "Parameters that one token passes through."
         return self.parts.total - self.parts.expert + (self.parts.expert * self.experts_per_token // self.experts if self.experts else 0)
 
-# %% ../../nbs/memory/01_architecture.ipynb #95ed3b38
+# %% ../../nbs/memory/01_architecture.ipynb #76ec9794
 def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     "An `Architecture` without its parameter count."
     family = family_of(config)
@@ -246,10 +247,10 @@ def _ffn(config: Mapping[str, Any], family: str, hidden: int) -> int:
     ffn = _read(config, "ffn", 4 * hidden) or 4 * hidden
     return ffn // 2 if family == "qwen" else ffn  # the first Qwen writes the width of gate and up together
 
-def _dropout(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool:
+def _dropout(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool | None:
     keys = ("hidden_dropout_prob", "resid_pdrop", "hidden_dropout", "dropout", "dropout_rate", "attention_dropout")
     said = [config[k] for k in keys if isinstance(config.get(k), (int, float))]
-    return max(said) > 0 if said else bool(f["dropout"])
+    return max(said) > 0 if said else None if f["dropout"] is None else bool(f["dropout"])
 
 def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, int]:
     if not experts: return {}
@@ -263,7 +264,7 @@ def _latent(config: Mapping[str, Any]) -> dict[str, int]:
     missing = [k for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim") if not config.get(k)]
     if missing: raise BadInput(f"the configuration has kv_lora_rank and no {missing[0]}", "Check config.json")
     return dict(kv_lora_rank=int(config["kv_lora_rank"]), query_lora_rank=int(config.get("q_lora_rank") or 0),
-                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
+                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), rope_dim=int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
 
 # %% ../../nbs/memory/01_architecture.ipynb #43497277
 def count_parameters(
@@ -364,7 +365,7 @@ def _of_headers(a: Architecture, index: Mapping[str, Any]) -> Architecture:
     if parts.total == 0: return a
     return replace(a, parts=parts, source="headers", tied=a.tied or (a.parts.head > 0 and parts.head == 0))
 
-# %% ../../nbs/memory/01_architecture.ipynb #944c3e4f
+# %% ../../nbs/memory/01_architecture.ipynb #ed7f6455
 def from_config(
     config: Mapping[str, Any],  # config.json as a dictionary
     shapes: Mapping[str, Any] | None = None,  # tensor name → shape, or → (dtype, shape), from the headers
@@ -375,8 +376,14 @@ def from_config(
     inner = config.get("text_config")
     if isinstance(inner, Mapping) and not any(k in config for k in _SPELLINGS["hidden"]): config = {**inner, "architectures": config.get("architectures")}
     config = {k: v for k, v in config.items() if not (isinstance(v, float) and v != v)}
-    a = _dimensions(config, name or str(config.get("_name_or_path") or config.get("model_type") or "model"))
-    a = replace(a, parts=count_parameters(a, config))
+    try:
+        a = _dimensions(config, name or str(config.get("_name_or_path") or config.get("model_type") or "model"))
+        a = replace(a, parts=count_parameters(a, config))
+    except CheckError: raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as e:
+        raise BadInput(f"the configuration has a field of the wrong type ({' '.join(str(e).split())[:120]})", "Check config.json") from None
+    if min(a.parts.embedding, a.parts.layer, a.parts.expert, a.parts.other) < 0 or a.parameters > 10**15:
+        raise BadInput(f"the configuration makes {a.parameters:.3g} parameters, which no model has", "Check config.json")
     return _of_headers(a, shapes or {})
 
 def from_model(
@@ -397,15 +404,15 @@ def from_numbers(
     kv_heads: int | None = None,  # default: heads
     gated: bool = True,
     tied: bool = False,
-    dropout: bool = False,
+    dropout: bool | None = None,  # None: what the framework does by default
     positions: int = 4096,
     name: str = "model",
 ) -> Architecture:
     "An `Architecture` from plain numbers, as papers give them."
     kind = "llama" if gated else "gpt2"
     a = from_config(dict(model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, vocab_size=vocab, num_key_value_heads=kv_heads or heads,
-                         intermediate_size=ffn or (-(-8 * hidden // 3) if gated else 4 * hidden), tie_word_embeddings=tied, max_position_embeddings=positions,
-                         resid_pdrop=0.1 if dropout else 0.0), name=name)
+                         intermediate_size=ffn or (-(-8 * hidden // 3) if gated else 4 * hidden), tie_word_embeddings=tied, max_position_embeddings=positions), name=name)
+    a = replace(a, dropout=dropout)
     if gated: return a
     return replace(a, parts=replace(a.parts, other=2 * hidden))  # positions are rotary or ALiBi unless a configuration says otherwise
 

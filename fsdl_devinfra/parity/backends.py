@@ -70,7 +70,7 @@ class Session:
 
 def _first_line(error: BaseException) -> str: return " ".join(str(error).split())[:300]
 
-# %% ../../nbs/parity/05_backends.ipynb #8429123b
+# %% ../../nbs/parity/05_backends.ipynb #80e5f66c
 def session(
     model: str | Path | bytes,  # an .onnx file, or the bytes of one
     provider: str = "cpu",  # where to run
@@ -78,6 +78,7 @@ def session(
     options: Mapping[str, Any] | None = None,  # of the provider, e.g. {"use_tf32": 0}
     disabled: Sequence[str] = (),  # optimisers to leave out, by name
     save_to: str | Path | None = None,  # write the optimised graph here
+    folder: str | Path | None = None,  # of external weights, where `model` is bytes
 ) -> Session:
     "Load a model on one provider. Raises `NotRun` where it did not get there."
     ort = need("onnxruntime", "onnx", "running ONNX files")
@@ -88,6 +89,7 @@ def session(
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
     settings.log_severity_level = 4
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if folder: settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if save_to: settings.optimized_model_filepath = str(save_to)
     wanted: list[Any] = [(asked, dict(options))] if options else [asked]
     if asked != PROVIDERS["cpu"]: wanted.append(PROVIDERS["cpu"])

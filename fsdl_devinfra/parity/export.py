@@ -77,7 +77,7 @@ def versions() -> dict[str, str]:  # library → version, installed ones only
         with contextlib.suppress(PackageNotFoundError): found[name] = version(name)
     return found
 
-# %% ../../nbs/parity/02_export.ipynb #305fa9b2
+# %% ../../nbs/parity/02_export.ipynb #e2963a86
 @dataclass
 class Capture:
     "A traced module: the ONNX model and the torch program that it was made from."
@@ -129,10 +129,10 @@ def capture(
     ways = {"transformers": _transformers_export, "torch": _torch_export}
     with inference(module), quiet() as heard:
         try: made = ways[kind](module, inputs, dims, opset, names)
-        except Exception as e: raise _failure(module, e, kind) from e
+        except Exception as e: raise _failure(module, e, kind, inputs) from e
     return Capture(made.model, made.exported_program, kind, {k: dict(v) for k, v in dims.items()}, dict(inputs))
 
-# %% ../../nbs/parity/02_export.ipynb #316daf26
+# %% ../../nbs/parity/02_export.ipynb #0502796b
 _INFRASTRUCTURE = ("/torch/", "/onnxscript/", "/onnx_ir/", "/exporters/", "/fsdl_devinfra/", "/contextlib.py", "/functools.py")
 
 def source_line(
@@ -156,20 +156,37 @@ _ADVICE = [
     (r"GuardOnDataDependent|data.dependent|Could not guard|Could not extract specialized", "The model branches on values of its inputs: replace the branch by torch.where or torch.cond"),
     (r"No ONNX function found for '?([\w.:<> ]+)|No decompositions registered", "No ONNX operator stands for that one: write the step with other operators, or use a newer onnxscript"),
     (r"Constraints violated|specialized|dynamic", "Export with dynamic=False (fixed shapes), or name the free dimensions with dynamic={'parameter': {axis: 'name'}}"),
-    (r"Cannot view a tensor|scaled_dot_product", "Try attn_implementation='eager' when loading the model"),
+    (r"only 4D query, key, and value", "Give scaled_dot_product_attention tensors of four dimensions [batch, heads, length, width]"),
+    (r"Cannot view a tensor", "Try attn_implementation='eager' when loading the model"),
     (r"non-tensor type|pytree|DynamicCache", "Give tensors only, or export a transformers model with its own exporter (--generation for a cache)"),
 ]
 
-def _failure(module: "nn.Module", error: Exception, kind: str) -> CheckError:
+def _failure(module: "nn.Module", error: Exception, kind: str, inputs: Mapping[str, Any] | None = None) -> CheckError:
     import traceback
     chain, e = [], error
     while e is not None: chain.append(e); e = e.__cause__ or e.__context__
     text = "\n".join(str(x) for x in chain)
     trace = "\n".join("".join(traceback.format_exception(type(x), x, x.__traceback__, chain=False)) for x in reversed(chain))
-    first = next((line.strip() for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__)[:200]
-    where, inside = source_line(text) or source_line(trace), _module_in(text) or type(module).__name__
+    first = next((line.strip() for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__)
+    summary = re.search(r"## Exception summary\s+(.+)", text)
+    first = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", summary[1] if summary else first)[:200]
+    inside, where = _failing_node(module, inputs, text) or (_module_in(text), "")
+    inside, where = inside or type(module).__name__, where or source_line(text) or source_line(trace)
     ways = [advice for pattern, advice in _ADVICE if re.search(pattern, text)][:2] or ["Export with dynamic=False, or another opset"]
     return CheckError(f"{inside} could not be exported by {kind}'s exporter at {where}: {first}", "; or ".join(ways))
+
+def _failing_node(module: "nn.Module", inputs: Mapping[str, Any] | None, text: str) -> tuple[str, str] | None:
+    "(module, source line) of the traced operator that could not be translated, by tracing without translating."
+    name = re.search(r"translating node %(\w+)", text)
+    if name is None or inputs is None: return None
+    import torch
+    try: program = torch.export.export(module, (), kwargs=dict(inputs), strict=False)
+    except Exception: return None
+    node = next((n for n in program.graph.nodes if n.name == name[1]), None)
+    if node is None: return None
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack else ""
+    return f"{type(module).__name__}{'.' + path if path else ''} ({node.target})", source_line(node.meta.get("stack_trace") or "")
 
 def _module_in(text: str) -> str:
     found = re.findall(r"name_scopes'?: \[([^\]]*)\]|module_stack: .*?'([\w.]+)'", text)

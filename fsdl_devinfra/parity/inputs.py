@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['MAKERS', 'setting', 'example_inputs', 'flatten', 'lone_name', 'inference', 'call', 'stretched', 'runs', 'with_sizes',
-           'free_dims']
+__all__ = ['MAKERS', 'setting', 'config_of', 'example_inputs', 'flatten', 'lone_name', 'inference', 'call', 'stretched', 'runs',
+           'with_sizes', 'free_dims']
 
-# %% ../../nbs/parity/01_inputs.ipynb #72131f6c
+# %% ../../nbs/parity/01_inputs.ipynb #089da178
 def setting(
     config: Any,  # a transformers configuration, a dictionary, or anything with attributes
     *names: str,  # attributes to try, first one wins
@@ -28,6 +28,12 @@ def setting(
     parts = [config, *(_get(config, part) for part in ("text_config", "vision_config", "audio_config", "encoder", "decoder"))]
     found = (_get(part, name) for part in parts if part is not None for name in names)
     return next((value for value in found if value is not None), default)
+
+def config_of(
+    module: "nn.Module",
+) -> Any:  # the configuration, or {}
+    "The configuration that a model carries: transformers keep it in `config`, models of the Hub's mixin in `_hub_mixin_config`."
+    return getattr(module, "config", None) or getattr(module, "_hub_mixin_config", None) or {}
 
 def _get(config: Any, name: str) -> Any:
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
@@ -66,7 +72,7 @@ MAKERS: dict[str, Callable[..., "Tensor"]] = {
     "input_ids": _ids, "decoder_input_ids": _ids, "attention_mask": _mask,
     "pixel_values": _image, "input_features": _features, "input_values": _wave}
 
-# %% ../../nbs/parity/01_inputs.ipynb #012d74ce
+# %% ../../nbs/parity/01_inputs.ipynb #cd73a677
 def example_inputs(
     module: "nn.Module",  # the model
     config: Any = None,  # default: `module.config`
@@ -76,7 +82,7 @@ def example_inputs(
 ) -> dict[str, "Tensor"]:  # parameter of `forward` → tensor
     "Inputs that `module` takes, from its configuration. Raises `BadInput` where that says too little."
     torch = need("torch", "torch", "example inputs")
-    config = config if config is not None else getattr(module, "config", {})
+    config = config if config is not None else config_of(module)
     own = getattr(module, "example_inputs", None)
     if callable(own): return dict(own(batch))
     generator = torch.Generator().manual_seed(seed)
@@ -89,6 +95,7 @@ def _wanted(module: "nn.Module", config: Any) -> list[str]:
     takes = list(inspect.signature(module.forward).parameters)
     names = [name for name in takes if name in MAKERS]
     if not setting(config, "is_encoder_decoder", default=False): names = [n for n in names if n != "decoder_input_ids"]
+    if "input_ids" not in names: names = [n for n in names if n != "attention_mask"]  # some image models take one too, of another length
     audio = {"input_features", "input_values"} & set(names)
     if audio: names = [n for n in names if n not in ("input_ids", "attention_mask")]
     return names
@@ -101,19 +108,20 @@ def _image_of_timm(module: "nn.Module", batch: int, generator: Any) -> dict[str,
     first = next(iter(inspect.signature(module.forward).parameters))
     return {first: torch.randn(batch, *size, generator=generator)}
 
-# %% ../../nbs/parity/01_inputs.ipynb #363bae23
+# %% ../../nbs/parity/01_inputs.ipynb #d186e9a3
 def flatten(
     value: Any,  # whatever `forward` returned
     lone: str = "output",  # the name of a tensor without one
+    prefix: str = "",  # of the keys of a dictionary inside another
 ) -> dict[str, "Tensor"]:  # name → tensor, in order
     "The tensors in `value` under dotted names; what is not a tensor (None, numbers, strings) is left out."
     import torch
     if isinstance(value, torch.Tensor): return {lone: value}
-    if isinstance(value, Mapping): items = [(str(k), v) for k, v in value.items()]
+    if isinstance(value, Mapping): items = [(f"{prefix}{k}", v) for k, v in value.items()]
     elif isinstance(value, (tuple, list)): items = [(f"{lone}.{i}", v) for i, v in enumerate(value)]
     elif hasattr(value, "layers") and hasattr(value, "get_seq_length"): return _flatten_cache(value, lone)
     else: return {}
-    return {name: tensor for key, inner in items for name, tensor in flatten(inner, key).items()}
+    return {name: tensor for key, inner in items for name, tensor in flatten(inner, key, f"{key}.").items()}
 
 def _flatten_cache(cache: Any, lone: str) -> dict[str, "Tensor"]:
     "Keys and values of a transformers cache, layer by layer."
@@ -121,9 +129,9 @@ def _flatten_cache(cache: Any, lone: str) -> dict[str, "Tensor"]:
             if getattr(layer, kind, None) is not None}
 
 def lone_name(module: "nn.Module") -> str:
-    "What the only output of `module` is called: its `output_names`, if it has one, else `output`."
+    "What the only output of `module` is called: its `output_names`, `logits` where its configuration speaks of labels, else `output`."
     names = getattr(module, "output_names", None)
-    return names[0] if names else "output"
+    return names[0] if names else "logits" if setting(config_of(module), "num_labels") else "output"
 
 # %% ../../nbs/parity/01_inputs.ipynb #d37f8fd9
 import contextlib

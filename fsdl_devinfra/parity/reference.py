@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['widened', 'float64_mode', 'reference', 'torch_type', 'own_precision', 'cast_inputs', 'run_torch', 'as_arrays']
 
-# %% ../../nbs/parity/04_reference.ipynb #b3bff517
+# %% ../../nbs/parity/04_reference.ipynb #bd953a6b
 def _low(dtype: Any) -> bool:
     import torch
     return dtype in (torch.float32, torch.float16, torch.bfloat16)
@@ -36,7 +36,9 @@ def widened(
 
 def float64_mode() -> Any:
     "A context in which every torch operator computes in float64."
+    import contextlib
     import torch
+    from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Float64(TorchDispatchMode):
@@ -48,7 +50,23 @@ def float64_mode() -> Any:
                 args = tuple(a if i in kept else widened(a) for i, a in enumerate(args))
                 kwargs = {k: v if k == "out" else widened(v) for k, v in kwargs.items()}
             return func(*args, **kwargs)
-    return Float64()
+
+    class Alike(TorchFunctionMode):
+        "Some functions (convolutions) compare the types of their arguments before the dispatcher sees them."
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+            if torch.float64 in {t.dtype for t in tensors} and not _writes(func):
+                args, kwargs = tuple(map(widened, args)), {k: widened(v) for k, v in kwargs.items()}
+            return func(*args, **kwargs)
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(Float64()); stack.enter_context(Alike())
+    return stack
+
+def _writes(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "__get__" or name.startswith(("__set", "__i")) or (name.endswith("_") and not name.endswith("__"))
 
 def _written_to(func: Any, args: tuple[Any, ...]) -> set[int]:
     "Positions of arguments that the operator writes to: a widened copy would swallow the result."
@@ -64,7 +82,9 @@ def reference(
     try:
         with float64_mode(): return {k: widened(v) for k, v in call(module, inputs).items()}
     except (RuntimeError, ValueError, TypeError, NotImplementedError):  # layers that compare types before they compute (LSTM)
-        with float64_mode(): return {k: widened(v) for k, v in call(copy.deepcopy(module).double(), wide).items()}
+        double = copy.deepcopy(module).double()
+        if getattr(double, "_can_set_experts_implementation", lambda: False)(): double.set_experts_implementation("eager")  # grouped kernels know no float64
+        with float64_mode(): return {k: widened(v) for k, v in call(double, wide).items()}
 
 # %% ../../nbs/parity/04_reference.ipynb #a27ff301
 _TORCH_NAME = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}

@@ -1,0 +1,93 @@
+"""Inspecting a repository of 200 shards: ours against the official client's `get_safetensors_metadata`, at two latencies.
+
+The server runs in a process of its own. Both clients run in this process, in turns; imports are done before.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SHARDS, LAYERS, RUNS = 200, 8, 5
+_SERVER = """
+import sys
+from fsdl_devinfra.hub.server import Fault, Hub, Shelf, _server, listen
+hub = Hub(Shelf(sys.argv[1]), faults=[Fault("slow", "*", float(sys.argv[2]))] if float(sys.argv[2]) else [])
+for repo in hub.shelf.repos(): hub.shelf.at(repo, "main")   # hash before the clock runs
+sock = listen("127.0.0.1", 0); print(sock.getsockname()[1], flush=True)
+_server(hub, "127.0.0.1", 0).run(sockets=[sock])
+"""
+
+
+def make_repo(folder: Path) -> None:
+    """200 shards with the headers of a real model (72 tensors each) and no weights to speak of."""
+    folder.mkdir(parents=True)
+    weight_map = {}
+    for i in range(SHARDS):
+        name, at, header = f"model-{i + 1:05}-of-{SHARDS:05}.safetensors", 0, {"__metadata__": {"format": "pt"}}
+        for layer in range(LAYERS):
+            for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+                         "input_layernorm", "post_attention_layernorm"):
+                tensor = f"model.layers.{i * LAYERS + layer}.{part}.weight"; weight_map[tensor] = name
+                header[tensor] = {"dtype": "BF16", "shape": [16, 64], "data_offsets": [at, at + 2048]}; at += 2048
+        text = json.dumps(header, separators=(",", ":")).encode()
+        (folder / name).write_bytes(struct.pack("<Q", len(text)) + text + bytes(at))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+
+
+@contextlib.contextmanager
+def served(folder: Path, latency: float) -> Iterator[str]:
+    process = subprocess.Popen([sys.executable, "-c", _SERVER, str(folder), str(latency)], stdout=subprocess.PIPE, text=True)
+    try: yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally: process.kill(); process.wait()
+
+
+def rows() -> Iterator[dict]:
+    home = tempfile.mkdtemp()
+    os.environ |= {"HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.utils import close_session, disable_progress_bars
+
+    from fsdl_devinfra.hub.checkpoint import inspect
+    from fsdl_devinfra.hub.server import LoopbackHub
+    disable_progress_bars()
+    shelf = Path(tempfile.mkdtemp()); make_repo(shelf / "org" / "wide")
+
+    def ours(url: str) -> int:
+        os.environ["HF_ENDPOINT"] = url
+        return inspect("org/wide").tensors.count
+
+    def peer(url: str) -> int:
+        found = HfApi(endpoint=url).get_safetensors_metadata("org/wide")
+        return sum(len(f.tensors) for f in found.files_metadata.values())
+
+    def timed(function, url: str) -> float:
+        shutil.rmtree(HF_HUB_CACHE, ignore_errors=True); close_session()
+        start = time.perf_counter(); count = function(url); took = time.perf_counter() - start
+        assert count == SHARDS * LAYERS * 9, count
+        return took
+
+    with LoopbackHub(shelf) as hub:
+        ours(hub.url); our_bytes = hub.sent(); hub.seen.clear()
+        peer(hub.url); peer_bytes = hub.sent()
+    for latency in (0.1, 0.02):
+        with served(shelf, latency) as url:
+            times = [(timed(ours, url), timed(peer, url)) for _ in range(RUNS)]
+        mine, theirs = (statistics.median(t) for t in zip(*times))
+        yield {"name": f"inspect 200 shards at {latency * 1000:.0f} ms", "ours_s": mine, "peer_s": theirs, "ratio": theirs / mine,
+               "spread": [min(p / o for o, p in times), max(p / o for o, p in times)], "note": f"bytes of files: ours {our_bytes}, get_safetensors_metadata {peer_bytes}"}
+
+
+if __name__ == "__main__":
+    for row in rows(): print(json.dumps(row))

@@ -1,0 +1,159 @@
+"Parity against its peer, in turns, on this machine. Run: python tests/benchmarks/bench_parity_speed.py [localize|check|memory]…"
+from __future__ import annotations
+
+import contextlib
+import io
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def _bert(layers: int, hidden: int) -> tuple[Any, dict[str, Any]]:
+    import torch
+    from transformers import BertConfig, BertModel
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=max(2, hidden // 64), intermediate_size=4 * hidden, vocab_size=1000)).eval()
+    return model, {"input_ids": torch.randint(5, 999, (2, 16)), "attention_mask": torch.ones(2, 16, dtype=torch.int64)}
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    value = run()
+    return time.perf_counter() - start, value
+
+
+@contextlib.contextmanager
+def _hush() -> Iterator[None]:
+    import logging
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore"); logging.disable(logging.ERROR)
+        try: yield
+        finally: logging.disable(logging.NOTSET)
+
+
+def _program(model: Any, inputs: dict[str, Any]) -> Any:
+    import torch
+    with _hush(): return torch.onnx.export(model, (), kwargs=inputs, dynamo=True, verbose=False)
+
+
+def localize_rows() -> Iterator[Row]:
+    "Seconds a value: errors of all intermediate values, ours and verify_onnx_program(compare_intermediates=True) on the same exported program."
+    import torch
+    from torch.onnx.verification import verify_onnx_program
+
+    from fsdl_devinfra.parity.export import Capture
+    from fsdl_devinfra.parity.localize import localize
+    for layers, hidden, with_peer in (2, 64, True), (12, 768, False):
+        model, inputs = _bert(layers, hidden)
+        program = _program(model, inputs)
+        captured = Capture(program.model, program.exported_program, "torch", {}, inputs)
+        ours = []
+        for _ in range(5):
+            seconds, found = _timed(lambda: localize(program.model, captured, inputs))
+            ours.append(seconds / len(found.values))
+        row: Row = {"name": f"localize, BERT {layers} × {hidden}: seconds a value", "ours_s": statistics.median(ours), "peer_s": None, "ratio": None,
+                    "spread": (min(ours), max(ours)), "note": f"{len(found.values)} operators, {statistics.median(ours) * len(found.values):.2f} s in all"}
+        if with_peer:  # once: it takes minutes
+            with _hush(): seconds, infos = _timed(lambda: verify_onnx_program(program, kwargs=inputs, compare_intermediates=True))
+            worst = max(i.max_abs_diff for i in infos)
+            assert worst < 1e-4 and max(v.cumulative for v in found.values) < 1e-3  # both did the work, and both find the file right
+            row |= {"peer_s": seconds / len(infos), "ratio": seconds / len(infos) / row["ours_s"], "note": row["note"] + f"; peer: {len(infos)} values in {seconds:.1f} s"}
+        yield row
+
+
+def check_rows() -> Iterator[Row]:
+    "The output check without the float64 reference, against one torch forward, one session load and one run by hand."
+    import onnxruntime
+    import torch
+
+    from fsdl_devinfra.parity import check, export
+    from fsdl_devinfra.parity import check as _  # noqa: F401
+    import importlib
+    module = importlib.import_module("fsdl_devinfra.parity.check")
+    model, inputs = _bert(6, 384)
+    with tempfile.TemporaryDirectory() as folder:
+        with _hush(): path = export(model, inputs, Path(folder) / "model.onnx").path
+        arrays = {k: v.numpy() for k, v in inputs.items()}
+        def plain() -> Any:
+            with torch.no_grad(): mine = model(**inputs).last_hidden_state.numpy()
+            options = onnxruntime.SessionOptions(); options.log_severity_level = 4
+            got = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, arrays)[0]
+            return abs(got - mine).max()
+        kept, real = {}, module.reference
+        truth = real(model, inputs)
+        def cached(*_: Any) -> Any: return truth
+        reference_s = statistics.median(_timed(lambda: real(model, inputs))[0] for _ in range(3))
+        ours, peer = [], []
+        for _ in range(5):
+            seconds, difference = _timed(plain); peer.append(seconds)
+            module.reference = cached
+            try: seconds, report = _timed(lambda: check(model, path, inputs))
+            finally: module.reference = real
+            ours.append(seconds)
+            assert report.verdict == "pass" and difference < 1e-3
+        yield {"name": "output check, BERT 6 × 384", "ours_s": statistics.median(ours), "peer_s": statistics.median(peer), "ratio": statistics.median(ours) / statistics.median(peer),
+               "spread": (min(ours), max(ours)), "note": f"the float64 reference, counted apart, takes {reference_s:.2f} s"}
+
+
+_MEMORY = """
+import sys, torch, tempfile, resource, threading, time, warnings, contextlib, io, os
+from pathlib import Path
+from torch import nn
+warnings.filterwarnings('ignore')
+import fsdl_devinfra.parity.check, onnx, onnxruntime, onnxscript
+from fsdl_devinfra.parity import check, export
+peak = [0]
+def rss(): return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+def watch():
+    while True: peak[0] = max(peak[0], rss()); time.sleep(0.005)
+threading.Thread(target=watch, daemon=True).start()
+tiny = nn.Linear(4, 4)
+room = tempfile.TemporaryDirectory()
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    export(tiny, {'input': torch.randn(2, 4)}, Path(room.name) / 'tiny.onnx'); check(tiny, Path(room.name) / 'tiny.onnx', {'input': torch.randn(2, 4)})
+base = rss()
+model = nn.Sequential(*[nn.Linear(4096, 4096, bias=False) for _ in range(8)]).eval()
+x = torch.randn(2, 4096)
+weights = sum(p.nbytes for p in model.parameters())
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    if sys.argv[1] == 'ours':
+        path = Path(room.name) / 'big.onnx'
+        export(model, {'input': x}, path); peak[0] = 0
+        report = check(model, path, {'input': x}); assert report.verdict == 'pass'
+    else:
+        from torch.onnx.verification import verify_onnx_program
+        program = torch.onnx.export(model, (x,), dynamo=True, verbose=False); peak[0] = 0
+        infos = verify_onnx_program(program, (x,)); assert infos[0].max_abs_diff < 1e-4
+time.sleep(0.02)
+print((peak[0] - base) / weights, weights / 2**20)
+"""
+
+
+def memory_rows() -> Iterator[Row]:
+    "Peak resident memory of a check of 512 MiB of weights above the base, in units of the weights. Not seconds."
+    def one(which: str) -> float: return float(subprocess.run([sys.executable, "-c", _MEMORY, which], capture_output=True, text=True, check=True).stdout.split()[0])
+    ours, peer = [], []
+    for _ in range(3): ours.append(one("ours")); peer.append(one("peer"))
+    yield {"name": "peak memory / weights, 512 MiB, check alone (not seconds)", "ours_s": statistics.median(ours), "peer_s": statistics.median(peer),
+           "ratio": statistics.median(peer) / statistics.median(ours), "spread": (min(ours), max(ours)), "note": "peer: verify_onnx_program"}
+
+
+ALL = {"localize": localize_rows, "check": check_rows, "memory": memory_rows}
+
+
+def rows() -> Iterator[Row]:
+    for part in ALL.values(): yield from part()
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or list(ALL):
+        for row in ALL[name](): print(row, flush=True)

@@ -1,0 +1,102 @@
+"""`fsdl-devinfra memory` as users call it: documents, exit statuses, one sentence for what cannot be done, and the speed of a process."""
+import json
+import random
+import subprocess
+import sys
+import time
+import pytest
+from fsdl_devinfra.cli import main
+from fsdl_devinfra.core.errors import BadInput, CheckError
+from fsdl_devinfra.memory import Architecture, Strategy, Workload, estimate
+
+pytest.importorskip("fsdl_devinfra.hub")
+LLAMA = dict(model_type="llama", architectures=["LlamaForCausalLM"], hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256, max_position_embeddings=131072, tie_word_embeddings=False)
+KEYS = ("parameters", "gradients", "optimizer", "activations", "loss", "communication", "runtime", "reserve")
+
+@pytest.fixture
+def folder(tmp_path):
+    def make(config=LLAMA):
+        (tmp_path / "config.json").write_text(json.dumps(config) if not isinstance(config, str) else config)
+        return str(tmp_path)
+    return make
+
+def said(capsys, *argv):
+    status = main(["memory", *argv, "--json"])
+    out = capsys.readouterr().out
+    return status, json.loads(out)
+
+def test_document(folder, capsys):
+    status, d = said(capsys, folder(), "--dp", "8", "--zero", "3", "--recompute", "selective", "--seq-len", "8192", "--micro-batch", "2", "--gpu", "H100-SXM-96GB")
+    assert status == 0 and d["model"]["parameters"] == 8_030_261_248
+    assert tuple(d["per_gpu_bytes"]) == KEYS and set(d["peak_bytes"]) == {"value", "low", "high"}
+    assert abs(d["peak_bytes"]["value"] / 2**30 - 82.4) < 2.5 and d["peak_phase"] == "loss"
+    assert d["gpu"] == {"name": "H100-SXM-96GB", "memory_bytes": d["gpu"]["memory_bytes"]} and d["fits"] in ("yes", "tight")
+    assert d["assumptions"] and d["host_bytes"] == 0 and d["strategy"]["zero"] == 3 and d["workload"]["seq_len"] == 8192
+
+def test_exit_status_says_whether_it_fits(folder, capsys):
+    assert said(capsys, folder(), "--gpu", "a100-40")[0] == 1
+    assert said(capsys, folder(), "--gpu", "h200", "--dp", "8", "--zero", "3", "--recompute", "full")[0] == 0
+    status, d = said(capsys, folder())
+    assert status == 0 and d["fits"] is None and d["gpu"] is None
+
+def test_fits_is_judged_on_the_device_figure(folder, capsys):
+    documents = [said(capsys, folder(), "--gpu", "h100", "--dp", "8", "--zero", "3", "--as", m)[1] for m in ("allocated", "reserved", "device")]
+    assert len({d["fits"] for d in documents}) == 1
+    values = [d["peak_bytes"]["value"] for d in documents]
+    assert values == sorted(values) and values[0] < values[2]
+
+def test_sequence_length_defaults_to_the_configuration(folder, capsys):
+    assert said(capsys, folder(LLAMA | dict(max_position_embeddings=1024)))[1]["workload"]["seq_len"] == 1024
+    assert said(capsys, folder())[1]["workload"]["seq_len"] == 4096
+
+def test_states_only_needs_no_model(capsys):
+    status, d = said(capsys, "--params", "7.5e9", "--states-only", "--zero", "1", "--dp", "4", "--framework", "deepspeed")
+    assert status == 0 and d["peak_bytes"]["value"] == round(52.5e9)
+    assert said(capsys, "--params", "7.5B")[0] == 2
+
+def test_built_in_model_counts_what_its_headers_count(capsys):
+    from fsdl_devinfra.hub import inspect
+    status, d = said(capsys)
+    assert status == 0 and d["model"]["parameters"] == inspect("builtin:digits").tensors.parameters
+
+@pytest.mark.parametrize("argv", [("--dp", "-8"), ("--tp", "0"), ("--precision", "fp7"), ("--zero", "4"), ("--optimizer", "adamx"), ("--gpu", "h1000"), ("--tp", "3"), ("--pp", "33"), ("--seq-len", "none"),
+                                  ("--params", "1e30", "--states-only"), ("--params", "-1", "--states-only"), ("--base-weights", "nf4"), ("--ep", "2", "--dp", "2"), ("--dp", "99999999999")])
+def test_bad_arguments_are_one_sentence(argv, folder, capsys):
+    model = () if argv[0] == "--params" else (folder(),)
+    status, d = said(capsys, *model, *argv)
+    assert status == 2 and set(d) >= {"error", "mend"} and d["mend"] and "Traceback" not in d["error"] and "\n" not in d["error"]
+
+@pytest.mark.parametrize("change", [dict(hidden_size=None), dict(num_hidden_layers=-1), dict(num_hidden_layers="many"), dict(hidden_size=10**30), dict(num_attention_heads=0), dict(num_attention_heads=7), dict(vocab_size=1.5),
+                                    dict(num_key_value_heads=5), dict(num_key_value_heads=-8), dict(intermediate_size=[1]), dict(vocab_size=True), dict(num_hidden_layers=0)])
+def test_absurd_configurations_are_one_sentence(change, folder, capsys):
+    status, d = said(capsys, folder({k: v for k, v in (LLAMA | change).items() if v is not None}))
+    assert status == 2 and d["mend"] and "unexpected" not in d["error"], d
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"a": NaN}', "\x00"])
+def test_broken_config_files(text, folder, capsys):
+    status, d = said(capsys, folder(text))
+    assert status == 2 and "unexpected" not in d["error"], d
+
+def test_any_garbage_in_a_configuration_ends_in_a_sentence():
+    "Every field replaced by nonsense: either an answer or a CheckError, never another exception."
+    nonsense = [None, -1, 0, 1.5, "x", "", [], {}, True, 10**40, float("inf"), float("nan"), [1, 2], {"a": 1}]
+    configs = [LLAMA, dict(model_type="mixtral", num_local_experts=8, num_experts_per_tok=2, **{k: v for k, v in LLAMA.items() if k != "model_type"}),
+               dict(model_type="deepseek_v2", kv_lora_rank=512, q_lora_rank=None, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6, first_k_dense_replace=1, moe_intermediate_size=1408,
+                    hidden_size=2048, intermediate_size=10944, num_hidden_layers=27, num_attention_heads=16, vocab_size=102400),
+               dict(model_type="mpt", d_model=512, n_layers=4, n_heads=8, expansion_ratio=4, vocab_size=1000, attn_config={"alibi": True}), dict(model_type="t5", d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, vocab_size=32128),
+               dict(model_type="vit", hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, image_size=224, patch_size=16, num_labels=10, num_channels=3)]
+    for config in configs:
+        for key in config:
+            for value in nonsense:
+                try: estimate(Architecture.from_config({**config, key: value}), Strategy(), Workload(128, 1))
+                except CheckError as e: assert e.mend
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit): main(["memory", "--help"])
+    assert "fsdl-devinfra memory" in capsys.readouterr().out.split("examples:")[1]
+
+def test_as_a_process_and_without_heavy_libraries(folder):
+    code = f"import sys; from fsdl_devinfra.cli import main; s = main(['memory', {folder()!r}, '--gpu', 'h100', '--json']); assert not {{'torch', 'numpy', 'transformers'}} & set(sys.modules); sys.exit(s)"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and json.loads(done.stdout)["fits"] == "no" and time.monotonic() - start < 10
