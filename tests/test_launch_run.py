@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fsdl_devinfra.launch import Job, launch, write_files
+from fsdl_devinfra.launch.job import DIGITS_SCRIPT
 from fsdl_devinfra.memory import Strategy, Workload
 
 torch = pytest.importorskip("torch")
@@ -23,7 +24,7 @@ WAYS = {"ddp": dict(dp=2), "fsdp2": dict(dp=2, zero=3), "tensor": dict(tp=2), "p
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("one") / "one.json"
-    subprocess.run([sys.executable, "-c", "from fsdl_devinfra.launch.trainer import main; main()", "--out", str(out)], env=ENV, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", DIGITS_SCRIPT, "--out", str(out)], env=ENV, check=True, timeout=120)
     return json.loads(out.read_text())["losses"]
 
 
@@ -38,7 +39,7 @@ def started(target: str, way: dict, folder: Path) -> list[float]:
     out = folder / "losses.json"
     found = launch(job(way, out), target)
     write_files(found, folder)
-    (folder / "train_digits.py").write_text("import sys\nfrom fsdl_devinfra.launch.trainer import main\nsys.exit(main())\n")
+    (folder / "train_digits.py").write_text(DIGITS_SCRIPT)
     done = subprocess.run(["bash", "-c", found.command], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
@@ -64,5 +65,12 @@ def test_accelerate_launch_starts_them_too(way, alone, tmp_path):
 
 @pytest.mark.slow
 def test_a_wrong_world_is_one_sentence(tmp_path):
-    done = subprocess.run([sys.executable, "-c", "import sys; from fsdl_devinfra.launch.trainer import main; sys.exit(main())", "--dp", "2"], env=ENV, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", DIGITS_SCRIPT, "--dp", "2"], env=ENV, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "there are 1 processes" in done.stderr
+
+
+@pytest.mark.slow
+def test_ray_train_starts_them_on_a_local_ray(alone, tmp_path):
+    pytest.importorskip("ray.train")
+    got = started("ray", WAYS["ddp"], tmp_path)
+    assert max(abs(a - b) for a, b in zip(got["losses"], alone, strict=True)) < TOLERANCE

@@ -15,9 +15,12 @@ from .units import GB, GIB, size_text
 # %% auto #0
 __all__ = ['Device', 'devices', 'find_device', 'local_devices', 'smallest_device']
 
-# %% ../../nbs/core/07_devices.ipynb #40f84956
+# %% ../../nbs/core/07_devices.ipynb #9ce6d76a
 _TABLE = """
 name             | nominal_gb | usable_gib | bandwidth | fp32  | tf32  | bf16  | fp16  | fp8  | link | pcie | watts | source
+K80-PCIe-12GB    | 12         | 11.17      | 240       | 4.37  |       |       |       |      |      | 3    | 150   | NVIDIA K80 board specification, one of its two dies
+P100-PCIe-16GB   | 16         | 15.90      | 732       | 9.3   |       |       | 18.7  |      |      | 3    | 250   | NVIDIA P100 data sheet (no matrix units)
+P100-SXM-16GB    | 16         | 15.90      | 732       | 10.6  |       |       | 21.2  |      | 160  | 3    | 300   | NVIDIA P100 data sheet (no matrix units)
 RTX-2080Ti-11GB  | 11         | 10.75      | 616       | 13.45 |       |       | 53.8  |      | 100  | 3    | 250   | NVIDIA Turing architecture white paper
 T4-16GB          | 16         | 14.58      | 320       | 8.1   |       |       | 65    |      |      | 3    | 70    | NVIDIA T4 data sheet
 V100-PCIe-16GB   | 16         | 15.77      | 900       | 14    |       |       | 112   |      |      | 3    | 250   | NVIDIA V100 data sheet
@@ -51,10 +54,10 @@ MI300X-192GB     | 192        | 191.98     | 5300      | 163.4 | 653.7 | 1307  |
 MI325X-256GB     | 256        |            | 6000      | 163.4 | 653.7 | 1307  | 1307  | 2615 | 896  | 5    | 1000  | AMD Instinct MI325X data sheet
 MI355X-288GB     | 288        |            | 8000      | 157.3 |       | 2500  | 2500  | 5000 | 1070 | 5    | 1400  | AMD Instinct MI355X data sheet
 TPU-v2-16GB      | 16         |            | 700       |       |       | 45    |       |      |      |      |       | Google Cloud TPU system architecture
-TPU-v3-32GB      | 32         |            | 900       |       |       | 123   |       |      |      |      |       | Google Cloud TPU system architecture
+TPU-v3-32GB      | 32         |            | 900       |       |       | 123   |       |      |      |      |       | Google Cloud TPU v3
 TPU-v4-32GB      | 32         |            | 1200      |       |       | 275   |       |      |      |      | 192   | Google Cloud TPU v4
-TPU-v5e-16GB     | 16         |            | 820       |       |       | 197   |       |      |      |      |       | Google Cloud TPU v5e
-TPU-v5p-95GB     | 95         |            | 2765      |       |       | 459   |       |      |      |      |       | Google Cloud TPU v5p
+TPU-v5e-16GB     | 16         |            | 819       |       |       | 197   |       |      | 400  |      |       | Google Cloud documentation, TPU v5e (ICI both directions)
+TPU-v5p-95GB     | 95         |            | 2765      |       |       | 459   |       |      | 1200 |      |       | Google Cloud documentation, TPU v5p (ICI both directions)
 TPU-v6e-32GB     | 32         |            | 1600      |       |       | 918   |       |      |      |      |       | Google Cloud TPU v6e
 TPU-v7-192GB     | 192        |            | 7370      |       |       | 2307  |       | 4614 |      |      |       | Google Cloud TPU v7
 """
