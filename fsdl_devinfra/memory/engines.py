@@ -5,7 +5,8 @@
 # %% ../../nbs/memory/05_engines.ipynb #b2520d18
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from .activations import FUSED_LOSS, backward_bytes, drops, element_bytes, layer_bytes, logit_bytes, logits
 from .architecture import Architecture
