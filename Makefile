@@ -25,11 +25,13 @@ $(VENV)/bin/python:
 $(VENV)/.demo: settings.ini setup.py pyproject.toml constraints-dev.txt | $(VENV)/bin/python
 	@echo "setting up $(VENV) (about 300 MB with a CPU build of torch) …"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[torch,onnx]'
+	@$(BIN)/python -m compileall -q fsdl_devinfra
 	@touch $@
 
 $(VENV)/.dev: settings.ini setup.py pyproject.toml constraints-dev.txt | $(VENV)/bin/python
 	@echo "setting up $(VENV) for development …"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[dev]'
+	@$(BIN)/python -m compileall -q fsdl_devinfra
 	@touch $(VENV)/.demo $@
 
 setup: $(VENV)/.dev  ## the development environment in .venv

@@ -25,6 +25,7 @@ setup(
     packages=find_namespace_packages(include=["fsdl_devinfra", "fsdl_devinfra.*"]), include_package_data=True, zip_safe=False,
     install_requires=requirement_list("requirements"), extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split(),
+                  "pytest11": ["fsdl-devinfra=fsdl_devinfra.env.pytest_plugin"],  # a line on the environment in pytest's header
                   "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     long_description=(HERE / "README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Developers", "Intended Audience :: Science/Research",

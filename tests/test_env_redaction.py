@@ -103,6 +103,9 @@ PLACES = {
     "signed link": lambda s: {"data": {"x": {"url": f"https://b.s3.amazonaws.com/k?X-Amz-Signature={s}&X-Amz-Date=1"}}},
     "azure link": lambda s: {"data": {"x": {"url": f"https://a.blob.core.windows.net/c?sv=2024&sig={s}"}}},
     "header": lambda s: {"python": {"argv": ["curl", "-H", f"Authorization: Bearer {s}"]}},
+    "header of git": lambda s: {"source": {"diff": f"diff --git a/c b/c\n+\textraheader = AUTHORIZATION: basic {s}\n"}},
+    "subscript": lambda s: {"source": {"diff": f'diff --git a/x.py b/x.py\n+os.environ["HF_TOKEN"] = "{s}"\n'}},
+    "wandb.login": lambda s: {"source": {"diff": f'diff --git a/x.py b/x.py\n+wandb.login(key="7{s}{s}{s}")\n'}},
     "header name": lambda s: {"python": {"argv": ["curl", "-H", f"X-Api-Key: {s}"]}},
     "netrc": lambda s: {"source": {"diff": f"diff --git a/n b/n\n+machine api.wandb.ai login user password {s}\n"}},
     "nested secret": lambda s: {"job": {"x": {"credentials": {"value": s}}}},
@@ -165,7 +168,7 @@ HARMLESS = ["use_cls_token=True", "MAX_TOKENS=4096", "--max_new_tokens 512", "nu
             "meta-llama/Llama-3.1-8B-Instruct", "sha256:" + "a1" * 32, "3f786850e387550fdab836ed7e6dc881de23001b", "https://github.com/me/repo.git", "git@github.com:me/repo.git", "ssh://git@github.com/me/repo.git",
             "--author me", "keyboard=us", "monkey=1", "--lr 1e-4 --seed 0", "sk-learn", "task-specific-tuning-of-large-models", "key=value", "HF_TOKEN_PATH=/home/me/.cache/token", "https://example.com/a?page=2&sort=name",
             "cls_token", "token_type_ids", "bos_token='<s>'", "tokens_per_second=12345", "image_token_index=32000", "--secrets-file x.yaml", "password_file=/run/x", "desk-top-publishing-with-8-columns-and-more",
-            "risk-adjusted-return-over-2024-q1", "NVIDIA A100-SXM4-80GB", "train_ds/2024-01-01/part-00001-of-00128.parquet", "AVX512 AMX", "0.1.dev20240101+g1234567", "use_auth_token=True", "push_to_hub=False"]
+            "risk-adjusted-return-over-2024-q1", "the bearer of this message", "basic authentication is used", "NVIDIA A100-SXM4-80GB", "train_ds/2024-01-01/part-00001-of-00128.parquet", "AVX512 AMX", "0.1.dev20240101+g1234567", "use_auth_token=True", "push_to_hub=False"]
 
 
 @pytest.mark.parametrize("text", HARMLESS)

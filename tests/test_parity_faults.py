@@ -193,6 +193,7 @@ def test_fault_is_found_at_its_node(made: Any, tmp_path: Path, fault: Any, kind:
     assert report.first_divergence.source.startswith("test_parity_faults.py:") or "torch/" in report.first_divergence.source
     assert kind in {c.kind for c in report.causes}, report.causes
     assert report.first_divergence.isolated_error > 1e-7
+    assert report.localization is not None and {v.node for v in report.localization.suspects} <= set(culprits)  # later operators only pass the error on
 
 
 def test_healthy_file_passes_and_blames_nobody(made: Any, tmp_path: Path) -> None:

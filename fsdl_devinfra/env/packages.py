@@ -110,12 +110,12 @@ def _local_path(url: str | None) -> str | None:
     from urllib.parse import unquote, urlsplit
     return unquote(urlsplit(url).path) if url and url.startswith("file:") else url
 
-# %% ../../nbs/env/07_packages.ipynb #e426f86f
+# %% ../../nbs/env/07_packages.ipynb #786e2ef1
 def _with_git(one: Package) -> Package:
-    if one.editable is None: return one
-    commit = ask("git", "rev-parse", "HEAD", cwd=one.editable)
+    said = ask("git", "status", "--porcelain=v2", "--branch", cwd=one.editable, seconds=10) if one.editable else None
+    commit = re.search(r"^# branch\.oid ([0-9a-f]{40,})$", said or "", re.MULTILINE)
     if commit is None: return one
-    return replace(one, commit=commit.strip(), dirty=bool(ask("git", "status", "--porcelain", cwd=one.editable, seconds=10)))
+    return replace(one, commit=commit[1], dirty=any(line[:1] != "#" for line in said.splitlines()))
 
 def packages(
     path: list[str] | None = None,  # folders to look in; default: `sys.path`

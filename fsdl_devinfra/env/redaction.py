@@ -35,7 +35,7 @@ def fingerprint(
 def _mark(kind: str, secret: str) -> str: return f"<removed:{kind}#{fingerprint(secret)}>"
 _MARK = re.compile(r"<removed:([a-z0-9-]+)#([0-9a-f]{4})>")
 
-# %% ../../nbs/env/02_redaction.ipynb #a5e9ea6a
+# %% ../../nbs/env/02_redaction.ipynb #2d246a15
 _SHAPES = r"""
 private-key      | -----BEGIN[A-Z0-9 ]{0,40}PRIVATE\ KEY(?:\ BLOCK)?-----(?:.*?-----END[A-Z0-9 ]{0,40}PRIVATE\ KEY(?:\ BLOCK)?-----|[\s\S]*)
 private-key      | BEGIN\ (?:DSA|EC|OPENSSH|PGP|RSA|SSH2\ ENCRYPTED)?\ ?PRIVATE\ KEY[\s\S]*|PuTTY-User-Key-File-\d[\s\S]*|AGE-SECRET-KEY-1[0-9A-Z]{30,}
@@ -67,7 +67,7 @@ package-index    | pypi-[A-Za-z0-9_-]{16,}|npm_[A-Za-z0-9]{30,}|rubygems_[0-9a-f
 container-index  | dckr_[po]at_[\w-]{16,}|AKC[A-Za-z0-9]{10,}|AP[\dABCDEF](?=[A-Za-z]*\d)[A-Za-z0-9]{8,}|cmVmdGtuO[A-Za-z0-9+/=]{20,}
 infrastructure   | (?:hvs|hvb|hvr)\.[\w-]{20,}|dp\.(?:pt|st|ct|sa|scim|audit)\.[\w.-]{20,}|[A-Za-z0-9]{14}\.atlasv1\.[\w-]{40,}|do[opr]_v1_[0-9a-f]{40,}|tskey-[\w-]{16,}|pul-[0-9a-f]{40}|HRKU-[\w-]{30,}|fo1_[\w-]{30,}|fm\d_[A-Za-z0-9+/=]{40,}
 service          | sq0(?:csp|atp)-[\w\\-]{20,}|EAAA[\w-]{56,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{30,}|lin_api_[A-Za-z0-9]{30,}|(?:secret|ntn)_[A-Za-z0-9]{40,}|PMAK-[0-9a-f]{24}-[0-9a-f]{30,}|NRAK-[A-Z0-9]{20,}|gl(?:sa|c)_[A-Za-z0-9_+/=]{20,}|sntry[su]_[A-Za-z0-9_+/=-]{20,}|phc_[A-Za-z0-9]{30,}|figd_[\w-]{30,}|sl\.[\w-]{100,}|dG9r[A-Za-z0-9+/=:]{30,}|EZ[AT]K[A-Za-z0-9]{40,}|key[A-Za-z0-9]{14}(?=\W|$)(?<=\d.{0})|pat[A-Za-z0-9]{14}\.[0-9a-f]{60,}
-authorization    | (?<=[Bb]earer\ )[\w.~+/=-]{8,}|(?<=[Aa]uthorization:\ )(?:[A-Za-z]+\ )?[\w.~+/=-]{6,}|(?<=[Bb]asic\ )(?=[A-Za-z0-9+/]*[\dA-Z])[A-Za-z0-9+/]{8,}={0,2}
+authorization    | (?<=(?i:bearer)\ )(?=[\w.~+/=-]*\d)[\w.~+/=-]{8,}|(?<=(?i:authorization):\ )(?:[A-Za-z]+\ )?[\w.~+/=-]{6,}|(?<=[Bb]asic\ )(?=[A-Za-z0-9+/]*[\dA-Z])[A-Za-z0-9+/]{8,}={0,2}
 softlayer        | (?i:https?://api.softlayer.com/soap/v3(?:.1)?/[a-z0-9]{64})
 """
 
@@ -177,7 +177,7 @@ def redact_text(
     for pattern in _ASSIGNED, _FLAG, _ELEMENT: text = _remove_named(text, pattern)
     return _remove_named(text, _BEFORE, always=True)
 
-# %% ../../nbs/env/02_redaction.ipynb #3cd4e045
+# %% ../../nbs/env/02_redaction.ipynb #f6e8c5d0
 def _before_secret(previous: str, value: Any) -> bool:
     "`wandb login KEY` and `curl -u name:password`, as items of a list."
     if not isinstance(value, str) or value.startswith("-"): return False
@@ -200,9 +200,11 @@ def redact(
     "Take every secret out of a document, keys included."
     removed: list[Removed] = []
     def visit(value: Any, name: str, where: str) -> Any:
+        if value is None: return None
         if isinstance(value, dict):
-            keep = where in plain_keys
-            return {redact_text(str(k)): visit(v, "" if keep else name if secret_name(name) else str(k), f"{where}.{redact_text(str(k))}".lstrip(".")) for k, v in value.items()}
+            keep, above = where in plain_keys, name if secret_name(name) else ""
+            cleaned = ((k, redact_text(str(k)), v) for k, v in value.items())
+            return {key: visit(v, "" if keep else above or str(k), f"{where}.{key}" if where else key) for k, key, v in cleaned}
         if isinstance(value, (list, tuple)): return _redact_list(list(value), name, visit, where)
         if not isinstance(value, str): return value if not secret_name(name) or isinstance(value, (bool, float, type(None))) else visit(str(value), name, where) if len(str(value)) > 5 else value
         clean = redact_text(value, name)

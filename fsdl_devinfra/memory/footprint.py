@@ -202,7 +202,7 @@ def _host(s: Strategy, x, f: Flow) -> float:
     if s.framework == "fsdp": return mine * (r.optimizer + (r.weight + r.grad if s.offload == "parameters" else 0))
     return mine * (r.optimizer + 4 + (2 if s.offload == "parameters" else 0))
 
-# %% ../../nbs/memory/06_footprint.ipynb #4a6128e3
+# %% ../../nbs/memory/06_footprint.ipynb #5e70031b
 def _assumptions(a: Architecture, s: Strategy, w: Workload) -> list[str]:
     notes = [f"Parameters: {a.parameters:,} from {'the headers of the weights' if a.source == 'headers' else 'the configuration' if a.source == 'config' else 'the numbers given'}"]
     if s.states_only: return notes + ["Only parameters, gradients and optimizer are counted: no activations, buffers or runtime"]
@@ -210,6 +210,7 @@ def _assumptions(a: Architecture, s: Strategy, w: Workload) -> list[str]:
     if s.inference: return notes + ["Inference: the cache is as long as the sequences, in 16 bits; weights in 16 bits unless quantised"]
     notes.append(f"Activations: {w.micro_batch} sequence{'s' * (w.micro_batch > 1)} of {w.seq_len} tokens, {s.recompute} recomputation, {s.attention} attention")
     if s.pp > 1: notes.append(f"Pipeline: {'interleaved ' if s.vpp > 1 else ''}1F1B with {w.microbatches(s)} micro-batches; the fullest stage is reported")
+    if s.async_tp: notes.append("Asynchronous tensor parallelism: its symmetric memory lies outside the allocator and is not counted")
     if a.experts: notes.append("Experts: tokens are spread evenly over them; an imbalance adds to activations")
     if s.lora_rank: notes.append("LoRA: adapters are trained as the precision says; frozen weights are held in 16 bits unless quantised")
     if s.optimizer == "sgd": notes.append("SGD is taken to have momentum")

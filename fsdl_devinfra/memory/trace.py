@@ -80,7 +80,7 @@ def _traceable(s: Strategy) -> None:
     if s.optimizer not in ("adamw", "sgd", "none"): raise BadInput(f"{s.optimizer} cannot be traced", "Use adamw or sgd")
     if s.zero in (1, 2) or (s.zero == 0 and s.dp > 1): raise BadInput("a trace knows one GPU, or full sharding", "Use --zero 3, or dp 1")
 
-# %% ../../nbs/memory/09_trace.ipynb #6ca57464
+# %% ../../nbs/memory/09_trace.ipynb #3cbe964c
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 def _work(job: str) -> None:
@@ -119,7 +119,13 @@ def _build(config: dict[str, Any], device: str) -> Any:
     auto = (transformers.AutoModelForImageClassification if "image_size" in config else
             transformers.AutoModelForSequenceClassification if any("SequenceClassification" in a for a in config.get("architectures") or ()) else
             transformers.AutoModelForMaskedLM if kind in ("bert", "roberta", "distilbert") else transformers.AutoModelForCausalLM)
-    with torch.device(device): return auto.from_config(known)
+    with _without_initialisation(), torch.device(device): return auto.from_config(known)
+
+def _without_initialisation() -> Any:
+    "Initial values look at numbers, and fake tensors have none."
+    import transformers
+    from unittest.mock import patch
+    return patch.object(transformers.PreTrainedModel, "init_weights", lambda module: module.tie_weights())
 
 def _inputs(config: dict[str, Any], w: Workload) -> Any:
     import torch
@@ -212,9 +218,9 @@ def _sum_parts(snapshot: Mapping[Any, Mapping[Any, int]]) -> dict[str, int]:
             if name in _KINDS: parts[_KINDS[name]] += int(size)
     return parts
 
-# %% ../../nbs/memory/09_trace.ipynb #eff101f3
+# %% ../../nbs/memory/09_trace.ipynb #6f8a908d
 _WHY = {
-    "activations and loss": "the trace runs the kernels of the CPU and the layers as Transformers writes them",
+    "activations and loss": "the trace runs the layers as Transformers writes them, on CPU kernels: with dropout in attention there is no flash kernel, and the probabilities are kept",
     "communication": "the estimate includes the pools of FSDP's own streams, which the tracker does not see, and the trace the buffers at the moment of its peak",
     "gradients": "the peaks may lie in different phases",
     "parameters": "the estimate counts the 16-bit copies that autocast caches",

@@ -177,7 +177,7 @@ def is_random(
     again = as_arrays(run_torch(module, inputs, precision))
     return any(not np.array_equal(again[k], own[k], equal_nan=again[k].dtype.kind == "f") for k in own)
 
-# %% ../../nbs/parity/10_check.ipynb #31690ae0
+# %% ../../nbs/parity/10_check.ipynb #ef80b47c
 def _worst_samples(case: Case, inputs: Mapping[str, Any], graph: Graph, most: int = 4) -> dict[str, Any]:
     "The inputs of a case, cut to the samples with the largest error where all inputs have a batch."
     errors = next((o.per_sample for o in case.outputs if o.verdict == "fail" and o.per_sample), [])
@@ -224,7 +224,7 @@ def investigate(
     try: found = localize(graph, captured, inputs, case.precision, provider)
     except CheckError as e: return None, [], None, [f"not located: {e}"]
     feeds = as_arrays(cast_inputs(inputs, "fp32" if case.precision == "bf16" else case.precision))
-    scene = Scene(graph, captured, inputs, feeds, as_arrays(run_torch(module, inputs, case.precision)), as_arrays(reference(module, inputs)), case.precision, provider, rule, level=_level(graph))
+    scene = Scene(graph, captured, inputs, feeds, as_arrays(run_torch(module, inputs, case.precision)), as_arrays(reference(module, inputs)), case.precision, provider, rule, level=_half_level(_level(graph), case.precision, provider))
     missing = [o.name for o in case.outputs if o.why.startswith("missing")]
     overflow = _overflow(found, case, captured, inputs)
     suspect = overflow or (None if missing and not found.suspects else found.first)
@@ -261,7 +261,7 @@ def _missing(scene: Scene, captured: Capture, name: str) -> Divergence | None:
     o = scene.graph.origins[nodes[-1]]
     return Divergence(scene.graph.nodes[nodes[-1]].output[0], scene.graph.nodes[nodes[-1]].name, o.op, o.module, o.source, 0.0, 0.0)
 
-# %% ../../nbs/parity/10_check.ipynb #744602d4
+# %% ../../nbs/parity/10_check.ipynb #5080dbf0
 def check(
     module: "nn.Module",  # the original; compared in eval mode
     onnx: Any,  # path of the .onnx file, or a function from arrays to arrays
@@ -307,14 +307,19 @@ def _level(graph: Graph) -> str:
     "Graph optimisation is off for a file with training-mode layers: ONNX Runtime drops some dropouts as it optimises, which hides the fault from this runtime alone."
     return "none" if in_training(graph) else "all"
 
+def _half_level(level: str, precision: str, provider: str) -> str:
+    "Half precision on the CPU is loaded with basic optimisation: with more, ONNX Runtime 1.32 ends the process on some recurrent models."
+    return "basic" if precision in ("fp16", "bf16") and provider_name(provider) == PROVIDERS["cpu"] and level == "all" else level
+
 def _maker(source: Any, provider: str, precision: str, own_kind: str, level: str = "all", tf32: bool = False) -> Callable[[], Backend]:
     "What makes the backend of a case, when its turn comes."
     def made() -> Backend:
         if callable(source): return callable_backend(source)
         options = {"use_tf32": int(tf32)} if provider_name(provider) == PROVIDERS["cuda"] else None  # its own default is on, torch's is off
-        if precision == own_kind: return onnx_backend(source, provider, level, options)
+        here = _half_level(level, precision, provider)
+        if precision == own_kind: return onnx_backend(source, provider, here, options)
         if own_kind != "fp32": raise NotRun(f"the file is in {own_kind}, so {precision} cannot be checked with it", "Export the module in that precision")
-        return onnx_backend(convert(load_graph(source), precision).data(), provider, level, options)
+        return onnx_backend(convert(load_graph(source), precision).data(), provider, here, options)
     return made
 
 def _set_tf32(on: bool) -> None:

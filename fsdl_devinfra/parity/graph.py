@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['Origin', 'notes', 'origin', 'Graph', 'load_graph', 'file_precision', 'convert']
+__all__ = ['RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'load_graph', 'file_precision', 'convert']
 
 # %% ../../nbs/parity/06_graph.ipynb #e0a8e808
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def load_graph(
     import onnx_ir
     return Graph(onnx_ir.serde.serialize_model(source))
 
-# %% ../../nbs/parity/06_graph.ipynb #2a9ce722
+# %% ../../nbs/parity/06_graph.ipynb #1fe68a5c
 _KINDS = {"fp16": "FLOAT16", "bf16": "BFLOAT16", "fp32": "FLOAT", "fp64": "DOUBLE"}
 
 def file_precision(
@@ -214,6 +214,9 @@ def _retype_attributes(node: Any, low: int) -> None:
             for n in g.node: _retype_attributes(n, low)
             for t in g.initializer: _retype_tensor(t, low)
 
+#: stay in fp32, between casts: runtimes have no fp16 kernels for them
+RECURRENT = ("LSTM", "GRU", "RNN")
+
 def _cast_where_needed(proto: Any, low: int, kept: set[int]) -> None:
     "Put a `Cast` before inputs and after outputs that the operator's schema does not take in the low precision."
     import onnx
@@ -224,7 +227,7 @@ def _cast_where_needed(proto: Any, low: int, kept: set[int]) -> None:
     offset = sum(1 for n in proto.graph.node if n.name.startswith("cast_") and not n.metadata_props and n.input[0] in {i.name for i in proto.graph.input})
     nodes = []
     for index, node in enumerate(proto.graph.node):
-        narrow_in, narrow_out = _narrow_ports(node, opset, said, whole=index - offset in kept)
+        narrow_in, narrow_out = _narrow_ports(node, opset, said, whole=index - offset in kept or node.op_type in RECURRENT)
         for i in narrow_in:
             if node.input[i] in floats:
                 nodes.append(helper.make_node("Cast", [node.input[i]], [f"{node.input[i]}__{index}_{i}"], name=f"up_{index}_{i}", to=TensorProto.FLOAT))
@@ -253,6 +256,7 @@ def _float_values(proto: Any, low: int) -> set[str]:
     known = {t.name for t in g.initializer if t.data_type == low}
     try: inferred = onnx.shape_inference.infer_shapes(_without_weights(proto)).graph
     except Exception: inferred = g
+    known |= {v for n in inferred.node if n.op_type in RECURRENT for v in n.output if v}
     known |= {i.name for i in [*inferred.value_info, *inferred.input, *inferred.output] if i.type.tensor_type.elem_type == low}
     return known
 
