@@ -336,7 +336,7 @@ def states_only(
 
 def engine_of(
     s: Strategy,
-):  # a function of architecture, strategy, workload, share and flow
+) -> Callable[..., Any]:  # a function of architecture, strategy, workload, share and flow
     "The engine that runs `s`."
     if s.inference: return inference
     if s.states_only: return states_only
