@@ -98,7 +98,7 @@ def pairs_right(
     def value(c): return c.said.tokens_per_second_per_gpu.value
     return sum((value(a) > value(b)) == (a.measured > b.measured) for a, b in pairs), len(pairs)
 
-# %% ../../nbs/compute/05_accuracy.ipynb #9c584165
+# %% ../../nbs/compute/05_accuracy.ipynb #719b9a41
 #: what the estimate has to reach: median error, error that nine of ten stay below, share of pairs in the right order
 GATE = dict(median=0.12, p90=0.30, pairs=0.85)
 
@@ -154,7 +154,7 @@ def missed(
 def main(
     argv: Sequence[str] | None = None,  # a folder, and --markdown
 ) -> int:  # 1 where the gate is missed
-    "Print the report: `make accuracy`."
+    "Print the report; `tests/accuracy.py` calls it for `make accuracy`."
     argv = list(sys.argv[1:] if argv is None else argv)
     folder = next((a for a in argv if not a.startswith("-")), "tests/data/ground_truth")
     text, short = report(folder, "--markdown" in argv)
