@@ -144,5 +144,5 @@ pl.Trainer(max_steps=1, accelerator='cpu', logger=False, enable_checkpointing=Fa
 
 def test_pytest_plugin(tmp_path):
     (tmp_path / "test_it.py").write_text("def test_it(): pass\n")
-    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "fsdl_devinfra.env.pytest_plugin", "-p", "no:cacheprovider", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "environment: fsdl-devinfra" in done.stdout and not (tmp_path / "env.json").exists()
