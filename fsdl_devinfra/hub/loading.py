@@ -99,7 +99,7 @@ _FILLS = {"normal_", "uniform_", "trunc_normal_", "zero_", "zeros_", "ones_", "f
 
 @contextlib.contextmanager
 def empty_is_meta(
-    dtype: torch.dtype | None = None,  # default dtype in the block
+    dtype: "torch.dtype | None" = None,  # default dtype in the block
 ) -> Iterator[None]:
     "In this block uninitialised tensors get no memory; computed ones are computed."
     import torch
@@ -121,8 +121,8 @@ def build(
     into: Any,  # a module, a class, a function that makes a module, or None to go by the config
     config: dict[str, Any] | None,  # config.json
     folder: Path,  # of the model
-    dtype: torch.dtype | None = None,  # default dtype of what a constructor computes
-) -> nn.Module:
+    dtype: "torch.dtype | None" = None,  # default dtype of what a constructor computes
+) -> "nn.Module":
     "Make the module that the weights go into. Raises `BadInput`."
     from torch import nn
     if isinstance(into, nn.Module): return into
@@ -132,7 +132,7 @@ def build(
         if hasattr(into, "_hub_mixin_init_parameters"): return _mixin(into, folder)
         return _construct(into, config or {})
 
-def _construct(into: Callable[..., nn.Module], config: dict[str, Any]) -> nn.Module:
+def _construct(into: "Callable[..., nn.Module]", config: dict[str, Any]) -> "nn.Module":
     "Call a class or a function with those keys of the config that it takes."
     import inspect as signatures
     names = signatures.signature(into).parameters
@@ -141,12 +141,12 @@ def _construct(into: Callable[..., nn.Module], config: dict[str, Any]) -> nn.Mod
     if missing: raise BadInput(f"{getattr(into, '__name__', into)} needs {', '.join(missing)}, which config.json does not have", "Give a module, or a function that makes it")
     return into(**{n: config[n] for n in names if n in config})
 
-def _mixin(into: type, folder: Path) -> nn.Module:
+def _mixin(into: type, folder: Path) -> "nn.Module":
     "Let the Hub's mixin read its config, and take its arguments before it loads anything."
     class Stand:  # looks like the class, but builds without loading
         def __getattr__(self, name: str) -> Any: return getattr(into, name)
         def _from_pretrained(self, *, model_id: str, revision: Any = None, cache_dir: Any = None, force_download: Any = None, local_files_only: Any = None,
-                             token: Any = None, map_location: Any = None, strict: Any = None, **kwargs: Any) -> nn.Module: return into(**kwargs)
+                             token: Any = None, map_location: Any = None, strict: Any = None, **kwargs: Any) -> "nn.Module": return into(**kwargs)
     return into.from_pretrained.__func__(Stand(), str(folder), local_files_only=True)
 
 # %% ../../nbs/hub/09_load.ipynb #f04dbba8
@@ -161,7 +161,7 @@ def _class_of(config: dict[str, Any] | None, folder: Path) -> Any:
     if "architecture" in config: return lambda: _timm(config)
     raise BadInput(f"config.json of {folder.name} names no class that is known here", "Say the class or the module with into=")
 
-def _timm(config: dict[str, Any]) -> nn.Module:
+def _timm(config: dict[str, Any]) -> "nn.Module":
     timm = need("timm", "torch", "loading a timm model")
     kwargs = {k: config[k] for k in ("num_classes", "global_pool") if k in config} | config.get("model_args", {})
     return timm.create_model(config["architecture"], pretrained=False, **kwargs)
@@ -180,7 +180,7 @@ def _transformers_config(folder: Path) -> Any:
     try: return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError) as e: raise BadInput(f"Transformers does not know this config ({' '.join(str(e).split())[:160]})", "Update transformers, or give your own class with into=") from None
 
-def _transformers(cls: Any, folder: Path, dtype: torch.dtype | None) -> nn.Module:
+def _transformers(cls: Any, folder: Path, dtype: "torch.dtype | None") -> "nn.Module":
     import transformers
     config = _transformers_config(folder)
     if cls is transformers.AutoModel or not hasattr(cls, "_from_config"): make = cls.from_config
@@ -191,7 +191,7 @@ def _transformers(cls: Any, folder: Path, dtype: torch.dtype | None) -> nn.Modul
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
 
-def _by_transformers(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> nn.Module:
+def _by_transformers(model: "nn.Module", folder: Path, dtype: "torch.dtype | None") -> "nn.Module":
     "Let Transformers load, where it converts names or formats on the way. From this folder, safetensors only, no code, no network."
     loaded, said = type(model).from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **({"dtype": dtype} if dtype else {}))
     for what in "missing_keys", "unexpected_keys", "mismatched_keys":
@@ -203,13 +203,13 @@ def _not_the_same(what: str, names: list[str]) -> BadInput:
     return BadInput(f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}", "Give the class that these weights were saved from")
 
 def state_of(
-    model: nn.Module,
-) -> dict[str, torch.Tensor]:
+    model: "nn.Module",
+) -> "dict[str, torch.Tensor]":
     "All parameters and persistent buffers of a module, the tensors themselves."
     return {n: t for n, t in model.state_dict(keep_vars=True).items() if hasattr(t, "shape")}
 
 def groups_of(
-    state: dict[str, torch.Tensor],  # of a module
+    state: "dict[str, torch.Tensor]",  # of a module
 ) -> list[list[str]]:  # names that share one tensor
     "Names by the identity of the tensor."
     sites: dict[int, list[str]] = {}
@@ -245,8 +245,8 @@ READ = 1 * MIB  # elements of a cast that are read at once; they stay in the pro
 GRAIN = 16 * 1024  # elements converted at once: below torch's grain size (32768), so that no pool of threads spins for microseconds of work
 
 def torch_dtype(
-    dtype: str | torch.dtype | None,  # "float32", torch.float32 or None
-) -> torch.dtype | None:
+    dtype: "str | torch.dtype | None",  # "float32", torch.float32 or None
+) -> "torch.dtype | None":
     "A dtype by name. Raises `BadInput`."
     import torch
     if dtype is None or isinstance(dtype, torch.dtype): return dtype
@@ -254,7 +254,7 @@ def torch_dtype(
     if not isinstance(found, torch.dtype): raise BadInput(f"{dtype!r} is not a dtype", "Use float32, bfloat16 or float16")
     return found
 
-def file_dtype(t: TensorEntry) -> torch.dtype:
+def file_dtype(t: TensorEntry) -> "torch.dtype":
     "The torch dtype of a tensor in a file. Raises `BadInput`."
     import torch
     found = getattr(torch, _TORCH.get(t.dtype, ""), None)
@@ -270,7 +270,7 @@ def _pread(fd: int, view: memoryview, at: int) -> int:
 
 _seeking = threading.Lock()
 
-def _read_into(fd: int, tensor: torch.Tensor, at: int) -> None:
+def _read_into(fd: int, tensor: "torch.Tensor", at: int) -> None:
     "Fill a contiguous tensor from a file. Raises `BadInput` where the file ends."
     import torch
     if not tensor.numel(): return
@@ -300,7 +300,7 @@ class Reader:
         if file not in self._maps: self._maps[file] = mmap.mmap(self._fd(file), 0, access=mmap.ACCESS_COPY)
         return self._maps[file]
 
-    def mapped(self, t: TensorEntry) -> torch.Tensor:
+    def mapped(self, t: TensorEntry) -> "torch.Tensor":
         "The file itself as a tensor, on private pages."
         import torch
         dtype, at = file_dtype(t), self.weights.start(t)
@@ -308,7 +308,7 @@ class Reader:
         self.count(t.size_bytes)
         return torch.frombuffer(self._map(t.file), dtype=dtype, count=t.parameters, offset=at).view(t.shape)
 
-    def copied(self, t: TensorEntry, dtype: torch.dtype, offset: int = 0, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    def copied(self, t: TensorEntry, dtype: "torch.dtype", offset: int = 0, shape: tuple[int, ...] | None = None) -> "torch.Tensor":
         "A copy of a tensor, or of its elements from `offset` on, as `dtype`; a cast goes through one small buffer."
         import torch
         shape = t.shape if shape is None else shape
@@ -318,7 +318,7 @@ class Reader:
         else: self._cast(fd, at, stored, out.view(-1))
         return out
 
-    def _cast(self, fd: int, at: int, stored: torch.dtype, flat: torch.Tensor) -> None:
+    def _cast(self, fd: int, at: int, stored: "torch.dtype", flat: "torch.Tensor") -> None:
         "Read and convert piece by piece. The buffer is kept: freed between large tensors, it would leave holes in the heap."
         import torch
         if not hasattr(self._own, "buffer"): self._own.buffer = torch.empty(READ * 8, dtype=torch.uint8)
@@ -329,7 +329,7 @@ class Reader:
             for target, source in zip(flat[i:i + len(part)].split(GRAIN), part.split(GRAIN)): target.copy_(source)
 
 # %% ../../nbs/hub/09_load.ipynb #cb5e84d1
-def _check_hashes(weights: Weights, entries: list[TensorEntry], values: list[torch.Tensor]) -> None:
+def _check_hashes(weights: Weights, entries: list[TensorEntry], values: "list[torch.Tensor]") -> None:
     "Compare what was read with the lock. Raises `WrongBytes`."
     by_file: dict[str, dict[int, torch.Tensor]] = {}
     for t, value in zip(entries, values): by_file.setdefault(t.file, {})[t.begin] = value if value.dtype == file_dtype(t) else None
@@ -339,7 +339,7 @@ def _check_hashes(weights: Weights, entries: list[TensorEntry], values: list[tor
         if found != next(f.sha256 for f in weights.lock.files if f.path == file):
             raise WrongBytes(f"the bytes that were read from {file} are not those of the lock", "Pull the lock again")
 
-def _hash_of(weights: Weights, file: str, tensors: list[torch.Tensor]) -> str:
+def _hash_of(weights: Weights, file: str, tensors: "list[torch.Tensor]") -> str:
     import hashlib
     import torch
     with open(weights.folder / file, "rb") as f: digest = hashlib.sha256(f.read(weights.headers[file].size_bytes))
@@ -361,8 +361,8 @@ def sliced(
     t: TensorEntry,  # a tensor in a file
     offset: tuple[int, ...],  # of the block
     local: tuple[int, ...],  # its shape
-    dtype: torch.dtype,  # that it shall have
-) -> torch.Tensor:
+    dtype: "torch.dtype",  # that it shall have
+) -> "torch.Tensor":
     "Read one block of a tensor, and only that."
     import torch
     run, starts = _runs_of(t.shape, offset, local) if t.shape else (1, [0])
@@ -374,9 +374,9 @@ def sliced(
 
 # %% ../../nbs/hub/09_load.ipynb #7c944000
 def shard(
-    model: nn.Module,
-    mesh: DeviceMesh,  # one dimension
-) -> nn.Module:
+    model: "nn.Module",
+    mesh: "DeviceMesh",  # one dimension
+) -> "nn.Module":
     "FSDP2: shard the layers of every `ModuleList`, then what is left."
     from torch import nn
     from torch.distributed.fsdp import fully_shard
@@ -384,7 +384,7 @@ def shard(
         for layer in layers: fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
-def fill_sharded(model: nn.Module, state: dict[str, torch.Tensor], weights: Weights, tensors: dict[str, TensorEntry], groups: list[list[str]], asked: torch.dtype | None) -> int:
+def fill_sharded(model: "nn.Module", state: "dict[str, torch.Tensor]", weights: Weights, tensors: dict[str, TensorEntry], groups: list[list[str]], asked: "torch.dtype | None") -> int:
     "Give a module of `DTensor`s its slices; plain tensors are read whole. Returns the bytes read by this rank."
     import torch
     reader, values = Reader(weights), {}
@@ -399,7 +399,7 @@ def fill_sharded(model: nn.Module, state: dict[str, torch.Tensor], weights: Weig
     model.__dict__["checkpoint_bytes_read"] = reader.bytes_read
     return reader.bytes_read
 
-def _local_value(reader: Reader, t: TensorEntry, old: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _local_value(reader: Reader, t: TensorEntry, old: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
     import torch
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -414,11 +414,11 @@ def _local_value(reader: Reader, t: TensorEntry, old: torch.Tensor, dtype: torch
 def load(
     source: str | Path | Source | ModelLock | None = None,  # a folder, a lock, or what `resolve` takes
     into: Any = None,  # a module, a class, a function that makes a module; None goes by config.json
-    dtype: str | torch.dtype | None = None,  # of floating-point tensors; None keeps the file's
-    device: str | torch.device = "cpu",
+    dtype: "str | torch.dtype | None" = None,  # of floating-point tensors; None keeps the file's
+    device: "str | torch.device" = "cpu",
     trust: Literal["map", "copy"] = "map",  # "map" shares memory with the file; "copy" reads it, so that a later change of the file changes nothing
-    mesh: DeviceMesh | None = None,  # shard the model over these ranks with FSDP2; each reads its own slices only
-) -> nn.Module:  # in evaluation mode where it was built here
+    mesh: "DeviceMesh | None" = None,  # shard the model over these ranks with FSDP2; each reads its own slices only
+) -> "nn.Module":  # in evaluation mode where it was built here
     "Load safetensors weights. Raises `BadInput`, `WrongBytes`; never unpickles, never runs a repository's code."
     need("torch", "torch", "loading weights")
     from torch import nn
@@ -439,11 +439,11 @@ def load(
     _complete(model, None if filled else device)
     return model if isinstance(into, nn.Module) else model.eval()
 
-def _converts(model: nn.Module) -> bool:
+def _converts(model: "nn.Module") -> bool:
     "True for a Transformers model, whose own loader may know other names for the same weights."
     return hasattr(model, "_from_config") and hasattr(model, "can_generate")
 
-def _usual_dtype(tensors: Iterable[TensorEntry]) -> torch.dtype | None:
+def _usual_dtype(tensors: Iterable[TensorEntry]) -> "torch.dtype | None":
     "The floating-point dtype of most parameters."
     import torch
     counts = Counter()
@@ -452,7 +452,7 @@ def _usual_dtype(tensors: Iterable[TensorEntry]) -> torch.dtype | None:
     return getattr(torch, _TORCH[counts.most_common(1)[0][0]]) if counts else None
 
 # %% ../../nbs/hub/09_load.ipynb #fec6589d
-def _target_dtype(model: nn.Module, name: str, stored: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
+def _target_dtype(model: "nn.Module", name: str, stored: "torch.dtype", asked: "torch.dtype | None") -> "torch.dtype":
     "The dtype that a tensor gets. Some Transformers modules must stay in 32 bits, and say so."
     import torch
     if not stored.is_floating_point: return stored
@@ -461,11 +461,11 @@ def _target_dtype(model: nn.Module, name: str, stored: torch.dtype, asked: torch
     if target in (torch.float16, torch.bfloat16): keep += list(getattr(model, "_keep_in_fp32_modules_strict", None) or [])
     return torch.float32 if any(k in name.split(".") or f".{k}." in f".{name}." for k in keep) else target
 
-def _fill(model: nn.Module, state: dict[str, torch.Tensor], weights: Weights, tensors: dict[str, TensorEntry], groups: list[list[str]], asked: torch.dtype | None, device: Any, trust: str, in_place: bool) -> None:
+def _fill(model: "nn.Module", state: "dict[str, torch.Tensor]", weights: Weights, tensors: dict[str, TensorEntry], groups: list[list[str]], asked: "torch.dtype | None", device: Any, trust: str, in_place: bool) -> None:
     import torch
     reader, used = Reader(weights), set()
     groups = sorted(groups, key=lambda g: _order(tensors, g)); names = [next(n for n in g if n in tensors) for g in groups]
-    def value(name: str) -> torch.Tensor:
+    def value(name: str) -> "torch.Tensor":
         t = tensors[name]; target = _target_dtype(model, name, file_dtype(t), asked)
         return reader.mapped(t) if trust == "map" and target == file_dtype(t) else reader.copied(t, target)
     try:
@@ -491,7 +491,7 @@ def _same_bytes(reader: Reader, name: str, t: TensorEntry, other: str, u: Tensor
     if t.dtype != u.dtype or not torch.equal(a, b): raise BadInput(f"{name} and {other} are one tensor in the module and two different ones in the file", "Build the module without tying them")
 
 # %% ../../nbs/hub/09_load.ipynb #da64bcfe
-def _put(model: nn.Module, names: list[str], old: torch.Tensor, new: torch.Tensor, in_place: bool) -> None:
+def _put(model: "nn.Module", names: list[str], old: "torch.Tensor", new: "torch.Tensor", in_place: bool) -> None:
     import torch
     if in_place and not old.is_meta: old.data.copy_(new); return
     if isinstance(old, torch.nn.Parameter): new = torch.nn.Parameter(new, requires_grad=old.requires_grad and (new.is_floating_point() or new.is_complex()))
@@ -499,7 +499,7 @@ def _put(model: nn.Module, names: list[str], old: torch.Tensor, new: torch.Tenso
         path, _, leaf = name.rpartition("."); owner = model.get_submodule(path)
         (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = new
 
-def _complete(model: nn.Module, device: Any) -> None:
+def _complete(model: "nn.Module", device: Any) -> None:
     "Move what a constructor computed to the device, and refuse a model of which anything was left on meta."
     _restore(model)
     left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
@@ -509,7 +509,7 @@ def _complete(model: nn.Module, device: Any) -> None:
         for name, t in module._buffers.items():
             if t is not None and not hasattr(t, "device_mesh"): module._buffers[name] = t.to(device)
 
-def _restore(model: nn.Module) -> None:
+def _restore(model: "nn.Module") -> None:
     "Non-persistent buffers of a Transformers model that somebody built on meta: a twin computes them."
     left = {n for n, t in model.named_buffers() if t.is_meta}
     if not left or not _converts(model): return

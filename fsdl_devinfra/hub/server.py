@@ -223,11 +223,11 @@ class Hub:
         "Bytes of files sent so far."
         return sum(s.bytes_sent for s in self.seen if fnmatch.fnmatch(s.path, path))
 
-def _error(status: int, code: str, message: str) -> Response:
+def _error(status: int, code: str, message: str) -> "Response":
     from starlette.responses import JSONResponse
     return JSONResponse({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
 
-def _refused(hub: Hub, repo: str, request: Request) -> Response | None:
+def _refused(hub: Hub, repo: str, request: "Request") -> "Response | None":
     "The answer to somebody who may not see a repository."
     if not hub.shelf.revisions(repo): return _error(404, "RepoNotFound", "Repository not found")
     if repo in hub.tokens and request.headers.get("authorization") != f"Bearer {hub.tokens[repo]}":
@@ -235,7 +235,7 @@ def _refused(hub: Hub, repo: str, request: Request) -> Response | None:
     return None
 
 # %% ../../nbs/hub/03_server.ipynb #126fb60a
-def _info(hub: Hub, repo: str, revision: str, query: dict[str, list[str]]) -> Response:
+def _info(hub: Hub, repo: str, revision: str, query: dict[str, list[str]]) -> "Response":
     from starlette.responses import JSONResponse
     found = hub.shelf.at(repo, revision)
     if not found: return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -254,7 +254,7 @@ def _listed(hub: Hub, entries: list[dict[str, Any]], key: str) -> list[dict[str,
     if _take(hub.faults, "no-hash", "*"): entries = [{k: v for k, v in e.items() if k not in ("lfs", "blobId", "oid")} for e in entries]
     return entries
 
-def _tree(hub: Hub, repo: str, revision: str, under: str, query: dict[str, list[str]], request: Request) -> Response:
+def _tree(hub: Hub, repo: str, revision: str, under: str, query: dict[str, list[str]], request: "Request") -> "Response":
     from starlette.responses import JSONResponse
     found = hub.shelf.at(repo, revision)
     if not found: return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -275,7 +275,7 @@ def _folder_entries(files: dict[str, Blob], under: str, recursive: bool) -> list
     return kept + [_says(b) for p, b in inside.items() if recursive or "/" not in p[skip:]]
 
 # %% ../../nbs/hub/03_server.ipynb #b323e77c
-def _file(hub: Hub, repo: str, revision: str, path: str, request: Request, seen: Seen, at_blobs: bool = False) -> Response:
+def _file(hub: Hub, repo: str, revision: str, path: str, request: "Request", seen: Seen, at_blobs: bool = False) -> "Response":
     from starlette.responses import HTMLResponse, Response, StreamingResponse
     found = hub.shelf.at(repo, revision, path)
     if not found: return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -305,7 +305,7 @@ def _file(hub: Hub, repo: str, revision: str, path: str, request: Request, seen:
     return StreamingResponse(body(), 206 if part else 200, headers, "application/octet-stream")
 
 # %% ../../nbs/hub/03_server.ipynb #8e7dd93e
-def _answer(hub: Hub, request: Request, seen: Seen, form: dict[str, list[str]]) -> Response:
+def _answer(hub: Hub, request: "Request", seen: Seen, form: dict[str, list[str]]) -> "Response":
     from starlette.responses import JSONResponse
     parts = [unquote(p) for p in request.scope["raw_path"].decode("ascii", "replace").split("?")[0].strip("/").split("/")]
     query = parse_qs(request.scope["query_string"].decode())
@@ -318,7 +318,7 @@ def _answer(hub: Hub, request: Request, seen: Seen, form: dict[str, list[str]]) 
             return _refused(hub, f"{org}/{name}", request) or _file(hub, f"{org}/{name}", revision, "/".join(path), request, seen)
     return _error(404, "EntryNotFound", "No such path")
 
-def _api(hub: Hub, repo: str, rest: list[str], query: dict[str, list[str]], form: dict[str, list[str]], request: Request) -> Response:
+def _api(hub: Hub, repo: str, rest: list[str], query: dict[str, list[str]], form: dict[str, list[str]], request: "Request") -> "Response":
     from starlette.responses import JSONResponse
     match rest:
         case []: return _info(hub, repo, "main", query)
@@ -340,7 +340,7 @@ def _api(hub: Hub, repo: str, rest: list[str], query: dict[str, list[str]], form
 # %% ../../nbs/hub/03_server.ipynb #08086a07
 def make_app(
     hub: Hub,  # what to serve
-) -> Starlette:
+) -> "Starlette":
     "The server as an ASGI application."
     need("starlette", "serve", "serving a Hub")
     from starlette.applications import Starlette
@@ -348,7 +348,7 @@ def make_app(
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
-    async def answer(request: Request) -> Response:
+    async def answer(request: "Request") -> "Response":
         path = request.scope["path"]; headers = request.headers
         seen = Seen(request.method, path, headers.get("range"), headers.get("authorization"), headers.get("host", "")); hub.seen.append(seen)
         if slow := _take(hub.faults, "slow", path): await _sleep(slow.value)
@@ -363,7 +363,7 @@ async def _sleep(seconds: float) -> None:
     import asyncio
     await asyncio.sleep(seconds)
 
-def _note(seen: Seen, response: Response) -> Response:
+def _note(seen: Seen, response: "Response") -> "Response":
     seen.status = response.status_code
     return response
 
