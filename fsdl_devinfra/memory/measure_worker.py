@@ -10,7 +10,11 @@ import os
 from .measure import work
 
 # %% auto #0
-__all__ = []
+__all__ = ['main']
 
 # %% ../../nbs/memory/12_measure_worker.ipynb #75183599
-if __name__ == "__main__" and "FSDL_DEVINFRA_MEASURE" in os.environ: work()
+def main() -> None:
+    "Run the measurement that the environment describes; nothing where none is described."
+    if "FSDL_DEVINFRA_MEASURE" in os.environ: work()
+
+if __name__ == "__main__": main()
