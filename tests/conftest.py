@@ -46,3 +46,11 @@ def cli():
 def digits(tmp_path: Path) -> Path:
     """A copy of the embedded model that a test may damage."""
     return Path(shutil.copytree(DIGITS, tmp_path / "digits"))
+
+
+def package_alone() -> Path:
+    """A folder with the package and nothing else: the checkout itself also holds the metadata of an editable install."""
+    import tempfile
+    folder = Path(tempfile.mkdtemp(prefix="package-alone-"))
+    (folder / "fsdl_devinfra").symlink_to(ROOT / "fsdl_devinfra")
+    return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from conftest import package_alone
 
 from fsdl_devinfra.core.results import json_schema
 from fsdl_devinfra.env import Environment, capture
@@ -16,7 +17,7 @@ from fsdl_devinfra.env.packages import Package
 from fsdl_devinfra.env.restoration import Restoration
 from fsdl_devinfra.env.verification import Verification
 
-REPO = Path(__file__).parents[1]
+REPO = package_alone()
 CODE = "import sys; sys.path.insert(0, {!r}); from fsdl_devinfra.env import capture; print(capture({}).to_json())"
 
 

@@ -12,13 +12,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import package_alone
 from packaging.pylock import Pylock
 
 from fsdl_devinfra.env import Environment, capture, restore
 from fsdl_devinfra.env.proof import _Remote, _record_at, make_wheel, wheel_record
 from fsdl_devinfra.env.restoration import TARGETS, dockerfile
 
-REPO = Path(__file__).parents[1]
+REPO = package_alone()
 UV = Path(sys.executable).parent / "uv"
 QUIET = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_CONFIG_FILE": os.devnull, "UV_NO_CONFIG": "1", "UV_OFFLINE": "1", "UV_NO_CACHE": "1"}
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "VIRTUAL_ENV"))} | QUIET
