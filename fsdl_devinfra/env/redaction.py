@@ -39,7 +39,7 @@ _MARK = re.compile(r"<removed:([a-z0-9-]+)#([0-9a-f]{4})>")
 _SHAPES = r"""
 private-key      | -----BEGIN[A-Z0-9 ]{0,40}PRIVATE\ KEY(?:\ BLOCK)?-----(?:.*?-----END[A-Z0-9 ]{0,40}PRIVATE\ KEY(?:\ BLOCK)?-----|[\s\S]*)
 private-key      | BEGIN\ (?:DSA|EC|OPENSSH|PGP|RSA|SSH2\ ENCRYPTED)?\ ?PRIVATE\ KEY[\s\S]*|PuTTY-User-Key-File-\d[\s\S]*|AGE-SECRET-KEY-1[0-9A-Z]{30,}
-jwt              | eyJ[A-Za-z0-9_=-]{2,}\.[A-Za-z0-9_=-]+(?:\.[A-Za-z0-9_.+/=-]*)?
+jwt              | eyJ[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]+(?:\.[A-Za-z0-9_.+/=-]*)?
 encoded-json     | eyJ[A-Za-z0-9_+/-]{24,}={0,2}
 hugging-face     | hf_(?:oauth|jwt)_[\w.-]{10,}|(?:hf|api_org)_[A-Za-z0-9]{16,}
 wandb            | wandb_v\d_[A-Za-z0-9_]{20,}|local-[0-9a-f]{40}
