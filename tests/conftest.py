@@ -1,12 +1,14 @@
 """What all tests share: the command as a process, and a scratch copy of the embedded model."""
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,7 @@ def digits(tmp_path: Path) -> Path:
 
 def package_alone() -> Path:
     """A folder with the package and nothing else: the checkout itself also holds the metadata of an editable install."""
-    import tempfile
     folder = Path(tempfile.mkdtemp(prefix="package-alone-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "fsdl_devinfra").symlink_to(ROOT / "fsdl_devinfra")
     return folder
