@@ -46,6 +46,7 @@ wandb            | wandb_v\d_[A-Za-z0-9_]{20,}|local-[0-9a-f]{40}
 anthropic        | sk-ant-[\w-]{10,}
 openai           | sk-(?:proj|svcacct|admin|or-v1|lf)-[\w-]{10,}|sess-[A-Za-z0-9]{32,}|sk-(?=[\w-]*\d)[A-Za-z0-9_-]{16,}
 ml-service       | (?:r8|gsk|rpa|pcsk|nvapi|pplx|xai|tgp_v1|fw|csk|jina|voyage|pa|lsv2_pt|lsv2_sk|cohere|KGAT|tvly|e2b|vapi|fal|esecret|ls__)[_-][A-Za-z0-9_-]{20,}
+ml-service       | (?:sbp|pnu|pnb|squ|sqp|sqa|pscale_(?:tkn|pw|oauth)|isat|sk|clh|cal_live|dtn|ops|rnd)_(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{30,}
 ml-service       | (?:ak|as)-[A-Za-z0-9]{22}|dapi[0-9a-f]{32}(?:-\d)?|dop_v1_[0-9a-f]{40,}|ABSK[A-Za-z0-9+/=]{40,}
 github           | (?:gh[pousr]_[A-Za-z0-9_]{20,}|github_pat_[A-Za-z0-9_]{20,})
 gitlab           | (?:gl(?:pat|dt|ft|soat|rt|cbt|ptt|imt|agent|oas|ffct)-[A-Za-z0-9_.-]{16,}|GR1348941[A-Za-z0-9_-]{20,})
@@ -92,6 +93,7 @@ _SECRET_PAIRS = frozenset("""api key|auth key|access key|secret key|private key|
 _SECRET_PAIRS = frozenset(" ".join(pair.split()) for pair in _SECRET_PAIRS)
 _TOKEN_COMPANY = frozenset("""cls pad eos bos sep unk mask image audio video num max min new per next special added prefix suffix vocab type types id ids count
     length len limit size start end stop think input output prompt memory learnable register summary first last position class total every draft
+    dropout drop dim dims embed embedding embeddings merge merging mixing mixer shift level ratio reduction prob classification labels latency throughput
     path file dir folder counter counts expires expiry ttl usage budget rate""".split())
 _NOT_A_VALUE_NAME = frozenset("path file dir folder env var name names id ids type url uri endpoint expires expiry ttl timeout method mode helper field fields store backend scheme provider".split())
 
