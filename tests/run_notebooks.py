@@ -52,7 +52,7 @@ def main() -> int:
     todo = [n for n in notebooks(args.path.resolve()) if not args.slow or has_slow_cell(n)]
     if not todo and not args.slow: print(f"no notebook at {args.path}"); return 1
     from concurrent.futures import ThreadPoolExecutor
-    limit = args.limit or (900 if args.slow else 240)
+    limit = args.limit or (1200 if args.slow else 600)
     failed = 0
     with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, 4))) as pool:
         for notebook, (ok, seconds, output) in zip(todo, pool.map(lambda n: run(n, args.slow, args.nbdev3, limit), todo)):
