@@ -208,12 +208,22 @@ def load_step(run: Run) -> tuple[bool, str, Any]:
 def memory_step(run: Run) -> tuple[bool, str, Any]:
     "Whether training fits."
     from fsdl_devinfra.memory import Architecture, Strategy, default_workload, estimate
+    from fsdl_devinfra.memory.architecture import NoTransformer
     found, _ = needed(run, "inspect", "lock")
     if found.config is None: raise BadInput(f"{run.model} has no config.json", "Name a model that has one")
-    architecture = Architecture.from_config(found.config, {n: (t.dtype, t.shape) for n, t in found.tensor_index.items()}, name=run.model)
+    try: architecture = Architecture.from_config(found.config, {n: (t.dtype, t.shape) for n, t in found.tensor_index.items()}, name=run.model)
+    except NoTransformer: return _counted_memory(run)
     workload = default_workload(architecture)
     tried = [estimate(architecture, Strategy(dp=run.gpus, zero=zero), workload, run.device) for zero in ((0, 3) if run.gpus > 1 else (0,))]
     found = next((f for f in tried if f.fits != "no"), tried[-1])
+    return found.fits != "no", found.verdict(), found
+
+def _counted_memory(run: Run) -> tuple[bool, str, Any]:
+    "The same of a model without a closed form: a step on fake tensors."
+    from fsdl_devinfra.memory import Strategy
+    from fsdl_devinfra.memory.modules import estimate_module
+    module, = needed(run, "load")
+    found = estimate_module(module, parity_inputs(run, module), Strategy(dp=run.gpus), run.device, name=run.model)
     return found.fits != "no", found.verdict(), found
 
 # %% ../nbs/preflight.ipynb #033dda68

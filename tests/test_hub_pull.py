@@ -66,7 +66,10 @@ def test_wrong_bytes_are_refused_and_nothing_stays(hub, fault, tmp_path):
     snapshot = cache_folder() / "models--org--tiny" / "snapshots" / locked.commit
     bad = snapshot / fault.path
     assert not os.path.lexists(bad)
-    for file in files_in_cache(): assert file.read_bytes() in [(hub.repo / f.path).read_bytes() for f in locked.files], f"{file} stayed"
+    right = [(hub.repo / f.path).read_bytes() for f in locked.files]
+    for file in files_in_cache():  # a file that another one's fault interrupted may stay as far as it came
+        found = file.read_bytes()
+        assert found in right or (file.name.endswith(".incomplete") and any(r.startswith(found) for r in right)), f"{file} stayed"
     assert not list(tmp_path.rglob("*escaped*"))
     hub.faults.clear()
     assert verify(locked, pull(locked)).ok  # and it is mended by the next pull

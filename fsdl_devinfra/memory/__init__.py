@@ -9,13 +9,14 @@ from .architecture import Architecture, Parts
 from .commands import add_strategy_options, strategy_from_args, workload_from_args
 from .activations import layer_bytes
 from .footprint import MEASURES, PARTS, Footprint, Range, device_peak, estimate
+from .modules import estimate_module
 from .states import deepspeed_estimate, recipe, sharded_states
 from .strategy import CHOICES, Strategy, Workload, check, default_workload, refusal
 
-_all_ = ["Architecture", "Parts", "add_strategy_options", "strategy_from_args", "workload_from_args", "layer_bytes", "MEASURES", "PARTS", "Footprint", "Range", "device_peak", "estimate", "deepspeed_estimate", "recipe",
+_all_ = ["Architecture", "Parts", "add_strategy_options", "strategy_from_args", "workload_from_args", "layer_bytes", "MEASURES", "PARTS", "Footprint", "Range", "device_peak", "estimate", "estimate_module", "deepspeed_estimate", "recipe",
          "sharded_states", "CHOICES", "Strategy", "Workload", "check", "default_workload", "refusal"]
 
 # %% auto #0
 __all__ = ['Architecture', 'Parts', 'add_strategy_options', 'strategy_from_args', 'workload_from_args', 'layer_bytes', 'MEASURES',
-           'PARTS', 'Footprint', 'Range', 'device_peak', 'estimate', 'deepspeed_estimate', 'recipe', 'sharded_states',
-           'CHOICES', 'Strategy', 'Workload', 'check', 'default_workload', 'refusal']
+           'PARTS', 'Footprint', 'Range', 'device_peak', 'estimate', 'estimate_module', 'deepspeed_estimate', 'recipe',
+           'sharded_states', 'CHOICES', 'Strategy', 'Workload', 'check', 'default_workload', 'refusal']

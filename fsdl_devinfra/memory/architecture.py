@@ -18,8 +18,8 @@ from ..core.results import Result
 from ..core.units import count_text
 
 # %% auto #0
-__all__ = ['FAMILIES', 'family_of', 'Parts', 'Architecture', 'count_parameters', 'parts_of', 'from_config', 'from_model',
-           'from_numbers', 'from_parameters']
+__all__ = ['FAMILIES', 'NoTransformer', 'family_of', 'Parts', 'Architecture', 'count_parameters', 'parts_of', 'from_config',
+           'from_model', 'from_numbers', 'from_parameters']
 
 # %% ../../nbs/memory/01_architecture.ipynb #7e9c3bc6
 _SPELLINGS = {
@@ -53,11 +53,16 @@ def _sensible(key: str, value: int, low: int = 0) -> int:
         raise BadInput(f"the configuration says {key} = {value}, which no model has", "Check config.json")
     return value
 
+class NoTransformer(BadInput):
+    "A configuration without the dimensions of a transformer."
+
+_QUESTIONS = {"hidden": "the hidden size", "layers": "how many layers the model has", "heads": "how many heads the model has", "vocab": "the size of the vocabulary"}
+
 def _needed(config: Mapping[str, Any], what: str, default: int | None = None) -> int:
     value = _read(config, what, default)
     if not value:
         names = " or ".join(_SPELLINGS[what][:3])
-        raise BadInput(f"the configuration does not say how many {what.replace('_', ' ')} the model has", f"config.json needs {names}; models that are not transformers need --trace")
+        raise NoTransformer(f"the configuration does not say {_QUESTIONS.get(what, what)}", f"config.json needs {names}; for a model that is no transformer install the torch and transformers extras, and it is traced")
     return value
 
 # %% ../../nbs/memory/01_architecture.ipynb #5b749ec0

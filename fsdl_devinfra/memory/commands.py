@@ -13,7 +13,7 @@ from ..core.console import status
 from ..core.devices import find_device
 from ..core.errors import FAILS, HOLDS, BadInput
 from ..core.units import parse_count, size_text
-from .architecture import Architecture
+from .architecture import Architecture, NoTransformer
 from .footprint import Footprint, estimate
 from .strategy import CHOICES, Strategy, Workload, default_workload
 
@@ -119,13 +119,27 @@ def memory(
 ) -> Outcome:
     "`fsdl-devinfra memory`."
     device = find_device(args.gpu) if args.gpu else None
-    a, config = model_from_args(args)
+    try: a, config = model_from_args(args)
+    except NoTransformer as e: return _counted(args, device, e)
     s, w = strategy_from_args(args), workload_from_args(args, a)
     found = estimate(a, s, w, device, args.measure)
     document, text = found.to_dict(), [] if args.json else [_text(found)]
     if args.trace: document, text = _with_trace(config, found, document, text)
     if args.run_steps: document, text = _with_measurement(config, a, s, w, document, text)
     return Outcome(document, "\n\n".join(text), FAILS if found.fits == "no" else HOLDS)
+
+def _counted(args: argparse.Namespace, device: Any, why: NoTransformer) -> Outcome:
+    "A model without a closed form: its step is run on fake tensors. Raises `why` where there is no module to run."
+    from fsdl_devinfra.hub import inspect
+    from fsdl_devinfra.memory.modules import estimate_module, inputs_of, module_of
+    if args.run_steps: raise BadInput("a model that is no transformer cannot be measured here", "Leave --measure out")
+    name = args.model or "builtin:digits"
+    config, strategy = inspect(name).config or {}, strategy_from_args(args)
+    try: module = module_of(config)
+    except BadInput: raise why from None
+    status("no closed form for this model: tracing its step on fake tensors")
+    found = estimate_module(module, inputs_of(module, config, args.micro_batch or 1, args.seq_len or 512), strategy, device, args.measure, name=name)
+    return Outcome(found.to_dict(), "" if args.json else _text(found), FAILS if found.fits == "no" else HOLDS)
 
 def _configured(config: dict[str, Any] | None) -> dict[str, Any]:
     if config is None: raise BadInput("a number of parameters cannot be run", "Name a model")
