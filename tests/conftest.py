@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,21 @@ def package_alone() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "fsdl_devinfra").symlink_to(ROOT / "fsdl_devinfra")
     return folder
+
+
+def settings() -> dict[str, str]:
+    """What settings.ini says."""
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(parser["DEFAULT"])
+
+
+def copy_checkout(to: Path) -> Path:
+    """The files that git knows or would add, as they are now, links as links."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        source, target = ROOT / name, to / name
+        if not source.is_file() and not source.is_symlink(): continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target, follow_symlinks=False)
+    return to

@@ -9,11 +9,10 @@ import sys
 import tarfile
 import venv
 import zipfile
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_checkout, settings
 
 pytestmark = pytest.mark.slow
 
@@ -28,20 +27,9 @@ def run(*command: object, cwd: Path, ok: bool = True, timeout: int = 900) -> sub
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[Path, Path]:
     """sdist, and a wheel made from that sdist: what a packager does."""
-    copy, dist = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        if not (ROOT / name).is_file(): continue
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_bytes((ROOT / name).read_bytes())
+    copy, dist = copy_checkout(tmp_path_factory.mktemp("checkout")), tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--outdir", dist, copy, cwd=copy)
     return next(dist.glob("*.tar.gz")), next(dist.glob("*.whl"))
-
-
-def settings() -> dict[str, str]:
-    parser = ConfigParser(delimiters=["="])
-    parser.read(ROOT / "settings.ini", encoding="utf-8")
-    return dict(parser["DEFAULT"])
 
 
 def test_contents(built):

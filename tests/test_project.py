@@ -8,11 +8,10 @@ import re
 import subprocess
 import sys
 import tomllib
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_checkout, settings
 
 PACKAGE = ROOT / "fsdl_devinfra"
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -20,12 +19,6 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py")
 #: who may import whom; arrows run down this list only
 ROOMS = {"core": set(), "hub": {"core"}, "memory": {"core", "hub"}, "env": {"core"}, "compute": {"core", "memory"},
          "launch": {"core", "compute", "env"}, "parity": {"core", "hub", "env"}}
-
-
-def settings() -> dict[str, str]:
-    parser = ConfigParser(delimiters=["="])
-    parser.read(ROOT / "settings.ini", encoding="utf-8")
-    return dict(parser["DEFAULT"])
 
 
 def cells(notebook: Path) -> list[dict]:
@@ -72,16 +65,11 @@ def test_readme_is_what_the_index_says():
     assert subprocess.run([sys.executable, "tests/make_readme.py", "--check"], cwd=ROOT).returncode == 0, "README.md is stale: make export"
 
 
+@pytest.mark.slow
 def test_pages_for_the_site(tmp_path):
     """What Quarto would render is made without Quarto: every notebook becomes a page with a title."""
-    copy = tmp_path / "checkout"
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        source, target = ROOT / name, copy / name
-        if not source.exists() and not source.is_symlink(): continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(os.readlink(source)) if source.is_symlink() else target.write_bytes(source.read_bytes())
-    done = subprocess.run([sys.executable, "-c", "from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)"], cwd=copy, capture_output=True, text=True, timeout=280)
+    copy = copy_checkout(tmp_path / "checkout")
+    done = subprocess.run([sys.executable, "-c", "from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)"], cwd=copy, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     for notebook in NOTEBOOKS:
         page = copy / "_proc" / notebook.relative_to(ROOT / "nbs")
