@@ -105,7 +105,8 @@ def _axis(values: list[float], log: bool) -> tuple[float, float, Callable[[float
     low = min(low, 0) if low > 0 and low < 0.5 * high else low
     if low == high: low, high = low - 0.5, high + 0.5
     pad = 0.04 * (high - low)
-    return low, high + pad, (lambda v: v), ticks(low, high)
+    whole = all(v == int(v) for v in good)  # what is counted has no halves
+    return low, high + pad, (lambda v: v), [t for t in ticks(low, high) if not whole or t == int(t)]
 
 def scatter(
     series: Sequence[Series],  # what to draw

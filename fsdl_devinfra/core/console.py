@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -50,13 +51,17 @@ def table_markdown(
     def line(cells): return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
+#: a number such as 7.3e-08 is not broken at its minus sign
+_NUMBER, _WHOLE = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?[ %\w]{0,5}"), ' style="white-space:nowrap"'
+
 def table_html(
     header: Sequence[str],  # column names
     rows: Sequence[Sequence[Any]],  # cells
 ) -> str:  # a <table>
     "An HTML table with escaped cells."
     from html import escape
-    def line(cells, tag): return "<tr>" + "".join(f"<{tag}>{escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+    def cell(c, tag): return f'<{tag}{_WHOLE if tag == "td" and _NUMBER.fullmatch(str(c)) else ""}>{escape(str(c))}</{tag}>'
+    def line(cells, tag): return "<tr>" + "".join(cell(c, tag) for c in cells) + "</tr>"
     return "<table>\n<thead>" + line(header, "th") + "</thead>\n<tbody>" + "\n".join(line(r, "td") for r in rows) + "</tbody>\n</table>"
 
 # %% ../../nbs/core/05_console.ipynb #34cce5cc
