@@ -25,6 +25,7 @@ class Chart:
     svg: str
     def _repr_svg_(self) -> str: return self.svg
     def __str__(self) -> str: return self.svg
+    def __repr__(self) -> str: return f"Chart of {len(self.svg):,} characters of SVG"
 
 def _text(x: float, y: float, text: Any, anchor: str = "start", more: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(str(text))}</text>'
@@ -52,7 +53,7 @@ def ticks(
 
 # %% ../../nbs/core/04_charts.ipynb #55c9caa0
 def stacked_bars(
-    rows: dict[str, dict[str, float]],  # label → part → value; parts of zero are left out
+    rows: dict[str, dict[str, float]],  # label → part → value; a part of zero is not drawn, and keeps its colour for others
     title: str,  # what is shown, with its unit
     limit: float | None = None,  # a line that should not be crossed, e.g. the memory of the GPU
     limit_name: str = "limit",  # what the line is
@@ -60,8 +61,9 @@ def stacked_bars(
     width: int = 720,  # pixels
 ) -> Chart:
     "Horizontal bars, one a row, each made of its parts."
-    parts = list(dict.fromkeys(p for row in rows.values() for p, v in row.items() if v > 0))
-    colour = {p: PALETTE[i % len(PALETTE)] for i, p in enumerate(parts)}
+    named = list(dict.fromkeys(p for row in rows.values() for p in row))
+    colour = {p: PALETTE[i % len(PALETTE)] for i, p in enumerate(named)}
+    parts = [p for p in named if any(row.get(p, 0) > 0 for row in rows.values())]
     left = 24 + 7 * max((len(r) for r in rows), default=0)
     most = max([sum(row.values()) for row in rows.values()] + [limit or 0, 1e-12]) * 1.02
     scale = (width - left - 90) / most
@@ -98,7 +100,7 @@ def _axis(values: list[float], log: bool) -> tuple[float, float, Callable[[float
     good = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [1.0]
     low, high = min(good), max(good)
     if log:
-        low, high = math.floor(math.log10(low) - 1e-9), math.ceil(math.log10(high) + 1e-9)
+        low, high = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
         if low == high: high += 1
         step = max(1, (high - low) // 6)
         return low, high, (lambda v: math.log10(v) if v > 0 else low), [10.0**e for e in range(low, high + 1, step)]

@@ -83,7 +83,7 @@ class Footprint(Result):
 
     def chart(self) -> Chart:
         "The timeline as stacked bars, with the memory of the GPU as a line."
-        rows = {phase: {k: v / GIB for k, v in parts.items() if v} for phase, parts in self.timeline.items()}
+        rows = {phase: {k: v / GIB for k, v in parts.items()} for phase, parts in self.timeline.items()}
         limit = dict(limit=self.gpu.memory_bytes / GIB, limit_name=self.gpu.name) if self.gpu else {}
         return stacked_bars(rows, "GiB on the fullest GPU, by phase", show="{:.3g}".format, **limit)
 
