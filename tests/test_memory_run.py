@@ -57,3 +57,13 @@ def test_columns_are_those_of_the_ground_truth():
 def test_what_cannot_be_traced_is_said(s):
     with pytest.raises(BadInput) as e: trace(TINY, s, Workload(128, 2))
     assert e.value.mend
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_goes_on_where_it_stopped(tmp_path):
+    import csv
+    from pathlib import Path
+    script, out = Path(__file__).parent / "gpu" / "measure_memory.py", tmp_path / "m.csv"
+    for limit in (1, 2, 2): subprocess.run([sys.executable, script, "-o", out, "--limit", str(limit)], check=True, capture_output=True, timeout=280)
+    rows = list(csv.DictReader(out.open()))
+    assert len({r["id"].rsplit("#")[0] for r in rows}) == 2 == len({r["id"] for r in rows if r["id"].endswith("#0")})
+    assert all("torch" in r["note"] for r in rows)
