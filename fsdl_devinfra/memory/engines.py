@@ -16,7 +16,7 @@ from .strategy import Strategy, Workload
 # %% auto #0
 __all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'PREFETCH', 'Share', 'stages',
            'in_flight', 'share', 'sharded', 'Flow', 'flow', 'Phase', 'fsdp', 'replicated', 'deepspeed', 'megatron',
-           'cache_bytes', 'inference', 'states_only', 'engine_of', 'runtime_bytes']
+           'cache_bytes', 'inference', 'states_only', 'engine_of', 'workspace_bytes', 'runtime_bytes']
 
 # %% ../../nbs/memory/05_engines.ipynb #9c58c7e8
 #: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB, BigScience chronicles, 2022); CUDA 11.7 and later load lazily
@@ -351,12 +351,22 @@ def engine_of(
     if s.framework == "megatron" and s.zero < 2: return megatron
     return deepspeed
 
-# %% ../../nbs/memory/05_engines.ipynb #e1c23f28
+# %% ../../nbs/memory/05_engines.ipynb #c136ef0b
+def workspace_bytes(
+    a: Architecture,
+    s: Strategy,
+    w: Workload,
+) -> float:
+    "Symmetric memory of asynchronous tensor parallelism."
+    if not s.async_tp or s.tp == 1 or s.states_only: return 0.0
+    return 2 * element_bytes(s) * a.hidden * w.micro_batch * w.seq_len / s.cp / s.tp
+
 def runtime_bytes(
     s: Strategy,
+    workspace: float = 0.0,  # of `workspace_bytes`
 ) -> float:
-    "Context, kernels and communicators."
+    "Context, kernels, communicators, and a workspace."
     if s.states_only: return 0.0
     if s.framework == "megatron": groups = 1 + 2 * (s.tp > 1) + 2 * (s.dp * s.cp > 1) + 2 * (s.tp * s.pp > 1) + 3 * (s.pp > 1) + (s.ep > 1)
     else: groups = sum(n > 1 for n in (s.dp, s.tp, s.pp, s.cp, s.ep))
-    return CONTEXT[s.framework] + COMMUNICATOR * groups
+    return CONTEXT[s.framework] + COMMUNICATOR * groups + workspace
