@@ -26,7 +26,7 @@ from .strategy import Strategy, Workload, check, default_workload
 __all__ = ['PARTS', 'MEASURES', 'DOUBT', 'UNKNOWN', 'Range', 'Gpu', 'ModelSummary', 'Footprint', 'doubts', 'bounds', 'estimate',
            'device_peak']
 
-# %% ../../nbs/memory/06_footprint.ipynb #1f1a477b
+# %% ../../nbs/memory/06_footprint.ipynb #b27fa993
 PARTS = ("parameters", "gradients", "optimizer", "activations", "loss", "communication", "runtime", "reserve")
 MEASURES = ("allocated", "reserved", "device")
 
@@ -51,7 +51,7 @@ class ModelSummary:
     active_parameters: int
     layers: int
     hidden: int
-    source: str  # numbers, config or headers: what the parameter count rests on
+    source: str  # numbers, config, headers or guess: what the parameter count rests on
 
 @dataclass(frozen=True)
 class Footprint(Result):
@@ -218,14 +218,18 @@ def _host(s: Strategy, x, f: Flow) -> float:
     if s.framework == "fsdp": return mine * (r.optimizer + (r.weight + r.grad if s.offload == "parameters" else 0))
     return mine * (r.optimizer + 4 + (2 if s.offload == "parameters" else 0))
 
-# %% ../../nbs/memory/06_footprint.ipynb #d33fe5e1
+# %% ../../nbs/memory/06_footprint.ipynb #870164bc
+_ORIGIN = {"headers": "from the headers of the weights", "config": "from the configuration", "numbers": "from the numbers given",
+           "guess": "guessed: the model's type is unknown and taken to be built like Llama, or it has more than a language model, which alone is counted"}
+
 def _assumptions(a: Architecture, s: Strategy, w: Workload) -> list[str]:
-    notes = [f"Parameters: {a.parameters:,} from {'the headers of the weights' if a.source == 'headers' else 'the configuration' if a.source == 'config' else 'the numbers given'}"]
+    notes = [f"Parameters: {a.parameters:,} {_ORIGIN[a.source]}"]
     if s.states_only: return notes + ["Only parameters, gradients and optimizer are counted: no activations, buffers or runtime"]
     notes += [_engine_note(s), f"Allocator: {FRAGMENTATION:.0%} of what is allocated is held in addition; CUDA context and communicators {size_text(runtime_bytes(s))}"]
     if s.inference: return notes + ["Inference: the cache is as long as the sequences, in 16 bits; weights in 16 bits unless quantised"]
     notes.append(f"Activations: {w.micro_batch} sequence{'s' * (w.micro_batch > 1)} of {w.seq_len} tokens, {s.recompute} recomputation, {s.attention} attention")
     if s.pp > 1: notes.append(f"Pipeline: {'interleaved ' if s.vpp > 1 else ''}1F1B with {w.microbatches(s)} micro-batches; the fullest stage is reported")
+    if s.async_tp and s.tp == 1: notes.append("Asynchronous tensor parallelism does nothing without tensor parallelism")
     if s.async_tp and s.tp > 1: notes.append(f"Asynchronous tensor parallelism: {size_text(workspace_bytes(a, s, w))} of symmetric memory, outside the allocator")
     if s.compile and s.loss == "full" and s.framework == "fsdp": notes.append("Compiled: the layers; the lower bound is for a loss that is compiled with them")
     if a.experts: notes.append("Experts: tokens are spread evenly over them; an imbalance adds to activations")
