@@ -138,7 +138,7 @@ def test_as_transformers_builds_it(name):
 def test_what_no_formula_counts_is_refused(kind):
     config = dict(model_type=kind, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, vocab_size=30000)
     with pytest.raises(BadInput, match="by formula") as e: Architecture.from_config(config)
-    assert "saved_bytes" in e.value.mend
+    assert "trace_module" in e.value.mend
 
 def test_a_guess_is_called_one():
     same = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=2048, vocab_size=30000)

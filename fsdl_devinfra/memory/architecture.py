@@ -21,7 +21,7 @@ from ..core.units import count_text
 __all__ = ['FAMILIES', 'family_of', 'Parts', 'Architecture', 'count_parameters', 'parts_of', 'from_config', 'from_model',
            'from_numbers', 'from_parameters']
 
-# %% ../../nbs/memory/01_architecture.ipynb #0d7569ec
+# %% ../../nbs/memory/01_architecture.ipynb #7bf9362c
 _SPELLINGS = {
     "hidden": ("hidden_size", "d_model", "n_embd", "dim", "n_embed", "embed_dim"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth"),
@@ -59,10 +59,10 @@ def _needed(config: Mapping[str, Any], what: str, default: int | None = None) ->
     value = _read(config, what, default)
     if not value:
         names = " or ".join(_SPELLINGS[what][:3])
-        raise BadInput(f"the configuration does not say the {_NAMES[what]} of the model", f"config.json needs {names}; a model of another kind can be traced in Python with fsdl_devinfra.memory.trace.saved_bytes")
+        raise BadInput(f"the configuration does not say the {_NAMES[what]} of the model", f"config.json needs {names}; a model of another kind can be traced in Python with fsdl_devinfra.memory.trace.trace_module")
     return value
 
-# %% ../../nbs/memory/01_architecture.ipynb #ca540754
+# %% ../../nbs/memory/01_architecture.ipynb #4c0aabb3
 _FAMILIES = """
 family       | gated | norm | norms | qkv | out | mlp | tied | learned | embed_norm | head_bias | dropout
 llama        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
@@ -139,7 +139,7 @@ def family_of(
 ) -> str:  # a row of the table; "llama" for gated models that it does not know, "gpt2" for others
     "The family that a configuration belongs to."
     kind = str(config.get("model_type", ""))
-    if kind in _STRANGE: raise BadInput(f"{kind} cannot be counted by formula: {_STRANGE[kind]}", "Trace it in Python: fsdl_devinfra.memory.trace.saved_bytes takes any module")
+    if kind in _STRANGE: raise BadInput(f"{kind} cannot be counted by formula: {_STRANGE[kind]}", "Trace it in Python: fsdl_devinfra.memory.trace.trace_module takes any module")
     kind = _ALIKE.get(kind, kind)
     if kind in FAMILIES: return kind
     if "image_size" in config and "patch_size" in config: return "vit"

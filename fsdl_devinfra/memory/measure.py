@@ -23,7 +23,7 @@ from .trace import _build, _inputs, _layers_of, _loss, _recompute, _shard, _trac
 # %% auto #0
 __all__ = ['COLUMNS', 'Measurement', 'measure', 'work', 'rows_of']
 
-# %% ../../nbs/memory/11_measure.ipynb #1f8bf299
+# %% ../../nbs/memory/11_measure.ipynb #9cb3ccd6
 @dataclass(frozen=True)
 class Measurement(Result):
     "Peaks of real training steps, the largest over all ranks."
@@ -40,7 +40,7 @@ class Measurement(Result):
 
 def measure(
     config: Mapping[str, Any],  # of a model that Transformers knows
-    strategy: Strategy | None = None,  # one device, or dp ranks of FSDP2
+    strategy: Strategy | None = None,  # one device, dp ranks of FSDP2 (zero 3) or of DDP (zero 0, or 1: with a sharded optimizer)
     workload: Workload | None = None,
     steps: int = 3,
     timeout: float = 1800,  # seconds
@@ -64,7 +64,7 @@ def _reason(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if "Error" in line or "error" in line] or text.strip().splitlines()
     return (lines or ["no reason given"])[-1][:300]
 
-# %% ../../nbs/memory/11_measure.ipynb #a392b2e7
+# %% ../../nbs/memory/11_measure.ipynb #16070751
 def work() -> None:
     "One rank: read the job, train, and let the first rank print the largest peaks."
     import torch
@@ -95,7 +95,7 @@ def _train(config: dict[str, Any], s: Strategy, w: Workload, device: str, steps:
     if s.precision == "bf16": torch.set_default_dtype(torch.bfloat16)
     before = _peak_resident()
     module = _real_module(config, s, device)
-    optimizer = {"adamw": lambda p: torch.optim.AdamW(p, fused=True), "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), "none": lambda p: None}[s.optimizer](module.parameters())
+    optimizer = _real_optimizer(module, s)
     inputs = {k: v.to(device) for k, v in _inputs(config, w).items()}
     cast = torch.autocast(device.split(":")[0], torch.bfloat16) if s.zero == 0 and s.precision.endswith("mixed") else contextlib.nullcontext()
     took = 0.0
@@ -124,7 +124,14 @@ def _real_module(config: dict[str, Any], s: Strategy, device: str) -> Any:
         for p in [*module.parameters(), *module.buffers()]: (p.to_local() if hasattr(p, "to_local") else p).zero_()
     if s.compile:
         for layer in _layers_of(module): layer.compile()
-    return module
+    return torch.nn.parallel.DistributedDataParallel(module) if s.dp > 1 and s.zero < 2 else module
+
+def _real_optimizer(module: Any, s: Strategy) -> Any:
+    import torch
+    kind, options = {"adamw": (torch.optim.AdamW, dict(fused=True)), "sgd": (torch.optim.SGD, dict(lr=0.01, momentum=0.9)), "none": (None, {})}[s.optimizer]
+    if kind is None or s.zero != 1 or s.dp == 1: return kind(module.parameters(), **options) if kind else None
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    return ZeroRedundancyOptimizer(module.parameters(), optimizer_class=kind, **options)
 
 def _peak_resident() -> int:
     import resource
