@@ -42,6 +42,11 @@ def test_more_rows_of_the_same_sources():
     total = accuracy.scores([accuracy.case_of(r) for r in accuracy.read_rows(FOLDER / "memory_more.csv")])[-1]
     assert total.rows == 90 and total.median < 0.045 and total.p90 < 0.10
 
+def test_rows_of_other_sources():
+    "Sources that nobody looked at while the engines were written: a bound that says when something there breaks."
+    total = accuracy.scores([accuracy.case_of(r) for r in accuracy.read_rows(FOLDER / "memory_elsewhere.csv")])[-1]
+    assert total.rows == 57 and total.median < 0.10 and total.p90 < 0.40 and total.coverage > 0.6
+
 def test_command_exits_1_below_the_gate(tmp_path, capsys):
     rows = accuracy.read_rows(FOLDER / "memory_measured.csv")
     for name, change in (("memory_measured.csv", {"measured_gib": "10"}), ("throughput_measured.csv", {})):

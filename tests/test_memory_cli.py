@@ -60,7 +60,7 @@ def test_built_in_model_counts_what_its_headers_count(capsys):
     assert status == 0 and d["model"]["parameters"] == inspect("builtin:digits").tensors.parameters
 
 @pytest.mark.parametrize("argv", [("--dp", "-8"), ("--tp", "0"), ("--precision", "fp7"), ("--zero", "4"), ("--optimizer", "adamx"), ("--gpu", "h1000"), ("--tp", "3"), ("--pp", "33"), ("--seq-len", "none"),
-                                  ("--params", "1e30", "--states-only"), ("--params", "-1", "--states-only"), ("--base-weights", "nf4"), ("--ep", "2", "--dp", "2"), ("--dp", "99999999999")])
+                                  ("--params", "1e30", "--states-only"), ("--params", "-1", "--states-only"), ("--base-weights", "nf4"), ("--ep", "2", "--dp", "2"), ("--dp", "99999999999"), ("--gpu", ""), ("--seq-len", "99999999999")])
 def test_bad_arguments_are_one_sentence(argv, folder, capsys):
     model = () if argv[0] == "--params" else (folder(),)
     status, d = said(capsys, *model, *argv)
@@ -70,6 +70,12 @@ def test_bad_arguments_are_one_sentence(argv, folder, capsys):
                                     dict(num_key_value_heads=5), dict(num_key_value_heads=-8), dict(intermediate_size=[1]), dict(vocab_size=True), dict(num_hidden_layers=0)])
 def test_absurd_configurations_are_one_sentence(change, folder, capsys):
     status, d = said(capsys, folder({k: v for k, v in (LLAMA | change).items() if v is not None}))
+    assert status == 2 and d["mend"] and "unexpected" not in d["error"], d
+
+@pytest.mark.parametrize("change", [dict(intermediate_size=0), dict(head_dim=10**9), dict(num_hidden_layers=10**9), dict(num_local_experts=2, num_experts_per_tok=9), dict(num_experts=4, decoder_sparse_step=-3),
+                                    dict(kv_lora_rank=-5, qk_nope_head_dim=1, qk_rope_head_dim=1, v_head_dim=1), dict(model_type="mamba"), dict(num_experts=4, mlp_only_layers=10**9), dict(architectures=5)])
+def test_dimensions_that_no_model_has(change, folder, capsys):
+    status, d = said(capsys, folder(LLAMA | change))
     assert status == 2 and d["mend"] and "unexpected" not in d["error"], d
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"a": NaN}', "\x00"])

@@ -119,3 +119,22 @@ def test_ten_thousand_strategies_in_two_seconds():
         for s in runs: device_peak(LLAMA, s, w)
         n += len(runs)
     assert time.process_time() - start < 2 * 1.5  # the benchmark gives the figure; here only that it has not doubled
+
+def test_asynchronous_tensor_parallelism_takes_memory_outside_the_allocator():
+    run = dict(dp=4, tp=8, zero=3, recompute="full")
+    plain, overlapped = (estimate(LLAMA, Strategy(async_tp=x, **run), Workload(8192, 4), measure="device") for x in (False, True))
+    assert overlapped.per_gpu_bytes["runtime"] - plain.per_gpu_bytes["runtime"] == 2 * 2 * 4096 * 8192 * 4 // 8
+    assert estimate(LLAMA, Strategy(async_tp=True, **run), Workload(8192, 4)).peak_bytes == estimate(LLAMA, Strategy(**run), Workload(8192, 4)).peak_bytes
+
+def test_bounds_of_the_loss_cover_what_versions_of_a_framework_do():
+    "A compiled loss keeps 4 bytes a logit, an eager one 8 to 14."
+    w, run = Workload(8192, 2), dict(dp=8, zero=3, recompute="selective")
+    for compiled in (False, True):
+        f = estimate(LLAMA, Strategy(compile=compiled, **run), w)
+        assert f.peak_phase == "loss"
+        saved = (8 if compiled else 4) * 8192 * 2 * 128256
+        assert f.peak_bytes.low < f.peak_bytes.value - saved
+
+def test_a_bitsandbytes_base_may_have_hidden_states_in_32_bits():
+    f, plain = (estimate(LLAMA, Strategy(lora_rank=8, base_weights=b, precision="bf16", recompute="full"), Workload(8192, 2)) for b in ("nf4", None))
+    assert f.peak_bytes.high - f.peak_bytes.value > f.per_gpu_bytes["activations"] * 0.9

@@ -49,11 +49,22 @@ def test_measure_on_the_cpu():
     rows = rows_of(Architecture.from_config(TINY), Strategy(dp=2, zero=3, recompute="full"), Workload(128, 2), m)
     assert rows and list(rows[0]) == COLUMNS and all(r["measured_gib"] >= 0 for r in rows) and "torch" in rows[0]["note"]
 
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 1])
+def test_replicas_are_traced_and_measured(zero):
+    one, many = (trace(TINY, Strategy(dp=dp, zero=zero), Workload(128, 2)) for dp in (1, 4))
+    assert many.parts["communication"] - one.parts["communication"] == one.parts["parameters"]  # the buckets
+    assert abs(many.parts["optimizer"] * (4 if zero else 1) - one.parts["optimizer"]) < 4
+    rows = {name: (mine, traced) for name, mine, traced, _ in compare(estimate(Architecture.from_config(TINY), Strategy(dp=4, zero=zero), Workload(128, 2)), many)}
+    assert abs(rows["optimizer"][0] / rows["optimizer"][1] - 1) < 0.02
+    m = measure(TINY, Strategy(dp=2, zero=zero), Workload(128, 2))
+    assert m.ranks == 2 and (m.resident_bytes or m.allocated_bytes)
+
 def test_columns_are_those_of_the_ground_truth():
     from pathlib import Path
     assert (Path(__file__).parent / "data" / "ground_truth" / "memory_measured.csv").read_text().splitlines()[0].split(",") == COLUMNS
 
-@pytest.mark.parametrize("s", [Strategy(tp=2), Strategy(framework="deepspeed"), Strategy(lora_rank=4), Strategy(inference=True), Strategy(dp=2), Strategy(optimizer="lion")])
+@pytest.mark.parametrize("s", [Strategy(tp=2), Strategy(framework="deepspeed"), Strategy(lora_rank=4), Strategy(inference=True), Strategy(dp=2, zero=2), Strategy(optimizer="lion")])
 def test_what_cannot_be_traced_is_said(s):
     with pytest.raises(BadInput) as e: trace(TINY, s, Workload(128, 2))
     assert e.value.mend

@@ -10,8 +10,8 @@ from .strategy import Strategy, Workload
 
 # %% auto #0
 __all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'drops', 'norm_bytes', 'attention_bytes', 'core_bytes',
-           'mlp_bytes', 'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'logits',
-           'cross_entropy_bytes', 'linear_cross_entropy_bytes']
+           'mlp_bytes', 'adapter_bytes', 'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes',
+           'loss_doubt', 'logits', 'cross_entropy_bytes', 'linear_cross_entropy_bytes']
 
 # %% ../../nbs/memory/04_activations.ipynb #e6ee2cf3
 def element_bytes(
@@ -96,7 +96,20 @@ def mlp_bytes(
     share = a.dense_layers / max(a.layers, 1)
     return share * dense + (1 - share) * routed
 
-# %% ../../nbs/memory/04_activations.ipynb #77feefec
+# %% ../../nbs/memory/04_activations.ipynb #07e17a17
+def adapter_bytes(
+    a: Architecture,
+    s: Strategy,
+) -> float:  # per token
+    "Inputs that LoRA's adapters keep beyond what the layer keeps anyway."
+    if not s.lora_rank: return 0.0
+    b, q, mask = element_bytes(s), a.heads * a.head_dim / s.tp, 1
+    attention = mask * a.hidden + ((b + mask) * q if s.lora_targets != "attention-qv" else 0)
+    if s.lora_targets != "all-linear" or a.experts: return attention
+    up = (b + 2 * mask if a.gated else mask) * a.hidden  # gate and up each copy what the norm gave
+    return attention + up + (mask if a.gated else b + mask) * a.ffn / s.tp
+
+# %% ../../nbs/memory/04_activations.ipynb #f6e0d2af
 def layer_bytes(
     a: Architecture,
     s: Strategy,
@@ -107,7 +120,7 @@ def layer_bytes(
     b, rank, mode = element_bytes(s), s.tp if s.sequence_parallel else 1, recompute or s.recompute
     if mode == "full": return b * a.hidden / rank
     if mode == "selective" and s.framework == "fsdp": return _every_second_product(a, s, rank)
-    kept = norm_bytes(a, s) + attention_bytes(a, s) + mlp_bytes(a, s)
+    kept = norm_bytes(a, s) + attention_bytes(a, s) + mlp_bytes(a, s) + adapter_bytes(a, s)
     return kept if mode == "selective" else kept + core_bytes(a, s, w)
 
 def _every_second_product(a: Architecture, s: Strategy, rank: int) -> float:
@@ -135,7 +148,7 @@ def pipeline_penalty(
     "By how much the interleaved schedule raises the activations of the first stage over those of a plain pipeline."
     return 1 + (pp - 1) / (pp * vpp) if vpp > 1 else 1.0
 
-# %% ../../nbs/memory/04_activations.ipynb #a77dcd7a
+# %% ../../nbs/memory/04_activations.ipynb #d6152157
 def logit_bytes(
     a: Architecture,
     s: Strategy,
@@ -146,6 +159,15 @@ def logit_bytes(
     if s.precision == "fp32" or s.framework == "megatron": return 12.0, 12.0
     if s.framework == "deepspeed": return 8.0, 8.0
     return (16.0, 18.0) if s.tp > 1 else (12.0, 14.0)
+
+def loss_doubt(
+    a: Architecture,
+    s: Strategy,
+) -> tuple[float, float]:  # relative, downwards and upwards
+    "How far the loss may be off: versions of one framework differ by whole copies of the logits."
+    if s.loss != "full" or a.family == "mpt" or s.precision == "fp32" or s.framework != "fsdp": return 0.1, 0.1
+    held, least = logit_bytes(a, s)[0], 4 if s.compile else 12 if s.tp > 1 else 8
+    return 1 - least / held, 2 / held
 
 #: bytes per token and element of the hidden state of Liger's fused linear cross-entropy (its benchmark data: 56.6 kB at 4096)
 FUSED_LOSS = 56_600 / 4096

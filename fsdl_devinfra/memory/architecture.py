@@ -21,7 +21,7 @@ from ..core.units import count_text
 __all__ = ['FAMILIES', 'NoTransformer', 'family_of', 'Parts', 'Architecture', 'count_parameters', 'parts_of', 'from_config',
            'from_model', 'from_numbers', 'from_parameters']
 
-# %% ../../nbs/memory/01_architecture.ipynb #7e9c3bc6
+# %% ../../nbs/memory/01_architecture.ipynb #7bf9362c
 _SPELLINGS = {
     "hidden": ("hidden_size", "d_model", "n_embd", "dim", "n_embed", "embed_dim"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth"),
@@ -46,26 +46,30 @@ def _read(config: Mapping[str, Any], what: str, default: int | None = None) -> i
         raise BadInput(f"the configuration says {key} = {value!r}, which is not a whole number", "Check config.json")
     return _sensible(key, int(value))
 
-_LARGEST = 10**9  # of one dimension; a vocabulary of a billion entries is a typing error
+_LARGEST, _LONGEST = 10**7, 10**9  # of one dimension, of a sequence; a hidden size of a billion is a typing error
 
 def _sensible(key: str, value: int, low: int = 0) -> int:
-    if value < low or value > _LARGEST:
+    if value < low or value > (_LONGEST if re.search("position|seq|length|window|ctx", key) else _LARGEST):
         raise BadInput(f"the configuration says {key} = {value}, which no model has", "Check config.json")
     return value
 
 class NoTransformer(BadInput):
-    "A configuration without the dimensions of a transformer."
+    "A configuration that no formula here counts; a step of its module can be traced."
 
-_QUESTIONS = {"hidden": "the hidden size", "layers": "how many layers the model has", "heads": "how many heads the model has", "vocab": "the size of the vocabulary"}
+_TRACED = "With the torch and transformers extras installed, `memory` and `preflight` trace a step of it"
+
+_NAMES = {"hidden": "hidden size", "layers": "number of layers", "heads": "number of attention heads", "vocab": "size of the vocabulary"}
 
 def _needed(config: Mapping[str, Any], what: str, default: int | None = None) -> int:
     value = _read(config, what, default)
     if not value:
         names = " or ".join(_SPELLINGS[what][:3])
-        raise NoTransformer(f"the configuration does not say {_QUESTIONS.get(what, what)}", f"config.json needs {names}; for a model that is no transformer install the torch and transformers extras, and it is traced")
+        why = f"the configuration does not say the {_NAMES[what]} of the model"
+        if _is_known(config): raise BadInput(why, f"config.json needs {names}")
+        raise NoTransformer(why, f"config.json needs {names}. {_TRACED}")
     return value
 
-# %% ../../nbs/memory/01_architecture.ipynb #5b749ec0
+# %% ../../nbs/memory/01_architecture.ipynb #4c0aabb3
 _FAMILIES = """
 family       | gated | norm | norms | qkv | out | mlp | tied | learned | embed_norm | head_bias | dropout
 llama        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
@@ -81,6 +85,20 @@ gemma2       | 1     | 1    | 4     | 0   | 0   | 0   | 1    |         | 0      
 gemma3_text  | 1     | 1    | 4     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
 phi3         | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 olmo2        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+olmo         | 1     | 0    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+olmoe        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+cohere       | 1     | 1    | 1     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+cohere2      | 1     | 1    | 1     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+stablelm     | 1     | 2    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+glm          | 1     | 1    | 2     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+glm4         | 1     | 1    | 4     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+glm4_moe     | 1     | 1    | 2     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+exaone4      | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+gpt_oss      | 1     | 1    | 2     | 1   | 1   | 0   | 0    |         | 0          | 0         | 0
+llama4_text  | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+phimoe       | 1     | 2    | 2     | 1   | 1   | 0   | 0    |         | 0          | 0         | 0
+dbrx         | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+nemotron     | 0     | 2    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 deepseek_v2  | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 deepseek_v3  | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 gpt2         | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
@@ -98,6 +116,10 @@ t5           | 0     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0      
 bert         | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
 roberta      | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
 distilbert   | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
+electra      | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
+modernbert   | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 1          | 0         | 0
+bart         | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 2       | 1          | 0         | 1
+whisper      | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 0
 vit          | 0     | 2    | 2     | 1   | 1   | 1   | 0    | 1       | 0          | 1         | 0
 """
 
@@ -106,21 +128,39 @@ def _table(text: str) -> dict[str, dict[str, int | None]]:
     return {line[0]: {k: int(v) if v else None for k, v in zip(head[1:], line[1:])} for line in lines}
 
 FAMILIES = _table(_FAMILIES)
-_ALIKE = {"RefinedWeb": "falcon", "RefinedWebModel": "falcon", "deit": "vit", "digits-vit": "vit", "electra": "bert", "umt5": "t5", "mt5": "t5",
-          "xlm-roberta": "roberta", "camembert": "roberta", "internlm2": "llama", "yi": "llama", "baichuan": "llama", "kimi_k2": "deepseek_v3"}
+_ALIKE = {"RefinedWeb": "falcon", "RefinedWebModel": "falcon", "deit": "vit", "digits-vit": "vit", "dinov2": "vit", "siglip_vision_model": "vit", "umt5": "t5", "mt5": "t5",
+          "xlm-roberta": "roberta", "camembert": "roberta", "mbart": "bart", "internlm2": "llama", "yi": "llama", "baichuan": "llama", "granite": "llama", "granitemoe": "llama", "smollm3": "llama",
+          "ministral": "mistral", "codegen": "gptj", "kimi_k2": "deepseek_v3", "gemma3": "gemma3_text", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_vl_text": "qwen2", "llama4": "llama4_text"}
+
+#: recurrent layers, whole or in part
+_RECURRENT = frozenset("mamba mamba2 falcon_mamba rwkv jamba bamba zamba zamba2 recurrent_gemma xlstm falcon_h1 nemotron_h granitemoehybrid lfm2 qwen3_next minimax".split())
+#: built otherwise, and why no formula here counts them
+_STRANGE = {kind: why for why, kinds in {
+    "its layers share their weights": "albert",
+    "its attention has matrices of its own for positions": "deberta deberta-v2 xlnet longformer big_bird reformer",
+    "it has two towers": "clip siglip siglip2 chinese_clip align altclip blip",
+    "it is no transformer of one kind of layer": "swin swinv2 convnext convnextv2 resnet segformer detr yolos wav2vec2 hubert sam",
+}.items() for kind in kinds.split()}
+
+def _is_known(config: Mapping[str, Any]) -> bool:
+    "Whether a configuration is, or may be, that of a transformer: then a missing dimension is a mistake in it."
+    kind = str(config.get("model_type", ""))
+    return kind in FAMILIES or kind in _ALIKE or not (kind or config.get("architectures") or config.get("architecture"))
 
 def family_of(
     config: Mapping[str, Any],  # config.json
 ) -> str:  # a row of the table; "llama" for gated models that it does not know, "gpt2" for others
     "The family that a configuration belongs to."
     kind = str(config.get("model_type", ""))
+    if kind in _RECURRENT: raise BadInput(f"{kind} cannot be counted by formula: its layers are not all attention", "Run a step on a GPU and look: its kernels have no counterpart on a CPU that could be traced")
+    if kind in _STRANGE: raise NoTransformer(f"{kind} cannot be counted by formula: {_STRANGE[kind]}", _TRACED)
     kind = _ALIKE.get(kind, kind)
     if kind in FAMILIES: return kind
     if "image_size" in config and "patch_size" in config: return "vit"
     gated = str(config.get("hidden_act", config.get("activation_function", "silu"))) in ("silu", "swiglu", "geglu", "swish")
     return "llama" if gated else "gpt2"
 
-# %% ../../nbs/memory/01_architecture.ipynb #cde32c6c
+# %% ../../nbs/memory/01_architecture.ipynb #180fe5aa
 @dataclass(frozen=True)
 class Parts:
     "Parameters by place. `layer` and `expert` are sums over all layers; `expert` is not part of `layer`."
@@ -138,10 +178,17 @@ def _attention(a: "Architecture", f: Mapping[str, int | None], config: Mapping[s
     "Parameters of one attention block, its inner norms included."
     h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
     if a.kv_lora_rank: return _latent_attention(a, config)
-    qkv_bias = f["qkv"] if "attention_bias" not in config or a.family == "qwen2" else int(bool(config["attention_bias"]))
-    out_bias = f["out"] if "attention_bias" not in config or a.family in ("qwen2", "qwen2_moe") else int(bool(config["attention_bias"]))
-    inner = 2 * a.head_dim if a.family in ("qwen3", "qwen3_moe", "gemma3_text") else q + kv if a.family == "olmo2" else 0
-    return h * (q + 2 * kv) + q * h + qkv_bias * (q + 2 * kv) + out_bias * h + inner
+    key = {"stablelm": "use_qkv_bias", "falcon": "bias"}.get(a.family, "attention_bias")
+    said = None if config.get(key) is None else int(bool(config[key]))
+    qkv_bias = f["qkv"] if said is None or a.family == "qwen2" else said
+    out_bias = f["out"] if said is None or a.family in ("qwen2", "qwen2_moe", "glm", "glm4", "glm4_moe", "stablelm") else said
+    return h * (q + 2 * kv) + q * h + qkv_bias * (q + 2 * kv) + out_bias * h + _inner(a, q + kv, config)
+
+def _inner(a: "Architecture", width: int, config: Mapping[str, Any]) -> int:
+    "Norms of queries and keys, of one head or of all; gpt-oss has a sink a head."
+    if a.family in ("qwen3", "qwen3_moe", "gemma3_text", "exaone4") or a.family == "glm4_moe" and config.get("use_qk_norm"): return 2 * a.head_dim
+    if a.family in ("olmo2", "olmoe") or config.get("use_qk_norm") and a.family.startswith("cohere") or config.get("qk_layernorm"): return width
+    return a.heads if a.family == "gpt_oss" else 0
 
 def _latent_attention(a: "Architecture", config: Mapping[str, Any]) -> int:
     "DeepSeek's multi-head latent attention: low-rank queries and keys with a norm between."
@@ -152,10 +199,10 @@ def _latent_attention(a: "Architecture", config: Mapping[str, Any]) -> int:
     return query + keys + a.heads * value * a.hidden
 
 def _mlp(a: "Architecture", f: Mapping[str, int | None], ffn: int, config: Mapping[str, Any]) -> int:
-    bias = int(bool(config.get("mlp_bias", config.get("use_bias", f["mlp"])))) if a.family in ("llama", "starcoder2", "mistral") else f["mlp"]
+    bias = int(bool(config.get("mlp_bias", config.get("use_bias", f["mlp"])))) if a.family in ("llama", "starcoder2", "mistral") else int(bool(config.get("bias"))) if a.family == "falcon" else f["mlp"]
     return a.hidden * ffn * (3 if a.gated else 2) + bias * (ffn * (2 if a.gated else 1) + a.hidden)
 
-# %% ../../nbs/memory/01_architecture.ipynb #8909e3f2
+# %% ../../nbs/memory/01_architecture.ipynb #229f1054
 @dataclass(frozen=True)
 class Architecture(Result):
     "A transformer in numbers: dimensions, and where its parameters sit."
@@ -189,7 +236,7 @@ class Architecture(Result):
     classes: int = 0  # a classifier's labels
     parts: Parts = Parts()
     dtype: str = "bfloat16"  # of the weights on disk
-    source: str = "numbers"  # numbers, config or headers: what the parameter count rests on
+    source: str = "numbers"  # what the parameter count rests on: numbers, config, headers, or guess where the configuration says less or more than is counted
 
     @property
     def parameters(self) -> int:
@@ -201,7 +248,7 @@ class Architecture(Result):
         "Parameters that one token passes through."
         return self.parts.total - self.parts.expert + (self.parts.expert * self.experts_per_token // self.experts if self.experts else 0)
 
-# %% ../../nbs/memory/01_architecture.ipynb #76ec9794
+# %% ../../nbs/memory/01_architecture.ipynb #a9943a1a
 def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     "An `Architecture` without its parameter count."
     family = family_of(config)
@@ -209,7 +256,7 @@ def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     hidden, layers, heads = _needed(config, "hidden"), _needed(config, "layers"), _needed(config, "heads")
     _sensible("layers", layers, 1)
     vision = "image_size" in config and "patch_size" in config
-    kind = "vision" if vision else "encoder-decoder" if config.get("is_encoder_decoder") or family == "t5" else "encoder" if family in ("bert", "roberta", "distilbert") else "decoder"
+    kind = "vision" if vision else "encoder-decoder" if family in ("t5", "bart", "whisper") else "encoder" if family in ("bert", "roberta", "distilbert", "electra", "modernbert") else "decoder"
     if hidden % heads and not config.get("head_dim") and not config.get("d_kv"):
         raise BadInput(f"the hidden size {hidden} cannot be divided among {heads} heads", "Check config.json")
     experts = _read(config, "experts", 0) or 0
@@ -221,7 +268,7 @@ def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
         vocab=(classes or 2) if vision else _needed(config, "vocab"), gated=_gated(config, f), classes=classes if vision or _classifies(config) else 0,
         tied=False if vision or _classifies(config) else bool(config.get("tie_word_embeddings", config.get("tie_embeddings", f["tied"]))),
         dropout=_dropout(config, f), positions=positions, window=_read(config, "window") if config.get("use_sliding_window", True) else None,
-        decoder_layers=int(config.get("num_decoder_layers") or layers) if kind == "encoder-decoder" else 0,
+        decoder_layers=int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers) if kind == "encoder-decoder" else 0,
         dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").replace("torch.", ""), source="config",
         **_experts(config, experts, layers), **_latent(config))
 
@@ -249,7 +296,9 @@ def _kv_heads(config: Mapping[str, Any], family: str, heads: int) -> int:
 
 def _ffn(config: Mapping[str, Any], family: str, hidden: int) -> int:
     if family == "mpt" and config.get("expansion_ratio"): return int(config["expansion_ratio"] * hidden)
-    ffn = _read(config, "ffn", 4 * hidden) or 4 * hidden
+    if config.get("model_type") == "llama4_text" and config.get("intermediate_size_mlp"): return int(config["intermediate_size_mlp"])
+    if config.get("mlp_ratio") and not config.get("intermediate_size"): return int(config["mlp_ratio"] * hidden)
+    ffn = _sensible("intermediate_size", _read(config, "ffn", 4 * hidden), 1)
     return ffn // 2 if family == "qwen" else ffn  # the first Qwen writes the width of gate and up together
 
 def _dropout(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool | None:
@@ -259,19 +308,28 @@ def _dropout(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool | N
 
 def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, int]:
     if not experts: return {}
-    width = _read(config, "expert_ffn") or _read(config, "ffn") or 0
-    dense = int(config.get("first_k_dense_replace") or 0) + len(config.get("mlp_only_layers") or ())
-    shared = config.get("shared_expert_intermediate_size") or int(config.get("n_shared_experts") or 0) * width
-    return dict(experts=experts, experts_per_token=_read(config, "experts_per_token", 2) or 2, expert_ffn=width, shared_ffn=int(shared), dense_layers=min(dense, layers))
+    llama4 = config.get("model_type") == "llama4_text"
+    width = _read(config, "expert_ffn") or (int(config["intermediate_size"]) if llama4 else _read(config, "ffn")) or 0
+    shared = width if llama4 else config.get("shared_expert_intermediate_size") or int(config.get("n_shared_experts") or 0) * width
+    active = _sensible("num_experts_per_tok", _read(config, "experts_per_token", 2), 1)
+    if active > experts: raise BadInput(f"the configuration sends each token to {active} of {experts} experts", "Check config.json")
+    dense = layers - sum(_is_sparse(config, i) for i in range(min(layers, 10**4)))
+    return dict(experts=experts, experts_per_token=active, expert_ffn=width, shared_ffn=int(shared), dense_layers=min(dense, layers))
+
+def _is_sparse(config: Mapping[str, Any], layer: int) -> bool:
+    "Whether a layer of a mixture-of-experts model has experts."
+    step = _sensible("decoder_sparse_step", int(config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1), 1)
+    return layer >= int(config.get("first_k_dense_replace") or 0) and layer not in (config.get("mlp_only_layers") or ()) and (layer + 1) % step == 0
 
 def _latent(config: Mapping[str, Any]) -> dict[str, int]:
     if not config.get("kv_lora_rank"): return {}
     missing = [k for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim") if not config.get(k)]
     if missing: raise BadInput(f"the configuration has kv_lora_rank and no {missing[0]}", "Check config.json")
+    for key in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"): _sensible(key, int(config.get(key) or 0))
     return dict(kv_lora_rank=int(config["kv_lora_rank"]), query_lora_rank=int(config.get("q_lora_rank") or 0),
                 query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), rope_dim=int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
 
-# %% ../../nbs/memory/01_architecture.ipynb #43497277
+# %% ../../nbs/memory/01_architecture.ipynb #cd664c58
 def count_parameters(
     a: Architecture,  # with its dimensions
     config: Mapping[str, Any],  # config.json, for what only one family has
@@ -279,23 +337,29 @@ def count_parameters(
     "Where the parameters are, from the dimensions and the table of families."
     f = FAMILIES[a.family]
     if a.kind == "vision": return _count_vision(a, config)
-    if a.kind == "encoder-decoder": return _count_t5(a, config)
+    if a.kind == "encoder-decoder": return _count_t5(a, config) if a.family == "t5" else _count_bart(a, config)
     norms, norm = _norms(a, f, config)
     attention, sparse = _attention(a, f, config), a.layers - a.dense_layers if a.experts else 0
     layer = a.layers * (attention + norms) + (a.layers - sparse) * _mlp(a, f, a.ffn, config)
-    layer += sparse * (a.hidden * a.experts + _shared(a) + (a.experts if a.family == "deepseek_v3" else 0))
-    expert = sparse * a.experts * 3 * a.hidden * a.expert_ffn
-    other = 0 if a.family in ("bert", "roberta", "distilbert") or config.get("do_layer_norm_before") is False else norm * a.hidden  # the norm after the last layer
-    if f["embed_norm"]: other += norm * a.hidden
-    if f["learned"] is not None and not config.get("alibi"): other += (a.positions + f["learned"]) * a.hidden
-    if a.family in ("bert", "roberta"): other += int(config.get("type_vocab_size", 2)) * a.hidden
-    embedding, head = _ends(a, f, config)
-    return Parts(embedding, head, layer, expert, a.layers * norms, other + _encoder_head(a, config))
+    layer += sparse * (a.hidden * a.experts + _shared(a) + (a.experts if a.family in ("deepseek_v3", "gpt_oss") else 0))  # the router, and its bias
+    expert = sparse * a.experts * (3 * a.hidden * a.expert_ffn + (2 * a.expert_ffn + a.hidden if a.family == "gpt_oss" else 0))
+    if a.family == "modernbert": layer -= a.hidden  # its first layer has no norm before attention
+    return Parts(*_ends(a, f, config), layer, expert, a.layers * norms, _besides(a, f, norm, config) + _encoder_head(a, config))
+
+def _besides(a: Architecture, f: Mapping[str, int | None], norm: int, config: Mapping[str, Any]) -> int:
+    "Parameters around the layers: norms, positions, kinds of segments."
+    width = int(config.get("embedding_size") or a.hidden) if a.family == "electra" else a.hidden
+    other = 0 if a.family in ("bert", "roberta", "distilbert", "electra") or config.get("do_layer_norm_before") is False else norm * a.hidden  # the norm after the last layer
+    if f["embed_norm"]: other += norm * width
+    if f["learned"] is not None and not config.get("alibi"): other += (a.positions + f["learned"]) * width
+    if a.family in ("bert", "roberta", "electra"): other += int(config.get("type_vocab_size", 2)) * width
+    return other + (width * a.hidden + a.hidden if width != a.hidden else 0)
 
 def _norms(a: Architecture, f: Mapping[str, int | None], config: Mapping[str, Any]) -> tuple[int, int]:
     "Parameters of the norms of a layer, and vectors in a norm."
     count = f["norms"]
     if a.family == "falcon": count = 2 if config.get("new_decoder_architecture") or not config.get("parallel_attn", True) else 1
+    if a.family == "stablelm" and config.get("use_parallel_residual"): count = 1
     return count * f["norm"] * a.hidden, f["norm"]
 
 def _shared(a: Architecture) -> int:
@@ -303,17 +367,19 @@ def _shared(a: Architecture) -> int:
 
 def _ends(a: Architecture, f: Mapping[str, int | None], config: Mapping[str, Any]) -> tuple[int, int]:
     "Parameters of the embedding and of the output head."
+    if a.family == "electra": return a.vocab * int(config.get("embedding_size") or a.hidden), 0
     width = int(config.get("word_embed_proj_dim") or a.hidden)
     embedding = a.vocab * width + (2 * a.hidden * width if width != a.hidden else 0)
     if a.classes: return embedding, a.hidden * a.classes + (a.classes if a.kind == "encoder" else 0)
     if a.kind == "encoder": return embedding, 0
-    return embedding, 0 if a.tied else a.vocab * a.hidden + (a.vocab if f["head_bias"] else 0)
+    return embedding, 0 if a.tied else a.vocab * a.hidden + (a.vocab if f["head_bias"] or config.get("lm_head_bias") else 0)
 
 def _encoder_head(a: Architecture, config: Mapping[str, Any]) -> int:
     "A pooler or the masked-language head of a BERT-like encoder."
     if a.kind != "encoder": return 0
+    if a.family == "electra": return a.hidden * a.hidden + 2 * a.hidden + 1 if any("PreTraining" in str(x) for x in config.get("architectures") or ()) else 0
     masked = any("MaskedLM" in str(x) or "PreTraining" in str(x) for x in config.get("architectures") or ())
-    if masked: return a.hidden * a.hidden + 3 * a.hidden + a.vocab
+    if masked: return a.hidden * a.hidden + (1 if a.family == "modernbert" else 3) * a.hidden + a.vocab
     return a.hidden * a.hidden + a.hidden if a.family == "bert" else 0
 
 def _count_t5(a: Architecture, config: Mapping[str, Any]) -> Parts:
@@ -324,12 +390,24 @@ def _count_t5(a: Architecture, config: Mapping[str, Any]) -> Parts:
     layer = a.layers * encoder + a.decoder_layers * decoder
     return Parts(a.vocab * a.hidden, 0 if a.tied else a.vocab * a.hidden, layer, 0, (2 * a.layers + 3 * a.decoder_layers) * a.hidden, buckets + 2 * a.hidden)
 
+def _count_bart(a: Architecture, config: Mapping[str, Any]) -> Parts:
+    "BART, and Whisper: no bias on its keys, two convolutions before the encoder, norms after both halves."
+    h, ears = a.hidden, a.family == "whisper"
+    bias, mlp = (3 if ears else 4) * h, 2 * h * a.ffn + a.ffn + h
+    encoder, decoder = 4 * h * h + bias + mlp + 4 * h, 8 * h * h + 2 * bias + mlp + 6 * h
+    positions = int(config.get("max_source_positions", 1500)) + int(config.get("max_target_positions", 448)) if ears else 2 * (a.positions + 2)
+    convolutions = 3 * h * int(config.get("num_mel_bins", 80)) + h + 3 * h * h + h if ears else 0
+    return Parts(a.vocab * h, 0 if a.tied else a.vocab * h, a.layers * encoder + a.decoder_layers * decoder, 0, (4 * a.layers + 6 * a.decoder_layers) * h, positions * h + convolutions + 4 * h)
+
 def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
+    h, kind = a.hidden, config.get("model_type")
     patch = config["patch_size"] if isinstance(config["patch_size"], int) else config["patch_size"][0]
-    patches = int(config.get("num_channels", 3)) * patch**2 * a.hidden + a.hidden
-    attention = 4 * a.hidden**2 + (3 if config.get("qkv_bias", True) else 0) * a.hidden + a.hidden
-    layer = a.layers * (attention + 2 * a.hidden * a.ffn + a.ffn + a.hidden + 4 * a.hidden)
-    return Parts(patches, (a.hidden + 1) * a.classes, layer, 0, a.layers * 4 * a.hidden, (a.positions + 1) * a.hidden + 2 * a.hidden)
+    patches = int(config.get("num_channels", 3)) * patch**2 * h + h
+    attention = 4 * h * h + (3 if config.get("qkv_bias", True) else 0) * h + h
+    mlp, scale, other = 2 * h * a.ffn + a.ffn + h, 0, (a.positions + 1) * h + 2 * h
+    if kind == "dinov2": scale, other = 2 * h, other + h  # a factor a channel after attention and MLP; a token for masked patches
+    if kind == "siglip_vision_model": other += (4 * h * h + 4 * h + mlp + 3 * h if config.get("vision_use_head", True) else 0) - 2 * h  # pooled by attention, no class token
+    return Parts(patches, (h + 1) * a.classes, a.layers * (attention + mlp + 4 * h + scale), 0, a.layers * 4 * h, other)
 
 # %% ../../nbs/memory/01_architecture.ipynb #0d18a5c7
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block|encoder|decoder|layer_stack)\.(\d+)\.")
@@ -370,7 +448,19 @@ def _of_headers(a: Architecture, index: Mapping[str, Any]) -> Architecture:
     if parts.total == 0: return a
     return replace(a, parts=parts, source="headers", tied=a.tied or (a.parts.head > 0 and parts.head == 0))
 
-# %% ../../nbs/memory/01_architecture.ipynb #ed7f6455
+# %% ../../nbs/memory/01_architecture.ipynb #eed6988a
+def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+    "The part of a configuration that is counted, and whether more than it is there or its type is unknown."
+    kind = str(config.get("model_type", ""))
+    if kind in _STRANGE or kind in _RECURRENT: family_of(config)
+    known = not kind or kind in FAMILIES or kind in _ALIKE or "image_size" in config
+    many = any(isinstance(config.get(k), Mapping) for k in ("vision_config", "audio_config"))
+    inner = config.get("text_config")
+    if isinstance(inner, Mapping) and not any(k in config for k in _SPELLINGS["hidden"]): config = {**inner, "architectures": config.get("architectures")}
+    experts = config.get("ffn_config")  # DBRX
+    if isinstance(experts, Mapping): config = {**{k: v for k, v in experts.items() if k in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")}, **config}
+    return {k: v for k, v in config.items() if not (isinstance(v, float) and v != v)}, many or not known
+
 def from_config(
     config: Mapping[str, Any],  # config.json as a dictionary
     shapes: Mapping[str, Any] | None = None,  # tensor name → shape, or → (dtype, shape), from the headers
@@ -378,12 +468,10 @@ def from_config(
 ) -> Architecture:
     "An `Architecture` from a Transformers configuration. Raises `BadInput` with the field that is missing or absurd."
     if not isinstance(config, Mapping): raise BadInput("the configuration is not a JSON object", "Check config.json")
-    inner = config.get("text_config")
-    if isinstance(inner, Mapping) and not any(k in config for k in _SPELLINGS["hidden"]): config = {**inner, "architectures": config.get("architectures")}
-    config = {k: v for k, v in config.items() if not (isinstance(v, float) and v != v)}
+    config, guessed = _language_model(config)
     try:
         a = _dimensions(config, name or str(config.get("_name_or_path") or config.get("model_type") or "model"))
-        a = replace(a, parts=count_parameters(a, config))
+        a = replace(a, parts=count_parameters(a, config), source="guess" if guessed else "config")
     except CheckError: raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as e:
         raise BadInput(f"the configuration has a field of the wrong type ({' '.join(str(e).split())[:120]})", "Check config.json") from None

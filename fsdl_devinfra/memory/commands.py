@@ -21,7 +21,7 @@ from .strategy import CHOICES, Strategy, Workload, default_workload
 __all__ = ['add_model_options', 'add_strategy_options', 'strategy_from_args', 'workload_from_args', 'architecture_from_args',
            'model_from_args', 'register', 'memory']
 
-# %% ../../nbs/memory/10_commands.ipynb #7bf31f4c
+# %% ../../nbs/memory/10_commands.ipynb #abc7d8b8
 def add_model_options(
     parser: argparse.ArgumentParser,
 ) -> None:
@@ -42,7 +42,7 @@ def add_strategy_options(
     g = parser.add_argument_group("how it is trained")
     for name in ("dp", "tp", "pp", "vpp", "cp", "ep"): g.add_argument(f"--{name}", type=at_least(1), default=1, metavar="N", help=f"{_HELP[name]} [1]")
     g.add_argument("--sp", action=argparse.BooleanOptionalAction, default=None, help="sequence parallelism [on when tp > 1]")
-    g.add_argument("--async-tp", action="store_true", help="overlap tensor-parallel communication with products")
+    g.add_argument("--async-tp", action="store_true", help="overlap tensor-parallel communication with products, through symmetric memory")
     g.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=0, help="what ZeRO shards; 3 is FSDP's full shard [0]")
     g.add_argument("--shard-group", type=at_least(1), metavar="N", help="ranks that share one copy (HSDP)")
     for name, options in CHOICES.items():
@@ -93,7 +93,7 @@ def model_from_args(
     if not args.states_only: raise BadInput("a number of parameters says nothing about activations", "Add --states-only, or name a model")
     return Architecture.from_parameters(parse_count(args.params)), None
 
-# %% ../../nbs/memory/10_commands.ipynb #bb3dcb5f
+# %% ../../nbs/memory/10_commands.ipynb #71cfe916
 _EXAMPLES = """
 fsdl-devinfra memory ./my-model --gpu a100-80
 fsdl-devinfra memory org/model --zero 3 --dp 8 --recompute full --gpu h100
@@ -118,7 +118,7 @@ def memory(
     args: argparse.Namespace,
 ) -> Outcome:
     "`fsdl-devinfra memory`."
-    device = find_device(args.gpu) if args.gpu else None
+    device = find_device(args.gpu) if args.gpu is not None else None
     try: a, config = model_from_args(args)
     except NoTransformer as e: return _counted(args, device, e)
     s, w = strategy_from_args(args), workload_from_args(args, a)

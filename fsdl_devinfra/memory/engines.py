@@ -16,7 +16,7 @@ from .strategy import Strategy, Workload
 # %% auto #0
 __all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'PREFETCH', 'Share', 'stages',
            'in_flight', 'share', 'sharded', 'Flow', 'flow', 'Phase', 'fsdp', 'replicated', 'deepspeed', 'megatron',
-           'cache_bytes', 'inference', 'states_only', 'engine_of', 'runtime_bytes']
+           'cache_bytes', 'inference', 'states_only', 'engine_of', 'workspace_bytes', 'runtime_bytes']
 
 # %% ../../nbs/memory/05_engines.ipynb #9c58c7e8
 #: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB, BigScience chronicles, 2022); CUDA 11.7 and later load lazily
@@ -102,7 +102,7 @@ def sharded(
     n, experts = s.shards, x.layers * x.expert
     return (x.parameters - experts) / n + experts / max(n / s.ep, 1)
 
-# %% ../../nbs/memory/05_engines.ipynb #94ed16f3
+# %% ../../nbs/memory/05_engines.ipynb #50329290
 class Flow(NamedTuple):
     "Activations in bytes."
     kept: float  # of all layers and micro-batches in flight
@@ -125,11 +125,15 @@ def flow(
     hidden, layer = b * a.hidden * x.tokens / rank, layer_bytes(a, s, w) * x.tokens
     kept = x.layers * x.in_flight * layer
     again = backward_bytes(a, s, w) * x.tokens + (layer_bytes(a, s, w, "none") * x.tokens if s.recompute != "none" else 0)
-    if s.pp > 1: kept += hidden * x.in_flight * (1 + (0.5 if drops(a, s) and x.embedding and not x.has_head else 0))
+    if s.pp > 1: kept += hidden * x.in_flight * (_sent(s) + (0.5 if drops(a, s) and x.embedding and not x.has_head else 0))
     host = kept if s.offload == "activations" else 0.0
     if host: kept = 2 * layer  # one layer on its way out, one on its way in
     head, loss, pooled = _loss(a, s, w, x, hidden, b) if x.has_head else (0.0, 0.0, 0.0)
     return Flow(kept, again, head, loss, pooled, hidden, host)
+
+def _sent(s: Strategy) -> float:
+    "The share of a stage's output that it keeps after sending it."
+    return 1 / s.tp if s.framework == "megatron" and not s.sequence_parallel else 1.0
 
 def _loss(a: Architecture, s: Strategy, w: Workload, x: Share, hidden: float, b: int) -> tuple[float, float, float]:
     gathered = b * a.hidden * x.tokens * (2 if s.tp > 1 and w.micro_batch > 1 else 1)
@@ -140,7 +144,7 @@ def _loss(a: Architecture, s: Strategy, w: Workload, x: Share, hidden: float, b:
     count = logits(a, x.tokens, w.micro_batch) / s.tp
     return head, allocated * count, (reserved - allocated) * count
 
-# %% ../../nbs/memory/05_engines.ipynb #2f9f51b4
+# %% ../../nbs/memory/05_engines.ipynb #3a0e6d9b
 class Phase(NamedTuple):
     "One phase of a training step, in bytes."
     name: str
@@ -151,7 +155,8 @@ class Phase(NamedTuple):
     loss: float = 0.0
     communication: float = 0.0
     pool: float = 0.0
-    settled: float = 0.0  # of the parameters: frozen weights, loaded once before anything else, which leave no holes
+    cached: float = 0.0  # freed by an earlier phase, too small for this one
+    settled: float = 0.0  # of the allocated: frozen weights and flat buffers, which leave no holes
 
     @property
     def allocated(self) -> float: return self.parameters + self.gradients + self.optimizer + self.activations + self.loss + self.communication
@@ -165,7 +170,7 @@ def _trainable(a: Architecture, s: Strategy, x: Share) -> tuple[float, float]:
     frozen = linear * (FROZEN[s.base_weights] if s.base_weights else wide) + (x.parameters - linear) * wide
     return adapter_parameters(a, s.lora_rank, s.lora_targets) / s.tp * x.layers / depth, frozen
 
-# %% ../../nbs/memory/05_engines.ipynb #74a948f7
+# %% ../../nbs/memory/05_engines.ipynb #4b339877
 def fsdp(
     a: Architecture,
     s: Strategy,
@@ -177,24 +182,24 @@ def fsdp(
     r, (train, frozen) = recipe(s), _trainable(a, s, x)
     ratio = sharded(x, s) / x.parameters
     wide = 4 if s.precision == "fp32" else 2
-    unit, layer, m = (1 if s.precision == "fp8-mixed" else wide), x.layer, w.microbatches(s)
+    reduced, layer, m = 4 if s.precision.endswith("mixed") else wide, x.layer, w.microbatches(s)
     whole = s.pp > 1 or s.zero == 2
-    gathered = wide * x.root + unit * layer * (x.layers if whole else 1)
-    pool = max(wide * x.root, 2 * unit * layer)
+    gathered = wide * (x.root + layer * (x.layers if whole else 1))
+    pool = max(wide * x.root, 2 * wide * layer)
     held, sharded_grad = ratio * (train * r.weight + frozen), ratio * train * r.grad
     optimizer, offloaded = ratio * train * r.optimizer, s.offload in ("optimizer", "parameters")
     frozen_layers = bool(s.lora_rank)
     waiting = 0.0 if frozen_layers else _waiting(s, x, m, wide)
-    reduce = 0.0 if frozen_layers else (wide + 2 * 4) * layer
+    reduce = 0.0 if frozen_layers else (wide + 2 * reduced) * layer
     base = dict(parameters=0.0 if s.offload == "parameters" else held, optimizer=0.0 if offloaded else optimizer)
     grads = 0.0 if s.offload == "parameters" else sharded_grad
     received = f.hidden * m if s.pp > 1 and not x.has_head else 0.0
     return [
-        Phase("forward", **base, activations=f.kept, communication=gathered + pool, pool=grads),
-        Phase("loss", **base, activations=f.kept + f.head, loss=f.loss, communication=gathered + pool, pool=grads + f.pooled),
-        Phase("backward", **base, activations=f.kept + f.again + received, communication=gathered + pool + waiting + (wide * layer if whole else reduce + unit * layer), pool=grads),
-        Phase("reduction", **base, gradients=grads, communication=gathered + pool + (0 if frozen_layers else (wide + 4) * x.root) + (waiting if whole else 0)),
-        Phase("optimizer", **base, gradients=grads, communication=gathered + pool),
+        Phase("forward", **base, activations=f.kept, communication=gathered, pool=grads + pool),
+        Phase("loss", **base, activations=f.kept + f.head, loss=f.loss, communication=gathered, pool=grads + pool + f.pooled),
+        Phase("backward", **base, activations=f.kept + f.again + received, communication=gathered + waiting + (wide * layer if whole else reduce + wide * layer), pool=grads + pool),
+        Phase("reduction", **base, gradients=grads, communication=gathered + (0 if frozen_layers else (wide + reduced) * x.root) + (waiting if whole else 0), pool=pool),
+        Phase("optimizer", **base, gradients=grads, communication=gathered, pool=pool),
     ]
 
 def _waiting(s: Strategy, x: Share, microbatches: int, wide: int) -> float:
@@ -263,7 +268,7 @@ def deepspeed(
         Phase("optimizer", **(base | dict(optimizer=base["optimizer"] + step))),
     ]
 
-# %% ../../nbs/memory/05_engines.ipynb #01078aa1
+# %% ../../nbs/memory/05_engines.ipynb #e7d043f0
 def megatron(
     a: Architecture,
     s: Strategy,
@@ -276,15 +281,16 @@ def megatron(
     shard = sharded(x, s) / x.parameters
     main = 4 * train if s.precision in ("bf16-mixed", "fp8-mixed") else 0.0
     copy = (2 * train * shard, 4 * train * shard) if s.precision == "fp16-mixed" else (0.0, 0.0)
-    largest = 0.0 if s.lora_rank else r.grad * max(x.embedding, x.layer / 3)
+    largest = 0.0 if s.lora_rank else (4 if main else r.grad) * max(x.embedding, x.layer / 3)
     bucket = BUCKET if s.zero and s.dp * s.cp > 1 else 0.0
     optimizer = 0.0 if s.offload in ("optimizer", "parameters") else train * r.optimizer * shard
-    base = dict(settled=frozen, parameters=train * r.weight + frozen, gradients=train * r.grad, optimizer=optimizer, communication=main + bucket)
+    weights, restored = train * r.weight + frozen, f.hidden if s.pp > 1 and not x.has_head else 0.0  # the output of a stage, gathered again
+    base = dict(settled=weights + optimizer + main, parameters=weights, gradients=train * r.grad, optimizer=optimizer, communication=main + bucket)
     return [
         Phase("forward", **base, activations=f.kept, pool=copy[0]),
         Phase("loss", **base, activations=f.kept + f.head, loss=f.loss, pool=copy[0] + f.pooled),
-        Phase("backward", **base, activations=f.kept + max(f.again, largest), pool=copy[0]),
-        Phase("optimizer", **(base | dict(optimizer=optimizer + sum(copy)))),
+        Phase("backward", **base, activations=f.kept + restored + max(f.again, largest), cached=min(f.again, largest), pool=copy[0]),
+        Phase("optimizer", **(base | dict(optimizer=optimizer + sum(copy))), cached=f.kept),
     ]
 
 # %% ../../nbs/memory/05_engines.ipynb #c55ce363
@@ -345,12 +351,22 @@ def engine_of(
     if s.framework == "megatron" and s.zero < 2: return megatron
     return deepspeed
 
-# %% ../../nbs/memory/05_engines.ipynb #75c4d031
+# %% ../../nbs/memory/05_engines.ipynb #c136ef0b
+def workspace_bytes(
+    a: Architecture,
+    s: Strategy,
+    w: Workload,
+) -> float:
+    "Symmetric memory of asynchronous tensor parallelism."
+    if not s.async_tp or s.tp == 1 or s.states_only: return 0.0
+    return 2 * element_bytes(s) * a.hidden * w.micro_batch * w.seq_len / s.cp / s.tp
+
 def runtime_bytes(
     s: Strategy,
+    workspace: float = 0.0,  # of `workspace_bytes`
 ) -> float:
-    "Context, kernels and communicators."
+    "Context, kernels, communicators, and a workspace."
     if s.states_only: return 0.0
-    if s.framework == "megatron": groups = (s.tp > 1) + (s.dp * s.cp > 1) + (s.ep > 1) + (5 if s.pp > 1 else 1)
+    if s.framework == "megatron": groups = 1 + 2 * (s.tp > 1) + 2 * (s.dp * s.cp > 1) + 2 * (s.tp * s.pp > 1) + 3 * (s.pp > 1) + (s.ep > 1)
     else: groups = sum(n > 1 for n in (s.dp, s.tp, s.pp, s.cp, s.ep))
-    return CONTEXT[s.framework] + COMMUNICATOR * groups
+    return CONTEXT[s.framework] + COMMUNICATOR * groups + workspace

@@ -40,7 +40,7 @@ class Measurement(Result):
 
 def measure(
     config: Mapping[str, Any],  # of a model that Transformers knows
-    strategy: Strategy | None = None,  # one device, or dp ranks of FSDP2
+    strategy: Strategy | None = None,  # one device, dp ranks of FSDP2 (zero 3) or of DDP (zero 0, or 1: with a sharded optimizer)
     workload: Workload | None = None,
     steps: int = 3,
     timeout: float = 1800,  # seconds
@@ -60,7 +60,7 @@ def _measurable(s: Strategy) -> None:
     _traceable(replace(s, lora_rank=None, optimizer_in_backward=False, loss="full"))
     if s.loss == "fused": raise BadInput("the fused loss is a kernel of a library that is not used here", "Use --loss full or chunked")
     if s.precision == "fp8-mixed": raise BadInput("8-bit floating point cannot be measured here", "Use another --precision")
-    if s.zero and (s.lora_rank or s.optimizer_in_backward): raise BadInput("with sharding, plain training of all parameters can be measured", "Leave LoRA and the optimizer in the backward pass out, or --zero")
+    if s.dp > 1 and (s.lora_rank or s.optimizer_in_backward or s.loss != "full"): raise BadInput("on several ranks, plain training of all parameters can be measured", "Leave LoRA, --loss and the optimizer in the backward pass out, or measure one rank")
     if s.optimizer_in_backward and s.optimizer == "none": raise BadInput("there is no optimizer to run in the backward pass", "Choose --optimizer adamw or sgd")
 
 def _command(ranks: int) -> list[str]:
@@ -122,7 +122,11 @@ def _train(config: dict[str, Any], s: Strategy, w: Workload, device: str, steps:
 def _optimizer(module: Any, s: Strategy) -> Callable[[Any], None]:
     "What ends a step: one optimizer, or one for each parameter that runs as soon as its gradient is there."
     import torch
-    make = {"adamw": lambda p: torch.optim.AdamW(p, fused=True), "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), "none": lambda p: None}[s.optimizer]
+    kind, options = {"adamw": (torch.optim.AdamW, dict(fused=True)), "sgd": (torch.optim.SGD, dict(lr=0.01, momentum=0.9)), "none": (None, {})}[s.optimizer]
+    def make(p: list) -> Any:
+        if kind is None or s.zero != 1 or s.dp == 1: return kind(p, **options) if kind else None
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+        return ZeroRedundancyOptimizer(p, optimizer_class=kind, **options)
     trained = [p for p in module.parameters() if p.requires_grad]
     if not s.optimizer_in_backward:
         optimizer = make(trained)
@@ -156,7 +160,7 @@ def _real_module(config: dict[str, Any], s: Strategy, device: str) -> Any:
         for p in [*module.parameters(), *module.buffers()]: (p.to_local() if hasattr(p, "to_local") else p).zero_()
     if s.compile:
         for layer in _layers_of(module): layer.compile()
-    return module
+    return torch.nn.parallel.DistributedDataParallel(module) if s.dp > 1 and s.zero < 2 else module
 
 _TARGETS = {"attention-qv": ("q_proj", "v_proj"), "attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2")}
 

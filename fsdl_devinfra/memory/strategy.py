@@ -16,7 +16,7 @@ from .architecture import Architecture
 # %% auto #0
 __all__ = ['CHOICES', 'Strategy', 'Workload', 'default_workload', 'refusal', 'check']
 
-# %% ../../nbs/memory/02_strategy.ipynb #3d55cef3
+# %% ../../nbs/memory/02_strategy.ipynb #908c56a8
 #: what each named choice may be; the first is the default
 CHOICES = {
     "offload": ("none", "optimizer", "parameters", "activations"),
@@ -84,7 +84,7 @@ class Strategy(Result):
 
 def _whole(name: str, value: Any, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low or value > 10**7:
-        raise BadInput(f"{name} cannot be {value!r}", f"Give a whole number of at least {low}")
+        raise BadInput(f"{name} cannot be {value!r}", f"Give a whole number from {low} to 10 million")
 
 # %% ../../nbs/memory/02_strategy.ipynb #8d47e294
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def default_workload(
     if not given.get("seq_len"): given["seq_len"] = min(architecture.positions or 4096, 4096)
     return Workload(**{k: v for k, v in given.items() if v is not None})
 
-# %% ../../nbs/memory/02_strategy.ipynb #4376af81
+# %% ../../nbs/memory/02_strategy.ipynb #8240cee0
 def refusal(
     a: Architecture,
     s: Strategy,

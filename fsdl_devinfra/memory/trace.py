@@ -40,7 +40,7 @@ def saved_bytes(
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): result = module(*inputs)
         return sum(s.nbytes() for key, s in kept.items() if key not in own)
 
-# %% ../../nbs/memory/09_trace.ipynb #5885a518
+# %% ../../nbs/memory/09_trace.ipynb #0297c2f2
 @dataclass(frozen=True)
 class Trace(Result):
     "Allocated bytes at the peak of a traced training step."
@@ -56,7 +56,7 @@ _WORKER = "import sys; from fsdl_devinfra.memory.trace import _work; _work(sys.s
 
 def trace(
     config: Mapping[str, Any],  # of a decoder, an encoder or a vision transformer that Transformers knows
-    strategy: Strategy | None = None,  # one GPU, or dp ranks of FSDP2
+    strategy: Strategy | None = None,  # one GPU, dp ranks of FSDP2 (zero 3) or of DDP (zero 0, or 1: with a sharded optimizer)
     workload: Workload | None = None,
     timeout: float = 600,  # seconds
 ) -> Trace:
@@ -78,9 +78,16 @@ def _traceable(s: Strategy) -> None:
         if getattr(s, name) > 1: raise BadInput(f"a trace has no {name}", f"Leave {name} out")
     if s.lora_rank or s.base_weights or s.inference or s.offload != "none" or s.optimizer_in_backward: raise BadInput("a trace knows full training on the GPU only", "Leave LoRA, quantisation, offload and inference out")
     if s.optimizer not in ("adamw", "sgd", "none"): raise BadInput(f"{s.optimizer} cannot be traced", "Use adamw or sgd")
-    if s.zero in (1, 2) or (s.zero == 0 and s.dp > 1): raise BadInput("a trace knows one GPU, or full sharding", "Use --zero 3, or dp 1")
+    if s.zero == 2: raise BadInput("a trace knows one GPU, replicas and full sharding", "Use --zero 0, 1 or 3")
 
-# %% ../../nbs/memory/09_trace.ipynb #3cbe964c
+# %% ../../nbs/memory/09_trace.ipynb #a6b0063a
+def _replicate(parts: dict[str, int], s: Strategy) -> dict[str, int]:
+    "The parts of one GPU as those of one of `dp` replicas."
+    if s.zero == 3 or s.dp == 1: return parts
+    shared = -(-parts["optimizer"] // s.dp) if s.zero == 1 else parts["optimizer"]
+    return parts | {"communication": parts["communication"] + parts["parameters"], "optimizer": shared}
+
+# %% ../../nbs/memory/09_trace.ipynb #293c93ff
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 def _work(job: str) -> None:
@@ -97,6 +104,7 @@ def _work(job: str) -> None:
     else:
         two, three = (_step({**config, key: n}, s, w) for n in (2, 3))
         parts, traced = {k: two[k] + (three[k] - two[k]) * (layers - 2) for k in two}, [2, 3]
+    parts = _replicate(parts, s)
     found = Trace(layers, traced, parts, sum(parts.values()), round(time.monotonic() - start, 1), torch.__version__)
     print(json.dumps(found.to_dict()))
 
@@ -156,6 +164,8 @@ def _every_second(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> Any:
     keep = "scaled_dot_product" in str(op) or (op == torch.ops.aten.mm.default and counts[ctx.is_recompute] % 2)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
+_OPTIMIZERS = {"adamw": lambda torch, p: torch.optim.AdamW(p, foreach=True), "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "none": lambda torch, p: None}
+
 def _step(config: dict[str, Any], s: Strategy, w: Workload) -> dict[str, int]:
     "Two steps under the tracker; the parts at the peak of the second."
     import contextlib
@@ -167,7 +177,7 @@ def _step(config: dict[str, Any], s: Strategy, w: Workload) -> dict[str, int]:
         module = _build(config, "meta" if s.zero == 3 else "cpu")  # fully_shard turns meta tensors into fake ones; alone they cannot be swapped
         module.train(); _recompute(module, s)
         if mesh is not None: _shard(module, s, mesh); module.to_empty(device="cpu")
-        optimizer = {"adamw": lambda p: torch.optim.AdamW(p, foreach=True), "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "none": lambda p: None}[s.optimizer](module.parameters())
+        optimizer = _OPTIMIZERS[s.optimizer](torch, module.parameters())
         tracker = _tracker(module, optimizer, s)
         inputs = _inputs(config, w)
         cast = torch.autocast("cpu", torch.bfloat16) if s.zero == 0 and s.precision.endswith("mixed") else contextlib.nullcontext()
@@ -218,10 +228,10 @@ def _sum_parts(snapshot: Mapping[Any, Mapping[Any, int]]) -> dict[str, int]:
             if name in _KINDS: parts[_KINDS[name]] += int(size)
     return parts
 
-# %% ../../nbs/memory/09_trace.ipynb #6f8a908d
+# %% ../../nbs/memory/09_trace.ipynb #69141a60
 _WHY = {
     "activations and loss": "the trace runs the layers as Transformers writes them, on CPU kernels: with dropout in attention there is no flash kernel, and the probabilities are kept",
-    "communication": "the estimate includes the pools of FSDP's own streams, which the tracker does not see, and the trace the buffers at the moment of its peak",
+    "communication": "the estimate takes FSDP's buffers at their fullest, the trace those that are live at the moment of its peak; DDP's buckets are reckoned in both",
     "gradients": "the peaks may lie in different phases",
     "parameters": "the estimate counts the 16-bit copies that autocast caches",
     "optimizer": "padding of the shards",
