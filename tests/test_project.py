@@ -61,6 +61,11 @@ def test_outputs_in_git_are_small_and_name_no_machine():
         assert not found, f"{notebook.name}: {found[0]}"
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
+def test_no_output_in_git_is_an_error(notebook):
+    assert not [o["evalue"] for c in cells(notebook) for o in c.get("outputs", ()) if o["output_type"] == "error"]
+
+
 def test_readme_is_what_the_index_says():
     assert subprocess.run([sys.executable, "tests/make_readme.py", "--check"], cwd=ROOT).returncode == 0, "README.md is stale: make export"
 
