@@ -50,7 +50,7 @@ def _export_generation(module: Any, args: argparse.Namespace) -> Outcome:
     made = export_generation(module, Path(args.output), lock=_lock(args.model))
     return Outcome(made.to_dict(), "\n".join(f"{name}: {file}" for name, file in made.components.items()))
 
-# %% ../../nbs/parity/20_commands.ipynb #55d7b56c
+# %% ../../nbs/parity/20_commands.ipynb #5b5cb3ae
 def _rule(args: argparse.Namespace) -> Any:
     from fsdl_devinfra.parity.rule import Rule
     if any(t is not None and not t >= 0 for t in (args.atol, args.rtol)): raise BadInput("a tolerance is not a number of at least zero", "Write it like --atol 1e-4")
@@ -87,7 +87,7 @@ def _checked(module: Any, file: Path, args: argparse.Namespace, rule: Any) -> An
     from fsdl_devinfra.parity.shapes import grid_inputs, parse_shapes
     if not args.shapes: return check(module, file, None, args.provider or ["cpu"], args.precision, rule)
     grid, example = parse_shapes(args.shapes), example_inputs(module)
-    sets = grid_inputs(load_graph(file), example, grid)
+    sets = grid_inputs(load_graph(file), example, grid, module)
     report = check(module, file, sets, args.provider or ["cpu"], args.precision, rule)
     return _searched(report, module, file, args, grid, example, rule) if grid.ranges and report.verdict == "pass" else report
 
@@ -100,7 +100,7 @@ def _searched(report: Any, module: Any, file: Path, args: argparse.Namespace, gr
     found = search_shapes(module, file, grid, example, (args.provider or ["cpu"])[0], model_name=args.model)
     told = f"{found.tried} shapes compared" + (f", {found.refused} that the module itself does not take" if found.refused else "")
     if found.failing is None: return replace(report, notes=[*report.notes, told])
-    failing = check(module, file, grid_inputs(load_graph(file), example, Grid({k: [v] for k, v in found.failing.items()}, {})), args.provider or ["cpu"], args.precision, rule)
+    failing = check(module, file, grid_inputs(load_graph(file), example, Grid({k: [v] for k, v in found.failing.items()}, {}), module), args.provider or ["cpu"], args.precision, rule)
     return replace(failing, cases=report.cases + failing.cases, notes=[*failing.notes, told, f"repeat it: {found.command}"])
 
 def _not_run(report: Any) -> dict[str, str]:
