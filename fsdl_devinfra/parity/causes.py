@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['PASSES', 'OPSETS', 'LARGEST', 'Cause', 'Scene', 'by_optimisation', 'in_training', 'in_inference', 'by_train_mode',
-           'Difference', 'differences', 'undone', 'by_restoring', 'by_evaluator', 'opset_of', 'relabelled', 'by_opset',
-           'by_export_opset', 'overflowing', 'by_overflow', 'by_tf32', 'by_shape', 'find_causes', 'by_trace']
+           'Difference', 'differences', 'undone', 'by_restoring', 'by_fresh_export', 'by_evaluator', 'opset_of',
+           'relabelled', 'by_opset', 'by_export_opset', 'overflowing', 'by_overflow', 'by_tf32', 'by_shape',
+           'find_causes', 'by_trace']
 
 # %% ../../nbs/parity/08_causes.ipynb #b15407e5
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def undone(
         if d.undo is not None: d.undo(proto)
     return Graph(proto, graph.folder)
 
-# %% ../../nbs/parity/08_causes.ipynb #1447c5ea
+# %% ../../nbs/parity/08_causes.ipynb #56a454f0
 def _kind_of(d: Difference, graph: Graph) -> str:
     if d.kind == "baked": return "baked shape"
     if d.kind == "constant":
@@ -272,6 +273,16 @@ def _alone(scene: Scene, graph: Graph, suspect: ValueError_) -> float:
     try: found = localize(graph, scene.captured, scene.inputs, scene.precision, scene.provider)
     except CheckError: return float("inf")
     return next((v.ratio for v in found.values if v.value == suspect.value), float("inf"))
+
+def by_fresh_export(scene: Scene, before: float, most: int = 5) -> list[Cause]:
+    "Where the operator in question is as in a fresh export, and that is right: what is different elsewhere in the file."
+    clean = scene.clean if scene.precision == file_precision(scene.clean) else convert(scene.clean, scene.precision)
+    fresh = scene.error(clean)
+    if not fresh <= scene.good < before: return []
+    found = [d for fx in scene.graph.units() for d in differences(scene.graph, clean, fx)]
+    after = scene.error(undone(scene.graph, found)) if any(d.undo for d in found) else before
+    if after <= scene.good: return [Cause(_kind_of(d, scene.graph), f"{d.what}; all {len(found)} differences from a fresh export put back: {_change(before, after)}") for d in found[:most]]
+    return [Cause("operator semantics", f"a fresh export is right: {_change(before, fresh)}; the file is built otherwise" + "".join(f"; {d.what}" for d in found[:most]))]
 
 def _fx_of(graph: Graph, suspect: ValueError_) -> str:
     return suspect.fx if suspect.fx in graph.units() else next((o.fx for n, o in zip(graph.nodes, graph.origins) if o is not None and n.name == suspect.node), "")
@@ -409,7 +420,7 @@ def _error_at(scene: Scene, module: Any, inputs: Mapping[str, Any]) -> float:
     other = Scene(scene.graph, scene.captured, inputs, as_arrays(cast_inputs(inputs, scene.precision)), own, truth, scene.precision, scene.provider, scene.rule, scene.clean, scene.level)
     return other.error()
 
-# %% ../../nbs/parity/08_causes.ipynb #6ae9e730
+# %% ../../nbs/parity/08_causes.ipynb #191b0db5
 def find_causes(
     scene: Scene,
     module: Any,  # the original
@@ -421,6 +432,7 @@ def find_causes(
     if not causes: causes += by_optimisation(scene.error, before, scene.good)
     if suspect is not None: causes += by_restoring(scene, suspect, before)
     if not causes: causes += by_opset(scene, before)
+    if not causes: causes += by_fresh_export(scene, before)
     if not causes and suspect is not None: causes += by_evaluator(scene, suspect)
     if all(c.kind == "exporter bug" for c in causes): causes += by_shape(scene, module, before) or (by_export_opset(scene, module, before) if causes else [])
     if not causes: causes += by_trace(scene, before)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ['named_dims', 'other_sizes', 'WeightDifference', 'held_by', 'weight_differences', 'with_weight', 'unreached',
            'reaching']
 
-# %% ../../nbs/parity/14_reach.ipynb #dfc2ed1c
+# %% ../../nbs/parity/14_reach.ipynb #c2c98cee
 def named_dims(
     graph: Graph,
 ) -> dict[str, dict[int, str]]:  # input → axis → name
@@ -41,7 +41,7 @@ def other_sizes(
     batch = {axes[0] for axes in dims.values() if 0 in axes}
     tokens = {name for k, axes in dims.items() if not inputs[k].is_floating_point() for name in axes.values()}
     larger = {name: size + max(1, size // 4) for name, size in here.items()}
-    tries = [[dict.fromkeys(batch | tokens, 1), dict.fromkeys(batch, 1)], [larger, {name: larger[name] for name in batch}]]
+    tries = [[dict.fromkeys(batch, 1)], [dict.fromkeys(batch | tokens, 1)] if tokens - batch else [], [larger, {name: larger[name] for name in batch}]]
     points = [[with_sizes(inputs, dims, sizes) for sizes in group if any(here[d] != s for d, s in sizes.items())] for group in tries]
     return [found for group in points for found in [next((p for p in group if runs(module, p)), None)] if found is not None]
 
