@@ -180,3 +180,22 @@ def test_zoo(name: str, tmp_path: Path) -> None:
 
 def test_zoo_is_large_enough() -> None:
     assert len(ZOO) >= 14
+
+
+@pytest.mark.slow
+def test_the_matrix_stands_ready(tmp_path: Path) -> None:
+    "The script that a machine with a GPU runs, on this one: what is not here is not-run, never a pass, and a model that cannot be made is named."
+    import json
+    import subprocess
+    import sys
+    script = Path(__file__).parent / "benchmarks" / "bench_parity_matrix.py"
+    done = subprocess.run([sys.executable, str(script), "--model=many", "--model=nowhere", "--provider=cpu", "--provider=cuda", "--precision=fp32", "--precision=bf16", "-o", str(tmp_path / "matrix.json")],
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "matrix.json").read_text())
+    assert found["machine"]["versions"]["torch"] == torch.__version__ and "gpu" in found["machine"]
+    cases = {(c["provider"], c["precision"], c["tf32"]): c["verdict"] for c in found["cases"]}
+    assert cases[("cpu", "fp32", False)] == cases[("cpu", "bf16", False)] == "pass"
+    if found["machine"]["gpu"] is None: assert cases[("cuda", "fp32", False)] == "not-run"
+    assert {k.split(" ")[0] for k in found["skipped"]} == {"nowhere"}
+    assert str(tmp_path) not in (tmp_path / "matrix.json").read_text()

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['PASSES', 'LARGEST', 'Cause', 'Scene', 'by_optimisation', 'in_training', 'in_inference', 'by_train_mode', 'Difference',
-           'differences', 'undone', 'by_restoring', 'by_evaluator', 'overflowing', 'by_overflow', 'by_tf32', 'by_shape',
+__all__ = ['PASSES', 'OPSETS', 'LARGEST', 'Cause', 'Scene', 'by_optimisation', 'in_training', 'in_inference', 'by_train_mode',
+           'Difference', 'differences', 'undone', 'by_restoring', 'by_fresh_export', 'by_evaluator', 'opset_of',
+           'relabelled', 'by_opset', 'by_export_opset', 'overflowing', 'by_overflow', 'by_tf32', 'by_shape',
            'find_causes', 'by_trace']
 
 # %% ../../nbs/parity/08_causes.ipynb #b15407e5
@@ -231,7 +232,7 @@ def undone(
         if d.undo is not None: d.undo(proto)
     return Graph(proto, graph.folder)
 
-# %% ../../nbs/parity/08_causes.ipynb #b0d8e8b9
+# %% ../../nbs/parity/08_causes.ipynb #56a454f0
 def _kind_of(d: Difference, graph: Graph) -> str:
     if d.kind == "baked": return "baked shape"
     if d.kind == "constant":
@@ -248,16 +249,40 @@ def by_restoring(
     fx = _fx_of(scene.graph, suspect)
     clean = scene.clean if scene.precision == file_precision(scene.clean) else convert(scene.clean, scene.precision)
     found = differences(scene.graph, clean, fx) if fx else []
-    causes = []
-    for d in found:
-        after = scene.error(undone(scene.graph, [d])) if d.undo else None
-        if after is None: causes.append(Cause(_kind_of(d, scene.graph), f"{d.what} (it could not be undone alone)"))
-        elif after < before: causes.append(Cause(_kind_of(d, scene.graph), f"{d.what}; put back: {_change(before, after)}"))
+    told = [(d, _put_back(scene, suspect, [d], before)) for d in found]
+    causes = [Cause(_kind_of(d, scene.graph), f"{d.what}; put back: {change}") for d, change in told if change]
+    causes += [Cause(_kind_of(d, scene.graph), f"{d.what} (it could not be undone alone)") for d in found if d.undo is None]
+    if not causes and (change := _put_back(scene, suspect, found, before)): causes = [Cause(_kind_of(d, scene.graph), f"{d.what}; all {len(found)} differences put back: {change}") for d in found]
     foreign = _foreign(scene.graph, suspect)
     if foreign and not any("no torch operator" in c.evidence for c in causes):
         causes.append(Cause("operator semantics", f"{foreign} lies before {suspect.value} and came from no torch operator; a fresh export has no such node"))
-    if not found and not foreign and suspect.ratio == float("inf") or (not found and not foreign): causes += by_evaluator(scene, suspect)
     return causes
+
+def _put_back(scene: Scene, suspect: ValueError_, changes: Sequence[Difference], before: float) -> str:
+    "What undoing does to the outputs, or else (another fault covers them) to the operator alone; empty where it does not help."
+    if not any(d.undo for d in changes): return ""
+    changed = undone(scene.graph, changes)
+    after = scene.error(changed)
+    if after <= scene.good or after < before / 2: return _change(before, after)
+    alone = _alone(scene, changed, suspect)
+    return f"the operator alone has {_change(suspect.ratio, alone)}; another fault remains" if alone <= scene.good < suspect.ratio else ""
+
+def _alone(scene: Scene, graph: Graph, suspect: ValueError_) -> float:
+    "The ratio of one operator on torch's inputs."
+    from fsdl_devinfra.parity.localize import localize
+    try: found = localize(graph, scene.captured, scene.inputs, scene.precision, scene.provider)
+    except CheckError: return float("inf")
+    return next((v.ratio for v in found.values if v.value == suspect.value), float("inf"))
+
+def by_fresh_export(scene: Scene, before: float, most: int = 5) -> list[Cause]:
+    "Where the operator in question is as in a fresh export, and that is right: what is different elsewhere in the file."
+    clean = scene.clean if scene.precision == file_precision(scene.clean) else convert(scene.clean, scene.precision)
+    fresh = scene.error(clean)
+    if not fresh <= scene.good < before: return []
+    found = [d for fx in scene.graph.units() for d in differences(scene.graph, clean, fx)]
+    after = scene.error(undone(scene.graph, found)) if any(d.undo for d in found) else before
+    if after <= scene.good: return [Cause(_kind_of(d, scene.graph), f"{d.what}; all {len(found)} differences from a fresh export put back: {_change(before, after)}") for d in found[:most]]
+    return [Cause("operator semantics", f"a fresh export is right: {_change(before, fresh)}; the file is built otherwise" + "".join(f"; {d.what}" for d in found[:most]))]
 
 def _fx_of(graph: Graph, suspect: ValueError_) -> str:
     return suspect.fx if suspect.fx in graph.units() else next((o.fx for n, o in zip(graph.nodes, graph.origins) if o is not None and n.name == suspect.node), "")
@@ -283,6 +308,49 @@ def by_evaluator(scene: Scene, suspect: ValueError_) -> list[Cause]:
     except Exception: return []
     if after <= scene.good: return [Cause("runtime kernel", f"the ONNX reference evaluator runs the same file with {_times(after)}: the file is right and {scene.provider} runs {suspect.op} wrong")]
     return [Cause("exporter bug", f"a fresh export has the same nodes, and the ONNX reference evaluator gives {_times(after)} as well: the translation of {suspect.op} is not the same function")]
+
+# %% ../../nbs/parity/08_causes.ipynb #d61ad3d6
+OPSETS = tuple(range(11, 24))  # that are tried
+
+def opset_of(
+    graph: Graph,
+) -> int:  # of the standard operators
+    "The opset that a file declares."
+    return next((o.version for o in graph.proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+def relabelled(
+    graph: Graph,
+    opset: int,  # to declare instead
+) -> Graph:
+    "The same nodes under another opset."
+    proto = _shallow(graph)
+    for o in proto.opset_import:
+        if o.domain in ("", "ai.onnx"): o.version = opset
+    return Graph(proto, graph.folder)
+
+def by_opset(scene: Scene, before: float) -> list[Cause]:
+    "Whether the nodes are right when they are read under another opset: first a fresh export's, then the nearest."
+    own, fresh = opset_of(scene.graph), opset_of(scene.clean)
+    for other in sorted(set(OPSETS) | {fresh}, key=lambda o: (o != fresh, abs(o - own))):
+        after = scene.error(relabelled(scene.graph, other)) if other != own else before
+        if after <= scene.good < before: return [Cause("operator semantics", f"the file declares opset {own} and its nodes mean what the module does under opset {other}: {_change(before, after)}")]
+    return []
+
+def by_export_opset(
+    scene: Scene,
+    module: Any,
+    before: float,
+    opsets: Sequence[int] = (18, 21, 23),  # to export at
+) -> list[Cause]:
+    "Whether an export at another opset is right."
+    from fsdl_devinfra.parity.export import capture
+    tried, own = [], opset_of(scene.graph)
+    for opset in [o for o in opsets if o != own]:
+        try: after = scene.error(load_graph(capture(module, scene.captured.inputs or scene.inputs, scene.captured.dims, opset).model))
+        except CheckError: continue
+        if after <= scene.good: return [Cause("exporter bug", f"exported at opset {opset} instead of {own}: {_change(before, after)}")]
+        tried.append(f"{opset}: {_times(after)}")
+    return [Cause("exporter bug", f"the fault stays at other opsets ({', '.join(tried)})")] if tried else []
 
 # %% ../../nbs/parity/08_causes.ipynb #22d351f5
 LARGEST = {"fp16": 65504.0, "bf16": 3.3895314e38}
@@ -352,7 +420,7 @@ def _error_at(scene: Scene, module: Any, inputs: Mapping[str, Any]) -> float:
     other = Scene(scene.graph, scene.captured, inputs, as_arrays(cast_inputs(inputs, scene.precision)), own, truth, scene.precision, scene.provider, scene.rule, scene.clean, scene.level)
     return other.error()
 
-# %% ../../nbs/parity/08_causes.ipynb #5200cc76
+# %% ../../nbs/parity/08_causes.ipynb #191b0db5
 def find_causes(
     scene: Scene,
     module: Any,  # the original
@@ -363,7 +431,10 @@ def find_causes(
     causes = by_train_mode(scene, before) + by_overflow(scene, before) + by_tf32(scene, before)
     if not causes: causes += by_optimisation(scene.error, before, scene.good)
     if suspect is not None: causes += by_restoring(scene, suspect, before)
-    if all(c.kind == "exporter bug" for c in causes): causes += by_shape(scene, module, before)
+    if not causes: causes += by_opset(scene, before)
+    if not causes: causes += by_fresh_export(scene, before)
+    if not causes and suspect is not None: causes += by_evaluator(scene, suspect)
+    if all(c.kind == "exporter bug" for c in causes): causes += by_shape(scene, module, before) or (by_export_opset(scene, module, before) if causes else [])
     if not causes: causes += by_trace(scene, before)
     return list({c.evidence: c for c in causes}.values())
 

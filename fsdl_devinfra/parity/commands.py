@@ -50,7 +50,7 @@ def _export_generation(module: Any, args: argparse.Namespace) -> Outcome:
     made = export_generation(module, Path(args.output), lock=_lock(args.model))
     return Outcome(made.to_dict(), "\n".join(f"{name}: {file}" for name, file in made.components.items()))
 
-# %% ../../nbs/parity/20_commands.ipynb #55d7b56c
+# %% ../../nbs/parity/20_commands.ipynb #10c6d388
 def _rule(args: argparse.Namespace) -> Any:
     from fsdl_devinfra.parity.rule import Rule
     if any(t is not None and not t >= 0 for t in (args.atol, args.rtol)): raise BadInput("a tolerance is not a number of at least zero", "Write it like --atol 1e-4")
@@ -85,10 +85,11 @@ def _checked(module: Any, file: Path, args: argparse.Namespace, rule: Any) -> An
     from fsdl_devinfra.parity.graph import load_graph
     from fsdl_devinfra.parity.inputs import example_inputs
     from fsdl_devinfra.parity.shapes import grid_inputs, parse_shapes
-    if not args.shapes: return check(module, file, None, args.provider or ["cpu"], args.precision, rule)
+    keep = not args.no_cache
+    if not args.shapes: return check(module, file, None, args.provider or ["cpu"], args.precision, rule, keep=keep)
     grid, example = parse_shapes(args.shapes), example_inputs(module)
-    sets = grid_inputs(load_graph(file), example, grid)
-    report = check(module, file, sets, args.provider or ["cpu"], args.precision, rule)
+    sets = grid_inputs(load_graph(file), example, grid, module)
+    report = check(module, file, sets, args.provider or ["cpu"], args.precision, rule, keep=keep)
     return _searched(report, module, file, args, grid, example, rule) if grid.ranges and report.verdict == "pass" else report
 
 def _searched(report: Any, module: Any, file: Path, args: argparse.Namespace, grid: Any, example: Any, rule: Any) -> Any:
@@ -100,7 +101,7 @@ def _searched(report: Any, module: Any, file: Path, args: argparse.Namespace, gr
     found = search_shapes(module, file, grid, example, (args.provider or ["cpu"])[0], model_name=args.model)
     told = f"{found.tried} shapes compared" + (f", {found.refused} that the module itself does not take" if found.refused else "")
     if found.failing is None: return replace(report, notes=[*report.notes, told])
-    failing = check(module, file, grid_inputs(load_graph(file), example, Grid({k: [v] for k, v in found.failing.items()}, {})), args.provider or ["cpu"], args.precision, rule)
+    failing = check(module, file, grid_inputs(load_graph(file), example, Grid({k: [v] for k, v in found.failing.items()}, {}), module), args.provider or ["cpu"], args.precision, rule)
     return replace(failing, cases=report.cases + failing.cases, notes=[*failing.notes, told, f"repeat it: {found.command}"])
 
 def _not_run(report: Any) -> dict[str, str]:
@@ -108,7 +109,7 @@ def _not_run(report: Any) -> dict[str, str]:
     error, _, mend = (notes[0] if notes else "nothing was compared").partition(". ")
     return {"error": error, "mend": mend or "Ask for a provider that this machine has, e.g. --provider cpu"}
 
-# %% ../../nbs/parity/20_commands.ipynb #5ec4085b
+# %% ../../nbs/parity/20_commands.ipynb #85b78d09
 _EXPORT = """
 fsdl-devinfra onnx export -o out                   the small model in the package
 fsdl-devinfra onnx export ./my-model -o out        a local folder
@@ -145,6 +146,7 @@ def _register_check(c: argparse.ArgumentParser) -> None:
     c.add_argument("--shapes", metavar="GRID", help="sizes or ranges of the free dimensions: batch=1,2,7,sequence=1..64")
     c.add_argument("--atol", type=float, metavar="A", help="a fixed absolute tolerance instead of the measured one")
     c.add_argument("--rtol", type=float, metavar="R", help="a fixed relative tolerance instead of the measured one")
+    c.add_argument("--no-cache", action="store_true", help="compute the float64 reference anew and do not keep it")
     c.add_argument("-o", "--output", metavar="FILE", help="write the report: .html, .md or .json")
     c.set_defaults(run=run_check)
     add_json(c)

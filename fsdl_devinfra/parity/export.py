@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['EXTERNAL_OVER', 'Port', 'Export', 'quiet', 'versions', 'Capture', 'is_transformers', 'capture', 'source_line',
-           'short_path', 'name_dims', 'write_model', 'environment_stamp', 'lock_digest', 'export', 'export_capture']
+           'short_path', 'short_traces', 'name_dims', 'write_model', 'environment_stamp', 'lock_digest', 'export',
+           'export_capture']
 
 # %% ../../nbs/parity/02_export.ipynb #48f24552
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def versions() -> dict[str, str]:  # library → version, installed ones only
         with contextlib.suppress(PackageNotFoundError): found[name] = version(name)
     return found
 
-# %% ../../nbs/parity/02_export.ipynb #e2963a86
+# %% ../../nbs/parity/02_export.ipynb #b6baeb29
 @dataclass
 class Capture:
     "A traced module: the ONNX model and the torch program that it was made from."
@@ -130,27 +131,40 @@ def capture(
     with inference(module), quiet() as heard:
         try: made = ways[kind](module, inputs, dims, opset, names)
         except Exception as e: raise _failure(module, e, kind, inputs) from e
+    short_traces(made.model)
     return Capture(made.model, made.exported_program, kind, {k: dict(v) for k, v in dims.items()}, dict(inputs))
 
-# %% ../../nbs/parity/02_export.ipynb #0502796b
-_INFRASTRUCTURE = ("/torch/", "/onnxscript/", "/onnx_ir/", "/exporters/", "/fsdl_devinfra/", "/contextlib.py", "/functools.py")
+# %% ../../nbs/parity/02_export.ipynb #1d7d40fc
+_INFRASTRUCTURE = ("/torch/", "/onnxscript/", "/onnx_ir/", "/exporters/", "/fsdl_devinfra/parity/", "/contextlib.py", "/functools.py")
 
 def source_line(
     text: str,  # a stack trace
 ) -> str:  # "file.py:12 in forward", or ""
     "The innermost frame of a stack trace that belongs to a model."
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', text)
-    own = [f for f in frames if not any(part in f[0].replace("\\", "/") for part in _INFRASTRUCTURE)] or frames[-1:]
+    own = [f for f in frames if not any(part in f"/{f[0]}".replace("\\", "/") for part in _INFRASTRUCTURE)] or frames[-1:]
     return f"{short_path(own[-1][0])}:{own[-1][1]} in {own[-1][2]}" if own else ""
 
 def short_path(
     path: str,  # of a source file
 ) -> str:  # without what differs between machines
-    "A path from the package on: `transformers/models/bert/modeling_bert.py`."
+    "A path from the package on: `transformers/models/bert/modeling_bert.py`. A path that is short already stays as it is."
     parts = path.replace("\\", "/").split("/")
     for mark in ("site-packages", "dist-packages"):
         if mark in parts: return "/".join(parts[parts.index(mark) + 1:])
-    return parts[-1]
+    if not os.path.isabs(path): return parts[-1] if ".." in parts or re.match(r"[A-Za-z]:", path) else "/".join(parts)
+    top = Path(path).parent
+    while (top / "__init__.py").is_file(): top = top.parent
+    return Path(path).relative_to(top).as_posix() if top.is_dir() else parts[-1]
+
+def short_traces(
+    model: Any,  # onnx_ir.Model, changed in place
+) -> None:
+    "Shorten the paths in what the exporter wrote on every node: a file that is given away says nothing about the folders of who made it."
+    nodes = [*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())]
+    for node in nodes:
+        for key, text in node.metadata_props.items():
+            if "File " in text: node.metadata_props[key] = re.sub(r'File "([^"]+)"', lambda m: f'File "{short_path(m[1])}"', text)
 
 _ADVICE = [
     (r"GuardOnDataDependent|data.dependent|Could not guard|Could not extract specialized", "The model branches on values of its inputs: replace the branch by torch.where or torch.cond"),
@@ -192,7 +206,7 @@ def _module_in(text: str) -> str:
     found = re.findall(r"name_scopes'?: \[([^\]]*)\]|module_stack: .*?'([\w.]+)'", text)
     return next((part for pair in found for part in pair if part), "")
 
-# %% ../../nbs/parity/02_export.ipynb #ae617c36
+# %% ../../nbs/parity/02_export.ipynb #03d00a2c
 def name_dims(
     model: Any,  # onnx_ir.Model, changed in place
     dims: Mapping[str, Mapping[int, str]],  # parameter → axis → name
@@ -201,14 +215,19 @@ def name_dims(
     meant, fixed = {}, []
     for value in model.graph.inputs:
         for axis, name in dims.get(value.name, {}).items():
-            said = value.shape[axis]
+            said = _size_or_name(value.shape[axis])
             if isinstance(said, int): fixed.append(f"{value.name}[{axis}] ({name}) is fixed at {said}")
-            else: meant[str(said.value)] = name
+            elif said is not None: meant[said] = name
     for value in _values(model):
-        if value.shape is None: continue
-        for axis, said in enumerate(value.shape):
-            if not isinstance(said, int) and said.value is not None: value.shape[axis] = _renamed(str(said.value), meant)
+        for axis, said in enumerate(value.shape or ()):
+            said = _size_or_name(said)
+            if said is not None: value.shape[axis] = said if isinstance(said, int) else _renamed(said, meant)
     return fixed
+
+def _size_or_name(said: Any) -> int | str | None:
+    "A dimension as onnx_ir holds it. The exporter writes a size that its solver has fixed as a name made of digits."
+    if isinstance(said, int) or said.value is None: return said if isinstance(said, int) else None
+    return int(said.value) if re.fullmatch(r"\d+", str(said.value)) else str(said.value)
 
 def _renamed(symbol: str, meant: Mapping[str, str]) -> str:
     return re.sub(r"\b[A-Za-z_]\w*\b", lambda m: meant.get(m[0], m[0]), symbol)
