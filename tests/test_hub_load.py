@@ -118,10 +118,38 @@ def test_a_locked_copy_is_hashed_as_it_is_read(saved, tmp_path, monkeypatch):
     wrong = [LockedFile(f.path, f.size_bytes, "0" * 64 if f.path.endswith("safetensors") else f.sha256) for f in good.files]
     for files, refused in (good.files, False), (wrong, True):
         told = loading.Weights(weights.folder, weights.tensors, weights.config, weights.headers, ModelLock("org/n", "0" * 40, files))
-        monkeypatch.setattr(loading, "weights_of", lambda source: told)
+        monkeypatch.setattr(loading, "weights_of", lambda source, folder: told)
         if refused:
             with pytest.raises(WrongBytes, match="not those of the lock"): loading.load(folder, Net, trust="copy")
         else: loading.load(folder, Net, trust="copy")
+
+
+def test_the_lock_of_a_folder_loads_from_that_folder(saved, tmp_path_factory):
+    folder, net = saved; locked = lock(folder); beside = locked.save(folder / "model.lock.json"); away = locked.save(tmp_path_factory.mktemp("locks") / "net.json")
+    for args in ((locked, Net, None, "cpu", "map", None, folder), (str(beside), Net), (beside, Net, None, "cpu", "copy"), (away, Net, None, "cpu", "copy", None, folder)):
+        assert torch.equal(load(*args).a.weight, net.a.weight)
+    with pytest.raises(BadInput, match="this lock is of a folder"): load(locked, Net)
+    with pytest.raises(WrongBytes, match="is not what was locked .the file is not there"): load(away, Net)  # not beside its files
+    with pytest.raises(BadInput, match="no lock"): load(folder, Net, folder=folder)
+    with open(folder / "model.safetensors", "r+b") as f: f.seek(-4, 2); f.write(b"rot!")
+    with pytest.raises(WrongBytes, match="model.safetensors is not what was locked"): load(locked, Net, folder=folder)
+
+
+@pytest.mark.parametrize("advice", ["large", "populate"])
+def test_memory_advice_changes_no_value(tmp_path, monkeypatch, advice):
+    from fsdl_devinfra.hub import loading
+    if not hasattr(loading.mmap, "MADV_HUGEPAGE"): pytest.skip("Linux only")
+    pair = (2 * 2**20, loading.mmap.MADV_HUGEPAGE) if advice == "large" else (loading.mmap.PAGESIZE, loading._POPULATE_WRITE)
+    monkeypatch.setattr(loading, "_advice", lambda: pair)
+    torch.manual_seed(0); state = {"w": torch.randn(1537, 2049), "s": torch.randn(3), "none": torch.randn(0, 4)}  # large, small, empty
+    save_file({n: t.bfloat16() for n, t in state.items()}, tmp_path / "model.safetensors")
+    class Three(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for n, t in state.items(): self.register_parameter(n, nn.Parameter(torch.empty(t.shape)))
+    for dtype in "float32", "float64", "float16", None:
+        got = load(tmp_path, Three, dtype=dtype, trust="copy")
+        for n, t in state.items(): assert torch.equal(getattr(got, n), t.bfloat16().to(getattr(torch, dtype or "bfloat16"))), (n, dtype)
 
 
 def test_mixin_classes_are_built_by_their_own_config(tmp_path):
@@ -151,18 +179,20 @@ def tiny(kind: str):
     if kind == "bert": return t.BertForSequenceClassification(t.BertConfig(**small))
     if kind == "t5": return t.T5ForConditionalGeneration(t.T5Config(d_model=32, d_ff=48, num_layers=2, num_heads=4, vocab_size=60, d_kv=8))
     if kind == "mixtral": return t.MixtralForCausalLM(t.MixtralConfig(**small, num_key_value_heads=2, num_local_experts=4))
+    if kind == "swin": return t.SwinForImageClassification(t.SwinConfig(embed_dim=24, depths=[1, 1], num_heads=[2, 2], image_size=32, patch_size=4, window_size=4))
+    if kind == "gemma3": return t.Gemma3ForCausalLM(t.Gemma3TextConfig(**small, num_key_value_heads=2, head_dim=8, sliding_window=8))
     if kind == "vit": return t.ViTForImageClassification(t.ViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8))
     raise KeyError(kind)
 
 
 def output(model):
     with torch.no_grad():
-        if model.config.model_type == "vit": return model(torch.ones(1, 3, 32, 32)).logits
+        if model.config.model_type in ("vit", "swin"): return model(torch.ones(1, 3, 32, 32, dtype=model.dtype)).logits
         ids = torch.arange(12)[None]
         return model(input_ids=ids, decoder_input_ids=ids).logits if model.config.is_encoder_decoder else model(input_ids=ids).logits
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2", "bert", "t5", "mixtral", "vit"])
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2", "bert", "t5", "mixtral", "vit", "swin", "gemma3"])
 def test_transformers_models_are_what_transformers_loads(kind, tmp_path):
     pytest.importorskip("transformers")
     tiny(kind).save_pretrained(tmp_path, max_shard_size="60KB")
@@ -173,6 +203,16 @@ def test_transformers_models_are_what_transformers_loads(kind, tmp_path):
         assert {n: b.dtype for n, b in mine.named_buffers()} == {n: b.dtype for n, b in theirs.named_buffers()}
         assert torch.equal(output(mine), output(theirs)), dtype
         assert [sorted(g) for g in ties(mine)] == [sorted(g) for g in ties(theirs)]
+
+
+def test_only_what_no_file_stores_is_initialised(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    tiny("llama").save_pretrained(tmp_path); seen = []
+    usual = transformers.LlamaForCausalLM._init_weights
+    monkeypatch.setattr(transformers.PreTrainedModel, "_init_weights", lambda self, module: (seen.append(type(module).__name__), usual(self, module)))
+    before = transformers.PreTrainedModel.initialize_weights; load(tmp_path)
+    assert seen and set(seen) == {"LlamaRotaryEmbedding", "LlamaModel", "LlamaForCausalLM"}  # its frequencies, and what lies above them
+    assert transformers.PreTrainedModel.initialize_weights is before
 
 
 def ties(model):

@@ -26,7 +26,7 @@ from .locks import LockedFile, ModelLock
 from .source import cache_folder, hf_home
 
 # %% auto #0
-__all__ = ['Problem', 'Verification', 'remember', 'is_known', 'is_right', 'snapshot_folder', 'verify']
+__all__ = ['Problem', 'Verification', 'remember', 'is_known', 'is_right', 'snapshot_folder', 'verify', 'folder_of']
 
 # %% ../../nbs/hub/08_verify.ipynb #4352cd73
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _read_problem(folder: Path, locked: LockedFile, full: bool, advance: Callabl
     except OSError as e: return Problem(locked.path, "unreadable", f"reading it failed ({e.strerror or e})")
     return None if right else Problem(locked.path, "hash", "the bytes are not those that were locked")
 
-# %% ../../nbs/hub/08_verify.ipynb #122be23f
+# %% ../../nbs/hub/08_verify.ipynb #de25733f
 def verify(
     lock: ModelLock | str | Path,  # a lock or its file
     path: str | Path | None = None,  # the folder; default: the HF cache, and for a folder's lock the folder that it lies in
@@ -128,7 +128,7 @@ def verify(
 ) -> Verification:
     "Compare what is on disk with a lock. Makes no request. Raises `BadInput` where there is nothing to compare."
     found = lock if isinstance(lock, ModelLock) else ModelLock.load(lock)
-    folder = _where(found, lock, path)
+    folder = folder_of(found, lock, path)
     problems = [p for f in found.files if (p := _problem(folder, f))]; bad = {p.path for p in problems}
     todo = [f for f in found.files if f.path not in bad and (full or not is_known(folder / f.path, f))]
     with progress("verifying", sum(f.size_bytes for f in todo), "bytes", quiet) as bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -137,10 +137,15 @@ def verify(
     return Verification(not problems, sorted(problems, key=lambda p: p.path), found.repo, found.commit, len(found.files), found.size_bytes,
                         sum(f.size_bytes for f in todo), [p for p in walk_folder(folder) if p not in known])
 
-def _where(lock: ModelLock, given: ModelLock | str | Path, path: str | Path | None) -> Path:
+def folder_of(
+    lock: ModelLock,
+    given: ModelLock | str | Path,  # the lock as it was given: a file says where it lies
+    path: str | Path | None = None,  # the folder, where it was named
+) -> Path:
+    "The folder that a lock is about. Raises `BadInput` where nobody says, or it is not there."
     if path is not None: folder = Path(path).expanduser()
     elif lock.repo and lock.commit: folder = snapshot_folder(lock)
-    elif isinstance(given, ModelLock): raise BadInput("this lock is of a folder", "Say which folder to verify")
+    elif isinstance(given, ModelLock): raise BadInput("this lock is of a folder", "Say which folder it is of, or give the lock's file, which lies in it")
     else: folder = Path(given).parent
     if not folder.is_dir():
         pull = "Pull it first with: fsdl-devinfra hub pull LOCK" if path is None else "Check the path"
