@@ -283,7 +283,7 @@ def _better(x: Found, y: Found) -> bool:
     if (x.footprint.fits == "yes") != (y.footprint.fits == "yes"): return x.footprint.fits == "yes"
     return x.speed.tokens_per_second_per_gpu.value > y.speed.tokens_per_second_per_gpu.value
 
-# %% ../../nbs/compute/08_plan.ipynb #0cc3bbce
+# %% ../../nbs/compute/08_plan.ipynb #d7123b06
 def plan(
     architecture: Architecture,  # the model
     device: Device,  # the GPU
@@ -296,6 +296,7 @@ def plan(
     batch: int | None = None,  # sequences in a step; default: usual for the size of the model
     budget: float | None = None,  # dollars for the whole run
     per_node: int | None = None,  # GPUs in a node
+    network: float | None = None,  # GB/s of one GPU, one direction
     most: int = 20,  # plans to return
 ) -> PlanReport:
     "Search, rank, and say why not. Raises `BadInput`."
@@ -309,13 +310,13 @@ def plan(
     ruled: list[Rejected] = []
     considered = 0
     for count in _counts(gpus, minimize, base):
-        k = cluster(device, count, per_node)
+        k = cluster(device, count, per_node, network)
         for s, result in _candidates(a, base, k, w.seq_len, size, w.micro_batch if w.micro_batch > 1 else None, batch is None):
             considered += 1
             if isinstance(result, str): ruled.append(Rejected(s, rung(s), describe(s), result))
             else: found.append(result)
         if found and (gpus is None or minimize == "gpus"): break
-    return _report(a, device, gpus, w, base, found, ruled, considered, tokens, minimize, _price(price, device), size, budget, most, per_node)
+    return _report(a, device, gpus, w, base, found, ruled, considered, tokens, minimize, _price(price, device), size, budget, most, per_node, network)
 
 def _askable(a: Architecture, base: Strategy, minimize: str, tokens: int | None, price: Price | float | None, budget: float | None) -> None:
     if a.kind == "states": raise BadInput("a number of parameters cannot be planned", "Name a model: its configuration is enough")
@@ -337,13 +338,13 @@ def _price(price: Price | float | None, device: Device) -> Price | None:
     from fsdl_devinfra.compute.money import given_price
     return given_price(price, device.name) if isinstance(price, (int, float)) else price
 
-# %% ../../nbs/compute/08_plan.ipynb #9148a34c
+# %% ../../nbs/compute/08_plan.ipynb #7540e516
 def _report(a: Architecture, device: Device, gpus: int | None, w: Workload, base: Strategy, found: list[Found], ruled: list[Rejected], considered: int, tokens: int | None,
-            minimize: str, price: Price | None, batch: int, budget: float | None, most: int, per_node: int | None) -> PlanReport:
+            minimize: str, price: Price | None, batch: int, budget: float | None, most: int, per_node: int | None, network: float | None) -> PlanReport:
     def speed(f): return f.speed.tokens_per_second_per_gpu.value
     keys = {"time": lambda f: -round(speed(f) * f.strategy.gpus, 3), "cost": lambda f: -round(speed(f), 3), "gpus": lambda f: (f.strategy.gpus, -round(speed(f), 3))}
     ranked = sorted(found, key=lambda f: (f.footprint.fits != "yes", f.strategy.offload != base.offload, keys[minimize](f), LADDER.index(rung(f.strategy))))
-    plans = [_plan(a, f, device, tokens, price, per_node, full=i < most) for i, f in enumerate(ranked)]
+    plans = [_plan(a, f, device, tokens, price, per_node, network, full=i < most) for i, f in enumerate(ranked)]
     if budget is not None:
         dear = [p for p in plans if p.usd is not None and p.usd > budget]
         ruled = ruled + [Rejected(p.strategy, p.rung, p.description, f"costs {usd_text(p.usd)}, more than the budget of {usd_text(budget)}") for p in dear]
@@ -358,8 +359,8 @@ def _convention() -> str:
     from fsdl_devinfra.compute.operations import CONVENTION
     return CONVENTION
 
-def _plan(a: Architecture, f: Found, device: Device, tokens: int | None, price: Price | None, per_node: int | None, full: bool) -> Plan:
-    t = throughput(a, f.strategy, f.workload, cluster(device, f.strategy.gpus, per_node)) if full else f.speed
+def _plan(a: Architecture, f: Found, device: Device, tokens: int | None, price: Price | None, per_node: int | None, network: float | None, full: bool) -> Plan:
+    t = throughput(a, f.strategy, f.workload, cluster(device, f.strategy.gpus, per_node, network)) if full else f.speed
     steps = math.ceil(tokens / t.tokens_per_step) if tokens else None
     hours = steps * t.step_seconds.value / 3600 if steps else None
     usd = hours * f.strategy.gpus * price.usd_per_gpu_hour if hours is not None and price else None

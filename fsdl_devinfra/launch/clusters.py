@@ -22,7 +22,7 @@ def _note(job: Job) -> tuple[str, ...]: return (f"Replace the image {IMAGE} by y
 # %% auto #0
 __all__ = ['IMAGE', 'kubernetes', 'kubeflow', 'sky_name', 'skypilot']
 
-# %% ../../nbs/launch/05_clusters.ipynb #2d4b6841
+# %% ../../nbs/launch/05_clusters.ipynb #fc900690
 def kubernetes(
     job: Job,
 ) -> Emitted:
@@ -35,7 +35,7 @@ def kubernetes(
     if job.nodes > 1: pod["subdomain"] = job.name
     spec = {"completions": job.nodes, "parallelism": job.nodes, "completionMode": "Indexed", "backoffLimit": 0, "template": {"metadata": {"labels": {"app": job.name}}, "spec": pod}}
     documents = [{"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job.name}, "spec": spec}]
-    if job.nodes > 1: documents.insert(0, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": job.name}, "spec": {"clusterIP": "None", "selector": {"app": job.name}, "ports": [{"port": PORT}]}})
+    if job.nodes > 1: documents.insert(0, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": job.name}, "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"app": job.name}, "ports": [{"port": PORT}]}})
     return Emitted({"job.yaml": "---\n".join(yaml_text(d) for d in documents), **job.files}, "kubectl apply -f job.yaml", _note(job))
 
 # %% ../../nbs/launch/05_clusters.ipynb #a2cccfde
