@@ -96,9 +96,9 @@ def cluster(
     own = d.link / 2 if d.link else next((rate for name, rate in TORUS.items() if d.name.startswith(name + "-")), None)
     return Cluster(d, gpus, per_node or usual, own or PCIE.get(d.pcie or 4, 32.0), network or net, host * 10**9, bool(own))
 
-# %% ../../nbs/compute/01_cluster.ipynb #bcaa4339
-#: error correction takes up to 6.25 % of GDDR memory; drivers keep a little more
-APART = 0.08
+# %% ../../nbs/compute/01_cluster.ipynb #db4b75db
+#: error correction takes up to 6.25 % of GDDR memory (a T4 shows 15,360 or 16,127 MiB); drivers keep a little more
+APART = 0.1
 
 @dataclass(frozen=True)
 class LocalGPU:
