@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from environments import own_environment
-from test_launch_files import CANNOT, JOBS
+from test_launch_files import JOBS
 
 from fsdl_devinfra.core.errors import CheckError
 from fsdl_devinfra.launch import Job, launch, write_files
@@ -65,10 +65,9 @@ def test_skypilot_reads_every_task(skypilot):
 
 
 def test_deepspeed_reads_every_configuration(deepspeed):
-    jobs = {**JOBS, **{f"zero-{z}": Job("train-a", Strategy(dp=8, zero=z, framework="deepspeed", precision=p, offload=o), Workload(1024, 2, 2), "H100-SXM-80GB", 8, 8, ("train.py",))
-                       for z, p, o in ((1, "fp16-mixed", "none"), (2, "bf16-mixed", "optimizer"), (3, "bf16-mixed", "parameters"), (3, "fp32", "none"))}}
-    for name, job in jobs.items():
-        if ("deepspeed", name) in CANNOT: continue
+    ways = {"one": dict(zero=1, precision="fp16-mixed"), "host": dict(zero=2, offload="optimizer"), "all on the host": dict(zero=3, offload="parameters"), "fp32": dict(zero=3, precision="fp32")}
+    for name, way in ways.items():
+        job = Job("train-a", Strategy(dp=8, framework="deepspeed", **way), Workload(1024, 2, 2), "H100-SXM-80GB", 8, 8, ("train.py",))
         files = {f.path: f.content for f in launch(job, "deepspeed").files}
         assert read_by_loader("deepspeed", files, python=str(deepspeed / "python")), name
     bad = json.loads(files["ds_config.json"])
@@ -102,7 +101,8 @@ def started(bin: Path, target: str, strategy: Strategy, folder: Path) -> dict:
     write_files(found, folder)
     (folder / "train_digits.py").write_text(DIGITS_SCRIPT.replace("sys.exit(main(DigitsViT, held_out))", f"sys.exit(main(DigitsViT, held_out, [*sys.argv[1:], '--out', {str(out)!r}]))"))
     env = {**os.environ, "PATH": f"{bin}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(["bash", "-c", found.command], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    command = found.command.replace("accelerate launch", f"{bin / 'python'} -m accelerate.commands.launch")  # of this environment
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return json.loads(out.read_text())
 
