@@ -106,7 +106,7 @@ def variants(
     yield to(zero=1 if ranks > 1 else 0, framework="megatron")
     if ranks > 1: yield to(zero=3)
 
-# %% ../../nbs/compute/08_plan.ipynb #b4e7d8a1
+# %% ../../nbs/compute/08_plan.ipynb #585f535e
 #: (active parameters up to, tokens in a batch)
 USUAL_BATCH = ((1.0e9, 2**19), (15e9, 2**20), (100e9, 2**22), (math.inf, 2**23))
 #: sequences in a batch when adapters are trained (Hu et al. 2021 use 8 to 128)
@@ -128,17 +128,15 @@ def workloads(
     micro_batch: int | None,  # fixed by the user
     stretch: bool,  # the batch may grow to one sequence a rank
 ) -> list[Workload]:
-    "Micro-batches to try, smallest first, each with the accumulation that makes the batch."
-    each = batch / s.dp
-    if each < 1:
-        if not stretch: return []
-        each = 1
+    "Micro-batches to try, smallest first, each with the accumulation that makes the batch: exactly the one that was asked for, or about the usual one."
+    each = batch / s.dp if not stretch else max(1.0, batch / s.dp)
     sizes = [micro_batch] if micro_batch else [m for m in (1, 2, 4, 8, 16, 32, 64) if m <= each]
+    if not stretch: sizes = [m for m in sizes if batch % (s.dp * m) == 0]
     found = [Workload(seq_len, m, max(1, round(each / m))) for m in sizes]
     if s.optimizer_in_backward: found = [replace(w, grad_accum=1) for w in found]
     return found
 
-# %% ../../nbs/compute/08_plan.ipynb #a826d9e5
+# %% ../../nbs/compute/08_plan.ipynb #377d315b
 @dataclass(frozen=True)
 class Plan:
     "One strategy that fits."
@@ -191,7 +189,7 @@ def judge(
     options: Sequence[Workload],  # smallest first
 ) -> Found | str:  # the fastest that fits, or why none does
     "The fastest workload of a strategy that fits."
-    if not options: return f"the batch has fewer sequences than the {s.dp} data-parallel ranks"
+    if not options: return f"the batch cannot be divided among {s.dp} data-parallel ranks"
     why = refusal(a, s, options[0])
     if why: return why[0]
     limit = k.device.memory_bytes
@@ -207,7 +205,7 @@ def judge(
         if best is None or (f.fits == "yes") >= (best.footprint.fits == "yes") and t.tokens_per_second_per_gpu.value > best.speed.tokens_per_second_per_gpu.value * 1.001: best = Found(s, w, f, t)
     return best or said or "no workload is possible"
 
-# %% ../../nbs/compute/08_plan.ipynb #429784f2
+# %% ../../nbs/compute/08_plan.ipynb #5540ec81
 @dataclass(frozen=True)
 class PlanReport(Result):
     "The ranked plans, what was ruled out and why, and what to try first."
@@ -228,9 +226,11 @@ class PlanReport(Result):
     considered: int
     assumptions: list[str]
     flops_convention: str
+    cheapest_usd: float | None = None  # where only the budget is in the way
 
     def verdict(self) -> str:
         "One sentence."
+        if self.best is None and self.cheapest_usd is not None: return f"Nothing keeps to the budget: {self.model} on {self.gpus} × {self.gpu} costs {usd_text(self.cheapest_usd)} at least"
         if self.best is None: return f"No strategy fits {self.model} on {self.gpus} × {self.gpu}: {self.rejected[0].why if self.rejected else 'nothing could be tried'}"
         b, t = self.best, self.best.tokens_per_second_per_gpu
         bill = (f", {time_text(b.hours * 3600)}" if b.hours is not None else "") + (f", {usd_text(b.usd)}" if b.usd is not None else "") + (" in all" if b.hours is not None else "")
@@ -284,7 +284,7 @@ def _better(x: Found, y: Found) -> bool:
     if (x.footprint.fits == "yes") != (y.footprint.fits == "yes"): return x.footprint.fits == "yes"
     return x.speed.tokens_per_second_per_gpu.value > y.speed.tokens_per_second_per_gpu.value
 
-# %% ../../nbs/compute/08_plan.ipynb #d7123b06
+# %% ../../nbs/compute/08_plan.ipynb #64969984
 def plan(
     architecture: Architecture,  # the model
     device: Device,  # the GPU
@@ -317,6 +317,7 @@ def plan(
             if isinstance(result, str): ruled.append(Rejected(s, rung(s), describe(s), result))
             else: found.append(result)
         if found and (gpus is None or minimize == "gpus"): break
+    if not considered: raise BadInput(f"{gpus or 'no number of'} GPUs cannot be divided into {_given(base)} for this model", "Use degrees whose product divides the GPUs, or leave them to the search")
     return _report(a, device, gpus, w, base, found, ruled, considered, tokens, minimize, _price(price, device), size, budget, most, per_node, network)
 
 def _askable(a: Architecture, base: Strategy, minimize: str, tokens: int | None, price: Price | float | None, budget: float | None) -> None:
@@ -326,6 +327,8 @@ def _askable(a: Architecture, base: Strategy, minimize: str, tokens: int | None,
     if budget is not None and not (budget > 0 and math.isfinite(budget)): raise BadInput(f"a budget of {budget} dollars pays for nothing", "Give a number above 0")
     if budget is not None and (tokens is None or price is None): raise BadInput("a budget needs a run and a price", "Add --tokens, and --prices or --usd-per-gpu-hour where the shipped list has none")
     if tokens is not None and tokens < 1: raise BadInput(f"a run of {tokens} tokens cannot be planned", "Give at least one token")
+
+def _given(base: Strategy) -> str: return ", ".join(f"{k} {getattr(base, k)}" for k in ("dp", "tp", "pp", "cp", "ep") if getattr(base, k) > 1) or "anything"
 
 def _counts(gpus: int | None, minimize: str, base: Strategy) -> list[int]:
     "Numbers of GPUs to try: the given one, or ascending powers of two."
@@ -339,22 +342,23 @@ def _price(price: Price | float | None, device: Device) -> Price | None:
     from fsdl_devinfra.compute.money import given_price
     return given_price(price, device.name) if isinstance(price, (int, float)) else price
 
-# %% ../../nbs/compute/08_plan.ipynb #053fa624
+# %% ../../nbs/compute/08_plan.ipynb #2c00f47c
 def _report(a: Architecture, device: Device, gpus: int | None, w: Workload, base: Strategy, found: list[Found], ruled: list[Rejected], considered: int, tokens: int | None,
             minimize: str, price: Price | None, batch: int, budget: float | None, most: int, per_node: int | None, network: float | None) -> PlanReport:
     def speed(f): return f.speed.tokens_per_second_per_gpu.value
     keys = {"time": lambda f: -round(speed(f) * f.strategy.gpus, 3), "cost": lambda f: -round(speed(f), 3), "gpus": lambda f: (f.strategy.gpus, -round(speed(f), 3))}
     ranked = sorted(found, key=lambda f: (f.footprint.fits != "yes", f.strategy.offload != base.offload, keys[minimize](f), LADDER.index(rung(f.strategy))))
     plans = [_plan(a, f, device, tokens, price, per_node, network, full=i < most) for i, f in enumerate(ranked)]
+    least = min((p.usd for p in plans if p.usd is not None), default=None)
     if budget is not None:
         dear = [p for p in plans if p.usd is not None and p.usd > budget]
         ruled = ruled + [Rejected(p.strategy, p.rung, p.description, f"costs {usd_text(p.usd)}, more than the budget of {usd_text(budget)}") for p in dear]
         plans = [p for p in plans if p.usd is None or p.usd <= budget]
     simplest = min((p for p in plans if p.fits == "yes"), key=lambda p: (LADDER.index(p.rung), p.gpus, -p.tokens_per_second_per_gpu.value), default=plans[0] if plans else None)
     ruled = sorted(ruled, key=lambda r: (LADDER.index(r.rung), r.strategy.pp, r.strategy.tp))
-    count = plans[0].gpus if plans else gpus or 0
+    count = plans[0].gpus if plans else gpus or max(s.gpus for s in [*(f.strategy for f in ranked), *(r.strategy for r in ruled)])
     return PlanReport(a.name, a.parameters, device.name, count, device.memory_bytes, minimize, tokens, batch, plans[0] if plans else None, simplest, plans[:most], ruled[:60],
-                      _advice(a, device, count, plans, ruled, simplest), considered, _assumptions(a, base, w, batch, price, found), convention(base))
+                      _advice(a, device, count, plans, ruled, simplest) if plans or least is None else _savings(device), considered, _assumptions(a, base, w, batch, price, found), convention(base), None if plans else least)
 
 def _plan(a: Architecture, f: Found, device: Device, tokens: int | None, price: Price | None, per_node: int | None, network: float | None, full: bool) -> Plan:
     t = throughput(a, f.strategy, f.workload, cluster(device, f.strategy.gpus, per_node, network)) if full else f.speed
@@ -378,7 +382,7 @@ def _assumptions(a: Architecture, base: Strategy, w: Workload, batch: int, price
     if price: notes.append(f"A GPU hour costs {usd_text(price.usd_per_gpu_hour)} ({price.cloud} {price.instance}; {price.source})")
     return notes + (found[0].speed.assumptions[:2] if found else [])
 
-# %% ../../nbs/compute/08_plan.ipynb #05c9155c
+# %% ../../nbs/compute/08_plan.ipynb #133742d4
 def _advice(a: Architecture, device: Device, gpus: int, plans: Sequence[Plan], ruled: Sequence[Rejected], simplest: Plan | None) -> list[str]:
     "What to try, in the order in which people should try it."
     said = []
@@ -407,6 +411,11 @@ def _single(a: Architecture, plans: Sequence[Plan], device: Device) -> bool:
     s = replace(plans[0].strategy, dp=1, tp=1, pp=1, vpp=1, cp=1, ep=1, sp=None, zero=0, shard_group=None, offload="none", framework="fsdp", recompute="full", async_tp=False)
     w = replace(plans[0].workload, micro_batch=1)
     return states_bytes(a, s) <= device.memory_bytes and refusal(a, s, w) is None and estimate(a, s, w, device, "device", advice=False).fits == "yes"
+
+def _savings(device: Device) -> list[str]:
+    "What makes a run cheaper."
+    return ["Rank by cost: --minimize cost also looks at fewer GPUs, which wait less for each other", "Compare other GPUs: the cheapest hour is seldom the cheapest run", "Take spot prices (--spot), or a list of your own (--prices)",
+            "Train on fewer tokens (--tokens), or adapters only (--lora-rank 16)"]
 
 def _ways_out(a: Architecture, device: Device) -> list[str]:
     return [f"Use more GPUs: fsdl-devinfra plan without --gpus finds the smallest number that does", "Train adapters only (--lora-rank 16), with a quantised base (--base-weights nf4)",

@@ -72,7 +72,7 @@ def is_new(
     "Whether a chip is of the Hopper generation or later: those whose arithmetic outran their memory and software."
     return device.fp8 is not None or device.name.startswith(("TPU-v6", "MI3"))
 
-# %% ../../nbs/compute/04_throughput.ipynb #a881095f
+# %% ../../nbs/compute/04_throughput.ipynb #c38a0acb
 def precision_used(
     precision: str,
     device: Device,
@@ -90,7 +90,7 @@ def peak_flops(
     used = precision_used(precision, device)
     kind = "fp32" if used == "fp32" else "fp8" if used == "fp8-mixed" else "bf16" if used.startswith("bf16") else "fp16"
     rate = getattr(device, kind) or (device.bf16 if kind == "fp16" else None)
-    if not rate: raise BadInput(f"{device.name} has no known {kind} rate", "Use bf16-mixed")
+    if not rate: raise BadInput(f"{device.name} has no known {kind} rate", "Use --precision bf16-mixed" if kind == "fp32" else "Use --precision fp32")
     return rate * 1e12
 
 # %% ../../nbs/compute/04_throughput.ipynb #57b3e1f5
