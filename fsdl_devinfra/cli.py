@@ -33,7 +33,7 @@ COMMANDS = {
     "launch": ("fsdl_devinfra.launch.commands", "files that start a plan on a launcher"),
     "onnx": ("fsdl_devinfra.parity.commands", "export to ONNX, and prove that the export is the same function"),
     "env": ("fsdl_devinfra.env.commands", "capture, compare, verify and restore the environment of a run"),
-    "app": ("fsdl_devinfra.compute.app_command", "the planner in a browser"),
+    "app": ("fsdl_devinfra.launch.app_command", "the planner in a browser"),
 }
 
 _EXAMPLES = """

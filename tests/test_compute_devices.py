@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import pytest
 
-from fsdl_devinfra.compute.cluster import _NODES, cluster
+from fsdl_devinfra.compute import cluster as clusters
+from fsdl_devinfra.compute.cluster import _NODES, TORUS, cluster, device_named, local_device, recognise
 from fsdl_devinfra.core.devices import devices, find_device
+from fsdl_devinfra.core.errors import BadInput
 
 #: dense bf16 TFLOP/s as facts from torchtitan's get_peak_flops (2026-08), composer's GPU_AVAILABLE_FLOPS (0.32) and S. Bekman's table; for fp16 where the chip has no bf16
 BF16 = {"A100-SXM-40GB": 312, "A100-SXM-80GB": 312, "A100-PCIe-80GB": 312, "RTX-A6000-48GB": 154.85, "H100-NVL-94GB": 835, "H100-PCIe-80GB": 756, "H100-SXM-80GB": 989, "H200-SXM-141GB": 989,
@@ -50,3 +52,45 @@ def test_nodes_name_their_source(): assert all(len(line.split("|")) == 5 and lin
     "Tesla V100-SXM2-32GB": "V100-SXM-32GB", "Tesla V100-PCIE-16GB": "V100-PCIe-16GB", "NVIDIA GeForce RTX 4090": "RTX-4090-24GB", "NVIDIA RTX A6000": "RTX-A6000-48GB", "Tesla P100-PCIE-16GB": "P100-PCIe-16GB", "Tesla K80": "K80-PCIe-12GB",
 }.items())
 def test_names_that_the_driver_prints(printed, name): assert find_device(printed).name == name
+
+
+#: what nvidia-smi prints: name and total MiB, from people's bug reports; the entry, or None and the nearest
+SHOWN = {
+    ("NVIDIA H100 80GB HBM3", 81559): "H100-SXM-80GB", ("NVIDIA H100 PCIe", 81559): "H100-PCIe-80GB", ("NVIDIA H100 NVL", 95830): "H100-NVL-94GB", ("NVIDIA H200", 143771): "H200-SXM-141GB", ("NVIDIA B200", 183359): "B200-SXM-180GB",
+    ("NVIDIA A100-SXM4-40GB", 40960): "A100-SXM-40GB", ("NVIDIA A100-SXM4-80GB", 81920): "A100-SXM-80GB", ("NVIDIA A100-PCIE-40GB", 40960): "A100-PCIe-40GB", ("NVIDIA A100 80GB PCIe", 81920): "A100-PCIe-80GB", ("A100-SXM4-40GB", 40536): "A100-SXM-40GB",
+    ("Tesla V100-SXM2-32GB", 32768): "V100-SXM-32GB", ("Tesla V100-SXM2-32GB", 32510): "V100-SXM-32GB", ("Tesla V100-SXM2-16GB", 16160): "V100-SXM-16GB", ("Tesla V100-PCIE-16GB", 16160): "V100-PCIe-16GB", ("Tesla V100-SXM3-32GB", 32510): "V100-SXM-32GB",
+    ("Tesla T4", 15360): "T4-16GB", ("Tesla T4", 16127): "T4-16GB", ("NVIDIA L4", 23034): "L4-24GB", ("NVIDIA L40S", 46068): "L40S-48GB", ("NVIDIA A10G", 23028): "A10G-24GB", ("NVIDIA A10", 23028): "A10-24GB", ("NVIDIA A40", 46068): "A40-48GB",
+    ("NVIDIA GeForce RTX 4090", 24564): "RTX-4090-24GB", ("NVIDIA GeForce RTX 3090", 24576): "RTX-3090-24GB", ("NVIDIA GeForce RTX 5090", 32607): "RTX-5090-32GB", ("GeForce RTX 2080 Ti", 11019): "RTX-2080Ti-11GB", ("NVIDIA RTX A6000", 49140): "RTX-A6000-48GB",
+    ("Tesla P100-PCIE-16GB", 16280): "P100-PCIe-16GB", ("Tesla K80", 11441): "K80-PCIe-12GB", ("NVIDIA H100", 97871): "H100-SXM-96GB",
+    # not in the table, or not the card of that name
+    ("NVIDIA GH200 480GB", 97871): None, ("NVIDIA RTX 6000 Ada Generation", 49140): None, ("NVIDIA L40", 46068): None, ("NVIDIA A30", 24576): None, ("NVIDIA H800", 81559): None, ("NVIDIA H20", 97871): None, ("NVIDIA A800-SXM4-80GB", 81920): None,
+    ("NVIDIA GeForce RTX 4090 D", 24564): None, ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376): None, ("NVIDIA GeForce RTX 3090 Ti", 24564): None, ("NVIDIA GeForce RTX 4080", 16376): None, ("Quadro RTX 6000", 24576): None, ("NVIDIA A100-SXM-64GB", 65536): None,
+    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9984): None, ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", 19968): None, ("NVIDIA A100-SXM4-80GB", 40960): None, ("GRID A100D-40C", 40960): None, ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887): None, ("Orin (nvgpu)", 62841): None, ("", 0): None,
+}
+
+
+@pytest.mark.parametrize("shown,name", SHOWN.items(), ids=lambda x: f"{x[0]} {x[1]}" if isinstance(x, tuple) else str(x))
+def test_what_the_driver_shows_is_recognised_or_not_known(shown, name):
+    """Name and memory must agree; whatever is not known has a reason and a nearest entry (a slice: the whole card's name)."""
+    found = recognise(shown[0], shown[1] * 2**20)
+    assert (found.device.name if found.device else None) == name
+    if name is None: assert found.why and (found.nearest or "slice" in found.why)
+
+
+def test_gpu_local(monkeypatch):
+    """--gpu local: the card of this machine, and a sentence where there is none, an unknown one, or several kinds."""
+    def shows(*cards): monkeypatch.setattr(clusters, "local_devices", lambda: [(n, m * 2**20) for n, m in cards])
+    shows(("NVIDIA L4", 23034), ("NVIDIA L4", 23034))
+    assert device_named("local").name == local_device().name == "L4-24GB" and device_named("h100").name == "H100-SXM-80GB"
+    for cards, why in (((), "no NVIDIA driver"), ((("NVIDIA L40", 46068),), "nearest in the table is --gpu L40S-48GB"), ((("NVIDIA L4", 23034), ("Tesla T4", 15360)), "several kinds")):
+        shows(*cards)
+        with pytest.raises(BadInput) as e: device_named("local")
+        assert why in str(e.value)
+
+
+@pytest.mark.parametrize("name", [d.name for d in devices() if d.name.startswith("TPU")])
+def test_tpus_have_links_of_their_own(name):
+    """No TPU is taken for a card on PCIe: a link from Google's figures or from the torus, and pods of the published sizes."""
+    c = cluster(name, 16)
+    assert c.nvlink and 150 <= c.link <= 650 and c.per_node in (256, 1024, 4096, 8960, 9216)
+    assert bool(c.device.link) != any(name.startswith(t + "-") for t in TORUS)

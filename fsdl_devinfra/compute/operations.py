@@ -9,19 +9,26 @@ from ..memory.architecture import Architecture
 from ..memory.strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['CONVENTION', 'FUSED', 'FORWARD_PRODUCTS', 'BACKWARD_PRODUCTS', 'flops_per_token', 'layer_products', 'product_scale',
-           'elementwise_elements', 'attention_flops']
+__all__ = ['CONVENTION', 'FUSED', 'FORWARD_PRODUCTS', 'BACKWARD_PRODUCTS', 'flops_per_token', 'convention', 'layer_products',
+           'product_scale', 'elementwise_elements', 'attention_flops']
 
-# %% ../../nbs/compute/02_operations.ipynb #85d01c76
+# %% ../../nbs/compute/02_operations.ipynb #f87e5bf1
 CONVENTION = "6·N + 12·L·d·s FLOPs a token (full attention, active parameters, no recomputation), over the dense peak of the precision"
 
 def flops_per_token(
     a: Architecture,
     seq_len: int,
+    adapters: bool = False,  # the weights are frozen
 ) -> float:
     "Model FLOPs of training on one token, with full attention (Korthikanti et al. 2022; llm-foundry's benchmark page)."
-    layers = a.layers + a.decoder_layers
-    return 6.0 * a.active_parameters + 12.0 * layers * a.heads * (a.query_dim or a.head_dim) * seq_len
+    layers, seen = a.layers + a.decoder_layers, min(seq_len, a.window) if a.window else seq_len
+    return (4.0 if adapters else 6.0) * a.active_parameters + 12.0 * layers * a.heads * (a.query_dim or a.head_dim) * seen
+
+def convention(
+    s: Strategy,
+) -> str:
+    "What the MFU of a strategy counts."
+    return CONVENTION.replace("6·N", "4·N").replace("active parameters", "active parameters, which are frozen") if s.lora_rank else CONVENTION
 
 # %% ../../nbs/compute/02_operations.ipynb #e90da505
 def layer_products(

@@ -42,16 +42,24 @@ class PriceList:
     source: str
     skipped: tuple[str, ...] = ()  # "line 12: …"
 
-# %% ../../nbs/compute/06_prices.ipynb #090a051e
+# %% ../../nbs/compute/06_prices.ipynb #d4c3ee55
 def price_number(
     text: str | None,
 ) -> float | None:  # dollars; None where there is none
-    "The price in a cell; of a range, the higher end."
-    cell = re.sub(r"(usd|/\s*h(ou)?r?|per hour|[$€,\s])", "", (text or "").lower())
-    ends = re.fullmatch(r"(\d*\.?\d+)(?:[-–—](\d*\.?\d+))?", cell)
-    if not ends: return None
-    value = max(float(e) for e in ends.groups() if e)
+    "The price in a cell; of a range, the higher end. A comma before one or two last digits is a decimal comma."
+    cell = re.sub(r"(us\s*dollars?|usd|us|\$|/\s*h(ou)?r?|per hour|[\s'])", "", (text or "").lower())
+    ends = re.fullmatch(r"([\d.,]+)(?:[-–—]([\d.,]+))?", cell)
+    values = [_decimal(e) for e in ends.groups() if e] if ends else [None]
+    if None in values: return None
+    value = max(v for v in values if v is not None)
     return value if 0 < value < 1e7 and math.isfinite(value) else None
+
+def _decimal(text: str) -> float | None:
+    if re.fullmatch(r"\d*(\.\d+)?", text) and text: return float(text)
+    if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text): return float(text.replace(",", ""))
+    if re.fullmatch(r"0,\d+", text): return float(text.replace(",", "."))
+    if re.fullmatch(r"(\d+|\d{1,3}(\.\d{3})+),\d{1,2}", text): return float(text.replace(".", "").replace(",", "."))
+    return None
 
 def whole_number(
     text: str | None,
@@ -101,7 +109,7 @@ def _hunt(row: Row, source: str) -> list[Price]:
 
 _DIALECTS = {"GPU Type": ("FSDL cloud-gpus", _fsdl), "AcceleratorName": ("SkyPilot", _sky), "gpu_name": ("gpuhunt", _hunt)}
 
-# %% ../../nbs/compute/06_prices.ipynb #fb1e07ef
+# %% ../../nbs/compute/06_prices.ipynb #0e4d51d4
 def _untangled(rows: Sequence[Row]) -> list[dict[str, str]]:
     "FSDL rows in which a column of prices per GPU that holds prices of instances is moved to where it belongs."
     alone: dict[tuple[str, str], float] = {}
@@ -120,17 +128,31 @@ def read_prices(
 ) -> PriceList:
     "The prices in a file. Rows that cannot be used are skipped and told. Raises `BadInput` where none can be used."
     path = Path(path)
-    try: text = path.read_text(encoding="utf-8-sig")
+    try: text = _text_of(path.read_bytes())
     except FileNotFoundError: raise BadInput(f"there is no price file {path}", "Check the path") from None
     except IsADirectoryError: raise BadInput(f"{path} is a folder", "Name the csv file in it") from None
+    except OSError as e: raise BadInput(f"{path} cannot be read ({e.strerror})", "Check its permissions") from None
     except UnicodeDecodeError: raise BadInput(f"{path} is not text", "Give a csv file") from None
-    try: rows = list(csv.DictReader(text.splitlines()))
+    try: rows = list(csv.DictReader(text.splitlines(), delimiter=_separator(text)))
     except csv.Error as e: raise BadInput(f"{path} is not a csv file ({e})", "Save it again") from None
     if not rows: raise BadInput(f"{path} holds no prices", "Give a file with a header line and rows")
     name, reader = next((d for column, d in _DIALECTS.items() if column in rows[0]), (None, None))
     if reader is None: raise BadInput(f"{path} has none of the columns {', '.join(repr(c) for c in _DIALECTS)}", "Use the columns of the FSDL cloud-gpus table, of SkyPilot's or of gpuhunt's catalog")
     source = f"{name}, {date or _date(path)}"
     return _collected(_untangled(rows) if reader is _fsdl else rows, reader, source, str(path))
+
+def _text_of(data: bytes) -> str:
+    "The text of a file: UTF-8, UTF-16 as spreadsheets export it, or the Western code page. Raises `UnicodeDecodeError`."
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"): return data.decode("utf-16").lstrip("\ufeff")
+    try: return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if any(b < 9 for b in data[:4096]): raise
+        return data.decode("cp1252")
+
+def _separator(text: str) -> str:
+    "What stands between the columns: spreadsheets of half of Europe write semicolons."
+    head = text.lstrip().split("\n", 1)[0]
+    return max(",;\t|", key=head.count)
 
 def _date(path: Path) -> str:
     import datetime

@@ -15,18 +15,21 @@ from .processes import PORT
 # %% auto #0
 __all__ = ['deepspeed_config', 'deepspeed', 'accelerate_config', 'fsdp_config', 'accelerate']
 
-# %% ../../nbs/launch/04_frameworks.ipynb #0d19f325
+# %% ../../nbs/launch/04_frameworks.ipynb #7899183c
 def deepspeed_config(
     job: Job,
 ) -> dict[str, Any]:
     "DeepSpeed's JSON. Raises `BadInput` for what it cannot say."
     s, w = job.strategy, job.workload
     if s.tp > 1 or s.pp > 1 or s.cp > 1: raise BadInput("a DeepSpeed file cannot say tensor, pipeline or context parallelism", "Pick a plan with data parallelism only, or use --to torchrun or slurm with a Megatron script")
+    if s.shard_group: raise BadInput(f"this plan shards in groups of {s.shard_group} with FSDP, which a DeepSpeed file cannot say", "Pick a plan without groups, or use --to accelerate or torchrun")
+    if s.precision == "fp8-mixed": raise BadInput("a DeepSpeed file cannot say fp8", "Plan with --precision bf16-mixed, or use --to accelerate or torchrun")
     zero: dict[str, Any] = {"stage": s.zero, "overlap_comm": s.zero > 0, "contiguous_gradients": s.zero > 0}
     if s.offload in ("optimizer", "parameters"): zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if s.offload == "parameters": zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     config: dict[str, Any] = {"train_micro_batch_size_per_gpu": w.micro_batch, "gradient_accumulation_steps": w.microbatches(s), "train_batch_size": w.micro_batch * w.microbatches(s) * s.dp,
                               "gradient_clipping": 1.0, "zero_optimization": zero}
+    if job.cpu: return config  # to try the files: a CPU needs no 16-bit copies
     return config | ({"bf16": {"enabled": True}} if s.precision.startswith("bf16") else {"fp16": {"enabled": True}} if s.precision.startswith("fp16") else {})
 
 def deepspeed(
@@ -34,15 +37,20 @@ def deepspeed(
 ) -> Emitted:
     "`ds_config.json`, a hostfile where there are several nodes, and the line that starts it."
     files = {"ds_config.json": json.dumps(deepspeed_config(job), indent=2) + "\n", **job.files}
-    where = [f"--num_gpus={job.on_node}"]
-    notes = ()
+    where, notes = [f"--num_gpus={job.on_node}"], _host_adam(job)
     if job.nodes > 1:
         files["hostfile"] = "".join(f"node-{i} slots={job.on_node}\n" for i in range(1, job.nodes + 1))
-        where, notes = ["--hostfile=hostfile"], ("Put the names of your nodes into hostfile",)
-    script = [*job.command, "--deepspeed", "ds_config.json"] if job.script else job.command
-    return Emitted(files, shell_line(["deepspeed", *where, *script]), notes)
+        where, notes = ["--hostfile=hostfile"], ("Put the names of your nodes into hostfile", *notes)
+    return Emitted(files, shell_line(["deepspeed", *where, "--no_local_rank", *_with_deepspeed(job)]), notes)
 
-# %% ../../nbs/launch/04_frameworks.ipynb #a8f46a69
+def _with_deepspeed(job: Job) -> list[str]:
+    "The command with DeepSpeed's file."
+    return [*(job.script or ("train_digits.py",)), "--deepspeed", "ds_config.json"]
+
+def _host_adam(job: Job) -> tuple[str, ...]:
+    return ("Your script has to use deepspeed.ops.adam.DeepSpeedCPUAdam: DeepSpeed refuses other optimizers on the host",) if job.script and job.strategy.offload in ("optimizer", "parameters") else ()
+
+# %% ../../nbs/launch/04_frameworks.ipynb #1e02c94a
 def accelerate_config(
     job: Job,
 ) -> dict[str, Any]:
@@ -50,6 +58,7 @@ def accelerate_config(
     s, w = job.strategy, job.workload
     if s.pp > 1: raise BadInput("accelerate has no pipeline parallelism", "Pick another plan, or use --to torchrun or slurm with a script of your own")
     if s.framework == "megatron" and s.tp > 1 and job.script: raise BadInput("this plan is for Megatron", "Pick a plan of the framework fsdp, or use --to torchrun or slurm")
+    if s.framework != "deepspeed" and s.offload == "optimizer": raise BadInput("FSDP cannot offload the optimizer alone", "Plan with --framework deepspeed, or with --offload parameters")
     mixed = {"bf16-mixed": "bf16", "fp16-mixed": "fp16", "fp8-mixed": "fp8"}.get(s.precision, "no")
     config: dict[str, Any] = {"compute_environment": "LOCAL_MACHINE", "debug": False, "distributed_type": _kind(job), "mixed_precision": "no" if job.cpu else mixed, "use_cpu": False, "machine_rank": 0, "num_machines": job.nodes, "num_processes": job.gpus,
                               "main_training_function": "main", "rdzv_backend": "static" if job.nodes == 1 else "c10d", "same_network": True}
@@ -63,7 +72,7 @@ def accelerate_config(
 
 def _kind(job: Job) -> str:
     s = job.strategy
-    if s.framework == "deepspeed": return "DEEPSPEED"
+    if s.framework == "deepspeed" or s.zero == 1 and s.tp == s.cp == 1: return "DEEPSPEED"  # FSDP shards parameters or gradients too: ZeRO-1 is DeepSpeed's
     if s.zero >= 2 or s.tp > 1 or s.cp > 1: return "FSDP"
     return "MULTI_GPU" if job.gpus > 1 else "NO"
 
@@ -88,4 +97,5 @@ def accelerate(
     files = {"accelerate.yaml": yaml_text(config), **job.files}
     if "deepspeed_config" in config: files["ds_config.json"] = json.dumps(deepspeed_config(job), indent=2) + "\n"
     notes = ("Put the address of your first node into main_process_ip, and give every node its --machine_rank",) if job.nodes > 1 else ()
-    return Emitted(files, shell_line(["accelerate", "launch", "--config_file", "accelerate.yaml", *job.command]), notes)
+    words = _with_deepspeed(job) if "deepspeed_config" in config and not job.script else job.command  # a user's script hears of the file from accelerate
+    return Emitted(files, shell_line(["accelerate", "launch", "--config_file", "accelerate.yaml", *words]), notes + (_host_adam(job) if "deepspeed_config" in config else ()))

@@ -112,7 +112,7 @@ def job_name(
     text = re.sub(r"[^a-z0-9]+", "-", Path(str(model)).name.lower().split("@")[0]).strip("-")[:34].strip("-") or "model"
     return "train-" + text
 
-# %% ../../nbs/launch/02_job.ipynb #0b9143fc
+# %% ../../nbs/launch/02_job.ipynb #ce3642f3
 def notes(
     job: Job,
 ) -> list[str]:
@@ -123,6 +123,9 @@ def notes(
     split = {k: v for k, v in degrees.items() if v > 1}
     if split and s.framework == "megatron": found.append("Megatron has to be told: " + " ".join(f"--{k}-model-parallel-size {v}" if k != "context" else f"--context-parallel-size {v}" for k, v in split.items()) + (f" --num-layers-per-virtual-pipeline-stage with {s.vpp} chunks" if s.vpp > 1 else ""))
     elif split: found.append("Your script has to split the model: " + ", ".join(f"{k} {v}" for k, v in split.items()))
+    said = [f"rank-{s.lora_rank} adapters on {s.lora_targets.replace('-', ' ')} layers"] * bool(s.lora_rank) + [f"base weights in {s.base_weights}"] * bool(s.base_weights) + [f"the optimizer {s.optimizer}"] * (s.optimizer != "adamw")
+    said += ["the optimizer step in the backward pass"] * s.optimizer_in_backward + [f"a {s.loss} loss"] * (s.loss != "full") + ["activations on the host"] * (s.offload == "activations") + ["torch.compile"] * s.compile
+    if said: found.append("The plan counts on what your script has to do: " + ", ".join(said))
     w = job.workload
     found.append(f"Your script has to use micro-batches of {w.micro_batch} × {w.seq_len} tokens, {w.microbatches(s)} a step" + (f", and {s.recompute} recomputation" if s.recompute != "none" else ""))
     return found

@@ -22,7 +22,7 @@ from .job import Emitted, Job
 # %% auto #0
 __all__ = ['LOADERS', 'OWN', 'read_by_loader', 'check_deepspeed', 'validate']
 
-# %% ../../nbs/launch/07_validation.ipynb #e28b51d3
+# %% ../../nbs/launch/07_validation.ipynb #0f03df32
 #: target → (module that must be there, its name for people, program)
 LOADERS = {
     "torchrun": ("torch", "torchrun's argument parser", """
@@ -45,8 +45,15 @@ for block in ("fsdp_config", "parallelism_config"):
     "deepspeed": ("deepspeed", "DeepSpeed's configuration model", """
 import json, os
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-DeepSpeedZeroConfig(**json.load(open("ds_config.json"))["zero_optimization"])
+raw = json.load(open("ds_config.json"))
+DeepSpeedZeroConfig(**raw["zero_optimization"])
+DeepSpeedConfig({k: v for k, v in raw.items() if k != "train_batch_size"})  # without a world it takes one process for all there are
+"""),
+    "kubernetes": ("kubernetes_validate", "Kubernetes' own schemas", """
+import kubernetes_validate, yaml
+for document in yaml.safe_load_all(open("job.yaml")): kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 """),
     "kubeflow": ("kubeflow_trainer_api", "Kubeflow's trainer models", """
 import yaml
@@ -54,17 +61,20 @@ from kubeflow_trainer_api import models
 raw = yaml.safe_load(open("trainjob.yaml"))
 back = models.TrainerV1alpha1TrainJob.from_dict(raw).to_dict()
 def same(a, b, where):
-    for k in a:
+    if isinstance(a, list) and isinstance(b, list):
+        for i, (x, y) in enumerate(zip(a, b)): same(x, y, f"{where}{i}.")
+    for k in a if isinstance(a, dict) else ():
         if k not in b: raise SystemExit(f"Kubeflow drops {where}{k}")
-        if isinstance(a[k], dict): same(a[k], b[k], where + k + ".")
+        same(a[k], b[k], where + k + ".")
 same(raw, back, "")
 """),
     "skypilot": ("sky", "SkyPilot's schemas", """
-import jsonschema, yaml
+import jsonschema, sky, yaml
 from sky.utils import schemas
 raw = yaml.safe_load(open("task.yaml"))
 jsonschema.validate(raw, schemas.get_task_schema())
 jsonschema.validate(raw["resources"], schemas.get_resources_schema())
+sky.Task.from_yaml("task.yaml")
 """),
     "ray": ("ray", "Ray Train's configuration", """
 import ast
@@ -79,14 +89,15 @@ def read_by_loader(
     target: str,
     files: Mapping[str, str],
     timeout: float = 120.0,  # seconds
+    python: str = sys.executable,  # the interpreter that has the loader
 ) -> str | None:  # the loader's name, or None where it is not installed
     "Let the launcher's own loader read the files. Raises `CheckError` with what it says."
     import importlib.util
-    if target not in LOADERS or importlib.util.find_spec(LOADERS[target][0]) is None: return None
+    if target not in LOADERS or python == sys.executable and importlib.util.find_spec(LOADERS[target][0]) is None: return None
     module, name, program = LOADERS[target]
     with tempfile.TemporaryDirectory() as folder:
         for path, text in files.items(): Path(folder, path).write_text(text, encoding="utf-8")
-        try: done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=timeout)
+        try: done = subprocess.run([python, "-c", program], cwd=folder, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired: return None
     if done.returncode: raise CheckError(f"{name} refuses the file: {' '.join((done.stderr or done.stdout).strip().splitlines()[-1:])[:300]}", "This is a fault in fsdl-devinfra, or the launcher has changed: please report it")
     return name
