@@ -102,7 +102,7 @@ def sharded(
     n, experts = s.shards, x.layers * x.expert
     return (x.parameters - experts) / n + experts / max(n / s.ep, 1)
 
-# %% ../../nbs/memory/05_engines.ipynb #50329290
+# %% ../../nbs/memory/05_engines.ipynb #37bcedb7
 class Flow(NamedTuple):
     "Activations in bytes."
     kept: float  # of all layers and micro-batches in flight
@@ -110,6 +110,7 @@ class Flow(NamedTuple):
     head: float  # final norm and input of the output head
     loss: float  # logits and what the loss makes of them, allocated
     pooled: float  # freed by the loss, kept by the allocator, of no use to anybody
+    unpacked: float  # 16-bit copies of the quantised weights of one layer, and the largest on its way
     hidden: float  # one hidden state of a micro-batch
     host: float  # offloaded to host memory
 
@@ -120,7 +121,7 @@ def flow(
     x: Share,
 ) -> Flow:
     "What a training step holds in activations on the GPU of share `x`."
-    if not a.layers or s.states_only: return Flow(0, 0, 0, 0, 0, 0, 0)
+    if not a.layers or s.states_only: return Flow(0, 0, 0, 0, 0, 0, 0, 0)
     b, rank = element_bytes(s), s.tp if s.sequence_parallel else 1
     hidden, layer = b * a.hidden * x.tokens / rank, layer_bytes(a, s, w) * x.tokens
     kept = x.layers * x.in_flight * layer
@@ -129,7 +130,12 @@ def flow(
     host = kept if s.offload == "activations" else 0.0
     if host: kept = 2 * layer  # one layer on its way out, one on its way in
     head, loss, pooled = _loss(a, s, w, x, hidden, b) if x.has_head else (0.0, 0.0, 0.0)
-    return Flow(kept, again, head, loss, pooled, hidden, host)
+    unpacked = _unpacked(a, s, x)
+    return Flow(kept, again + unpacked, head, loss, pooled, unpacked, hidden, host)
+
+def _unpacked(a: Architecture, s: Strategy, x: Share) -> float:
+    "GPTQ's weights are products' operands in 16 bits: kept for the backward pass, and shifted out of 32-bit words on the way (4 + 1 bytes)."
+    return 2 * x.layer + (4 + 1) * a.hidden * max(a.ffn, a.expert_ffn) / s.tp if s.base_weights == "int4-gptq" and s.lora_rank else 0.0
 
 def _sent(s: Strategy) -> float:
     "The share of a stage's output that it keeps after sending it."
@@ -239,7 +245,7 @@ def replicated(
         Phase("optimizer", **step, gradients=0.0 if s.optimizer_in_backward else whole),
     ]
 
-# %% ../../nbs/memory/05_engines.ipynb #1a06a716
+# %% ../../nbs/memory/05_engines.ipynb #47f7828d
 def deepspeed(
     a: Architecture,
     s: Strategy,
@@ -265,7 +271,7 @@ def deepspeed(
         Phase("forward", **base, activations=f.kept),
         Phase("loss", **base, activations=f.kept + f.head, loss=f.loss, pool=f.pooled),
         Phase("backward", **base, activations=f.kept + f.again),
-        Phase("optimizer", **(base | dict(optimizer=base["optimizer"] + step))),
+        Phase("optimizer", **(base | dict(optimizer=base["optimizer"] + step)), cached=f.unpacked),
     ]
 
 # %% ../../nbs/memory/05_engines.ipynb #e7d043f0

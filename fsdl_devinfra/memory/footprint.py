@@ -122,7 +122,7 @@ def bounds(
     sides = [sum((doubt[k][side] * v) ** 2 for k, v in own.items()) + (UNKNOWN * sum(parts.values())) ** 2 for side in (0, 1)]
     return math.sqrt(sides[0] + cached ** 2), math.sqrt(sides[1] + (doubt["activations"][1] * cached) ** 2)
 
-# %% ../../nbs/memory/06_footprint.ipynb #9ab46e0c
+# %% ../../nbs/memory/06_footprint.ipynb #5d76b10c
 def _parts(phase: Phase, runtime: float, states_only: bool) -> dict[str, float]:
     live = phase.allocated
     reserve = 0.0 if states_only else phase.pool + phase.cached + FRAGMENTATION * (live + phase.pool - phase.settled)
@@ -164,7 +164,8 @@ def estimate(
     runtime = timeline[name]["runtime"]
     doubt = None if s.states_only else doubts(architecture, s)
     peak = _range(timeline, measure, doubt, cached, None if limit is None else limit - (0 if measure == "device" else runtime))
-    whole = _range(timeline, "device", doubt, cached, limit)
+    _, _, *fullest = (x, f, timeline, cached) if measure != "allocated" else _fullest(architecture, s, w, "device")  # another stage may be the fullest on the device
+    whole = _range(fullest[0], "device", doubt, fullest[1], limit)
     fits = _fits(whole, limit)
     m = ModelSummary(architecture.name, architecture.parameters, architecture.active_parameters, architecture.layers + architecture.decoder_layers, architecture.hidden, architecture.source)
     found = Footprint(m, s, w, _rounded(timeline[name]), peak, name, measure, whole, round(_host(s, x, f)), x.name, {p: _rounded(parts) for p, parts in timeline.items()},
