@@ -122,7 +122,7 @@ def bounds(
     sides = [sum((doubt[k][side] * v) ** 2 for k, v in own.items()) + (UNKNOWN * sum(parts.values())) ** 2 for side in (0, 1)]
     return math.sqrt(sides[0] + cached ** 2), math.sqrt(sides[1] + (doubt["activations"][1] * cached) ** 2)
 
-# %% ../../nbs/memory/06_footprint.ipynb #9ab46e0c
+# %% ../../nbs/memory/06_footprint.ipynb #41788d1e
 def _parts(phase: Phase, runtime: float, states_only: bool) -> dict[str, float]:
     live = phase.allocated
     reserve = 0.0 if states_only else phase.pool + phase.cached + FRAGMENTATION * (live + phase.pool - phase.settled)
@@ -134,13 +134,13 @@ def _counted(parts: dict[str, float], measure: str) -> dict[str, float]:
     left_out = {"allocated": ("runtime", "reserve"), "reserved": ("runtime",), "device": ()}[measure]
     return {k: v for k, v in parts.items() if k not in left_out}
 
-def _range(timeline: dict[str, dict[str, float]], measure: str, doubt: Mapping[str, tuple[float, float]] | None, cached: dict[str, float], limit: float | None = None) -> Range:
+def _range(timeline: dict[str, dict[str, float]], measure: str, doubt: Mapping[str, tuple[float, float]] | None, phases: Mapping[str, Phase], limit: float | None = None) -> Range:
     "The highest value of all phases, the highest lower bound and the highest upper one."
-    phases = [(_counted(parts, measure), cached[name] if measure != "allocated" else 0.0) for name, parts in timeline.items()]
-    values = [sum(parts.values()) for parts, _ in phases]
-    doubts = [(0.0, 0.0) if doubt is None else bounds(parts, left, doubt) for parts, left in phases]
-    value, low, high = max(values), max(v - d for v, (d, _) in zip(values, doubts)), max(v + u for v, (_, u) in zip(values, doubts))
-    live = max(v - parts.get("reserve", 0.0) for v, (parts, _) in zip(values, phases))
+    seen = [(_counted(parts, measure), phases[name]) for name, parts in timeline.items()]
+    values = [sum(parts.values()) for parts, _ in seen]
+    sides = [(0.0, 0.0) if doubt is None else bounds(parts, p.cached if measure != "allocated" else 0.0, doubt) for parts, p in seen]
+    value, low, high = max(values), max(v - down for v, (down, _) in zip(values, sides)), max(v + up + p.maybe for v, (_, up), (_, p) in zip(values, sides, seen))
+    live = max(v - parts.get("reserve", 0.0) for v, (parts, _) in zip(values, seen))
     capped = limit if limit is not None and live <= limit < value else value
     return Range(round(capped), round(min(low, capped)), round(high))
 
@@ -158,13 +158,14 @@ def estimate(
     w = workload or default_workload(architecture)
     check(architecture, s, w)
     _possible(s, device)
-    x, f, timeline, cached = _fullest(architecture, s, w, measure)
+    x, f, timeline, phases = _fullest(architecture, s, w, measure)
     name = max(timeline, key=lambda p: sum(_counted(timeline[p], measure).values()))
     limit = float(device.memory_bytes) if device else None
     runtime = timeline[name]["runtime"]
     doubt = None if s.states_only else doubts(architecture, s)
-    peak = _range(timeline, measure, doubt, cached, None if limit is None else limit - (0 if measure == "device" else runtime))
-    whole = _range(timeline, "device", doubt, cached, limit)
+    peak = _range(timeline, measure, doubt, phases, None if limit is None else limit - (0 if measure == "device" else runtime))
+    _, _, *fullest = (x, f, timeline, phases) if measure != "allocated" else _fullest(architecture, s, w, "device")  # another stage may be the fullest on the device
+    whole = _range(fullest[0], "device", doubt, fullest[1], limit)
     fits = _fits(whole, limit)
     m = ModelSummary(architecture.name, architecture.parameters, architecture.active_parameters, architecture.layers + architecture.decoder_layers, architecture.hidden, architecture.source)
     found = Footprint(m, s, w, _rounded(timeline[name]), peak, name, measure, whole, round(_host(s, x, f)), x.name, {p: _rounded(parts) for p, parts in timeline.items()},
@@ -191,7 +192,7 @@ def _fullest(a: Architecture, s: Strategy, w: Workload, measure: str) -> tuple:
         peak = max(_height(p, measure) for p in phases)
         if peak > best: best, found = peak, (x, f, phases)
     x, f, phases = found
-    return x, f, {p.name: _parts(p, runtime, s.states_only) for p in phases}, {p.name: p.cached for p in phases}
+    return x, f, {p.name: _parts(p, runtime, s.states_only) for p in phases}, {p.name: p for p in phases}
 
 def device_peak(
     a: Architecture,
@@ -218,7 +219,7 @@ def _host(s: Strategy, x, f: Flow) -> float:
     if s.framework == "fsdp": return mine * (r.optimizer + (r.weight + r.grad if s.offload == "parameters" else 0))
     return mine * (r.optimizer + 4 + (2 if s.offload == "parameters" else 0))
 
-# %% ../../nbs/memory/06_footprint.ipynb #870164bc
+# %% ../../nbs/memory/06_footprint.ipynb #a2ae441b
 _ORIGIN = {"headers": "from the headers of the weights", "config": "from the configuration", "numbers": "from the numbers given",
            "guess": "guessed: the model's type is unknown and taken to be built like Llama, or it has more than a language model, which alone is counted"}
 
@@ -235,7 +236,7 @@ def _assumptions(a: Architecture, s: Strategy, w: Workload) -> list[str]:
     if a.experts: notes.append("Experts: tokens are spread evenly over them; an imbalance adds to activations")
     if s.lora_rank: notes.append("LoRA: adapters are trained as the precision says; frozen weights are held in 16 bits unless quantised")
     if s.optimizer == "sgd": notes.append("SGD is taken to have momentum")
-    if s.optimizer == "adamw": notes.append("AdamW is a fused kernel: a foreach step would hold one more fp32 copy of the sharded parameters for a moment")
+    if s.optimizer == "adamw": notes.append("AdamW is a fused kernel; the upper bound is for PyTorch's default, whose step holds half of the moments once more")
     return notes
 
 def _engine_note(s: Strategy) -> str:
