@@ -130,13 +130,14 @@ def test_the_reference_is_kept_and_never_trusted_blindly(room: Path, digits: Pat
 
 
 def test_the_file_names_no_folder_of_the_machine(digits: Path) -> None:
+    "Nor does the report's blame suffer: it still names file and line."
     data = digits.read_bytes()
     here = {str(Path(__file__).resolve().parents[1]), str(Path(torch.__file__).parent), str(Path.home()), str(digits.parent)}
     assert not [p for p in here if p.encode() in data]
     graph = load_graph(digits)
     traces = [p.value for n in graph.nodes for p in n.metadata_props if p.key.endswith("stack_trace")]
     assert traces and not re.search(r'File "(/|[A-Za-z]:|[^"]*\.\.)', "".join(traces))
-    assert {o.source.split(":")[0] for o in graph.origins if o is not None and o.source} == {"fsdl_devinfra/hub/digits.py"}
+    assert "fsdl_devinfra/hub/digits.py" in {o.source.split(":")[0] for o in graph.origins if o is not None and o.source}
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ def test_the_matrix_stands_ready(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "matrix.json").read_text())
     assert found["machine"]["versions"]["torch"] == torch.__version__ and "gpu" in found["machine"]
     cases = {(c["provider"], c["precision"], c["tf32"]): c["verdict"] for c in found["cases"]}
-    assert cases[("cpu", "fp32", False)] == cases[("cpu", "bf16", False)] == "pass"
+    assert cases[("cpu", "fp32", False)] == "pass" and cases[("cpu", "bf16", False)] == "not-run"  # ONNX Runtime has no bf16 kernels on the CPU
     if found["machine"]["gpu"] is None: assert cases[("cuda", "fp32", False)] == "not-run"
     assert {k.split(" ")[0] for k in found["skipped"]} == {"nowhere"}
     assert str(tmp_path) not in (tmp_path / "matrix.json").read_text()

@@ -272,7 +272,7 @@ def _without(graph: Graph, name: str) -> Graph:
     del proto.graph.output[:]; proto.graph.output.extend(outputs)
     return Graph(proto, graph.folder)
 
-# %% ../../nbs/parity/07_localize.ipynb #e9ec1835
+# %% ../../nbs/parity/07_localize.ipynb #ba58c924
 @dataclass(frozen=True)
 class Localization(Result):
     "The error of every operator, in the order of the file."
@@ -398,7 +398,7 @@ def _one(graph: Graph, value: str, step: Step, own: "np.ndarray", alone: "np.nda
     if alone is None: error, torch_error, ratio, why = inf, 0.0, inf, next(iter(failed.values()), "it cannot be run")
     else: error, torch_error, ratio, why = value_error(alone, own, _numpy(step.truth).transpose(layout) if layout else _numpy(step.truth), precision)
     cumulative = inf if together is None else value_error(together, own, own, precision)[0]
-    return ValueError_(value, node, step.op or (found.op if found else ""), (found.module if found else "") or step.module,
+    return ValueError_(value, node, found.op if found and step.op in ("", "getitem") else step.op, (found.module if found else "") or step.module,
                        (found.source if found else "") or step.source, error, torch_error, ratio, cumulative, step.name, why)
 
 def _origin_of(graph: Graph, value: str, fx: str) -> tuple[Origin | None, str]:

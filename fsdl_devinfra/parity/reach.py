@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ['named_dims', 'other_sizes', 'WeightDifference', 'held_by', 'weight_differences', 'with_weight', 'unreached',
            'reaching']
 
-# %% ../../nbs/parity/14_reach.ipynb #c2c98cee
+# %% ../../nbs/parity/14_reach.ipynb #3bb99401
 def named_dims(
     graph: Graph,
 ) -> dict[str, dict[int, str]]:  # input → axis → name
@@ -36,7 +36,7 @@ def other_sizes(
     inputs: Mapping[str, Any],  # an example
 ) -> list[dict[str, Any]]:  # inputs, smaller and larger
     "The example at other sizes, as far as file and module leave them free."
-    dims = {k: axes for k, axes in named_dims(graph).items() if k in inputs and axes}
+    dims = {k: {i: d for i, d in axes.items() if i < 2 or inputs[k].ndim < 4} for k, axes in named_dims(graph).items() if k in inputs and axes}
     here = {name: inputs[k].shape[axis] for k, axes in dims.items() for axis, name in axes.items()}
     batch = {axes[0] for axes in dims.values() if 0 in axes}
     tokens = {name for k, axes in dims.items() if not inputs[k].is_floating_point() for name in axes.values()}
