@@ -66,7 +66,9 @@ def test_wrong_bytes_are_refused_and_nothing_stays(hub, fault, tmp_path):
     snapshot = cache_folder() / "models--org--tiny" / "snapshots" / locked.commit
     bad = snapshot / fault.path
     assert not os.path.lexists(bad)
-    for file in files_in_cache(): assert file.read_bytes() in [(hub.repo / f.path).read_bytes() for f in locked.files], f"{file} stayed"
+    good = [(hub.repo / f.path).read_bytes() for f in locked.files]
+    for file in files_in_cache():  # of a file that was stopped because another one failed, a right beginning may wait to be continued
+        data = file.read_bytes(); assert data in good or (file.suffix == ".incomplete" and any(g.startswith(data) for g in good)), f"{file} stayed"
     assert not list(tmp_path.rglob("*escaped*"))
     hub.faults.clear()
     assert verify(locked, pull(locked)).ok  # and it is mended by the next pull
