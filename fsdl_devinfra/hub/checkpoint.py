@@ -379,8 +379,8 @@ class _Local:
             entries.append(FileEntry(path, size, file_sha256(file) if size <= HASH_AT_ONCE else None))
         return entries
 
-# %% ../../nbs/hub/05_checkpoint.ipynb #3e20d5bf
-AT_ONCE = 100  # requests in flight; the time of an inspection is latency, not bandwidth
+# %% ../../nbs/hub/05_checkpoint.ipynb #7dc52971
+AT_ONCE = 64  # requests in flight; the time of an inspection is latency, not bandwidth
 _ENTRY_BYTES = len('"":{"dtype":"BF16","shape":[],"data_offsets":[,]},')
 
 def guess_header(

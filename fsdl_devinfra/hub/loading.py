@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 # %% auto #0
-__all__ = ['READ', 'GRAIN', 'Weights', 'weights_of', 'empty_is_meta', 'build', 'state_of', 'groups_of', 'check_names',
-           'torch_dtype', 'file_dtype', 'about_to_fill', 'Reader', 'sliced', 'shard', 'fill_sharded', 'load']
+__all__ = ['READ', 'GRAIN', 'LARGE_PAGE', 'Weights', 'weights_of', 'empty_is_meta', 'build', 'state_of', 'groups_of',
+           'check_names', 'torch_dtype', 'file_dtype', 'on_large_pages', 'Reader', 'sliced', 'shard', 'fill_sharded',
+           'load']
 
 # %% ../../nbs/hub/09_load.ipynb #c4567aa7
 @dataclass(frozen=True)
@@ -306,27 +307,25 @@ def _read_into(fd: int, tensor: "torch.Tensor", at: int) -> None:
         if n == 0: raise BadInput("a weight file ended while it was read", "Verify it against its lock")
         done += n
 
-# %% ../../nbs/hub/09_load.ipynb #a4243b3c
-_POPULATE_WRITE = 23  # madvise(2), Linux 5.14; Python's mmap does not name it
-
+# %% ../../nbs/hub/09_load.ipynb #1e0f0c10
 @cache
-def _advice() -> tuple[int, int]:  # (page size, advice for madvise)
-    "Large pages, or small ones where free memory goes back to the host (feature 5 of virtio's balloon, free page reporting)."
-    with contextlib.suppress(OSError):
-        if any(f.read_text()[5:6] == "1" for f in Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features")): return mmap.PAGESIZE, _POPULATE_WRITE
-    return 2 * MIB, mmap.MADV_HUGEPAGE
+def _large_pages_are_cold() -> bool:
+    "True where free memory goes back to the host: feature 5 of virtio's balloon, free page reporting."
+    with contextlib.suppress(OSError): return any(f.read_text()[5:6] == "1" for f in Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features"))
+    return False
 
-def about_to_fill(
+LARGE_PAGE = 2 * MIB
+
+def on_large_pages(
     tensor: "torch.Tensor",  # that nothing has been written to
 ) -> "torch.Tensor":  # the same
-    "Tell Linux that all of a large tensor will be written. Elsewhere, and where Linux cannot, nothing happens."
-    if tensor.nbytes < 2 * MIB or not hasattr(mmap, "MADV_HUGEPAGE"): return tensor
-    page, advice = _advice()
-    start, stop = -(-tensor.data_ptr() // page) * page, (tensor.data_ptr() + tensor.nbytes) // page * page
-    if stop > start: ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), advice)
+    "Ask Linux to back a large tensor with 2 MiB pages. Elsewhere, and where Linux cannot, nothing happens."
+    start, stop = -(-tensor.data_ptr() // LARGE_PAGE) * LARGE_PAGE, (tensor.data_ptr() + tensor.nbytes) // LARGE_PAGE * LARGE_PAGE
+    if stop > start and hasattr(mmap, "MADV_HUGEPAGE") and not _large_pages_are_cold():
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_HUGEPAGE)
     return tensor
 
-# %% ../../nbs/hub/09_load.ipynb #a3b652a3
+# %% ../../nbs/hub/09_load.ipynb #34cbecb2
 class Reader:
     "Reads tensors of one model; `bytes_read` counts what was read or mapped."
     def __init__(self, weights: Weights):
@@ -358,7 +357,7 @@ class Reader:
         import torch
         shape = t.shape if shape is None else shape
         stored, fd = file_dtype(t), self._fd(t.file); at = self.weights.start(t) + offset * stored.itemsize
-        out = about_to_fill(torch.empty(shape, dtype=dtype)); self.count(out.numel() * stored.itemsize)
+        out = on_large_pages(torch.empty(shape, dtype=dtype)); self.count(out.numel() * stored.itemsize)
         if stored == dtype: _read_into(fd, out, at)
         else: self._cast(fd, at, stored, out.view(-1))
         return out
