@@ -84,7 +84,7 @@ def choose(
         return kind == chosen and is_weights(path) and not (kind == "safetensors" and _shadowed(path, names))
     return sorted(filter(wanted, paths))
 
-# %% ../../nbs/hub/05_checkpoint.ipynb #0f7c10c0
+# %% ../../nbs/hub/05_checkpoint.ipynb #7c20f2e7
 @dataclass(frozen=True)
 class FileEntry:
     "One file of a repository."
@@ -136,7 +136,7 @@ class Checkpoint(Result):
 
     @property
     def tensor_index(self) -> dict[str, TensorEntry]:
-        "Tensor name → (dtype, shape, file, begin, end). Empty for other formats than safetensors, and after `from_dict`."
+        "Tensor name → (dtype, shape, file, begin, end). Of safetensors, ONNX and GGUF files; empty for other formats, and after `from_dict`."
         return self.__dict__.get("_tensor_index", {})
 
     @cached_property
