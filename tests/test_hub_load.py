@@ -135,12 +135,10 @@ def test_the_lock_of_a_folder_loads_from_that_folder(saved, tmp_path_factory):
     with pytest.raises(WrongBytes, match="model.safetensors is not what was locked"): load(locked, Net, folder=folder)
 
 
-@pytest.mark.parametrize("advice", ["large", "populate"])
-def test_memory_advice_changes_no_value(tmp_path, monkeypatch, advice):
+@pytest.mark.parametrize("cold", [False, True])
+def test_memory_advice_changes_no_value(tmp_path, monkeypatch, cold):
     from fsdl_devinfra.hub import loading
-    if not hasattr(loading.mmap, "MADV_HUGEPAGE"): pytest.skip("Linux only")
-    pair = (2 * 2**20, loading.mmap.MADV_HUGEPAGE) if advice == "large" else (loading.mmap.PAGESIZE, loading._POPULATE_WRITE)
-    monkeypatch.setattr(loading, "_advice", lambda: pair)
+    monkeypatch.setattr(loading, "_large_pages_are_cold", lambda: cold)
     torch.manual_seed(0); state = {"w": torch.randn(1537, 2049), "s": torch.randn(3), "none": torch.randn(0, 4)}  # large, small, empty
     save_file({n: t.bfloat16() for n, t in state.items()}, tmp_path / "model.safetensors")
     class Three(nn.Module):

@@ -125,11 +125,11 @@ class Shelf:
 def _commit(repo: str, files: dict[str, Blob]) -> str:
     return hashlib.sha1("\n".join([repo, *(f"{b.sha256} {p}" for p, b in files.items())]).encode(), usedforsecurity=False).hexdigest()
 
-# %% ../../nbs/hub/03_server.ipynb #8f48929a
+# %% ../../nbs/hub/03_server.ipynb #7cbc7900
 @dataclass
 class Fault:
     "Something that the server does wrong on purpose."
-    kind: str  # flip, zeros, short, long, cut, html, size, commit, etag, no-range, no-size, no-hash, slow, status, listing
+    kind: str  # flip, zeros, short, long, cut, html, size, commit, etag, encoding, no-range, no-size, no-hash, slow, slow-body, status, listing
     path: str = "*"  # glob over the path of the file, or of the API call
     value: Any = None  # flip: offset; cut, short: bytes sent; etag, commit, listing: what to say; slow: seconds; status: the code
     times: int | None = None  # how often; None is always
@@ -274,7 +274,7 @@ def _folder_entries(files: dict[str, Blob], under: str, recursive: bool) -> list
     kept = [{"type": "directory", "oid": hashlib.sha1(d.encode(), usedforsecurity=False).hexdigest(), "size": 0, "path": d} for d in folders if recursive or "/" not in d[skip:]]
     return kept + [_says(b) for p, b in inside.items() if recursive or "/" not in p[skip:]]
 
-# %% ../../nbs/hub/03_server.ipynb #b323e77c
+# %% ../../nbs/hub/03_server.ipynb #2b52c175
 def _file(hub: Hub, repo: str, revision: str, path: str, request: "Request", seen: Seen, at_blobs: bool = False) -> "Response":
     from starlette.responses import HTMLResponse, Response, StreamingResponse
     found = hub.shelf.at(repo, revision, path)
@@ -293,12 +293,15 @@ def _file(hub: Hub, repo: str, revision: str, path: str, request: "Request", see
     start, stop = part or (0, blob.size_bytes)
     if part == (0, 0): return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{blob.size_bytes}"})
     if part: headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size_bytes}"
+    if _take(faults, "encoding", path): headers["Content-Encoding"] = "gzip"
     promised = stop - start
     if fault := _take(faults, "short", path): stop = min(stop, start + fault.value)
     extra = b"x" * 100 if _take(faults, "long", path) else b""
     if _take(faults, "no-size", path): headers.pop("X-Linked-Size", None)
     elif stop - start == promised: headers["Content-Length"] = str(promised + len(extra))
     if request.method == "HEAD": return Response(headers=headers, media_type="application/octet-stream")
+    if stop - start <= MIB and all(f.kind == "slow" for f in faults):  # small and honest: in one piece, without a thread for every step
+        return Response(b"".join(_pieces(blob, start, stop, faults, seen)), 206 if part else 200, headers, "application/octet-stream")
     def body() -> Iterator[bytes]:
         yield from _pieces(blob, start, stop, faults, seen)
         if extra: yield extra

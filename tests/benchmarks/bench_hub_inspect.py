@@ -53,16 +53,23 @@ def served(folder: Path, latency: float) -> Iterator[str]:
 
 
 def rows() -> Iterator[dict]:
-    home = tempfile.mkdtemp()
-    os.environ |= {"HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    before = os.environ.copy()
+    with tempfile.TemporaryDirectory() as folder:
+        import huggingface_hub.constants as constants
+        cache, constants.HF_HUB_CACHE = constants.HF_HUB_CACHE, f"{folder}/home/hub"  # somebody may have imported it before
+        try: yield from _rows(Path(folder))
+        finally: constants.HF_HUB_CACHE = cache; os.environ.clear(); os.environ.update(before)
+
+
+def _rows(folder: Path) -> Iterator[dict]:
+    os.environ |= {"HF_HOME": str(folder / "home"), "HF_HUB_CACHE": str(folder / "home" / "hub"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.utils import close_session, disable_progress_bars
 
     from fsdl_devinfra.hub.checkpoint import inspect
     from fsdl_devinfra.hub.server import LoopbackHub
     disable_progress_bars()
-    shelf = Path(tempfile.mkdtemp()); make_repo(shelf / "org" / "wide")
+    shelf = folder / "shelf"; make_repo(shelf / "org" / "wide")
 
     def ours(url: str) -> int:
         os.environ["HF_ENDPOINT"] = url
@@ -73,7 +80,7 @@ def rows() -> Iterator[dict]:
         return sum(len(f.tensors) for f in found.files_metadata.values())
 
     def timed(function, url: str) -> float:
-        shutil.rmtree(HF_HUB_CACHE, ignore_errors=True); close_session()
+        shutil.rmtree(folder / "home", ignore_errors=True); close_session()
         start = time.perf_counter(); count = function(url); took = time.perf_counter() - start
         assert count == SHARDS * LAYERS * 9, count
         return took
@@ -85,8 +92,10 @@ def rows() -> Iterator[dict]:
         with served(shelf, latency) as url:
             times = [(timed(ours, url), timed(peer, url)) for _ in range(RUNS)]
         mine, theirs = (statistics.median(t) for t in zip(*times))
+        ratios = [p / o for o, p in times]
         yield {"name": f"inspect 200 shards at {latency * 1000:.0f} ms", "ours_s": mine, "peer_s": theirs, "ratio": theirs / mine,
-               "spread": [min(p / o for o, p in times), max(p / o for o, p in times)], "note": f"bytes of files: ours {our_bytes}, get_safetensors_metadata {peer_bytes}"}
+               "spread": (max(ratios) - min(ratios)) / statistics.median(ratios),
+               "note": f"ratio from {min(ratios):.2f} to {max(ratios):.2f}; bytes of files: ours {our_bytes}, get_safetensors_metadata {peer_bytes}; load average {os.getloadavg()[0]:.1f}"}
 
 
 if __name__ == "__main__":
