@@ -40,3 +40,11 @@ def test_runs_outside_the_table():
     for name, a, s, w, gpu, measured in accuracy.other_runs():
         t = module.throughput(a, s, w, cluster(gpu, s.gpus)).tokens_per_second_per_gpu
         assert abs(t.value / measured - 1) < 0.4, name
+
+
+def test_runs_on_tpus():
+    """Of those nothing was used: within 30 % of what Google printed, and every one in the range."""
+    from fsdl_devinfra.compute.cluster import cluster
+    for name, a, s, w, gpu, measured in accuracy.tpu_runs():
+        t = module.throughput(a, s, w, cluster(gpu, s.gpus)).tokens_per_second_per_gpu
+        assert abs(t.value / measured - 1) < 0.3 and t.low <= measured <= t.high, name

@@ -67,10 +67,3 @@ def test_accelerate_launch_starts_them_too(way, alone, tmp_path):
 def test_a_wrong_world_is_one_sentence(tmp_path):
     done = subprocess.run([sys.executable, "-c", DIGITS_SCRIPT, "--dp", "2"], env=ENV, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "there are 1 processes" in done.stderr
-
-
-@pytest.mark.slow
-def test_ray_train_starts_them_on_a_local_ray(alone, tmp_path):
-    pytest.importorskip("ray.train")
-    got = started("ray", WAYS["ddp"], tmp_path)
-    assert max(abs(a - b) for a, b in zip(got["losses"], alone, strict=True)) < TOLERANCE

@@ -395,7 +395,7 @@ def step_seconds(
     return Step(m * compute.products, m * compute.attention, m * compute.elementwise, m * (tensor + stages), m * data + once,
                 slot * (s.pp - 1) / s.vpp, m * offload + stepped, optimizer_seconds(a, s, layers, c))
 
-# %% ../../nbs/compute/04_throughput.ipynb #54b840fb
+# %% ../../nbs/compute/04_throughput.ipynb #b7531b1e
 @dataclass(frozen=True)
 class Interval:
     "A figure with its bounds."
@@ -463,7 +463,7 @@ def _assumptions(a: Architecture, s: Strategy, w: Workload, k: Cluster) -> list[
              f"Nodes of {k.per_node} GPUs; {k.link:g} GB/s {'ICI' if k.device.name.startswith('TPU') else 'Infinity Fabric' if k.device.name.startswith('MI') else 'NVLink' if k.nvlink else 'PCIe'} and {k.network:g} GB/s of network a GPU, one direction",
              f"{w.microbatches(s)} micro-batch{'es' * (w.microbatches(s) > 1)} of {w.micro_batch} × {w.seq_len} tokens on each data-parallel rank; data loading, checkpoints and failures are not counted"]
     if precision_used(s.precision, k.device) != s.precision: notes.append(f"{k.device.name} has no bf16 units: fp16 is assumed")
-    if k.device.name.startswith("TPU"): notes.append("TPU: the shares of peak are those of GPUs of its age, and none of the runs that judge this model was on one")
+    if k.device.name.startswith("TPU"): notes.append("TPU: the shares of peak are those of GPUs of its age; Google's own runs were between an eighth slower and 30 % faster")
     if s.precision == "fp32": notes.append("fp32 products do not use TF32, as PyTorch ships")
     if s.pp > 1: notes.append(f"Pipeline: {'interleaved ' if s.vpp > 1 else ''}1F1B, {(s.pp - 1) / s.vpp:g} slots of waiting beside {w.microbatches(s)} of work")
     if a.experts: notes.append("Experts: tokens are spread evenly")
