@@ -8,7 +8,7 @@ pytest.importorskip("torch"); pytest.importorskip("transformers")
 from fsdl_devinfra.core.errors import BadInput
 from fsdl_devinfra.memory import Architecture, Strategy, Workload, estimate
 from fsdl_devinfra.memory.measure import COLUMNS, measure, rows_of
-from fsdl_devinfra.memory.trace import compare, trace
+from fsdl_devinfra.memory.trace import compare, trace, trace_module
 
 LLAMA = dict(model_type="llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=False)
 TINY = dict(model_type="llama", hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=512, tie_word_embeddings=False)
@@ -68,3 +68,14 @@ def test_columns_are_those_of_the_ground_truth():
 def test_what_cannot_be_traced_is_said(s):
     with pytest.raises(BadInput) as e: trace(TINY, s, Workload(128, 2))
     assert e.value.mend
+
+def test_any_module_is_traced():
+    "ALBERT, which no formula counts: its layers share their weights."
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = transformers.AlbertConfig(hidden_size=64, embedding_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128, vocab_size=100)
+    def make(): return transformers.AlbertForMaskedLM(config), (torch.zeros(2, 32, dtype=torch.long),)
+    with torch.device("meta"): count = sum({id(p): p.numel() for p in transformers.AlbertForMaskedLM(config).parameters()}.values())
+    t = trace_module(make)
+    assert 4 * count <= t.parts["parameters"] < 4 * count + 2**14  # and buffers
+    assert abs(t.parts["optimizer"] - 8 * count) < 2**10 and t.parts["activations and loss"] > 4 * 2 * 32 * 128 * 4 * 2
+    assert trace_module(make, "sgd").parts["optimizer"] < t.parts["optimizer"] * 0.6 and trace_module(make, "none").parts["optimizer"] == 0

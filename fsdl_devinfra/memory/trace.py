@@ -226,7 +226,7 @@ def _sum_parts(snapshot: Mapping[Any, Mapping[Any, int]]) -> dict[str, int]:
             if name in _KINDS: parts[_KINDS[name]] += int(size)
     return parts
 
-# %% ../../nbs/memory/09_trace.ipynb #140ef8c8
+# %% ../../nbs/memory/09_trace.ipynb #993fe954
 def trace_module(
     make: Callable[[], tuple[Any, tuple]],  # builds a module and its inputs, on the CPU
     optimizer: str = "adamw",  # or sgd (with momentum), none
@@ -243,9 +243,10 @@ def trace_module(
         steps = _OPTIMIZERS[optimizer](torch, module.parameters())
         tracker = _tracker(module, steps, Strategy())
         with tracker:
-            for _ in range(2):
+            for step in range(2):
                 (loss or _mean)(module(*inputs)).backward()
                 if steps: steps.step(); steps.zero_grad()
+                if step == 0: tracker.reset_mod_stats()
         parts = _sum_parts(tracker.get_tracker_snapshot("peak"))
     return Trace(0, [], parts, sum(parts.values()), round(time.monotonic() - start, 1), torch.__version__)
 
