@@ -82,6 +82,6 @@ dist: $(VENV)/.dev  ## sdist and wheel in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove what these commands made
-	rm -rf $(VENV) $(VENV3) _docs _proc build dist *.egg-info $(REPORT)
+	rm -rf $(VENV) $(VENV3) .venv-launchers _docs _proc build dist *.egg-info $(REPORT)
 
 .PHONY: help setup demo test test-slow gates accuracy test-nbdev3 export bench docs dist clean

@@ -63,7 +63,9 @@ def test_outputs_in_git_are_small_and_name_no_machine():
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
 def test_no_output_in_git_is_an_error(notebook):
-    assert not [o["evalue"] for c in cells(notebook) for o in c.get("outputs", ()) if o["output_type"] == "error"]
+    outputs = [o for c in cells(notebook) for o in c.get("outputs", ())]
+    assert not [o["evalue"] for o in outputs if o["output_type"] == "error"]
+    assert not [o["text"] for o in outputs if re.search(r"Traceback \S*\(most recent call last\)|^\S*-{70,}", "".join(o.get("text", "")))], "a traceback was printed"
 
 
 def test_readme_is_what_the_index_says():
