@@ -47,6 +47,21 @@ def test_report_is_self_contained(finished):
     assert not re.search(r"<script|<link|<img|@import|url\(|src=", html)
 
 
+def test_report_shows_what_failed(tmp_path):
+    "A model that is too large for the GPU: the page has the bars and what would make it fit, not only the sentence."
+    from fsdl_devinfra.core.charts import Chart
+    from fsdl_devinfra.preflight import Run, report_html, run_step, PreflightReport
+    from fsdl_devinfra.core.devices import find_device
+    from fsdl_devinfra.memory import Architecture, estimate
+    device = find_device("t4")
+    f = estimate(Architecture.from_numbers(32, 4096, 32, 32000), device=device)
+    assert f.fits == "no" and isinstance(f.chart(), Chart)
+    run = Run("m<b>", tmp_path, tmp_path, device, quiet=True)
+    run_step(run, "memory", lambda run: (False, f.verdict(), f))
+    page = report_html(PreflightReport("m<b>", device.to_dict(), 1, run.steps), run.found)
+    assert "<svg" in page and "memory" not in run.made and "<b>" not in page.split("</head>")[1]
+
+
 def test_parity_is_on_every_held_out_image(finished):
     parity = json.loads((finished[0] / "report.json").read_text())["steps"][5]["result"]
     output = parity["cases"][0]["outputs"][0]

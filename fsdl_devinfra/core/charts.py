@@ -87,7 +87,7 @@ def stacked_bars(
         x += 34 + 7 * len(part)
     return _frame(width, y + 14, title, body)
 
-# %% ../../nbs/core/04_charts.ipynb #4bc24d0e
+# %% ../../nbs/core/04_charts.ipynb #42a57eea
 @dataclass(frozen=True)
 class Series:
     "Points of one colour, joined by a line where `line` is set."
@@ -129,7 +129,8 @@ def scatter(
     def py(y): return height - bottom - place(y, fy, y0, y1) * (height - top - bottom)
     body = []
     for t in y_ticks:
-        body += [f'<line x1="{left}" x2="{width - right}" y1="{py(t):.1f}" y2="{py(t):.1f}" stroke="#ddd"/>', _text(left - 6, py(t) + 4, f"{t:g}", "end")]
+        body += [f'<line x1="{left}" x2="{width - right}" y1="{py(t):.1f}" y2="{py(t):.1f}" stroke="#ddd"/>',
+                 _text(left - 6, py(t) + 4, f"{t:g}", "end")]
     for t in x_ticks:
         body += [f'<line x1="{px(t):.1f}" x2="{px(t):.1f}" y1="{height - bottom}" y2="{height - bottom + 4}" stroke="#888"/>',
                  _text(px(t), height - bottom + 18, f"{t:g}", "middle")]
@@ -139,11 +140,13 @@ def scatter(
     for i, s in enumerate(series):
         c = PALETTE[i % len(PALETTE)]
         if s.line and len(s.points) > 1:
-            body.append(f'<polyline fill="none" stroke="{c}" stroke-width="1.5" points="' + " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in s.points) + '"/>')
+            path = " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in s.points)
+            body.append(f'<polyline fill="none" stroke="{c}" stroke-width="1.5" points="{path}"/>')
         for j, (a, b) in enumerate(s.points):
             odd = not (math.isfinite(a) and math.isfinite(b)) or (log_y and b <= 0) or (log_x and a <= 0)
             label = s.labels[j] if j < len(s.labels) else s.name
-            body.append(f'<circle cx="{px(a):.1f}" cy="{py(b):.1f}" r="3.2" fill="{"#fff" if odd else c}" stroke="{c}"><title>{escape(label)}: {a:g}, {b:g}</title></circle>')
+            body.append(f'<circle cx="{px(a):.1f}" cy="{py(b):.1f}" r="3.2" fill="{"#fff" if odd else c}" stroke="{c}">'
+                        f'<title>{escape(label)}: {a:g}, {b:g}</title></circle>')
         body += [f'<circle cx="{x + 5:.1f}" cy="{height - 16}" r="5" fill="{c}"/>', _text(x + 15, height - 12, s.name)]
         x += 34 + 7 * len(s.name)
     return _frame(width, height, title, body)
