@@ -246,7 +246,7 @@ def module_tree(
     walk(tree, "", 1, depth)
     return rows
 
-# %% ../../nbs/hub/05_checkpoint.ipynb #4c662686
+# %% ../../nbs/hub/05_checkpoint.ipynb #523a43e8
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight", "embed_in.weight")
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "decoder.weight")
 
@@ -258,7 +258,8 @@ def tied_tensors(
     "What the files say about shared tensors."
     names = set(tensors)
     found = {k: v for k, v in metadata.items() if v in names and k not in names}
-    says = (config or {}).get("tie_word_embeddings", ((config or {}).get("text_config") or {}).get("tie_word_embeddings"))
+    config = config or {}; text = config.get("text_config")
+    says = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None)
     embeddings = sorted(n for n in names if n.endswith(_EMBEDDINGS))
     if says is True and embeddings and not any(n.endswith(_HEADS) for n in names): found.setdefault("lm_head.weight", embeddings[0])
     return found
@@ -379,7 +380,7 @@ class _Local:
             entries.append(FileEntry(path, size, file_sha256(file) if size <= HASH_AT_ONCE else None))
         return entries
 
-# %% ../../nbs/hub/05_checkpoint.ipynb #7dc52971
+# %% ../../nbs/hub/05_checkpoint.ipynb #46948565
 AT_ONCE = 64  # requests in flight; the time of an inspection is latency, not bandwidth
 _ENTRY_BYTES = len('"":{"dtype":"BF16","shape":[],"data_offsets":[,]},')
 
@@ -394,31 +395,42 @@ def guess_header(
 
 class _OnHub:
     "Reads a repository through ranges, many at once."
-    def __init__(self, remote: Any, at: Any): self.remote, self.at = remote, at
+    def __init__(self, remote: Any, at: Any):
+        self.remote, self.at, self._hashes = remote, at, {f.path: f.sha256 for f in at.files}
 
     @property
     def bytes_read(self) -> int: return self.remote.bytes_read
 
-    def _each(self, function: Callable[[str], Any], paths: list[str]) -> list[Any]:
-        if len(paths) < 2: return [function(p) for p in paths]
-        with ThreadPoolExecutor(min(AT_ONCE, len(paths))) as pool: return list(pool.map(function, paths))
+    def _each(self, function: Callable[[str], Any], paths: list[str]) -> Iterator[Any]:
+        "What a function returns for each path, in their order; the first failure stops the others."
+        if len(paths) < 2: yield from map(function, paths); return
+        with ThreadPoolExecutor(min(AT_ONCE, len(paths))) as pool:
+            try: yield from pool.map(function, paths)
+            finally: pool.shutdown(wait=True, cancel_futures=True)
 
     def texts(self, paths: list[str]) -> dict[str, bytes]:
         from fsdl_devinfra.hub.remote import fetch
         return dict(zip(paths, self._each(lambda p: fetch(self.remote, self.at, p), paths)))
 
-    def range_of(self, path: str) -> Callable[[int, int], bytes]: return lambda a, b: self.remote.span(self.at.url(path), self.at.repo, a, b)
+    def range_of(self, path: str) -> Callable[[int, int], bytes]:
+        from fsdl_devinfra.hub.remote import check_reply
+        url, repo, sha256 = self.at.url(path), self.at.repo, self._hashes.get(path)
+        return lambda a, b: self.remote.span(url, repo, a, b, lambda reply: check_reply(reply, self.at, path, sha256))
 
     def headers(self, paths: list[str], sizes: dict[str, int], guesses: dict[str, int]) -> list[Header]:
-        def one(path: str) -> Header:
+        def one(path: str) -> tuple[int, bytes]:
             span = self.range_of(path)
             first = span(0, max(8, min(guesses.get(path, 8), sizes[path], MAX_HEADER_BYTES)))
             length = header_length(first, path)
-            if length > MAX_HEADER_BYTES: return too_long(path, length)
-            if len(first) < 8 + length: first += span(len(first), 8 + length)
-            if len(first) < 8 + length: raise BadInput(f"{path} ends inside its header", "Tell its publisher")
-            return parse_header(first[8:8 + length], path, sizes[path])
-        return self._each(one, paths)
+            if len(first) < 8 + length <= 8 + MAX_HEADER_BYTES: first += span(len(first), 8 + length)
+            return length, first
+        return [_header_in(data, length, path, sizes[path]) for path, (length, data) in zip(paths, self._each(one, paths))]
+
+def _header_in(data: bytes, length: int, path: str, size_bytes: int) -> Header:
+    "The header at the start of a file; read while the next ones are still on their way."
+    if length > MAX_HEADER_BYTES: return too_long(path, length)
+    if len(data) < 8 + length: raise BadInput(f"{path} ends inside its header", "Tell its publisher")
+    return parse_header(data[8:8 + length], path, size_bytes)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #bf8af28f
 _CONFIGS = re.compile(r"(^|/)(config|model_index|adapter_config|tokenizer_config|processor_config|preprocessor_config|modules)\.json$")

@@ -81,7 +81,7 @@ def lock_folder(folder: Path, quiet: bool = True) -> ModelLock:
     with progress("hashing", sum(sizes.values()), "bytes", quiet) as bar:
         return ModelLock(files=[LockedFile(p, sizes[p], file_sha256(folder / p, bar.advance)) for p in paths])
 
-# %% ../../nbs/hub/06_lock.ipynb #073d917e
+# %% ../../nbs/hub/06_lock.ipynb #90f8a5bf
 _SCHEMA_MARK = b'"fsdl-devinfra/model-lock/'
 
 def lock_hub(source: Source) -> ModelLock:
@@ -90,7 +90,6 @@ def lock_hub(source: Source) -> ModelLock:
     remote = Remote(); at = find(remote, source.repo, source.revision)
     listed = {f.path: f for f in at.files}
     if bad := [p for p in listed if unsafe_path(p)]: raise WrongBytes(f"the Hub lists {bad[0]!r}, which leaves the folder", "Use another endpoint")
-    if len(listed) < len(at.files): raise WrongBytes("the Hub lists a file twice", "Use another endpoint")
     paths = choose(listed)
     if not paths: raise BadInput(f"{source.name} holds no file to lock", "Choose another repository")
     def one(path: str) -> LockedFile | None:

@@ -233,7 +233,7 @@ class Pulled(Result):
     size_bytes: int
     bytes_read: int = 0  # from the network, this time
 
-# %% ../../nbs/hub/07_pull.ipynb #bef5dad6
+# %% ../../nbs/hub/07_pull.ipynb #4278f468
 FILES_AT_ONCE = 8  # as many as the official client
 
 def _room(places: list[Place], root: Path) -> None:
@@ -262,7 +262,7 @@ def pulled(model: Any = None, local_dir: str | Path | None = None, quiet: bool =
         if is_offline(): raise Unreachable(f"{len(todo)} files of {wanted.repo} are not in {'the folder' if folder else 'the cache'}, and HF_HUB_OFFLINE is set", "Unset it and pull again")
         _room(todo, root)
         if not folder: clean(root)
-        at, remote = RemoteRepo(wanted.repo, wanted.commit), Remote()
+        at, remote = RemoteRepo(wanted.repo, wanted.commit), Remote(large=True)
         with progress(f"pulling {wanted.repo}", sum(p.locked.size_bytes for p in todo), "bytes", quiet) as bar: _all(lambda p, stop: _fetch(remote, at, p, bar.advance, stop), todo)
         read = remote.bytes_read
     if not folder and revision and revision != wanted.commit: _point(root, revision, wanted.commit)
