@@ -49,7 +49,7 @@ class ModelLock(Result):
         at = f"{self.repo}@{self.commit}" if self.repo else "a local folder"
         return f"Lock of {at}: {len(self.files)} files, {size_text(self.size_bytes)}"
 
-# %% ../../nbs/hub/06_lock.ipynb #88dd4192
+# %% ../../nbs/hub/06_lock.ipynb #96afe2e1
 def _check(lock: ModelLock) -> None:
     mend = "Make the lock again with: fsdl-devinfra hub lock MODEL"
     if lock.commit is not None and not re.fullmatch("[0-9a-f]{40}", lock.commit): raise BadInput(f"the lock's commit {lock.commit!r} is not 40 hex digits", mend)

@@ -51,7 +51,7 @@ class Hashes:
             while piece := f.read(4 * MIB): self.update(piece)
         return self
 
-# %% ../../nbs/hub/07_pull.ipynb #53078e78
+# %% ../../nbs/hub/07_pull.ipynb #e0252fdb
 @dataclass(frozen=True)
 class Place:
     "Where one file is put."
@@ -71,11 +71,14 @@ def _folder_place(folder: Path, f: LockedFile) -> Place:
     return Place(f, folder, folder / f.path, keep / f"{f.sha256}.incomplete", keep / f"{f.sha256}.lock", None)
 
 def _inside(place: Place) -> None:
-    "Refuse a place that a link has moved out of its folder, before anything is written."
-    root, at = place.root.resolve(), place.target.parent
-    while not at.exists(): at = at.parent
-    if at.resolve() != root and not at.resolve().is_relative_to(root) and not root.is_relative_to(at.resolve()):
-        raise WrongBytes(f"{place.locked.path} would be written outside of its folder, through a link", "Remove the link")
+    "Refuse a place that a link has moved out of its folder, or that a file is in the way of, before anything is written."
+    root, keep = place.root.resolve(), place.partial.parent
+    for at in (place.target.parent, keep if place.blobs is None else place.target.parent):
+        while not at.exists(): at = at.parent
+        if at.resolve() != root and not at.resolve().is_relative_to(root) and not root.is_relative_to(at.resolve()):
+            raise WrongBytes(f"{place.locked.path} would be written outside of its folder, through a link", "Remove the link")
+        if not at.is_dir(): raise CheckError(f"there is a file {at} where a folder for {place.locked.path} belongs", "Remove it")
+    if place.partial.is_symlink() or (place.partial.exists() and place.partial.stat().st_nlink > 1): place.partial.unlink()  # somebody else's file
 
 # %% ../../nbs/hub/07_pull.ipynb #a559fb57
 def _blob_name(place: Place, etag: str | None, hashes: Hashes) -> str:
@@ -130,7 +133,7 @@ def clean(
             if time.time() - status.st_mtime > older_than_s: p.unlink(); removed += status.st_size
     return removed
 
-# %% ../../nbs/hub/07_pull.ipynb #3bc02c07
+# %% ../../nbs/hub/07_pull.ipynb #b624f755
 TRIES = 5  # connections without a new byte, before giving up
 
 class _Stopped(Exception): "Another file failed, or the user did."
@@ -159,7 +162,7 @@ def _check_sizes(reply: Reply, locked: LockedFile, start: int) -> None:
     for size in (reply.size, total):
         if size is not None and size != locked.size_bytes: raise WrongBytes(f"the server says that {locked.path} has {size} bytes where the lock says {locked.size_bytes}", "Use another endpoint, or lock the model again")
 
-# %% ../../nbs/hub/07_pull.ipynb #7a87621d
+# %% ../../nbs/hub/07_pull.ipynb #6ad10c81
 def _download(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[int], None], stop: threading.Event) -> tuple[Hashes, str | None]:
     "Fill the partial file until it is complete. A connection that breaks is taken up again where it broke."
     place.partial.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +187,7 @@ def _download(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[i
         os.fsync(out.fileno())
     return hashes, etag
 
-# %% ../../nbs/hub/07_pull.ipynb #16c4095e
+# %% ../../nbs/hub/07_pull.ipynb #cf069887
 def _fetch(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[int], None], stop: threading.Event) -> bool:
     "Bring one file to its place. True where something had to be done."
     from fsdl_devinfra.hub.verification import is_right, remember
@@ -233,7 +236,7 @@ class Pulled(Result):
     size_bytes: int
     bytes_read: int = 0  # from the network, this time
 
-# %% ../../nbs/hub/07_pull.ipynb #4278f468
+# %% ../../nbs/hub/07_pull.ipynb #b81a9653
 FILES_AT_ONCE = 8  # as many as the official client
 
 def _room(places: list[Place], root: Path) -> None:

@@ -250,7 +250,7 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
     "The objects in a list, where a stranger's JSON should have such a list."
     return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
 
-# %% ../../nbs/hub/04_remote.ipynb #65c6aac4
+# %% ../../nbs/hub/04_remote.ipynb #e2c51b26
 def find(
     remote: Remote,
     repo: str,  # "org/name"
@@ -285,7 +285,7 @@ def _tree(remote: Remote, repo: str, commit: str) -> list[RemoteFile]:
         url = remote._next(url, following[1], away=False)
     raise WrongBytes(f"{shown(url)} has no last page", "Check HF_ENDPOINT")
 
-# %% ../../nbs/hub/04_remote.ipynb #f276c9b1
+# %% ../../nbs/hub/04_remote.ipynb #61218a4b
 def check_reply(
     reply: Reply,  # to a request for a file
     at: RemoteRepo,  # what was asked

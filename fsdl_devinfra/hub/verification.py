@@ -28,7 +28,7 @@ from .source import cache_folder, hf_home
 # %% auto #0
 __all__ = ['Problem', 'Verification', 'remember', 'is_known', 'is_right', 'snapshot_folder', 'verify', 'folder_of']
 
-# %% ../../nbs/hub/08_verify.ipynb #4352cd73
+# %% ../../nbs/hub/08_verify.ipynb #7acee41e
 @dataclass(frozen=True)
 class Problem:
     "One file that is not what the lock says."
@@ -119,7 +119,7 @@ def _read_problem(folder: Path, locked: LockedFile, full: bool, advance: Callabl
     except OSError as e: return Problem(locked.path, "unreadable", f"reading it failed ({e.strerror or e})")
     return None if right else Problem(locked.path, "hash", "the bytes are not those that were locked")
 
-# %% ../../nbs/hub/08_verify.ipynb #de25733f
+# %% ../../nbs/hub/08_verify.ipynb #17ad553c
 def verify(
     lock: ModelLock | str | Path,  # a lock or its file
     path: str | Path | None = None,  # the folder; default: the HF cache, and for a folder's lock the folder that it lies in
