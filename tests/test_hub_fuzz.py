@@ -49,7 +49,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@fuzz(300)
+@fuzz(150)
 @given(files=st.dictionaries(st.sampled_from(FILES), documents(KEYS), min_size=1, max_size=3))
 def test_inspect_of_any_documents(folder, files):
     for name in FILES: (folder / name).unlink(missing_ok=True)
@@ -76,7 +76,7 @@ SIBLING = st.fixed_dictionaries({}, optional={name: anything(LISTING) for name i
 INFO = anything(LISTING) | st.builds(lambda more, files: {"sha": "a" * 40} | more | {"siblings": files}, st.dictionaries(st.sampled_from(LISTING), anything(LISTING), max_size=4), st.lists(SIBLING, max_size=3))
 
 
-@fuzz(400)
+@fuzz(200)
 @given(info=INFO, tree=documents(LISTING))
 def test_a_hub_that_answers_with_anything(info, tree):
     usual = remote.Remote

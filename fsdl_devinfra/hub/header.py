@@ -21,10 +21,11 @@ from ..core.errors import BadInput
 __all__ = ['DTYPE_BITS', 'MAX_HEADER_BYTES', 'TensorEntry', 'Risk', 'Header', 'header_length', 'parse_json', 'parse_header',
            'read_header', 'too_long', 'Window', 'onnx_header', 'gguf_header']
 
-# %% ../../nbs/hub/02_header.ipynb #1c00c660
+# %% ../../nbs/hub/02_header.ipynb #d4e88fe6
 #: safetensors dtype → bits an element, from `Dtype::bitsize` of safetensors 0.8
 DTYPE_BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
-              "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
+              "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+              "C64": 64, "F64": 64, "I64": 64, "U64": 64}
 #: no honest header is longer: the limit of the official client (`SAFETENSORS_MAX_HEADER_LENGTH`)
 MAX_HEADER_BYTES = 25_000_000
 
@@ -152,7 +153,7 @@ def too_long(path: str, length: int) -> Header:
     "The header of a file whose header is not read, because it is too long."
     return Header(risks=[Risk("header-size", path, f"the header says it has {length} bytes; no reader should accept more than {MAX_HEADER_BYTES}")])
 
-# %% ../../nbs/hub/02_header.ipynb #6be4d3c7
+# %% ../../nbs/hub/02_header.ipynb #ce15a558
 _MAX_WALK = 64 * 1024 * 1024  # bytes of names and shapes; no honest file has more
 
 class Window:
@@ -163,7 +164,8 @@ class Window:
     def take(self, count: int) -> bytes:
         "The next bytes. Raises `ValueError` where the file ends."
         if not self._start <= self.at <= self.at + count <= self._start + len(self._data):
-            jumped = self.at != self._start + len(self._data); self._step = 1024 if jumped else min(4 * self._step, 1 << 18)  # little after a jump over weights
+            jumped = self.at != self._start + len(self._data)
+            self._step = 1024 if jumped else min(4 * self._step, 1 << 18)  # little after a jump over weights
             stop = min(self.size, self.at + max(count, self._step)); self._budget -= max(0, stop - self.at)
             if self.at + count > self.size or self._budget < 0: raise ValueError("ends early, or is too long")
             self._start, self._data = self.at, self._read(self.at, stop)
@@ -185,8 +187,9 @@ class Window:
         if count > 1 << 16: raise ValueError("a name of more than 64 KiB")
         return self.take(count).decode("utf-8", "replace")
 
-# %% ../../nbs/hub/02_header.ipynb #2d679f20
-_ONNX = dict(enumerate("F32 U8 I8 U16 I16 I32 I64 STRING BOOL F16 F64 U32 U64 C64 C128 BF16 F8_E4M3 F8_E4M3FNUZ F8_E5M2 F8_E5M2FNUZ U4 I4 F4 F8_E8M0".split(), 1))
+# %% ../../nbs/hub/02_header.ipynb #80c9d187
+_ONNX = dict(enumerate("F32 U8 I8 U16 I16 I32 I64 STRING BOOL F16 F64 U32 U64 C64 C128 BF16 "
+                       "F8_E4M3 F8_E4M3FNUZ F8_E5M2 F8_E5M2FNUZ U4 I4 F4 F8_E8M0".split(), 1))
 
 def _fields(window: Window, stop: int) -> Iterator[tuple[int, int, int]]:
     "(field, kind, value or end) up to `stop`; what the caller does not read is stepped over."
@@ -217,7 +220,8 @@ def _onnx_tensor(window: Window, stop: int, path: str) -> tuple[str, TensorEntry
                 elif part == 2: elsewhere[key] = window.text(end - window.at)
     if dtype not in _ONNX or len(shape) > 64 or any(n >= 1 << 63 for n in shape): raise ValueError("not an ONNX tensor")
     size = elsewhere.get("length", "")
-    return name, TensorEntry(_ONNX[dtype], tuple(shape), path, span[0], span[0] + int(size) if size.isdigit() else span[1]), elsewhere.get("location", "")
+    end = span[0] + int(size) if size.isdigit() else span[1]
+    return name, TensorEntry(_ONNX[dtype], tuple(shape), path, span[0], end), elsewhere.get("location", "")
 
 def onnx_header(
     read: Callable[[int, int], bytes],  # (start, stop) → bytes of the file
@@ -235,9 +239,11 @@ def onnx_header(
                 if file: beside.add(file)
     return Header(tensors, risks=_twice(path, twice)), beside
 
-# %% ../../nbs/hub/02_header.ipynb #9b98538f
-_GGML = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K",
-         16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+# %% ../../nbs/hub/02_header.ipynb #146afc57
+_GGML = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
+         14: "Q6_K", 15: "Q8_K",
+         16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS",
+         24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
          29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
 _GGUF_WIDTH = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type → bytes; 8 is a string, 9 an array
 

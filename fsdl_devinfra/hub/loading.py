@@ -38,7 +38,7 @@ __all__ = ['READ', 'GRAIN', 'LARGE_PAGE', 'Weights', 'weights_of', 'empty_is_met
            'check_names', 'torch_dtype', 'file_dtype', 'on_large_pages', 'Reader', 'sliced', 'shard', 'fill_sharded',
            'load']
 
-# %% ../../nbs/hub/09_load.ipynb #5a869717
+# %% ../../nbs/hub/09_load.ipynb #18f5d8ae
 @dataclass(frozen=True)
 class Weights:
     "The safetensors files of a model and what they hold."
@@ -63,9 +63,11 @@ def weights_of(
     folder, paths, locked = _files(source, folder)
     files = _weight_files(folder, [p for p in paths if "/" not in p])
     headers = {p: read_header(folder / p, p) for p in files}
-    for risk in (r for h in headers.values() for r in h.risks): raise BadInput(f"{risk.path} is not to be trusted: {risk.why}", "Get the model from its publisher again")
+    for risk in (r for h in headers.values() for r in h.risks):
+        raise BadInput(f"{risk.path} is not to be trusted: {risk.why}", "Get the model from its publisher again")
     tensors = {name: t for h in headers.values() for name, t in h.tensors.items()}
-    if len(tensors) < sum(len(h.tensors) for h in headers.values()): raise BadInput("two weight files hold a tensor of the same name", "Keep one of the checkpoints in the folder")
+    if len(tensors) < sum(len(h.tensors) for h in headers.values()):
+        raise BadInput("two weight files hold a tensor of the same name", "Keep one of the checkpoints in the folder")
     config = _read_json(folder / "config.json") if "config.json" in paths else None
     if not isinstance(config, dict | None): raise BadInput("config.json is not a JSON object", "Download it again")
     return Weights(folder, tensors, config, headers, locked)
@@ -92,7 +94,8 @@ def _weight_files(folder: Path, paths: list[str]) -> list[str]:
     safe = [p for p in choose(paths) if p.endswith(".safetensors")]
     for index in (p for p in ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json") if p in paths):
         if (single := index.removesuffix(".index.json")) in paths:
-            raise BadInput(f"{folder.name} holds {single} and an index of shards, and libraries differ in which one they load", "Remove one of the two")
+            raise BadInput(f"{folder.name} holds {single} and an index of shards, and libraries differ in which one they load",
+                           "Remove one of the two")
         document = _read_json(folder / index); risks = index_risks(index, document, paths)
         if risks: raise BadInput(f"{index} is not to be trusted: {risks[0].why}", "Get the model from its publisher again")
         return list(shards_of(index, document))
@@ -104,8 +107,9 @@ def _read_json(file: Path) -> Any:
     try: return parse_json(file.read_bytes())
     except ValueError: raise BadInput(f"{file.name} is not JSON", "Download it again") from None
 
-# %% ../../nbs/hub/09_load.ipynb #3a8c089f
-_FILLS = {"normal_", "uniform_", "trunc_normal_", "zero_", "zeros_", "ones_", "fill_", "constant_", "copy_", "mul_", "add_", "div_", "clamp_", "erfinv_", "xavier_uniform_", "xavier_normal_",
+# %% ../../nbs/hub/09_load.ipynb #969bea38
+_FILLS = {"normal_", "uniform_", "trunc_normal_", "zero_", "zeros_", "ones_", "fill_", "constant_", "copy_", "mul_", "add_", "div_", "clamp_",
+          "erfinv_", "xavier_uniform_", "xavier_normal_",
           "kaiming_uniform_", "kaiming_normal_", "orthogonal_"}
 
 @contextlib.contextmanager
@@ -118,7 +122,8 @@ def empty_is_meta(
     class Mode(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {}); first = args[0] if args else kwargs.get("tensor")
-            if getattr(function, "__name__", "") in _FILLS and isinstance(first, torch.Tensor) and first.is_meta: return first  # nothing to initialise
+            if getattr(function, "__name__", "") in _FILLS and isinstance(first, torch.Tensor) and first.is_meta:
+                return first  # nothing to initialise
             if function is torch.empty and str(kwargs.get("device") or "cpu") == "cpu": kwargs["device"] = "meta"
             return function(*args, **kwargs)
     before = torch.get_default_dtype()
@@ -127,7 +132,7 @@ def empty_is_meta(
         with Mode(): yield
     finally: torch.set_default_dtype(before)
 
-# %% ../../nbs/hub/09_load.ipynb #cbca32c8
+# %% ../../nbs/hub/09_load.ipynb #d07df6fb
 def build(
     into: Any,  # a module, a class, a function that makes a module, or None to go by the config
     config: dict[str, Any] | None,  # config.json
@@ -149,21 +154,25 @@ def _construct(into: "Callable[..., nn.Module]", config: dict[str, Any]) -> "nn.
     names = signatures.signature(into).parameters
     if any(p.kind is p.VAR_KEYWORD for p in names.values()): return into(**{k: v for k, v in config.items() if not k.startswith("_")})
     missing = [n for n, p in names.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and n not in config]
-    if missing: raise BadInput(f"{getattr(into, '__name__', into)} needs {', '.join(missing)}, which config.json does not have", "Give a module, or a function that makes it")
+    if missing:
+        raise BadInput(f"{getattr(into, '__name__', into)} needs {', '.join(missing)}, which config.json does not have",
+                       "Give a module, or a function that makes it")
     return into(**{n: config[n] for n in names if n in config})
 
 def _mixin(into: type, folder: Path) -> "nn.Module":
     "Let the Hub's mixin read its config, and take its arguments before it loads anything."
     class Stand:  # looks like the class, but builds without loading
         def __getattr__(self, name: str) -> Any: return getattr(into, name)
-        def _from_pretrained(self, *, model_id: str, revision: Any = None, cache_dir: Any = None, force_download: Any = None, local_files_only: Any = None,
+        def _from_pretrained(self, *, model_id: str, revision: Any = None, cache_dir: Any = None, force_download: Any = None,
+                             local_files_only: Any = None,
                              token: Any = None, map_location: Any = None, strict: Any = None, **kwargs: Any) -> "nn.Module": return into(**kwargs)
     return into.from_pretrained.__func__(Stand(), str(folder), local_files_only=True)
 
-# %% ../../nbs/hub/09_load.ipynb #b5d948ed
+# %% ../../nbs/hub/09_load.ipynb #d7e109ed
 def _class_of(config: dict[str, Any] | None, folder: Path) -> Any:
     "The class or function that a config names. Raises `BadInput`."
-    if config is None: raise BadInput(f"{folder.name} has no config.json, so the class of the model is not known", "Say the class or the module with into=")
+    if config is None:
+        raise BadInput(f"{folder.name} has no config.json, so the class of the model is not known", "Say the class or the module with into=")
     named = config.get("architectures"); name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
     if name == "DigitsViT":
         from fsdl_devinfra.hub.digits import DigitsViT
@@ -216,12 +225,13 @@ def _no_needless_init() -> Iterator[None]:
     finally:
         if whole: PreTrainedModel.initialize_weights = whole
 
-# %% ../../nbs/hub/09_load.ipynb #30550cdb
+# %% ../../nbs/hub/09_load.ipynb #6516f2a3
 def _transformers_config(folder: Path) -> Any:
     transformers = need("transformers", "transformers", "loading a Transformers model")
     if not (folder / "config.json").is_file(): raise BadInput(f"{folder.name} has no config.json", "A Transformers model needs one")
     for risk in config_risks("config.json", _read_json(folder / "config.json")):
-        raise BadInput(f"config.json asks for code from the repository ({risk.why})", "Use a model without custom code, or give your own class with into=")
+        raise BadInput(f"config.json asks for code from the repository ({risk.why})",
+                       "Use a model without custom code, or give your own class with into=")
     with _as_bad_input("Transformers"): return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 def _transformers(cls: Any, folder: Path, dtype: "torch.dtype | None") -> "nn.Module":
@@ -243,7 +253,7 @@ def _by_transformers(model: "nn.Module", folder: Path, dtype: "torch.dtype | Non
         if said.get(what): raise _not_the_same(what.replace("_keys", ""), sorted(map(str, said[what])))
     return loaded.eval()
 
-# %% ../../nbs/hub/09_load.ipynb #06b9fd19
+# %% ../../nbs/hub/09_load.ipynb #e7ace407
 def _not_the_same(what: str, names: list[str]) -> BadInput:
     some = printable(", ".join(names[:4])) + (" …" if len(names) > 4 else "")
     return BadInput(f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what}: {some}", "Give the class that these weights were saved from")
@@ -279,12 +289,14 @@ def check_names(
     "Raise `BadInput` naming the keys where the module and the files are not the same."
     missing = [g[0] for g in groups if not any(n in tensors for n in g)]
     unexpected = [n for n in tensors if n not in wanted]
-    other = [f"{n} {list(tensors[n].shape)} in the file and {list(wanted[n])} in the module" for n in wanted if n in tensors and tensors[n].shape != wanted[n]]
+    other = [f"{n} {list(tensors[n].shape)} in the file and {list(wanted[n])} in the module"
+             for n in wanted if n in tensors and tensors[n].shape != wanted[n]]
     for what, names in ("missing in the files", missing), ("not in the module", unexpected), ("of another shape", other):
         if names: raise _not_the_same(what, names)
 
-# %% ../../nbs/hub/09_load.ipynb #fc417ef5
-_TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+# %% ../../nbs/hub/09_load.ipynb #e0cb9f02
+_TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "F16": "float16", "BF16": "bfloat16",
+          "F32": "float32", "F64": "float64",
           "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
           "F8_E5M2FNUZ": "float8_e5m2fnuz", "U16": "uint16", "U32": "uint32", "U64": "uint64"}
 READ = 256 * 1024  # elements of a cast that are read at once; they stay in the processor's cache until they are converted
@@ -334,11 +346,12 @@ def _read_into(fd: int, tensor: "torch.Tensor", at: int) -> None:
         if n == 0: raise BadInput("a weight file ended while it was read", "Verify it against its lock")
         done += n
 
-# %% ../../nbs/hub/09_load.ipynb #fc9f3531
+# %% ../../nbs/hub/09_load.ipynb #e2f34b84
 @cache
 def _large_pages_are_cold() -> bool:
     "True where free memory goes back to the host: feature 5 of virtio's balloon, free page reporting."
-    with contextlib.suppress(OSError): return any(f.read_text()[5:6] == "1" for f in Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features"))
+    with contextlib.suppress(OSError):
+        return any(f.read_text()[5:6] == "1" for f in Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features"))
     return False
 
 LARGE_PAGE = 2 * MIB
@@ -443,7 +456,7 @@ def sliced(
     for i, first in enumerate(starts): _read_into(fd, flat[i * run:(i + 1) * run], at + first * stored.itemsize)
     return _sound(out).to(dtype)
 
-# %% ../../nbs/hub/09_load.ipynb #467fb590
+# %% ../../nbs/hub/09_load.ipynb #d3e67e30
 def shard(
     model: "nn.Module",
     mesh: "DeviceMesh",  # one dimension
@@ -455,7 +468,8 @@ def shard(
         for layer in layers: fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
-def fill_sharded(model: "nn.Module", state: "dict[str, torch.Tensor]", weights: Weights, tensors: dict[str, TensorEntry], groups: list[list[str]], asked: "torch.dtype | None") -> int:
+def fill_sharded(model: "nn.Module", state: "dict[str, torch.Tensor]", weights: Weights, tensors: dict[str, TensorEntry], groups: list[list[str]],
+                 asked: "torch.dtype | None") -> int:
     "Give a module of `DTensor`s its slices; plain tensors are read whole. Returns the bytes read by this rank."
     import torch
     reader, values = Reader(weights), {}
@@ -475,13 +489,14 @@ def _local_value(reader: Reader, t: TensorEntry, old: "torch.Tensor", dtype: "to
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
     if not isinstance(old, DTensor): return reader.copied(t, dtype).to("cpu" if old.is_meta else old.device)
-    if any(p.is_partial() for p in old.placements): raise BadInput("a parameter is placed as partial sums, which no file can fill", "Use Shard or Replicate")
+    if any(p.is_partial() for p in old.placements):
+        raise BadInput("a parameter is placed as partial sums, which no file can fill", "Use Shard or Replicate")
     local, offset = compute_local_shape_and_global_offset(old.shape, old.device_mesh, old.placements)
     kind = old.device_mesh.device_type; device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
     value = sliced(reader, t, tuple(offset), tuple(local), dtype).to(device)
     return DTensor.from_local(value, old.device_mesh, old.placements, run_check=False, shape=old.shape, stride=old.stride())
 
-# %% ../../nbs/hub/09_load.ipynb #debe22da
+# %% ../../nbs/hub/09_load.ipynb #1f97ee32
 def load(
     source: str | Path | Source | ModelLock | None = None,  # a folder, a lock, or what `resolve` takes
     into: Any = None,  # a module, a class, a function that makes a module; None goes by config.json
@@ -489,7 +504,7 @@ def load(
     device: "str | torch.device" = "cpu",
     trust: Literal["map", "copy"] = "map",  # "map" shares memory with the file; "copy" reads it, so that a later change of the file changes nothing
     mesh: "DeviceMesh | None" = None,  # shard the model over these ranks with FSDP2; each reads its own slices only
-    folder: str | Path | None = None,  # where the files of a lock are; default: the HF cache, and for a folder's lock the folder that its file lies in
+    folder: str | Path | None = None,  # where the files of a lock are; default: the HF cache, for a folder's lock the folder of its file
 ) -> "nn.Module":  # in evaluation mode where it was built here
     "Load safetensors weights. Raises `BadInput`, `WrongBytes`; never unpickles, never runs a repository's code."
     need("torch", "torch", "loading weights")
@@ -523,7 +538,7 @@ def _usual_dtype(tensors: Iterable[TensorEntry]) -> "torch.dtype | None":
         if t.dtype in ("F16", "BF16", "F32", "F64"): counts[t.dtype] += t.parameters
     return getattr(torch, _TORCH[counts.most_common(1)[0][0]]) if counts else None
 
-# %% ../../nbs/hub/09_load.ipynb #2c6363fe
+# %% ../../nbs/hub/09_load.ipynb #e82c5db9
 def _target_dtype(model: "nn.Module", name: str, stored: "torch.dtype", asked: "torch.dtype | None") -> "torch.dtype":
     "The dtype that a tensor gets. Some Transformers modules must stay in 32 bits, and say so."
     import torch
@@ -533,7 +548,8 @@ def _target_dtype(model: "nn.Module", name: str, stored: "torch.dtype", asked: "
     if target in (torch.float16, torch.bfloat16): keep += list(getattr(model, "_keep_in_fp32_modules_strict", None) or [])
     return torch.float32 if any(k in name.split(".") or f".{k}." in f".{name}." for k in keep) else target
 
-def _fill(model: "nn.Module", state: "dict[str, torch.Tensor]", weights: Weights, tensors: dict[str, TensorEntry], groups: list[list[str]], asked: "torch.dtype | None", device: Any, trust: str, in_place: bool) -> None:
+def _fill(model: "nn.Module", state: "dict[str, torch.Tensor]", weights: Weights, tensors: dict[str, TensorEntry], groups: list[list[str]],
+          asked: "torch.dtype | None", device: Any, trust: str, in_place: bool) -> None:
     import torch
     reader, used = Reader(weights), set()
     groups = sorted(groups, key=lambda g: _order(tensors, g)); names = [next(n for n in g if n in tensors) for g in groups]
@@ -560,13 +576,15 @@ def _same_bytes(reader: Reader, name: str, t: TensorEntry, other: str, u: Tensor
     "Tensors that a module ties must not be stored with two values."
     import torch
     a, b = (reader.mapped(x).contiguous().view(-1).view(torch.uint8) for x in (t, u))
-    if t.dtype != u.dtype or not torch.equal(a, b): raise BadInput(f"{name} and {other} are one tensor in the module and two different ones in the file", "Build the module without tying them")
+    if t.dtype != u.dtype or not torch.equal(a, b):
+        raise BadInput(f"{name} and {other} are one tensor in the module and two different ones in the file", "Build the module without tying them")
 
-# %% ../../nbs/hub/09_load.ipynb #6cf179d4
+# %% ../../nbs/hub/09_load.ipynb #2297aa25
 def _put(model: "nn.Module", names: list[str], old: "torch.Tensor", new: "torch.Tensor", in_place: bool) -> None:
     import torch
     if in_place and not old.is_meta: old.data.copy_(new); return
-    if isinstance(old, torch.nn.Parameter): new = torch.nn.Parameter(new, requires_grad=old.requires_grad and (new.is_floating_point() or new.is_complex()))
+    if isinstance(old, torch.nn.Parameter):
+        new = torch.nn.Parameter(new, requires_grad=old.requires_grad and (new.is_floating_point() or new.is_complex()))
     for name in names:
         path, _, leaf = name.rpartition("."); owner = model.get_submodule(path)
         (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = new

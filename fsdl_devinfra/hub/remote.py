@@ -250,7 +250,7 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
     "The objects in a list, where a stranger's JSON should have such a list."
     return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
 
-# %% ../../nbs/hub/04_remote.ipynb #e2c51b26
+# %% ../../nbs/hub/04_remote.ipynb #a751fc97
 def find(
     remote: Remote,
     repo: str,  # "org/name"
@@ -262,7 +262,8 @@ def find(
     commit = _hex(said.get("sha") if isinstance(said, dict) else None, 40)
     if not commit: raise WrongBytes(f"{shown(url)} names no commit of 40 hex digits, so it is not a Hub", "Check HF_ENDPOINT")
     if revision and re.fullmatch("[0-9a-f]{40}", revision) and commit != revision:
-        raise WrongBytes(f"{repo} was asked at commit {revision} and {shown(url)} answered with {commit}", "Use another endpoint: this one does not honour commits")
+        raise WrongBytes(f"{repo} was asked at commit {revision} and {shown(url)} answered with {commit}",
+                         "Use another endpoint: this one does not honour commits")
     files = [_remote_file(s.get("rfilename"), s.get("size"), s.get("blobId"), s.get("lfs")) for s in _dicts(said.get("siblings"))]
     if not files or any(f.size_bytes is None or not (f.sha256 or f.git_sha1) for f in files): files = _tree(remote, repo, commit) or files
     if len({f.path for f in files}) < len(files): raise WrongBytes(f"{shown(url)} lists a file twice", "Use another endpoint")
@@ -273,7 +274,9 @@ def find(
 
 def _parsed(data: bytes, url: str) -> Any:
     try: return parse_json(data)
-    except ValueError: raise WrongBytes(f"{shown(url)} did not answer with JSON, so it is not a Hub", "Check HF_ENDPOINT, and whether this network asks you to log in") from None
+    except ValueError:
+        raise WrongBytes(f"{shown(url)} did not answer with JSON, so it is not a Hub",
+                         "Check HF_ENDPOINT, and whether this network asks you to log in") from None
 
 def _tree(remote: Remote, repo: str, commit: str) -> list[RemoteFile]:
     url, files = f"{remote.base}/api/models/{repo}/tree/{commit}?recursive=true&expand=false", []
@@ -285,7 +288,7 @@ def _tree(remote: Remote, repo: str, commit: str) -> list[RemoteFile]:
         url = remote._next(url, following[1], away=False)
     raise WrongBytes(f"{shown(url)} has no last page", "Check HF_ENDPOINT")
 
-# %% ../../nbs/hub/04_remote.ipynb #61218a4b
+# %% ../../nbs/hub/04_remote.ipynb #e003a365
 def check_reply(
     reply: Reply,  # to a request for a file
     at: RemoteRepo,  # what was asked
@@ -294,11 +297,13 @@ def check_reply(
 ) -> None:
     "Refuse another commit, an ETag that is not a hash, and a hash that is not the file's."
     if reply.commit is not None and reply.commit != at.commit:
-        raise WrongBytes(f"{path} was asked at commit {at.commit} and came from {str(reply.commit)[:60]!r}", "Use another endpoint: this one does not honour commits")
+        raise WrongBytes(f"{path} was asked at commit {at.commit} and came from {str(reply.commit)[:60]!r}",
+                         "Use another endpoint: this one does not honour commits")
     if reply.etag is not None and not (_hex(reply.etag, 40) or _hex(reply.etag, 64)):
         raise WrongBytes(f"the ETag of {path} is {reply.etag[:60]!r}, which is not a hash", "Use another endpoint")
     if sha256 and reply.etag and len(reply.etag) == 64 and reply.etag != sha256:
-        raise WrongBytes(f"the server has other bytes for {path} (sha256 {reply.etag[:12]}…) than were expected ({sha256[:12]}…)", "Use another endpoint, or lock the model again")
+        raise WrongBytes(f"the server has other bytes for {path} (sha256 {reply.etag[:12]}…) than were expected ({sha256[:12]}…)",
+                         "Use another endpoint, or lock the model again")
 
 def fetch(
     remote: Remote,

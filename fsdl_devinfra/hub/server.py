@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['LFS_BYTES', 'Blob', 'git_sha1', 'Shelf', 'Fault', 'Seen', 'Hub', 'make_app', 'listen', 'LoopbackHub', 'serve']
 
-# %% ../../nbs/hub/03_server.ipynb #81b997bd
+# %% ../../nbs/hub/03_server.ipynb #61899393
 #: names that the Hub's default .gitattributes keeps outside of git
-_LFS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".onnx_data", ".gguf", ".h5", ".msgpack", ".ot", ".npz", ".npy", ".pkl", ".parquet", ".model")
+_LFS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".onnx_data", ".gguf", ".h5", ".msgpack", ".ot", ".npz", ".npy", ".pkl", ".parquet",
+        ".model")
 LFS_BYTES = 10 * MIB
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _blob(path: str, file: Path, size: int) -> Blob:
         while piece := f.read(MIB): small.update(piece); large.update(piece)
     return Blob(path, file, size, small.hexdigest(), large.hexdigest())
 
-# %% ../../nbs/hub/03_server.ipynb #974f275a
+# %% ../../nbs/hub/03_server.ipynb #d54d436e
 class Shelf:
     "The repositories under a folder."
     def __init__(self, folder: str | Path):
@@ -72,7 +73,8 @@ class Shelf:
 
     def repos(self) -> list[str]:
         "All repositories, sorted."
-        plain = [f"{o.name}/{r.name}" for o in self.folder.iterdir() if o.is_dir() and not o.name.startswith((".", "models--")) for r in o.iterdir() if r.is_dir()]
+        plain = [f"{o.name}/{r.name}" for o in self.folder.iterdir() if o.is_dir() and not o.name.startswith((".", "models--"))
+                 for r in o.iterdir() if r.is_dir()]
         cached = ["/".join(p.name.split("--")[1:]) for p in self.folder.glob("models--*--*") if (p / "snapshots").is_dir()]
         return sorted({r for r in plain + cached if split_hub_id(r)})
 
@@ -181,12 +183,13 @@ def _pieces(blob: Blob, start: int, stop: int, faults: list[Fault], seen: Seen) 
             at += len(piece); seen.bytes_sent += len(piece)
             if slow: time.sleep(slow.value)
 
-# %% ../../nbs/hub/03_server.ipynb #3d1a1cc6
+# %% ../../nbs/hub/03_server.ipynb #9b4dba17
 def _parse_range(text: str | None, size: int) -> tuple[int, int] | None:
     "(start, stop) of a single `bytes=a-b` range; None where there is none or it is malformed, (0, 0) where the file ends before it (RFC 9110, 14.1)."
     if not text or not text.startswith("bytes=") or "," in text: return None
     first, _, last = text[6:].partition("-")
-    if first.isdigit() and (last == "" or last.isdigit() and int(last) >= int(first)): start, stop = int(first), min(int(last) + 1, size) if last else size
+    if first.isdigit() and (last == "" or last.isdigit() and int(last) >= int(first)):
+        start, stop = int(first), min(int(last) + 1, size) if last else size
     elif not first and last.isdigit(): start, stop = max(0, size - int(last)), size
     else: return None
     return (start, stop) if start < stop else (0, 0)
@@ -234,7 +237,7 @@ def _refused(hub: Hub, repo: str, request: "Request") -> "Response | None":
         return _error(403 if request.headers.get("authorization") else 401, "GatedRepo", f"Access to model {repo} is restricted")
     return None
 
-# %% ../../nbs/hub/03_server.ipynb #f044a49b
+# %% ../../nbs/hub/03_server.ipynb #819ec9f3
 def _info(hub: Hub, repo: str, revision: str, query: dict[str, list[str]]) -> "Response":
     from starlette.responses import JSONResponse
     found = hub.shelf.at(repo, revision)
@@ -242,9 +245,11 @@ def _info(hub: Hub, repo: str, revision: str, query: dict[str, list[str]]) -> "R
     commit, files = found; card = _card(files)
     if fault := _take(hub.faults, "commit", "info"): commit = fault.value
     config = _config(files)
-    return JSONResponse({"_id": commit[:24], "id": repo, "modelId": repo, "author": repo.split("/")[0], "sha": commit, "private": False, "disabled": False,
+    return JSONResponse({"_id": commit[:24], "id": repo, "modelId": repo, "author": repo.split("/")[0], "sha": commit, "private": False,
+                         "disabled": False,
                          "gated": "manual" if repo in hub.tokens else False, "downloads": 0, "likes": 0, "tags": [], "cardData": card,
-                         "library_name": card.get("library_name"), "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
+                         "library_name": card.get("library_name"), "lastModified": "2026-01-01T00:00:00.000Z",
+                         "createdAt": "2026-01-01T00:00:00.000Z",
                          "config": {k: config[k] for k in ("architectures", "model_type") if k in config} if isinstance(config, dict) else {},
                          "siblings": _listed(hub, [_sibling(b, "blobs" in query) for b in files.values()], "rfilename")})
 
@@ -278,7 +283,8 @@ def _folder_entries(files: dict[str, Blob], under: str, recursive: bool) -> list
     inside = {p: b for p, b in files.items() if not under or p.startswith(under + "/")}
     skip = len(under) + 1 if under else 0
     folders = sorted({p[:skip + i] for p in inside for i, c in enumerate(p[skip:]) if c == "/"})
-    kept = [{"type": "directory", "oid": hashlib.sha1(d.encode(), usedforsecurity=False).hexdigest(), "size": 0, "path": d} for d in folders if recursive or "/" not in d[skip:]]
+    kept = [{"type": "directory", "oid": hashlib.sha1(d.encode(), usedforsecurity=False).hexdigest(), "size": 0, "path": d}
+            for d in folders if recursive or "/" not in d[skip:]]
     return kept + [_says(b) for p, b in inside.items() if recursive or "/" not in p[skip:]]
 
 # %% ../../nbs/hub/03_server.ipynb #2b52c175
@@ -314,7 +320,7 @@ def _file(hub: Hub, repo: str, revision: str, path: str, request: "Request", see
         if extra: yield extra
     return StreamingResponse(body(), 206 if part else 200, headers, "application/octet-stream")
 
-# %% ../../nbs/hub/03_server.ipynb #4bb79df3
+# %% ../../nbs/hub/03_server.ipynb #e8d5599b
 def _answer(hub: Hub, request: "Request", seen: Seen, form: dict[str, list[str]]) -> "Response":
     from starlette.responses import JSONResponse
     parts = [unquote(p) for p in request.scope["raw_path"].decode("ascii", "replace").split("?")[0].strip("/").split("/")]
@@ -322,7 +328,8 @@ def _answer(hub: Hub, request: "Request", seen: Seen, form: dict[str, list[str]]
     if any(p in ("..", ".") or "\0" in p or "\\" in p for p in parts): return _error(404, "EntryNotFound", "No such path")
     match parts:
         case ["api", "models"]: return JSONResponse([{"id": r, "modelId": r} for r in hub.shelf.repos()])
-        case ["api", "models", org, name, *rest]: return _refused(hub, f"{org}/{name}", request) or _api(hub, f"{org}/{name}", rest, query, form, request)
+        case ["api", "models", org, name, *rest]:
+            return _refused(hub, f"{org}/{name}", request) or _api(hub, f"{org}/{name}", rest, query, form, request)
         case ["blobs", org, name, commit, *path]: return _file(hub, f"{org}/{name}", commit, "/".join(path), request, seen, at_blobs=True)
         case [org, name, "resolve", revision, *path] if path:
             return _refused(hub, f"{org}/{name}", request) or _file(hub, f"{org}/{name}", revision, "/".join(path), request, seen)
@@ -341,7 +348,8 @@ def _api(hub: Hub, repo: str, rest: list[str], query: dict[str, list[str]], form
             return JSONResponse([_says(found[1][p]) for p in names if p in found[1]])
         case ["refs"]:
             names = [(n, hub.shelf.at(repo, n)[0]) for n in hub.shelf.revisions(repo)]
-            return JSONResponse({"branches": [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in names if n != c and "/" not in n], "tags": [], "converts": []})
+            return JSONResponse({"branches": [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in names if n != c and "/" not in n],
+                                 "tags": [], "converts": []})
         case ["commits", revision]:
             found = hub.shelf.at(repo, revision)
             if not found: return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -379,10 +387,11 @@ def _note(seen: Seen, response: "Response") -> "Response":
     seen.status = response.status_code
     return response
 
-# %% ../../nbs/hub/03_server.ipynb #65bff1a3
+# %% ../../nbs/hub/03_server.ipynb #3df00327
 def _server(hub: Hub, host: str, port: int) -> Any:
     uvicorn = need("uvicorn", "serve", "serving a Hub")
-    return uvicorn.Server(uvicorn.Config(make_app(hub), host=host, port=port, log_level="critical", access_log=False, timeout_keep_alive=60, timeout_graceful_shutdown=2))
+    return uvicorn.Server(uvicorn.Config(make_app(hub), host=host, port=port, log_level="critical", access_log=False, timeout_keep_alive=60,
+                                         timeout_graceful_shutdown=2))
 
 def listen(
     host: str,  # address
