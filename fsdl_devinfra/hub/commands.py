@@ -20,7 +20,7 @@ _MODEL = f"org/name[@revision], a local folder, or nothing for {BUILTIN}"
 # %% auto #0
 __all__ = ['register']
 
-# %% ../../nbs/hub/20_commands.ipynb #8432d625
+# %% ../../nbs/hub/20_commands.ipynb #23716de5
 def _verdict(command: Callable[[argparse.Namespace], Outcome]) -> Callable[[argparse.Namespace], Outcome]:
     "A command in which wrong bytes are a verdict (1), not a check that could not be made (2)."
     @wraps(command)
@@ -59,7 +59,8 @@ def _verify(args: argparse.Namespace) -> Outcome:
 def _serve(args: argparse.Namespace) -> Outcome:
     from fsdl_devinfra.hub.server import serve
     def ready(url: str, repos: list[str]) -> None:
-        status(f"Serving {len(repos)} models at {url}: {', '.join(repos[:5])}{' …' if len(repos) > 5 else ''}\nUse it with: export HF_ENDPOINT={url}\nStop with Ctrl-C.")
+        some = ", ".join(repos[:5]) + (" …" if len(repos) > 5 else "")
+        status(f"Serving {len(repos)} models at {url}: {some}\nUse it with: export HF_ENDPOINT={url}\nStop with Ctrl-C.")
     serve(args.folder, args.host, args.port, {repo: token() or "" for repo in args.gated}, ready)
     return Outcome({"folder": os.fspath(args.folder)}, "Stopped.", HOLDS)
 

@@ -74,7 +74,7 @@ class DigitsViT(nn.Module, PyTorchModelHubMixin, library_name="fsdl-devinfra", l
         for block in self.blocks: x = block(x)
         return self.head(self.norm(x[:, 0]))
 
-# %% ../../nbs/hub/90_digits.ipynb #a40bc5b5
+# %% ../../nbs/hub/90_digits.ipynb #91d2f821
 SEED = 2022  # the year of the lecture
 
 def split_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:  # train images, train labels, held-out images, held-out labels
@@ -82,7 +82,8 @@ def split_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:  # train images, tr
     from fsdl_devinfra.core.errors import need
     data = need("sklearn.datasets", "dev", "the digits data").load_digits()
     images, labels = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16, torch.tensor(data.target)
-    train, held = need("sklearn.model_selection", "dev", "the split").train_test_split(range(len(labels)), test_size=0.2, stratify=labels, random_state=SEED)
+    split = need("sklearn.model_selection", "dev", "the split").train_test_split
+    train, held = split(range(len(labels)), test_size=0.2, stratify=labels, random_state=SEED)
     return images[train], labels[train], images[held], labels[held]
 
 # %% ../../nbs/hub/90_digits.ipynb #ad03ab7e

@@ -49,10 +49,11 @@ class ModelLock(Result):
         at = f"{self.repo}@{self.commit}" if self.repo else "a local folder"
         return f"Lock of {at}: {len(self.files)} files, {size_text(self.size_bytes)}"
 
-# %% ../../nbs/hub/06_lock.ipynb #88dd4192
+# %% ../../nbs/hub/06_lock.ipynb #af619be8
 def _check(lock: ModelLock) -> None:
     mend = "Make the lock again with: fsdl-devinfra hub lock MODEL"
-    if lock.commit is not None and not re.fullmatch("[0-9a-f]{40}", lock.commit): raise BadInput(f"the lock's commit {lock.commit!r} is not 40 hex digits", mend)
+    if lock.commit is not None and not re.fullmatch("[0-9a-f]{40}", lock.commit):
+        raise BadInput(f"the lock's commit {lock.commit!r} is not 40 hex digits", mend)
     if not lock.files: raise BadInput("the lock names no file", mend)
     for f in lock.files:
         if not isinstance(f, LockedFile): raise BadInput("the lock's files are not path, size_bytes and sha256", mend)
@@ -61,7 +62,8 @@ def _check(lock: ModelLock) -> None:
         if not isinstance(f.size_bytes, int) or f.size_bytes < 0: raise BadInput(f"the lock's size of {f.path} is not a number of bytes", mend)
     paths = {f.path for f in lock.files}
     if len(paths) < len(lock.files): raise BadInput("the lock names a file twice", mend)
-    for folder in {str(p) for f in paths for p in PurePosixPath(f).parents} & paths: raise BadInput(f"the lock names {folder!r} as both a file and a folder", mend)
+    for folder in {str(p) for f in paths for p in PurePosixPath(f).parents} & paths:
+        raise BadInput(f"the lock names {folder!r} as both a file and a folder", mend)
 
 # %% ../../nbs/hub/06_lock.ipynb #9f2a83bb
 def lock(
@@ -81,7 +83,7 @@ def lock_folder(folder: Path, quiet: bool = True) -> ModelLock:
     with progress("hashing", sum(sizes.values()), "bytes", quiet) as bar:
         return ModelLock(files=[LockedFile(p, sizes[p], file_sha256(folder / p, bar.advance)) for p in paths])
 
-# %% ../../nbs/hub/06_lock.ipynb #073d917e
+# %% ../../nbs/hub/06_lock.ipynb #90f8a5bf
 _SCHEMA_MARK = b'"fsdl-devinfra/model-lock/'
 
 def lock_hub(source: Source) -> ModelLock:
@@ -90,7 +92,6 @@ def lock_hub(source: Source) -> ModelLock:
     remote = Remote(); at = find(remote, source.repo, source.revision)
     listed = {f.path: f for f in at.files}
     if bad := [p for p in listed if unsafe_path(p)]: raise WrongBytes(f"the Hub lists {bad[0]!r}, which leaves the folder", "Use another endpoint")
-    if len(listed) < len(at.files): raise WrongBytes("the Hub lists a file twice", "Use another endpoint")
     paths = choose(listed)
     if not paths: raise BadInput(f"{source.name} holds no file to lock", "Choose another repository")
     def one(path: str) -> LockedFile | None:

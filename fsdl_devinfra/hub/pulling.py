@@ -51,7 +51,7 @@ class Hashes:
             while piece := f.read(4 * MIB): self.update(piece)
         return self
 
-# %% ../../nbs/hub/07_pull.ipynb #53078e78
+# %% ../../nbs/hub/07_pull.ipynb #36d42bbd
 @dataclass(frozen=True)
 class Place:
     "Where one file is put."
@@ -64,18 +64,22 @@ class Place:
 
 def _cache_place(lock_: ModelLock, f: LockedFile) -> Place:
     name = "models--" + lock_.repo.replace("/", "--"); root = cache_folder() / name; blobs = root / "blobs"
-    return Place(f, root, root / "snapshots" / lock_.commit / f.path, blobs / f"{f.sha256}.fsdl.incomplete", cache_folder() / ".locks" / name / f"{f.sha256}.lock", blobs)
+    return Place(f, root, root / "snapshots" / lock_.commit / f.path, blobs / f"{f.sha256}.fsdl.incomplete",
+                 cache_folder() / ".locks" / name / f"{f.sha256}.lock", blobs)
 
 def _folder_place(folder: Path, f: LockedFile) -> Place:
     keep = folder / ".cache" / "fsdl-devinfra"
     return Place(f, folder, folder / f.path, keep / f"{f.sha256}.incomplete", keep / f"{f.sha256}.lock", None)
 
 def _inside(place: Place) -> None:
-    "Refuse a place that a link has moved out of its folder, before anything is written."
-    root, at = place.root.resolve(), place.target.parent
-    while not at.exists(): at = at.parent
-    if at.resolve() != root and not at.resolve().is_relative_to(root) and not root.is_relative_to(at.resolve()):
-        raise WrongBytes(f"{place.locked.path} would be written outside of its folder, through a link", "Remove the link")
+    "Refuse a place that a link has moved out of its folder, or that a file is in the way of, before anything is written."
+    root, keep = place.root.resolve(), place.partial.parent
+    for at in (place.target.parent, keep if place.blobs is None else place.target.parent):
+        while not at.exists(): at = at.parent
+        if at.resolve() != root and not at.resolve().is_relative_to(root) and not root.is_relative_to(at.resolve()):
+            raise WrongBytes(f"{place.locked.path} would be written outside of its folder, through a link", "Remove the link")
+        if not at.is_dir(): raise CheckError(f"there is a file {at} where a folder for {place.locked.path} belongs", "Remove it")
+    if place.partial.is_symlink() or (place.partial.exists() and place.partial.stat().st_nlink > 1): place.partial.unlink()  # somebody else's file
 
 # %% ../../nbs/hub/07_pull.ipynb #a559fb57
 def _blob_name(place: Place, etag: str | None, hashes: Hashes) -> str:
@@ -130,12 +134,13 @@ def clean(
             if time.time() - status.st_mtime > older_than_s: p.unlink(); removed += status.st_size
     return removed
 
-# %% ../../nbs/hub/07_pull.ipynb #3bc02c07
+# %% ../../nbs/hub/07_pull.ipynb #721997b6
 TRIES = 5  # connections without a new byte, before giving up
 
 class _Stopped(Exception): "Another file failed, or the user did."
 
-def _receive(remote: Remote, at: RemoteRepo, place: Place, hashes: Hashes, out: Any, advance: Callable[[int], None], stop: threading.Event) -> str | None:
+def _receive(remote: Remote, at: RemoteRepo, place: Place, hashes: Hashes, out: Any, advance: Callable[[int], None],
+             stop: threading.Event) -> str | None:
     "Ask for what is missing and append it. Returns the ETag. Raises `WrongBytes`, `Unreachable`."
     locked, start = place.locked, hashes.size
     headers = {"range": f"bytes={start}-"} if start else {}
@@ -145,7 +150,8 @@ def _receive(remote: Remote, at: RemoteRepo, place: Place, hashes: Hashes, out: 
         if start and reply.status != 206: raise _Restart
         for piece in reply.pieces():
             if stop.is_set(): raise _Stopped
-            if hashes.size + len(piece) > locked.size_bytes: raise WrongBytes(f"{locked.path} is longer than the {locked.size_bytes} bytes that were locked", "Use another endpoint")
+            if hashes.size + len(piece) > locked.size_bytes:
+                raise WrongBytes(f"{locked.path} is longer than the {locked.size_bytes} bytes that were locked", "Use another endpoint")
             out.write(piece); hashes.update(piece); advance(len(piece)); remote.count(len(piece))
         return reply.etag
 
@@ -153,13 +159,17 @@ class _Restart(Exception): "The server ignored the range: begin again."
 
 def _check_sizes(reply: Reply, locked: LockedFile, start: int) -> None:
     said = re.match(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("content-range", ""))
-    if reply.status == 206 and (not said or int(said[1]) != start): raise WrongBytes(f"{shown(reply.url)} sent another range than was asked for", "Use another endpoint")
+    if reply.status == 206 and (not said or int(said[1]) != start):
+        raise WrongBytes(f"{shown(reply.url)} sent another range than was asked for", "Use another endpoint")
     length = reply.headers.get("content-length", "")
-    total = int(said[2]) if said and said[2].isdigit() else start + int(length) if length.isdigit() and reply.status == 206 else int(length) if length.isdigit() else None
+    promised = int(length) + (start if reply.status == 206 else 0) if length.isdigit() else None
+    total = int(said[2]) if said and said[2].isdigit() else promised
     for size in (reply.size, total):
-        if size is not None and size != locked.size_bytes: raise WrongBytes(f"the server says that {locked.path} has {size} bytes where the lock says {locked.size_bytes}", "Use another endpoint, or lock the model again")
+        if size is not None and size != locked.size_bytes:
+            raise WrongBytes(f"the server says that {locked.path} has {size} bytes where the lock says {locked.size_bytes}",
+                             "Use another endpoint, or lock the model again")
 
-# %% ../../nbs/hub/07_pull.ipynb #7a87621d
+# %% ../../nbs/hub/07_pull.ipynb #eda50d3b
 def _download(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[int], None], stop: threading.Event) -> tuple[Hashes, str | None]:
     "Fill the partial file until it is complete. A connection that breaks is taken up again where it broke."
     place.partial.parent.mkdir(parents=True, exist_ok=True)
@@ -180,11 +190,13 @@ def _download(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[i
                 continue
             if hashes.size < place.locked.size_bytes:
                 tries = 0 if hashes.size > before and tries < TRIES else tries + 1
-                if tries >= TRIES or hashes.size <= before: raise WrongBytes(f"{place.locked.path} ended after {hashes.size} of {place.locked.size_bytes} bytes", "Try again; if it stays, use another endpoint")
+                if tries >= TRIES or hashes.size <= before:
+                    raise WrongBytes(f"{place.locked.path} ended after {hashes.size} of {place.locked.size_bytes} bytes",
+                                     "Try again; if it stays, use another endpoint")
         os.fsync(out.fileno())
     return hashes, etag
 
-# %% ../../nbs/hub/07_pull.ipynb #16c4095e
+# %% ../../nbs/hub/07_pull.ipynb #2c16f43f
 def _fetch(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[int], None], stop: threading.Event) -> bool:
     "Bring one file to its place. True where something had to be done."
     from fsdl_devinfra.hub.verification import is_right, remember
@@ -200,7 +212,10 @@ def _fetch(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[int]
             hashes, etag = _download(remote, at, place, advance, stop)
             if not hashes.right and resumed:
                 advance(-hashes.size); place.partial.unlink(); hashes, etag = _download(remote, at, place, advance, stop)
-            if not hashes.right: raise WrongBytes(f"the bytes of {place.locked.path} are not those of the lock (sha256 {hashes.sha256.hexdigest()[:12]}…, locked {place.locked.sha256[:12]}…)",
+            if not hashes.right:
+                found = hashes.sha256.hexdigest()
+                hashed = f"sha256 {found[:12]}…, locked {place.locked.sha256[:12]}…"
+                raise WrongBytes(f"the bytes of {place.locked.path} are not those of the lock ({hashed})",
                                                   "Try again; if it stays, use another endpoint")
         except BaseException as e:
             if isinstance(e, WrongBytes) or (place.partial.exists() and not place.partial.stat().st_size): place.partial.unlink(missing_ok=True)
@@ -233,7 +248,7 @@ class Pulled(Result):
     size_bytes: int
     bytes_read: int = 0  # from the network, this time
 
-# %% ../../nbs/hub/07_pull.ipynb #bef5dad6
+# %% ../../nbs/hub/07_pull.ipynb #cd7fefe3
 FILES_AT_ONCE = 8  # as many as the official client
 
 def _room(places: list[Place], root: Path) -> None:
@@ -242,7 +257,9 @@ def _room(places: list[Place], root: Path) -> None:
     needed, at = sum(missing(p) for p in places if not p.target.exists()), root
     while not at.exists(): at = at.parent
     free = shutil.disk_usage(at).free
-    if needed > free: raise CheckError(f"the download needs {size_text(needed)} and the disk has {size_text(free)} left", "Free space, or set HF_HOME to another disk")
+    if needed > free:
+        raise CheckError(f"the download needs {size_text(needed)} and the disk has {size_text(free)} left",
+                         "Free space, or set HF_HOME to another disk")
 
 def pull(
     model: str | Path | Source | ModelLock | None = None,  # a lock, its file, or a Hub id (which is locked first)
@@ -259,11 +276,14 @@ def pulled(model: Any = None, local_dir: str | Path | None = None, quiet: bool =
     places = [_folder_place(folder, f) if folder else _cache_place(wanted, f) for f in wanted.files]
     root, read = places[0].root, 0; todo = [p for p in places if not _present(p)]
     if todo:
-        if is_offline(): raise Unreachable(f"{len(todo)} files of {wanted.repo} are not in {'the folder' if folder else 'the cache'}, and HF_HUB_OFFLINE is set", "Unset it and pull again")
+        if is_offline():
+            raise Unreachable(f"{len(todo)} files of {wanted.repo} are not in {'the folder' if folder else 'the cache'}, and HF_HUB_OFFLINE is set",
+                              "Unset it and pull again")
         _room(todo, root)
         if not folder: clean(root)
-        at, remote = RemoteRepo(wanted.repo, wanted.commit), Remote()
-        with progress(f"pulling {wanted.repo}", sum(p.locked.size_bytes for p in todo), "bytes", quiet) as bar: _all(lambda p, stop: _fetch(remote, at, p, bar.advance, stop), todo)
+        at, remote = RemoteRepo(wanted.repo, wanted.commit), Remote(large=True)
+        with progress(f"pulling {wanted.repo}", sum(p.locked.size_bytes for p in todo), "bytes", quiet) as bar:
+            _all(lambda p, stop: _fetch(remote, at, p, bar.advance, stop), todo)
         read = remote.bytes_read
     if not folder and revision and revision != wanted.commit: _point(root, revision, wanted.commit)
     return Pulled(wanted.repo, wanted.commit, str(folder or _snapshot(places[0])), len(places), wanted.size_bytes, read)
@@ -280,11 +300,13 @@ def _all(function: Callable[[Place, threading.Event], Any], places: list[Place])
 
 def _wanted(model: Any) -> tuple[ModelLock, str | None]:
     "The lock of what is asked for, and the branch or tag that should point to it."
-    if not isinstance(model, (ModelLock, Source)) and model is not None and (str(model).endswith(".json") or Path(model).is_file()): model = ModelLock.load(model)
+    if not isinstance(model, (ModelLock, Source)) and model is not None and (str(model).endswith(".json") or Path(model).is_file()):
+        model = ModelLock.load(model)
     source = None if isinstance(model, ModelLock) else model if isinstance(model, Source) else resolve(model)
     if source and source.is_local: raise BadInput(f"{source.name} is on this machine already", "Give a Hub id or a lock of one")
     found = lock(source) if source else model
-    if not found.repo or not found.commit: raise BadInput("this lock is of a folder, so there is nothing to pull", "Give a lock of a repository on the Hub")
+    if not found.repo or not found.commit:
+        raise BadInput("this lock is of a folder, so there is nothing to pull", "Give a lock of a repository on the Hub")
     return found, (source.revision or "main") if source else None
 
 def _point(root: Path, revision: str, commit: str) -> None:

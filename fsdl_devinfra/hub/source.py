@@ -13,8 +13,8 @@ from pathlib import Path
 from ..core.errors import BadInput
 
 # %% auto #0
-__all__ = ['BUILTIN', 'endpoint', 'is_offline', 'hf_home', 'cache_folder', 'token', 'unsafe_path', 'Source', 'split_hub_id',
-           'builtin_folder', 'resolve']
+__all__ = ['BUILTIN', 'endpoint', 'is_offline', 'hf_home', 'cache_folder', 'token', 'unsafe_path', 'printable', 'Source',
+           'split_hub_id', 'builtin_folder', 'resolve']
 
 # %% ../../nbs/hub/01_source.ipynb #8ca1ee21
 def _true(name: str) -> bool: return os.environ.get(name, "").strip().upper() in {"1", "ON", "YES", "TRUE"}
@@ -47,13 +47,19 @@ def token() -> str | None:
     if not said and not _true("HF_HUB_DISABLE_IMPLICIT_TOKEN") and file.is_file(): said = file.read_text()
     return said.strip() or None if said else None
 
-# %% ../../nbs/hub/01_source.ipynb #942197ab
+# %% ../../nbs/hub/01_source.ipynb #1b51f5ad
 def unsafe_path(
     path: str,  # as an index, a lock or a Hub names a file
 ) -> bool:
     "True for a name that would leave the folder it belongs in."
-    parts = path.split("/")
-    return not path or path.startswith(("/", "~")) or any(p in ("..", ".", "") for p in parts) or "\\" in path or "\0" in path or bool(re.match(r"[A-Za-z]:", path))
+    if not path or path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path): return True
+    return "\\" in path or any(ord(c) < 32 for c in path) or any(part in ("..", ".", "") for part in path.split("/"))
+
+def printable(
+    text: str,  # that a stranger wrote
+) -> str:  # the same, with control characters spelt out
+    "A text that cannot command a terminal."
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 # %% ../../nbs/hub/01_source.ipynb #d8866661
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from .source import cache_folder, hf_home
 # %% auto #0
 __all__ = ['Problem', 'Verification', 'remember', 'is_known', 'is_right', 'snapshot_folder', 'verify', 'folder_of']
 
-# %% ../../nbs/hub/08_verify.ipynb #4352cd73
+# %% ../../nbs/hub/08_verify.ipynb #7352e63d
 @dataclass(frozen=True)
 class Problem:
     "One file that is not what the lock says."
@@ -51,7 +51,9 @@ class Verification(Result):
 
     def __str__(self) -> str:
         name = f"{self.repo}@{self.commit[:12]}" if self.repo and self.commit else "The folder"
-        if self.ok: return f"{name} holds what the lock says: {self.files_checked} files, {size_text(self.bytes_checked)} ({size_text(self.bytes_hashed)} read now)."
+        if self.ok:
+            sizes = f"{size_text(self.bytes_checked)} ({size_text(self.bytes_hashed)} read now)"
+            return f"{name} holds what the lock says: {self.files_checked} files, {sizes}."
         head = f"{name} is NOT what the lock says: {len(self.problems)} of {self.files_checked} files differ."
         return head + "\n\n" + table_text(["file", "problem", "why"], [(p.path, p.kind, p.why) for p in self.problems])
 
@@ -119,7 +121,7 @@ def _read_problem(folder: Path, locked: LockedFile, full: bool, advance: Callabl
     except OSError as e: return Problem(locked.path, "unreadable", f"reading it failed ({e.strerror or e})")
     return None if right else Problem(locked.path, "hash", "the bytes are not those that were locked")
 
-# %% ../../nbs/hub/08_verify.ipynb #de25733f
+# %% ../../nbs/hub/08_verify.ipynb #aa860713
 def verify(
     lock: ModelLock | str | Path,  # a lock or its file
     path: str | Path | None = None,  # the folder; default: the HF cache, and for a folder's lock the folder that it lies in
@@ -145,7 +147,8 @@ def folder_of(
     "The folder that a lock is about. Raises `BadInput` where nobody says, or it is not there."
     if path is not None: folder = Path(path).expanduser()
     elif lock.repo and lock.commit: folder = snapshot_folder(lock)
-    elif isinstance(given, ModelLock): raise BadInput("this lock is of a folder", "Say which folder it is of, or give the lock's file, which lies in it")
+    elif isinstance(given, ModelLock):
+        raise BadInput("this lock is of a folder", "Say which folder it is of, or give the lock's file, which lies in it")
     else: folder = Path(given).parent
     if not folder.is_dir():
         pull = "Pull it first with: fsdl-devinfra hub pull LOCK" if path is None else "Check the path"
