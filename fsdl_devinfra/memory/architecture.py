@@ -252,7 +252,7 @@ def _mlp(a: "Architecture", f: Mapping[str, int | None], ffn: int, config: Mappi
     apart = {"apertus": 2, "bitnet": ffn}.get(a.family, 0)  # the two slopes of its activation; a norm before the last product
     return a.hidden * ffn * (3 if a.gated else 2) + bias * (ffn * (2 if a.gated else 1) + a.hidden) + apart
 
-# %% ../../nbs/memory/01_architecture.ipynb #229f1054
+# %% ../../nbs/memory/01_architecture.ipynb #da45caeb
 @dataclass(frozen=True)
 class Architecture(Result):
     "A transformer in numbers: dimensions, and where its parameters sit."
@@ -272,6 +272,7 @@ class Architecture(Result):
     dropout: bool | None = None  # trained with dropout (its masks are kept); None: not said
     positions: int = 4096  # longest sequence
     window: int | None = None  # sliding attention window
+    windowed_layers: int = 0  # layers that look no further than the window
     experts: int = 0
     experts_per_token: int = 0
     expert_ffn: int = 0
@@ -298,7 +299,7 @@ class Architecture(Result):
         "Parameters that one token passes through."
         return self.parts.total - self.parts.expert + (self.parts.expert * self.experts_per_token // self.experts if self.experts else 0)
 
-# %% ../../nbs/memory/01_architecture.ipynb #ea545754
+# %% ../../nbs/memory/01_architecture.ipynb #52f92e73
 def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     "An `Architecture` without its parameter count."
     family = family_of(config)
@@ -319,7 +320,7 @@ def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
         head_dim=_read(config, "head_dim") or hidden // heads, ffn=_ffn(config, family, hidden),
         vocab=(classes or 2) if vision else _needed(config, "vocab"), gated=_gated(config, f), classes=classes or (hidden if task in ("none", "encoder") else 0),
         tied=_ties(config, f, kind, bool(classes)),
-        dropout=_dropout(config, f), positions=positions, window=_read(config, "window") if config.get("use_sliding_window", True) else None,
+        dropout=_dropout(config, f), positions=positions, **_window(config, layers),
         decoder_layers=int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers) if kind == "encoder-decoder" and task != "encoder" else 0,
         dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").replace("torch.", ""), source="config",
         **_experts(config, experts, layers), **_latent(config))
@@ -337,6 +338,19 @@ def _ties(config: Mapping[str, Any], f: Mapping[str, int | None], kind: str, cla
     "Whether the output head is the embedding."
     if kind == "vision" or classifies and kind != "encoder-decoder": return False
     return bool(config.get("tie_word_embeddings", config.get("tie_embeddings", f["tied"])))
+
+#: model type → every how many layers one attends to everything, where the configuration does not list its layers
+_EVERY = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gpt_oss": 2, "exaone4": 4, "olmo3": 4}
+
+def _window(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    "The window of attention, and how many layers have it."
+    window = _read(config, "window") if config.get("use_sliding_window") is not False else None
+    if not window: return {"window": None}
+    listed, every = config.get("layer_types"), config.get("sliding_window_pattern") or _EVERY.get(str(config.get("model_type")))
+    if isinstance(listed, (list, tuple)): return dict(window=window, windowed_layers=min(sum(k != "full_attention" for k in listed), layers))
+    if isinstance(every, str): every = len(every)  # EXAONE writes LLLG
+    if config.get("use_sliding_window") and config.get("max_window_layers") is not None: return dict(window=window, windowed_layers=max(layers - int(config["max_window_layers"]), 0))
+    return dict(window=window, windowed_layers=layers - layers // _sensible("sliding_window_pattern", int(every), 1) if every else layers)
 
 def _gated(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool:
     return "gated" in str(config["feed_forward_proj"]) if "feed_forward_proj" in config else bool(f["gated"])

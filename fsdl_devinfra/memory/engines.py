@@ -102,7 +102,7 @@ def sharded(
     n, experts = s.shards, x.layers * x.expert
     return (x.parameters - experts) / n + experts / max(n / s.ep, 1)
 
-# %% ../../nbs/memory/05_engines.ipynb #37bcedb7
+# %% ../../nbs/memory/05_engines.ipynb #c6ee3001
 class Flow(NamedTuple):
     "Activations in bytes."
     kept: float  # of all layers and micro-batches in flight
@@ -125,10 +125,10 @@ def flow(
     b, rank = element_bytes(s), s.tp if s.sequence_parallel else 1
     hidden, layer = b * a.hidden * x.tokens / rank, layer_bytes(a, s, w) * x.tokens
     kept = x.layers * x.in_flight * layer
-    again = backward_bytes(a, s, w) * x.tokens + (layer_bytes(a, s, w, "none") * x.tokens if s.recompute != "none" else 0)
+    again = backward_bytes(a, s, w) * x.tokens + max(layer_bytes(a, s, w, "none") * x.tokens - layer, 0)  # what was kept is not made again
     if s.pp > 1: kept += hidden * x.in_flight * (_sent(s) + (0.5 if drops(a, s) and x.embedding and not x.has_head else 0))
     host = kept if s.offload == "activations" else 0.0
-    if host: kept = 2 * layer  # one layer on its way out, one on its way in
+    if host: kept = min(kept, 2 * layer)  # one layer on its way out, one on its way in
     head, loss, pooled = _loss(a, s, w, x, hidden, b) if x.has_head else (0.0, 0.0, 0.0)
     unpacked = _unpacked(a, s, x)
     return Flow(kept, again + unpacked, head, loss, pooled, unpacked, hidden, host)
@@ -304,15 +304,16 @@ def megatron(
         Phase("optimizer", **(base | dict(optimizer=optimizer + sum(copy))), cached=f.kept),
     ]
 
-# %% ../../nbs/memory/05_engines.ipynb #c55ce363
+# %% ../../nbs/memory/05_engines.ipynb #d19a517f
 def cache_bytes(
     a: Architecture,
     s: Strategy,
     w: Workload,
 ) -> float:  # per layer
-    "Keys and values that inference keeps, for all sequences."
+    "Keys and values that inference keeps, for all sequences: the mean of layers with and without a window."
     tokens = w.kv_cache_tokens or w.micro_batch * w.seq_len
-    if a.window and not w.kv_cache_tokens: tokens = min(tokens, w.micro_batch * a.window)
+    if a.window and not w.kv_cache_tokens:
+        tokens -= max(tokens - w.micro_batch * a.window, 0) * a.windowed_layers / max(a.layers, 1)
     each = a.kv_lora_rank + a.rope_dim if a.kv_lora_rank else 2 * max(a.kv_heads / s.tp, 1) * a.head_dim
     return tokens * each * element_bytes(s) / s.cp
 

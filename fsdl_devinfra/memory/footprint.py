@@ -219,7 +219,7 @@ def _host(s: Strategy, x, f: Flow) -> float:
     if s.framework == "fsdp": return mine * (r.optimizer + (r.weight + r.grad if s.offload == "parameters" else 0))
     return mine * (r.optimizer + 4 + (2 if s.offload == "parameters" else 0))
 
-# %% ../../nbs/memory/06_footprint.ipynb #a2ae441b
+# %% ../../nbs/memory/06_footprint.ipynb #2a49a874
 _ORIGIN = {"headers": "from the headers of the weights", "config": "from the configuration", "numbers": "from the numbers given",
            "guess": "guessed: the model's type is unknown and taken to be built like Llama, or it has more than a language model, which alone is counted"}
 
@@ -236,6 +236,9 @@ def _assumptions(a: Architecture, s: Strategy, w: Workload) -> list[str]:
     if a.experts: notes.append("Experts: tokens are spread evenly over them; an imbalance adds to activations")
     if s.lora_rank: notes.append("LoRA: adapters are trained as the precision says; frozen weights are held in 16 bits unless quantised")
     if s.optimizer == "sgd": notes.append("SGD is taken to have momentum")
+    if s.optimizer == "muon": notes.append("Muon is taken to train every parameter; where AdamW trains embedding and head, these hold a second moment more")
+    if s.base_weights in ("nf4", "int8") and not s.inference:
+        notes.append("Quantised: bitsandbytes 0.43.2 or later; earlier ones keep the input of every product, which the upper bound allows for")
     if s.optimizer == "adamw": notes.append("AdamW is a fused kernel; the upper bound is for PyTorch's default, whose step holds half of the moments once more")
     return notes
 
