@@ -69,7 +69,7 @@ def _needed(config: Mapping[str, Any], what: str, default: int | None = None) ->
         raise NoTransformer(why, f"config.json needs {names}. {_TRACED}")
     return value
 
-# %% ../../nbs/memory/01_architecture.ipynb #21dd1013
+# %% ../../nbs/memory/01_architecture.ipynb #948655d8
 _FAMILIES = """
 family       | gated | norm | norms | qkv | out | mlp | tied | learned | embed_norm | head_bias | dropout
 llama        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
@@ -155,7 +155,8 @@ _ALIKE = {kind: family for family, kinds in {
 }.items() for kind in kinds.split()}
 
 #: recurrent layers, whole or in part
-_RECURRENT = frozenset("mamba mamba2 falcon_mamba rwkv jamba bamba zamba zamba2 recurrent_gemma xlstm falcon_h1 nemotron_h granitemoehybrid lfm2 qwen3_next minimax".split())
+_RECURRENT = frozenset("""mamba mamba2 falcon_mamba rwkv jamba bamba zamba zamba2 recurrent_gemma xlstm falcon_h1 nemotron_h
+    granitemoehybrid lfm2 qwen3_next minimax""".split())
 #: built otherwise, and why no formula here counts them
 _STRANGE = {kind: why for why, kinds in {
     "its layers share their weights": "albert",
@@ -177,7 +178,8 @@ def _refuse_unlike(kind: str, config: Mapping[str, Any]) -> None:
     "Raise `NoTransformer` for an unknown type whose configuration shows that it is built neither like Llama nor like GPT-2."
     layers = config.get("layer_types")
     mixed = isinstance(layers, (list, tuple)) and not _ATTENTION.issuperset(map(str, layers))
-    why = ("an encoder and a decoder of an unknown kind" if config.get("is_encoder_decoder") else "images of an unknown kind" if "patch_size" in config
+    why = ("an encoder and a decoder of an unknown kind" if config.get("is_encoder_decoder")
+           else "images of an unknown kind" if "patch_size" in config
            else "convolutions over sound" if "conv_dim" in config else "layers that are not all attention" if mixed else "")
     if why: raise NoTransformer(f"{kind} cannot be counted by formula: it has {why}", _TRACED)
 
@@ -186,7 +188,9 @@ def family_of(
 ) -> str:  # a row of the table; "llama" for gated models that it does not know, "gpt2" for others
     "The family that a configuration belongs to."
     kind = str(config.get("model_type", ""))
-    if kind in _RECURRENT: raise BadInput(f"{kind} cannot be counted by formula: its layers are not all attention", "Run a step on a GPU and look: its kernels have no counterpart on a CPU that could be traced")
+    if kind in _RECURRENT:
+        raise BadInput(f"{kind} cannot be counted by formula: its layers are not all attention",
+                       "Run a step on a GPU and look: its kernels have no counterpart on a CPU that could be traced")
     if kind in _STRANGE: raise NoTransformer(f"{kind} cannot be counted by formula: {_STRANGE[kind]}", _TRACED)
     kind = _ALIKE.get(kind, kind)
     if kind in FAMILIES: return kind
@@ -195,7 +199,7 @@ def family_of(
     gated = str(config.get("hidden_act", config.get("activation_function", "silu"))) in ("silu", "swiglu", "geglu", "swish")
     return "llama" if gated else "gpt2"
 
-# %% ../../nbs/memory/01_architecture.ipynb #c9bd61f8
+# %% ../../nbs/memory/01_architecture.ipynb #1c42a18b
 @dataclass(frozen=True)
 class Parts:
     "Parameters by place. `layer` and `expert` are sums over all layers; `expert` is not part of `layer`."
@@ -210,6 +214,7 @@ class Parts:
     def total(self) -> int: return self.embedding + self.head + self.layer + self.expert + self.other
 
 #: families whose output projection does as it likes, whatever is said of queries, keys and values
+_BIAS_KEYS = {"stablelm": "use_qkv_bias", "falcon": "bias", "ernie4_5": "use_bias", "ernie4_5_moe": "use_bias"}
 _OUT_APART = ("qwen2", "qwen2_moe", "glm", "glm4", "glm4_moe", "stablelm", "persimmon", "helium")
 
 def _said_bias(config: Mapping[str, Any], key: str) -> int | None: return None if config.get(key) is None else int(bool(config[key]))
@@ -218,7 +223,7 @@ def _attention(a: "Architecture", f: Mapping[str, int | None], config: Mapping[s
     "Parameters of one attention block, its inner norms included."
     h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
     if a.kv_lora_rank: return _latent_attention(a, config)
-    said = _said_bias(config, {"stablelm": "use_qkv_bias", "falcon": "bias", "ernie4_5": "use_bias", "ernie4_5_moe": "use_bias"}.get(a.family, "attention_bias"))
+    said = _said_bias(config, _BIAS_KEYS.get(a.family, "attention_bias"))
     if config.get("model_type") == "internlm3": said = _said_bias(config, "qkv_bias")
     qkv_bias = f["qkv"] if said is None or a.family == "qwen2" else said
     out_bias = f["out"] if said is None or a.family in _OUT_APART else said
@@ -252,7 +257,7 @@ def _mlp(a: "Architecture", f: Mapping[str, int | None], ffn: int, config: Mappi
     apart = {"apertus": 2, "bitnet": ffn}.get(a.family, 0)  # the two slopes of its activation; a norm before the last product
     return a.hidden * ffn * (3 if a.gated else 2) + bias * (ffn * (2 if a.gated else 1) + a.hidden) + apart
 
-# %% ../../nbs/memory/01_architecture.ipynb #da45caeb
+# %% ../../nbs/memory/01_architecture.ipynb #bd44dd21
 @dataclass(frozen=True)
 class Architecture(Result):
     "A transformer in numbers: dimensions, and where its parameters sit."
@@ -287,7 +292,8 @@ class Architecture(Result):
     classes: int = 0  # a classifier's labels
     parts: Parts = Parts()
     dtype: str = "bfloat16"  # of the weights on disk
-    source: str = "numbers"  # what the parameter count rests on: numbers, config, headers, or guess where the configuration says less or more than is counted
+    # what the parameter count rests on: numbers, config, headers, or guess where the configuration says less or more than is counted
+    source: str = "numbers"
 
     @property
     def parameters(self) -> int:
@@ -299,7 +305,10 @@ class Architecture(Result):
         "Parameters that one token passes through."
         return self.parts.total - self.parts.expert + (self.parts.expert * self.experts_per_token // self.experts if self.experts else 0)
 
-# %% ../../nbs/memory/01_architecture.ipynb #52f92e73
+# %% ../../nbs/memory/01_architecture.ipynb #05cad163
+_KINDS = {**dict.fromkeys(("t5", "bart", "whisper"), "encoder-decoder"),
+          **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "modernbert"), "encoder")}
+
 def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     "An `Architecture` without its parameter count."
     family = family_of(config)
@@ -307,7 +316,7 @@ def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     hidden, layers, heads = _needed(config, "hidden"), _needed(config, "layers"), _needed(config, "heads")
     _sensible("layers", layers, 1)
     vision = "image_size" in config and "patch_size" in config
-    kind = "vision" if vision else "encoder-decoder" if family in ("t5", "bart", "whisper") else "encoder" if family in ("bert", "roberta", "distilbert", "electra", "modernbert") else "decoder"
+    kind = "vision" if vision else _KINDS.get(family, "decoder")
     if kind == "encoder-decoder": _whole_pair(config, family)
     if hidden % heads and not config.get("head_dim") and not config.get("d_kv"):
         raise BadInput(f"the hidden size {hidden} cannot be divided among {heads} heads", "Check config.json")
@@ -318,12 +327,16 @@ def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     return Architecture(
         name=name, family=family, kind=kind, layers=layers, hidden=hidden, heads=heads, kv_heads=_kv_heads(config, family, heads),
         head_dim=_read(config, "head_dim") or hidden // heads, ffn=_ffn(config, family, hidden),
-        vocab=(classes or 2) if vision else _needed(config, "vocab"), gated=_gated(config, f), classes=classes or (hidden if task in ("none", "encoder") else 0),
+        vocab=(classes or 2) if vision else _needed(config, "vocab"), gated=_gated(config, f),
+        classes=classes or (hidden if task in ("none", "encoder") else 0),
         tied=_ties(config, f, kind, bool(classes)),
         dropout=_dropout(config, f), positions=positions, **_window(config, layers),
-        decoder_layers=int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers) if kind == "encoder-decoder" and task != "encoder" else 0,
+        decoder_layers=_decoder_layers(config, layers) if kind == "encoder-decoder" and task != "encoder" else 0,
         dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").replace("torch.", ""), source="config",
         **_experts(config, experts, layers), **_latent(config))
+
+def _decoder_layers(config: Mapping[str, Any], layers: int) -> int:
+    return int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers)
 
 def _whole_pair(config: Mapping[str, Any], family: str) -> None:
     "Raise `NoTransformer` where only one half of an encoder-decoder is meant, or its embeddings are not shared."
@@ -332,7 +345,8 @@ def _whole_pair(config: Mapping[str, Any], family: str) -> None:
         raise NoTransformer(f"{name} cannot be counted by formula: it is one half of an encoder-decoder", _TRACED)
     untied = family == "bart" and config.get("tie_word_embeddings") is False
     if untied or config.get("share_encoder_decoder_embeddings") is False or config.get("use_prompt"):
-        raise NoTransformer(f"{config.get('model_type')} cannot be counted by formula: its embeddings are not one matrix, or prompts are trained with it", _TRACED)
+        why = "its embeddings are not one matrix, or prompts are trained with it"
+        raise NoTransformer(f"{config.get('model_type')} cannot be counted by formula: {why}", _TRACED)
 
 def _ties(config: Mapping[str, Any], f: Mapping[str, int | None], kind: str, classifies: bool) -> bool:
     "Whether the output head is the embedding."
@@ -349,14 +363,16 @@ def _window(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
     listed, every = config.get("layer_types"), config.get("sliding_window_pattern") or _EVERY.get(str(config.get("model_type")))
     if isinstance(listed, (list, tuple)): return dict(window=window, windowed_layers=min(sum(k != "full_attention" for k in listed), layers))
     if isinstance(every, str): every = len(every)  # EXAONE writes LLLG
-    if config.get("use_sliding_window") and config.get("max_window_layers") is not None: return dict(window=window, windowed_layers=max(layers - int(config["max_window_layers"]), 0))
+    if config.get("use_sliding_window") and config.get("max_window_layers") is not None:
+        return dict(window=window, windowed_layers=max(layers - int(config["max_window_layers"]), 0))
     return dict(window=window, windowed_layers=layers - layers // _sensible("sliding_window_pattern", int(every), 1) if every else layers)
 
 def _gated(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool:
     return "gated" in str(config["feed_forward_proj"]) if "feed_forward_proj" in config else bool(f["gated"])
 
-_TASKS = {"sequence": "SequenceClassification|ImageClassification", "token": "TokenClassification", "question": "QuestionAnswering", "choice": "MultipleChoice",
-          "next": "NextSentencePrediction", "pretraining": "PreTraining", "language": "LM|LMHeadModel|ConditionalGeneration|DoubleHeads", "encoder": "EncoderModel", "none": "Model"}
+_TASKS = {"sequence": "SequenceClassification|ImageClassification", "token": "TokenClassification",
+          "question": "QuestionAnswering", "choice": "MultipleChoice", "next": "NextSentencePrediction", "pretraining": "PreTraining",
+          "language": "LM|LMHeadModel|ConditionalGeneration|DoubleHeads", "encoder": "EncoderModel", "none": "Model"}
 
 def _task(config: Mapping[str, Any]) -> str:
     "What the head of a model is for, from the name of its class; nothing where no class is named."
@@ -402,7 +418,8 @@ def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, 
     if not experts: return {}
     llama4 = config.get("model_type") == "llama4_text"
     width = _read(config, "expert_ffn") or (int(config["intermediate_size"]) if llama4 else _read(config, "ffn")) or 0
-    shared = width if llama4 else config.get("shared_expert_intermediate_size") or config.get("shared_intermediate_size") or _shared_count(config) * width
+    shared = (width if llama4 else config.get("shared_expert_intermediate_size") or config.get("shared_intermediate_size")
+              or _shared_count(config) * width)
     active = _sensible("num_experts_per_tok", _read(config, "experts_per_token", 2), 1)
     if active > experts: raise BadInput(f"the configuration sends each token to {active} of {experts} experts", "Check config.json")
     dense = layers - sum(_is_sparse(config, i) for i in range(min(layers, 10**4)))
@@ -424,9 +441,10 @@ def _latent(config: Mapping[str, Any]) -> dict[str, int]:
     if missing: raise BadInput(f"the configuration has kv_lora_rank and no {missing[0]}", "Check config.json")
     for key in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"): _sensible(key, int(config.get(key) or 0))
     return dict(kv_lora_rank=int(config["kv_lora_rank"]), query_lora_rank=int(config.get("q_lora_rank") or 0),
-                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), rope_dim=int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
+                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), rope_dim=int(config["qk_rope_head_dim"]),
+                value_dim=int(config["v_head_dim"]))
 
-# %% ../../nbs/memory/01_architecture.ipynb #c760a716
+# %% ../../nbs/memory/01_architecture.ipynb #f3a198c7
 def count_parameters(
     a: Architecture,  # with its dimensions
     config: Mapping[str, Any],  # config.json, for what only one family has
@@ -438,7 +456,8 @@ def count_parameters(
     norms, norm = _norms(a, f, config)
     attention, sparse = _attention(a, f, config), a.layers - a.dense_layers if a.experts else 0
     layer = a.layers * (attention + norms) + (a.layers - sparse) * _mlp(a, f, a.ffn, config)
-    layer += sparse * (a.hidden * a.experts + _shared(a) + (a.experts if a.family in ("deepseek_v3", "gpt_oss", "ernie4_5_moe") else 0))  # the router, and its bias
+    # the router, and its bias
+    layer += sparse * (a.hidden * a.experts + _shared(a) + (a.experts if a.family in ("deepseek_v3", "gpt_oss", "ernie4_5_moe") else 0))
     expert = sparse * a.experts * (3 * a.hidden * a.expert_ffn + (2 * a.expert_ffn + a.hidden if a.family == "gpt_oss" else 0))
     if a.family == "modernbert": layer -= a.hidden  # its first layer has no norm before attention
     return Parts(*_ends(a, f, config), layer, expert, a.layers * norms, _besides(a, f, norm, config) + _encoder_head(a, config))
@@ -491,7 +510,8 @@ def _encoder_head(a: Architecture, config: Mapping[str, Any]) -> int:
     if a.family == "modernbert": return _modern_head(a, config, task)
     if task == "language": return masked
     if task == "pretraining": return masked + dense + 2 * h + 2
-    pooled = {"bert": "none sequence choice next", "roberta": "none sequence choice", "electra": "sequence choice", "distilbert": "sequence choice"}[a.family]
+    pooled = {"bert": "none sequence choice next", "roberta": "none sequence choice", "electra": "sequence choice",
+              "distilbert": "sequence choice"}[a.family]
     return dense if task in pooled.split() else 0
 
 def _modern_head(a: Architecture, config: Mapping[str, Any], task: str) -> int:
@@ -520,8 +540,10 @@ def _pair_head(a: Architecture, config: Mapping[str, Any]) -> int:
     if labels: return labels * (h + 1) + (h * h + h if task == "sequence" else 0)
     return 0 if a.tied or task in ("none", "encoder") else a.vocab * h
 
-#: model type → rows that its position tables have beyond the longest sequence (none: they are computed), norms after the embeddings, and after the last layers
-_PAIRS = {"bart": (2, 1, 0), "mbart": (2, 1, 1), "plbart": (2, 1, 0), "mvp": (2, 1, 0), "marian": (0, 0, 0), "pegasus": (0, 0, 1), "m2m_100": (None, 0, 1),
+#: model type → rows that its position tables have beyond the longest sequence (none: they are computed),
+#: norms after the embeddings, and after the last layers
+_PAIRS = {"bart": (2, 1, 0), "mbart": (2, 1, 1), "plbart": (2, 1, 0), "mvp": (2, 1, 0), "marian": (0, 0, 0), "pegasus": (0, 0, 1),
+          "m2m_100": (None, 0, 1),
           "blenderbot": (0, 0, 1), "blenderbot-small": (0, 1, 0), "whisper": (0, 0, 1)}
 
 def _count_bart(a: Architecture, config: Mapping[str, Any]) -> Parts:
@@ -546,16 +568,19 @@ def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
     head, alone = (h + 1) * a.classes, _task(config) == "none"
     if alone: head, other = 0, other + (h * h + h if kind in ("vit", "deit") else 0)  # a pooler
     if kind == "deit": other += 2 * h  # a token to distil into, and its position
-    if kind == "dinov2":  # a factor a channel after attention and MLP; a token for masked patches; the class and the mean of the patches are classified
+    # a factor a channel after attention and MLP; a token for masked patches; the class and the mean of the patches are classified
+    if kind == "dinov2":
         scale, other, head = 2 * h, other + (h if config.get("use_mask_token", True) else 0), 0 if alone else (2 * h + 1) * a.classes
         narrow = (int(a.ffn * 2 / 3) + 7) // 8 * 8
         if config.get("use_swiglu_ffn"): mlp = 3 * h * narrow + 2 * narrow + h
-    if kind == "siglip_vision_model": other += (4 * h * h + 4 * h + mlp + 3 * h if config.get("vision_use_head", True) else 0) - 2 * h  # pooled by attention, no class token
+    if kind == "siglip_vision_model":
+        other += (4 * h * h + 4 * h + mlp + 3 * h if config.get("vision_use_head", True) else 0) - 2 * h  # pooled by attention, no class token
     return Parts(patches, head, a.layers * (attention + mlp + 4 * h + scale), 0, a.layers * 4 * h, other)
 
-# %% ../../nbs/memory/01_architecture.ipynb #0d18a5c7
+# %% ../../nbs/memory/01_architecture.ipynb #a1293d74
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block|encoder|decoder|layer_stack)\.(\d+)\.")
-_BUFFER = re.compile(r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq|position_ids|num_batches_tracked|running_mean|running_var)$")
+_BUFFER = re.compile(r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq"
+                     r"|position_ids|num_batches_tracked|running_mean|running_var)$")
 _INPUT = re.compile(r"(?:^|\.)(?:wte|embed_tokens|tok_embeddings|word_embeddings|embed_in|shared|patch_embeddings?[\w.]*|patch_embed[\w.]*)(?:\.|$)")
 _OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|classifier|score|head)\.(?:weight|bias)$")
 _PACKED = re.compile(r"^(?:I8|U8|I32|int8|uint8|int32|F4|.*(?:qweight|qint))", re.I)
@@ -592,7 +617,7 @@ def _of_headers(a: Architecture, index: Mapping[str, Any]) -> Architecture:
     if parts.total == 0: return a
     return replace(a, parts=parts, source="headers", tied=a.tied or (a.parts.head > 0 and parts.head == 0))
 
-# %% ../../nbs/memory/01_architecture.ipynb #2b892dfd
+# %% ../../nbs/memory/01_architecture.ipynb #04159630
 def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     "The part of a configuration that is counted, and whether more than it is there or its type is unknown."
     kind = str(config.get("model_type", ""))
@@ -600,11 +625,13 @@ def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]
     known = not kind or kind in FAMILIES or kind in _ALIKE
     many = any(isinstance(config.get(k), Mapping) for k in ("vision_config", "audio_config"))
     inner = config.get("text_config")
-    if isinstance(inner, Mapping) and not any(k in config for k in _SPELLINGS["hidden"]): config = {**inner, "architectures": config.get("architectures")}
+    if isinstance(inner, Mapping) and not any(k in config for k in _SPELLINGS["hidden"]):
+        config = {**inner, "architectures": config.get("architectures")}
     if many and not _is_known(config) and family_of(config) == "gpt2":
         raise NoTransformer(f"{kind} cannot be counted by formula: it has towers of an unknown kind", _TRACED)
     experts = config.get("ffn_config")  # DBRX
-    if isinstance(experts, Mapping): config = {**{k: v for k, v in experts.items() if k in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")}, **config}
+    if isinstance(experts, Mapping):
+        config = {**{k: v for k, v in experts.items() if k in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")}, **config}
     return {k: v for k, v in config.items() if not (isinstance(v, float) and v != v)}, many or not known
 
 def from_config(
@@ -631,7 +658,8 @@ def from_model(
     "An `Architecture` from a repository: config.json and headers only, no weights."
     from fsdl_devinfra.hub import inspect
     found = inspect(model)
-    if found.config is None: raise BadInput(f"{model} has no config.json", "Name a folder or a repository that has one, or give --params with --states-only")
+    if found.config is None:
+        raise BadInput(f"{model} has no config.json", "Name a folder or a repository that has one, or give --params with --states-only")
     return from_config(found.config, {n: (t.dtype, t.shape) for n, t in found.tensor_index.items()}, name=str(model))
 
 def from_numbers(
@@ -649,8 +677,10 @@ def from_numbers(
 ) -> Architecture:
     "An `Architecture` from plain numbers, as papers give them."
     kind = "llama" if gated else "gpt2"
-    a = from_config(dict(model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, vocab_size=vocab, num_key_value_heads=kv_heads or heads,
-                         intermediate_size=ffn or (-(-8 * hidden // 3) if gated else 4 * hidden), tie_word_embeddings=tied, max_position_embeddings=positions), name=name)
+    a = from_config(dict(model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, vocab_size=vocab,
+                         num_key_value_heads=kv_heads or heads,
+                         intermediate_size=ffn or (-(-8 * hidden // 3) if gated else 4 * hidden), tie_word_embeddings=tied,
+                         max_position_embeddings=positions), name=name)
     a = replace(a, dropout=dropout)
     if gated: return a
     return replace(a, parts=replace(a.parts, other=2 * hidden))  # positions are rotary or ALiBi unless a configuration says otherwise
@@ -659,7 +689,9 @@ def from_parameters(
     parameters: int,  # how many
 ) -> Architecture:
     "Parameters without dimensions: enough for the bytes of the states."
-    if parameters < 1 or parameters > 10**15: raise BadInput(f"a model of {parameters} parameters cannot be estimated", "Give a number between 1 and 10^15")
-    return Architecture(name=f"{count_text(parameters)} parameters", family="", kind="states", layers=0, hidden=0, heads=0, kv_heads=0, head_dim=0, ffn=0, vocab=0, parts=Parts(other=parameters))
+    if parameters < 1 or parameters > 10**15:
+        raise BadInput(f"a model of {parameters} parameters cannot be estimated", "Give a number between 1 and 10^15")
+    return Architecture(name=f"{count_text(parameters)} parameters", family="", kind="states", layers=0, hidden=0, heads=0, kv_heads=0, head_dim=0,
+                        ffn=0, vocab=0, parts=Parts(other=parameters))
 
 for _f in (from_config, from_model, from_numbers, from_parameters): setattr(Architecture, _f.__name__, staticmethod(_f))

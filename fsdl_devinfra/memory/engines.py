@@ -18,8 +18,9 @@ __all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETER
            'in_flight', 'share', 'sharded', 'Flow', 'flow', 'Phase', 'fsdp', 'replicated', 'deepspeed', 'megatron',
            'cache_bytes', 'inference', 'states_only', 'engine_of', 'workspace_bytes', 'runtime_bytes']
 
-# %% ../../nbs/memory/05_engines.ipynb #9c58c7e8
-#: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB, BigScience chronicles, 2022); CUDA 11.7 and later load lazily
+# %% ../../nbs/memory/05_engines.ipynb #32466ea6
+#: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB, BigScience chronicles, 2022);
+#: CUDA 11.7 and later load lazily
 CONTEXT = {"megatron": 1.65e9, "deepspeed": 1.3e9, "fsdp": 1.3e9}
 #: one NCCL communicator: channel buffers for every peer (order of magnitude from NVIDIA's Megatron performance guide; 0.1 to 0.5 GB)
 COMMUNICATOR = 0.3e9
@@ -177,7 +178,7 @@ def _trainable(a: Architecture, s: Strategy, x: Share) -> tuple[float, float]:
     frozen = linear * (FROZEN[s.base_weights] if s.base_weights else wide) + (x.parameters - linear) * wide
     return adapter_parameters(a, s.lora_rank, s.lora_targets) / s.tp * x.layers / depth, frozen
 
-# %% ../../nbs/memory/05_engines.ipynb #07e2d2f6
+# %% ../../nbs/memory/05_engines.ipynb #8ad3cbba
 def fsdp(
     a: Architecture,
     s: Strategy,
@@ -204,8 +205,10 @@ def fsdp(
     return [
         Phase("forward", **base, activations=f.kept, communication=gathered, pool=grads + pool),
         Phase("loss", **base, activations=f.kept + f.head, loss=f.loss, communication=gathered, pool=grads + pool + f.pooled),
-        Phase("backward", **base, activations=f.kept + f.again + received, communication=gathered + waiting + (wide * layer if whole else reduce + wide * layer), pool=grads + pool),
-        Phase("reduction", **base, gradients=grads, communication=gathered + (0 if frozen_layers else (wide + reduced) * x.root) + (waiting if whole else 0), pool=pool),
+        Phase("backward", **base, activations=f.kept + f.again + received,
+              communication=gathered + waiting + (wide * layer if whole else reduce + wide * layer), pool=grads + pool),
+        Phase("reduction", **base, gradients=grads, communication=gathered + (0 if frozen_layers else (wide + reduced) * x.root)
+              + (waiting if whole else 0), pool=pool),
         Phase("optimizer", **base, gradients=grads, communication=gathered, pool=pool, maybe=_foreach(s) * ratio * train),
     ]
 
@@ -215,7 +218,7 @@ def _waiting(s: Strategy, x: Share, microbatches: int, wide: int) -> float:
     size = (4 if microbatches > 1 else wide) * x.parameters
     return size / s.vpp if s.vpp > 1 and microbatches <= s.pp else size
 
-# %% ../../nbs/memory/05_engines.ipynb #b53c6dad
+# %% ../../nbs/memory/05_engines.ipynb #01f9371e
 def replicated(
     a: Architecture,
     s: Strategy,
@@ -232,7 +235,8 @@ def replicated(
     whole = r.grad * train
     grads = each + r.grad * max(x.embedding, x.head) if s.optimizer_in_backward else whole
     accumulated = whole if w.microbatches(s) > 1 and not s.optimizer_in_backward else 0.0
-    holes = 0.0 if accumulated or s.optimizer_in_backward else whole  # gradients are freed after the step, and the optimizer's states lie between them
+    # gradients are freed after the step, and the optimizer's states lie between them
+    holes = 0.0 if accumulated or s.optimizer_in_backward else whole
     optimizer = 0.0 if s.offload in ("optimizer", "parameters") else ratio * train * r.optimizer
     base = dict(parameters=train * r.weight + frozen, optimizer=optimizer, settled=frozen)
     step = base | dict(communication=buckets)
@@ -250,7 +254,7 @@ def _foreach(s: Strategy) -> float:
     "Bytes a parameter that AdamW takes for a moment unless it is fused."
     return moments(s) / 2 if s.optimizer == "adamw" and not s.optimizer_in_backward and s.offload not in ("optimizer", "parameters") else 0.0
 
-# %% ../../nbs/memory/05_engines.ipynb #47f7828d
+# %% ../../nbs/memory/05_engines.ipynb #4f9abe20
 def deepspeed(
     a: Architecture,
     s: Strategy,
@@ -270,7 +274,8 @@ def deepspeed(
     communication = live + (BUCKET if s.zero else 0.0)
     offloaded = s.offload in ("optimizer", "parameters")
     if offloaded: step, gradients = 0.0, (0.0 if s.zero >= 2 else gradients)
-    base = dict(parameters=0.0 if s.offload == "parameters" else parameters, gradients=gradients, communication=communication, settled=frozen if s.zero < 3 else 0.0,
+    base = dict(parameters=0.0 if s.offload == "parameters" else parameters, gradients=gradients, communication=communication,
+                settled=frozen if s.zero < 3 else 0.0,
                 optimizer=0.0 if offloaded else train * r.optimizer * (shard if s.zero else 1))
     return [
         Phase("forward", **base, activations=f.kept),
@@ -304,7 +309,7 @@ def megatron(
         Phase("optimizer", **(base | dict(optimizer=optimizer + sum(copy))), cached=f.kept),
     ]
 
-# %% ../../nbs/memory/05_engines.ipynb #d19a517f
+# %% ../../nbs/memory/05_engines.ipynb #6715bbe6
 def cache_bytes(
     a: Architecture,
     s: Strategy,
@@ -332,8 +337,10 @@ def inference(
     gathered = 2 * b * x.layer + b * x.root if s.zero == 3 else 0.0
     decoder = a.kind in ("decoder", "encoder-decoder")
     cache = x.layers * cache_bytes(a, s, w) if decoder and not s.states_only else 0.0
-    work = 0.0 if s.states_only or not a.layers else x.tokens * b * (4 * a.hidden + (2 if a.gated else 1) * max(a.ffn, a.experts_per_token * a.expert_ffn) / s.tp)
-    scores = 0.0 if s.states_only or not x.has_head else (w.micro_batch * (a.classes or a.vocab) if decoder else logits(a, x.tokens, w.micro_batch)) * 6 / s.tp
+    width = (2 if a.gated else 1) * max(a.ffn, a.experts_per_token * a.expert_ffn) / s.tp
+    work = 0.0 if s.states_only or not a.layers else x.tokens * b * (4 * a.hidden + width)
+    count = w.micro_batch * (a.classes or a.vocab) if decoder else logits(a, x.tokens, w.micro_batch)
+    scores = 0.0 if s.states_only or not x.has_head else count * 6 / s.tp
     base = dict(parameters=weights, communication=0.0 if s.states_only else gathered)
     return [Phase("prefill", **base, activations=cache + work, loss=scores), Phase("decode", **base, activations=cache, loss=scores)]
 

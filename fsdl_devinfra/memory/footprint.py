@@ -26,7 +26,7 @@ from .strategy import Strategy, Workload, check, default_workload
 __all__ = ['PARTS', 'MEASURES', 'DOUBT', 'UNKNOWN', 'Range', 'Gpu', 'ModelSummary', 'Footprint', 'doubts', 'bounds', 'estimate',
            'device_peak']
 
-# %% ../../nbs/memory/06_footprint.ipynb #b27fa993
+# %% ../../nbs/memory/06_footprint.ipynb #bf47fe62
 PARTS = ("parameters", "gradients", "optimizer", "activations", "loss", "communication", "runtime", "reserve")
 MEASURES = ("allocated", "reserved", "device")
 
@@ -81,7 +81,8 @@ class Footprint(Result):
         d, n = self.device_bytes, self.strategy.gpus
         where = "one GPU" if n == 1 else f"each of {n} GPUs" if self.strategy.pp == 1 else f"a GPU of {self.fullest_stage}"
         span = "" if d.low == d.high else f" (between {size_text(d.low)} and {size_text(d.high)})"
-        return f"{head}{self.model.name} takes {size_text(d.value)}{span} on {where}; the peak is in the {self.peak_phase} phase, and {size_text(self.per_gpu_bytes[biggest])} of it is {biggest}"
+        most = f"{size_text(self.per_gpu_bytes[biggest])} of it is {biggest}"
+        return f"{head}{self.model.name} takes {size_text(d.value)}{span} on {where}; the peak is in the {self.peak_phase} phase, and {most}"
 
     def chart(self) -> Chart:
         "The timeline as stacked bars, with the memory of the GPU as a line."
@@ -97,9 +98,10 @@ class Footprint(Result):
         from html import escape
         return f"<p>{escape(self.verdict())}.</p>{self.chart().svg}"
 
-# %% ../../nbs/memory/06_footprint.ipynb #7d9dd8c8
+# %% ../../nbs/memory/06_footprint.ipynb #3ec881be
 #: relative doubt of each part, downwards and upwards (judged from the spread between versions of the engines)
-DOUBT = {"parameters": (0.01, 0.01), "gradients": (0.01, 0.01), "optimizer": (0.01, 0.01), "activations": (0.08, 0.08), "loss": (0.1, 0.1), "communication": (0.15, 0.15), "runtime": (0.25, 0.25), "reserve": (0.7, 0.5)}
+DOUBT = {"parameters": (0.01, 0.01), "gradients": (0.01, 0.01), "optimizer": (0.01, 0.01), "activations": (0.08, 0.08), "loss": (0.1, 0.1),
+         "communication": (0.15, 0.15), "runtime": (0.25, 0.25), "reserve": (0.7, 0.5)}
 UNKNOWN = 0.05  # of the whole
 
 def doubts(
@@ -122,7 +124,7 @@ def bounds(
     sides = [sum((doubt[k][side] * v) ** 2 for k, v in own.items()) + (UNKNOWN * sum(parts.values())) ** 2 for side in (0, 1)]
     return math.sqrt(sides[0] + cached ** 2), math.sqrt(sides[1] + (doubt["activations"][1] * cached) ** 2)
 
-# %% ../../nbs/memory/06_footprint.ipynb #41788d1e
+# %% ../../nbs/memory/06_footprint.ipynb #e3902309
 def _parts(phase: Phase, runtime: float, states_only: bool) -> dict[str, float]:
     live = phase.allocated
     reserve = 0.0 if states_only else phase.pool + phase.cached + FRAGMENTATION * (live + phase.pool - phase.settled)
@@ -134,12 +136,14 @@ def _counted(parts: dict[str, float], measure: str) -> dict[str, float]:
     left_out = {"allocated": ("runtime", "reserve"), "reserved": ("runtime",), "device": ()}[measure]
     return {k: v for k, v in parts.items() if k not in left_out}
 
-def _range(timeline: dict[str, dict[str, float]], measure: str, doubt: Mapping[str, tuple[float, float]] | None, phases: Mapping[str, Phase], limit: float | None = None) -> Range:
+def _range(timeline: dict[str, dict[str, float]], measure: str, doubt: Mapping[str, tuple[float, float]] | None, phases: Mapping[str, Phase],
+           limit: float | None = None) -> Range:
     "The highest value of all phases, the highest lower bound and the highest upper one."
     seen = [(_counted(parts, measure), phases[name]) for name, parts in timeline.items()]
     values = [sum(parts.values()) for parts, _ in seen]
     sides = [(0.0, 0.0) if doubt is None else bounds(parts, p.cached if measure != "allocated" else 0.0, doubt) for parts, p in seen]
-    value, low, high = max(values), max(v - down for v, (down, _) in zip(values, sides)), max(v + up + p.maybe for v, (_, up), (_, p) in zip(values, sides, seen))
+    value, low = max(values), max(v - down for v, (down, _) in zip(values, sides))
+    high = max(v + up + p.maybe for v, (_, up), (_, p) in zip(values, sides, seen))
     live = max(v - parts.get("reserve", 0.0) for v, (parts, _) in zip(values, seen))
     capped = limit if limit is not None and live <= limit < value else value
     return Range(round(capped), round(min(low, capped)), round(high))
@@ -164,11 +168,14 @@ def estimate(
     runtime = timeline[name]["runtime"]
     doubt = None if s.states_only else doubts(architecture, s)
     peak = _range(timeline, measure, doubt, phases, None if limit is None else limit - (0 if measure == "device" else runtime))
-    _, _, *fullest = (x, f, timeline, phases) if measure != "allocated" else _fullest(architecture, s, w, "device")  # another stage may be the fullest on the device
+    # another stage may be the fullest on the device
+    _, _, *fullest = (x, f, timeline, phases) if measure != "allocated" else _fullest(architecture, s, w, "device")
     whole = _range(fullest[0], "device", doubt, fullest[1], limit)
     fits = _fits(whole, limit)
-    m = ModelSummary(architecture.name, architecture.parameters, architecture.active_parameters, architecture.layers + architecture.decoder_layers, architecture.hidden, architecture.source)
-    found = Footprint(m, s, w, _rounded(timeline[name]), peak, name, measure, whole, round(_host(s, x, f)), x.name, {p: _rounded(parts) for p, parts in timeline.items()},
+    m = ModelSummary(architecture.name, architecture.parameters, architecture.active_parameters, architecture.layers + architecture.decoder_layers,
+                     architecture.hidden, architecture.source)
+    found = Footprint(m, s, w, _rounded(timeline[name]), peak, name, measure, whole, round(_host(s, x, f)),
+                      x.name, {p: _rounded(parts) for p, parts in timeline.items()},
                       _assumptions(architecture, s, w), [], Gpu(device.name, device.memory_bytes) if device else None, fits)
     return replace(found, remedies=_remedies(architecture, s, w, device)) if advice and device and fits in ("no", "tight") else found
 
@@ -219,36 +226,47 @@ def _host(s: Strategy, x, f: Flow) -> float:
     if s.framework == "fsdp": return mine * (r.optimizer + (r.weight + r.grad if s.offload == "parameters" else 0))
     return mine * (r.optimizer + 4 + (2 if s.offload == "parameters" else 0))
 
-# %% ../../nbs/memory/06_footprint.ipynb #2a49a874
+# %% ../../nbs/memory/06_footprint.ipynb #bed760c9
 _ORIGIN = {"headers": "from the headers of the weights", "config": "from the configuration", "numbers": "from the numbers given",
-           "guess": "guessed: the model's type is unknown and taken to be built like Llama, or it has more than a language model, which alone is counted"}
+           "guess": "guessed: the model's type is unknown and taken to be built like Llama, "
+                    "or it has more than a language model, which alone is counted"}
 
 def _assumptions(a: Architecture, s: Strategy, w: Workload) -> list[str]:
     notes = [f"Parameters: {a.parameters:,} {_ORIGIN[a.source]}"]
     if s.states_only: return notes + ["Only parameters, gradients and optimizer are counted: no activations, buffers or runtime"]
-    notes += [_engine_note(s), f"Allocator: {FRAGMENTATION:.0%} of what is allocated is held in addition; CUDA context and communicators {size_text(runtime_bytes(s))}"]
+    runtime = size_text(runtime_bytes(s))
+    notes += [_engine_note(s), f"Allocator: {FRAGMENTATION:.0%} of what is allocated is held in addition; CUDA context and communicators {runtime}"]
     if s.inference: return notes + ["Inference: the cache is as long as the sequences, in 16 bits; weights in 16 bits unless quantised"]
-    notes.append(f"Activations: {w.micro_batch} sequence{'s' * (w.micro_batch > 1)} of {w.seq_len} tokens, {s.recompute} recomputation, {s.attention} attention")
-    if s.pp > 1: notes.append(f"Pipeline: {'interleaved ' if s.vpp > 1 else ''}1F1B with {w.microbatches(s)} micro-batches; the fullest stage is reported")
+    batch = f"{w.micro_batch} sequence{'s' * (w.micro_batch > 1)} of {w.seq_len} tokens"
+    notes.append(f"Activations: {batch}, {s.recompute} recomputation, {s.attention} attention")
+    if s.pp > 1:
+        notes.append(f"Pipeline: {'interleaved ' if s.vpp > 1 else ''}1F1B with {w.microbatches(s)} micro-batches; the fullest stage is reported")
     if s.async_tp and s.tp == 1: notes.append("Asynchronous tensor parallelism does nothing without tensor parallelism")
-    if s.async_tp and s.tp > 1: notes.append(f"Asynchronous tensor parallelism: {size_text(workspace_bytes(a, s, w))} of symmetric memory, outside the allocator")
-    if s.compile and s.loss == "full" and s.framework == "fsdp": notes.append("Compiled: the layers; the lower bound is for a loss that is compiled with them")
+    if s.async_tp and s.tp > 1:
+        notes.append(f"Asynchronous tensor parallelism: {size_text(workspace_bytes(a, s, w))} of symmetric memory, outside the allocator")
+    if s.compile and s.loss == "full" and s.framework == "fsdp":
+        notes.append("Compiled: the layers; the lower bound is for a loss that is compiled with them")
     if a.experts: notes.append("Experts: tokens are spread evenly over them; an imbalance adds to activations")
     if s.lora_rank: notes.append("LoRA: adapters are trained as the precision says; frozen weights are held in 16 bits unless quantised")
     if s.optimizer == "sgd": notes.append("SGD is taken to have momentum")
-    if s.optimizer == "muon": notes.append("Muon is taken to train every parameter; where AdamW trains embedding and head, these hold a second moment more")
+    if s.optimizer == "muon":
+        notes.append("Muon is taken to train every parameter; where AdamW trains embedding and head, these hold a second moment more")
     if s.base_weights in ("nf4", "int8") and not s.inference:
         notes.append("Quantised: bitsandbytes 0.43.2 or later; earlier ones keep the input of every product, which the upper bound allows for")
-    if s.optimizer == "adamw": notes.append("AdamW is a fused kernel; the upper bound is for PyTorch's default, whose step holds half of the moments once more")
+    if s.optimizer == "adamw":
+        notes.append("AdamW is a fused kernel; the upper bound is for PyTorch's default, whose step holds half of the moments once more")
     return notes
 
 def _engine_note(s: Strategy) -> str:
-    if s.framework == "megatron": return "Megatron: 16-bit weights and gradients whole, optimizer sharded with zero 1; gradients accumulated in fp32 under bf16"
-    if s.framework == "deepspeed": return "DeepSpeed: default buckets of 5e8 elements and, with ZeRO-3, a billion live parameters; the loss is computed in 16 bits"
+    if s.framework == "megatron":
+        return "Megatron: 16-bit weights and gradients whole, optimizer sharded with zero 1; gradients accumulated in fp32 under bf16"
+    if s.framework == "deepspeed":
+        return "DeepSpeed: default buckets of 5e8 elements and, with ZeRO-3, a billion live parameters; the loss is computed in 16 bits"
     if s.zero >= 2: return "FSDP2: one unit a layer and a root unit for embedding and head, reduction in fp32, two layers gathered at a time"
-    return "Plain PyTorch" + (" with DDP, whose buckets copy the gradients" if s.dp * s.cp > 1 else " on one GPU") + ("; mixed precision is autocast" if s.precision.endswith("mixed") else "")
+    return "Plain PyTorch" + (" with DDP, whose buckets copy the gradients" if s.dp * s.cp > 1
+                              else " on one GPU") + ("; mixed precision is autocast" if s.precision.endswith("mixed") else "")
 
-# %% ../../nbs/memory/06_footprint.ipynb #a4194ae6
+# %% ../../nbs/memory/06_footprint.ipynb #40de9453
 def _changes(a: Architecture, s: Strategy, w: Workload) -> list[tuple[str, Strategy, Workload]]:
     "Single changes, cheapest first."
     def to(**kw): return replace(s, **kw)
@@ -258,20 +276,29 @@ def _changes(a: Architecture, s: Strategy, w: Workload) -> list[tuple[str, Strat
         ("compute the loss in chunks (--loss chunked)", s.loss == "full" and a.kind == "decoder" and s.framework == "fsdp", to(loss="chunked"), w),
         ("use a fused loss (--loss fused)", s.loss != "fused" and a.kind == "decoder", to(loss="fused"), w),
         ("compile the model (--compile)", not s.compile and s.framework == "fsdp", to(compile=True), w),
-        ("halve the micro-batch and double the accumulation", w.micro_batch > 1 and w.micro_batch % 2 == 0 and not s.optimizer_in_backward, s, replace(w, micro_batch=max(w.micro_batch // 2, 1), grad_accum=more)),
+        ("halve the micro-batch and double the accumulation", w.micro_batch > 1 and w.micro_batch % 2 == 0 and not s.optimizer_in_backward, s,
+         replace(w, micro_batch=max(w.micro_batch // 2, 1), grad_accum=more)),
         ("shard the optimizer (--zero 1)", s.zero == 0 and s.dp * s.cp > 1, to(zero=1), w),
-        ("shard everything (--zero 3)", s.zero < 3 and s.dp * s.cp > 1 and (s.pp == 1 or s.framework == "fsdp") and s.framework != "megatron", to(zero=3), w),
+        ("shard everything (--zero 3)", s.zero < 3 and s.dp * s.cp > 1 and (s.pp == 1 or s.framework == "fsdp") and s.framework != "megatron",
+         to(zero=3), w),
         ("recompute activations in part (--recompute selective)", s.recompute == "none", to(recompute="selective"), w),
         ("recompute all activations (--recompute full)", s.recompute != "full", to(recompute="full"), w),
-        (f"give half of the data-parallel ranks to tensor parallelism (--dp {s.dp // 2} --tp {2 * s.tp})", s.dp % 2 == 0 and s.tp < 8, to(dp=max(s.dp // 2, 1), tp=2 * s.tp), w),
-        (f"give half of the data-parallel ranks to a pipeline (--dp {s.dp // 2} --pp {2 * s.pp})", s.dp % 2 == 0 and (s.zero < 2 or s.framework == "fsdp"), to(dp=max(s.dp // 2, 1), pp=2 * s.pp), replace(w, grad_accum=2 * more)),
-        (f"give three quarters of the data-parallel ranks to a pipeline (--dp {s.dp // 4} --pp {4 * s.pp})", s.dp % 4 == 0 and (s.zero < 2 or s.framework == "fsdp"), to(dp=max(s.dp // 4, 1), pp=4 * s.pp), replace(w, grad_accum=4 * more)),
+        (f"give half of the data-parallel ranks to tensor parallelism (--dp {s.dp // 2} --tp {2 * s.tp})", s.dp % 2 == 0 and s.tp < 8,
+         to(dp=max(s.dp // 2, 1), tp=2 * s.tp), w),
+        (f"give half of the data-parallel ranks to a pipeline (--dp {s.dp // 2} --pp {2 * s.pp})",
+         s.dp % 2 == 0 and (s.zero < 2 or s.framework == "fsdp"), to(dp=max(s.dp // 2, 1), pp=2 * s.pp), replace(w, grad_accum=2 * more)),
+        (f"give three quarters of the data-parallel ranks to a pipeline (--dp {s.dp // 4} --pp {4 * s.pp})",
+         s.dp % 4 == 0 and (s.zero < 2 or s.framework == "fsdp"), to(dp=max(s.dp // 4, 1), pp=4 * s.pp), replace(w, grad_accum=4 * more)),
         ("use an 8-bit optimizer (--optimizer adamw-8bit)", s.optimizer == "adamw", to(optimizer="adamw-8bit"), w),
-        ("offload the optimizer (--offload optimizer)", s.offload == "none" and (s.framework != "deepspeed" or s.zero > 0), to(offload="optimizer"), w),
+        ("offload the optimizer (--offload optimizer)", s.offload == "none" and (s.framework != "deepspeed" or s.zero > 0),
+         to(offload="optimizer"), w),
         ("offload the parameters too (--offload parameters)", s.offload in ("none", "optimizer") and s.zero == 3, to(offload="parameters"), w),
         ("train adapters only (--lora-rank 16)", not s.lora_rank and a.layers > 0, to(lora_rank=16, optimizer_in_backward=False), w),
     ]
-    if s.inference: return [("quantise the weights to 8 bits (--base-weights int8)", replace(s, base_weights="int8"), w)] * (s.base_weights is None) + [("quantise the weights to 4 bits (--base-weights int4-gptq)", replace(s, base_weights="int4-gptq"), w)]
+    if s.inference:
+        to8 = ("quantise the weights to 8 bits (--base-weights int8)", replace(s, base_weights="int8"), w)
+        to4 = ("quantise the weights to 4 bits (--base-weights int4-gptq)", replace(s, base_weights="int4-gptq"), w)
+        return [to8] * (s.base_weights is None) + [to4]
     return [(say, strategy, workload) for say, sensible, strategy, workload in options if sensible]
 
 def _remedies(a: Architecture, s: Strategy, w: Workload, device: Device, at_most: int = 4) -> list[str]:
@@ -291,6 +318,7 @@ def _chain(a: Architecture, s: Strategy, w: Workload, device: Device, judged) ->
         said.append(say)
         if judged(strategy, workload) == "yes": return [", then ".join(said)]
     for factor in (2, 4, 8, 16, 32, 64, 128):
-        wider = replace(s, dp=s.dp * factor, zero=3 if s.framework == "fsdp" or s.pp == 1 else 1, shard_group=None, framework="fsdp" if s.framework == "fsdp" else s.framework, recompute="full")
-        if judged(wider, w) == "yes": return [f"shard over {wider.dp} data-parallel ranks (--dp {wider.dp} --zero {wider.zero}) with full recomputation"]
+        wider = replace(s, dp=s.dp * factor, zero=3 if s.framework == "fsdp" or s.pp == 1 else 1, shard_group=None, recompute="full")
+        if judged(wider, w) == "yes":
+            return [f"shard over {wider.dp} data-parallel ranks (--dp {wider.dp} --zero {wider.zero}) with full recomputation"]
     return ["no single-node change is enough: use a smaller model, or tensor and pipeline parallelism (see fsdl-devinfra plan)"]

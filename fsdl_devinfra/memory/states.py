@@ -69,16 +69,17 @@ def _latent_adapters(a: Architecture, only_qv: bool) -> int:
     both = queries + (a.hidden + a.kv_lora_rank + a.rope_dim) + (a.kv_lora_rank + keys)
     return both if only_qv else both + a.heads * a.value_dim + a.hidden
 
-# %% ../../nbs/memory/03_states.ipynb #b0618817
+# %% ../../nbs/memory/03_states.ipynb #6916934e
 def sharded_states(
     parameters: float,  # trainable parameters on this rank before ZeRO
     s: Strategy,
 ) -> tuple[float, float, float]:  # bytes of parameters, gradients, optimizer
     "The states that one GPU holds between steps, without any framework extra."
     r, n = recipe(s), s.shards
-    return (parameters * r.weight / (n if s.zero == 3 else 1), parameters * r.grad / (n if s.zero >= 2 else 1), parameters * r.optimizer / (n if s.zero >= 1 else 1))
+    return (parameters * r.weight / (n if s.zero == 3 else 1), parameters * r.grad / (n if s.zero >= 2 else 1),
+            parameters * r.optimizer / (n if s.zero >= 1 else 1))
 
-# %% ../../nbs/memory/03_states.ipynb #b314367d
+# %% ../../nbs/memory/03_states.ipynb #f83ff98e
 def deepspeed_estimate(
     parameters: int,
     stage: int,  # 2 or 3
@@ -97,5 +98,6 @@ def deepspeed_estimate(
         return 2 * P + int(18 * P / gpus), int(P * 4 * n * buffer_factor)
     largest = 4 * largest_layer
     if offload_parameters: return largest, int(18 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 18 / nodes) * buffer_factor)
-    if offload_optimizer: return largest + int(2 * P / gpus), int(16 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 16 / nodes) * buffer_factor)
+    if offload_optimizer:
+        return largest + int(2 * P / gpus), int(16 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 16 / nodes) * buffer_factor)
     return largest + int(18 * P / gpus), int((largest_layer if zero_init else P) * 4 * n * buffer_factor)
