@@ -204,3 +204,17 @@ def test_adapters_of_latent_attention_and_of_a_decoder_that_looks_at_its_encoder
     mla = (7168 + 1536) + (1536 + 128 * 192) + (7168 + 512 + 64) + (512 + 128 * 256) + (128 * 128 + 7168)
     assert adapter_parameters(DEEPSEEK, 8, "attention") == 8 * 61 * mla
     assert adapter_parameters(T5, 8, "attention") == 8 * (6 + 2 * 6) * 8 * 512
+
+def test_adapters_are_sharded_over_all_ranks_and_experts_over_theirs():
+    for framework in ("fsdp", "deepspeed"):
+        run = [Strategy(dp=8, ep=ep, zero=3, lora_rank=16, framework=framework, states_only=True) for ep in (1, 8)]
+        one, eight = (estimate(MOE, s, Workload(512)).timeline["states"] for s in run)
+        assert one["optimizer"] == eight["optimizer"] and one["parameters"] == eight["parameters"]
+
+def test_the_host_holds_what_is_trained():
+    full, lora = (estimate(LLAMA, Strategy(dp=8, zero=3, offload="optimizer", lora_rank=r), Workload(512)).host_bytes for r in (None, 16))
+    assert full == LLAMA.parameters and lora < full / 100  # 8 bytes of AdamW, over 8 ranks
+    paged = [estimate(LLAMA, Strategy(optimizer="adamw-8bit-paged", lora_rank=r, precision="bf16"), Workload(512)).host_bytes for r in (None, 16)]
+    assert paged[1] < paged[0] / 100
+    whole = estimate(LLAMA, Strategy(dp=8, zero=3, offload="parameters", lora_rank=16), Workload(512)).host_bytes
+    assert whole > 2 * LLAMA.parameters / 8

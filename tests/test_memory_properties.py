@@ -91,7 +91,7 @@ def test_splitting_splits_the_states(a, s, w):
 @quick
 @given(architectures(), strategies(), WORKLOADS)
 def test_tensor_parallel_activations(a, s, w):
-    s = replace(s, loss="full", async_tp=False)
+    s = replace(s, loss="full", async_tp=False, pp=1, vpp=1)
     wide = replace(s, tp=2 * s.tp)
     runs(a, s, w); runs(a, wide, w)
     f, g = (estimate(a, x, w, advice=False).timeline["forward" if not s.inference else "prefill"]["activations"] for x in (s, wide))

@@ -15,8 +15,9 @@ from .strategy import Strategy, Workload
 
 # %% auto #0
 __all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'PREFETCH', 'Share', 'stages',
-           'in_flight', 'share', 'sharded', 'Flow', 'flow', 'Phase', 'fsdp', 'replicated', 'deepspeed', 'megatron',
-           'cache_bytes', 'inference', 'states_only', 'engine_of', 'workspace_bytes', 'runtime_bytes']
+           'in_flight', 'share', 'sharded', 'Flow', 'flow', 'Phase', 'trainable', 'kept_shares', 'fsdp', 'replicated',
+           'deepspeed', 'megatron', 'cache_bytes', 'inference', 'states_only', 'engine_of', 'workspace_bytes',
+           'runtime_bytes']
 
 # %% ../../nbs/memory/05_engines.ipynb #32466ea6
 #: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB, BigScience chronicles, 2022);
@@ -151,7 +152,7 @@ def _loss(a: Architecture, s: Strategy, w: Workload, x: Share, hidden: float, b:
     count = logits(a, x.tokens, w.micro_batch) / s.tp
     return head, allocated * count, (reserved - allocated) * count
 
-# %% ../../nbs/memory/05_engines.ipynb #15a43921
+# %% ../../nbs/memory/05_engines.ipynb #c379880b
 class Phase(NamedTuple):
     "One phase of a training step, in bytes."
     name: str
@@ -169,7 +170,11 @@ class Phase(NamedTuple):
     @property
     def allocated(self) -> float: return self.parameters + self.gradients + self.optimizer + self.activations + self.loss + self.communication
 
-def _trainable(a: Architecture, s: Strategy, x: Share) -> tuple[float, float]:
+def trainable(
+    a: Architecture,
+    s: Strategy,
+    x: Share,
+) -> tuple[float, float]:  # parameters, bytes
     "Trainable parameters of `x`, and the bytes of its frozen ones."
     if not s.lora_rank: return x.parameters, 0.0
     depth = max(a.layers + a.decoder_layers, 1)
@@ -178,7 +183,15 @@ def _trainable(a: Architecture, s: Strategy, x: Share) -> tuple[float, float]:
     frozen = linear * (FROZEN[s.base_weights] if s.base_weights else wide) + (x.parameters - linear) * wide
     return adapter_parameters(a, s.lora_rank, s.lora_targets) / s.tp * x.layers / depth, frozen
 
-# %% ../../nbs/memory/05_engines.ipynb #8ad3cbba
+def kept_shares(
+    x: Share,
+    s: Strategy,
+) -> tuple[float, float]:  # of what is trained, of what is frozen
+    "The share of what is trained, and of what is frozen, that one rank keeps where it is sharded: adapters are no experts."
+    whole = sharded(x, s) / x.parameters
+    return 1 / s.shards if s.lora_rank else whole, whole
+
+# %% ../../nbs/memory/05_engines.ipynb #dcae645a
 def fsdp(
     a: Architecture,
     s: Strategy,
@@ -187,14 +200,13 @@ def fsdp(
     f: Flow,
 ) -> list[Phase]:
     "The phases of a step with parameters sharded (zero 3), or gathered once a step (zero 2)."
-    r, (train, frozen) = recipe(s), _trainable(a, s, x)
-    ratio = sharded(x, s) / x.parameters
+    r, (train, frozen), (ratio, still) = recipe(s), trainable(a, s, x), kept_shares(x, s)
     wide = 4 if s.precision == "fp32" else 2
     reduced, layer, m = 4 if s.precision.endswith("mixed") else wide, x.layer, w.microbatches(s)
     whole = s.pp > 1 or s.zero == 2
     gathered = wide * (x.root + layer * (x.layers if whole else 1))
     pool = max(wide * x.root, 2 * wide * layer)
-    held, sharded_grad = ratio * (train * r.weight + frozen), ratio * train * r.grad
+    held, sharded_grad = ratio * train * r.weight + still * frozen, ratio * train * r.grad
     optimizer, offloaded = ratio * train * r.optimizer, s.offload in ("optimizer", "parameters")
     frozen_layers = bool(s.lora_rank)
     waiting = 0.0 if frozen_layers else _waiting(s, x, m, wide)
@@ -218,7 +230,7 @@ def _waiting(s: Strategy, x: Share, microbatches: int, wide: int) -> float:
     size = (4 if microbatches > 1 else wide) * x.parameters
     return size / s.vpp if s.vpp > 1 and microbatches <= s.pp else size
 
-# %% ../../nbs/memory/05_engines.ipynb #01f9371e
+# %% ../../nbs/memory/05_engines.ipynb #cce5ed6a
 def replicated(
     a: Architecture,
     s: Strategy,
@@ -227,8 +239,8 @@ def replicated(
     f: Flow,
 ) -> list[Phase]:
     "The phases of a step of plain PyTorch: one GPU, or DDP (zero 1: with a sharded optimizer)."
-    r, (train, frozen) = recipe(s), _trainable(a, s, x)
-    ratio = sharded(x, s) / x.parameters if s.zero else 1.0
+    r, (train, frozen) = recipe(s), trainable(a, s, x)
+    ratio = kept_shares(x, s)[0] if s.zero else 1.0
     cast = 2 * train if s.precision.endswith("mixed") and not s.lora_rank else 0.0
     buckets = r.grad * train if s.dp * s.cp > 1 else 0.0
     each = r.grad * (x.layer if not s.lora_rank else train / max(x.layers, 1))
@@ -254,7 +266,7 @@ def _foreach(s: Strategy) -> float:
     "Bytes a parameter that AdamW takes for a moment unless it is fused."
     return moments(s) / 2 if s.optimizer == "adamw" and not s.optimizer_in_backward and s.offload not in ("optimizer", "parameters") else 0.0
 
-# %% ../../nbs/memory/05_engines.ipynb #4f9abe20
+# %% ../../nbs/memory/05_engines.ipynb #53392d3f
 def deepspeed(
     a: Architecture,
     s: Strategy,
@@ -263,9 +275,8 @@ def deepspeed(
     f: Flow,
 ) -> list[Phase]:
     "The phases of a step of DeepSpeed, at any stage of ZeRO."
-    r, (train, frozen) = recipe(s), _trainable(a, s, x)
-    shard = sharded(x, s) / x.parameters
-    parameters = (train * r.weight + frozen) * (shard if s.zero == 3 else 1)
+    r, (train, frozen), (shard, still) = recipe(s), trainable(a, s, x), kept_shares(x, s)
+    parameters = train * r.weight * shard + frozen * still if s.zero == 3 else train * r.weight + frozen
     gradients = train * r.grad * (shard if s.zero >= 2 else 1)
     half = s.precision != "fp32"
     step = 4 * (min(SUB_GROUP, train * shard) if s.zero == 3 else train * (shard if s.zero else 1)) if half else 0.0
@@ -284,7 +295,7 @@ def deepspeed(
         Phase("optimizer", **(base | dict(optimizer=base["optimizer"] + step)), cached=f.unpacked),
     ]
 
-# %% ../../nbs/memory/05_engines.ipynb #e7d043f0
+# %% ../../nbs/memory/05_engines.ipynb #e40bb087
 def megatron(
     a: Architecture,
     s: Strategy,
@@ -293,8 +304,8 @@ def megatron(
     f: Flow,
 ) -> list[Phase]:
     "The phases of a step of Megatron-LM or Megatron-DeepSpeed, with or without ZeRO-1."
-    r, (train, frozen) = recipe(s), _trainable(a, s, x)
-    shard = sharded(x, s) / x.parameters
+    r, (train, frozen) = recipe(s), trainable(a, s, x)
+    shard, _ = kept_shares(x, s)
     main = 4 * train if s.precision in ("bf16-mixed", "fp8-mixed") else 0.0
     copy = (2 * train * shard, 4 * train * shard) if s.precision == "fp16-mixed" else (0.0, 0.0)
     largest = 0.0 if s.lora_rank else (4 if main else r.grad) * max(x.embedding, x.layer / 3)
@@ -344,7 +355,7 @@ def inference(
     base = dict(parameters=weights, communication=0.0 if s.states_only else gathered)
     return [Phase("prefill", **base, activations=cache + work, loss=scores), Phase("decode", **base, activations=cache, loss=scores)]
 
-# %% ../../nbs/memory/05_engines.ipynb #4bcfa1ba
+# %% ../../nbs/memory/05_engines.ipynb #d0ecf343
 def states_only(
     a: Architecture,
     s: Strategy,
@@ -353,11 +364,11 @@ def states_only(
     f: Flow,
 ) -> list[Phase]:
     "Parameters, gradients and optimizer, sharded as ZeRO says."
-    r, (train, frozen) = recipe(s), _trainable(a, s, x)
-    shard = sharded(x, s) / x.parameters
+    r, (train, frozen) = recipe(s), trainable(a, s, x)
+    shard, still = kept_shares(x, s)
     z1, z2, z3 = (shard if s.zero >= stage else 1 for stage in (1, 2, 3))
     held = s.offload != "parameters"
-    return [Phase("states", parameters=(train * r.weight + frozen) * z3 * held, gradients=train * r.grad * z2 * held,
+    return [Phase("states", parameters=(train * r.weight * z3 + frozen * (still if s.zero == 3 else 1)) * held, gradients=train * r.grad * z2 * held,
                   optimizer=train * r.optimizer * z1 if s.offload not in ("optimizer", "parameters") else 0.0)]
 
 def engine_of(
