@@ -76,3 +76,9 @@ def test_every_head_of_every_family_as_transformers_builds_it():
         if a.parameters == built: exact += 1
         elif a.source != "guess": wrong[name] = (a.parameters, built)
     assert wrong == {} and exact > 300
+
+def test_a_tied_model_without_a_named_head_can_still_be_trained_as_a_language_model():
+    bart = Architecture.from_config(dict(PLAIN, model_type="bart", d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, architectures=["BartModel"]))
+    assert bart.classes == 0 and bart.tied
+    glm = dict(PLAIN, model_type="chatglm", architectures=["ChatGLMModel"])
+    assert Architecture.from_config(dict(glm, auto_map={"AutoModelForCausalLM": "x"})).parts.head == 6400 and Architecture.from_config(glm).parts.head == 0

@@ -305,7 +305,7 @@ class Architecture(Result):
         "Parameters that one token passes through."
         return self.parts.total - self.parts.expert + (self.parts.expert * self.experts_per_token // self.experts if self.experts else 0)
 
-# %% ../../nbs/memory/01_architecture.ipynb #05cad163
+# %% ../../nbs/memory/01_architecture.ipynb #c7724f45
 _KINDS = {**dict.fromkeys(("t5", "bart", "whisper"), "encoder-decoder"),
           **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "modernbert"), "encoder")}
 
@@ -323,13 +323,13 @@ def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     experts = _read(config, "experts", 0) or 0
     task = _task(config)
     classes = _labels(config, task) if task or not vision else _given_labels(config)  # a vision model of no named class has the labels that it gives
+    tied = _ties(config, f, kind, bool(classes))
     positions = _patches(config) if vision else _read(config, "positions", 0) or (512 if kind == "encoder-decoder" else 4096)
     return Architecture(
         name=name, family=family, kind=kind, layers=layers, hidden=hidden, heads=heads, kv_heads=_kv_heads(config, family, heads),
         head_dim=_read(config, "head_dim") or hidden // heads, ffn=_ffn(config, family, hidden),
         vocab=(classes or 2) if vision else _needed(config, "vocab"), gated=_gated(config, f),
-        classes=classes or (hidden if task in ("none", "encoder") else 0),
-        tied=_ties(config, f, kind, bool(classes)),
+        classes=classes or (hidden if _headless(task, kind, tied) else 0), tied=tied,
         dropout=_dropout(config, f), positions=positions, **_window(config, layers),
         decoder_layers=_decoder_layers(config, layers) if kind == "encoder-decoder" and task != "encoder" else 0,
         dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").replace("torch.", ""), source="config",
@@ -347,6 +347,10 @@ def _whole_pair(config: Mapping[str, Any], family: str) -> None:
     if untied or config.get("share_encoder_decoder_embeddings") is False or config.get("use_prompt"):
         why = "its embeddings are not one matrix, or prompts are trained with it"
         raise NoTransformer(f"{config.get('model_type')} cannot be counted by formula: {why}", _TRACED)
+
+def _headless(task: str, kind: str, tied: bool) -> bool:
+    "Whether one vector a sequence is all that a model gives. With a head that is the embedding it can be trained as a language model all the same."
+    return task == "encoder" or task == "none" and (kind in ("encoder", "vision") or not tied)
 
 def _ties(config: Mapping[str, Any], f: Mapping[str, int | None], kind: str, classifies: bool) -> bool:
     "Whether the output head is the embedding."
@@ -377,7 +381,8 @@ _TASKS = {"sequence": "SequenceClassification|ImageClassification", "token": "To
 def _task(config: Mapping[str, Any]) -> str:
     "What the head of a model is for, from the name of its class; nothing where no class is named."
     name = next((str(a) for a in config.get("architectures") or ()), "")
-    return next((task for task, words in _TASKS.items() if re.search(f"(?:{words})(?:WithNoAttention)?$", name)), "")
+    task = next((task for task, words in _TASKS.items() if re.search(f"(?:{words})(?:WithNoAttention)?$", name)), "")
+    return "language" if task == "none" and "AutoModelForCausalLM" in (config.get("auto_map") or ()) else task  # ChatGLMModel has a head
 
 def _given_labels(config: Mapping[str, Any]) -> int: return len(config.get("id2label") or ()) or int(config.get("num_labels") or 0)
 
