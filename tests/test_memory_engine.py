@@ -127,13 +127,17 @@ def test_asynchronous_tensor_parallelism_takes_memory_outside_the_allocator():
     assert estimate(LLAMA, Strategy(async_tp=True, **run), Workload(8192, 4)).peak_bytes == estimate(LLAMA, Strategy(**run), Workload(8192, 4)).peak_bytes
 
 def test_bounds_of_the_loss_cover_what_versions_of_a_framework_do():
-    "A compiled loss keeps 4 bytes a logit, an eager one 8 to 14."
+    "A compiled loss keeps 4 bytes a logit, an eager one 8 to 14, and one of 16-bit logits as they are 6."
     w, run = Workload(8192, 2), dict(dp=8, zero=3, recompute="selective")
     for compiled in (False, True):
         f = estimate(LLAMA, Strategy(compile=compiled, **run), w)
         assert f.peak_phase == "loss"
         saved = (8 if compiled else 4) * 8192 * 2 * 128256
         assert f.peak_bytes.low < f.peak_bytes.value - saved
+
+def test_a_loss_of_16_bit_logits_is_in_the_range():
+    f = estimate(LLAMA, Strategy(precision="bf16", lora_rank=8, recompute="full"), Workload(8192, 2), measure="allocated")
+    assert f.peak_phase == "loss" and f.peak_bytes.low < f.peak_bytes.value - 6 * 8192 * 2 * 128256
 
 def test_a_bitsandbytes_base_may_have_hidden_states_in_32_bits():
     f, plain = (estimate(LLAMA, Strategy(lora_rank=8, base_weights=b, precision="bf16", recompute="full", loss="fused"), Workload(8192, 2)) for b in ("nf4", None))
@@ -169,3 +173,48 @@ def test_a_layer_of_gptq_is_unpacked_for_its_backward_pass():
 def test_pure_bf16_reduces_in_bf16():
     mixed, pure = (estimate(LLAMA, Strategy(dp=8, zero=3, precision=p, recompute="full"), Workload(512, 1)).timeline["backward"]["communication"] for p in ("bf16-mixed", "bf16"))
     assert abs(mixed - pure - 2 * 2 * LLAMA.parts.layer / 32) < 2
+
+def gemma(**more): return Architecture.from_config(dict(model_type="gemma2", hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
+                                                        vocab_size=256000, sliding_window=4096, **more))
+
+@pytest.mark.parametrize("more, windowed", [({}, 13), (dict(layer_types=["sliding_attention"] * 20 + ["full_attention"] * 6), 20), (dict(sliding_window_pattern=13), 24), (dict(use_sliding_window=False), 0)])
+def test_a_window_bounds_the_cache_of_the_layers_that_have_it(more, windowed):
+    a = gemma(**more)
+    assert a.windowed_layers == windowed
+    short, long = (estimate(a, Strategy(inference=True), Workload(n)).timeline["decode"]["activations"] for n in (4096, 8192))
+    assert abs(long - short - (26 - windowed) * 4096 * 2 * 4 * 256 * 2) <= 1
+
+def test_a_window_only_masks_the_scores_of_eager_attention():
+    kept = [estimate(gemma(**m), Strategy(attention="eager", recompute="none"), Workload(8192)).timeline["forward"]["activations"] for m in ({}, dict(use_sliding_window=False))]
+    assert kept[0] == kept[1]
+
+def test_selective_recomputation_makes_only_the_core_of_attention_again():
+    run = dict(tp=8, framework="megatron", attention="eager")
+    back = {r: estimate(LLAMA, Strategy(recompute=r, **run), Workload(4096)).timeline["backward"]["activations"] for r in ("none", "selective", "full")}
+    core = 32 * 4096 * 2 / 8 * 4096
+    assert 31 * core <= back["none"] - back["selective"] <= 32 * core  # one layer's is made again, where nothing larger is
+
+def test_offloaded_activations_are_never_more_than_there_are():
+    small = Architecture.from_numbers(1, 512, 8, 1000)
+    on, off = (estimate(small, Strategy(offload=o), Workload(512)).timeline["backward"]["activations"] for o in ("none", "activations"))
+    assert off <= on
+
+def test_adapters_of_latent_attention_and_of_a_decoder_that_looks_at_its_encoder():
+    from fsdl_devinfra.memory.states import adapter_parameters
+    mla = (7168 + 1536) + (1536 + 128 * 192) + (7168 + 512 + 64) + (512 + 128 * 256) + (128 * 128 + 7168)
+    assert adapter_parameters(DEEPSEEK, 8, "attention") == 8 * 61 * mla
+    assert adapter_parameters(T5, 8, "attention") == 8 * (6 + 2 * 6) * 8 * 512
+
+def test_adapters_are_sharded_over_all_ranks_and_experts_over_theirs():
+    for framework in ("fsdp", "deepspeed"):
+        run = [Strategy(dp=8, ep=ep, zero=3, lora_rank=16, framework=framework, states_only=True) for ep in (1, 8)]
+        one, eight = (estimate(MOE, s, Workload(512)).timeline["states"] for s in run)
+        assert one["optimizer"] == eight["optimizer"] and one["parameters"] == eight["parameters"]
+
+def test_the_host_holds_what_is_trained():
+    full, lora = (estimate(LLAMA, Strategy(dp=8, zero=3, offload="optimizer", lora_rank=r), Workload(512)).host_bytes for r in (None, 16))
+    assert full == LLAMA.parameters and lora < full / 100  # 8 bytes of AdamW, over 8 ranks
+    paged = [estimate(LLAMA, Strategy(optimizer="adamw-8bit-paged", lora_rank=r, precision="bf16"), Workload(512)).host_bytes for r in (None, 16)]
+    assert paged[1] < paged[0] / 100
+    whole = estimate(LLAMA, Strategy(dp=8, zero=3, offload="parameters", lora_rank=16), Workload(512)).host_bytes
+    assert whole > 2 * LLAMA.parameters / 8

@@ -26,7 +26,7 @@ from .strategy import Strategy, Workload
 __all__ = ['FLOOR_GIB', 'GATE', 'architecture_of', 'strategy_of', 'measure_of', 'Case', 'case_of', 'read_rows', 'fitted_case',
            'quantile', 'Score', 'score', 'scores', 'peer_scores', 'shortfalls', 'report', 'main']
 
-# %% ../../nbs/memory/08_accuracy.ipynb #240937d7
+# %% ../../nbs/memory/08_accuracy.ipynb #16ff9709
 def _int(text: str | None, default: int | None = None) -> int | None: return int(float(text)) if text not in (None, "") else default
 
 def architecture_of(
@@ -37,8 +37,10 @@ def architecture_of(
     gated, tied = row["mlp"] != "gelu", row["tied"] == "1"
     n = {k: int(row[k]) for k in ("layers", "hidden", "ffn", "heads", "kv_heads", "vocab")}
     if row["loss"] == "classification":
-        return Architecture.from_config(dict(model_type="bert", architectures=["BertForSequenceClassification"], num_labels=2, hidden_size=n["hidden"], num_hidden_layers=n["layers"],
-                                             num_attention_heads=n["heads"], intermediate_size=n["ffn"], vocab_size=n["vocab"], max_position_embeddings=512), name=row["model"])
+        return Architecture.from_config(dict(model_type="bert", architectures=["BertForSequenceClassification"], num_labels=2,
+                                             hidden_size=n["hidden"], num_hidden_layers=n["layers"],
+                                             num_attention_heads=n["heads"], intermediate_size=n["ffn"], vocab_size=n["vocab"],
+                                             max_position_embeddings=512), name=row["model"])
     a = Architecture.from_numbers(gated=gated, tied=tied, dropout=not gated, positions=int(row["seq"]), name=row["model"], **n)
     return replace(a, family="qwen") if row["model"].startswith("Qwen-") else a  # one matrix for queries, keys and values
 
@@ -47,10 +49,14 @@ def strategy_of(
 ) -> Strategy:
     "The strategy of a row; what the source does not say is the framework's default."
     degrees = {k: _int(row[k], 1) for k in ("dp", "tp", "pp", "vpp", "cp")}
-    return Strategy(**degrees, sp=bool(_int(row["sp"], 0)) if degrees["tp"] > 1 else None, zero=_int(row["zero"], 0), async_tp=row["async_tp"] == "1", recompute=row["recompute"] or "none",
-                    attention=row["attention"] or "flash", precision=row["precision"], optimizer=row["optimizer"] or "adamw", optimizer_in_backward=row["optimizer_in_backward"] == "1",
-                    lora_rank=_int(row["lora_rank"]), lora_targets=row["lora_targets"] or "all-linear", base_weights=row["base_weights"] or None, offload=row["offload"] or "none",
-                    compile=row["compile"] == "1", loss=row["loss"] if row["loss"] in ("chunked", "fused") else "full", framework=row["framework"] or "fsdp")
+    return Strategy(**degrees, sp=bool(_int(row["sp"], 0)) if degrees["tp"] > 1 else None, zero=_int(row["zero"], 0), async_tp=row["async_tp"] == "1",
+                    recompute=row["recompute"] or "none",
+                    attention=row["attention"] or "flash", precision=row["precision"], optimizer=row["optimizer"] or "adamw",
+                    optimizer_in_backward=row["optimizer_in_backward"] == "1",
+                    lora_rank=_int(row["lora_rank"]), lora_targets=row["lora_targets"] or "all-linear", base_weights=row["base_weights"] or None,
+                    offload=row["offload"] or "none",
+                    compile=row["compile"] == "1", loss=row["loss"] if row["loss"] in ("chunked", "fused") else "full",
+                    framework=row["framework"] or "fsdp")
 
 def measure_of(
     row: Mapping[str, str],
@@ -59,7 +65,7 @@ def measure_of(
     said = row["meaning"]
     return "allocated" if "active" in said or "allocated" in said else "reserved" if "reserved" in said else "device"
 
-# %% ../../nbs/memory/08_accuracy.ipynb #3ce5c84f
+# %% ../../nbs/memory/08_accuracy.ipynb #3d7a1831
 FLOOR_GIB = 10.0
 
 @dataclass(frozen=True)
@@ -110,9 +116,10 @@ def read_rows(
     "The rows of a csv file. Raises `BadInput`."
     try:
         with open(path, newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
-    except FileNotFoundError: raise BadInput(f"there is no file {path}", "Name the folder with memory_measured.csv and throughput_measured.csv") from None
+    except FileNotFoundError:
+        raise BadInput(f"there is no file {path}", "Name the folder with memory_measured.csv and throughput_measured.csv") from None
 
-# %% ../../nbs/memory/08_accuracy.ipynb #6e6c1732
+# %% ../../nbs/memory/08_accuracy.ipynb #8c27535e
 _GPUS = {"h100_80gb": "H100-SXM-80GB", "a100_80gb": "A100-SXM-80GB", "a100_40gb": "A100-SXM-40GB"}
 _PRECISIONS = {"amp_bf16": "bf16-mixed", "amp_fp8": "fp8-mixed", "bf16-pure": "bf16"}
 
@@ -120,11 +127,14 @@ def fitted_case(
     row: Mapping[str, str],  # of throughput_measured.csv
 ) -> Footprint:
     "The estimate for an MPT run."
-    config = dict(model_type="mpt", d_model=int(row["hidden"]), n_layers=int(row["layers"]), n_heads=int(row["heads"]), expansion_ratio=4, vocab_size=int(row["vocab"]), max_seq_len=int(row["seq"]))
-    s = Strategy(dp=int(row["gpus"]), zero=int(row["zero"]), precision=_PRECISIONS[row["precision"]], recompute=row["recompute"], offload="activations" if row["activation_offload"] == "True" else "none")
-    return estimate(Architecture.from_config(config, name="MPT " + row["model"]), s, Workload(int(row["seq"]), int(row["micro_batch"]), int(row["grad_accum"])), find_device(_GPUS[row["gpu"]]), "device", advice=False)
+    config = dict(model_type="mpt", d_model=int(row["hidden"]), n_layers=int(row["layers"]), n_heads=int(row["heads"]), expansion_ratio=4,
+                  vocab_size=int(row["vocab"]), max_seq_len=int(row["seq"]))
+    s = Strategy(dp=int(row["gpus"]), zero=int(row["zero"]), precision=_PRECISIONS[row["precision"]], recompute=row["recompute"],
+                 offload="activations" if row["activation_offload"] == "True" else "none")
+    w = Workload(int(row["seq"]), int(row["micro_batch"]), int(row["grad_accum"]))
+    return estimate(Architecture.from_config(config, name="MPT " + row["model"]), s, w, find_device(_GPUS[row["gpu"]]), "device", advice=False)
 
-# %% ../../nbs/memory/08_accuracy.ipynb #47c85c41
+# %% ../../nbs/memory/08_accuracy.ipynb #3d2ae926
 def quantile(
     values: Sequence[float],
     q: float,  # 0 to 1
@@ -174,7 +184,8 @@ def peer_scores(
     "For each peer: rows that it can say something about, its median and 90th percentile of error there, and ours on the same rows."
     rows = []
     for name in PEERS:
-        both = [(abs(c.peers[name] - c.measured_gib) / max(c.measured_gib, FLOOR_GIB), abs(c.error)) for c in cases if c.scored and c.measured_gib is not None and c.peers[name] is not None]
+        both = [(abs(c.peers[name] - c.measured_gib) / max(c.measured_gib, FLOOR_GIB), abs(c.error)) for c in cases if c.scored
+                and c.measured_gib is not None and c.peers[name] is not None]
         if both:
             theirs, ours = zip(*both)
             rows.append([name, len(both), *(_percent(f(v)) for v in (theirs, ours) for f in (statistics.median, lambda x: quantile(x, 0.9)))])
@@ -182,7 +193,7 @@ def peer_scores(
 
 def _percent(x: float) -> str: return f"{100 * x:.1f} %"
 
-# %% ../../nbs/memory/08_accuracy.ipynb #ae170868
+# %% ../../nbs/memory/08_accuracy.ipynb #e1b08cfd
 GATE = {"median": 0.03, "p90": 0.08, "worst": 0.20, "coverage": 0.90, "width": 0.15}
 
 def shortfalls(
@@ -191,9 +202,12 @@ def shortfalls(
     fitted: Sequence[Footprint],
 ) -> list[str]:
     "What misses the gate, in words."
-    missed = [f"{k} is {_percent(getattr(total, k))}, the gate is {_percent(v)}" for k, v in GATE.items() if (getattr(total, k) < v if k == "coverage" else getattr(total, k) > v)]
-    missed += [f"{c.id} {'ran out and is called ' + str(c.said.fits) if c.measured_gib is None else 'ran and is called no'}" for c in cases if c.scored and not c.verdict_holds]
-    return missed + [f"{f.model.name} at {f.workload.seq_len}·{f.workload.micro_batch} on {f.gpu.name} ran and is called no" for f in fitted if f.fits == "no"]
+    missed = [f"{k} is {_percent(getattr(total, k))}, the gate is {_percent(v)}" for k, v in GATE.items()
+              if (getattr(total, k) < v if k == "coverage" else getattr(total, k) > v)]
+    missed += [f"{c.id} {'ran out and is called ' + str(c.said.fits) if c.measured_gib is None else 'ran and is called no'}" for c in cases
+               if c.scored and not c.verdict_holds]
+    return missed + [f"{f.model.name} at {f.workload.seq_len}·{f.workload.micro_batch} on {f.gpu.name} ran and is called no" for f in fitted
+                     if f.fits == "no"]
 
 def report(
     folder: str | Path,  # with the csv files
@@ -209,18 +223,23 @@ def report(
     blocks = ["Estimates against published measurements (memory_measured.csv)", table(head, [_line(s) for s in found])]
     for name, what in (("memory_more.csv", "More published rows of the same sources"), ("memory_elsewhere.csv", "Published rows of other sources")):
         if (Path(folder) / name).exists():
-            blocks += [f"{what} ({name}), shown and not gated", table(head, [_line(s) for s in scores([case_of(r) for r in read_rows(Path(folder) / name)])])]
-    blocks += ["What others say about the same rows (median and 90th percentile of error, and ours)", table(["estimator", "rows", "median", "90th", "ours median", "ours 90th"], peer_scores(cases))]
+            blocks += [f"{what} ({name}), shown and not gated",
+                       table(head, [_line(s) for s in scores([case_of(r) for r in read_rows(Path(folder) / name)])])]
+    blocks += ["What others say about the same rows (median and 90th percentile of error, and ours)",
+               table(["estimator", "rows", "median", "90th", "ours median", "ours 90th"], peer_scores(cases))]
     verdicts = {v: sum(f.fits == v for f in fitted) for v in ("yes", "tight", "no")}
-    blocks.append(f"Runs that fitted (throughput_measured.csv): {len(fitted)}, called yes {verdicts['yes']}, tight {verdicts['tight']}, no {verdicts['no']}")
+    called = ", ".join(f"{k} {verdicts[k]}" for k in ("yes", "tight", "no"))
+    blocks.append(f"Runs that fitted (throughput_measured.csv): {len(fitted)}, called {called}")
     if rows: blocks += ["Row by row", table(["row", "measured", "said", "low", "high", "error", "fits", "peak in", "note"], [_row(c) for c in cases])]
     return "\n\n".join(blocks), shortfalls(found[-1], cases, fitted)
 
-def _line(s: Score) -> list: return [s.group, s.rows, f"{100 * s.median_signed:+.1f} %", *map(_percent, (s.median, s.p90, s.worst, s.coverage, s.width)), s.verdicts]
+def _line(s: Score) -> list:
+    return [s.group, s.rows, f"{100 * s.median_signed:+.1f} %", *map(_percent, (s.median, s.p90, s.worst, s.coverage, s.width)), s.verdicts]
 
 def _row(c: Case) -> list:
     p = c.said.peak_bytes
-    return [c.id, "OOM" if c.measured_gib is None else f"{c.measured_gib:.2f}", *(f"{v / GIB:.2f}" for v in (p.value, p.low, p.high)), "" if c.error is None else f"{100 * c.error:+.1f} %", c.said.fits, c.said.peak_phase, c.note if not c.scored else ""]
+    return [c.id, "OOM" if c.measured_gib is None else f"{c.measured_gib:.2f}", *(f"{v / GIB:.2f}" for v in (p.value, p.low, p.high)),
+            "" if c.error is None else f"{100 * c.error:+.1f} %", c.said.fits, c.said.peak_phase, c.note if not c.scored else ""]
 
 def main(
     argv: Sequence[str] | None = None,

@@ -57,7 +57,7 @@ def _casts(a: Architecture) -> int:
 
 def _rms(a: Architecture) -> bool: return a.gated and a.kind == "decoder"
 
-# %% ../../nbs/memory/04_activations.ipynb #44e64960
+# %% ../../nbs/memory/04_activations.ipynb #782bd75b
 def attention_bytes(
     a: Architecture,
     s: Strategy,
@@ -80,7 +80,7 @@ def core_bytes(
     if s.attention == "flash": return 0.0
     b = element_bytes(s)
     each = b + (1 + b if drops(a, s) else 4 if b == 2 and s.framework != "megatron" else 0)  # eager softmax runs in fp32
-    return a.heads * min(w.seq_len / s.cp, a.window or w.seq_len) * each / s.tp
+    return a.heads * w.seq_len * each / s.tp  # of this rank's queries with the keys of the whole sequence; a window only masks
 
 # %% ../../nbs/memory/04_activations.ipynb #54ddaeb8
 def mlp_bytes(
@@ -148,7 +148,7 @@ def pipeline_penalty(
     "By how much the interleaved schedule raises the activations of the first stage over those of a plain pipeline."
     return 1 + (pp - 1) / (pp * vpp) if vpp > 1 else 1.0
 
-# %% ../../nbs/memory/04_activations.ipynb #8f42d33b
+# %% ../../nbs/memory/04_activations.ipynb #be0f395d
 def logit_bytes(
     a: Architecture,
     s: Strategy,
@@ -167,7 +167,8 @@ def loss_doubt(
     "How far the loss may be off: versions of one framework differ by whole copies of the logits."
     if s.loss == "full" and s.framework == "deepspeed" and a.family != "qwen" and s.precision != "fp32": return 0.1, 14 / 8 - 1
     if s.loss != "full" or a.family == "mpt" or s.precision == "fp32" or s.framework != "fsdp": return 0.1, 0.1
-    held, least = logit_bytes(a, s)[0], 4 if s.compile else 12 if s.tp > 1 else 8
+    direct = 6 if s.precision == "bf16" else 8  # a loss of 16-bit logits as they are: log-softmax, its gradient and that of the logits
+    held, least = logit_bytes(a, s)[0], 4 if s.compile else 12 if s.tp > 1 else direct
     return 1 - least / held, 2 / held
 
 #: bytes per token and element of the hidden state of Liger's fused linear cross-entropy (its benchmark data: 56.6 kB at 4096)

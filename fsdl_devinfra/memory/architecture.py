@@ -21,11 +21,11 @@ from ..core.units import count_text
 __all__ = ['FAMILIES', 'NoTransformer', 'family_of', 'Parts', 'Architecture', 'count_parameters', 'parts_of', 'from_config',
            'from_model', 'from_numbers', 'from_parameters']
 
-# %% ../../nbs/memory/01_architecture.ipynb #7bf9362c
+# %% ../../nbs/memory/01_architecture.ipynb #49024e44
 _SPELLINGS = {
     "hidden": ("hidden_size", "d_model", "n_embd", "dim", "n_embed", "embed_dim"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth"),
-    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "attention_heads"),
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "multi_query_group_num"),
     "head_dim": ("head_dim", "d_kv", "kv_channels"),
     "ffn": ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "ffn_hidden_size", "encoder_ffn_dim", "hidden_dim"),
@@ -33,7 +33,7 @@ _SPELLINGS = {
     "positions": ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length", "model_max_length", "max_sequence_length"),
     "window": ("sliding_window", "window_size"),
     "experts": ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"),
-    "experts_per_token": ("num_experts_per_tok", "moe_top_k", "top_k_experts", "num_selected_experts"),
+    "experts_per_token": ("num_experts_per_tok", "moe_top_k", "moe_k", "top_k_experts", "num_selected_experts"),
     "expert_ffn": ("moe_intermediate_size", "expert_intermediate_size"),
 }
 
@@ -69,7 +69,7 @@ def _needed(config: Mapping[str, Any], what: str, default: int | None = None) ->
         raise NoTransformer(why, f"config.json needs {names}. {_TRACED}")
     return value
 
-# %% ../../nbs/memory/01_architecture.ipynb #4c0aabb3
+# %% ../../nbs/memory/01_architecture.ipynb #948655d8
 _FAMILIES = """
 family       | gated | norm | norms | qkv | out | mlp | tied | learned | embed_norm | head_bias | dropout
 llama        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
@@ -101,6 +101,17 @@ dbrx         | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0      
 nemotron     | 0     | 2    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 deepseek_v2  | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 deepseek_v3  | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+arcee        | 0     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+apertus      | 0     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+bitnet       | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+seed_oss     | 1     | 1    | 2     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+helium       | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+ernie4_5     | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+ernie4_5_moe | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+dots1        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+persimmon    | 0     | 2    | 2     | 1   | 1   | 1   | 0    |         | 0          | 0         | 0
+openai-gpt   | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
+xglm         | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 0          | 0         | 1
 gpt2         | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
 gpt_bigcode  | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
 starcoder2   | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 0          | 0         | 0
@@ -128,39 +139,67 @@ def _table(text: str) -> dict[str, dict[str, int | None]]:
     return {line[0]: {k: int(v) if v else None for k, v in zip(head[1:], line[1:])} for line in lines}
 
 FAMILIES = _table(_FAMILIES)
-_ALIKE = {"RefinedWeb": "falcon", "RefinedWebModel": "falcon", "deit": "vit", "digits-vit": "vit", "dinov2": "vit", "siglip_vision_model": "vit", "umt5": "t5", "mt5": "t5",
-          "xlm-roberta": "roberta", "camembert": "roberta", "mbart": "bart", "internlm2": "llama", "yi": "llama", "baichuan": "llama", "granite": "llama", "granitemoe": "llama", "smollm3": "llama",
-          "ministral": "mistral", "codegen": "gptj", "kimi_k2": "deepseek_v3", "gemma3": "gemma3_text", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_vl_text": "qwen2", "llama4": "llama4_text"}
+_ALIKE = {kind: family for family, kinds in {
+    "falcon": "RefinedWeb RefinedWebModel",
+    "vit": "deit digits-vit dinov2 siglip_vision_model",
+    "t5": "umt5 mt5",
+    "bert": "ernie megatron-bert",
+    "roberta": "xlm-roberta camembert data2vec-text xlm-roberta-xl",
+    "bart": "mbart plbart mvp marian pegasus m2m_100 blenderbot blenderbot-small",
+    "llama": "internlm2 internlm3 yi baichuan granite granitemoe granitemoeshared smollm3 cwm minicpm3",
+    "mistral": "ministral ministral3",
+    "qwen2": "qwen2_vl qwen2_5_vl qwen2_vl_text",
+    "qwen3": "hunyuan_v1_dense",
+    "olmo2": "olmo3", "olmoe": "flex_olmo", "gptj": "codegen", "opt": "biogpt",
+    "deepseek_v3": "kimi_k2", "gemma3_text": "gemma3", "llama4_text": "llama4",
+}.items() for kind in kinds.split()}
 
 #: recurrent layers, whole or in part
-_RECURRENT = frozenset("mamba mamba2 falcon_mamba rwkv jamba bamba zamba zamba2 recurrent_gemma xlstm falcon_h1 nemotron_h granitemoehybrid lfm2 qwen3_next minimax".split())
+_RECURRENT = frozenset("""mamba mamba2 falcon_mamba rwkv jamba bamba zamba zamba2 recurrent_gemma xlstm falcon_h1 nemotron_h
+    granitemoehybrid lfm2 qwen3_next minimax""".split())
 #: built otherwise, and why no formula here counts them
 _STRANGE = {kind: why for why, kinds in {
     "its layers share their weights": "albert",
     "its attention has matrices of its own for positions": "deberta deberta-v2 xlnet longformer big_bird reformer",
     "it has two towers": "clip siglip siglip2 chinese_clip align altclip blip",
     "it is no transformer of one kind of layer": "swin swinv2 convnext convnextv2 resnet segformer detr yolos wav2vec2 hubert sam",
+    "its layers or embeddings have widths of their own": "mobilebert squeezebert convbert luke rembert roc_bert funnel nomic_bert",
 }.items() for kind in kinds.split()}
 
 def _is_known(config: Mapping[str, Any]) -> bool:
     "Whether a configuration is, or may be, that of a transformer: then a missing dimension is a mistake in it."
-    kind = str(config.get("model_type", ""))
+    kind = str(config.get("model_type") or "")
     return kind in FAMILIES or kind in _ALIKE or not (kind or config.get("architectures") or config.get("architecture"))
+
+#: kinds of layers that are attention, as `layer_types` names them
+_ATTENTION = frozenset("full_attention sliding_attention chunked_attention attention".split())
+
+def _refuse_unlike(kind: str, config: Mapping[str, Any]) -> None:
+    "Raise `NoTransformer` for an unknown type whose configuration shows that it is built neither like Llama nor like GPT-2."
+    layers = config.get("layer_types")
+    mixed = isinstance(layers, (list, tuple)) and not _ATTENTION.issuperset(map(str, layers))
+    why = ("an encoder and a decoder of an unknown kind" if config.get("is_encoder_decoder")
+           else "images of an unknown kind" if "patch_size" in config
+           else "convolutions over sound" if "conv_dim" in config else "layers that are not all attention" if mixed else "")
+    if why: raise NoTransformer(f"{kind} cannot be counted by formula: it has {why}", _TRACED)
 
 def family_of(
     config: Mapping[str, Any],  # config.json
 ) -> str:  # a row of the table; "llama" for gated models that it does not know, "gpt2" for others
     "The family that a configuration belongs to."
     kind = str(config.get("model_type", ""))
-    if kind in _RECURRENT: raise BadInput(f"{kind} cannot be counted by formula: its layers are not all attention", "Run a step on a GPU and look: its kernels have no counterpart on a CPU that could be traced")
+    if kind in _RECURRENT:
+        raise BadInput(f"{kind} cannot be counted by formula: its layers are not all attention",
+                       "Run a step on a GPU and look: its kernels have no counterpart on a CPU that could be traced")
     if kind in _STRANGE: raise NoTransformer(f"{kind} cannot be counted by formula: {_STRANGE[kind]}", _TRACED)
     kind = _ALIKE.get(kind, kind)
     if kind in FAMILIES: return kind
+    if kind: _refuse_unlike(kind, config)
     if "image_size" in config and "patch_size" in config: return "vit"
     gated = str(config.get("hidden_act", config.get("activation_function", "silu"))) in ("silu", "swiglu", "geglu", "swish")
     return "llama" if gated else "gpt2"
 
-# %% ../../nbs/memory/01_architecture.ipynb #180fe5aa
+# %% ../../nbs/memory/01_architecture.ipynb #1c42a18b
 @dataclass(frozen=True)
 class Parts:
     "Parameters by place. `layer` and `expert` are sums over all layers; `expert` is not part of `layer`."
@@ -174,19 +213,29 @@ class Parts:
     @property
     def total(self) -> int: return self.embedding + self.head + self.layer + self.expert + self.other
 
+#: families whose output projection does as it likes, whatever is said of queries, keys and values
+_BIAS_KEYS = {"stablelm": "use_qkv_bias", "falcon": "bias", "ernie4_5": "use_bias", "ernie4_5_moe": "use_bias"}
+_OUT_APART = ("qwen2", "qwen2_moe", "glm", "glm4", "glm4_moe", "stablelm", "persimmon", "helium")
+
+def _said_bias(config: Mapping[str, Any], key: str) -> int | None: return None if config.get(key) is None else int(bool(config[key]))
+
 def _attention(a: "Architecture", f: Mapping[str, int | None], config: Mapping[str, Any]) -> int:
     "Parameters of one attention block, its inner norms included."
     h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
     if a.kv_lora_rank: return _latent_attention(a, config)
-    key = {"stablelm": "use_qkv_bias", "falcon": "bias"}.get(a.family, "attention_bias")
-    said = None if config.get(key) is None else int(bool(config[key]))
+    said = _said_bias(config, _BIAS_KEYS.get(a.family, "attention_bias"))
+    if config.get("model_type") == "internlm3": said = _said_bias(config, "qkv_bias")
     qkv_bias = f["qkv"] if said is None or a.family == "qwen2" else said
-    out_bias = f["out"] if said is None or a.family in ("qwen2", "qwen2_moe", "glm", "glm4", "glm4_moe", "stablelm") else said
+    out_bias = f["out"] if said is None or a.family in _OUT_APART else said
+    if a.family == "seed_oss": out_bias = int(bool(config.get("attention_out_bias")))
     return h * (q + 2 * kv) + q * h + qkv_bias * (q + 2 * kv) + out_bias * h + _inner(a, q + kv, config)
 
 def _inner(a: "Architecture", width: int, config: Mapping[str, Any]) -> int:
     "Norms of queries and keys, of one head or of all; gpt-oss has a sink a head."
-    if a.family in ("qwen3", "qwen3_moe", "gemma3_text", "exaone4") or a.family == "glm4_moe" and config.get("use_qk_norm"): return 2 * a.head_dim
+    if a.family in ("qwen3", "qwen3_moe", "gemma3_text", "exaone4", "apertus", "dots1"): return 2 * a.head_dim
+    if a.family == "glm4_moe" and config.get("use_qk_norm"): return 2 * a.head_dim
+    if a.family in ("persimmon", "phi"): return 4 * a.head_dim if config.get("qk_layernorm", a.family == "persimmon") else 0
+    if a.family == "bitnet": return a.hidden  # a norm before the output projection
     if a.family in ("olmo2", "olmoe") or config.get("use_qk_norm") and a.family.startswith("cohere") or config.get("qk_layernorm"): return width
     return a.heads if a.family == "gpt_oss" else 0
 
@@ -196,13 +245,19 @@ def _latent_attention(a: "Architecture", config: Mapping[str, Any]) -> int:
     rank = config.get("q_lora_rank") or 0
     query = a.hidden * rank + rank + rank * a.heads * (nope + rope) if rank else a.hidden * a.heads * (nope + rope)
     keys = a.hidden * (a.kv_lora_rank + rope) + a.kv_lora_rank + a.kv_lora_rank * a.heads * (nope + value)
-    return query + keys + a.heads * value * a.hidden
+    bias = (rank + a.kv_lora_rank + rope + a.hidden) * int(bool(config.get("attention_bias")))  # of the narrow products and the output
+    return query + keys + a.heads * value * a.hidden + bias
+
+_SAYS_BIAS = ("llama", "starcoder2", "mistral", "arcee", "ernie4_5", "ernie4_5_moe", "nemotron", "seed_oss", "helium", "modernbert")
 
 def _mlp(a: "Architecture", f: Mapping[str, int | None], ffn: int, config: Mapping[str, Any]) -> int:
-    bias = int(bool(config.get("mlp_bias", config.get("use_bias", f["mlp"])))) if a.family in ("llama", "starcoder2", "mistral") else int(bool(config.get("bias"))) if a.family == "falcon" else f["mlp"]
-    return a.hidden * ffn * (3 if a.gated else 2) + bias * (ffn * (2 if a.gated else 1) + a.hidden)
+    bias = f["mlp"]
+    if a.family in _SAYS_BIAS: bias = int(bool(config.get("mlp_bias", config.get("use_bias", bias))))
+    if a.family == "falcon" or config.get("model_type") == "internlm3": bias = int(bool(config.get("bias")))
+    apart = {"apertus": 2, "bitnet": ffn}.get(a.family, 0)  # the two slopes of its activation; a norm before the last product
+    return a.hidden * ffn * (3 if a.gated else 2) + bias * (ffn * (2 if a.gated else 1) + a.hidden) + apart
 
-# %% ../../nbs/memory/01_architecture.ipynb #229f1054
+# %% ../../nbs/memory/01_architecture.ipynb #bd44dd21
 @dataclass(frozen=True)
 class Architecture(Result):
     "A transformer in numbers: dimensions, and where its parameters sit."
@@ -222,6 +277,7 @@ class Architecture(Result):
     dropout: bool | None = None  # trained with dropout (its masks are kept); None: not said
     positions: int = 4096  # longest sequence
     window: int | None = None  # sliding attention window
+    windowed_layers: int = 0  # layers that look no further than the window
     experts: int = 0
     experts_per_token: int = 0
     expert_ffn: int = 0
@@ -236,7 +292,8 @@ class Architecture(Result):
     classes: int = 0  # a classifier's labels
     parts: Parts = Parts()
     dtype: str = "bfloat16"  # of the weights on disk
-    source: str = "numbers"  # what the parameter count rests on: numbers, config, headers, or guess where the configuration says less or more than is counted
+    # what the parameter count rests on: numbers, config, headers, or guess where the configuration says less or more than is counted
+    source: str = "numbers"
 
     @property
     def parameters(self) -> int:
@@ -248,7 +305,10 @@ class Architecture(Result):
         "Parameters that one token passes through."
         return self.parts.total - self.parts.expert + (self.parts.expert * self.experts_per_token // self.experts if self.experts else 0)
 
-# %% ../../nbs/memory/01_architecture.ipynb #a9943a1a
+# %% ../../nbs/memory/01_architecture.ipynb #c7724f45
+_KINDS = {**dict.fromkeys(("t5", "bart", "whisper"), "encoder-decoder"),
+          **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "modernbert"), "encoder")}
+
 def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     "An `Architecture` without its parameter count."
     family = family_of(config)
@@ -256,27 +316,80 @@ def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     hidden, layers, heads = _needed(config, "hidden"), _needed(config, "layers"), _needed(config, "heads")
     _sensible("layers", layers, 1)
     vision = "image_size" in config and "patch_size" in config
-    kind = "vision" if vision else "encoder-decoder" if family in ("t5", "bart", "whisper") else "encoder" if family in ("bert", "roberta", "distilbert", "electra", "modernbert") else "decoder"
+    kind = "vision" if vision else _KINDS.get(family, "decoder")
+    if kind == "encoder-decoder": _whole_pair(config, family)
     if hidden % heads and not config.get("head_dim") and not config.get("d_kv"):
         raise BadInput(f"the hidden size {hidden} cannot be divided among {heads} heads", "Check config.json")
     experts = _read(config, "experts", 0) or 0
-    classes = len(config.get("id2label") or ()) or int(config.get("num_labels") or 0)
+    task = _task(config)
+    classes = _labels(config, task) if task or not vision else _given_labels(config)  # a vision model of no named class has the labels that it gives
+    tied = _ties(config, f, kind, bool(classes))
     positions = _patches(config) if vision else _read(config, "positions", 0) or (512 if kind == "encoder-decoder" else 4096)
     return Architecture(
         name=name, family=family, kind=kind, layers=layers, hidden=hidden, heads=heads, kv_heads=_kv_heads(config, family, heads),
         head_dim=_read(config, "head_dim") or hidden // heads, ffn=_ffn(config, family, hidden),
-        vocab=(classes or 2) if vision else _needed(config, "vocab"), gated=_gated(config, f), classes=classes if vision or _classifies(config) else 0,
-        tied=False if vision or _classifies(config) else bool(config.get("tie_word_embeddings", config.get("tie_embeddings", f["tied"]))),
-        dropout=_dropout(config, f), positions=positions, window=_read(config, "window") if config.get("use_sliding_window", True) else None,
-        decoder_layers=int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers) if kind == "encoder-decoder" else 0,
+        vocab=(classes or 2) if vision else _needed(config, "vocab"), gated=_gated(config, f),
+        classes=classes or (hidden if _headless(task, kind, tied) else 0), tied=tied,
+        dropout=_dropout(config, f), positions=positions, **_window(config, layers),
+        decoder_layers=_decoder_layers(config, layers) if kind == "encoder-decoder" and task != "encoder" else 0,
         dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").replace("torch.", ""), source="config",
         **_experts(config, experts, layers), **_latent(config))
+
+def _decoder_layers(config: Mapping[str, Any], layers: int) -> int:
+    return int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers)
+
+def _whole_pair(config: Mapping[str, Any], family: str) -> None:
+    "Raise `NoTransformer` where only one half of an encoder-decoder is meant, or its embeddings are not shared."
+    name = str(next(iter(config.get("architectures") or ()), ""))
+    if "CausalLM" in name or "TokenClassification" in name or "AudioClassification" in name or "Encoder" in name and family != "t5":
+        raise NoTransformer(f"{name} cannot be counted by formula: it is one half of an encoder-decoder", _TRACED)
+    untied = family == "bart" and config.get("tie_word_embeddings") is False
+    if untied or config.get("share_encoder_decoder_embeddings") is False or config.get("use_prompt"):
+        why = "its embeddings are not one matrix, or prompts are trained with it"
+        raise NoTransformer(f"{config.get('model_type')} cannot be counted by formula: {why}", _TRACED)
+
+def _headless(task: str, kind: str, tied: bool) -> bool:
+    "Whether one vector a sequence is all that a model gives. With a head that is the embedding it can be trained as a language model all the same."
+    return task == "encoder" or task == "none" and (kind in ("encoder", "vision") or not tied)
+
+def _ties(config: Mapping[str, Any], f: Mapping[str, int | None], kind: str, classifies: bool) -> bool:
+    "Whether the output head is the embedding."
+    if kind == "vision" or classifies and kind != "encoder-decoder": return False
+    return bool(config.get("tie_word_embeddings", config.get("tie_embeddings", f["tied"])))
+
+#: model type → every how many layers one attends to everything, where the configuration does not list its layers
+_EVERY = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gpt_oss": 2, "exaone4": 4, "olmo3": 4}
+
+def _window(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    "The window of attention, and how many layers have it."
+    window = _read(config, "window") if config.get("use_sliding_window") is not False else None
+    if not window: return {"window": None}
+    listed, every = config.get("layer_types"), config.get("sliding_window_pattern") or _EVERY.get(str(config.get("model_type")))
+    if isinstance(listed, (list, tuple)): return dict(window=window, windowed_layers=min(sum(k != "full_attention" for k in listed), layers))
+    if isinstance(every, str): every = len(every)  # EXAONE writes LLLG
+    if config.get("use_sliding_window") and config.get("max_window_layers") is not None:
+        return dict(window=window, windowed_layers=max(layers - int(config["max_window_layers"]), 0))
+    return dict(window=window, windowed_layers=layers - layers // _sensible("sliding_window_pattern", int(every), 1) if every else layers)
 
 def _gated(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool:
     return "gated" in str(config["feed_forward_proj"]) if "feed_forward_proj" in config else bool(f["gated"])
 
-def _classifies(config: Mapping[str, Any]) -> bool:
-    return any("SequenceClassification" in str(a) or "ImageClassification" in str(a) for a in config.get("architectures") or ())
+_TASKS = {"sequence": "SequenceClassification|ImageClassification", "token": "TokenClassification",
+          "question": "QuestionAnswering", "choice": "MultipleChoice", "next": "NextSentencePrediction", "pretraining": "PreTraining",
+          "language": "LM|LMHeadModel|ConditionalGeneration|DoubleHeads", "encoder": "EncoderModel", "none": "Model"}
+
+def _task(config: Mapping[str, Any]) -> str:
+    "What the head of a model is for, from the name of its class; nothing where no class is named."
+    name = next((str(a) for a in config.get("architectures") or ()), "")
+    task = next((task for task, words in _TASKS.items() if re.search(f"(?:{words})(?:WithNoAttention)?$", name)), "")
+    return "language" if task == "none" and "AutoModelForCausalLM" in (config.get("auto_map") or ()) else task  # ChatGLMModel has a head
+
+def _given_labels(config: Mapping[str, Any]) -> int: return len(config.get("id2label") or ()) or int(config.get("num_labels") or 0)
+
+def _labels(config: Mapping[str, Any], task: str) -> int:
+    "Outputs of a classifier of sequences, tokens, choices, or of the ends of an answer; 0 for other heads."
+    if task in ("sequence", "token"): return _given_labels(config) or 2
+    return {"question": 2, "choice": 1, "next": 2}.get(task, 0)
 
 def _patches(config: Mapping[str, Any]) -> int:
     "Tokens of an image: its patches and the class token."
@@ -310,15 +423,21 @@ def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, 
     if not experts: return {}
     llama4 = config.get("model_type") == "llama4_text"
     width = _read(config, "expert_ffn") or (int(config["intermediate_size"]) if llama4 else _read(config, "ffn")) or 0
-    shared = width if llama4 else config.get("shared_expert_intermediate_size") or int(config.get("n_shared_experts") or 0) * width
+    shared = (width if llama4 else config.get("shared_expert_intermediate_size") or config.get("shared_intermediate_size")
+              or _shared_count(config) * width)
     active = _sensible("num_experts_per_tok", _read(config, "experts_per_token", 2), 1)
     if active > experts: raise BadInput(f"the configuration sends each token to {active} of {experts} experts", "Check config.json")
     dense = layers - sum(_is_sparse(config, i) for i in range(min(layers, 10**4)))
     return dict(experts=experts, experts_per_token=active, expert_ffn=width, shared_ffn=int(shared), dense_layers=min(dense, layers))
 
+def _shared_count(config: Mapping[str, Any]) -> int: return int(config.get("n_shared_experts") or config.get("moe_num_shared_experts") or 0)
+
 def _is_sparse(config: Mapping[str, Any], layer: int) -> bool:
     "Whether a layer of a mixture-of-experts model has experts."
     step = _sensible("decoder_sparse_step", int(config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1), 1)
+    if "moe_layer_interval" in config:  # ERNIE 4.5
+        first, last, every = (int(config.get(k) or 0) for k in ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"))
+        return layer >= first and (last < 0 or layer <= last) and (layer + 1) % max(every, 1) == 0
     return layer >= int(config.get("first_k_dense_replace") or 0) and layer not in (config.get("mlp_only_layers") or ()) and (layer + 1) % step == 0
 
 def _latent(config: Mapping[str, Any]) -> dict[str, int]:
@@ -327,9 +446,10 @@ def _latent(config: Mapping[str, Any]) -> dict[str, int]:
     if missing: raise BadInput(f"the configuration has kv_lora_rank and no {missing[0]}", "Check config.json")
     for key in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"): _sensible(key, int(config.get(key) or 0))
     return dict(kv_lora_rank=int(config["kv_lora_rank"]), query_lora_rank=int(config.get("q_lora_rank") or 0),
-                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), rope_dim=int(config["qk_rope_head_dim"]), value_dim=int(config["v_head_dim"]))
+                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), rope_dim=int(config["qk_rope_head_dim"]),
+                value_dim=int(config["v_head_dim"]))
 
-# %% ../../nbs/memory/01_architecture.ipynb #cd664c58
+# %% ../../nbs/memory/01_architecture.ipynb #f3a198c7
 def count_parameters(
     a: Architecture,  # with its dimensions
     config: Mapping[str, Any],  # config.json, for what only one family has
@@ -341,7 +461,8 @@ def count_parameters(
     norms, norm = _norms(a, f, config)
     attention, sparse = _attention(a, f, config), a.layers - a.dense_layers if a.experts else 0
     layer = a.layers * (attention + norms) + (a.layers - sparse) * _mlp(a, f, a.ffn, config)
-    layer += sparse * (a.hidden * a.experts + _shared(a) + (a.experts if a.family in ("deepseek_v3", "gpt_oss") else 0))  # the router, and its bias
+    # the router, and its bias
+    layer += sparse * (a.hidden * a.experts + _shared(a) + (a.experts if a.family in ("deepseek_v3", "gpt_oss", "ernie4_5_moe") else 0))
     expert = sparse * a.experts * (3 * a.hidden * a.expert_ffn + (2 * a.expert_ffn + a.hidden if a.family == "gpt_oss" else 0))
     if a.family == "modernbert": layer -= a.hidden  # its first layer has no norm before attention
     return Parts(*_ends(a, f, config), layer, expert, a.layers * norms, _besides(a, f, norm, config) + _encoder_head(a, config))
@@ -349,10 +470,12 @@ def count_parameters(
 def _besides(a: Architecture, f: Mapping[str, int | None], norm: int, config: Mapping[str, Any]) -> int:
     "Parameters around the layers: norms, positions, kinds of segments."
     width = int(config.get("embedding_size") or a.hidden) if a.family == "electra" else a.hidden
-    other = 0 if a.family in ("bert", "roberta", "distilbert", "electra") or config.get("do_layer_norm_before") is False else norm * a.hidden  # the norm after the last layer
+    last = a.family not in ("bert", "roberta", "distilbert", "electra", "openai-gpt") and config.get("do_layer_norm_before") is not False
+    other = norm * a.hidden if last else 0  # the norm after the last layer
     if f["embed_norm"]: other += norm * width
     if f["learned"] is not None and not config.get("alibi"): other += (a.positions + f["learned"]) * width
     if a.family in ("bert", "roberta", "electra"): other += int(config.get("type_vocab_size", 2)) * width
+    if config.get("use_task_id") and config.get("model_type") == "ernie": other += int(config.get("task_type_vocab_size") or 3) * width
     return other + (width * a.hidden + a.hidden if width != a.hidden else 0)
 
 def _norms(a: Architecture, f: Mapping[str, int | None], config: Mapping[str, Any]) -> tuple[int, int]:
@@ -367,37 +490,79 @@ def _shared(a: Architecture) -> int:
 
 def _ends(a: Architecture, f: Mapping[str, int | None], config: Mapping[str, Any]) -> tuple[int, int]:
     "Parameters of the embedding and of the output head."
-    if a.family == "electra": return a.vocab * int(config.get("embedding_size") or a.hidden), 0
+    if a.family == "electra": return a.vocab * int(config.get("embedding_size") or a.hidden), _answer(a, config)
     width = int(config.get("word_embed_proj_dim") or a.hidden)
     embedding = a.vocab * width + (2 * a.hidden * width if width != a.hidden else 0)
-    if a.classes: return embedding, a.hidden * a.classes + (a.classes if a.kind == "encoder" else 0)
-    if a.kind == "encoder": return embedding, 0
-    return embedding, 0 if a.tied else a.vocab * a.hidden + (a.vocab if f["head_bias"] or config.get("lm_head_bias") else 0)
+    task = _task(config)
+    if a.kind == "encoder" or _labels(config, task): return embedding, _answer(a, config)
+    bias = a.vocab if f["head_bias"] or config.get("lm_head_bias") else 0
+    return embedding, 0 if task == "none" else bias + (0 if a.tied else a.vocab * a.hidden)
+
+def _answer(a: Architecture, config: Mapping[str, Any]) -> int:
+    "The last layer of a classifier; a decoder's, of whole sequences, has no bias."
+    task = _task(config)
+    labels = _labels(config, task)
+    return labels * (a.hidden + (0 if task == "sequence" and a.kind == "decoder" else 1))
 
 def _encoder_head(a: Architecture, config: Mapping[str, Any]) -> int:
-    "A pooler or the masked-language head of a BERT-like encoder."
+    "What stands between a BERT-like encoder and its answer: a pooler, a dense layer, the masked-language head."
     if a.kind != "encoder": return 0
-    if a.family == "electra": return a.hidden * a.hidden + 2 * a.hidden + 1 if any("PreTraining" in str(x) for x in config.get("architectures") or ()) else 0
-    masked = any("MaskedLM" in str(x) or "PreTraining" in str(x) for x in config.get("architectures") or ())
-    if masked: return a.hidden * a.hidden + (1 if a.family == "modernbert" else 3) * a.hidden + a.vocab
-    return a.hidden * a.hidden + a.hidden if a.family == "bert" else 0
+    h, task = a.hidden, _task(config) or ("none" if a.family == "bert" else "")
+    dense, width = h * h + h, int(config.get("embedding_size") or h) if a.family == "electra" else h
+    if a.family == "electra" and task == "pretraining": return dense + h + 1
+    masked = h * width + 3 * width + a.vocab
+    if config.get("tie_word_embeddings") is False: masked += a.vocab * width + (a.vocab if a.family in ("bert", "roberta") else 0)
+    if a.family == "modernbert": return _modern_head(a, config, task)
+    if task == "language": return masked
+    if task == "pretraining": return masked + dense + 2 * h + 2
+    pooled = {"bert": "none sequence choice next", "roberta": "none sequence choice", "electra": "sequence choice",
+              "distilbert": "sequence choice"}[a.family]
+    return dense if task in pooled.split() else 0
+
+def _modern_head(a: Architecture, config: Mapping[str, Any], task: str) -> int:
+    "ModernBERT's dense layer and norm before any answer, and the bias of its norms, which it leaves out unless told."
+    norms = 2 * a.layers + 1 if config.get("norm_bias") else 0
+    if task in ("", "none"): return norms * a.hidden
+    head = a.hidden * (a.hidden + 1 + int(bool(config.get("norm_bias"))) + int(bool(config.get("classifier_bias")))) + norms * a.hidden
+    if task != "language": return head
+    return head + (a.vocab if config.get("decoder_bias", True) else 0) + (a.vocab * a.hidden if config.get("tie_word_embeddings") is False else 0)
 
 def _count_t5(a: Architecture, config: Mapping[str, Any]) -> Parts:
     inner = a.heads * a.head_dim
     attention, mlp = 4 * a.hidden * inner, a.hidden * a.ffn * (3 if a.gated else 2)
     encoder, decoder = attention + mlp + 2 * a.hidden, 2 * attention + mlp + 3 * a.hidden
-    buckets = 2 * int(config.get("relative_attention_num_buckets", 32)) * a.heads
+    stacks = 2 if a.decoder_layers else 1
+    shared = a.layers + a.decoder_layers if config.get("model_type") == "umt5" else stacks  # a table of relative positions a layer, or a stack
+    buckets = shared * int(config.get("relative_attention_num_buckets", 32)) * a.heads
     layer = a.layers * encoder + a.decoder_layers * decoder
-    return Parts(a.vocab * a.hidden, 0 if a.tied else a.vocab * a.hidden, layer, 0, (2 * a.layers + 3 * a.decoder_layers) * a.hidden, buckets + 2 * a.hidden)
+    head = _pair_head(a, config)
+    return Parts(a.vocab * a.hidden, head, layer, 0, (2 * a.layers + 3 * a.decoder_layers) * a.hidden, buckets + stacks * a.hidden)
+
+def _pair_head(a: Architecture, config: Mapping[str, Any]) -> int:
+    "The head of an encoder-decoder: that of a language model unless tied, or a classifier with a dense layer of its own."
+    task = _task(config)
+    labels, h = _labels(config, task), a.hidden
+    if labels: return labels * (h + 1) + (h * h + h if task == "sequence" else 0)
+    return 0 if a.tied or task in ("none", "encoder") else a.vocab * h
+
+#: model type → rows that its position tables have beyond the longest sequence (none: they are computed),
+#: norms after the embeddings, and after the last layers
+_PAIRS = {"bart": (2, 1, 0), "mbart": (2, 1, 1), "plbart": (2, 1, 0), "mvp": (2, 1, 0), "marian": (0, 0, 0), "pegasus": (0, 0, 1),
+          "m2m_100": (None, 0, 1),
+          "blenderbot": (0, 0, 1), "blenderbot-small": (0, 1, 0), "whisper": (0, 0, 1)}
 
 def _count_bart(a: Architecture, config: Mapping[str, Any]) -> Parts:
-    "BART, and Whisper: no bias on its keys, two convolutions before the encoder, norms after both halves."
+    "BART and its kin, and Whisper: no bias on its keys, two convolutions before the encoder."
     h, ears = a.hidden, a.family == "whisper"
-    bias, mlp = (3 if ears else 4) * h, 2 * h * a.ffn + a.ffn + h
-    encoder, decoder = 4 * h * h + bias + mlp + 4 * h, 8 * h * h + 2 * bias + mlp + 6 * h
-    positions = int(config.get("max_source_positions", 1500)) + int(config.get("max_target_positions", 448)) if ears else 2 * (a.positions + 2)
+    beyond, first, last = _PAIRS[str(config.get("model_type") or "bart")]
+    bias = (3 if ears else 4) * h
+    mlp, its = (2 * h * f + f + h for f in (a.ffn, int(config.get("decoder_ffn_dim") or a.ffn)))
+    encoder, decoder = 4 * h * h + bias + mlp + 4 * h, 8 * h * h + 2 * bias + its + 6 * h
+    positions = 0 if beyond is None else 2 * (a.positions + beyond)
+    if ears: positions = int(config.get("max_source_positions", 1500)) + int(config.get("max_target_positions", 448))
     convolutions = 3 * h * int(config.get("num_mel_bins", 80)) + h + 3 * h * h + h if ears else 0
-    return Parts(a.vocab * h, 0 if a.tied else a.vocab * h, a.layers * encoder + a.decoder_layers * decoder, 0, (4 * a.layers + 6 * a.decoder_layers) * h, positions * h + convolutions + 4 * h)
+    layer, norms = a.layers * encoder + a.decoder_layers * decoder, (4 * a.layers + 6 * a.decoder_layers) * h
+    return Parts(a.vocab * h, _pair_head(a, config), layer, 0, norms, positions * h + convolutions + 4 * h * (first + last))
 
 def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
     h, kind = a.hidden, config.get("model_type")
@@ -405,13 +570,22 @@ def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
     patches = int(config.get("num_channels", 3)) * patch**2 * h + h
     attention = 4 * h * h + (3 if config.get("qkv_bias", True) else 0) * h + h
     mlp, scale, other = 2 * h * a.ffn + a.ffn + h, 0, (a.positions + 1) * h + 2 * h
-    if kind == "dinov2": scale, other = 2 * h, other + h  # a factor a channel after attention and MLP; a token for masked patches
-    if kind == "siglip_vision_model": other += (4 * h * h + 4 * h + mlp + 3 * h if config.get("vision_use_head", True) else 0) - 2 * h  # pooled by attention, no class token
-    return Parts(patches, (h + 1) * a.classes, a.layers * (attention + mlp + 4 * h + scale), 0, a.layers * 4 * h, other)
+    head, alone = (h + 1) * a.classes, _task(config) == "none"
+    if alone: head, other = 0, other + (h * h + h if kind in ("vit", "deit") else 0)  # a pooler
+    if kind == "deit": other += 2 * h  # a token to distil into, and its position
+    # a factor a channel after attention and MLP; a token for masked patches; the class and the mean of the patches are classified
+    if kind == "dinov2":
+        scale, other, head = 2 * h, other + (h if config.get("use_mask_token", True) else 0), 0 if alone else (2 * h + 1) * a.classes
+        narrow = (int(a.ffn * 2 / 3) + 7) // 8 * 8
+        if config.get("use_swiglu_ffn"): mlp = 3 * h * narrow + 2 * narrow + h
+    if kind == "siglip_vision_model":
+        other += (4 * h * h + 4 * h + mlp + 3 * h if config.get("vision_use_head", True) else 0) - 2 * h  # pooled by attention, no class token
+    return Parts(patches, head, a.layers * (attention + mlp + 4 * h + scale), 0, a.layers * 4 * h, other)
 
-# %% ../../nbs/memory/01_architecture.ipynb #0d18a5c7
+# %% ../../nbs/memory/01_architecture.ipynb #a1293d74
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block|encoder|decoder|layer_stack)\.(\d+)\.")
-_BUFFER = re.compile(r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq|position_ids|num_batches_tracked|running_mean|running_var)$")
+_BUFFER = re.compile(r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq"
+                     r"|position_ids|num_batches_tracked|running_mean|running_var)$")
 _INPUT = re.compile(r"(?:^|\.)(?:wte|embed_tokens|tok_embeddings|word_embeddings|embed_in|shared|patch_embeddings?[\w.]*|patch_embed[\w.]*)(?:\.|$)")
 _OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|classifier|score|head)\.(?:weight|bias)$")
 _PACKED = re.compile(r"^(?:I8|U8|I32|int8|uint8|int32|F4|.*(?:qweight|qint))", re.I)
@@ -448,17 +622,21 @@ def _of_headers(a: Architecture, index: Mapping[str, Any]) -> Architecture:
     if parts.total == 0: return a
     return replace(a, parts=parts, source="headers", tied=a.tied or (a.parts.head > 0 and parts.head == 0))
 
-# %% ../../nbs/memory/01_architecture.ipynb #eed6988a
+# %% ../../nbs/memory/01_architecture.ipynb #04159630
 def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     "The part of a configuration that is counted, and whether more than it is there or its type is unknown."
     kind = str(config.get("model_type", ""))
     if kind in _STRANGE or kind in _RECURRENT: family_of(config)
-    known = not kind or kind in FAMILIES or kind in _ALIKE or "image_size" in config
+    known = not kind or kind in FAMILIES or kind in _ALIKE
     many = any(isinstance(config.get(k), Mapping) for k in ("vision_config", "audio_config"))
     inner = config.get("text_config")
-    if isinstance(inner, Mapping) and not any(k in config for k in _SPELLINGS["hidden"]): config = {**inner, "architectures": config.get("architectures")}
+    if isinstance(inner, Mapping) and not any(k in config for k in _SPELLINGS["hidden"]):
+        config = {**inner, "architectures": config.get("architectures")}
+    if many and not _is_known(config) and family_of(config) == "gpt2":
+        raise NoTransformer(f"{kind} cannot be counted by formula: it has towers of an unknown kind", _TRACED)
     experts = config.get("ffn_config")  # DBRX
-    if isinstance(experts, Mapping): config = {**{k: v for k, v in experts.items() if k in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")}, **config}
+    if isinstance(experts, Mapping):
+        config = {**{k: v for k, v in experts.items() if k in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")}, **config}
     return {k: v for k, v in config.items() if not (isinstance(v, float) and v != v)}, many or not known
 
 def from_config(
@@ -485,7 +663,8 @@ def from_model(
     "An `Architecture` from a repository: config.json and headers only, no weights."
     from fsdl_devinfra.hub import inspect
     found = inspect(model)
-    if found.config is None: raise BadInput(f"{model} has no config.json", "Name a folder or a repository that has one, or give --params with --states-only")
+    if found.config is None:
+        raise BadInput(f"{model} has no config.json", "Name a folder or a repository that has one, or give --params with --states-only")
     return from_config(found.config, {n: (t.dtype, t.shape) for n, t in found.tensor_index.items()}, name=str(model))
 
 def from_numbers(
@@ -503,8 +682,10 @@ def from_numbers(
 ) -> Architecture:
     "An `Architecture` from plain numbers, as papers give them."
     kind = "llama" if gated else "gpt2"
-    a = from_config(dict(model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, vocab_size=vocab, num_key_value_heads=kv_heads or heads,
-                         intermediate_size=ffn or (-(-8 * hidden // 3) if gated else 4 * hidden), tie_word_embeddings=tied, max_position_embeddings=positions), name=name)
+    a = from_config(dict(model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, vocab_size=vocab,
+                         num_key_value_heads=kv_heads or heads,
+                         intermediate_size=ffn or (-(-8 * hidden // 3) if gated else 4 * hidden), tie_word_embeddings=tied,
+                         max_position_embeddings=positions), name=name)
     a = replace(a, dropout=dropout)
     if gated: return a
     return replace(a, parts=replace(a.parts, other=2 * hidden))  # positions are rotary or ALiBi unless a configuration says otherwise
@@ -513,7 +694,9 @@ def from_parameters(
     parameters: int,  # how many
 ) -> Architecture:
     "Parameters without dimensions: enough for the bytes of the states."
-    if parameters < 1 or parameters > 10**15: raise BadInput(f"a model of {parameters} parameters cannot be estimated", "Give a number between 1 and 10^15")
-    return Architecture(name=f"{count_text(parameters)} parameters", family="", kind="states", layers=0, hidden=0, heads=0, kv_heads=0, head_dim=0, ffn=0, vocab=0, parts=Parts(other=parameters))
+    if parameters < 1 or parameters > 10**15:
+        raise BadInput(f"a model of {parameters} parameters cannot be estimated", "Give a number between 1 and 10^15")
+    return Architecture(name=f"{count_text(parameters)} parameters", family="", kind="states", layers=0, hidden=0, heads=0, kv_heads=0, head_dim=0,
+                        ffn=0, vocab=0, parts=Parts(other=parameters))
 
 for _f in (from_config, from_model, from_numbers, from_parameters): setattr(Architecture, _f.__name__, staticmethod(_f))

@@ -21,7 +21,7 @@ from .strategy import CHOICES, Strategy, Workload, default_workload
 __all__ = ['add_model_options', 'add_strategy_options', 'strategy_from_args', 'workload_from_args', 'architecture_from_args',
            'model_from_args', 'register', 'memory']
 
-# %% ../../nbs/memory/10_commands.ipynb #abc7d8b8
+# %% ../../nbs/memory/10_commands.ipynb #61094d1f
 def add_model_options(
     parser: argparse.ArgumentParser,
 ) -> None:
@@ -30,9 +30,12 @@ def add_model_options(
     parser.add_argument("--params", metavar="N", help="a number of parameters in place of a model, with --states-only")
 
 _HELP = {
-    "dp": "data-parallel replicas", "tp": "tensor-parallel ranks", "pp": "pipeline stages", "vpp": "virtual stages a rank", "cp": "context-parallel ranks", "ep": "expert-parallel ranks, inside dp·cp",
-    "offload": "what lives in host memory", "precision": "of training", "base_weights": "how frozen weights are quantised", "optimizer": "which states are kept",
-    "lora_targets": "what LoRA adapts", "recompute": "activation checkpointing", "attention": "kernel", "loss": "how logits are held", "framework": "megatron includes Megatron-DeepSpeed",
+    "dp": "data-parallel replicas", "tp": "tensor-parallel ranks", "pp": "pipeline stages", "vpp": "virtual stages a rank",
+    "cp": "context-parallel ranks", "ep": "expert-parallel ranks, inside dp·cp",
+    "offload": "what lives in host memory", "precision": "of training", "base_weights": "how frozen weights are quantised",
+    "optimizer": "which states are kept",
+    "lora_targets": "what LoRA adapts", "recompute": "activation checkpointing", "attention": "kernel", "loss": "how logits are held",
+    "framework": "megatron includes Megatron-DeepSpeed",
 }
 
 def add_strategy_options(
@@ -40,13 +43,15 @@ def add_strategy_options(
 ) -> None:
     "The options of `memory`, `plan` and `cost` that describe how a model is trained."
     g = parser.add_argument_group("how it is trained")
-    for name in ("dp", "tp", "pp", "vpp", "cp", "ep"): g.add_argument(f"--{name}", type=at_least(1), default=1, metavar="N", help=f"{_HELP[name]} [1]")
+    for name in ("dp", "tp", "pp", "vpp", "cp", "ep"):
+        g.add_argument(f"--{name}", type=at_least(1), default=1, metavar="N", help=f"{_HELP[name]} [1]")
     g.add_argument("--sp", action=argparse.BooleanOptionalAction, default=None, help="sequence parallelism [on when tp > 1]")
     g.add_argument("--async-tp", action="store_true", help="overlap tensor-parallel communication with products, through symmetric memory")
     g.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=0, help="what ZeRO shards; 3 is FSDP's full shard [0]")
     g.add_argument("--shard-group", type=at_least(1), metavar="N", help="ranks that share one copy (HSDP)")
     for name, options in CHOICES.items():
-        g.add_argument("--" + name.replace("_", "-"), choices=[o for o in options if o], default=options[0], help=f"{_HELP[name]} [{options[0] or 'not quantised'}]")
+        g.add_argument("--" + name.replace("_", "-"), choices=[o for o in options if o], default=options[0],
+                       help=f"{_HELP[name]} [{options[0] or 'not quantised'}]")
     g.add_argument("--optimizer-in-backward", action="store_true", help="step each parameter as soon as its gradient is there")
     g.add_argument("--lora-rank", type=at_least(1), metavar="R", help="train adapters of this rank only")
     g.add_argument("--compile", action="store_true", help="torch.compile")
@@ -58,7 +63,8 @@ def add_strategy_options(
     w.add_argument("--micro-batch", type=at_least(1), default=1, metavar="N", help="sequences that go through together [1]")
     w.add_argument("--grad-accum", type=at_least(1), metavar="N", help="micro-batches in a step [1; with pp, pp]")
 
-_STRATEGY = ("dp", "tp", "pp", "vpp", "cp", "ep", "sp", "async_tp", "zero", "shard_group", *CHOICES, "optimizer_in_backward", "lora_rank", "compile", "inference", "states_only")
+_STRATEGY = ("dp", "tp", "pp", "vpp", "cp", "ep", "sp", "async_tp", "zero", "shard_group", *CHOICES, "optimizer_in_backward", "lora_rank", "compile",
+             "inference", "states_only")
 
 def strategy_from_args(
     args: argparse.Namespace,
@@ -71,7 +77,8 @@ def workload_from_args(
     architecture: Architecture,
 ) -> Workload:
     "The `Workload` that the options describe."
-    return default_workload(architecture, seq_len=args.seq_len, micro_batch=args.micro_batch, grad_accum=args.grad_accum, kv_cache_tokens=args.kv_cache_tokens)
+    return default_workload(architecture, seq_len=args.seq_len, micro_batch=args.micro_batch, grad_accum=args.grad_accum,
+                            kv_cache_tokens=args.kv_cache_tokens)
 
 def architecture_from_args(
     args: argparse.Namespace,
@@ -87,13 +94,14 @@ def model_from_args(
         from fsdl_devinfra.hub import inspect
         name = args.model or "builtin:digits"
         found = inspect(name)
-        if found.config is None: raise BadInput(f"{name} has no config.json", "Name a folder or a repository that has one, or give --params with --states-only")
+        if found.config is None:
+            raise BadInput(f"{name} has no config.json", "Name a folder or a repository that has one, or give --params with --states-only")
         return Architecture.from_config(found.config, found.tensor_index, name=name), found.config
     if args.model: raise BadInput("both a model and --params were given", "Give one of them")
     if not args.states_only: raise BadInput("a number of parameters says nothing about activations", "Add --states-only, or name a model")
     return Architecture.from_parameters(parse_count(args.params)), None
 
-# %% ../../nbs/memory/10_commands.ipynb #71cfe916
+# %% ../../nbs/memory/10_commands.ipynb #c6f6337e
 _EXAMPLES = """
 fsdl-devinfra memory ./my-model --gpu a100-80
 fsdl-devinfra memory org/model --zero 3 --dp 8 --recompute full --gpu h100
@@ -153,7 +161,8 @@ def _with_trace(config: dict[str, Any] | None, found: Footprint, document: dict,
     sides = [dict(part=p, estimated_bytes=x, traced_bytes=y, why=why) for p, x, y, why in rows]
     return document | {"trace": traced.to_dict() | {"compared": sides}}, text + [comparison_text(rows)]
 
-def _with_measurement(config: dict[str, Any] | None, a: Architecture, s: Strategy, w: Workload, document: dict, text: list[str]) -> tuple[dict, list[str]]:
+def _with_measurement(config: dict[str, Any] | None, a: Architecture, s: Strategy, w: Workload,
+                      document: dict, text: list[str]) -> tuple[dict, list[str]]:
     import csv
     import io
     from fsdl_devinfra.memory.measure import COLUMNS, measure, rows_of

@@ -15,11 +15,13 @@ from .strategy import Strategy, Workload
 
 # %% auto #0
 __all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'PREFETCH', 'Share', 'stages',
-           'in_flight', 'share', 'sharded', 'Flow', 'flow', 'Phase', 'fsdp', 'replicated', 'deepspeed', 'megatron',
-           'cache_bytes', 'inference', 'states_only', 'engine_of', 'workspace_bytes', 'runtime_bytes']
+           'in_flight', 'share', 'sharded', 'Flow', 'flow', 'Phase', 'trainable', 'kept_shares', 'fsdp', 'replicated',
+           'deepspeed', 'megatron', 'cache_bytes', 'inference', 'states_only', 'engine_of', 'workspace_bytes',
+           'runtime_bytes']
 
-# %% ../../nbs/memory/05_engines.ipynb #9c58c7e8
-#: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB, BigScience chronicles, 2022); CUDA 11.7 and later load lazily
+# %% ../../nbs/memory/05_engines.ipynb #32466ea6
+#: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB, BigScience chronicles, 2022);
+#: CUDA 11.7 and later load lazily
 CONTEXT = {"megatron": 1.65e9, "deepspeed": 1.3e9, "fsdp": 1.3e9}
 #: one NCCL communicator: channel buffers for every peer (order of magnitude from NVIDIA's Megatron performance guide; 0.1 to 0.5 GB)
 COMMUNICATOR = 0.3e9
@@ -102,7 +104,7 @@ def sharded(
     n, experts = s.shards, x.layers * x.expert
     return (x.parameters - experts) / n + experts / max(n / s.ep, 1)
 
-# %% ../../nbs/memory/05_engines.ipynb #37bcedb7
+# %% ../../nbs/memory/05_engines.ipynb #c6ee3001
 class Flow(NamedTuple):
     "Activations in bytes."
     kept: float  # of all layers and micro-batches in flight
@@ -125,10 +127,10 @@ def flow(
     b, rank = element_bytes(s), s.tp if s.sequence_parallel else 1
     hidden, layer = b * a.hidden * x.tokens / rank, layer_bytes(a, s, w) * x.tokens
     kept = x.layers * x.in_flight * layer
-    again = backward_bytes(a, s, w) * x.tokens + (layer_bytes(a, s, w, "none") * x.tokens if s.recompute != "none" else 0)
+    again = backward_bytes(a, s, w) * x.tokens + max(layer_bytes(a, s, w, "none") * x.tokens - layer, 0)  # what was kept is not made again
     if s.pp > 1: kept += hidden * x.in_flight * (_sent(s) + (0.5 if drops(a, s) and x.embedding and not x.has_head else 0))
     host = kept if s.offload == "activations" else 0.0
-    if host: kept = 2 * layer  # one layer on its way out, one on its way in
+    if host: kept = min(kept, 2 * layer)  # one layer on its way out, one on its way in
     head, loss, pooled = _loss(a, s, w, x, hidden, b) if x.has_head else (0.0, 0.0, 0.0)
     unpacked = _unpacked(a, s, x)
     return Flow(kept, again + unpacked, head, loss, pooled, unpacked, hidden, host)
@@ -150,7 +152,7 @@ def _loss(a: Architecture, s: Strategy, w: Workload, x: Share, hidden: float, b:
     count = logits(a, x.tokens, w.micro_batch) / s.tp
     return head, allocated * count, (reserved - allocated) * count
 
-# %% ../../nbs/memory/05_engines.ipynb #15a43921
+# %% ../../nbs/memory/05_engines.ipynb #c379880b
 class Phase(NamedTuple):
     "One phase of a training step, in bytes."
     name: str
@@ -168,7 +170,11 @@ class Phase(NamedTuple):
     @property
     def allocated(self) -> float: return self.parameters + self.gradients + self.optimizer + self.activations + self.loss + self.communication
 
-def _trainable(a: Architecture, s: Strategy, x: Share) -> tuple[float, float]:
+def trainable(
+    a: Architecture,
+    s: Strategy,
+    x: Share,
+) -> tuple[float, float]:  # parameters, bytes
     "Trainable parameters of `x`, and the bytes of its frozen ones."
     if not s.lora_rank: return x.parameters, 0.0
     depth = max(a.layers + a.decoder_layers, 1)
@@ -177,7 +183,15 @@ def _trainable(a: Architecture, s: Strategy, x: Share) -> tuple[float, float]:
     frozen = linear * (FROZEN[s.base_weights] if s.base_weights else wide) + (x.parameters - linear) * wide
     return adapter_parameters(a, s.lora_rank, s.lora_targets) / s.tp * x.layers / depth, frozen
 
-# %% ../../nbs/memory/05_engines.ipynb #07e2d2f6
+def kept_shares(
+    x: Share,
+    s: Strategy,
+) -> tuple[float, float]:  # of what is trained, of what is frozen
+    "The share of what is trained, and of what is frozen, that one rank keeps where it is sharded: adapters are no experts."
+    whole = sharded(x, s) / x.parameters
+    return 1 / s.shards if s.lora_rank else whole, whole
+
+# %% ../../nbs/memory/05_engines.ipynb #dcae645a
 def fsdp(
     a: Architecture,
     s: Strategy,
@@ -186,14 +200,13 @@ def fsdp(
     f: Flow,
 ) -> list[Phase]:
     "The phases of a step with parameters sharded (zero 3), or gathered once a step (zero 2)."
-    r, (train, frozen) = recipe(s), _trainable(a, s, x)
-    ratio = sharded(x, s) / x.parameters
+    r, (train, frozen), (ratio, still) = recipe(s), trainable(a, s, x), kept_shares(x, s)
     wide = 4 if s.precision == "fp32" else 2
     reduced, layer, m = 4 if s.precision.endswith("mixed") else wide, x.layer, w.microbatches(s)
     whole = s.pp > 1 or s.zero == 2
     gathered = wide * (x.root + layer * (x.layers if whole else 1))
     pool = max(wide * x.root, 2 * wide * layer)
-    held, sharded_grad = ratio * (train * r.weight + frozen), ratio * train * r.grad
+    held, sharded_grad = ratio * train * r.weight + still * frozen, ratio * train * r.grad
     optimizer, offloaded = ratio * train * r.optimizer, s.offload in ("optimizer", "parameters")
     frozen_layers = bool(s.lora_rank)
     waiting = 0.0 if frozen_layers else _waiting(s, x, m, wide)
@@ -204,8 +217,10 @@ def fsdp(
     return [
         Phase("forward", **base, activations=f.kept, communication=gathered, pool=grads + pool),
         Phase("loss", **base, activations=f.kept + f.head, loss=f.loss, communication=gathered, pool=grads + pool + f.pooled),
-        Phase("backward", **base, activations=f.kept + f.again + received, communication=gathered + waiting + (wide * layer if whole else reduce + wide * layer), pool=grads + pool),
-        Phase("reduction", **base, gradients=grads, communication=gathered + (0 if frozen_layers else (wide + reduced) * x.root) + (waiting if whole else 0), pool=pool),
+        Phase("backward", **base, activations=f.kept + f.again + received,
+              communication=gathered + waiting + (wide * layer if whole else reduce + wide * layer), pool=grads + pool),
+        Phase("reduction", **base, gradients=grads, communication=gathered + (0 if frozen_layers else (wide + reduced) * x.root)
+              + (waiting if whole else 0), pool=pool),
         Phase("optimizer", **base, gradients=grads, communication=gathered, pool=pool, maybe=_foreach(s) * ratio * train),
     ]
 
@@ -215,7 +230,7 @@ def _waiting(s: Strategy, x: Share, microbatches: int, wide: int) -> float:
     size = (4 if microbatches > 1 else wide) * x.parameters
     return size / s.vpp if s.vpp > 1 and microbatches <= s.pp else size
 
-# %% ../../nbs/memory/05_engines.ipynb #b53c6dad
+# %% ../../nbs/memory/05_engines.ipynb #cce5ed6a
 def replicated(
     a: Architecture,
     s: Strategy,
@@ -224,15 +239,16 @@ def replicated(
     f: Flow,
 ) -> list[Phase]:
     "The phases of a step of plain PyTorch: one GPU, or DDP (zero 1: with a sharded optimizer)."
-    r, (train, frozen) = recipe(s), _trainable(a, s, x)
-    ratio = sharded(x, s) / x.parameters if s.zero else 1.0
+    r, (train, frozen) = recipe(s), trainable(a, s, x)
+    ratio = kept_shares(x, s)[0] if s.zero else 1.0
     cast = 2 * train if s.precision.endswith("mixed") and not s.lora_rank else 0.0
     buckets = r.grad * train if s.dp * s.cp > 1 else 0.0
     each = r.grad * (x.layer if not s.lora_rank else train / max(x.layers, 1))
     whole = r.grad * train
     grads = each + r.grad * max(x.embedding, x.head) if s.optimizer_in_backward else whole
     accumulated = whole if w.microbatches(s) > 1 and not s.optimizer_in_backward else 0.0
-    holes = 0.0 if accumulated or s.optimizer_in_backward else whole  # gradients are freed after the step, and the optimizer's states lie between them
+    # gradients are freed after the step, and the optimizer's states lie between them
+    holes = 0.0 if accumulated or s.optimizer_in_backward else whole
     optimizer = 0.0 if s.offload in ("optimizer", "parameters") else ratio * train * r.optimizer
     base = dict(parameters=train * r.weight + frozen, optimizer=optimizer, settled=frozen)
     step = base | dict(communication=buckets)
@@ -250,7 +266,7 @@ def _foreach(s: Strategy) -> float:
     "Bytes a parameter that AdamW takes for a moment unless it is fused."
     return moments(s) / 2 if s.optimizer == "adamw" and not s.optimizer_in_backward and s.offload not in ("optimizer", "parameters") else 0.0
 
-# %% ../../nbs/memory/05_engines.ipynb #47f7828d
+# %% ../../nbs/memory/05_engines.ipynb #53392d3f
 def deepspeed(
     a: Architecture,
     s: Strategy,
@@ -259,9 +275,8 @@ def deepspeed(
     f: Flow,
 ) -> list[Phase]:
     "The phases of a step of DeepSpeed, at any stage of ZeRO."
-    r, (train, frozen) = recipe(s), _trainable(a, s, x)
-    shard = sharded(x, s) / x.parameters
-    parameters = (train * r.weight + frozen) * (shard if s.zero == 3 else 1)
+    r, (train, frozen), (shard, still) = recipe(s), trainable(a, s, x), kept_shares(x, s)
+    parameters = train * r.weight * shard + frozen * still if s.zero == 3 else train * r.weight + frozen
     gradients = train * r.grad * (shard if s.zero >= 2 else 1)
     half = s.precision != "fp32"
     step = 4 * (min(SUB_GROUP, train * shard) if s.zero == 3 else train * (shard if s.zero else 1)) if half else 0.0
@@ -270,7 +285,8 @@ def deepspeed(
     communication = live + (BUCKET if s.zero else 0.0)
     offloaded = s.offload in ("optimizer", "parameters")
     if offloaded: step, gradients = 0.0, (0.0 if s.zero >= 2 else gradients)
-    base = dict(parameters=0.0 if s.offload == "parameters" else parameters, gradients=gradients, communication=communication, settled=frozen if s.zero < 3 else 0.0,
+    base = dict(parameters=0.0 if s.offload == "parameters" else parameters, gradients=gradients, communication=communication,
+                settled=frozen if s.zero < 3 else 0.0,
                 optimizer=0.0 if offloaded else train * r.optimizer * (shard if s.zero else 1))
     return [
         Phase("forward", **base, activations=f.kept),
@@ -279,7 +295,7 @@ def deepspeed(
         Phase("optimizer", **(base | dict(optimizer=base["optimizer"] + step)), cached=f.unpacked),
     ]
 
-# %% ../../nbs/memory/05_engines.ipynb #e7d043f0
+# %% ../../nbs/memory/05_engines.ipynb #e40bb087
 def megatron(
     a: Architecture,
     s: Strategy,
@@ -288,8 +304,8 @@ def megatron(
     f: Flow,
 ) -> list[Phase]:
     "The phases of a step of Megatron-LM or Megatron-DeepSpeed, with or without ZeRO-1."
-    r, (train, frozen) = recipe(s), _trainable(a, s, x)
-    shard = sharded(x, s) / x.parameters
+    r, (train, frozen) = recipe(s), trainable(a, s, x)
+    shard, _ = kept_shares(x, s)
     main = 4 * train if s.precision in ("bf16-mixed", "fp8-mixed") else 0.0
     copy = (2 * train * shard, 4 * train * shard) if s.precision == "fp16-mixed" else (0.0, 0.0)
     largest = 0.0 if s.lora_rank else (4 if main else r.grad) * max(x.embedding, x.layer / 3)
@@ -304,15 +320,16 @@ def megatron(
         Phase("optimizer", **(base | dict(optimizer=optimizer + sum(copy))), cached=f.kept),
     ]
 
-# %% ../../nbs/memory/05_engines.ipynb #c55ce363
+# %% ../../nbs/memory/05_engines.ipynb #6715bbe6
 def cache_bytes(
     a: Architecture,
     s: Strategy,
     w: Workload,
 ) -> float:  # per layer
-    "Keys and values that inference keeps, for all sequences."
+    "Keys and values that inference keeps, for all sequences: the mean of layers with and without a window."
     tokens = w.kv_cache_tokens or w.micro_batch * w.seq_len
-    if a.window and not w.kv_cache_tokens: tokens = min(tokens, w.micro_batch * a.window)
+    if a.window and not w.kv_cache_tokens:
+        tokens -= max(tokens - w.micro_batch * a.window, 0) * a.windowed_layers / max(a.layers, 1)
     each = a.kv_lora_rank + a.rope_dim if a.kv_lora_rank else 2 * max(a.kv_heads / s.tp, 1) * a.head_dim
     return tokens * each * element_bytes(s) / s.cp
 
@@ -331,12 +348,14 @@ def inference(
     gathered = 2 * b * x.layer + b * x.root if s.zero == 3 else 0.0
     decoder = a.kind in ("decoder", "encoder-decoder")
     cache = x.layers * cache_bytes(a, s, w) if decoder and not s.states_only else 0.0
-    work = 0.0 if s.states_only or not a.layers else x.tokens * b * (4 * a.hidden + (2 if a.gated else 1) * max(a.ffn, a.experts_per_token * a.expert_ffn) / s.tp)
-    scores = 0.0 if s.states_only or not x.has_head else (w.micro_batch * (a.classes or a.vocab) if decoder else logits(a, x.tokens, w.micro_batch)) * 6 / s.tp
+    width = (2 if a.gated else 1) * max(a.ffn, a.experts_per_token * a.expert_ffn) / s.tp
+    work = 0.0 if s.states_only or not a.layers else x.tokens * b * (4 * a.hidden + width)
+    count = w.micro_batch * (a.classes or a.vocab) if decoder else logits(a, x.tokens, w.micro_batch)
+    scores = 0.0 if s.states_only or not x.has_head else count * 6 / s.tp
     base = dict(parameters=weights, communication=0.0 if s.states_only else gathered)
     return [Phase("prefill", **base, activations=cache + work, loss=scores), Phase("decode", **base, activations=cache, loss=scores)]
 
-# %% ../../nbs/memory/05_engines.ipynb #4bcfa1ba
+# %% ../../nbs/memory/05_engines.ipynb #d0ecf343
 def states_only(
     a: Architecture,
     s: Strategy,
@@ -345,11 +364,11 @@ def states_only(
     f: Flow,
 ) -> list[Phase]:
     "Parameters, gradients and optimizer, sharded as ZeRO says."
-    r, (train, frozen) = recipe(s), _trainable(a, s, x)
-    shard = sharded(x, s) / x.parameters
+    r, (train, frozen) = recipe(s), trainable(a, s, x)
+    shard, still = kept_shares(x, s)
     z1, z2, z3 = (shard if s.zero >= stage else 1 for stage in (1, 2, 3))
     held = s.offload != "parameters"
-    return [Phase("states", parameters=(train * r.weight + frozen) * z3 * held, gradients=train * r.grad * z2 * held,
+    return [Phase("states", parameters=(train * r.weight * z3 + frozen * (still if s.zero == 3 else 1)) * held, gradients=train * r.grad * z2 * held,
                   optimizer=train * r.optimizer * z1 if s.offload not in ("optimizer", "parameters") else 0.0)]
 
 def engine_of(

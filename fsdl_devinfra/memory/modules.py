@@ -33,11 +33,12 @@ def _fake_of(module: "nn.Module", mode: Any) -> "nn.Module":
             memo[id(t)] = torch.nn.Parameter(fake, t.requires_grad) if isinstance(t, torch.nn.Parameter) else fake
         return copy.deepcopy(module, memo)
 
-# %% ../../nbs/memory/13_modules.ipynb #381569f1
+# %% ../../nbs/memory/13_modules.ipynb #81cdc9e6
 #: functions that autocast runs in fp32 on CUDA (PyTorch documentation, Automatic Mixed Precision package)
-_FP32 = frozenset("""acos asin binary_cross_entropy_with_logits cosh cosine_embedding_loss cdist cosine_similarity cross_entropy cumprod cumsum dist erfinv exp expm1 group_norm
-    hinge_embedding_loss kl_div l1_loss layer_norm log log10 log_softmax log1p log2 margin_ranking_loss mse_loss multilabel_margin_loss multi_margin_loss nll_loss norm
-    normalize pdist poisson_nll_loss pow prod reciprocal rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin softplus sum renorm tan triplet_margin_loss""".split())
+_FP32 = frozenset("""acos asin binary_cross_entropy_with_logits cosh cosine_embedding_loss cdist cosine_similarity cross_entropy cumprod
+    cumsum dist erfinv exp expm1 group_norm hinge_embedding_loss kl_div l1_loss layer_norm log log10 log_softmax log1p log2
+    margin_ranking_loss mse_loss multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist poisson_nll_loss pow prod
+    reciprocal rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin softplus sum renorm tan triplet_margin_loss""".split())
 
 def _like_cuda(mixed: bool) -> Any:
     "A mode in which functions keep what they keep on CUDA."
@@ -56,9 +57,11 @@ def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = 
     import torch
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
-# %% ../../nbs/memory/13_modules.ipynb #8c8ff42e
-_OPTIMIZERS = {"adamw": lambda torch, p: torch.optim.AdamW(p, foreach=False), "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=False), "none": lambda torch, p: None}
-_KINDS = {"PARAM": "parameters", "BUFFER": "parameters", "GRAD": "gradients", "OPT": "optimizer", "ACT": "activations", "TEMP": "activations", "INP": "activations", "OTH": "activations"}
+# %% ../../nbs/memory/13_modules.ipynb #3d0b58f4
+_OPTIMIZERS = {"adamw": lambda torch, p: torch.optim.AdamW(p, foreach=False),
+               "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=False), "none": lambda torch, p: None}
+_KINDS = {"PARAM": "parameters", "BUFFER": "parameters", "GRAD": "gradients", "OPT": "optimizer", "ACT": "activations", "TEMP": "activations",
+          "INP": "activations", "OTH": "activations"}
 
 def _mean_of(result: Any) -> Any:
     "A number to differentiate: the loss that a model returns, or the mean of its first floating output."
@@ -85,8 +88,10 @@ def _traced(name: str) -> Iterator[None]:
     except CheckError: raise
     except Exception as e:  # noqa: BLE001 - whatever a module does when it runs
         first = next((line for line in str(e).splitlines() if line.strip()), "")
-        if type(e).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"): first = "it looks at the values of tensors, which a trace does not have"
-        raise CheckError(f"{name} could not be traced ({type(e).__name__}: {first[:200]})", "Check the inputs; a module that computes with values needs a real step") from None
+        if type(e).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
+            first = "it looks at the values of tensors, which a trace does not have"
+        raise CheckError(f"{name} could not be traced ({type(e).__name__}: {first[:200]})",
+                         "Check the inputs; a module that computes with values needs a real step") from None
 
 def _phases(module: "nn.Module", inputs: Any, s: Strategy, loss: Callable | None) -> dict[str, dict[str, int]]:
     "Phase → part → bytes."
@@ -99,7 +104,9 @@ def _phases(module: "nn.Module", inputs: Any, s: Strategy, loss: Callable | None
     model = _fake_of(module, mode).train()
     with mode:
         if s.precision == "bf16": model = model.to(half)
-        def place(t: Any) -> Any: return t if not isinstance(t, torch.Tensor) else torch.empty(t.shape, dtype=half if s.precision == "bf16" and t.is_floating_point() else t.dtype)
+        def place(t: Any) -> Any:
+            if not isinstance(t, torch.Tensor): return t
+            return torch.empty(t.shape, dtype=half if s.precision == "bf16" and t.is_floating_point() else t.dtype)
         given = tree_map(place, inputs if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,))
         optimizer = _OPTIMIZERS[s.optimizer](torch, [p for p in model.parameters() if p.requires_grad])
         def forward() -> Any:
@@ -117,18 +124,21 @@ def _phases(module: "nn.Module", inputs: Any, s: Strategy, loss: Callable | None
             if optimizer: optimizer.step()
             return {"forward": after, "backward": highest, "optimizer step": _parts_of(tracker, "current")}
 
-# %% ../../nbs/memory/13_modules.ipynb #f3e0a843
+# %% ../../nbs/memory/13_modules.ipynb #b02f60d6
 #: relative doubt of counted activations: CPU kernels stand in for those of a GPU, and cuDNN's workspace is not seen (judged, not fitted)
 COUNTED_DOUBT = 0.15
 
 def _refuse(s: Strategy) -> None:
     "A module without layers that are alike is estimated whole."
     split = next((n for n in ("tp", "pp", "cp", "ep") if getattr(s, n) > 1), None)
-    if split or s.zero: raise BadInput(f"a module that is no transformer has no {split or 'ZeRO'} here", "Estimate it on one GPU or with --dp, or give a transformer")
-    if s.framework != "fsdp" or s.lora_rank or s.base_weights or s.inference or s.offload != "none" or s.optimizer_in_backward or s.recompute != "none" or s.compile:
+    if split or s.zero:
+        raise BadInput(f"a module that is no transformer has no {split or 'ZeRO'} here", "Estimate it on one GPU or with --dp, or give a transformer")
+    other = s.lora_rank or s.base_weights or s.inference or s.optimizer_in_backward or s.compile
+    if other or s.framework != "fsdp" or s.offload != "none" or s.recompute != "none":
         raise BadInput("of a module that is no transformer, plain training in PyTorch is known", "Leave the other options out")
     if s.optimizer not in _OPTIMIZERS: raise BadInput(f"{s.optimizer} cannot be traced", f"Use {', '.join(_OPTIMIZERS)}")
-    if s.precision not in ("fp32", "bf16", "bf16-mixed", "fp16-mixed"): raise BadInput(f"{s.precision} cannot be traced", "Use fp32, bf16, bf16-mixed or fp16-mixed")
+    if s.precision not in ("fp32", "bf16", "bf16-mixed", "fp16-mixed"):
+        raise BadInput(f"{s.precision} cannot be traced", "Use fp32, bf16, bf16-mixed or fp16-mixed")
 
 def _whole(parts: dict[str, int], s: Strategy) -> dict[str, int]:
     "The eight parts of a phase."
@@ -150,7 +160,9 @@ def estimate_module(
     loss: Callable[[Any], Any] | None = None,  # of what the module returns, a number; default: its `loss`, or a mean
     name: str = "",  # for the sentences
 ) -> Footprint:
-    "What a training step of any module takes, counted on fake tensors. Raises `BadInput` for what cannot be traced, `CheckError` where the module does not run."
+    """What a training step of any module takes, counted on fake tensors.
+
+    Raises `BadInput` for what cannot be traced, `CheckError` where the module does not run."""
     need("torch", "torch", "tracing a module")
     s = strategy or Strategy()
     _refuse(s)
@@ -158,26 +170,31 @@ def estimate_module(
     left_out = {"allocated": ("runtime", "reserve"), "reserved": ("runtime",), "device": ()}[measure]
     top = max(timeline, key=lambda k: sum(timeline[k].values()))
     device_range, n = _ranged(timeline[top], ()), sum(p.numel() for p in module.parameters())
-    fits = None if device is None else "yes" if device_range.high <= device.memory_bytes else "no" if device_range.low > device.memory_bytes else "tight"
-    return Footprint(ModelSummary(name or type(module).__name__, n, n, 0, 0, "module"), s, Workload(seq_len=1, micro_batch=_batch_of(inputs)), timeline[top], _ranged(timeline[top], left_out), top, measure,
+    fits = (None if device is None else "yes" if device_range.high <= device.memory_bytes else "no" if device_range.low > device.memory_bytes
+            else "tight")
+    return Footprint(ModelSummary(name or type(module).__name__, n, n, 0, 0, "module"), s, Workload(seq_len=1, micro_batch=_batch_of(inputs)),
+                     timeline[top], _ranged(timeline[top], left_out), top, measure,
                      device_range, 0, "", timeline, _assumptions(s), _remedies(fits), Gpu(device.name, device.memory_bytes) if device else None, fits)
 
 def _batch_of(inputs: Any) -> int:
     "The first dimension of the first tensor."
     from torch.utils._pytree import tree_leaves
-    return next((int(t.shape[0]) for t in tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs) if hasattr(t, "shape") and len(t.shape)), 1)
+    return next((int(t.shape[0]) for t in tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs) if hasattr(t, "shape")
+                 and len(t.shape)), 1)
 
 def _remedies(fits: str | None) -> list[str]:
-    return [] if fits in (None, "yes") else ["a smaller batch", "bf16-mixed, where the step was in fp32", "recomputing activations, with torch.utils.checkpoint", "a GPU with more memory"]
+    return [] if fits in (None, "yes") else ["a smaller batch", "bf16-mixed, where the step was in fp32",
+                                             "recomputing activations, with torch.utils.checkpoint", "a GPU with more memory"]
 
 def _assumptions(s: Strategy) -> list[str]:
     ranks = [f"DistributedDataParallel on {s.dp} ranks keeps one copy of the gradients in its buckets"] if s.dp > 1 else []
     return ["Counted on fake tensors over one training step of the module as it is: parameters, gradients, optimizer states and what autograd keeps",
-            "CPU kernels stand in for those of a GPU, with CUDA's autocast and dropout; cuDNN's workspace is not counted, and attention without a flash kernel on CPU is counted whole",
+            "CPU kernels stand in for those of a GPU, with CUDA's autocast and dropout; cuDNN's workspace is not counted, "
+            "and attention without a flash kernel on CPU is counted whole",
             f"Precision {s.precision}; optimizer {s.optimizer}", *ranks,
             f"Allocator: {FRAGMENTATION:.0%} of what is allocated is held in addition"]
 
-# %% ../../nbs/memory/13_modules.ipynb #8b454df2
+# %% ../../nbs/memory/13_modules.ipynb #f8fe8157
 def module_of(
     config: Mapping[str, Any],  # config.json of a Transformers, timm or Hub model
 ) -> "nn.Module":  # on the meta device
@@ -203,8 +220,11 @@ def inputs_of(
     name = getattr(module, "main_input_name", None) or next(iter(inspect.signature(module.forward).parameters))
     size = config.get("image_size") or 224
     height, width = (size, size) if isinstance(size, int) else size.values() if isinstance(size, Mapping) else size
-    shapes = {"pixel_values": (batch, config.get("num_channels") or 3, height, width), "x": (batch, 3, height, width), "input_values": (batch, 160 * length),
+    shapes = {"pixel_values": (batch, config.get("num_channels") or 3, height, width), "x": (batch, 3, height, width),
+              "input_values": (batch, 160 * length),
               "input_features": (batch, config.get("num_mel_bins") or 80, 2 * (config.get("max_source_positions") or 1500))}
     if name == "input_ids": return {name: torch.zeros(batch, length, dtype=torch.long, device="meta")}
-    if name not in shapes: raise BadInput(f"{type(module).__name__} takes {name}, and its shape is not known", "Estimate it in Python: fsdl_devinfra.memory.modules.estimate_module(module, inputs)")
+    if name not in shapes:
+        raise BadInput(f"{type(module).__name__} takes {name}, and its shape is not known",
+                       "Estimate it in Python: fsdl_devinfra.memory.modules.estimate_module(module, inputs)")
     return {name: torch.zeros(shapes[name], device="meta")}

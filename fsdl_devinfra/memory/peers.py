@@ -36,7 +36,7 @@ def accelerate_says(
     "The column \"Training using Adam\" of `accelerate estimate-memory`."
     return None if s.base_weights else a.parameters * (16.0 if s.precision == "fp32" else 8.0)
 
-# %% ../../nbs/memory/07_peers.ipynb #4716b0d5
+# %% ../../nbs/memory/07_peers.ipynb #b07d7d42
 def eleuther_says(
     a: Architecture,
     s: Strategy,
@@ -44,7 +44,8 @@ def eleuther_says(
 ) -> float | None:
     "EleutherAI's calculator with its defaults."
     if s.lora_rank: return None
-    total = 2 * a.vocab * a.hidden + a.hidden * w.seq_len + 8 * a.hidden * a.layers + 2 * a.hidden + 4 * a.layers * a.hidden**2 + (3 if a.gated else 2) * a.layers * a.hidden * a.ffn
+    around = 2 * a.vocab * a.hidden + a.hidden * w.seq_len + 8 * a.hidden * a.layers + 2 * a.hidden
+    total = around + 4 * a.layers * a.hidden**2 + (3 if a.gated else 2) * a.layers * a.hidden * a.ffn
     b = 4 if s.precision == "fp32" else 2
     model = total * b / (s.tp * s.pp) / (s.gpus if s.zero == 3 else 1)
     grads, optimizer = total * 4 / (s.gpus if s.zero >= 2 else 1), total * 12 / (s.gpus if s.zero >= 1 else 1)
@@ -52,7 +53,7 @@ def eleuther_says(
     each = 16 * 2 + 2 + (0 if s.recompute != "none" else 5 * a.heads * w.seq_len / a.hidden)
     return model + grads + optimizer + buffers + w.seq_len * w.micro_batch * a.hidden * a.layers * each
 
-# %% ../../nbs/memory/07_peers.ipynb #d8a404ef
+# %% ../../nbs/memory/07_peers.ipynb #a8d692c4
 def megatron_says(
     a: Architecture,
     s: Strategy,
@@ -62,7 +63,9 @@ def megatron_says(
     if s.lora_rank or s.zero > 1: return None
     h, sb, p = a.hidden, w.seq_len * w.micro_batch, s.pp
     embedding = h * a.vocab
-    block = a.layers * (2 * h * (a.ffn * (1.5 if a.gated else 1) + (1 if a.gated else 2)) + 2 * h * h * (1 + a.kv_heads / a.heads) * a.heads * a.head_dim / h) + h * (1 if a.gated else 2)
+    mlp = 2 * h * (a.ffn * (1.5 if a.gated else 1) + (1 if a.gated else 2))
+    attention = 2 * h * h * (1 + a.kv_heads / a.heads) * a.heads * a.head_dim / h
+    block = a.layers * (mlp + attention) + h * (1 if a.gated else 2)
     shard = (block / p + embedding * (2 if not a.tied and p == 1 else 1)) / s.tp
     states = shard * (6 + 12 / s.dp if s.zero == 1 else 18)
     fill = (1 + (p - 1) / (p * s.vpp)) if s.vpp > 1 else min(1, w.microbatches(s) / p) if p > 1 else 1
@@ -72,7 +75,7 @@ def megatron_says(
     acts = (sb * h * (10 + 24 / s.tp) * a.layers + 8 * sb * p + sb * h * p) * fill
     return states + 1.05 * (acts + ((sb * a.vocab / s.tp + sb * h) * 2 if p == 1 else 0))
 
-# %% ../../nbs/memory/07_peers.ipynb #37fb9f0f
+# %% ../../nbs/memory/07_peers.ipynb #9611c5d5
 def hand_says(
     a: Architecture,
     s: Strategy,
@@ -88,7 +91,8 @@ def _hand_states(a: Architecture, s: Strategy, x: Share) -> float:
     frozen = x.parameters * (FROZEN[s.base_weights] if s.base_weights else 2) * (n if s.zero == 3 else 1) if s.lora_rank else 0
     master = 4 * (n if s.precision == "fp16-mixed" else 1) if s.framework == "megatron" and s.precision.endswith("mixed") else 0
     if s.offload in ("optimizer", "parameters"): return frozen + train * 2 * (s.offload == "optimizer")
-    return frozen + train * (r.weight * (n if s.zero == 3 else 1) + r.grad * (n if s.zero >= 2 else 1) * (not s.optimizer_in_backward) + r.optimizer * n + master)
+    weight, grad = r.weight * (n if s.zero == 3 else 1), r.grad * (n if s.zero >= 2 else 1) * (not s.optimizer_in_backward)
+    return frozen + train * (weight + grad + r.optimizer * n + master)
 
 def _hand_logits(a: Architecture, s: Strategy, w: Workload, x: Share) -> float:
     return {"full": 10, "chunked": 4, "fused": 0}[s.loss] * logits(a, x.tokens, w.micro_batch) / s.tp if x.has_head else 0
@@ -101,4 +105,5 @@ def _hand_activations(a: Architecture, s: Strategy, w: Workload, x: Share) -> fl
     each = 2 / t if s.recompute == "full" else 10 / t + (inner + scores) / s.tp * (0.5 if s.recompute == "selective" and s.framework == "fsdp" else 1)
     return each * wide * a.hidden * x.tokens * x.layers * x.in_flight
 
-PEERS: dict[str, Callable] = {"DeepSpeed": deepspeed_says, "accelerate": accelerate_says, "EleutherAI": eleuther_says, "Megatron": megatron_says, "by hand": hand_says}
+PEERS: dict[str, Callable] = {"DeepSpeed": deepspeed_says, "accelerate": accelerate_says, "EleutherAI": eleuther_says, "Megatron": megatron_says,
+                              "by hand": hand_says}

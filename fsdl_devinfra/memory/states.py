@@ -40,7 +40,7 @@ def recipe(
     if s.framework == "fsdp": return Recipe(4, 4, moments(s))
     return Recipe(2, 2, 4 + moments(s) if s.optimizer != "none" else 0)
 
-# %% ../../nbs/memory/03_states.ipynb #2c2a7d5e
+# %% ../../nbs/memory/03_states.ipynb #9d90020e
 #: bytes per frozen weight of a linear layer
 FROZEN = {None: 2.0, "int8": 1 + 4 / 4096, "nf4": 0.5 + 0.127 / 8, "int4-gptq": 0.5 + 2.5 / 128}
 
@@ -50,23 +50,36 @@ def adapter_parameters(
     targets: str = "all-linear",  # or "attention", "attention-qv"
 ) -> int:  # over all layers
     "Parameters that LoRA adds."
-    h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
-    fused = a.family in ("qwen", "gpt2", "gpt_neox", "bloom", "falcon", "mpt", "phi3", "gpt_bigcode")  # one matrix for q, k and v
-    attention = (h + q + 2 * kv if fused else (h + q) + 2 * (h + kv)) + (q + h)
-    if targets == "attention-qv": attention = (h + q) + (h + kv)
-    mlp = (3 if a.gated else 2) * (h + (a.ffn or a.expert_ffn)) if targets == "all-linear" else 0
-    return rank * (a.layers + a.decoder_layers) * (attention + mlp)
+    attention = _attention_adapters(a, targets == "attention-qv")
+    mlp = (3 if a.gated else 2) * (a.hidden + (a.ffn or a.expert_ffn)) if targets == "all-linear" else 0
+    return rank * ((a.layers + a.decoder_layers) * (attention + mlp) + a.decoder_layers * attention)  # a decoder attends to its encoder too
 
-# %% ../../nbs/memory/03_states.ipynb #b0618817
+def _attention_adapters(a: Architecture, only_qv: bool) -> int:
+    "Inputs and outputs of the matrices of one attention block, which is what adapters of rank 1 have."
+    h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
+    if a.kv_lora_rank: return _latent_adapters(a, only_qv)
+    if only_qv: return (h + q) + (h + kv)
+    fused = a.family in ("qwen", "gpt2", "gpt_neox", "bloom", "falcon", "mpt", "phi3", "gpt_bigcode")  # one matrix for q, k and v
+    return (h + q + 2 * kv if fused else (h + q) + 2 * (h + kv)) + (q + h)
+
+def _latent_adapters(a: Architecture, only_qv: bool) -> int:
+    "Of latent attention, whose queries, and whose keys and values together, have a narrow matrix before the wide one."
+    query, keys = a.heads * a.query_dim, a.heads * (a.query_dim - a.rope_dim + a.value_dim)
+    queries = (a.hidden + a.query_lora_rank) + (a.query_lora_rank + query) if a.query_lora_rank else a.hidden + query
+    both = queries + (a.hidden + a.kv_lora_rank + a.rope_dim) + (a.kv_lora_rank + keys)
+    return both if only_qv else both + a.heads * a.value_dim + a.hidden
+
+# %% ../../nbs/memory/03_states.ipynb #6916934e
 def sharded_states(
     parameters: float,  # trainable parameters on this rank before ZeRO
     s: Strategy,
 ) -> tuple[float, float, float]:  # bytes of parameters, gradients, optimizer
     "The states that one GPU holds between steps, without any framework extra."
     r, n = recipe(s), s.shards
-    return (parameters * r.weight / (n if s.zero == 3 else 1), parameters * r.grad / (n if s.zero >= 2 else 1), parameters * r.optimizer / (n if s.zero >= 1 else 1))
+    return (parameters * r.weight / (n if s.zero == 3 else 1), parameters * r.grad / (n if s.zero >= 2 else 1),
+            parameters * r.optimizer / (n if s.zero >= 1 else 1))
 
-# %% ../../nbs/memory/03_states.ipynb #b314367d
+# %% ../../nbs/memory/03_states.ipynb #f83ff98e
 def deepspeed_estimate(
     parameters: int,
     stage: int,  # 2 or 3
@@ -85,5 +98,6 @@ def deepspeed_estimate(
         return 2 * P + int(18 * P / gpus), int(P * 4 * n * buffer_factor)
     largest = 4 * largest_layer
     if offload_parameters: return largest, int(18 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 18 / nodes) * buffer_factor)
-    if offload_optimizer: return largest + int(2 * P / gpus), int(16 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 16 / nodes) * buffer_factor)
+    if offload_optimizer:
+        return largest + int(2 * P / gpus), int(16 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 16 / nodes) * buffer_factor)
     return largest + int(18 * P / gpus), int((largest_layer if zero_init else P) * 4 * n * buffer_factor)

@@ -16,7 +16,7 @@ from .architecture import Architecture
 # %% auto #0
 __all__ = ['CHOICES', 'Strategy', 'Workload', 'default_workload', 'refusal', 'check']
 
-# %% ../../nbs/memory/02_strategy.ipynb #908c56a8
+# %% ../../nbs/memory/02_strategy.ipynb #2ded86cf
 #: what each named choice may be; the first is the default
 CHOICES = {
     "offload": ("none", "optimizer", "parameters", "activations"),
@@ -65,7 +65,8 @@ class Strategy(Result):
         for name in ("shard_group", "lora_rank"):
             if getattr(self, name) is not None: _whole(name, getattr(self, name), 1)
         for name, options in CHOICES.items():
-            if getattr(self, name) not in options: raise unknown_name(name.replace("_", " "), str(getattr(self, name)), [str(o) for o in options if o])
+            if getattr(self, name) not in options:
+                raise unknown_name(name.replace("_", " "), str(getattr(self, name)), [str(o) for o in options if o])
 
     @property
     def gpus(self) -> int:
@@ -116,7 +117,7 @@ def default_workload(
     if not given.get("seq_len"): given["seq_len"] = min(architecture.positions or 4096, 4096)
     return Workload(**{k: v for k, v in given.items() if v is not None})
 
-# %% ../../nbs/memory/02_strategy.ipynb #8240cee0
+# %% ../../nbs/memory/02_strategy.ipynb #b63371d1
 def refusal(
     a: Architecture,
     s: Strategy,
@@ -128,21 +129,29 @@ def refusal(
 def _split_tensors(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
     if s.tp == 1 or not a.heads: return None
     if a.heads % s.tp: return f"{a.heads} attention heads cannot be divided among {s.tp} tensor-parallel ranks", f"Use a tp that divides {a.heads}"
-    if a.kv_heads % s.tp and s.tp % a.kv_heads: return f"{a.kv_heads} key-value heads cannot be divided among {s.tp} tensor-parallel ranks", f"Use a tp that divides {a.kv_heads} or is a multiple of it"
+    if a.kv_heads % s.tp and s.tp % a.kv_heads:
+        return (f"{a.kv_heads} key-value heads cannot be divided among {s.tp} tensor-parallel ranks",
+                f"Use a tp that divides {a.kv_heads} or is a multiple of it")
     if a.ffn % s.tp: return f"an MLP of {a.ffn} cannot be divided among {s.tp} tensor-parallel ranks", f"Use a tp that divides {a.ffn}"
     return None
 
 def _split_layers(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
     layers = a.layers + a.decoder_layers
-    if s.pp > 1 and layers and s.pp * s.vpp > layers: return f"{layers} layers cannot be dealt out to {s.pp * s.vpp} pipeline stages", f"Use pp·vpp of at most {layers}"
+    if s.pp > 1 and layers and s.pp * s.vpp > layers:
+        return f"{layers} layers cannot be dealt out to {s.pp * s.vpp} pipeline stages", f"Use pp·vpp of at most {layers}"
     if s.vpp > 1 and s.pp == 1: return "virtual stages need a pipeline", "Set pp to 2 or more, or vpp to 1"
-    if s.vpp > 1 and w.microbatches(s) % s.pp: return f"the interleaved schedule cannot deal {w.microbatches(s)} micro-batches to {s.pp} stages", f"Use a grad_accum that is a multiple of {s.pp}"
+    if s.vpp > 1 and w.microbatches(s) % s.pp:
+        return (f"the interleaved schedule cannot deal {w.microbatches(s)} micro-batches to {s.pp} stages",
+                f"Use a grad_accum that is a multiple of {s.pp}")
     return None
 
 def _split_sequence(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
-    if s.cp > 1 and w.seq_len % s.cp: return f"a sequence of {w.seq_len} cannot be divided among {s.cp} context-parallel ranks", f"Use a seq_len that is a multiple of {s.cp}"
-    if s.sp and s.tp == 1: return "sequence parallelism divides what tensor parallelism leaves whole, and tp is 1", "Set tp to 2 or more, or leave sp out"
-    if s.sequence_parallel and a.heads and (w.seq_len // s.cp) % s.tp: return f"a sequence of {w.seq_len // s.cp} cannot be divided among {s.tp} sequence-parallel ranks", "Use another seq_len, or --no-sp"
+    if s.cp > 1 and w.seq_len % s.cp:
+        return f"a sequence of {w.seq_len} cannot be divided among {s.cp} context-parallel ranks", f"Use a seq_len that is a multiple of {s.cp}"
+    if s.sp and s.tp == 1:
+        return "sequence parallelism divides what tensor parallelism leaves whole, and tp is 1", "Set tp to 2 or more, or leave sp out"
+    if s.sequence_parallel and a.heads and (w.seq_len // s.cp) % s.tp:
+        return f"a sequence of {w.seq_len // s.cp} cannot be divided among {s.tp} sequence-parallel ranks", "Use another seq_len, or --no-sp"
     return None
 
 def _split_experts(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
@@ -154,16 +163,22 @@ def _split_experts(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str]
 
 def _shard(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
     if s.shard_group and s.zero != 3: return "a shard group (HSDP) needs full sharding", "Set zero to 3, or leave shard_group out"
-    if s.shard_group and (s.dp * s.cp) % s.shard_group: return f"{s.dp * s.cp} ranks cannot be divided into shard groups of {s.shard_group}", "Use a shard_group that divides dp·cp"
-    if s.zero >= 2 and s.pp > 1 and s.framework != "fsdp": return f"ZeRO-{s.zero} and a pipeline cannot be combined in {s.framework}: each micro-batch would reduce and free the gradients that the next one adds to", "Use zero 1, or framework fsdp"
-    if s.offload == "optimizer" and s.framework == "deepspeed" and s.zero == 0: return "DeepSpeed offloads an optimizer that ZeRO holds", "Set zero to 1, 2 or 3"
+    if s.shard_group and (s.dp * s.cp) % s.shard_group:
+        return f"{s.dp * s.cp} ranks cannot be divided into shard groups of {s.shard_group}", "Use a shard_group that divides dp·cp"
+    if s.zero >= 2 and s.pp > 1 and s.framework != "fsdp":
+        why = "each micro-batch would reduce and free the gradients that the next one adds to"
+        return f"ZeRO-{s.zero} and a pipeline cannot be combined in {s.framework}: {why}", "Use zero 1, or framework fsdp"
+    if s.offload == "optimizer" and s.framework == "deepspeed" and s.zero == 0:
+        return "DeepSpeed offloads an optimizer that ZeRO holds", "Set zero to 1, 2 or 3"
     if s.offload == "parameters" and s.zero != 3: return "only sharded parameters can be offloaded", "Set zero to 3"
     return None
 
 def _mix(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
-    if s.base_weights and not s.lora_rank and not s.inference: return "quantised weights cannot be trained", "Give a lora_rank, or leave base_weights out"
+    if s.base_weights and not s.lora_rank and not s.inference:
+        return "quantised weights cannot be trained", "Give a lora_rank, or leave base_weights out"
     if s.inference and s.lora_rank: return "inference has no LoRA optimizer to account for", "Merge the adapter: leave lora_rank out"
-    if s.optimizer_in_backward and w.microbatches(s) > 1: return "an optimizer in the backward pass frees each gradient at once, so that micro-batches cannot add them up", "Set grad_accum to 1"
+    if s.optimizer_in_backward and w.microbatches(s) > 1:
+        return "an optimizer in the backward pass frees each gradient at once, so that micro-batches cannot add them up", "Set grad_accum to 1"
     if s.optimizer_in_backward and s.framework != "fsdp": return f"{s.framework} has no optimizer in the backward pass", "Use framework fsdp"
     return None
 

@@ -40,7 +40,7 @@ def saved_bytes(
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): result = module(*inputs)
         return sum(s.nbytes() for key, s in kept.items() if key not in own)
 
-# %% ../../nbs/memory/09_trace.ipynb #0297c2f2
+# %% ../../nbs/memory/09_trace.ipynb #5f49864d
 @dataclass(frozen=True)
 class Trace(Result):
     "Allocated bytes at the peak of a traced training step."
@@ -76,7 +76,8 @@ def _traceable(s: Strategy) -> None:
     if s.framework != "fsdp": raise BadInput(f"{s.framework} cannot be traced", "Use --framework fsdp")
     for name in ("tp", "pp", "cp", "ep"):
         if getattr(s, name) > 1: raise BadInput(f"a trace has no {name}", f"Leave {name} out")
-    if s.lora_rank or s.base_weights or s.inference or s.offload != "none" or s.optimizer_in_backward: raise BadInput("a trace knows full training on the GPU only", "Leave LoRA, quantisation, offload and inference out")
+    if s.lora_rank or s.base_weights or s.inference or s.offload != "none" or s.optimizer_in_backward:
+        raise BadInput("a trace knows full training on the GPU only", "Leave LoRA, quantisation, offload and inference out")
     if s.optimizer not in ("adamw", "sgd", "none"): raise BadInput(f"{s.optimizer} cannot be traced", "Use adamw or sgd")
     if s.zero == 2: raise BadInput("a trace knows one GPU, replicas and full sharding", "Use --zero 0, 1 or 3")
 
@@ -87,7 +88,7 @@ def _replicate(parts: dict[str, int], s: Strategy) -> dict[str, int]:
     shared = -(-parts["optimizer"] // s.dp) if s.zero == 1 else parts["optimizer"]
     return parts | {"communication": parts["communication"] + parts["parameters"], "optimizer": shared}
 
-# %% ../../nbs/memory/09_trace.ipynb #293c93ff
+# %% ../../nbs/memory/09_trace.ipynb #c17dbbbf
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 def _work(job: str) -> None:
@@ -137,7 +138,8 @@ def _without_initialisation() -> Any:
 
 def _inputs(config: dict[str, Any], w: Workload) -> Any:
     import torch
-    if "image_size" in config: return {"pixel_values": torch.zeros(w.micro_batch, config.get("num_channels", 3), config["image_size"], config["image_size"])}
+    if "image_size" in config:
+        return {"pixel_values": torch.zeros(w.micro_batch, config.get("num_channels", 3), config["image_size"], config["image_size"])}
     return {"input_ids": torch.zeros(w.micro_batch, w.seq_len, dtype=torch.long)}
 
 def _layers_of(module: Any) -> list:
@@ -164,7 +166,8 @@ def _every_second(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> Any:
     keep = "scaled_dot_product" in str(op) or (op == torch.ops.aten.mm.default and counts[ctx.is_recompute] % 2)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
-_OPTIMIZERS = {"adamw": lambda torch, p: torch.optim.AdamW(p, foreach=True), "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "none": lambda torch, p: None}
+_OPTIMIZERS = {"adamw": lambda torch, p: torch.optim.AdamW(p, foreach=True), "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+               "none": lambda torch, p: None}
 
 def _step(config: dict[str, Any], s: Strategy, w: Workload) -> dict[str, int]:
     "Two steps under the tracker; the parts at the peak of the second."
@@ -215,7 +218,8 @@ def _loss(logits: Any, inputs: dict[str, Any]) -> Any:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), inputs["input_ids"].flatten())
 
 #: what the tracker calls it → what we call it
-_KINDS = {"SHARDED_PARAM": "parameters", "PARAM": "parameters", "BUFFER": "parameters", "SHARDED_GRAD": "gradients", "GRAD": "gradients", "OPT": "optimizer",
+_KINDS = {"SHARDED_PARAM": "parameters", "PARAM": "parameters", "BUFFER": "parameters", "SHARDED_GRAD": "gradients", "GRAD": "gradients",
+          "OPT": "optimizer",
           "ACT": "activations and loss", "TEMP": "activations and loss", "INP": "activations and loss",
           "UNSHARDED_PARAM": "communication", "UNSHARDED_GRAD": "communication", "ALL_GATHER": "communication", "REDUCE_SCATTER": "communication"}
 
@@ -228,10 +232,12 @@ def _sum_parts(snapshot: Mapping[Any, Mapping[Any, int]]) -> dict[str, int]:
             if name in _KINDS: parts[_KINDS[name]] += int(size)
     return parts
 
-# %% ../../nbs/memory/09_trace.ipynb #69141a60
+# %% ../../nbs/memory/09_trace.ipynb #2bc5a4b0
 _WHY = {
-    "activations and loss": "the trace runs the layers as Transformers writes them, on CPU kernels: with dropout in attention there is no flash kernel, and the probabilities are kept",
-    "communication": "the estimate takes FSDP's buffers at their fullest, the trace those that are live at the moment of its peak; DDP's buckets are reckoned in both",
+    "activations and loss": "the trace runs the layers as Transformers writes them, on CPU kernels: "
+                            "with dropout in attention there is no flash kernel, and the probabilities are kept",
+    "communication": "the estimate takes FSDP's buffers at their fullest, the trace those that are live at the moment of its peak; "
+                     "DDP's buckets are reckoned in both",
     "gradients": "the peaks may lie in different phases",
     "parameters": "the estimate counts the 16-bit copies that autocast caches",
     "optimizer": "padding of the shards",
@@ -244,7 +250,8 @@ def compare(
     "The parts of an estimate and of a trace, side by side."
     timeline = {name: sum(v for k, v in parts.items() if k not in ("runtime", "reserve")) for name, parts in said.timeline.items()}
     p = said.timeline[max(timeline, key=lambda k: timeline[k])]
-    mine = {"parameters": p["parameters"], "gradients": p["gradients"], "optimizer": p["optimizer"], "activations and loss": p["activations"] + p["loss"], "communication": p["communication"]}
+    mine = {"parameters": p["parameters"], "gradients": p["gradients"], "optimizer": p["optimizer"],
+            "activations and loss": p["activations"] + p["loss"], "communication": p["communication"]}
     rows = [(k, mine[k], traced.parts[k], "" if abs(mine[k] - traced.parts[k]) <= 0.03 * max(traced.peak_bytes, 1) else _WHY[k]) for k in mine]
     return rows + [("allocated at the peak", sum(mine.values()), traced.peak_bytes, "")]
 
