@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ['Step', 'run_program', 'match_values', 'ValueError_', 'value_error', 'exposed', 'isolated', 'run_graph',
            'run_what_runs', 'failed_node', 'Localization', 'localize', 'fused_values', 'localize_fused']
 
-# %% ../../nbs/parity/07_localize.ipynb #d9ded1e2
+# %% ../../nbs/parity/07_localize.ipynb #d1c05e2f
 @dataclass
 class Step:
     "One operator of the traced program."
@@ -43,6 +43,7 @@ def run_program(
     captured: Capture,  # of the module
     inputs: Mapping[str, Any],  # input → tensor
     precision: str = "fp32",
+    widen: bool = False,  # read the half-precision types that a half-precision module was traced with as float32
 ) -> dict[str, Step]:  # operator → step, in order
     "Every intermediate value of the traced program."
     import torch
@@ -51,15 +52,16 @@ def run_program(
     steps: dict[str, Step] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder": steps[node.name] = Step(node.name, "", "", "", feeds[node.name], widened(feeds[node.name]), [])
-        elif node.op == "call_function": steps[node.name] = _step(node, steps, precision)
+        elif node.op == "call_function": steps[node.name] = _step(node, steps, precision, widen)
         elif node.op == "get_attr": steps[node.name] = Step(node.name, "", "", "", getattr(program.graph_module, node.target), getattr(program.graph_module, node.target), [])
     return steps
 
-def _step(node: Any, steps: Mapping[str, Step], precision: str) -> Step:
+def _step(node: Any, steps: Mapping[str, Step], precision: str, widen: bool = False) -> Step:
     import torch
     def of(value): return torch.fx.node.map_arg(value, lambda n: steps[n.name].own)
     args, kwargs = of(node.args), of(node.kwargs)
     if precision not in ("fp32", "tf32", "fp64"): args, kwargs = _narrowed(args, torch_type(precision)), _narrowed(kwargs, torch_type(precision))
+    if widen: args, kwargs = _in_single(args), _in_single(kwargs)
     with torch.no_grad():
         own = node.target(*args, **kwargs)
         truth = _in_float64(node.target, args, kwargs, own)
@@ -87,6 +89,12 @@ def _narrowed(value: Any, kind: Any) -> Any:
     if isinstance(value, dict): return {k: _narrowed(v, kind) for k, v in value.items()}
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size): return type(value)(_narrowed(v, kind) for v in value)
     return value
+
+def _in_single(value: Any) -> Any:
+    "Half-precision types in arguments become float32."
+    import torch
+    if isinstance(value, torch.dtype): return torch.float32 if value in (torch.float16, torch.bfloat16) else value
+    return {k: _in_single(v) for k, v in value.items()} if isinstance(value, dict) else tuple(map(_in_single, value)) if type(value) is tuple else value
 
 def _placeholders(program: Any, inputs: Mapping[str, Any], precision: str) -> dict[str, Any]:
     "placeholder → tensor: the module's weights by name, the user's inputs by name or position."

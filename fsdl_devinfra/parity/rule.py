@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['FACTOR', 'FLOOR_ULPS', 'TINY', 'EPS', 'MOST', 'Rule', 'OutputComparison', 'scale_of', 'compare', 'ulp_histogram']
+__all__ = ['FACTOR', 'FLOOR_ULPS', 'TINY', 'EPS', 'MOST', 'INTEGERS', 'Rule', 'OutputComparison', 'scale_of', 'compare',
+           'ulp_histogram']
 
 # %% ../../nbs/parity/03_rule.ipynb #cfe5888a
 FACTOR = 8.0  # times torch's own error that a backend may have
@@ -40,7 +41,7 @@ class Rule:
         if self.fixed: return f"fixed tolerance: |difference| ≤ {self.atol or 0:g} + {self.rtol or 0:g}·|reference|, as asked for"
         return f"error against float64 ≤ {self.factor:g} × torch's own in the same precision (at least {self.floor_ulps:g} units in the last place); NaN and inf by position; integers exact"
 
-# %% ../../nbs/parity/03_rule.ipynb #856f46fa
+# %% ../../nbs/parity/03_rule.ipynb #dc9c284e
 @dataclass(frozen=True)
 class OutputComparison:
     "One output of one case. `error` and `reference_error` are relative to the largest value of the true output."
@@ -95,12 +96,13 @@ def compare(
     precision: str = "fp32",  # of backend and torch: fp32, tf32, fp16, bf16
     rule: Rule = Rule(),  # when it passes
     logits: bool | None = None,  # rows are scores of classes; None: by the name
+    ties: "np.ndarray | None" = None,  # of integers: where rounding decides, see `reference.ties`
 ) -> OutputComparison:
     "Compare one output by the rule."
     import numpy as np
     if got.shape != truth.shape: return _unlike(name, f"shape {list(got.shape)} instead of {list(truth.shape)}")
     if (got.dtype.kind in "biu") != (torch_value.dtype.kind in "biu"): return _unlike(name, f"type {got.dtype} instead of {torch_value.dtype}")
-    if got.dtype.kind in "biu": return _exact(name, got, torch_value)
+    if got.dtype.kind in "biu": return _exact(name, got, torch_value, ties)
     got, torch_value, truth = (np.asarray(a, np.float64) for a in (got, torch_value, truth))
     mine, theirs, true = _kinds(got, MOST[precision]), _kinds(torch_value, MOST[precision]), _kinds(truth, MOST[precision], MOST["fp32"], MOST["fp64"])
     odd = int((mine != true).sum())
@@ -130,12 +132,16 @@ def _verdict(rule: Rule, odd: int, ratio: float, difference: "np.ndarray", truth
 def _unlike(name: str, why: str) -> OutputComparison:
     return OutputComparison(name, math.inf, math.inf, 0.0, math.inf, "fail", why)
 
-def _exact(name: str, got: "np.ndarray", want: "np.ndarray") -> OutputComparison:
+INTEGERS = "integers or booleans differ"
+
+def _exact(name: str, got: "np.ndarray", want: "np.ndarray", ties: "np.ndarray | None" = None) -> OutputComparison:
     import numpy as np
-    wrong = np.asarray(got) != np.asarray(want)
+    differ = np.asarray(got) != np.asarray(want)
+    wrong = differ if ties is None or ties.shape != differ.shape else differ & ~ties
     count, most = int(wrong.sum()), _largest(np.abs(_minus(got.astype(np.float64), want.astype(np.float64))))
-    share = count / max(wrong.size, 1)
-    return OutputComparison(name, most, share, 0.0, math.inf if count else 0.0, "fail" if count else "pass", f"{count} integers or booleans differ" if count else "")
+    share, tied = count / max(wrong.size, 1), int(differ.sum()) - count
+    why = f"{count} {INTEGERS}" if count else f"{tied} integers or booleans differ where rounding decides" if tied else ""
+    return OutputComparison(name, most, share, 0.0, math.inf if count else 0.0, "fail" if count else "pass", why)
 
 def _per_sample(difference: "np.ndarray", own: "np.ndarray", scale: float, most: int = 4096) -> dict[str, list[float]]:
     if difference.ndim == 0 or difference.size == 0 or len(difference) > most: return {}
