@@ -185,7 +185,7 @@ def is_random(
     first, again = truth if precision == "fp64" else own, as_arrays(run_torch(module, inputs, precision))
     return any(not np.array_equal(again[k], first[k], equal_nan=again[k].dtype.kind == "f") for k in first)
 
-# %% ../../nbs/parity/10_check.ipynb #de308400
+# %% ../../nbs/parity/10_check.ipynb #ccb54093
 def _worst_samples(case: Case, inputs: Mapping[str, Any], graph: Graph, most: int = 4) -> dict[str, Any]:
     "The inputs of a case, cut to the samples with the largest error where all inputs have a batch."
     errors = next((o.per_sample for o in case.outputs if o.verdict == "fail" and o.per_sample), [])
@@ -224,7 +224,7 @@ def investigate(
     graph = load_graph(path)
     if case.precision not in (file_precision(graph), "tf32"): graph = convert(graph, case.precision)
     inputs = _worst_samples(case, inputs, graph)
-    refused = _refused(case, graph)
+    refused = _other_inputs(graph, inputs) or _refused(case, graph)
     if refused: return None, refused, None, []
     try: captured = captured or retrace(module, graph, inputs)
     except CheckError as e: return None, [], None, [f"not located: {e}"]
@@ -286,6 +286,12 @@ def _overflow(found: Localization, case: Case, captured: Capture, inputs: Mappin
     if case.precision not in LARGEST or not any(o.nonfinite for o in case.outputs): return None
     big = overflowing(captured, inputs, case.precision)
     return next((replace(v, isolated=math.inf, cumulative=math.inf) for v in found.values if v.fx in big), None)
+
+def _other_inputs(graph: Graph, inputs: Mapping[str, Any]) -> list[Cause]:
+    "A file that asks for inputs which the module does not have."
+    unknown = [name for name in graph.inputs if name not in inputs]
+    told = f"the file asks for {', '.join(unknown)}; the module is given {', '.join(inputs)}"
+    return [Cause("other inputs", f"{told}: the file was made from another model, or its inputs were renamed")] if unknown else []
 
 def _refused(case: Case, graph: Graph) -> list[Cause]:
     "A file that takes only one size where the module takes others."

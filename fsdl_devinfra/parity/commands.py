@@ -17,12 +17,20 @@ from ..core.units import size_text
 # %% auto #0
 __all__ = ['run_export', 'run_check', 'register']
 
-# %% ../../nbs/parity/20_commands.ipynb #2b10ae1b
+# %% ../../nbs/parity/20_commands.ipynb #ae60f6fe
 def _load(model: str | None) -> Any:
     "The module that MODEL names."
     from fsdl_devinfra.hub import load
     from fsdl_devinfra.parity.export import quiet
-    with quiet(): return load(model)
+    try:
+        with quiet(): return load(model)
+    except CheckError as e:
+        if "into=" not in e.mend: raise
+        raise type(e)(e.message, "Put its config.json beside the weights, or use Python: export(module, inputs, path) and check(module, path, inputs)") from e
+    except ImportError as e:
+        if not isinstance(e.__cause__ or e.__context__, KeyboardInterrupt): raise
+        raise KeyboardInterrupt from e  # transformers makes an import error of an interruption while it imports
+
 
 def _lock(model: str) -> Any:
     "The lock of MODEL for the provenance, where it can be made without a network."
