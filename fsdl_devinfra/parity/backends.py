@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 __all__ = ['PROVIDERS', 'REFERENCE', 'LEVELS', 'provider_name', 'NotRun', 'Session', 'session', 'Backend', 'onnx_backend',
            'callable_backend']
 
-# %% ../../nbs/parity/05_backends.ipynb #2b2433f7
+# %% ../../nbs/parity/05_backends.ipynb #f32d98a7
 #: short name → ONNX Runtime's
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
              "rocm": "ROCMExecutionProvider", "migraphx": "MIGraphXExecutionProvider", "openvino": "OpenVINOExecutionProvider",
-             "coreml": "CoreMLExecutionProvider", "dml": "DmlExecutionProvider", "webgpu": "WebGpuExecutionProvider", "xnnpack": "XnnpackExecutionProvider"}
+             "coreml": "CoreMLExecutionProvider", "dml": "DmlExecutionProvider", "webgpu": "WebGpuExecutionProvider",
+                                                                                 "xnnpack": "XnnpackExecutionProvider"}
 REFERENCE = "reference"  # the evaluator of the onnx package
 
 def provider_name(
@@ -39,7 +40,7 @@ def provider_name(
     if name.endswith("ExecutionProvider"): return name  # a plug-in that this table does not know
     raise BadInput(f"no execution provider is called {name!r}", f"Choose one of {', '.join([*PROVIDERS, REFERENCE])}")
 
-# %% ../../nbs/parity/05_backends.ipynb #7a0f256b
+# %% ../../nbs/parity/05_backends.ipynb #7cb6ffda
 class NotRun(CheckError):
     "What was asked for is not there, so nothing was compared."
 
@@ -66,14 +67,15 @@ class Session:
         "One forward. Raises `BadInput` with the runtime's own reason."
         names = list(outputs) if outputs is not None else self.outputs
         try: values = self.inner.run(names, {k: v for k, v in feeds.items() if k in self.inputs})
-        except Exception as e: raise BadInput(f"{self.used} cannot run this file on these inputs ({_first_line(e)})", "Check shapes and types of the inputs") from e
+        except Exception as e:
+            raise BadInput(f"{self.used} cannot run this file on these inputs ({_first_line(e)})", "Check shapes and types of the inputs") from e
         return dict(zip(names, values))
 
 def _first_line(error: BaseException) -> str:
     "A message of the runtime in one line, without the place of the file."
     return re.sub(r"Load model from \S+ failed: ?", "", " ".join(str(error).split()))[:300]
 
-# %% ../../nbs/parity/05_backends.ipynb #31f9cb60
+# %% ../../nbs/parity/05_backends.ipynb #3d6ba0cb
 def session(
     model: str | Path | bytes,  # an .onnx file, or the bytes of one
     provider: str = "cpu",  # where to run
@@ -99,7 +101,8 @@ def session(
     if asked != PROVIDERS["cpu"]: wanted.append(PROVIDERS["cpu"])
     source = model if isinstance(model, bytes) else str(model)
     try:
-        with _silent(): inner = ort.InferenceSession(source, settings, providers=wanted, **({"disabled_optimizers": list(disabled)} if disabled else {}))
+        with _silent():
+            inner = ort.InferenceSession(source, settings, providers=wanted, **({"disabled_optimizers": list(disabled)} if disabled else {}))
     except Exception as e: raise _load_failure(asked, e) from e
     return _placed(inner, asked)
 
@@ -113,8 +116,10 @@ def _placed(inner: Any, asked: str) -> Session:
         raise NotRun(f"{asked} could not be loaded and the session fell back to {', '.join(inner.get_providers())}", _how_to_get(asked))
     nodes = _assignment(inner)
     total = sum(nodes.values())
-    if total and not nodes.get(asked): raise NotRun(f"{asked} was loaded and took none of the {total} nodes", "Every operator fell back: check precision and operators")
-    return Session(inner, asked, max(nodes, key=nodes.get) if nodes else inner.get_providers()[0], nodes.get(asked, 0) / total if total else None, nodes)
+    if total and not nodes.get(asked):
+        raise NotRun(f"{asked} was loaded and took none of the {total} nodes", "Every operator fell back: check precision and operators")
+    used = max(nodes, key=nodes.get) if nodes else inner.get_providers()[0]
+    return Session(inner, asked, used, nodes.get(asked, 0) / total if total else None, nodes)
 
 def _assignment(inner: Any) -> dict[str, int]:
     "provider → nodes it was given, as the session recorded; empty where this version cannot tell."
@@ -131,7 +136,8 @@ def _load_failure(asked: str, error: BaseException) -> CheckError:
     return BadInput(f"ONNX Runtime cannot load this file ({text})", "Export it again, or check it with onnx.checker")
 
 def _how_to_get(asked: str) -> str:
-    if asked == PROVIDERS["cuda"]: return "pip install 'fsdl-devinfra[onnx-gpu]' on a machine with an NVIDIA driver for CUDA 13 (onnxruntime-gpu takes the place of onnxruntime)"
+    if asked == PROVIDERS["cuda"]:
+        return "pip install 'fsdl-devinfra[onnx-gpu]' on a machine with an NVIDIA driver for CUDA 13 (onnxruntime-gpu takes the place of onnxruntime)"
     if asked == PROVIDERS["tensorrt"]: return "pip install 'fsdl-devinfra[onnx-gpu]' and TensorRT 10 on a machine with an NVIDIA driver for CUDA 13"
     return "Install a build of ONNX Runtime that has it"
 
@@ -141,7 +147,7 @@ def _silent() -> Iterator[None]:
     import io
     with contextlib.redirect_stdout(io.StringIO()): yield
 
-# %% ../../nbs/parity/05_backends.ipynb #6923bfc4
+# %% ../../nbs/parity/05_backends.ipynb #9ef2f17d
 @dataclass
 class Backend:
     "Something to compare: a name, where it really runs, and a function from named arrays to named arrays."
@@ -160,7 +166,8 @@ def onnx_backend(
     "A backend that runs an ONNX file. Raises `NotRun`."
     if provider_name(provider) == REFERENCE: return _reference_backend(model)
     made = session(model, provider, level, options)
-    return Backend(provider, made.used, made.run, made.share, [] if made.share in (None, 1.0) else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"])
+    told = [] if made.share in (None, 1.0) else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"]
+    return Backend(provider, made.used, made.run, made.share, told)
 
 def _reference_backend(model: str | Path | bytes) -> Backend:
     onnx = need("onnx", "onnx", "the reference evaluator")
@@ -169,7 +176,8 @@ def _reference_backend(model: str | Path | bytes) -> Backend:
     evaluator = ReferenceEvaluator(loaded)
     def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
         try: return dict(zip(evaluator.output_names, evaluator.run(None, {k: v for k, v in feeds.items() if k in evaluator.input_names})))
-        except Exception as e: raise BadInput(f"the ONNX reference evaluator cannot run this file ({_first_line(e)})", "Use a provider of ONNX Runtime") from e
+        except Exception as e:
+            raise BadInput(f"the ONNX reference evaluator cannot run this file ({_first_line(e)})", "Use a provider of ONNX Runtime") from e
     return Backend(REFERENCE, f"onnx.reference {onnx.__version__}", run)
 
 def callable_backend(
@@ -181,5 +189,6 @@ def callable_backend(
     def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
         value = function(**feeds)
         if isinstance(value, Mapping): return {k: np.asarray(v) for k, v in value.items()}
-        return {f"output.{i}" if isinstance(value, (tuple, list)) else "output": np.asarray(v) for i, v in enumerate(value if isinstance(value, (tuple, list)) else [value])}
+        if isinstance(value, (tuple, list)): return {f"output.{i}": np.asarray(v) for i, v in enumerate(value)}
+        return {"output": np.asarray(value)}
     return Backend(name or getattr(function, "__name__", "callable"), "callable", run)

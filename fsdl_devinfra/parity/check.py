@@ -126,7 +126,7 @@ def shapes_of(
     "Shapes for a report."
     return {k: list(v.shape) for k, v in inputs.items() if hasattr(v, "shape")}
 
-# %% ../../nbs/parity/10_check.ipynb #d7519250
+# %% ../../nbs/parity/10_check.ipynb #ed808631
 def _matched(truth: Mapping[str, Any], got: Mapping[str, Any]) -> list[tuple[str, str | None]]:
     "(name in torch, name in the file or None); by position only where no name is known."
     if set(truth) <= set(got): return [(n, n) for n in truth]
@@ -144,7 +144,8 @@ def compare_outputs(
     "All outputs of one case."
     pairs = _matched(truth, got)
     found = [compare(name, got[there], own[name], truth[name], precision, rule, ties=ties.get(name)) if there is not None else
-             OutputComparison(name, math.inf, math.inf, 0.0, math.inf, "fail", f"missing output: the backend gives only {', '.join(got) or 'nothing'}")
+             OutputComparison(name, math.inf, math.inf, 0.0, math.inf, "fail",
+                              f"missing output: the backend gives only {', '.join(got) or 'nothing'}")
              for name, there in pairs]
     extra = [n for n in got if n not in {there for _, there in pairs}]
     return found + [OutputComparison(n, math.inf, math.inf, 0.0, math.inf, "fail", "extra output: the module gives no such thing") for n in extra]
@@ -165,7 +166,8 @@ def _case(made: Callable[[], Backend], asked: str, precision: str, inputs: Mappi
     outputs = compare_outputs(got, own, truth, precision, rule)
     if any(o.why.endswith(INTEGERS) for o in outputs): outputs = compare_outputs(got, own, truth, precision, rule, undecided())
     tied = [f"{o.name}: {o.why}" for o in outputs if o.verdict == "pass" and o.why]
-    renamed = [f"{name} of the module is compared with {there} of the file, by position" for name, there in _matched(truth, got) if there not in (None, name) and backend.used != "callable"]
+    renamed = [f"{name} of the module is compared with {there} of the file, by position" for name, there in _matched(truth, got)
+               if there not in (None, name) and backend.used != "callable"]
     notes = [*backend.notes, *renamed, *tied, *([CPU_HALF] if precision == "fp16" and backend.used == "CPUExecutionProvider" else [])]
     return Case(asked, backend.used, precision, shapes, _verdict([o.verdict for o in outputs]), outputs, backend.share, notes)
 
@@ -185,7 +187,7 @@ def is_random(
     first, again = truth if precision == "fp64" else own, as_arrays(run_torch(module, inputs, precision))
     return any(not np.array_equal(again[k], first[k], equal_nan=again[k].dtype.kind == "f") for k in first)
 
-# %% ../../nbs/parity/10_check.ipynb #ccb54093
+# %% ../../nbs/parity/10_check.ipynb #e5716192
 def _worst_samples(case: Case, inputs: Mapping[str, Any], graph: Graph, most: int = 4) -> dict[str, Any]:
     "The inputs of a case, cut to the samples with the largest error where all inputs have a batch."
     errors = next((o.per_sample for o in case.outputs if o.verdict == "fail" and o.per_sample), [])
@@ -261,7 +263,7 @@ def _explained(module: "nn.Module", scene: Scene, case: Case, found: Localizatio
     return divergence or _missing(scene, scene.captured, missing[0]), [told, *causes]
 
 def _moved(scene: Scene, found: Localization, suspect: ValueError_ | None) -> ValueError_ | None:
-    "Where the suspect is as in a fresh translation and the file is right once one other operator is: that one. A shape that is wrong breaks who reads it."
+    "Where the suspect is as in a fresh translation and one other operator, restored, heals the file: that one. A wrong shape breaks who reads it."
     if suspect is not None and own_differences(scene, suspect): return suspect
     return _at(scene, found, healing(scene)) or suspect
 
@@ -271,7 +273,8 @@ def _at(scene: Scene, found: Localization | None, fx: str) -> ValueError_ | None
     if not nodes: return None
     known = next((v for v in found.values if v.fx == fx), None) if found else None
     node, origin = scene.graph.nodes[nodes[-1]], scene.graph.origins[nodes[-1]]
-    return known or ValueError_(node.output[0], node.name or node.op_type, origin.op, origin.module, origin.source, math.inf, 0.0, math.inf, math.inf, fx)
+    name, worst = node.name or node.op_type, math.inf
+    return known or ValueError_(node.output[0], name, origin.op, origin.module, origin.source, worst, 0.0, worst, worst, fx)
 
 def _fused(scene: Scene) -> ValueError_ | None:
     try: return localize_fused(scene.graph, scene.captured, scene.inputs, scene.precision, scene.provider, scene.rule.factor)
@@ -297,7 +300,9 @@ def _refused(case: Case, graph: Graph) -> list[Cause]:
     "A file that takes only one size where the module takes others."
     for note in case.notes:
         match = re.search(r"invalid dimensions for input: (\S+) .*?index: (\d+) Got: (\d+) Expected: (\d+)", note)
-        if match: return [Cause("baked shape", f"input {match[1]}[{match[2]}] is fixed at {match[4]} in the file and the module takes {match[3]} as well; at {match[4]} the file can be run")]
+        if match:
+            told = f"input {match[1]}[{match[2]}] is fixed at {match[4]} in the file and the module takes {match[3]} as well"
+            return [Cause("baked shape", f"{told}; at {match[4]} the file can be run")]
     return []
 
 def _missing(scene: Scene, captured: Capture, name: str) -> Divergence | None:
@@ -309,7 +314,7 @@ def _missing(scene: Scene, captured: Capture, name: str) -> Divergence | None:
     o = scene.graph.origins[nodes[-1]]
     return Divergence(scene.graph.nodes[nodes[-1]].output[0], scene.graph.nodes[nodes[-1]].name, o.op, o.module, o.source, 0.0, 0.0)
 
-# %% ../../nbs/parity/10_check.ipynb #08ac2f65
+# %% ../../nbs/parity/10_check.ipynb #084dcc5d
 def check(
     module: "nn.Module",  # the original; compared in eval mode
     onnx: Any,  # path of the .onnx file, or a function from arrays to arrays
@@ -328,40 +333,81 @@ def check(
     facts, proto = inspected(path) if path else (None, None)
     graph = Graph(proto, path.parent) if path else None
     sets = input_sets(_derived(module, graph) if inputs is None else inputs)
-    own_kind, level = (file_precision(graph), _level(graph)) if graph else ("fp32", "all")
     for p in providers: provider_name(p)
     _set_tf32(tf32)
-    cases, where, notes = [], [], [f"operators of {', '.join(facts.custom_domains)} are not of the standard"] if facts and facts.custom_domains else []
+    sweep = _Sweep(module, path or onnx, graph, providers, precisions, rule, tf32, _truths(module, keep))
+    for tensors in sets:
+        if random := sweep.add(tensors): return _random_report(module, path, tensors, random, rule, captured)
+    hidden, captured = _unreached(module, graph, sweep.cases, sweep.where, sweep.kind, sweep.level, captured) if graph else ([], captured)
+    for weight in hidden:
+        probe = reaching(module, graph, sweep.where[0], weight)
+        if probe is not None and sweep.failing is None: sweep.add(probe)
+    cases, worst, found = sweep.cases, sweep.failing, (None, [], None, [])
+    if worst is not None and path is not None and explain: found = investigate(module, path, cases[worst], sweep.where[worst], rule, captured)
+    elif hidden: cases, found = _by_weights_alone(graph, cases, hidden)
+    where, causes, errors, told = found
+    return ParityReport(_verdict([c.verdict for c in cases]), cases, where, _unique(causes + _not_run(cases)), type(module).__name__,
+                        str(path or getattr(onnx, "__name__", "callable")), str(rule), policy(), versions(),
+                        _reservations(module, facts, sweep.level) + told, errors)
+
+@dataclass
+class _Sweep:
+    "What all cases of one check share, and the cases so far."
+    module: "nn.Module"
+    source: Any  # path, or a function from arrays to arrays
+    graph: Graph | None  # of the file
+    providers: Sequence[str]
+    precisions: Sequence[str] | None
+    rule: Rule
+    tf32: bool
+    truth_of: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # inputs → outputs in float64
+    cases: list[Case] = field(default_factory=list)
+    where: list[Mapping[str, Any]] = field(default_factory=list)  # the inputs of each case
+    makers: dict[Any, Callable[[], Backend]] = field(default_factory=dict)  # a session serves all shapes
+
+    def __post_init__(self) -> None:
+        self.kind, self.level = (file_precision(self.graph), _level(self.graph)) if self.graph else ("fp32", "all")
+
+    @property
+    def failing(self) -> int | None:
+        "The first case that fails."
+        return next((i for i, c in enumerate(self.cases) if c.verdict == "fail"), None)
+
+    def add(self, tensors: Mapping[str, Any]) -> str:  # a precision in which the module is not a function of its inputs, or ""
+        "Add the cases of one set of inputs."
+        truth = as_arrays(self.truth_of(tensors))
+        for precision in self.precisions or [self.kind]:
+            own = own_outputs(self.module, tensors, precision, truth)
+            if is_random(self.module, tensors, own, truth, precision): return precision
+            told = "tf32" if self.tf32 and precision == "fp32" else precision
+            undecided = cache(partial(ties, self.module, tensors, precision, truth))
+            for provider in self.providers if self.graph else ["callable"]:
+                made = self.maker(provider, precision)
+                self.cases.append(_case(made, provider, told, tensors, own, truth, self.rule, undecided))
+                self.where.append(tensors)
+        return ""
+
+    def maker(self, provider: str, precision: str) -> Callable[[], Backend]:
+        made = _maker(self.source, provider, precision, self.kind, self.level, self.tf32)
+        return self.makers.setdefault((provider, precision), _once(made))
+
+def _truths(module: "nn.Module", keep: bool | Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    "The float64 reference as a function of inputs, kept on disk where that is asked for."
+    if not keep: return partial(reference, module)
+    return partial(kept_reference, module, folder=None if keep is True else keep, digest=module_digest(module))
+
+def _reservations(module: "nn.Module", facts: Any, level: str) -> list[str]:
+    "What a reader of the report should know, in words."
+    notes = []
+    if facts and facts.custom_domains: notes.append(f"operators of {', '.join(facts.custom_domains)} are not of the standard")
     if level == "none": notes.append("the file has layers in training mode; it was run without graph optimisation, which would hide some of them")
     if any(m.training for m in module.modules()): notes.append("the module was given in train mode; it was compared in eval mode")
-    digest = module_digest(module) if keep else None
-    makers: dict[Any, Callable[[], Backend]] = {}  # a session serves all shapes
-    def compared(tensors: Mapping[str, Any]) -> ParityReport | None:
-        "Add the cases of one set of inputs. A report where the module is not a function of its inputs."
-        truth = as_arrays(kept_reference(module, tensors, None if keep is True else keep, digest) if keep else reference(module, tensors))
-        for precision in precisions or [own_kind]:
-            kind = "tf32" if tf32 and precision == "fp32" else precision
-            own = own_outputs(module, tensors, precision, truth)
-            undecided = cache(partial(ties, module, tensors, precision, truth))
-            if is_random(module, tensors, own, truth, precision): return _random_report(module, path, tensors, precision, rule, captured)
-            for provider in ["callable"] if path is None else providers:
-                made = makers.setdefault((provider, precision), _once(_maker(onnx if path is None else path, provider, precision, own_kind, level, tf32)))
-                cases.append(_case(made, provider, kind, tensors, own, truth, rule, undecided))
-                where.append(tensors)
-        return None
-    for tensors in sets:
-        if random := compared(tensors): return random
-    hidden, captured = _unreached(module, graph, cases, where, own_kind, level, captured) if graph else ([], captured)
-    for weight in hidden:
-        probe = reaching(module, graph, where[0], weight)
-        if probe is not None and not any(c.verdict == "fail" for c in cases): compared(probe)
-    found: tuple[Any, ...] = (None, [], None, [])
-    failing = next((i for i, c in enumerate(cases) if c.verdict == "fail"), None)
-    if failing is not None and path is not None and explain: found = investigate(module, path, cases[failing], where[failing], rule, captured)
-    elif hidden: cases, found = _by_weights_alone(graph, cases, hidden)
-    causes = found[1] + [Cause("no kernel" if "has no kernel" in note else "absent provider" if "ExecutionProvider" in note else "not comparable", note) for c in cases if c.verdict == "not-run" for note in c.notes[:1]]
-    return ParityReport(_verdict([c.verdict for c in cases]), cases, found[0], _unique(causes), type(module).__name__, str(path or getattr(onnx, "__name__", "callable")),
-                        str(rule), policy(), versions(), notes + found[3], found[2])
+    return notes
+
+def _not_run(cases: Sequence[Case]) -> list[Cause]:
+    "Why cases were not run."
+    def kind(note): return "no kernel" if "has no kernel" in note else "absent provider" if "ExecutionProvider" in note else "not comparable"
+    return [Cause(kind(note), note) for c in cases if c.verdict == "not-run" for note in c.notes[:1]]
 
 def _once(made: Callable[[], Backend]) -> Callable[[], Backend]:
     "A maker that makes its backend, or fails, only once."
@@ -386,7 +432,9 @@ def _unreached(module: "nn.Module", graph: Graph, cases: Sequence[Case], where: 
     def left(held: Mapping[str, Any]) -> list[WeightDifference]:
         found = weight_differences(held, graph, kind)
         for tensors in {id(w): w for w in where}.values():
-            if found: found = unreached(held, graph, as_arrays(cast_inputs(tensors, "fp32" if kind == "bf16" else kind)), found, level=_half_level(level, kind, "cpu"))
+            if found:
+                found = unreached(held, graph, as_arrays(cast_inputs(tensors, "fp32" if kind == "bf16" else kind)), found,
+                                  level=_half_level(level, kind, "cpu"))
         return found
     try:
         if not left(held_by(module)): return [], captured
@@ -400,13 +448,16 @@ def _by_weights_alone(graph: Graph, cases: Sequence[Case], hidden: Sequence[Weig
     why = f"{hidden[0]}; no inputs were found that reach it, so the outputs say nothing about it"
     readers = graph.consumers.get(hidden[0].name, [])
     o = graph.origins[readers[0]] if readers else None
-    divergence = Divergence(graph.nodes[readers[0]].output[0], graph.nodes[readers[0]].name, o.op if o else graph.nodes[readers[0]].op_type, o.module if o else "", o.source if o else "", hidden[0].most, 0.0) if readers else None
-    return [replace(c, verdict="fail" if c.verdict == "pass" else c.verdict, notes=[*c.notes, why]) for c in cases], (divergence, [Cause("weight", why)], None, [])
+    node = graph.nodes[readers[0]] if readers else None
+    place = (o.op, o.module, o.source) if o else (node.op_type, "", "") if node else ()
+    divergence = Divergence(node.output[0], node.name, *place, hidden[0].most, 0.0) if node else None
+    failed = [replace(c, verdict="fail" if c.verdict == "pass" else c.verdict, notes=[*c.notes, why]) for c in cases]
+    return failed, (divergence, [Cause("weight", why)], None, [])
 
 def _unique(causes: Sequence[Cause]) -> list[Cause]: return list({(c.kind, c.evidence): c for c in causes}.values())
 
 def _level(graph: Graph) -> str:
-    "Graph optimisation is off for a file with training-mode layers: ONNX Runtime drops some dropouts as it optimises, which hides the fault from this runtime alone."
+    "Off for a file with training-mode layers: ONNX Runtime drops some dropouts as it optimises, which hides the fault from this runtime alone."
     return "none" if in_training(graph) else "all"
 
 def _half_level(level: str, precision: str, provider: str) -> str:
@@ -420,7 +471,8 @@ def _maker(source: Any, provider: str, precision: str, own_kind: str, level: str
         options = {"use_tf32": int(tf32)} if provider_name(provider) == PROVIDERS["cuda"] else None  # its own default is on, torch's is off
         here = _half_level(level, precision, provider)
         if precision == own_kind: return onnx_backend(source, provider, here, options)
-        if own_kind != "fp32": raise NotRun(f"the file is in {own_kind}, so {precision} cannot be checked with it", "Export the module in that precision")
+        if own_kind != "fp32":
+            raise NotRun(f"the file is in {own_kind}, so {precision} cannot be checked with it", "Export the module in that precision")
         return onnx_backend(convert(load_graph(source), precision).data(), provider, here, options)
     return made
 
@@ -435,9 +487,11 @@ def _set_tf32(on: bool) -> None:
 def policy() -> dict[str, str]:  # setting → value
     "The reduced-precision settings of torch in this process; ONNX Runtime's are set to match."
     import torch
-    found = {"float32_matmul_precision": torch.get_float32_matmul_precision(), "cuda": "available" if torch.cuda.is_available() else "none, so TF32 plays no part"}
+    cuda = "available" if torch.cuda.is_available() else "none, so TF32 plays no part"
+    found = {"float32_matmul_precision": torch.get_float32_matmul_precision(), "cuda": cuda}
     if torch.cuda.is_available():
-        found |= {"torch.cuda.matmul.allow_tf32": str(torch.backends.cuda.matmul.allow_tf32), "torch.cudnn.allow_tf32": str(torch.backends.cudnn.allow_tf32), "onnxruntime use_tf32": "the same, set by the check"}
+        found |= {"torch.cuda.matmul.allow_tf32": str(torch.backends.cuda.matmul.allow_tf32),
+                  "torch.cudnn.allow_tf32": str(torch.backends.cudnn.allow_tf32), "onnxruntime use_tf32": "the same, set by the check"}
     return found
 
 def _random_report(module: "nn.Module", path: Any, inputs: Mapping[str, Any], precision: str, rule: Rule, captured: Capture | None) -> ParityReport:
@@ -445,7 +499,8 @@ def _random_report(module: "nn.Module", path: Any, inputs: Mapping[str, Any], pr
     where, evidence = None, "two runs of the module itself in eval mode give different outputs"
     try:
         captured = captured or capture(module, inputs, {})
-        where = next((n for n in captured.program.graph.nodes if n.op == "call_function" and re.search(r"dropout|rand|bernoulli|normal_|multinomial|rrelu", str(n.target))), None)
+        where = next((n for n in captured.program.graph.nodes if n.op == "call_function"
+                      and re.search(r"dropout|rand|bernoulli|normal_|multinomial|rrelu", str(n.target))), None)
     except CheckError: pass
     divergence = None
     if where is not None:
@@ -453,10 +508,12 @@ def _random_report(module: "nn.Module", path: Any, inputs: Mapping[str, Any], pr
         from fsdl_devinfra.parity.localize import _module_of
         graph = load_graph(path) if path else None
         nodes = graph.units().get(where.name, []) if graph else []
-        divergence = Divergence(where.name, graph.nodes[nodes[-1]].name if nodes else "", str(where.target), _module_of(where), source_line(where.meta.get("stack_trace") or ""), math.inf, math.inf)
+        divergence = Divergence(where.name, graph.nodes[nodes[-1]].name if nodes else "", str(where.target), _module_of(where),
+                                source_line(where.meta.get("stack_trace") or ""), math.inf, math.inf)
         evidence += f": {where.target} at {divergence.source or divergence.module or where.name} is random also in eval mode"
     case = Case("torch", None, precision, shapes_of(inputs), "fail", notes=["the module is not a function of its inputs"])
-    return ParityReport("fail", [case], divergence, [Cause("train mode", evidence)], type(module).__name__, str(path or ""), str(rule), policy(), versions())
+    return ParityReport("fail", [case], divergence, [Cause("train mode", evidence)], type(module).__name__, str(path or ""), str(rule), policy(),
+                        versions())
 
 def _existing(path: Any) -> Path:
     path = Path(path)

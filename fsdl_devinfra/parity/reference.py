@@ -26,7 +26,7 @@ __all__ = ['ROUNDS', 'NUDGE_ULPS', 'NUDGES', 'KEPT_BYTES', 'KEPT_FORMAT', 'widen
            'own_precision', 'cast_inputs', 'run_torch', 'as_arrays', 'ties', 'own_outputs', 'reference_folder',
            'module_digest', 'kept_reference']
 
-# %% ../../nbs/parity/04_reference.ipynb #bd953a6b
+# %% ../../nbs/parity/04_reference.ipynb #80acfec1
 def _low(dtype: Any) -> bool:
     import torch
     return dtype in (torch.float32, torch.float16, torch.bfloat16)
@@ -90,7 +90,8 @@ def reference(
         with float64_mode(): return {k: widened(v) for k, v in call(module, inputs).items()}
     except (RuntimeError, ValueError, TypeError, NotImplementedError):  # layers that compare types before they compute (LSTM)
         double = copy.deepcopy(module).double()
-        if getattr(double, "_can_set_experts_implementation", lambda: False)(): double.set_experts_implementation("eager")  # grouped kernels know no float64
+        if getattr(double, "_can_set_experts_implementation", lambda: False)():
+            double.set_experts_implementation("eager")  # grouped kernels know no float64
         with float64_mode(): return {k: widened(v) for k, v in call(double, wide).items()}
 
 # %% ../../nbs/parity/04_reference.ipynb #a27ff301
@@ -238,7 +239,7 @@ def _source_of(cls: type) -> bytes:
     try: return name + Path(inspect.getsourcefile(cls) or "").read_bytes()
     except (OSError, TypeError): return name
 
-# %% ../../nbs/parity/04_reference.ipynb #c046a627
+# %% ../../nbs/parity/04_reference.ipynb #6bc06afc
 def kept_reference(
     module: "nn.Module",
     inputs: Mapping[str, "Tensor"],
@@ -267,7 +268,8 @@ def _read_kept(file: Path) -> dict[str, "Tensor"] | None:
     try:
         data = file.read_bytes()
         if hashlib.sha256(data[32:]).digest() != data[:32]: raise ValueError("not what was written")
-        with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays: found = {str(name): torch.from_numpy(arrays[f"a{i}"]) for i, name in enumerate(arrays["names"])}
+        with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays:
+            found = {str(name): torch.from_numpy(arrays[f"a{i}"]) for i, name in enumerate(arrays["names"])}
         os.utime(file)
         return found
     except FileNotFoundError: return None
