@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ['FACTOR', 'FLOOR_ULPS', 'TINY', 'EPS', 'MOST', 'INTEGERS', 'Rule', 'OutputComparison', 'scale_of', 'compare',
            'ulp_histogram']
 
-# %% ../../nbs/parity/03_rule.ipynb #0627292e
+# %% ../../nbs/parity/03_rule.ipynb #99968b82
 FACTOR = 8.0  # times torch's own error that a backend may have
 FLOOR_ULPS = 2.0  # units in the last place of the largest value that are always allowed as torch's error
 TINY = 1e-30  # outputs below this everywhere are compared absolutely
@@ -40,7 +40,7 @@ class Rule:
     def __str__(self) -> str:
         if self.fixed: return f"fixed tolerance: |difference| ≤ {self.atol or 0:g} + {self.rtol or 0:g}·|reference|, as asked for"
         return (f"error against float64 ≤ {self.factor:g} × torch's own in the same precision (at least {self.floor_ulps:g} units in the last place)"
-                "; NaN and inf by position; integers exact")
+                "; NaN and inf by position; integers exact, save where rounding decides")
 
 # %% ../../nbs/parity/03_rule.ipynb #6e179625
 @dataclass(frozen=True)
