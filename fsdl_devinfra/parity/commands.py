@@ -17,12 +17,21 @@ from ..core.units import size_text
 # %% auto #0
 __all__ = ['run_export', 'run_check', 'register']
 
-# %% ../../nbs/parity/20_commands.ipynb #2b10ae1b
+# %% ../../nbs/parity/20_commands.ipynb #a56fc22f
 def _load(model: str | None) -> Any:
     "The module that MODEL names."
     from fsdl_devinfra.hub import load
     from fsdl_devinfra.parity.export import quiet
-    with quiet(): return load(model)
+    try:
+        with quiet(): return load(model)
+    except CheckError as e:
+        if "into=" not in e.mend: raise
+        raise type(e)(e.message,
+                      "Put its config.json beside the weights, or use Python: export(module, inputs, path) and check(module, path, inputs)") from e
+    except ImportError as e:
+        if not isinstance(e.__cause__ or e.__context__, KeyboardInterrupt): raise
+        raise KeyboardInterrupt from e  # transformers makes an import error of an interruption while it imports
+
 
 def _lock(model: str) -> Any:
     "The lock of MODEL for the provenance, where it can be made without a network."
@@ -50,10 +59,11 @@ def _export_generation(module: Any, args: argparse.Namespace) -> Outcome:
     made = export_generation(module, Path(args.output), lock=_lock(args.model))
     return Outcome(made.to_dict(), "\n".join(f"{name}: {file}" for name, file in made.components.items()))
 
-# %% ../../nbs/parity/20_commands.ipynb #10c6d388
+# %% ../../nbs/parity/20_commands.ipynb #d7722eb2
 def _rule(args: argparse.Namespace) -> Any:
     from fsdl_devinfra.parity.rule import Rule
-    if any(t is not None and not t >= 0 for t in (args.atol, args.rtol)): raise BadInput("a tolerance is not a number of at least zero", "Write it like --atol 1e-4")
+    if any(t is not None and not t >= 0 for t in (args.atol, args.rtol)):
+        raise BadInput("a tolerance is not a number of at least zero", "Write it like --atol 1e-4")
     return Rule(atol=args.atol, rtol=args.rtol)
 
 def run_check(
@@ -63,7 +73,8 @@ def run_check(
     from fsdl_devinfra.parity.backends import provider_name
     from fsdl_devinfra.parity.report import text, write_report
     for name in args.provider or []: provider_name(name)
-    if args.output and Path(args.output).suffix.lower() not in (".html", ".md", ".json"): raise BadInput(f"{args.output} is no kind of report", "End the name in .html, .md or .json")
+    if args.output and Path(args.output).suffix.lower() not in (".html", ".md", ".json"):
+        raise BadInput(f"{args.output} is no kind of report", "End the name in .html, .md or .json")
     rule, folder = _rule(args), Path(args.onnx)
     if (folder / "decode.onnx").is_file() and not (folder / "model.onnx").is_file(): report = _generated(args, folder, rule)
     else: file = _file(args.onnx); report = _checked(_load(args.model), file, args, rule)
@@ -101,7 +112,8 @@ def _searched(report: Any, module: Any, file: Path, args: argparse.Namespace, gr
     found = search_shapes(module, file, grid, example, (args.provider or ["cpu"])[0], model_name=args.model)
     told = f"{found.tried} shapes compared" + (f", {found.refused} that the module itself does not take" if found.refused else "")
     if found.failing is None: return replace(report, notes=[*report.notes, told])
-    failing = check(module, file, grid_inputs(load_graph(file), example, Grid({k: [v] for k, v in found.failing.items()}, {}), module), args.provider or ["cpu"], args.precision, rule)
+    smallest = grid_inputs(load_graph(file), example, Grid({k: [v] for k, v in found.failing.items()}, {}), module)
+    failing = check(module, file, smallest, args.provider or ["cpu"], args.precision, rule)
     return replace(failing, cases=report.cases + failing.cases, notes=[*failing.notes, told, f"repeat it: {found.command}"])
 
 def _not_run(report: Any) -> dict[str, str]:
@@ -109,7 +121,7 @@ def _not_run(report: Any) -> dict[str, str]:
     error, _, mend = (notes[0] if notes else "nothing was compared").partition(". ")
     return {"error": error, "mend": mend or "Ask for a provider that this machine has, e.g. --provider cpu"}
 
-# %% ../../nbs/parity/20_commands.ipynb #85b78d09
+# %% ../../nbs/parity/20_commands.ipynb #e52a9df4
 _EXPORT = """
 fsdl-devinfra onnx export -o out                   the small model in the package
 fsdl-devinfra onnx export ./my-model -o out        a local folder
@@ -128,8 +140,10 @@ def register(
     "Add `export` and `check`."
     parser.epilog = "examples:\n  fsdl-devinfra onnx export -o out\n  fsdl-devinfra onnx check builtin:digits out/model.onnx"
     kinds = parser.add_subparsers(dest="onnx_command", metavar="COMMAND", required=True, parser_class=Parser)
-    _register_export(kinds.add_parser("export", help="export to ONNX, with provenance", description="Export a model to ONNX, with named dimensions and provenance.", examples=_EXPORT))
-    _register_check(kinds.add_parser("check", help="is the file the same function?", description="Compare an ONNX file with its model: verdict, first wrong operator, cause.", examples=_CHECK))
+    _register_export(kinds.add_parser("export", help="export to ONNX, with provenance",
+                                      description="Export a model to ONNX, with named dimensions and provenance.", examples=_EXPORT))
+    _register_check(kinds.add_parser("check", help="is the file the same function?",
+                                     description="Compare an ONNX file with its model: verdict, first wrong operator, cause.", examples=_CHECK))
 
 def _register_export(e: argparse.ArgumentParser) -> None:
     e.add_argument("model", nargs="?", default="builtin:digits", metavar="MODEL", help="Hub id, local folder, or builtin:digits [%(default)s]")
@@ -141,7 +155,8 @@ def _register_export(e: argparse.ArgumentParser) -> None:
 def _register_check(c: argparse.ArgumentParser) -> None:
     c.add_argument("model", metavar="MODEL", help="Hub id, local folder, or builtin:digits")
     c.add_argument("onnx", metavar="ONNX", help="the .onnx file, or the folder that holds model.onnx")
-    c.add_argument("--provider", action="append", metavar="NAME", help="cpu, cuda, tensorrt, reference, or ONNX Runtime's name; may be repeated [cpu]")
+    c.add_argument("--provider", action="append", metavar="NAME",
+                   help="cpu, cuda, tensorrt, reference, or ONNX Runtime's name; may be repeated [cpu]")
     c.add_argument("--precision", action="append", choices=["fp32", "fp16", "bf16"], help="may be repeated [the file's own]")
     c.add_argument("--shapes", metavar="GRID", help="sizes or ranges of the free dimensions: batch=1,2,7,sequence=1..64")
     c.add_argument("--atol", type=float, metavar="A", help="a fixed absolute tolerance instead of the measured one")

@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:  # library → version, installed ones only
         with contextlib.suppress(PackageNotFoundError): found[name] = version(name)
     return found
 
-# %% ../../nbs/parity/02_export.ipynb #b6baeb29
+# %% ../../nbs/parity/02_export.ipynb #6888586a
 @dataclass
 class Capture:
     "A traced module: the ONNX model and the torch program that it was made from."
@@ -98,7 +98,8 @@ def _torch_export(module: "nn.Module", inputs: Mapping[str, Any], dims: Mapping[
     return torch.onnx.export(module, (), kwargs=dict(inputs), dynamic_shapes=shapes, dynamo=True, opset_version=opset, verbose=False,
                              input_names=list(inputs), output_names=names)
 
-def _transformers_export(module: "nn.Module", inputs: Mapping[str, Any], dims: Mapping[str, Mapping[int, str]], opset: int | None, names: list[str]) -> Any:
+def _transformers_export(module: "nn.Module", inputs: Mapping[str, Any], dims: Mapping[str, Mapping[int, str]], opset: int | None,
+                         names: list[str]) -> Any:
     import torch
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
     shapes = {k: _auto_shapes(v, dims.get(k)) for k, v in inputs.items()}
@@ -134,7 +135,7 @@ def capture(
     short_traces(made.model)
     return Capture(made.model, made.exported_program, kind, {k: dict(v) for k, v in dims.items()}, dict(inputs))
 
-# %% ../../nbs/parity/02_export.ipynb #1d7d40fc
+# %% ../../nbs/parity/02_export.ipynb #ab184501
 _INFRASTRUCTURE = ("/torch/", "/onnxscript/", "/onnx_ir/", "/exporters/", "/fsdl_devinfra/parity/", "/contextlib.py", "/functools.py")
 
 def source_line(
@@ -167,9 +168,12 @@ def short_traces(
             if "File " in text: node.metadata_props[key] = re.sub(r'File "([^"]+)"', lambda m: f'File "{short_path(m[1])}"', text)
 
 _ADVICE = [
-    (r"GuardOnDataDependent|data.dependent|Could not guard|Could not extract specialized", "The model branches on values of its inputs: replace the branch by torch.where or torch.cond"),
-    (r"No ONNX function found for '?([\w.:<> ]+)|No decompositions registered", "No ONNX operator stands for that one: write the step with other operators, or use a newer onnxscript"),
-    (r"Constraints violated|specialized|dynamic", "Export with dynamic=False (fixed shapes), or name the free dimensions with dynamic={'parameter': {axis: 'name'}}"),
+    (r"GuardOnDataDependent|data.dependent|Could not guard|Could not extract specialized",
+     "The model branches on values of its inputs: replace the branch by torch.where or torch.cond"),
+    (r"No ONNX function found for '?([\w.:<> ]+)|No decompositions registered",
+     "No ONNX operator stands for that one: write the step with other operators, or use a newer onnxscript"),
+    (r"Constraints violated|specialized|dynamic",
+     "Export with dynamic=False (fixed shapes), or name the free dimensions with dynamic={'parameter': {axis: 'name'}}"),
     (r"only 4D query, key, and value", "Give scaled_dot_product_attention tensors of four dimensions [batch, heads, length, width]"),
     (r"Cannot view a tensor", "Try attn_implementation='eager' when loading the model"),
     (r"non-tensor type|pytree|DynamicCache", "Give tensors only, or export a transformers model with its own exporter (--generation for a cache)"),
@@ -259,7 +263,7 @@ def write_model(
     if not external: (path.parent / f"{path.name}.data").unlink(missing_ok=True)
     return [path.parent / name for name in reversed(written)]
 
-# %% ../../nbs/parity/02_export.ipynb #07a6b209
+# %% ../../nbs/parity/02_export.ipynb #4f0d4197
 def _digest(document: Any) -> str:
     return hashlib.sha256((document if isinstance(document, bytes) else to_json(document).encode())).hexdigest()
 
@@ -278,15 +282,17 @@ def lock_digest(
     return _digest(lock.to_dict() if hasattr(lock, "to_dict") else lock)
 
 def _provenance(module: "nn.Module", made: Capture, lock: Any) -> dict[str, str]:
-    document = None if lock is None else json.loads(Path(lock).read_text()) if isinstance(lock, (str, os.PathLike)) else lock.to_dict() if hasattr(lock, "to_dict") else lock
+    document = lock.to_dict() if hasattr(lock, "to_dict") else lock
+    if isinstance(lock, (str, os.PathLike)): document = json.loads(Path(lock).read_text())
     told = {"model_class": f"{type(module).__module__}.{type(module).__qualname__}", "exporter": made.exporter, "opset": str(_opset(made.model)),
             "versions": json.dumps(versions(), sort_keys=True), "environment": json.dumps(environment_stamp(), sort_keys=True)}
-    if document: told |= {"model_lock_sha256": _digest(document), "model_repo": str(document.get("repo")), "model_commit": str(document.get("commit"))}
+    if document:
+        told |= {"model_lock_sha256": _digest(document), "model_repo": str(document.get("repo")), "model_commit": str(document.get("commit"))}
     return {f"fsdl_devinfra.{k}": v for k, v in told.items()}
 
 def _opset(model: Any) -> int: return int(model.opset_imports.get("", 0))
 
-# %% ../../nbs/parity/02_export.ipynb #e030ad46
+# %% ../../nbs/parity/02_export.ipynb #2d6c3def
 def _port(value: Any) -> Port:
     shape = [d if isinstance(d, int) else str(d.value) if d.value is not None else "?" for d in (value.shape or [])]
     return Port(value.name, str(value.dtype.numpy()) if value.dtype is not None and value.dtype.name != "BFLOAT16" else "bfloat16", shape)
@@ -324,7 +330,8 @@ def export_capture(module: "nn.Module", inputs: Mapping[str, "Tensor"] | None = 
     if baked:
         kept = {k: {i: d for i, d in axes.items() if d not in baked} for k, axes in dims.items()}
         result, made = export_capture(module, inputs, path, dynamic=kept, lock=lock, opset=opset, external_over=external_over)
-        told = [f"{k}[{i}] ({d}) is fixed at {inputs[k].shape[i]}: a trace with it free is wrong at other sizes" for k, axes in dims.items() for i, d in axes.items() if d in baked]
+        told = [f"{k}[{i}] ({d}) is fixed at {inputs[k].shape[i]}: a trace with it free is wrong at other sizes"
+                for k, axes in dims.items() for i, d in axes.items() if d in baked]
         return replace(result, fixed=[*result.fixed, *told], seconds=round(time.monotonic() - start, 3)), made
     result = Export(str(path), [p.name for p in written], sum(p.stat().st_size for p in written), _opset(made.model), made.exporter,
                     [_port(v) for v in made.model.graph.inputs], [_port(v) for v in made.model.graph.outputs], fixed, versions(), provenance,

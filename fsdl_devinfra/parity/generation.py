@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ['GenerationExport', 'export_generation', 'has_encoder', 'encoder_inputs', 'decoder_prompt', 'read', 'greedy_onnx',
            'encoded', 'greedy_torch', 'GenerationReport', 'compare_generation', 'generation_check']
 
-# %% ../../nbs/parity/13_generation.ipynb #ffbe9937
+# %% ../../nbs/parity/13_generation.ipynb #bcb64a7f
 @dataclass(frozen=True)
 class GenerationExport(Result):
     "The graphs of a language model that generates."
@@ -67,12 +67,15 @@ def _graphs(module: "nn.Module", prompt: "Tensor | None") -> dict[str, Any]:  # 
     import torch
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
     config = OnnxConfig(dynamic=True)
-    if has_encoder(module): return _encoder_graphs(module, lambda part, inputs: next(iter(OnnxExporter().export(part, inputs, config=config).components.values())).program)
+    if has_encoder(module):
+        def traced(part, inputs): return next(iter(OnnxExporter().export(part, inputs, config=config).components.values())).program
+        return _encoder_graphs(module, traced)
     ids = example_inputs(module)["input_ids"] if prompt is None else prompt
-    with inference(module, use_cache=True): made = OnnxExporter().export_for_generation(module, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config=config)
+    with inference(module, use_cache=True):
+        made = OnnxExporter().export_for_generation(module, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config=config)
     return {name: component.program for name, component in made.components.items()}
 
-# %% ../../nbs/parity/13_generation.ipynb #f7962703
+# %% ../../nbs/parity/13_generation.ipynb #5c5a8ba5
 def encoder_inputs(
     module: "nn.Module",  # with an encoder
 ) -> dict[str, "Tensor"]:
@@ -103,9 +106,10 @@ def _encoder_graphs(module: "nn.Module", export: Any) -> dict[str, Any]:  # name
     with inference(module.get_encoder()) as encoder: made = {"encoder": export(encoder, dict(given))}
     with inference(module, use_cache=True):
         cache = module(decoder_input_ids=ids, **each).past_key_values
-        return made | {"prefill": export(module, {"decoder_input_ids": ids, **each}), "decode": export(module, {"decoder_input_ids": ids[:, -1:], **each, "past_key_values": cache})}
+        return made | {"prefill": export(module, {"decoder_input_ids": ids, **each}),
+                       "decode": export(module, {"decoder_input_ids": ids[:, -1:], **each, "past_key_values": cache})}
 
-# %% ../../nbs/parity/13_generation.ipynb #f725d928
+# %% ../../nbs/parity/13_generation.ipynb #dac62c21
 def _cache_key(name: str) -> str:
     "`past_key_values.layers.0.keys` from any of the names that the exporter gives it."
     return name.removeprefix("input.").removeprefix("output.")
@@ -125,7 +129,8 @@ def greedy_onnx(
         logits.append(out["logits"][:, -1])
         tokens.append(logits[-1].argmax(-1))
         if step == steps - 1: break
-        cache = {_cache_key(k): v for k, v in out.items() if k != "logits"} if step == 0 else cache | {_cache_key(k): v for k, v in out.items() if k != "logits"}
+        held = {_cache_key(k): v for k, v in out.items() if k != "logits"}
+        cache = held if step == 0 else cache | held
         feeds = _feeds(decode, tokens[-1][:, None], np.array([prompt.shape[1] + step]), total=prompt.shape[1] + step + 1) | dict(each or {})
         out = decode.run(feeds | {k: cache[_cache_key(k)] for k in decode.inputs if _cache_key(k) in cache})
     return np.stack(tokens, 1), logits
@@ -166,7 +171,7 @@ def greedy_torch(
             tokens.append(ids[:, 0].numpy())
     return np.stack(tokens, 1), logits
 
-# %% ../../nbs/parity/13_generation.ipynb #db6ec21e
+# %% ../../nbs/parity/13_generation.ipynb #83f0c009
 @dataclass(frozen=True)
 class GenerationReport(Result):
     "Whether generation with a cache is the same."
@@ -193,21 +198,25 @@ def compare_generation(
     import torch
     given = encoder_inputs(module) if has_encoder(module) else None
     if prompt is None: prompt = example_inputs(module)["input_ids"] if given is None else decoder_prompt(module)
-    steps = min(steps, max(1, int(setting(module.config, "max_target_positions", "max_position_embeddings", "n_positions", default=1 << 30)) - prompt.shape[1]))
+    steps = min(steps, max(1, int(setting(module.config, "max_target_positions", "max_position_embeddings", "n_positions",
+                                          default=1 << 30)) - prompt.shape[1]))
     graphs = [session(_component(folder, name), provider) for name in ("prefill", "decode")]
     each = None if given is None else encoded(session(_component(folder, "encoder"), provider), as_arrays(given))
     tokens, logits = greedy_torch(module, prompt, steps, given)
     got_tokens, got_logits = greedy_onnx(*graphs, prompt.numpy(), steps, each)
     whole = torch.cat([prompt, torch.from_numpy(tokens[:, :-1])], 1)
-    truth = reference(module, {"input_ids": whole} if given is None else {**given, "decoder_input_ids": whole})["logits"][:, prompt.shape[1] - 1:].numpy()
+    truth = reference(module, {"input_ids": whole} if given is None
+                      else {**given, "decoder_input_ids": whole})["logits"][:, prompt.shape[1] - 1:].numpy()
     differ = np.flatnonzero((tokens != got_tokens).any(0))
     first = int(differ[0]) if len(differ) else None
-    compared = [compare(f"logits[{i}]", got_logits[i], logits[i], truth[:, i], rule=rule, logits=True) for i in range(steps if first is None else first + 1)]
+    compared = [compare(f"logits[{i}]", got_logits[i], logits[i], truth[:, i], rule=rule, logits=True)
+                for i in range(steps if first is None else first + 1)]
     margin, tie = _tie(logits, got_logits, tokens, got_tokens, first)
     wrong = any(c.verdict == "fail" for c in compared) or (first is not None and not tie)
     return GenerationReport("fail" if wrong else "pass", compared, steps if first is None else first, steps, first, margin, tie, graphs[1].used)
 
-def _tie(logits: list["np.ndarray"], got: list["np.ndarray"], tokens: "np.ndarray", got_tokens: "np.ndarray", step: int | None) -> tuple[float | None, bool]:
+def _tie(logits: list["np.ndarray"], got: list["np.ndarray"], tokens: "np.ndarray", got_tokens: "np.ndarray",
+         step: int | None) -> tuple[float | None, bool]:
     "The margin at a divergent step, and whether the two choices are a tie: closer than twice the largest difference of logits."
     import numpy as np
     if step is None: return None, False
@@ -218,7 +227,8 @@ def _tie(logits: list["np.ndarray"], got: list["np.ndarray"], tokens: "np.ndarra
 
 def _component(folder: str | Path, name: str) -> Path:
     file = Path(folder) / f"{name}.onnx"
-    if not file.is_file(): raise BadInput(f"there is no {name}.onnx in {Path(folder).name}", "Make it: fsdl-devinfra onnx export MODEL -o DIR --generation")
+    if not file.is_file():
+        raise BadInput(f"there is no {name}.onnx in {Path(folder).name}", "Make it: fsdl-devinfra onnx export MODEL -o DIR --generation")
     return file
 
 def generation_check(
@@ -232,11 +242,15 @@ def generation_check(
     from fsdl_devinfra.parity.backends import NotRun
     from fsdl_devinfra.parity.safety import inspect_file
     for name in ("prefill", "decode", *(["encoder"] if has_encoder(module) else [])): inspect_file(_component(folder, name))
-    example = {**encoder_inputs(module), "decoder_input_ids": decoder_prompt(module)} if has_encoder(module) else {"input_ids": example_inputs(module)["input_ids"]}
+    example = {**encoder_inputs(module),
+               "decoder_input_ids": decoder_prompt(module)} if has_encoder(module) else {"input_ids": example_inputs(module)["input_ids"]}
     shapes = {k: list(v.shape) for k, v in example.items()}
     try: found = compare_generation(module, folder, None, steps, provider, rule)
-    except NotRun as e: return ParityReport("not-run", [Case(provider, None, "fp32", shapes, "not-run", notes=[str(e)])], model=type(module).__name__, onnx=str(folder), rule=str(rule), policy=policy(), versions=versions())
+    except NotRun as e:
+        return ParityReport("not-run", [Case(provider, None, "fp32", shapes, "not-run", notes=[str(e)])], model=type(module).__name__,
+                            onnx=str(folder), rule=str(rule), policy=policy(), versions=versions())
     told = f"{found.same_tokens} of {found.asked_steps} generated tokens agree" + (
-        f"; they part at step {found.first_divergent_step} with a margin of {found.margin:.2e}, {'a tie' if found.tie else 'not a tie'}" if found.first_divergent_step is not None else "")
+        f"; they part at step {found.first_divergent_step} with a margin of {found.margin:.2e}, {'a tie' if found.tie else 'not a tie'}"
+        if found.first_divergent_step is not None else "")
     case = Case(provider, found.provider_used, "fp32", shapes, found.verdict, found.steps, notes=[told])
     return ParityReport(found.verdict, [case], model=type(module).__name__, onnx=str(folder), rule=str(rule), policy=policy(), versions=versions())

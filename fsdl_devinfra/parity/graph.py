@@ -130,7 +130,7 @@ def load_graph(
     import onnx_ir
     return Graph(onnx_ir.serde.serialize_model(source))
 
-# %% ../../nbs/parity/06_graph.ipynb #1fe68a5c
+# %% ../../nbs/parity/06_graph.ipynb #b0f66609
 _KINDS = {"fp16": "FLOAT16", "bf16": "BFLOAT16", "fp32": "FLOAT", "fp64": "DOUBLE"}
 
 def file_precision(
@@ -224,13 +224,15 @@ def _cast_where_needed(proto: Any, low: int, kept: set[int]) -> None:
     said = "tensor(float16)" if low == TensorProto.FLOAT16 else "tensor(bfloat16)"
     floats = _float_values(proto, low)
     opset = {o.domain: o.version for o in proto.opset_import}
-    offset = sum(1 for n in proto.graph.node if n.name.startswith("cast_") and not n.metadata_props and n.input[0] in {i.name for i in proto.graph.input})
+    offset = sum(1 for n in proto.graph.node if n.name.startswith("cast_") and not n.metadata_props
+                 and n.input[0] in {i.name for i in proto.graph.input})
     nodes = []
     for index, node in enumerate(proto.graph.node):
         narrow_in, narrow_out = _narrow_ports(node, opset, said, whole=index - offset in kept or node.op_type in RECURRENT)
         for i in narrow_in:
             if node.input[i] in floats:
-                nodes.append(helper.make_node("Cast", [node.input[i]], [f"{node.input[i]}__{index}_{i}"], name=f"up_{index}_{i}", to=TensorProto.FLOAT))
+                nodes.append(helper.make_node("Cast", [node.input[i]], [f"{node.input[i]}__{index}_{i}"], name=f"up_{index}_{i}",
+                                              to=TensorProto.FLOAT))
                 node.input[i] = f"{node.input[i]}__{index}_{i}"
         nodes.append(node)
         for o in narrow_out:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ['Step', 'run_program', 'match_values', 'ValueError_', 'value_error', 'exposed', 'isolated', 'run_graph',
            'run_what_runs', 'failed_node', 'Localization', 'localize', 'fused_values', 'localize_fused']
 
-# %% ../../nbs/parity/07_localize.ipynb #d9ded1e2
+# %% ../../nbs/parity/07_localize.ipynb #90f76c7d
 @dataclass
 class Step:
     "One operator of the traced program."
@@ -43,6 +43,7 @@ def run_program(
     captured: Capture,  # of the module
     inputs: Mapping[str, Any],  # input → tensor
     precision: str = "fp32",
+    widen: bool = False,  # read the half-precision types that a half-precision module was traced with as float32
 ) -> dict[str, Step]:  # operator → step, in order
     "Every intermediate value of the traced program."
     import torch
@@ -51,19 +52,22 @@ def run_program(
     steps: dict[str, Step] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder": steps[node.name] = Step(node.name, "", "", "", feeds[node.name], widened(feeds[node.name]), [])
-        elif node.op == "call_function": steps[node.name] = _step(node, steps, precision)
-        elif node.op == "get_attr": steps[node.name] = Step(node.name, "", "", "", getattr(program.graph_module, node.target), getattr(program.graph_module, node.target), [])
+        elif node.op == "call_function": steps[node.name] = _step(node, steps, precision, widen)
+        elif node.op == "get_attr":
+            steps[node.name] = Step(node.name, "", "", "", getattr(program.graph_module, node.target), getattr(program.graph_module, node.target), [])
     return steps
 
-def _step(node: Any, steps: Mapping[str, Step], precision: str) -> Step:
+def _step(node: Any, steps: Mapping[str, Step], precision: str, widen: bool = False) -> Step:
     import torch
     def of(value): return torch.fx.node.map_arg(value, lambda n: steps[n.name].own)
     args, kwargs = of(node.args), of(node.kwargs)
     if precision not in ("fp32", "tf32", "fp64"): args, kwargs = _narrowed(args, torch_type(precision)), _narrowed(kwargs, torch_type(precision))
+    if widen: args, kwargs = _in_single(args), _in_single(kwargs)
     with torch.no_grad():
         own = node.target(*args, **kwargs)
         truth = _in_float64(node.target, args, kwargs, own)
-    return Step(node.name, str(node.target).removeprefix("<built-in function ").removesuffix(">"), _module_of(node), source_line(node.meta.get("stack_trace") or ""), own, truth,
+    return Step(node.name, str(node.target).removeprefix("<built-in function ").removesuffix(">"), _module_of(node),
+                source_line(node.meta.get("stack_trace") or ""), own, truth,
                 [n.name for n in node.all_input_nodes])
 
 def _in_float64(target: Any, args: Any, kwargs: Any, own: Any) -> Any:
@@ -82,11 +86,19 @@ def _narrowed(value: Any, kind: Any) -> Any:
     "Float types in arguments become the low precision, as in the converted file."
     import torch
     if isinstance(value, torch.dtype): return kind if value == torch.float32 else value
-    if isinstance(value, float) and abs(value) >= torch.finfo(torch.float32).max and abs(value) != float("inf"): return torch.finfo(kind).max if value > 0 else torch.finfo(kind).min
+    if isinstance(value, float) and abs(value) >= torch.finfo(torch.float32).max and abs(value) != float("inf"):
+        return torch.finfo(kind).max if value > 0 else torch.finfo(kind).min
     if isinstance(value, torch.Tensor): return value.to(kind) if value.dtype == torch.float32 else value
     if isinstance(value, dict): return {k: _narrowed(v, kind) for k, v in value.items()}
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size): return type(value)(_narrowed(v, kind) for v in value)
     return value
+
+def _in_single(value: Any) -> Any:
+    "Half-precision types in arguments become float32."
+    import torch
+    if isinstance(value, torch.dtype): return torch.float32 if value in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, dict): return {k: _in_single(v) for k, v in value.items()}
+    return tuple(map(_in_single, value)) if type(value) is tuple else value
 
 def _placeholders(program: Any, inputs: Mapping[str, Any], precision: str) -> dict[str, Any]:
     "placeholder → tensor: the module's weights by name, the user's inputs by name or position."
@@ -140,7 +152,7 @@ def _lone(fx: str, steps: Mapping[str, Step]) -> str | None:
     used = [p for p in parts if any(p in s.inputs for s in steps.values())]
     return used[0] if len(used) == 1 else None
 
-# %% ../../nbs/parity/07_localize.ipynb #dca6df40
+# %% ../../nbs/parity/07_localize.ipynb #8d233f58
 @dataclass(frozen=True)
 class ValueError_:
     "How wrong one ONNX value is, relative to its largest true value."
@@ -188,7 +200,8 @@ def _rounds_to_inf(got: "np.ndarray", own: "np.ndarray", precision: str) -> bool
     import numpy as np
     most = MOST[precision]
     odd = _kinds(got, most) != _kinds(own, most)
-    return bool((np.minimum(np.abs(np.nan_to_num(got[odd], nan=0.0, posinf=most, neginf=-most)), np.abs(np.nan_to_num(own[odd], nan=0.0, posinf=most, neginf=-most))) >= 0.99 * most).all())
+    def size(a): return np.abs(np.nan_to_num(a[odd], nan=0.0, posinf=most, neginf=-most))
+    return bool((np.minimum(size(got), size(own)) >= 0.99 * most).all())
 
 # %% ../../nbs/parity/07_localize.ipynb #6b27dc08
 def _info(name: str, array: "np.ndarray") -> Any:
@@ -272,7 +285,7 @@ def _without(graph: Graph, name: str) -> Graph:
     del proto.graph.output[:]; proto.graph.output.extend(outputs)
     return Graph(proto, graph.folder)
 
-# %% ../../nbs/parity/07_localize.ipynb #ba58c924
+# %% ../../nbs/parity/07_localize.ipynb #3050d497
 @dataclass(frozen=True)
 class Localization(Result):
     "The error of every operator, in the order of the file."
@@ -296,8 +309,9 @@ class Localization(Result):
         "Error along depth."
         def points(pick): return [(i, pick(v)) for i, v in enumerate(self.values)]
         labels = [f"{v.module or 'model'}: {v.op}" for v in self.values]
-        return scatter([Series("cumulative", points(lambda v: v.cumulative), labels), Series("isolated", points(lambda v: v.isolated), labels, line=False),
-                        Series("torch, isolated", points(lambda v: v.own), labels, line=False)], "Error along depth", "operator", "relative error", log_y=True)
+        series = [Series("cumulative", points(lambda v: v.cumulative), labels), Series("isolated", points(lambda v: v.isolated), labels, line=False),
+                  Series("torch, isolated", points(lambda v: v.own), labels, line=False)]
+        return scatter(series, "Error along depth", "operator", "relative error", log_y=True)
 
     def _repr_html_(self) -> str: return self.chart().svg
 
@@ -319,14 +333,15 @@ def localize(
     how = {"provider": provider, "level": level, "options": options}
     together, broken = run_what_runs(exposed(graph, list(matched)), feeds, **how)
     own = {v: _numpy(steps[fx].own) for v, fx in matched.items()}
-    layouts = _layouts(graph, captured, inputs, {v: a for v, a in own.items() if v in together and (a.shape != together[v].shape or _recurrent(graph, matched[v]))})
+    layouts = _layouts(graph, captured, inputs,
+                       {v: a for v, a in own.items() if v in together and (a.shape != together[v].shape or _recurrent(graph, matched[v]))})
     matched = {v: fx for v, fx in matched.items() if layouts.get(v, ()) is not None}
     own = {v: a.transpose(layouts[v]) if layouts.get(v) else a for v, a in own.items() if v in matched}
     cut = {v: a for v, a in own.items() if v not in together or together[v].dtype == a.dtype and not _other_form(together[v], a)}
     alone, failed = run_what_runs(isolated(graph, cut), feeds | {f"cut::{v}": a for v, a in cut.items()}, **how)
     shown = [v for v in matched if v in cut]
-    return Localization([_one(graph, v, steps[matched[v]], own[v], alone.get(v), together.get(v), precision, failed, layouts.get(v)) for v in shown], factor,
-                        [f"{node} fails: {why}" for node, why in (broken | failed).items()])
+    errors = [_one(graph, v, steps[matched[v]], own[v], alone.get(v), together.get(v), precision, failed, layouts.get(v)) for v in shown]
+    return Localization(errors, factor, [f"{node} fails: {why}" for node, why in (broken | failed).items()])
 
 def fused_values(
     graph: Graph,
@@ -361,11 +376,11 @@ def localize_fused(
     return next((e for e in errors if e.ratio > factor), None)
 
 def _recurrent(graph: Graph, fx: str) -> bool:
-    "Whether an operator came out as a recurrent node. The exporter drops transpositions between two of them, so the value between has another layout than torch's."
+    "Whether an operator came out as a recurrent node. Between two of them the exporter drops transpositions: the layout is not torch's."
     return any(graph.nodes[i].op_type in RECURRENT for name, nodes in graph.units().items() if name == fx or fx.startswith("getitem") for i in nodes)
 
 def _layouts(graph: Graph, captured: Capture, inputs: Mapping[str, Any], own: Mapping[str, "np.ndarray"]) -> dict[str, tuple[int, ...] | None]:
-    "value → the order of torch's axes in the fresh translation; None where that holds something else altogether, () where it is torch's or nothing is known."
+    "value → the order of torch's axes in the fresh translation; None where that holds something else, () where it is torch's or nothing is known."
     import itertools
     import numpy as np
     clean = load_graph(captured.model)
@@ -373,11 +388,15 @@ def _layouts(graph: Graph, captured: Capture, inputs: Mapping[str, Any], own: Ma
     if not asked: return {}
     try: got = run_graph(exposed(clean, asked), {k: _numpy(v) for k, v in inputs.items() if k in clean.inputs})
     except CheckError: return {}
-    def near(a: "np.ndarray", b: "np.ndarray") -> bool: return a.shape == b.shape and bool(np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=1e-2, atol=1e-2 * float(np.abs(b).max(initial=0)), equal_nan=True))
+    def near(a: "np.ndarray", b: "np.ndarray") -> bool:
+        if a.shape != b.shape: return False
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        return bool(np.allclose(a, b, rtol=1e-2, atol=1e-2 * float(np.abs(b).max(initial=0)), equal_nan=True))
     found: dict[str, tuple[int, ...] | None] = {}
     for v in asked:
         orders = (p for p in itertools.permutations(range(own[v].ndim)) if near(got[v], own[v].transpose(p)))
-        if not near(got[v], own[v]) and own[v].ndim <= 5: found[v] = next(orders, None if got[v].shape != own[v].shape and not _same_but_for_ones(got[v], own[v]) else ())
+        if not near(got[v], own[v]) and own[v].ndim <= 5:
+            found[v] = next(orders, None if got[v].shape != own[v].shape and not _same_but_for_ones(got[v], own[v]) else ())
     return found
 
 def _other_form(a: "np.ndarray", b: "np.ndarray") -> bool:

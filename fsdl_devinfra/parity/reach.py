@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ['named_dims', 'other_sizes', 'WeightDifference', 'held_by', 'weight_differences', 'with_weight', 'unreached',
            'reaching']
 
-# %% ../../nbs/parity/14_reach.ipynb #3bb99401
+# %% ../../nbs/parity/14_reach.ipynb #6fc2080d
 def named_dims(
     graph: Graph,
 ) -> dict[str, dict[int, str]]:  # input → axis → name
@@ -41,11 +41,12 @@ def other_sizes(
     batch = {axes[0] for axes in dims.values() if 0 in axes}
     tokens = {name for k, axes in dims.items() if not inputs[k].is_floating_point() for name in axes.values()}
     larger = {name: size + max(1, size // 4) for name, size in here.items()}
-    tries = [[dict.fromkeys(batch, 1)], [dict.fromkeys(batch | tokens, 1)] if tokens - batch else [], [larger, {name: larger[name] for name in batch}]]
+    tries = [[dict.fromkeys(batch, 1)], [dict.fromkeys(batch | tokens, 1)] if tokens - batch else [],
+             [larger, {name: larger[name] for name in batch}]]
     points = [[with_sizes(inputs, dims, sizes) for sizes in group if any(here[d] != s for d, s in sizes.items())] for group in tries]
     return [found for group in points for found in [next((p for p in group if runs(module, p)), None)] if found is not None]
 
-# %% ../../nbs/parity/14_reach.ipynb #190c6d4c
+# %% ../../nbs/parity/14_reach.ipynb #02651bf0
 @dataclass(frozen=True)
 class WeightDifference:
     "A weight that the file and the module call by the same name and hold with other values."
@@ -55,7 +56,8 @@ class WeightDifference:
     most: float  # largest difference, relative to the largest value
     rows: tuple[int, ...]  # indices along the first axis where they differ, at most 64
 
-    def __str__(self) -> str: return f"{self.name} differs from the module's at {self.count} of {self.size} values, by up to {self.most:.3g} of the largest"
+    def __str__(self) -> str:
+        return f"{self.name} differs from the module's at {self.count} of {self.size} values, by up to {self.most:.3g} of the largest"
 
 def held_by(
     module: "nn.Module",
@@ -69,7 +71,8 @@ def weight_differences(
     precision: str = "fp32",  # of the file
 ) -> list[WeightDifference]:  # those with the fewest differing values first
     "Compare weights by name."
-    found = [_difference(name, graph, held[name], precision) for name, t in graph.initializers.items() if name in held and list(t.dims) == list(held[name].shape)]
+    found = [_difference(name, graph, held[name], precision) for name, t in graph.initializers.items() if name in held
+             and list(t.dims) == list(held[name].shape)]
     return sorted((d for d in found if d is not None), key=lambda d: d.count / d.size)
 
 def _array(value: Any) -> "np.ndarray":
@@ -119,7 +122,7 @@ def unreached(
 def _same_bits(a: Mapping[str, "np.ndarray"], b: Mapping[str, "np.ndarray"]) -> bool:
     return all(a[k].tobytes() == b[k].tobytes() for k in a)
 
-# %% ../../nbs/parity/14_reach.ipynb #de26940c
+# %% ../../nbs/parity/14_reach.ipynb #b1c82f95
 def reaching(
     module: "nn.Module",
     graph: Graph,
@@ -147,6 +150,7 @@ def _indices_of(graph: Graph, weight: str) -> list[str]:
     for i in graph.consumers.get(weight, []):
         if graph.nodes[i].op_type != "Gather": continue
         value = graph.nodes[i].input[1]
-        while value in graph.producer and graph.nodes[graph.producer[value]].op_type in ("Cast", "Identity"): value = graph.nodes[graph.producer[value]].input[0]
+        while value in graph.producer and graph.nodes[graph.producer[value]].op_type in ("Cast", "Identity"):
+            value = graph.nodes[graph.producer[value]].input[0]
         if value in graph.inputs: found.append(value)
     return found

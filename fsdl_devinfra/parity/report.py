@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['rows', 'headline', 'explanation', 'text', 'markdown', 'html_body', 'html', 'write_report', 'assert_parity']
 
-# %% ../../nbs/parity/11_report.ipynb #0d44f245
+# %% ../../nbs/parity/11_report.ipynb #b79c621b
 _HEADER = ["asked", "ran on", "precision", "shapes", "output", "verdict", "max abs", "error", "torch's own", "ratio", "top-1"]
 
 def _shapes(shapes: dict[str, list[int]]) -> str: return ", ".join(f"{k} {'×'.join(map(str, v))}" for k, v in shapes.items())
@@ -35,16 +35,19 @@ def _rows(case: "Case") -> list[list[str]]:
     if case.share is not None and case.share < 1: used += f" ({case.share:.0%} of nodes)"
     head = [case.provider, used, case.precision, _shapes(case.shapes)]
     if not case.outputs: return [[*head, "-", case.verdict, "-", "-", "-", "-", "-"]]
-    return [[*head, o.name, o.verdict, f"{o.max_abs:.2e}", f"{o.error:.1e}", f"{o.reference_error:.1e}", f"{o.ratio:.2f}", "-" if o.top1 is None else f"{o.top1:.1%}"] for o in case.outputs]
+    return [[*head, o.name, o.verdict, f"{o.max_abs:.2e}", f"{o.error:.1e}", f"{o.reference_error:.1e}", f"{o.ratio:.2f}",
+             "-" if o.top1 is None else f"{o.top1:.1%}"] for o in case.outputs]
 
 def headline(
     report: "ParityReport",
 ) -> str:
     "The verdict in one sentence."
     failed, count = [c for c in report.cases if c.verdict == "fail"], len(report.cases)
-    if report.verdict == "pass": return f"pass: {report.onnx or 'the backend'} is the same function as {report.model} in {count} of {count} case{'s' if count > 1 else ''}"
+    if report.verdict == "pass":
+        return f"pass: {report.onnx or 'the backend'} is the same function as {report.model} in {count} of {count} case{'s' if count > 1 else ''}"
     if report.verdict == "not-run": return f"not run: {sum(c.verdict == 'not-run' for c in report.cases)} of {count} cases could not be checked here"
-    return f"fail: {report.onnx or 'the backend'} is not the same function as {report.model} in {len(failed)} of {count} case{'s' if count > 1 else ''}"
+    share = f"{len(failed)} of {count} case{'s' if count > 1 else ''}"
+    return f"fail: {report.onnx or 'the backend'} is not the same function as {report.model} in {share}"
 
 def explanation(
     report: "ParityReport",
@@ -52,7 +55,8 @@ def explanation(
     "Where and why."
     d, found = report.first_divergence, []
     if d: found.append(f"first wrong operator: {d.op} in {d.module or 'the model'}" + (f" at {d.source}" if d.source else "") +
-                       f" (ONNX node {d.onnx_node}, value {d.value}; relative error alone {d.isolated_error:.2e}, with what precedes {d.cumulative_error:.2e})")
+                       f" (ONNX node {d.onnx_node}, value {d.value}; relative error alone {d.isolated_error:.2e}, "
+                       f"with what precedes {d.cumulative_error:.2e})")
     found += [f"cause: {c.kind}: {c.evidence}" for c in report.causes]
     found += [f"{o.name}: {o.why}" for c in report.cases for o in c.outputs if o.why]
     return list(dict.fromkeys([*found, *report.notes, *(n for c in report.cases for n in c.notes)]))
@@ -85,13 +89,15 @@ def html_body(
     return (f"<p><strong>{escape(headline(report))}</strong></p>{table_html(_HEADER, rows(report))}<ul>{lines}</ul>{plots}"
             f"<p>Rule: {escape(report.rule)}</p><p>Settings: {escape(str(report.policy))}</p><p>Versions: {escape(_versions(report))}</p>")
 
-_STYLE = "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}svg{max-width:100%}"
+_STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}"
+          "td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}svg{max-width:100%}")
 
 def html(
     report: "ParityReport",
 ) -> str:
     "One self-contained page."
-    return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Parity: {escape(report.model)}</title><style>{_STYLE}</style></head>\n<body>{html_body(report)}</body></html>\n'
+    head = f'<meta charset="utf-8"><title>Parity: {escape(report.model)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{html_body(report)}</body></html>\n'
 
 def write_report(
     report: "ParityReport",

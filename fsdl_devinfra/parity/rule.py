@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['FACTOR', 'FLOOR_ULPS', 'TINY', 'EPS', 'MOST', 'Rule', 'OutputComparison', 'scale_of', 'compare', 'ulp_histogram']
+__all__ = ['FACTOR', 'FLOOR_ULPS', 'TINY', 'EPS', 'MOST', 'INTEGERS', 'Rule', 'OutputComparison', 'scale_of', 'compare',
+           'ulp_histogram']
 
-# %% ../../nbs/parity/03_rule.ipynb #cfe5888a
+# %% ../../nbs/parity/03_rule.ipynb #99968b82
 FACTOR = 8.0  # times torch's own error that a backend may have
 FLOOR_ULPS = 2.0  # units in the last place of the largest value that are always allowed as torch's error
 TINY = 1e-30  # outputs below this everywhere are compared absolutely
@@ -38,9 +39,10 @@ class Rule:
 
     def __str__(self) -> str:
         if self.fixed: return f"fixed tolerance: |difference| ≤ {self.atol or 0:g} + {self.rtol or 0:g}·|reference|, as asked for"
-        return f"error against float64 ≤ {self.factor:g} × torch's own in the same precision (at least {self.floor_ulps:g} units in the last place); NaN and inf by position; integers exact"
+        return (f"error against float64 ≤ {self.factor:g} × torch's own in the same precision (at least {self.floor_ulps:g} units in the last place)"
+                "; NaN and inf by position; integers exact, save where rounding decides")
 
-# %% ../../nbs/parity/03_rule.ipynb #856f46fa
+# %% ../../nbs/parity/03_rule.ipynb #6e179625
 @dataclass(frozen=True)
 class OutputComparison:
     "One output of one case. `error` and `reference_error` are relative to the largest value of the true output."
@@ -68,7 +70,8 @@ def _kinds(a: "np.ndarray", *largest: float) -> "np.ndarray":
     return kinds
 
 #: the largest finite number, per precision (IEEE 754; bfloat16 as for EPS)
-MOST = {"fp64": sys.float_info.max, "fp32": (2 - 2.0**-23) * 2.0**127, "tf32": (2 - 2.0**-23) * 2.0**127, "bf16": (2 - 2.0**-7) * 2.0**127, "fp16": 65504.0}
+MOST = {"fp64": sys.float_info.max, "fp32": (2 - 2.0**-23) * 2.0**127, "tf32": (2 - 2.0**-23) * 2.0**127, "bf16": (2 - 2.0**-7) * 2.0**127,
+        "fp16": 65504.0}
 
 def scale_of(
     truth: "np.ndarray",  # finite values, float64
@@ -95,14 +98,16 @@ def compare(
     precision: str = "fp32",  # of backend and torch: fp32, tf32, fp16, bf16
     rule: Rule = Rule(),  # when it passes
     logits: bool | None = None,  # rows are scores of classes; None: by the name
+    ties: "np.ndarray | None" = None,  # of integers: where rounding decides, see `reference.ties`
 ) -> OutputComparison:
     "Compare one output by the rule."
     import numpy as np
     if got.shape != truth.shape: return _unlike(name, f"shape {list(got.shape)} instead of {list(truth.shape)}")
     if (got.dtype.kind in "biu") != (torch_value.dtype.kind in "biu"): return _unlike(name, f"type {got.dtype} instead of {torch_value.dtype}")
-    if got.dtype.kind in "biu": return _exact(name, got, torch_value)
+    if got.dtype.kind in "biu": return _exact(name, got, torch_value, ties)
     got, torch_value, truth = (np.asarray(a, np.float64) for a in (got, torch_value, truth))
-    mine, theirs, true = _kinds(got, MOST[precision]), _kinds(torch_value, MOST[precision]), _kinds(truth, MOST[precision], MOST["fp32"], MOST["fp64"])
+    most = MOST[precision]
+    mine, theirs, true = _kinds(got, most), _kinds(torch_value, most), _kinds(truth, most, MOST["fp32"], MOST["fp64"])
     odd = int((mine != true).sum())
     finite = (mine == 0) & (true == 0)
     scale = scale_of(truth[true == 0], torch_value[true == 0])
@@ -130,20 +135,25 @@ def _verdict(rule: Rule, odd: int, ratio: float, difference: "np.ndarray", truth
 def _unlike(name: str, why: str) -> OutputComparison:
     return OutputComparison(name, math.inf, math.inf, 0.0, math.inf, "fail", why)
 
-def _exact(name: str, got: "np.ndarray", want: "np.ndarray") -> OutputComparison:
+INTEGERS = "integers or booleans differ"
+
+def _exact(name: str, got: "np.ndarray", want: "np.ndarray", ties: "np.ndarray | None" = None) -> OutputComparison:
     import numpy as np
-    wrong = np.asarray(got) != np.asarray(want)
+    differ = np.asarray(got) != np.asarray(want)
+    wrong = differ if ties is None or ties.shape != differ.shape else differ & ~ties
     count, most = int(wrong.sum()), _largest(np.abs(_minus(got.astype(np.float64), want.astype(np.float64))))
-    share = count / max(wrong.size, 1)
-    return OutputComparison(name, most, share, 0.0, math.inf if count else 0.0, "fail" if count else "pass", f"{count} integers or booleans differ" if count else "")
+    share, tied = count / max(wrong.size, 1), int(differ.sum()) - count
+    why = f"{count} {INTEGERS}" if count else f"{tied} integers or booleans differ where rounding decides" if tied else ""
+    return OutputComparison(name, most, share, 0.0, math.inf if count else 0.0, "fail" if count else "pass", why)
 
 def _per_sample(difference: "np.ndarray", own: "np.ndarray", scale: float, most: int = 4096) -> dict[str, list[float]]:
     if difference.ndim == 0 or difference.size == 0 or len(difference) > most: return {}
     rows = [a.reshape(len(a), -1).max(axis=1) / scale for a in (difference, own)]
     return {"per_sample": rows[0].tolist(), "per_sample_reference": rows[1].tolist()}
 
-# %% ../../nbs/parity/03_rule.ipynb #4319a9e7
-def _shown(name: str, got: "np.ndarray", own: "np.ndarray", truth: "np.ndarray", finite: "np.ndarray", precision: str, logits: bool | None) -> dict[str, Any]:
+# %% ../../nbs/parity/03_rule.ipynb #6eb7e2d4
+def _shown(name: str, got: "np.ndarray", own: "np.ndarray", truth: "np.ndarray", finite: "np.ndarray", precision: str,
+           logits: bool | None) -> dict[str, Any]:
     import numpy as np
     a, b = got[finite], truth[finite]
     norms, noise = float(np.linalg.norm(a) * np.linalg.norm(b)), float(np.linalg.norm(a - b))
@@ -151,7 +161,8 @@ def _shown(name: str, got: "np.ndarray", own: "np.ndarray", truth: "np.ndarray",
                              "sqnr_db": 20 * math.log10(float(np.linalg.norm(b)) / noise) if noise and np.any(b) else None,
                              "ulp": ulp_histogram(got, own, precision)}
     is_logits = logits if logits is not None else "logits" in name
-    if is_logits and truth.ndim >= 2 and truth.shape[-1] > 1 and np.isfinite(got).all() and np.isfinite(truth).all(): shown |= {"top1": _top1(got, truth), "kl": _kl(truth, got)}
+    if is_logits and truth.ndim >= 2 and truth.shape[-1] > 1 and np.isfinite(got).all() and np.isfinite(truth).all():
+        shown |= {"top1": _top1(got, truth), "kl": _kl(truth, got)}
     return shown
 
 def _top1(got: "np.ndarray", truth: "np.ndarray") -> float:

@@ -18,11 +18,12 @@ from ..core.units import GIB, size_text
 # %% auto #0
 __all__ = ['MODEL_LIMIT', 'STANDARD_DOMAINS', 'RUNTIME_DOMAINS', 'FileFacts', 'inspect_file', 'inspected']
 
-# %% ../../nbs/parity/09_safety.ipynb #a6db36f8
+# %% ../../nbs/parity/09_safety.ipynb #5a531ab8
 MODEL_LIMIT = 2 * GIB  # what a protobuf message can hold
 STANDARD_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"}
 #: domains whose operators ONNX Runtime brings itself
-RUNTIME_DOMAINS = {"com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental", "com.ms.internal.nhwc", "pkg.onnxscript.torch_lib", "pkg.onnxscript.torch_lib.common", "org.pytorch.aten"}
+RUNTIME_DOMAINS = {"com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental", "com.ms.internal.nhwc", "pkg.onnxscript.torch_lib",
+                   "pkg.onnxscript.torch_lib.common", "org.pytorch.aten"}
 
 @dataclass(frozen=True)
 class FileFacts(Result):
@@ -54,10 +55,13 @@ def inspected(path: str | Path, limit: int | None = None) -> tuple[FileFacts, An
     if not model.graph.node and not model.graph.output: raise BadInput(f"{path.name} holds no graph", "Export it again")
     external = {name: _external(path, tensor) for tensor in _tensors(model.graph) for name in [_location(tensor)] if name is not None}
     total = size + sum(external.values())
-    if limit is not None and total > limit: raise BadInput(f"{path.name} and its weights are {size_text(total)}, the limit is {size_text(limit)}", "Raise the limit if you trust the file")
+    if limit is not None and total > limit:
+        raise BadInput(f"{path.name} and its weights are {size_text(total)}, the limit is {size_text(limit)}",
+                       "Raise the limit if you trust the file")
     domains = sorted({n.domain for n in _nodes(model.graph)} | {n.domain for f in model.functions for n in f.node})
     own = {f.domain for f in model.functions}
-    facts = FileFacts(size, sum(external.values()), sorted(external), domains, [d for d in domains if d not in STANDARD_DOMAINS | RUNTIME_DOMAINS | own],
+    facts = FileFacts(size, sum(external.values()), sorted(external), domains,
+                      [d for d in domains if d not in STANDARD_DOMAINS | RUNTIME_DOMAINS | own],
                      next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0), len(model.graph.node))
     return facts, model
 
@@ -87,9 +91,11 @@ def _external(path: Path, tensor: Any) -> int:
         raise BadInput(f"{path.name} wants to read weights from {name!r}, outside its own folder", "Do not use this file")
     file = folder / pure
     if not file.exists(): raise BadInput(f"the weights {name} of {path.name} are not there", "Put the file beside the model")
-    if folder not in file.resolve().parents: raise BadInput(f"the weights {name} of {path.name} are a link that leads out of the folder", "Replace the link by the file")
+    if folder not in file.resolve().parents:
+        raise BadInput(f"the weights {name} of {path.name} are a link that leads out of the folder", "Replace the link by the file")
     if not file.is_file(): raise BadInput(f"the weights {name} of {path.name} are not a regular file", "Do not use this file")
     said = {e.key: int(e.value) for e in tensor.external_data if e.key in ("offset", "length") and e.value.lstrip("-").isdigit()}
     start, length, size = said.get("offset", 0), said.get("length", 0), file.stat().st_size
-    if start < 0 or length < 0 or start + length > size: raise BadInput(f"{tensor.name} lies beyond the end of {name}: the file is cut short or was changed", "Export it again")
+    if start < 0 or length < 0 or start + length > size:
+        raise BadInput(f"{tensor.name} lies beyond the end of {name}: the file is cut short or was changed", "Export it again")
     return size

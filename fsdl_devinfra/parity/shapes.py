@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Grid', 'parse_shapes', 'grid_dims', 'grid_inputs', 'dimension_faults', 'ShapeSearch', 'search', 'search_shapes']
 
-# %% ../../nbs/parity/12_shapes.ipynb #05f49ce0
+# %% ../../nbs/parity/12_shapes.ipynb #b665863f
 @dataclass(frozen=True)
 class Grid:
     "Sizes to compare at: lists give a grid, ranges are sampled."
@@ -37,21 +37,22 @@ def parse_shapes(
     found = list(re.finditer(r"([A-Za-z_][\w.]*)\s*=\s*(\d+\s*\.\.\s*\d+|\d+(?:\s*,\s*\d+)*)", text))
     left = text
     for m in reversed(found): left = left[:m.start()] + left[m.end():]
-    if not found or left.strip(" ,;x\t\n"): raise BadInput(f"{text!r} is no grid of shapes", "Write it like batch=1,2,7,sequence=1,16 or batch=1..8,sequence=1..64")
+    if not found or left.strip(" ,;x\t\n"):
+        raise BadInput(f"{text!r} is no grid of shapes", "Write it like batch=1,2,7,sequence=1,16 or batch=1..8,sequence=1..64")
     sizes = {m[1]: [int(v) for v in m[2].split(",")] for m in found if ".." not in m[2]}
     ranges = {m[1]: tuple(int(v) for v in m[2].split("..")) for m in found if ".." in m[2]}
     if any(v < 1 for values in sizes.values() for v in values) or any(a < 1 or b < a for a, b in ranges.values()):
         raise BadInput(f"{text!r} has a size below one or a range that ends before it starts", "Sizes begin at 1")
     return Grid(sizes, ranges)
 
-# %% ../../nbs/parity/12_shapes.ipynb #e818361e
+# %% ../../nbs/parity/12_shapes.ipynb #c774e1be
 def grid_dims(
     graph: Graph,  # of the file
     inputs: Mapping[str, Any],  # an example
     asked: Collection[str],  # names of dimensions
     module: "nn.Module | None" = None,  # whose free dimensions count too
 ) -> dict[str, dict[int, str]]:  # input → axis → name
-    "The free dimensions by the file's names; what the module leaves free and the file names otherwise, or fixes, by the usual names. Raises `BadInput`."
+    "The free dimensions by the file's names; what the file names otherwise, or fixes, by the usual names. Raises `BadInput`."
     dims = {k: dict(v) for k, v in named_dims(graph).items() if k in inputs}
     if module is not None and not set(asked) <= _names(dims):
         for k, axes in free_dims(module, {k: v for k, v in inputs.items() if hasattr(v, "shape")}).items():
@@ -72,9 +73,10 @@ def grid_inputs(
     "Inputs at every point of a grid; ranges contribute their ends."
     sizes = grid.sizes | {k: sorted({a, b}) for k, (a, b) in grid.ranges.items()}
     dims = grid_dims(graph, inputs, sizes, module)
-    return [with_sizes(inputs, {k: v for k, v in dims.items() if k in inputs}, dict(zip(sizes, point))) for point in itertools.product(*sizes.values())]
+    return [with_sizes(inputs, {k: v for k, v in dims.items() if k in inputs}, dict(zip(sizes, point)))
+            for point in itertools.product(*sizes.values())]
 
-# %% ../../nbs/parity/12_shapes.ipynb #d4f9129e
+# %% ../../nbs/parity/12_shapes.ipynb #26632a01
 def dimension_faults(
     module: "nn.Module",
     graph: Graph,
@@ -89,9 +91,10 @@ def dimension_faults(
             here = said[parameter][axis]
             if isinstance(here, int): found.append(f"{parameter}[{axis}] ({name}) is fixed at {here} in the file and free in the module")
             else: names.setdefault(name, {}).setdefault(here, []).append(f"{parameter}[{axis}]")
-    return found + [f"{name} has {len(symbols)} names in the file: " + ", ".join(f"{s} ({' '.join(where)})" for s, where in symbols.items()) for name, symbols in names.items() if len(symbols) > 1]
+    def told(symbols): return ", ".join(f"{s} ({' '.join(where)})" for s, where in symbols.items())
+    return found + [f"{name} has {len(symbols)} names in the file: {told(symbols)}" for name, symbols in names.items() if len(symbols) > 1]
 
-# %% ../../nbs/parity/12_shapes.ipynb #3e76aed1
+# %% ../../nbs/parity/12_shapes.ipynb #1136074e
 @dataclass(frozen=True)
 class ShapeSearch(Result):
     "What a search through ranges of shapes found."
@@ -116,14 +119,16 @@ def search(
         return seen[point]
     bad = [p for p in itertools.product(*(sorted({a, b}) for a, b in ranges.values())) if result(p) not in ("", "refused")]
     strategy = hypothesis.strategies.tuples(*(hypothesis.strategies.integers(a, b) for a, b in ranges.values()))
-    settings = hypothesis.settings(max_examples=samples, database=None, derandomize=False, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+    settings = hypothesis.settings(max_examples=samples, database=None, derandomize=False, deadline=None,
+                                   suppress_health_check=list(hypothesis.HealthCheck))
     import random
     try: found = hypothesis.find(strategy, lambda p: result(p) not in ("", "refused"), settings=settings, random=random.Random(0))
     except hypothesis.errors.NoSuchExample: found = None
     candidates = bad + ([found] if found is not None else [])
     smallest = _shrink(min(candidates, key=lambda p: (sum(p), p)), ranges, result) if candidates else None
     sizes = dict(zip(ranges, smallest)) if smallest else None
-    return ShapeSearch(sum(v != "refused" for v in seen.values()), sum(v == "refused" for v in seen.values()), sizes, seen[smallest] if smallest else "", command(sizes) if sizes else "")
+    refused = sum(v == "refused" for v in seen.values())
+    return ShapeSearch(len(seen) - refused, refused, sizes, seen[smallest] if smallest else "", command(sizes) if sizes else "")
 
 def _shrink(point: tuple[int, ...], ranges: Mapping[str, tuple[int, int]], result: Callable[[tuple[int, ...]], str]) -> tuple[int, ...]:
     "Make each size as small as it can be while the shape still fails."
@@ -133,7 +138,7 @@ def _shrink(point: tuple[int, ...], ranges: Mapping[str, tuple[int, int]], resul
             if result(other) not in ("", "refused"): return _shrink(other, ranges, result)
     return point
 
-# %% ../../nbs/parity/12_shapes.ipynb #08398a42
+# %% ../../nbs/parity/12_shapes.ipynb #42d71141
 def search_shapes(
     module: "nn.Module",
     onnx: Any,  # path of the file
@@ -155,5 +160,7 @@ def search_shapes(
         if not runs(module, point): return "refused"
         try: got = opened.run(as_arrays(point))
         except CheckError as e: return e.message
-        return "; ".join(f"{o.name}: {o.why}" for o in compare_outputs(got, as_arrays(run_torch(module, point)), as_arrays(reference(module, point))) if o.verdict == "fail")
-    return search(agrees, grid.ranges, samples, lambda sizes: f"fsdl-devinfra onnx check {model_name} {onnx} --shapes {','.join(f'{k}={v}' for k, v in sizes.items())}")
+        return "; ".join(f"{o.name}: {o.why}" for o in compare_outputs(got, as_arrays(run_torch(module, point)), as_arrays(reference(module, point)))
+                         if o.verdict == "fail")
+    return search(agrees, grid.ranges, samples,
+                  lambda sizes: f"fsdl-devinfra onnx check {model_name} {onnx} --shapes {','.join(f'{k}={v}' for k, v in sizes.items())}")
