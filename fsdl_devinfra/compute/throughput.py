@@ -298,7 +298,7 @@ def microbatch_pass(
     found = [(layer * n + (last if head else Pass()), n) for n, head in stage_layers(a, s)]
     return max(found, key=lambda f: f[0].total)
 
-# %% ../../nbs/compute/04_throughput.ipynb #7ba2714a
+# %% ../../nbs/compute/04_throughput.ipynb #3f400daa
 def grad_bytes(
     s: Strategy,
 ) -> int:
@@ -328,7 +328,9 @@ def expert_seconds(
 ) -> float:  # a micro-batch
     "Tokens sent to their experts and back, forward and backward."
     if s.ep == 1: return 0.0
-    size = w.micro_batch * w.seq_len / s.cp * a.hidden * 2 * a.experts_per_token / (s.tp if s.sequence_parallel else 1)
+    nodes = max(1, s.ep * s.tp // k.per_node)  # a token goes to a node once and is handed on there (DeepSeek-V3 report, 3.2.2)
+    copies = nodes * (1 - (1 - 1 / nodes) ** a.experts_per_token) if nodes > 1 else a.experts_per_token
+    size = w.micro_batch * w.seq_len / s.cp * a.hidden * 2 * copies / (s.tp if s.sequence_parallel else 1)
     return layers * (4 + (2 if s.recompute == "full" else 0)) * all_to_all_seconds(k, s.ep, size, s.tp)
 
 def context_seconds(
@@ -343,7 +345,7 @@ def context_seconds(
     size = w.micro_batch * w.seq_len / s.cp * 2 * a.kv_heads * a.head_dim / s.tp * 2
     return layers * 3 * (s.cp - 1) * point_to_point_seconds(k, size, s.tp)
 
-# %% ../../nbs/compute/04_throughput.ipynb #54c8917a
+# %% ../../nbs/compute/04_throughput.ipynb #da9903be
 def data_seconds(
     a: Architecture,
     s: Strategy,
@@ -351,27 +353,32 @@ def data_seconds(
     layers: float,  # of the stage
     microbatches: int,
 ) -> tuple[float, float]:  # a micro-batch, once a step
-    "Parameters and gradients between data-parallel ranks."
+    """Parameters and gradients between data-parallel ranks. Experts are shared by fewer, `ep` GPUs apart:
+    where a node holds all of them once, each goes over a network card of its own."""
     ranks = s.dp * s.cp
-    trained = _stage_parameters(a, s, layers)
-    held = trained if not s.lora_rank else trained  # frozen weights are gathered as well
     if ranks == 1: return 0.0, 0.0
+    dense, experts = _stage_parts(a, s, layers)
     units = max(layers, 1) + 1
-    def ring(size, group=ranks): return units * ring_seconds(k, group, size / units, s.tp)
-    grads = 0.0 if s.lora_rank else trained * grad_bytes(s)
+    def ring(width, group=ranks):
+        seconds = units * ring_seconds(k, group, dense * width / units, s.tp)
+        return seconds + (units * ring_seconds(k, max(group // s.ep, 1), experts * width / units, s.tp * s.ep) if experts else 0.0)
+    grad = 0 if s.lora_rank else grad_bytes(s)
     group = s.shard_group or ranks
-    across = 2 * units * ring_seconds(k, ranks // group, grads / group / units, s.tp * group) if group < ranks else 0.0
-    if s.zero == 3: return 2 * ring(2 * held, group) + ring(grads, group), across
-    if s.zero == 2: return (ring(2 * held, group) + ring(grads), 0.0) if s.framework == "fsdp" else (ring(grads), ring(2 * trained))
-    if s.zero == 1: return 0.0, ring(grads) + ring(2 * trained)
-    return 0.0, 2 * ring(grads)
+    left = (dense + experts) * grad / group / units
+    across = 2 * units * ring_seconds(k, ranks // group, left, s.tp * group) if group < ranks else 0.0
+    if s.zero == 3: return 2 * ring(2, group) + ring(grad, group), across  # frozen weights are gathered as well
+    if s.zero == 2: return (ring(2, group) + ring(grad), 0.0) if s.framework == "fsdp" else (ring(grad), ring(2))
+    if s.zero == 1: return 0.0, ring(grad) + ring(2)
+    return 0.0, 2 * ring(grad)
 
-def _stage_parameters(a: Architecture, s: Strategy, layers: float) -> float:
-    "Parameters of one stage on one tensor-parallel rank; experts are spread further."
+def _stage_parts(a: Architecture, s: Strategy, layers: float) -> tuple[float, float]:
+    "Parameters of one stage on one tensor-parallel rank: dense ones, and those of its experts."
     total = max(a.layers + a.decoder_layers, 1)
     ends = a.parts.embedding + a.parts.other + (a.parts.head if s.pp == 1 else 0)
     if s.pp > 1: ends = max(a.parts.embedding, a.parts.head)
-    return ((a.parts.layer + a.parts.expert / s.ep) * layers / total + ends) / s.tp
+    return (a.parts.layer * layers / total + ends) / s.tp, a.parts.expert / s.ep * layers / total / s.tp
+
+def _stage_parameters(a: Architecture, s: Strategy, layers: float) -> float: return sum(_stage_parts(a, s, layers))
 
 # %% ../../nbs/compute/04_throughput.ipynb #54e6a214
 #: seconds that a host of two sockets needs to step a billion parameters with Adam
