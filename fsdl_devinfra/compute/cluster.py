@@ -56,7 +56,7 @@ def _node(device: Device) -> tuple[int, float, int, str]:
     words = device.name.split("-")
     return table.get("-".join(words[:2]), table.get(words[0], table["other"]))
 
-# %% ../../nbs/compute/01_cluster.ipynb #bee161fc
+# %% ../../nbs/compute/01_cluster.ipynb #dbb1ce51
 #: GB/s in one direction, all links of a chip: v2 and v3 are four links of 496 and 656 Gb/s (N. Jouppi et al., CACM 2020),
 #: the others six (v4, v7) and four (v6e) of 45 and 90 GB/s (How to scale your model, 2025)
 TORUS = {"TPU-v2": 4 * 62.0, "TPU-v3": 4 * 82.0, "TPU-v4": 6 * 45.0, "TPU-v6e": 4 * 90.0, "TPU-v7": 6 * 90.0}
@@ -89,7 +89,7 @@ def cluster(
     network: float | None = None,  # GB/s of one GPU, default: as such nodes are sold
 ) -> Cluster:
     "So many GPUs in the usual nodes. Raises `BadInput` for less than one."
-    d = find_device(device) if isinstance(device, str) else device
+    d = find_device(device.partition(" (")[0]) if isinstance(device, str) else device  # what was described keeps its nodes
     if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 1:
         raise BadInput(f"a cluster of {gpus} GPUs cannot train anything", "Give at least one GPU")
     if gpus > 10**6: raise BadInput(f"there are no {gpus} GPUs to be had", "Give at most a million")
