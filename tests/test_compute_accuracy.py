@@ -48,3 +48,33 @@ def test_runs_on_tpus():
     for name, a, s, w, gpu, measured in accuracy.tpu_runs():
         t = module.throughput(a, s, w, cluster(gpu, s.gpus)).tokens_per_second_per_gpu
         assert abs(t.value / measured - 1) < 0.3 and t.low <= measured <= t.high, name
+
+
+@pytest.fixture(scope="module")
+def elsewhere(): return accuracy.elsewhere_cases(FOLDER)
+
+
+def test_the_blind_answer_is_kept():
+    """What was said of the rows of other sources before anything was changed for them: a record, not a result."""
+    import statistics
+    rows = read_rows(FOLDER / "throughput_elsewhere.csv")
+    blind = [abs(float(r["said_blind"]) / float(r["tokens_per_s_per_gpu"]) - 1) for r in rows]
+    assert len(rows) == 148 and round(statistics.median(blind), 3) == 0.192
+
+
+def test_other_sources(elsewhere):
+    """Not gated in `make accuracy`; a bound that says when something there breaks."""
+    total = accuracy.score("all", elsewhere)
+    assert total.runs == 146 and total.median < 0.12 and total.p90 < 0.45 and total.covered > 0.84
+    dense = accuracy.score("dense", accuracy.elsewhere_groups(elsewhere)["dense, all parameters"])
+    assert dense.median < 0.10 and dense.p90 < 0.25 and dense.covered > 0.88
+
+
+def test_no_estimate_of_another_source_is_beyond_the_chip(elsewhere):
+    assert [c.row["id"] for c in elsewhere if not 0 < c.said.mfu < 0.8] == []
+
+
+def test_a_row_is_read_as_it_is_written():
+    row = next(r for r in read_rows(FOLDER / "throughput_elsewhere.csv") if r["id"] == "tt-405-3d-int")
+    s = accuracy.strategy_of(row)
+    assert (s.dp, s.tp, s.pp, s.vpp, s.async_tp, s.compile, s.recompute, s.precision) == (8, 8, 8, 2, True, True, "full", "fp8-mixed")

@@ -11,11 +11,11 @@ from .cluster import Cluster
 __all__ = ['HOP_INSIDE', 'HOP_NETWORK', 'NVLINK_SHARE', 'NETWORK_SHARE', 'PCIE_SHARE', 'COPY_SHARE', 'ring_seconds',
            'all_reduce_seconds', 'all_to_all_seconds', 'point_to_point_seconds']
 
-# %% ../../nbs/compute/03_communication.ipynb #95c5bdab
+# %% ../../nbs/compute/03_communication.ipynb #a2829c86
 #: seconds a step, ring with the "simple" protocol: inside a node and between nodes (NCCL, src/graph/tuning.cc, hwLat)
 HOP_INSIDE, HOP_NETWORK = 3.4e-6, 14e-6
-#: share of a link's rate that NCCL's benchmark reaches for large buffers: NVLink about 235 of 300 GB/s (A100) and 370 of 450 (H100), networks about 90 %
-#: of InfiniBand, PCIe through the host bridge about half (nccl-tests, PERFORMANCE.md; stas00/ml-engineering, network chapter)
+#: share of a link's rate that NCCL's benchmark reaches for large buffers: NVLink about 235 of 300 GB/s (A100) and 370 of 450 (H100),
+#: networks about 90 % of InfiniBand, PCIe through the host bridge about half (nccl-tests, PERFORMANCE.md; stas00/ml-engineering, network chapter)
 NVLINK_SHARE, NETWORK_SHARE, PCIE_SHARE = 0.8, 0.85, 0.5
 #: share of PCIe that a pinned copy between host and GPU reaches (about 12 of 16 GB/s in generation 3, 25 of 32 in 4)
 COPY_SHARE = 0.77

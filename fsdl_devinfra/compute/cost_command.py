@@ -23,7 +23,7 @@ from ..memory.strategy import Strategy
 # %% auto #0
 __all__ = ['SERVER_OVERHEAD', 'register', 'cost_command', 'breakeven_command']
 
-# %% ../../nbs/compute/11_cost_command.ipynb #63b35297
+# %% ../../nbs/compute/11_cost_command.ipynb #70e999d0
 _EXAMPLES = """
 fsdl-devinfra cost org/model --gpu h100 --dp 8 --zero 3 --recompute full --tokens 1T
 fsdl-devinfra cost ./my-model --gpu a100-80 --gpus 8 --zero 3 --usd-per-gpu-hour 1.79 --tokens 20B --json
@@ -49,7 +49,8 @@ def register(
 def _filled(s: Strategy, gpus: int | None) -> Strategy:
     "The strategy on `gpus` GPUs: what is more than its degrees is data parallelism."
     if gpus is None or gpus == s.gpus: return s
-    if gpus % s.gpus: raise BadInput(f"{gpus} GPUs cannot be divided by dp·tp·pp·cp, which is {s.gpus}", f"Use a multiple of {s.gpus}, or other degrees")
+    if gpus % s.gpus:
+        raise BadInput(f"{gpus} GPUs cannot be divided by dp·tp·pp·cp, which is {s.gpus}", f"Use a multiple of {s.gpus}, or other degrees")
     return replace(s, dp=s.dp * gpus // s.gpus)
 
 def cost_command(
@@ -63,18 +64,22 @@ def cost_command(
     k = cluster(device, s.gpus, args.per_node, args.network)
     found = cost(a, s, w, k, tokens_from_args(args), price_from_args(args, device, s.gpus))
     fits = estimate(a, s, w, device, "device", advice=False)
-    note = f"It {'does not fit' if fits.fits == 'no' else 'may not fit'} on this GPU: {size_text(fits.device_bytes.value)} of {size_text(device.memory_bytes)}; the figures are of a GPU that had the memory"
+    verb, sizes = "does not fit" if fits.fits == "no" else "may not fit", f"{size_text(fits.device_bytes.value)} of {size_text(device.memory_bytes)}"
+    note = f"It {verb} on this GPU: {sizes}; the figures are of a GPU that had the memory"
     if fits.fits != "yes": found = replace(found, assumptions=[note, *found.assumptions])
     document = found.to_dict() | {"fits": fits.fits, "peak_bytes": fits.device_bytes.value}
     return Outcome(document, _text(found, fits.fits), HOLDS)
 
 def _text(c: Cost, fits: str | None) -> str:
     rows = [[k, time_text(v), f"{v / c.step_seconds.value:.0%}"] for k, v in c.spent_seconds.items()]
-    million = f"\n{usd_text(c.usd_per_million_tokens)} a million tokens" if c.usd_per_million_tokens is not None else "\nno price is known: give --usd-per-gpu-hour or --prices"
-    return "\n\n".join([c.verdict() + "." + million, table_text(["a step is spent on", "time", "share"], rows), f"MFU convention: {c.flops_convention}", "\n".join("- " + n for n in c.assumptions)])
+    million = c.usd_per_million_tokens
+    price = f"{usd_text(million)} a million tokens" if million is not None else "no price is known: give --usd-per-gpu-hour or --prices"
+    return "\n\n".join([f"{c.verdict()}.\n{price}", table_text(["a step is spent on", "time", "share"], rows),
+                         f"MFU convention: {c.flops_convention}", "\n".join("- " + n for n in c.assumptions)])
 
-# %% ../../nbs/compute/11_cost_command.ipynb #08fdb2a0
-#: a server takes about half as much again as its GPUs (NVIDIA DGX A100: 6.5 kW for eight of 400 W and DGX H100: 10.2 kW for eight of 700 W give 2.0 and 1.8 at most; 1.5 at work)
+# %% ../../nbs/compute/11_cost_command.ipynb #8a3bcf06
+#: a server takes about half as much again as its GPUs (NVIDIA DGX A100: 6.5 kW for eight of 400 W
+#: and DGX H100: 10.2 kW for eight of 700 W give 2.0 and 1.8 at most; 1.5 at work)
 SERVER_OVERHEAD = 1.5
 
 def breakeven_command(
@@ -87,9 +92,11 @@ def breakeven_command(
     watts = args.watts if args.watts is not None else _watts(device, args.gpus)
     price = args.usd_per_gpu_hour if args.usd_per_gpu_hour is not None else _listed(args, device)
     hourly = price.usd_per_gpu_hour if isinstance(price, Price) else float(price)
-    found = breakeven(args.machine_usd, args.gpus, hourly, watts, args.usd_per_kwh, args.utilisation, args.years, args.resale, args.hosting_usd_per_month)
+    found = breakeven(args.machine_usd, args.gpus, hourly, watts, args.usd_per_kwh, args.utilisation, args.years, args.resale,
+                      args.hosting_usd_per_month)
     source = f"{price.cloud} {price.instance}; {price.source}" if isinstance(price, Price) else "given"
-    notes = [f"Cloud: {usd_text(hourly)} a GPU hour ({source}), rented only while it works", f"Power: {watts:,.0f} W at {usd_text(args.usd_per_kwh)} a kWh, only while it works",
+    notes = [f"Cloud: {usd_text(hourly)} a GPU hour ({source}), rented only while it works",
+             f"Power: {watts:,.0f} W at {usd_text(args.usd_per_kwh)} a kWh, only while it works",
              "Money has no interest, repairs and network are not counted, and the machine is as fast as the rented one"]
     return Outcome(found.to_dict() | {"assumptions": notes}, "\n\n".join([found.verdict() + ".", "\n".join("- " + n for n in notes)]), HOLDS)
 

@@ -22,7 +22,7 @@ from ..memory.strategy import Strategy, Workload
 # %% auto #0
 __all__ = ['HOURS_PER_YEAR', 'Cost', 'cost', 'given_price', 'Experiment', 'cheapest_experiment', 'Breakeven', 'breakeven']
 
-# %% ../../nbs/compute/07_money.ipynb #fc9e2db9
+# %% ../../nbs/compute/07_money.ipynb #7e4649ba
 @dataclass(frozen=True)
 class Cost(Result):
     "Time and money of one run."
@@ -52,9 +52,11 @@ class Cost(Result):
     def verdict(self) -> str:
         "One sentence."
         t = self.tokens_per_second_per_gpu
-        speed = f"{self.model} trains at {t.value:,.0f} tokens/s on each of {self.gpus} × {self.gpu} (between {t.low:,.0f} and {t.high:,.0f}; MFU {self.mfu:.0%})"
+        speed = (f"{self.model} trains at {t.value:,.0f} tokens/s on each of {self.gpus} × {self.gpu} "
+                 f"(between {t.low:,.0f} and {t.high:,.0f}; MFU {self.mfu:.0%})")
         if self.hours is None: return speed
-        run = f"; {count_text(self.tokens)} tokens take {time_text(self.hours * 3600)} (between {time_text(self.hours_low * 3600)} and {time_text(self.hours_high * 3600)})"
+        took, low, high = (time_text(h * 3600) for h in (self.hours, self.hours_low, self.hours_high))
+        run = f"; {count_text(self.tokens)} tokens take {took} (between {low} and {high})"
         if self.usd is None: return speed + run
         return speed + run + f" and cost {usd_text(self.usd)} (between {usd_text(self.usd_low)} and {usd_text(self.usd_high)})"
 
@@ -71,23 +73,29 @@ def cost(
 ) -> Cost:
     "Time and money of a run. Raises `BadInput`."
     t = throughput(architecture, strategy, workload, cluster)
-    if tokens is not None and not 1 <= tokens <= 10**18: raise BadInput(f"a run of {tokens} tokens cannot be paid for", "Give between 1 and 10^18 tokens")
+    if tokens is not None and not 1 <= tokens <= 10**18:
+        raise BadInput(f"a run of {tokens} tokens cannot be paid for", "Give between 1 and 10^18 tokens")
     price = given_price(price, t.gpu) if isinstance(price, (int, float)) else price
     steps = math.ceil(tokens / t.tokens_per_step) if tokens else None
     hours = Interval(*(steps * x / 3600 for x in (t.step_seconds.value, t.step_seconds.low, t.step_seconds.high))) if steps else None
     hourly = price.usd_per_gpu_hour * t.gpus if price else None
     usd = Interval(*(h * hourly for h in (hours.value, hours.low, hours.high))) if hours and hourly else None
     million = hourly / 3600 / t.gpus / t.tokens_per_second_per_gpu.value * 1e6 if hourly else None
-    notes = t.assumptions + ([f"A GPU hour costs {usd_text(price.usd_per_gpu_hour)} ({price.cloud} {price.instance}{', spot' if price.spot else ''}; {price.source})"] if price else [])
-    return Cost(t.model, t.gpu, t.gpus, t.strategy, t.workload, t.step_seconds, t.tokens_per_second_per_gpu, t.mfu, t.flops_convention, t.spent_seconds, tokens, steps,
-                *(getattr(hours, k, None) for k in ("value", "low", "high")), *(getattr(usd, k, None) for k in ("value", "low", "high")), million, price, notes)
+    notes = t.assumptions + ([_price_note(price)] if price else [])
+    def three(x): return (getattr(x, k, None) for k in ("value", "low", "high"))
+    return Cost(t.model, t.gpu, t.gpus, t.strategy, t.workload, t.step_seconds, t.tokens_per_second_per_gpu, t.mfu, t.flops_convention,
+                t.spent_seconds, tokens, steps, *three(hours), *three(usd), million, price, notes)
+
+def _price_note(p: Price) -> str:
+    return f"A GPU hour costs {usd_text(p.usd_per_gpu_hour)} ({p.cloud} {p.instance}{', spot' if p.spot else ''}; {p.source})"
 
 def given_price(
     usd_per_gpu_hour: float,
     gpu: str,
 ) -> Price:
     "A price that the user names. Raises `BadInput` for one that is none."
-    if not (math.isfinite(usd_per_gpu_hour) and 0 < usd_per_gpu_hour < 1e6): raise BadInput(f"a GPU hour cannot cost {usd_per_gpu_hour} dollars", "Give a price above 0")
+    if not (math.isfinite(usd_per_gpu_hour) and 0 < usd_per_gpu_hour < 1e6):
+        raise BadInput(f"a GPU hour cannot cost {usd_per_gpu_hour} dollars", "Give a price above 0")
     return Price("your price", "", gpu, 1, float(usd_per_gpu_hour), source="given")
 
 # %% ../../nbs/compute/07_money.ipynb #31b3d1d4
@@ -110,7 +118,7 @@ def cheapest_experiment(
     if not found: raise BadInput("there is nothing to compare", "Give at least one experiment")
     return min(found, key=lambda e: (e.usd, e.hours))
 
-# %% ../../nbs/compute/07_money.ipynb #a6461ef2
+# %% ../../nbs/compute/07_money.ipynb #579d697f
 @dataclass(frozen=True)
 class Breakeven(Result):
     "On-premises against cloud."
@@ -131,7 +139,9 @@ class Breakeven(Result):
 
     def verdict(self) -> str:
         "One sentence."
-        head = f"At {self.utilisation:.0%} use over {self.years:g} years a GPU hour of your own costs {usd_text(self.owned_usd_per_gpu_hour)}, in the cloud {usd_text(self.cloud_usd_per_gpu_hour)}: {'buy' if self.cheaper == 'own' else 'rent'}"
+        own, cloud = usd_text(self.owned_usd_per_gpu_hour), usd_text(self.cloud_usd_per_gpu_hour)
+        head = (f"At {self.utilisation:.0%} use over {self.years:g} years a GPU hour of your own costs {own}, in the cloud {cloud}: "
+                f"{'buy' if self.cheaper == 'own' else 'rent'}")
         if self.breakeven_utilisation is None: return head + "; no utilisation makes buying cheaper"
         months = f", and it has paid for itself after {self.breakeven_months:.1f} months" if self.breakeven_months is not None else ""
         return head + f"; the two meet at {self.breakeven_utilisation:.0%} use{months}"
@@ -153,7 +163,8 @@ def breakeven(
 ) -> Breakeven:
     "On-premises against cloud, with power, utilisation and depreciation. Raises `BadInput`."
     _positive(price_usd=price_usd, gpus=gpus, cloud_usd_per_gpu_hour=cloud_usd_per_gpu_hour, years=years)
-    for name, value, top in (("utilisation", utilisation, 1.0), ("resale", resale, 1.0), ("watts", watts, 1e7), ("usd_per_kwh", usd_per_kwh, 1e3), ("hosting_usd_per_month", hosting_usd_per_month, 1e9)):
+    for name, value, top in (("utilisation", utilisation, 1.0), ("resale", resale, 1.0), ("watts", watts, 1e7),
+                             ("usd_per_kwh", usd_per_kwh, 1e3), ("hosting_usd_per_month", hosting_usd_per_month, 1e9)):
         if not 0 <= value <= top: raise BadInput(f"{name} cannot be {value}", f"Give a number from 0 to {top:g}")
     hours = years * HOURS_PER_YEAR
     fixed = price_usd * (1 - resale) + hosting_usd_per_month * 12 * years
@@ -163,8 +174,10 @@ def breakeven(
     needed = fixed / hours / saved if saved > 0 else None
     monthly = saved * utilisation * HOURS_PER_YEAR / 12 - hosting_usd_per_month
     return Breakeven(price_usd, gpus, cloud_usd_per_gpu_hour, watts, usd_per_kwh, utilisation, years, resale, hosting_usd_per_month, owned,
-                     needed if needed is not None and needed <= 1 else None, price_usd / monthly if monthly > 0 else None, "own" if owned < cloud_usd_per_gpu_hour else "cloud")
+                     needed if needed is not None and needed <= 1 else None, price_usd / monthly if monthly > 0 else None,
+                     "own" if owned < cloud_usd_per_gpu_hour else "cloud")
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0): raise BadInput(f"{name} cannot be {value}", "Give a number above 0")
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            raise BadInput(f"{name} cannot be {value}", "Give a number above 0")

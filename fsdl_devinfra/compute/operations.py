@@ -9,8 +9,8 @@ from ..memory.architecture import Architecture
 from ..memory.strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['CONVENTION', 'FUSED', 'FORWARD_PRODUCTS', 'BACKWARD_PRODUCTS', 'flops_per_token', 'convention', 'layer_products',
-           'product_scale', 'elementwise_elements', 'attention_flops']
+__all__ = ['CONVENTION', 'FUSED', 'MOVES', 'FORWARD_PRODUCTS', 'BACKWARD_PRODUCTS', 'flops_per_token', 'convention',
+           'layer_products', 'product_scale', 'elementwise_elements', 'attention_flops']
 
 # %% ../../nbs/compute/02_operations.ipynb #f87e5bf1
 CONVENTION = "6·N + 12·L·d·s FLOPs a token (full attention, active parameters, no recomputation), over the dense peak of the precision"
@@ -53,9 +53,11 @@ def product_scale(
     active = a.parts.layer + (a.parts.expert * a.experts_per_token / a.experts if a.experts else 0)
     return active / seen if seen and active else 1.0
 
-# %% ../../nbs/compute/02_operations.ipynb #3e0632a3
+# %% ../../nbs/compute/02_operations.ipynb #32a7eff5
 #: share of elementwise traffic that is left after fusion (three chained kernels of two reads and one write become one of two and one)
 FUSED = 0.5
+#: copies of every routed token, each way: gathered by expert, sent, sorted again, and back (write and read of each)
+MOVES = 6
 
 def elementwise_elements(
     a: Architecture,
@@ -68,7 +70,8 @@ def elementwise_elements(
     forward = 10 * a.hidden / sp + qk + (5 if a.gated else 2) * width / t
     backward = 16 * a.hidden / sp + qk + (8 if a.gated else 3) * width / t
     left = FUSED if s.compile else 1.0
-    return forward * left, backward * left
+    routed = MOVES * a.experts_per_token * a.hidden / sp if a.experts else 0.0
+    return forward * left + routed, backward * left + routed
 
 # %% ../../nbs/compute/02_operations.ipynb #b0c8a8a4
 #: products of the attention core: QKᵀ and PV forward; recomputed QKᵀ and four gradients backward (Dao et al. 2022)

@@ -20,7 +20,7 @@ from ..memory.strategy import Strategy, Workload
 # %% auto #0
 __all__ = ['number', 'add_money_options', 'tokens_from_args', 'price_from_args', 'price_list', 'add_run_options', 'run_from_args']
 
-# %% ../../nbs/compute/09_options.ipynb #a21dbf70
+# %% ../../nbs/compute/09_options.ipynb #49789773
 def number(
     text: str,
 ) -> float:
@@ -36,7 +36,8 @@ def add_money_options(
     "Run length, prices and nodes."
     g = parser.add_argument_group("the run and its price")
     g.add_argument("--tokens", metavar="T", help="tokens of the whole run, e.g. 15T or 1e9")
-    g.add_argument("--prices", metavar="FILE", help="a csv file (FSDL cloud-gpus, SkyPilot or gpuhunt columns), or 'gpuhunt' for today's catalog [the FSDL list in the package]")
+    columns = "a csv file (FSDL cloud-gpus, SkyPilot or gpuhunt columns), or 'gpuhunt' for today's catalog [the FSDL list in the package]"
+    g.add_argument("--prices", metavar="FILE", help=columns)
     g.add_argument("--usd-per-gpu-hour", type=number, metavar="USD", help="a price of your own")
     g.add_argument("--spot", action="store_true", help="take spot prices too")
     g.add_argument("--per-node", type=at_least(1), metavar="N", help="GPUs in a node [as such nodes are sold]")
@@ -62,7 +63,9 @@ def price_from_args(
         return args.usd_per_gpu_hour
     listed = price_list(args.prices, device)
     found = cheapest(listed.prices, device, gpus, args.spot)
-    if found is None and args.prices: raise BadInput(f"{args.prices} has no price for {gpus} × {device.name}", f"It lists {', '.join(sorted({p.gpu for p in listed.prices})[:6]) or 'none that are known'}")
+    if found is None and args.prices:
+        known = ", ".join(sorted({p.gpu for p in listed.prices})[:6]) or "none that are known"
+        raise BadInput(f"{args.prices} has no price for {gpus} × {device.name}", f"It lists {known}")
     return found
 
 def price_list(
@@ -72,7 +75,7 @@ def price_list(
     "The list that `--prices` names."
     return shipped_prices() if name is None else hunted_prices(device) if name == "gpuhunt" else read_prices(name)
 
-# %% ../../nbs/compute/09_options.ipynb #6ef080f6
+# %% ../../nbs/compute/09_options.ipynb #86183f56
 def add_run_options(
     parser: argparse.ArgumentParser,
     gpus: str,  # what it means to leave --gpus out
@@ -80,7 +83,8 @@ def add_run_options(
 ) -> None:
     "Model, GPU, money and strategy."
     add_model_options(parser)
-    parser.add_argument("--gpu", metavar="NAME", required=gpu_required, help="the GPU, e.g. h100 or A100-SXM-80GB; local: the one of this machine")
+    named = "the GPU, e.g. h100 or A100-SXM-80GB; local: the one of this machine; h800=h100,link=400: a row of the table and what differs"
+    parser.add_argument("--gpu", metavar="NAME", required=gpu_required, help=named)
     parser.add_argument("--gpus", type=at_least(1), metavar="N", help=f"how many [{gpus}]")
     add_money_options(parser)
     add_strategy_options(parser)

@@ -30,7 +30,7 @@ from ..memory.strategy import Strategy, Workload, default_workload, refusal
 __all__ = ['LADDER', 'LONG_SEQUENCE', 'USUAL_BATCH', 'USUAL_ADAPTER_BATCH', 'rung', 'describe', 'divisors', 'degrees', 'variants',
            'usual_batch', 'workloads', 'Plan', 'Rejected', 'states_bytes', 'Found', 'judge', 'PlanReport', 'plan']
 
-# %% ../../nbs/compute/08_plan.ipynb #6474224a
+# %% ../../nbs/compute/08_plan.ipynb #2e712a73
 LADDER = ("one GPU", "data parallel", "ZeRO", "fully sharded", "offload", "tensor parallel", "pipeline parallel", "3D parallel")
 
 def rung(
@@ -47,12 +47,16 @@ def describe(
     s: Strategy,
 ) -> str:
     "A strategy in a few words, as people say it."
-    kind = {0: "", 1: "ZeRO-1", 2: "ZeRO-2" if s.framework == "deepspeed" else "FSDP (gradients and optimizer)", 3: "ZeRO-3" if s.framework == "deepspeed" else "FSDP"}[s.zero]
-    parts = [kind or ("DDP" if s.dp * s.cp > 1 else "")] + [f"{k} {getattr(s, k)}" for k in ("dp", "tp", "pp", "vpp", "cp", "ep") if getattr(s, k) > 1]
-    parts += [f"groups of {s.shard_group}"] * bool(s.shard_group) + [f"{s.offload} offloaded"] * (s.offload != "none") + [f"{s.recompute} recomputation"] * (s.recompute != "none")
+    deep = s.framework == "deepspeed"
+    kinds = ("", "ZeRO-1", "ZeRO-2" if deep else "FSDP (gradients and optimizer)", "ZeRO-3" if deep else "FSDP")
+    parts = [kinds[s.zero] or ("DDP" if s.dp * s.cp > 1 else "")]
+    parts += [f"{k} {getattr(s, k)}" for k in ("dp", "tp", "pp", "vpp", "cp", "ep") if getattr(s, k) > 1]
+    if s.shard_group: parts.append(f"groups of {s.shard_group}")
+    if s.offload != "none": parts.append(f"{s.offload} offloaded")
+    if s.recompute != "none": parts.append(f"{s.recompute} recomputation")
     return ", ".join(p for p in parts if p) or "one GPU"
 
-# %% ../../nbs/compute/08_plan.ipynb #28b5318f
+# %% ../../nbs/compute/08_plan.ipynb #95040dc9
 #: from this length on the search tries to split sequences
 LONG_SEQUENCE = 16384
 
@@ -100,13 +104,15 @@ def variants(
         if ranks > 1:
             yield from (to(zero=1, framework="deepspeed"), to(zero=2, framework="deepspeed"), to(zero=3))
             if k.nodes > 1 and ranks % k.per_node == 0 and ranks > k.per_node: yield to(zero=3, shard_group=k.per_node)
-        if k.nodes == 1 and not base.optimizer_in_backward: yield from (to(zero=2, framework="deepspeed", offload="optimizer"), to(zero=3, framework="deepspeed", offload="parameters"))
+        if k.nodes == 1 and not base.optimizer_in_backward:
+            yield to(zero=2, framework="deepspeed", offload="optimizer")
+            yield to(zero=3, framework="deepspeed", offload="parameters")
         return
     if base.lora_rank or base.optimizer_in_backward: yield to(zero=3 if ranks > 1 else 0); return
     yield to(zero=1 if ranks > 1 else 0, framework="megatron")
     if ranks > 1: yield to(zero=3)
 
-# %% ../../nbs/compute/08_plan.ipynb #585f535e
+# %% ../../nbs/compute/08_plan.ipynb #6b4a04d3
 #: (active parameters up to, tokens in a batch)
 USUAL_BATCH = ((1.0e9, 2**19), (15e9, 2**20), (100e9, 2**22), (math.inf, 2**23))
 #: sequences in a batch when adapters are trained (Hu et al. 2021 use 8 to 128)
@@ -128,7 +134,8 @@ def workloads(
     micro_batch: int | None,  # fixed by the user
     stretch: bool,  # the batch may grow to one sequence a rank
 ) -> list[Workload]:
-    "Micro-batches to try, smallest first, each with the accumulation that makes the batch: exactly the one that was asked for, or about the usual one."
+    """Micro-batches to try, smallest first, each with the accumulation that makes the batch:
+    exactly the one that was asked for, or about the usual one."""
     each = batch / s.dp if not stretch else max(1.0, batch / s.dp)
     sizes = [micro_batch] if micro_batch else [m for m in (1, 2, 4, 8, 16, 32, 64) if m <= each]
     if not stretch: sizes = [m for m in sizes if batch % (s.dp * m) == 0]
@@ -136,7 +143,7 @@ def workloads(
     if s.optimizer_in_backward: found = [replace(w, grad_accum=1) for w in found]
     return found
 
-# %% ../../nbs/compute/08_plan.ipynb #377d315b
+# %% ../../nbs/compute/08_plan.ipynb #7503fbf2
 @dataclass(frozen=True)
 class Plan:
     "One strategy that fits."
@@ -171,8 +178,10 @@ def states_bytes(
 ) -> float:
     "A lower bound on what a GPU holds: states only, spread as evenly as can be."
     if s.lora_rank or s.offload != "none" or s.base_weights: return 0.0
-    n, r, z = a.parameters / (s.tp * s.pp), recipe(s), s.shards
-    return n * (r.weight / (z if s.zero == 3 else 1) + r.grad / (z if s.zero >= 2 else 1) + r.optimizer / (z if s.zero >= 1 else 1))
+    r, every = recipe(s), a.parameters / (s.tp * s.pp)
+    here = every - a.parts.expert * (1 - 1 / s.ep) / (s.tp * s.pp)  # experts are dealt out among ranks that share the rest
+    spread = every / s.shards
+    return r.weight * (spread if s.zero == 3 else here) + r.grad * (spread if s.zero >= 2 else here) + r.optimizer * (spread if s.zero else here)
 
 @dataclass(frozen=True)
 class Found:
@@ -193,19 +202,37 @@ def judge(
     why = refusal(a, s, options[0])
     if why: return why[0]
     limit = k.device.memory_bytes
-    if states_bytes(a, s) > limit: return f"parameters, gradients and optimizer alone take {size_text(states_bytes(a, s))} of {size_text(limit)}"
+    states = states_bytes(a, s)
+    if states > limit: return f"parameters, gradients and optimizer alone take {size_text(states)} of {size_text(limit)}"
     best: Found | None = None
     said = ""
     for w in options:
         if refusal(a, s, w): continue
         f = estimate(a, s, w, k.device, "device", advice=False)
-        if f.fits == "no": said = said or f"{size_text(f.device_bytes.value)} of {size_text(limit)}, most of it {max(f.per_gpu_bytes, key=lambda p: f.per_gpu_bytes[p])}"; break
-        if f.host_bytes * min(k.per_node, s.gpus) > k.host_bytes: said = f"the host would need {size_text(f.host_bytes * min(k.per_node, s.gpus))} of {size_text(k.host_bytes)}"; break
-        t = throughput(a, s, w, k, bounds=False)
-        if best is None or (f.fits == "yes") >= (best.footprint.fits == "yes") and t.tokens_per_second_per_gpu.value > best.speed.tokens_per_second_per_gpu.value * 1.001: best = Found(s, w, f, t)
+        if f.fits == "no": said = said or _too_much(f, limit); break
+        host = f.host_bytes * min(k.per_node, s.gpus)
+        if host > k.host_bytes: said = f"the host would need {size_text(host)} of {size_text(k.host_bytes)}"; break
+        found = Found(s, w, f, throughput(a, s, w, k, bounds=False))
+        if best is None or _worth(found, best): best = found
     return best or said or "no workload is possible"
 
-# %% ../../nbs/compute/08_plan.ipynb #5540ec81
+def _too_much(f: Footprint, limit: int) -> str:
+    most = max(f.per_gpu_bytes, key=lambda p: f.per_gpu_bytes[p])
+    return f"{size_text(f.device_bytes.value)} of {size_text(limit)}, most of it {most}"
+
+def _worth(larger: Found, best: Found) -> bool:
+    "Whether a larger micro-batch is worth its memory: as sure to fit, and a thousandth faster."
+    if best.footprint.fits == "yes" and larger.footprint.fits != "yes": return False
+    return larger.speed.tokens_per_second_per_gpu.value > best.speed.tokens_per_second_per_gpu.value * 1.001
+
+# %% ../../nbs/compute/08_plan.ipynb #1fda8819
+def _cells(p: Plan) -> list[Any]:
+    "A row of the table of plans."
+    return [p.gpus, p.description, f"{p.workload.micro_batch} × {p.workload.microbatches(p.strategy)}",
+            size_text(p.peak_bytes) + (" tight" if p.fits == "tight" else ""), time_text(p.step_seconds.value),
+            f"{p.tokens_per_second_per_gpu.value:,.0f}", f"{p.mfu:.0%}",
+            time_text(p.hours * 3600) if p.hours is not None else "", usd_text(p.usd) if p.usd is not None else ""]
+
 @dataclass(frozen=True)
 class PlanReport(Result):
     "The ranked plans, what was ruled out and why, and what to try first."
@@ -230,38 +257,47 @@ class PlanReport(Result):
 
     def verdict(self) -> str:
         "One sentence."
-        if self.best is None and self.cheapest_usd is not None: return f"Nothing keeps to the budget: {self.model} on {self.gpus} × {self.gpu} costs {usd_text(self.cheapest_usd)} at least"
-        if self.best is None: return f"No strategy fits {self.model} on {self.gpus} × {self.gpu}: {self.rejected[0].why if self.rejected else 'nothing could be tried'}"
-        b, t = self.best, self.best.tokens_per_second_per_gpu
-        bill = (f", {time_text(b.hours * 3600)}" if b.hours is not None else "") + (f", {usd_text(b.usd)}" if b.usd is not None else "") + (" in all" if b.hours is not None else "")
-        return f"{self.model} on {b.gpus} × {self.gpu}: {b.description}, micro-batch {b.workload.micro_batch} × {b.workload.seq_len}: {t.value:,.0f} tokens/s on each GPU ({b.mfu:.0%} MFU), {size_text(b.peak_bytes)} of {size_text(self.memory_bytes)}{' (tight)' if b.fits == 'tight' else ''}{bill}"
+        b, where = self.best, f"{self.model} on {self.gpus} × {self.gpu}"
+        if b is None and self.cheapest_usd is not None: return f"Nothing keeps to the budget: {where} costs {usd_text(self.cheapest_usd)} at least"
+        if b is None: return f"No strategy fits {where}: {self.rejected[0].why if self.rejected else 'nothing could be tried'}"
+        bill = [time_text(b.hours * 3600)] if b.hours is not None else []
+        bill += [usd_text(b.usd)] if b.usd is not None else []
+        return (f"{self.model} on {b.gpus} × {self.gpu}: {b.description}, micro-batch {b.workload.micro_batch} × {b.workload.seq_len}: "
+                f"{b.tokens_per_second_per_gpu.value:,.0f} tokens/s on each GPU ({b.mfu:.0%} MFU), "
+                f"{size_text(b.peak_bytes)} of {size_text(self.memory_bytes)}{' (tight)' if b.fits == 'tight' else ''}"
+                + (", " + ", ".join(bill) + " in all" if bill else ""))
 
     def table(self, most: int = 10) -> str:
         "The plans as plain text."
-        rows = [[i, p.gpus, p.description, f"{p.workload.micro_batch} × {p.workload.microbatches(p.strategy)}", size_text(p.peak_bytes) + (" tight" if p.fits == "tight" else ""), time_text(p.step_seconds.value), f"{p.tokens_per_second_per_gpu.value:,.0f}",
-                 f"{p.mfu:.0%}", time_text(p.hours * 3600) if p.hours is not None else "", usd_text(p.usd) if p.usd is not None else ""] for i, p in enumerate(self.plans[:most], 1)]
+        rows = [[i, *_cells(p)] for i, p in enumerate(self.plans[:most], 1)]
         return table_text(["", "GPUs", "strategy", "batch", "peak", "step", "tokens/s/GPU", "MFU", "time", "cost"], rows, width=160)
 
     def memory_chart(self, most: int = 12) -> Chart:
         "Memory of a GPU by strategy."
-        return stacked_bars({f"{p.description}": {"peak": p.peak_bytes / GIB} for p in self.plans[:most]}, "GiB on the fullest GPU", limit=self.memory_bytes / GIB, limit_name=self.gpu, show="{:.3g}".format)
+        bars = {p.description: {"peak": p.peak_bytes / GIB} for p in self.plans[:most]}
+        return stacked_bars(bars, "GiB on the fullest GPU", limit=self.memory_bytes / GIB, limit_name=self.gpu, show="{:.3g}".format)
 
     def cost_chart(self) -> Chart:
         "Cost (or GPU hours a million tokens) against time, with the Pareto front."
-        points = [(3600 * 1e9 / (p.tokens_per_second_per_gpu.value * p.gpus) / 3600 / 1e3, 1e6 / p.tokens_per_second_per_gpu.value / 3600 * 1e3, p.description) for p in self.plans]
+        def point(p, rate): return 1e6 / (rate * p.gpus), 1e9 / rate / 3600, p.description  # 1000 s, and GPU hours, a billion tokens
+        points = [point(p, p.tokens_per_second_per_gpu.value) for p in self.plans]
         front, least = [], math.inf
         for x, y, label in sorted(points):
             if y < least: front.append((x, y, label)); least = y
         def series(name, pts, line): return Series(name, [(x, y) for x, y, _ in pts], [label for *_, label in pts], line)
-        return scatter([series("all plans", points, False), series("Pareto front", front, True)], "Time against GPU hours", "thousand seconds a billion tokens", "GPU hours a billion tokens", log_x=len({p.gpus for p in self.plans}) > 1)
+        shown = [series("all plans", points, False), series("Pareto front", front, True)]
+        axes = "thousand seconds a billion tokens", "GPU hours a billion tokens"
+        return scatter(shown, "Time against GPU hours", *axes, log_x=len({p.gpus for p in self.plans}) > 1)
 
     def __str__(self) -> str: return self.verdict() + "\n\n" + self.table()
     def _repr_html_(self) -> str: return f"<p>{self.verdict()}.</p>{self.memory_chart().svg}" if self.plans else f"<p>{self.verdict()}.</p>"
 
-# %% ../../nbs/compute/08_plan.ipynb #1f8d271c
+# %% ../../nbs/compute/08_plan.ipynb #e543e46a
 _RECOMPUTE = ("none", "selective", "full")
 
-def _candidates(a: Architecture, base: Strategy, k: Cluster, seq_len: int, batch: int, micro_batch: int | None, stretch: bool) -> Iterator[tuple[Strategy, Found | str]]:
+def _candidates(
+    a: Architecture, base: Strategy, k: Cluster, seq_len: int, batch: int, micro_batch: int | None, stretch: bool,
+) -> Iterator[tuple[Strategy, Found | str]]:
     "Every strategy with its best recomputation and workload, or the reason against the leanest one."
     for d in degrees(a, k, seq_len, base):
         for s in variants(base, d, k):
@@ -284,7 +320,7 @@ def _better(x: Found, y: Found) -> bool:
     if (x.footprint.fits == "yes") != (y.footprint.fits == "yes"): return x.footprint.fits == "yes"
     return x.speed.tokens_per_second_per_gpu.value > y.speed.tokens_per_second_per_gpu.value
 
-# %% ../../nbs/compute/08_plan.ipynb #64969984
+# %% ../../nbs/compute/08_plan.ipynb #aebab3a4
 def plan(
     architecture: Architecture,  # the model
     device: Device,  # the GPU
@@ -317,18 +353,24 @@ def plan(
             if isinstance(result, str): ruled.append(Rejected(s, rung(s), describe(s), result))
             else: found.append(result)
         if found and (gpus is None or minimize == "gpus"): break
-    if not considered: raise BadInput(f"{gpus or 'no number of'} GPUs cannot be divided into {_given(base)} for this model", "Use degrees whose product divides the GPUs, or leave them to the search")
+    if not considered:
+        why = f"{gpus or 'no number of'} GPUs cannot be divided into {_given(base)} for this model"
+        raise BadInput(why, "Use degrees whose product divides the GPUs, or leave them to the search")
     return _report(a, device, gpus, w, base, found, ruled, considered, tokens, minimize, _price(price, device), size, budget, most, per_node, network)
 
 def _askable(a: Architecture, base: Strategy, minimize: str, tokens: int | None, price: Price | float | None, budget: float | None) -> None:
     if a.kind == "states": raise BadInput("a number of parameters cannot be planned", "Name a model: its configuration is enough")
     if base.inference: raise BadInput("plans are for training", "Leave --inference out; memory --inference says what serving takes")
     if minimize not in ("time", "cost", "gpus"): raise BadInput(f"minimize cannot be {minimize!r}", "Choose time, cost or gpus")
-    if budget is not None and not (budget > 0 and math.isfinite(budget)): raise BadInput(f"a budget of {budget} dollars pays for nothing", "Give a number above 0")
-    if budget is not None and (tokens is None or price is None): raise BadInput("a budget needs a run and a price", "Add --tokens, and --prices or --usd-per-gpu-hour where the shipped list has none")
+    if budget is not None and not (budget > 0 and math.isfinite(budget)):
+        raise BadInput(f"a budget of {budget} dollars pays for nothing", "Give a number above 0")
+    if budget is not None and (tokens is None or price is None):
+        mend = "Add --tokens, and --prices or --usd-per-gpu-hour where the shipped list has none"
+        raise BadInput("a budget needs a run and a price", mend)
     if tokens is not None and tokens < 1: raise BadInput(f"a run of {tokens} tokens cannot be planned", "Give at least one token")
 
-def _given(base: Strategy) -> str: return ", ".join(f"{k} {getattr(base, k)}" for k in ("dp", "tp", "pp", "cp", "ep") if getattr(base, k) > 1) or "anything"
+def _given(base: Strategy) -> str:
+    return ", ".join(f"{k} {getattr(base, k)}" for k in ("dp", "tp", "pp", "cp", "ep") if getattr(base, k) > 1) or "anything"
 
 def _counts(gpus: int | None, minimize: str, base: Strategy) -> list[int]:
     "Numbers of GPUs to try: the given one, or ascending powers of two."
@@ -342,53 +384,76 @@ def _price(price: Price | float | None, device: Device) -> Price | None:
     from fsdl_devinfra.compute.money import given_price
     return given_price(price, device.name) if isinstance(price, (int, float)) else price
 
-# %% ../../nbs/compute/08_plan.ipynb #2c00f47c
-def _report(a: Architecture, device: Device, gpus: int | None, w: Workload, base: Strategy, found: list[Found], ruled: list[Rejected], considered: int, tokens: int | None,
-            minimize: str, price: Price | None, batch: int, budget: float | None, most: int, per_node: int | None, network: float | None) -> PlanReport:
-    def speed(f): return f.speed.tokens_per_second_per_gpu.value
-    keys = {"time": lambda f: -round(speed(f) * f.strategy.gpus, 3), "cost": lambda f: -round(speed(f), 3), "gpus": lambda f: (f.strategy.gpus, -round(speed(f), 3))}
-    ranked = sorted(found, key=lambda f: (f.footprint.fits != "yes", f.strategy.offload != base.offload, keys[minimize](f), LADDER.index(rung(f.strategy))))
+# %% ../../nbs/compute/08_plan.ipynb #fda483f0
+def _report(
+    a: Architecture, device: Device, gpus: int | None, w: Workload, base: Strategy, found: list[Found], ruled: list[Rejected],
+    considered: int, tokens: int | None, minimize: str, price: Price | None, batch: int, budget: float | None, most: int,
+    per_node: int | None, network: float | None,
+) -> PlanReport:
+    ranked = _ranked(found, base, minimize)
     plans = [_plan(a, f, device, tokens, price, per_node, network, full=i < most) for i, f in enumerate(ranked)]
     least = min((p.usd for p in plans if p.usd is not None), default=None)
     if budget is not None:
         dear = [p for p in plans if p.usd is not None and p.usd > budget]
-        ruled = ruled + [Rejected(p.strategy, p.rung, p.description, f"costs {usd_text(p.usd)}, more than the budget of {usd_text(budget)}") for p in dear]
+        over = f"more than the budget of {usd_text(budget)}"
+        ruled = ruled + [Rejected(p.strategy, p.rung, p.description, f"costs {usd_text(p.usd)}, {over}") for p in dear]
         plans = [p for p in plans if p.usd is None or p.usd <= budget]
-    simplest = min((p for p in plans if p.fits == "yes"), key=lambda p: (LADDER.index(p.rung), p.gpus, -p.tokens_per_second_per_gpu.value), default=plans[0] if plans else None)
+    def simple(p): return LADDER.index(p.rung), p.gpus, -p.tokens_per_second_per_gpu.value
+    first = plans[0] if plans else None
+    simplest = min((p for p in plans if p.fits == "yes"), key=simple, default=first)
     ruled = sorted(ruled, key=lambda r: (LADDER.index(r.rung), r.strategy.pp, r.strategy.tp))
     count = plans[0].gpus if plans else gpus or max(s.gpus for s in [*(f.strategy for f in ranked), *(r.strategy for r in ruled)])
-    return PlanReport(a.name, a.parameters, device.name, count, device.memory_bytes, minimize, tokens, batch, plans[0] if plans else None, simplest, plans[:most], ruled[:60],
-                      _advice(a, device, count, plans, ruled, simplest) if plans or least is None else _savings(device), considered, _assumptions(a, base, w, batch, price, found), convention(base), None if plans else least)
+    advice = _advice(a, base, w, device, count, plans, ruled, simplest) if plans or least is None else _savings(base)
+    return PlanReport(a.name, a.parameters, device.name, count, device.memory_bytes, minimize, tokens, batch, first, simplest, plans[:most],
+                      ruled[:60], advice, considered, _assumptions(a, base, w, batch, price, found), convention(base), None if plans else least)
 
-def _plan(a: Architecture, f: Found, device: Device, tokens: int | None, price: Price | None, per_node: int | None, network: float | None, full: bool) -> Plan:
+def _ranked(found: Sequence[Found], base: Strategy, minimize: str) -> list[Found]:
+    "What surely fits and is not offloaded first, then by what is asked for, then the simpler one."
+    def speed(f): return f.speed.tokens_per_second_per_gpu.value
+    keys = {"time": lambda f: -round(speed(f) * f.strategy.gpus, 3), "cost": lambda f: -round(speed(f), 3),
+            "gpus": lambda f: (f.strategy.gpus, -round(speed(f), 3))}
+    def key(f): return f.footprint.fits != "yes", f.strategy.offload != base.offload, keys[minimize](f), LADDER.index(rung(f.strategy))
+    return sorted(found, key=key)
+
+def _plan(
+    a: Architecture, f: Found, device: Device, tokens: int | None, price: Price | None, per_node: int | None, network: float | None, full: bool,
+) -> Plan:
     t = throughput(a, f.strategy, f.workload, cluster(device, f.strategy.gpus, per_node, network)) if full else f.speed
     steps = math.ceil(tokens / t.tokens_per_step) if tokens else None
     hours = steps * t.step_seconds.value / 3600 if steps else None
     usd = hours * f.strategy.gpus * price.usd_per_gpu_hour if hours is not None and price else None
     d = f.footprint.device_bytes
-    return Plan(f.strategy, f.workload, rung(f.strategy), describe(f.strategy), f.strategy.gpus, str(f.footprint.fits), d.value, [d.low, d.high], f.footprint.host_bytes,
-                t.step_seconds, t.tokens_per_second_per_gpu, t.tokens_per_step, t.mfu, hours, usd, _why(f, t))
+    return Plan(f.strategy, f.workload, rung(f.strategy), describe(f.strategy), f.strategy.gpus, str(f.footprint.fits), d.value,
+                [d.low, d.high], f.footprint.host_bytes, t.step_seconds,
+                t.tokens_per_second_per_gpu, t.tokens_per_step, t.mfu, hours, usd, _why(f, t))
+
+_WASTE = {"tensor": "tensor-parallel communication", "data": "data-parallel communication", "bubble": "the pipeline bubble",
+          "offload": "copies to the host", "elementwise": "memory-bound operations", "host": "waiting for the host"}
 
 def _why(f: Found, t: Throughput) -> str:
     "What is good about it, and what it loses time with."
-    waste = {k: v for k, v in t.spent_seconds.items() if k in ("tensor", "data", "bubble", "offload", "elementwise")}
+    waste = {k: v for k, v in t.spent_seconds.items() if k in _WASTE}
     lost = max(waste, key=lambda k: waste[k]) if waste else ""
-    words = {"tensor": "tensor-parallel communication", "data": "data-parallel communication", "bubble": "the pipeline bubble", "offload": "copies to the host", "elementwise": "memory-bound operations"}
-    loss = f"; {waste[lost] / t.step_seconds.value:.0%} of a step is {words[lost]}" if lost else ""
+    loss = f"; {waste[lost] / t.step_seconds.value:.0%} of a step is {_WASTE[lost]}" if lost else ""
     return f"{'fits' if f.footprint.fits == 'yes' else 'may fit'} with {size_text(f.footprint.device_bytes.value)}{loss}"
 
 def _assumptions(a: Architecture, base: Strategy, w: Workload, batch: int, price: Price | None, found: Sequence[Found]) -> list[str]:
-    notes = [f"A step holds {batch} sequences of {w.seq_len} tokens, or one a data-parallel rank where there are more ranks", f"{base.precision}, {base.optimizer}"]
+    size = f"A step holds {batch} sequences of {w.seq_len} tokens, or one a data-parallel rank where there are more ranks"
+    notes = [size, f"{base.precision}, {base.optimizer}"]
     if price: notes.append(f"A GPU hour costs {usd_text(price.usd_per_gpu_hour)} ({price.cloud} {price.instance}; {price.source})")
     return notes + (found[0].speed.assumptions[:2] if found else [])
 
-# %% ../../nbs/compute/08_plan.ipynb #133742d4
-def _advice(a: Architecture, device: Device, gpus: int, plans: Sequence[Plan], ruled: Sequence[Rejected], simplest: Plan | None) -> list[str]:
+# %% ../../nbs/compute/08_plan.ipynb #b6c463df
+def _advice(
+    a: Architecture, base: Strategy, w: Workload, device: Device, gpus: int, plans: Sequence[Plan], ruled: Sequence[Rejected], simplest: Plan | None,
+) -> list[str]:
     "What to try, in the order in which people should try it."
     said = []
-    if not plans: return _ways_out(a, device)
+    if not plans: return _ways_out(base, w)
     alone = _single(a, plans, device)
-    if alone and gpus > 1: said.append(f"It fits on one GPU: start there, and use the other {gpus - 1} for more experiments in parallel (trivial parallelism); nothing is faster to set up")
+    if alone and gpus > 1:
+        said.append(f"It fits on one GPU: start there, and use the other {gpus - 1} for more experiments in parallel (trivial parallelism); "
+                    "nothing is faster to set up")
     elif alone: said.append("It fits on one GPU: that is all you need")
     for step in LADDER[1:]:
         fit = [p for p in plans if p.rung == step]
@@ -396,27 +461,39 @@ def _advice(a: Architecture, device: Device, gpus: int, plans: Sequence[Plan], r
         else: said += [f"{_CAPITAL[step]} does not: {r.why}" for r in ruled if r.rung == step][:1]
     if simplest and simplest is not plans[0]:
         gain = plans[0].tokens_per_second_per_gpu.value * plans[0].gpus / (simplest.tokens_per_second_per_gpu.value * simplest.gpus) - 1
-        said.append(f"The simplest that fits is {simplest.description}; {plans[0].description} is {gain:.0%} faster" if gain > 0.005 else f"The simplest that fits is {simplest.description}, and nothing is faster by more than half a percent")
+        other = f"; {plans[0].description} is {gain:.0%} faster" if gain > 0.005 else ", and nothing is faster by more than half a percent"
+        said.append(f"The simplest that fits is {simplest.description}{other}")
     return said
 
-_CAPITAL = {"data parallel": "Data parallel (DDP)", "ZeRO": "ZeRO-1 or -2", "fully sharded": "Full sharding (FSDP, ZeRO-3)", "offload": "Offload", "tensor parallel": "Tensor parallel",
-            "pipeline parallel": "A pipeline", "3D parallel": "3D parallelism"}
+_CAPITAL = {"data parallel": "Data parallel (DDP)", "ZeRO": "ZeRO-1 or -2", "fully sharded": "Full sharding (FSDP, ZeRO-3)",
+            "offload": "Offload", "tensor parallel": "Tensor parallel", "pipeline parallel": "A pipeline", "3D parallel": "3D parallelism"}
 
 def _sentence(step: str, p: Plan, best: Plan) -> str:
     share = p.tokens_per_second_per_gpu.value * p.gpus / (best.tokens_per_second_per_gpu.value * best.gpus)
-    return f"{_CAPITAL[step]} {'fits' if p.fits == 'yes' else 'may fit'}: {p.description}, {size_text(p.peak_bytes)}, {p.tokens_per_second_per_gpu.value:,.0f} tokens/s on each GPU ({share:.0%} of the best)"
+    verb = "fits" if p.fits == "yes" else "may fit"
+    rate = f"{p.tokens_per_second_per_gpu.value:,.0f} tokens/s on each GPU ({share:.0%} of the best)"
+    return f"{_CAPITAL[step]} {verb}: {p.description}, {size_text(p.peak_bytes)}, {rate}"
 
 def _single(a: Architecture, plans: Sequence[Plan], device: Device) -> bool:
     "Whether one GPU would do, without offload, as the plans are trained."
-    s = replace(plans[0].strategy, dp=1, tp=1, pp=1, vpp=1, cp=1, ep=1, sp=None, zero=0, shard_group=None, offload="none", framework="fsdp", recompute="full", async_tp=False)
+    s = replace(plans[0].strategy, dp=1, tp=1, pp=1, vpp=1, cp=1, ep=1, sp=None, zero=0, shard_group=None, offload="none",
+                framework="fsdp", recompute="full", async_tp=False)
     w = replace(plans[0].workload, micro_batch=1)
-    return states_bytes(a, s) <= device.memory_bytes and refusal(a, s, w) is None and estimate(a, s, w, device, "device", advice=False).fits == "yes"
+    if states_bytes(a, s) > device.memory_bytes or refusal(a, s, w): return False
+    return estimate(a, s, w, device, "device", advice=False).fits == "yes"
 
-def _savings(device: Device) -> list[str]:
+def _savings(s: Strategy) -> list[str]:
     "What makes a run cheaper."
-    return ["Rank by cost: --minimize cost also looks at fewer GPUs, which wait less for each other", "Compare other GPUs: the cheapest hour is seldom the cheapest run", "Take spot prices (--spot), or a list of your own (--prices)",
-            "Train on fewer tokens (--tokens), or adapters only (--lora-rank 16)"]
+    return ["Rank by cost: --minimize cost also looks at fewer GPUs, which wait less for each other",
+            "Compare other GPUs: the cheapest hour is seldom the cheapest run",
+            "Take spot prices (--spot), or a list of your own (--prices)",
+            "Train on fewer tokens (--tokens)" + ("" if s.lora_rank else ", or adapters only (--lora-rank 16)")]
 
-def _ways_out(a: Architecture, device: Device) -> list[str]:
-    return [f"Use more GPUs: fsdl-devinfra plan without --gpus finds the smallest number that does", "Train adapters only (--lora-rank 16), with a quantised base (--base-weights nf4)",
-            "Use a GPU with more memory", "Use a shorter sequence (--seq-len) or a fused loss (--loss fused)"]
+def _ways_out(s: Strategy, w: Workload) -> list[str]:
+    "What may make it fit, of what is not done already."
+    ways = ["Use more GPUs: fsdl-devinfra plan without --gpus finds the smallest number that does"]
+    if not s.lora_rank: ways.append("Train adapters only (--lora-rank 16), with a quantised base (--base-weights nf4)")
+    elif not s.base_weights: ways.append("Quantise the frozen base (--base-weights nf4)")
+    ways.append("Use a GPU with more memory")
+    shorter = [f"a shorter sequence (--seq-len {w.seq_len // 2})"] * (w.seq_len > 512) + ["a fused loss (--loss fused)"] * (s.loss != "fused")
+    return ways + ([f"Use {' or '.join(shorter)}"] if shorter else [])

@@ -16,7 +16,7 @@ from ..core.errors import FAILS, HOLDS
 # %% auto #0
 __all__ = ['register', 'plan_command', 'text_of']
 
-# %% ../../nbs/compute/10_plan_command.ipynb #31c3ee45
+# %% ../../nbs/compute/10_plan_command.ipynb #155b9527
 _EXAMPLES = """
 fsdl-devinfra plan ./my-model --gpu h100 --gpus 8
 fsdl-devinfra plan org/model --gpu a100-80 --gpus 64 --tokens 100B --minimize cost -o plan.json
@@ -40,7 +40,8 @@ def plan_command(
 ) -> Outcome:
     "`fsdl-devinfra plan`."
     device, a, s, w = run_from_args(args)
-    found = plan(a, device, args.gpus, s, w, tokens_from_args(args), args.minimize, price_from_args(args, device, args.gpus or 1), args.batch, args.budget, args.per_node, args.network)
+    price = price_from_args(args, device, args.gpus or 1)
+    found = plan(a, device, args.gpus, s, w, tokens_from_args(args), args.minimize, price, args.batch, args.budget, args.per_node, args.network)
     if args.output: found.save(args.output); status(f"wrote {args.output}")
     return Outcome(found.to_dict(), text_of(found), HOLDS if found.best else FAILS)
 
@@ -50,5 +51,7 @@ def text_of(
     "Verdict, plans, reasons and advice for people."
     parts = [r.verdict() + "."]
     if r.plans: parts.append(r.table())
-    if r.rejected: parts.append("ruled out:\n" + "\n".join(f"  {x.description}: {x.why}" for x in r.rejected[:6]) + (f"\n  … and {len(r.rejected) - 6} more" if len(r.rejected) > 6 else ""))
-    return "\n\n".join([*parts, "advice:\n" + "\n".join(f"  {i}. {line}" for i, line in enumerate(r.advice, 1)), "\n".join("- " + n for n in r.assumptions)])
+    ruled = [f"{x.description}: {x.why}" for x in r.rejected[:6]] + [f"… and {len(r.rejected) - 6} more"] * (len(r.rejected) > 6)
+    if ruled: parts.append("\n  ".join(["ruled out:", *ruled]))
+    advice = "\n  ".join(["advice:", *(f"{i}. {line}" for i, line in enumerate(r.advice, 1))])
+    return "\n\n".join([*parts, advice, "\n".join("- " + n for n in r.assumptions)])

@@ -77,7 +77,7 @@ def _device(name: str, memory_gb: float | None = None) -> Device | None:
         except BadInput: continue
     return None
 
-# %% ../../nbs/compute/06_prices.ipynb #a1cfc49f
+# %% ../../nbs/compute/06_prices.ipynb #44aa0d08
 Row = Mapping[str, str]
 
 def _fsdl(row: Row, source: str) -> list[Price]:
@@ -96,7 +96,8 @@ def _sky(row: Row, source: str) -> list[Price]:
     if gpu is None: raise BadInput(f"no GPU called {row.get('AcceleratorName')!r} is in the table")
     if not gpus: raise BadInput("no whole number of GPUs")
     said = dict(cloud=row.get("Region") or "?", instance=row.get("InstanceType") or "?", gpu=gpu.name, gpus=gpus, source=source)
-    found = [Price(usd_per_hour=usd, spot=spot, **said) for key, spot in (("Price", False), ("SpotPrice", True)) if (usd := price_number(row.get(key)))]
+    found = [Price(usd_per_hour=usd, spot=spot, **said) for key, spot in (("Price", False), ("SpotPrice", True))
+             if (usd := price_number(row.get(key)))]
     if not found: raise BadInput("no price")
     return found
 
@@ -105,11 +106,12 @@ def _hunt(row: Row, source: str) -> list[Price]:
     gpu, gpus, usd = _device(row.get("gpu_name") or "", memory), whole_number(row.get("gpu_count")), price_number(row.get("price"))
     if gpu is None: raise BadInput(f"no GPU called {row.get('gpu_name')!r} is in the table")
     if not gpus or not usd: raise BadInput("no price or no number of GPUs")
-    return [Price(row.get("location") or "?", row.get("instance_name") or "?", gpu.name, gpus, usd, (row.get("spot") or "").lower() == "true", source)]
+    spot = (row.get("spot") or "").lower() == "true"
+    return [Price(row.get("location") or "?", row.get("instance_name") or "?", gpu.name, gpus, usd, spot, source)]
 
 _DIALECTS = {"GPU Type": ("FSDL cloud-gpus", _fsdl), "AcceleratorName": ("SkyPilot", _sky), "gpu_name": ("gpuhunt", _hunt)}
 
-# %% ../../nbs/compute/06_prices.ipynb #0e4d51d4
+# %% ../../nbs/compute/06_prices.ipynb #8275dffb
 def _untangled(rows: Sequence[Row]) -> list[dict[str, str]]:
     "FSDL rows in which a column of prices per GPU that holds prices of instances is moved to where it belongs."
     alone: dict[tuple[str, str], float] = {}
@@ -137,7 +139,9 @@ def read_prices(
     except csv.Error as e: raise BadInput(f"{path} is not a csv file ({e})", "Save it again") from None
     if not rows: raise BadInput(f"{path} holds no prices", "Give a file with a header line and rows")
     name, reader = next((d for column, d in _DIALECTS.items() if column in rows[0]), (None, None))
-    if reader is None: raise BadInput(f"{path} has none of the columns {', '.join(repr(c) for c in _DIALECTS)}", "Use the columns of the FSDL cloud-gpus table, of SkyPilot's or of gpuhunt's catalog")
+    if reader is None:
+        why = f"{path} has none of the columns {', '.join(repr(c) for c in _DIALECTS)}"
+        raise BadInput(why, "Use the columns of the FSDL cloud-gpus table, of SkyPilot's or of gpuhunt's catalog")
     source = f"{name}, {date or _date(path)}"
     return _collected(_untangled(rows) if reader is _fsdl else rows, reader, source, str(path))
 
@@ -166,7 +170,7 @@ def _collected(rows: Sequence[Row], reader, source: str, where: str) -> PriceLis
     if not found: raise BadInput(f"{where} has no row with a price that can be used ({skipped[0]})", "Write prices as numbers in dollars an hour")
     return PriceList(tuple(dict.fromkeys(found)), source, tuple(skipped))
 
-# %% ../../nbs/compute/06_prices.ipynb #e8cb74ee
+# %% ../../nbs/compute/06_prices.ipynb #e910822c
 #: state of the list in the package
 SHIPPED = "2025-03-07"
 
@@ -186,14 +190,16 @@ def hunted_prices(
     offline = bool(os.environ.get("GPUHUNT_CATALOG_DIR"))
     pool = ThreadPoolExecutor(1, thread_name_prefix="gpuhunt")
     try: items = pool.submit(catalog(auto_reload=not offline).query, gpu_name=device.name.split("-")[0]).result(timeout)
-    except (Late, Exception) as e: raise Unreachable(f"gpuhunt's catalog could not be read ({type(e).__name__})", "Check the network, set GPUHUNT_CATALOG_DIR to a downloaded catalog, or give --prices a csv file") from None
+    except (Late, Exception) as e:
+        mend = "Check the network, set GPUHUNT_CATALOG_DIR to a downloaded catalog, or give --prices a csv file"
+        raise Unreachable(f"gpuhunt's catalog could not be read ({type(e).__name__})", mend) from None
     finally: pool.shutdown(wait=False, cancel_futures=True)
     source = "gpuhunt, " + ("catalog folder" if offline else datetime.date.today().isoformat())
     found = [Price(i.provider, i.instance_name, d.name, i.gpu_count, float(i.price), bool(i.spot), source) for i in items
              if i.gpu_count and i.price and (d := _device(i.gpu_name or "", i.gpu_memory))]
     return PriceList(tuple(found), source)
 
-# %% ../../nbs/compute/06_prices.ipynb #7e98bcb8
+# %% ../../nbs/compute/06_prices.ipynb #d39aeb50
 #: an on-demand price below this share of the median of at least four is taken for a slip
 SLIP = 0.4
 
@@ -214,6 +220,6 @@ def cheapest(
     spot: bool = False,  # take spot prices too
 ) -> Price | None:  # per GPU the cheapest instance that divides the need, or None
     "The cheapest price a GPU hour for this many GPUs of a kind."
-    fitting = [p for p in credible([p for p in prices if p.gpu == device.name]) if (spot or not p.spot) and (p.gpus <= gpus and gpus % p.gpus == 0 or p.gpus == gpus)]
+    fitting = [p for p in credible([p for p in prices if p.gpu == device.name]) if (spot or not p.spot) and gpus % p.gpus == 0]
     if gpus > 1: fitting = [p for p in fitting if p.gpus == min(gpus, 8)] or fitting  # whole nodes, so that NVLink is there
     return min(fitting, key=lambda p: (p.usd_per_gpu_hour, p.cloud, p.instance), default=None)

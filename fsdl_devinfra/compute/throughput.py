@@ -21,23 +21,31 @@ from ..memory.architecture import Architecture
 from ..memory.strategy import Strategy, Workload, check, default_workload
 
 # %% auto #0
-__all__ = ['BEST_SHAPE', 'BEST_SHAPE_OLD', 'BEST_SHAPE_NEW', 'USUAL', 'TUNED', 'SLOW', 'SMALL_HEADS', 'HALF_SPEED', 'KERNELS',
-           'CAST_BYTES', 'EAGER_SCORES', 'LOSS_BYTES', 'HOST_ADAM', 'STEP_BYTES', 'Rates', 'best_shape', 'is_new',
-           'precision_used', 'peak_flops', 'Chip', 'chip', 'product_seconds', 'Pass', 'layer_pass', 'head_pass',
-           'stage_layers', 'recomputed', 'microbatch_pass', 'grad_bytes', 'tensor_seconds', 'expert_seconds',
-           'context_seconds', 'data_seconds', 'offload_seconds', 'optimizer_seconds', 'Step', 'step_seconds',
-           'Interval', 'Throughput', 'throughput']
+__all__ = ['BEST_SHAPE', 'BEST_SHAPE_OLD', 'BEST_SHAPE_NEW', 'USUAL', 'TUNED', 'SLOW', 'SMALL_HEADS', 'HALF_SPEED', 'CAST_BYTES',
+           'CAST_BYTES_FUSED', 'EAGER_SCORES', 'UNPACK_BYTES', 'KERNELS', 'ADAPTER_KERNELS', 'ZERO3_KERNELS',
+           'EXPERT_KERNELS', 'EXPERT_CASTS', 'ROUTER_KERNELS', 'LOSS_BYTES', 'HOST_ADAM', 'STEP_BYTES', 'Rates',
+           'best_shape', 'is_new', 'precision_used', 'peak_flops', 'Chip', 'chip_share', 'chip', 'product_seconds',
+           'Pass', 'layer_pass', 'host_kernels', 'head_pass', 'stage_layers', 'recomputed', 'microbatch_pass',
+           'grad_bytes', 'tensor_seconds', 'expert_seconds', 'context_seconds', 'data_seconds', 'offload_seconds',
+           'optimizer_seconds', 'Step', 'step_seconds', 'Interval', 'Throughput', 'throughput']
 
-# %% ../../nbs/compute/04_throughput.ipynb #81eef4b9
+# %% ../../nbs/compute/04_throughput.ipynb #4aa81c71
 #: share of the dense peak that the best shape reaches: bf16, fp8 (S. Bekman, ML Engineering, accelerator chapter, 2025)
 BEST_SHAPE = {
-    "A100-SXM": (0.869, None), "A100-PCIe": (0.811, None), "H100-SXM": (0.803, 0.709), "H200-SXM": (0.803, 0.734), "H100-PCIe": (0.803, 0.709),
-    "B200-SXM": (0.776, 0.763), "GB200-SXM": (0.729, 0.763), "B300-SXM": (0.786, 0.763), "MI300X": (0.514, 0.514), "MI325X": (0.604, 0.604), "MI355X": (0.68, 0.68),
+    "A100-SXM": (0.869, None), "A100-PCIe": (0.811, None),
+    "H100-SXM": (0.803, 0.709), "H200-SXM": (0.803, 0.734), "H100-PCIe": (0.803, 0.709),
+    "B200-SXM": (0.776, 0.763), "GB200-SXM": (0.729, 0.763), "B300-SXM": (0.786, 0.763),
+    "MI300X": (0.514, 0.514), "MI325X": (0.604, 0.604), "MI355X": (0.68, 0.68),
+    # GeForce: tensor units at half rate for fp32 sums, which power does not limit: cuBLAS gets 105 to 115 of 119.5 TFLOP/s
+    # of an Ada chip at that rate (xlite-dev/LeetCUDA, hgemm on L20)
+    "RTX-3090": (0.96, None), "RTX-4090": (0.96, 0.96), "RTX-5090": (0.96, 0.96),
+    # a systolic array at a fixed clock: nothing throttles, whole tiles run at the peak
+    "TPU-v4": (1.0, None), "TPU-v5e": (1.0, None), "TPU-v5p": (1.0, None),
 }
 #: where nobody published a search: that of A100 for chips of its age and older, that of H100 for newer ones
 BEST_SHAPE_OLD, BEST_SHAPE_NEW = (0.869, None), (0.803, 0.709)
 
-# %% ../../nbs/compute/04_throughput.ipynb #a07e2b11
+# %% ../../nbs/compute/04_throughput.ipynb #5c06ae76
 @dataclass(frozen=True)
 class Rates:
     "What a software stack gets out of a chip, as shares."
@@ -49,37 +57,44 @@ class Rates:
     bandwidth: float  # of memory
     contention: float  # how much overlapped communication slows computation, per second of communication
     kernel: float  # seconds the host needs to launch one kernel
+    sustained_fused: float  # as `sustained_new`, under Megatron with Transformer Engine
+    attention_fused: float  # as `attention_new`, under Megatron with Transformer Engine
+    experts: float = 1.0  # of the rate of large products, where they are one of many experts'
+    host: float = 1.0  # of the time that a host takes for the optimizer and for copies
 
-# %% ../../nbs/compute/04_throughput.ipynb #d76ac4a2
-USUAL = Rates("usual", 0.87, 0.68, 0.33, 0.20, 0.85, 0.19, 8e-6)
-TUNED = Rates("tuned", 0.97, 0.92, 0.60, 0.50, 0.92, 0.10, 3e-6)
-SLOW = Rates("slow", 0.78, 0.58, 0.28, 0.15, 0.80, 0.40, 12e-6)
-#: attention kernels: heads of 64 reach 171 where heads of 128 reach 189 TFLOP/s, and half of it at about 450 positions (88 of 171 at 512; Dao 2023, figure 4)
+# %% ../../nbs/compute/04_throughput.ipynb #67e94d26
+USUAL = Rates("usual", 0.87, 0.68, 0.33, 0.20, 0.85, 0.19, 8e-6, 0.73, 0.50)
+TUNED = Rates("tuned", 0.97, 0.92, 0.60, 0.50, 0.92, 0.10, 3e-6, 0.97, 0.60, host=0.5)
+SLOW = Rates("slow", 0.65, 0.50, 0.28, 0.15, 0.80, 0.40, 25e-6, 0.60, 0.30, experts=0.25, host=1.5)
+#: attention kernels: heads of 64 reach 171 where heads of 128 reach 189 TFLOP/s,
+#: and half of it at about 450 positions (88 of 171 at 512; Dao 2023, figure 4)
 SMALL_HEADS, HALF_SPEED = 0.9, 450
 
-# %% ../../nbs/compute/04_throughput.ipynb #9471b4cd
+# %% ../../nbs/compute/04_throughput.ipynb #44509433
 def best_shape(
     device: Device,
     eight_bit: bool = False,
 ) -> float:  # share of the dense peak
     "What the best shape reaches."
-    row = next((v for k, v in BEST_SHAPE.items() if device.name.startswith(k + "-")), BEST_SHAPE_NEW if is_new(device) else BEST_SHAPE_OLD)
+    other = BEST_SHAPE_NEW if is_new(device) else BEST_SHAPE_OLD
+    row = next((v for k, v in BEST_SHAPE.items() if device.name.startswith(k + "-")), other)
     return (row[1] if eight_bit else row[0]) or row[0]
 
 def is_new(
     device: Device,
 ) -> bool:
-    "Whether a chip is of the Hopper generation or later: those whose arithmetic outran their memory and software."
-    return device.fp8 is not None or device.name.startswith(("TPU-v6", "MI3"))
+    "Whether a chip is of the Hopper generation or later: those whose arithmetic outran their memory and software. GeForce never did."
+    return not device.name.startswith("RTX") and (device.fp8 is not None or device.name.startswith(("TPU-v6", "MI3")))
 
-# %% ../../nbs/compute/04_throughput.ipynb #c38a0acb
+# %% ../../nbs/compute/04_throughput.ipynb #7efa23e1
 def precision_used(
     precision: str,
     device: Device,
 ) -> str:
     "The precision that the chip can run: fp16 in place of bf16 where it has no bf16 units."
     if device.bf16 is None and precision.startswith("bf16"): return "fp16-mixed"
-    if precision == "fp8-mixed" and not device.fp8: raise BadInput(f"{device.name} has no 8-bit floating point units", "Use bf16-mixed, or an H100 or newer")
+    if precision == "fp8-mixed" and not device.fp8:
+        raise BadInput(f"{device.name} has no 8-bit floating point units", "Use bf16-mixed, or an H100 or newer")
     return precision
 
 def peak_flops(
@@ -90,10 +105,11 @@ def peak_flops(
     used = precision_used(precision, device)
     kind = "fp32" if used == "fp32" else "fp8" if used == "fp8-mixed" else "bf16" if used.startswith("bf16") else "fp16"
     rate = getattr(device, kind) or (device.bf16 if kind == "fp16" else None)
-    if not rate: raise BadInput(f"{device.name} has no known {kind} rate", "Use --precision bf16-mixed" if kind == "fp32" else "Use --precision fp32")
+    other = "bf16-mixed" if kind == "fp32" else "fp32"
+    if not rate: raise BadInput(f"{device.name} has no known {kind} rate", f"Use --precision {other}")
     return rate * 1e12
 
-# %% ../../nbs/compute/04_throughput.ipynb #57b3e1f5
+# %% ../../nbs/compute/04_throughput.ipynb #ad563c09
 @dataclass(frozen=True)
 class Chip:
     "Achievable rates: FLOP/s of products, of products outside fp8, of attention; bytes/s of memory; element width; seconds a kernel."
@@ -103,6 +119,16 @@ class Chip:
     bandwidth: float
     width: int
     kernel: float
+    experts: float = 1.0
+
+def chip_share(
+    device: Device,
+    s: Strategy,
+    rates: Rates,
+) -> float:
+    "Share of the best shape's rate that a model holds."
+    if not is_new(device): return rates.sustained
+    return rates.sustained_fused if s.framework == "megatron" else rates.sustained_new
 
 def chip(
     device: Device,
@@ -112,13 +138,15 @@ def chip(
     rates: Rates,
 ) -> Chip:
     "Peak rates times the shares that `rates` says."
-    held = rates.sustained_new if is_new(device) else rates.sustained
+    fused, held = is_new(device) and s.framework == "megatron", chip_share(device, s, rates)
+    kernel = rates.attention_fused if fused else rates.attention_new if is_new(device) else rates.attention
     base = "bf16-mixed" if s.precision == "fp8-mixed" else s.precision
     plain = peak_flops(base, device) * best_shape(device) * held
     products = peak_flops(s.precision, device) * best_shape(device, True) * held if s.precision == "fp8-mixed" else plain
-    core = (rates.attention_new if is_new(device) else rates.attention) * (1.0 if head_dim > 64 else SMALL_HEADS) * seq_len / (seq_len + HALF_SPEED)
+    core = kernel * (1.0 if head_dim > 64 else SMALL_HEADS) * seq_len / (seq_len + HALF_SPEED)
     attention = min(peak_flops(base, device) * core, plain)
-    return Chip(products, plain, attention, device.bandwidth * 1e9 * rates.bandwidth, 4 if s.precision == "fp32" else 2, rates.kernel / (3 if s.compile else 1))
+    memory, width = device.bandwidth * 1e9 * rates.bandwidth, 4 if s.precision == "fp32" else 2
+    return Chip(products, plain, attention, memory, width, rates.kernel / (3 if s.compile else 1), rates.experts)
 
 def product_seconds(
     tokens: float,
@@ -130,24 +158,24 @@ def product_seconds(
     "One product of `tokens` × `inner` × `outer`."
     return 2 * tokens * inner * outer / flops + c.width * (tokens * inner + inner * outer + tokens * outer) / c.bandwidth
 
-# %% ../../nbs/compute/04_throughput.ipynb #68e098fb
+# %% ../../nbs/compute/04_throughput.ipynb #cac49680
 @dataclass(frozen=True)
 class Pass:
     "Seconds of one layer, or of one micro-batch, by kind of work."
     products: float = 0.0
     attention: float = 0.0
     elementwise: float = 0.0
+    host: float = 0.0  # waiting for the host to launch kernels
 
     @property
-    def total(self) -> float: return self.products + self.attention + self.elementwise
+    def total(self) -> float: return self.products + self.attention + self.elementwise + self.host
 
-    def __add__(self, other: "Pass") -> "Pass": return Pass(self.products + other.products, self.attention + other.attention, self.elementwise + other.elementwise)
-    def __mul__(self, times: float) -> "Pass": return Pass(self.products * times, self.attention * times, self.elementwise * times)
+    def __add__(self, other: "Pass") -> "Pass": return Pass(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
+    def __mul__(self, times: float) -> "Pass": return Pass(*(v * times for v in vars(self).values()))
 
-#: kernels of a layer in eager PyTorch, forward and backward: about 20 and 45 in a profile of a pre-norm block (products, attention, norms, additions, casts, views made contiguous)
-KERNELS = (20, 45)
-#: what fp8 adds: two casts of every product's input and gradient (read 2 bytes, write 1, and the transpose), bytes an element
-CAST_BYTES = 8
+#: what fp8 adds: two casts of every product's input and gradient (read 2 bytes, write 1, and the transpose), bytes an element;
+#: Transformer Engine casts where a norm or an activation writes anyway, which leaves the transpose
+CAST_BYTES, CAST_BYTES_FUSED = 8, 2
 
 def layer_pass(
     a: Architecture,
@@ -160,34 +188,61 @@ def layer_pass(
     frozen = s.lora_rank is not None
     fp = bp = casts = 0.0
     for inner, outer, times in layer_products(a, s.tp):
-        one = product_seconds(tokens * times, inner, outer, c.products, c)
+        rate = c.products * (c.experts if times > 1 else 1.0)
+        one = product_seconds(tokens * times, inner, outer, rate, c)
         fp += one * scale
         bp += one * scale * (1 if frozen else 2)
-        casts += CAST_BYTES * tokens * times * inner
+        casts += (CAST_BYTES_FUSED if s.framework == "megatron" else CAST_BYTES) * tokens * times * inner
     fa, ba = _attention_pass(a, s, w, c)
     fe, be = (n * c.width * tokens / c.bandwidth for n in elementwise_elements(a, s))
     if s.precision == "fp8-mixed": fe, be = fe + casts / c.bandwidth, be + casts / c.bandwidth
     if frozen: fe, be = fe * 1.5, be * 1.5  # the adapters' small products are memory-bound and read every input again
     if s.base_weights: fe, be = fe + _unpack_seconds(a, s, c), be + _unpack_seconds(a, s, c)
-    return _host_bound(Pass(fp, fa, fe), KERNELS[0] * c.kernel), _host_bound(Pass(bp, ba, be), KERNELS[1] * c.kernel)
+    least = host_kernels(a, s)
+    return _host_bound(Pass(fp, fa, fe), least[0] * c.kernel), _host_bound(Pass(bp, ba, be), least[1] * c.kernel)
 
 def _attention_pass(a: Architecture, s: Strategy, w: Workload, c: Chip) -> tuple[float, float]:
     one = attention_flops(a, s, w)
     if s.attention == "flash": return FORWARD_PRODUCTS * one / c.attention, BACKWARD_PRODUCTS * one / c.attention
     full = 2 * one if a.kind == "decoder" else one  # eager attention computes the masked half too, and moves the scores through memory
-    scores = full / max(a.head_dim, 1) / 2  # elements of one s × s matrix over all heads
-    return (2 * full / c.plain + EAGER_SCORES[0] * scores * c.width / c.bandwidth, 4 * full / c.plain + EAGER_SCORES[1] * scores * c.width / c.bandwidth)
+    moved = full / max(a.head_dim, 1) / 2 * c.width / c.bandwidth  # one pass over the s × s matrices of all heads
+    return 2 * full / c.plain + EAGER_SCORES[0] * moved, 4 * full / c.plain + EAGER_SCORES[1] * moved
 
 #: passes over the score matrix in eager attention: scale, mask, softmax (fp32 in between), cast, dropout; and their gradients
 EAGER_SCORES = (10, 12)
 
 def _unpack_seconds(a: Architecture, s: Strategy, c: Chip) -> float:
-    "Quantised weights are unpacked to 16 bits before every product: read a byte or half, write two, read two."
-    return 4.5 * a.parts.layer / max(a.layers + a.decoder_layers, 1) / s.tp / c.bandwidth
+    "Quantised weights are unpacked to 16 bits before every product."
+    return UNPACK_BYTES[s.base_weights] * a.parts.layer / max(a.layers + a.decoder_layers, 1) / s.tp / c.bandwidth
+
+#: bytes a weight that unpacking moves. One kernel (bitsandbytes): read a byte or half, write two, read two. GPTQ trains through
+#: PyTorch's own operations (auto-gptq's QuantLinear): shift to 32 bits (0.5 + 4), cast (4 + 1), mask, subtract the zero (2 + 2),
+#: scale to 16 bits (1 + 2), read by the product (2)
+UNPACK_BYTES = {"int8": 5.0, "nf4": 4.5, "int4-gptq": 18.5}
 
 def _host_bound(p: Pass, least: float) -> Pass:
     "A layer cannot go faster than the host launches its kernels."
-    return p if p.total >= least else replace(p, elementwise=p.elementwise + least - p.total)
+    return p if p.total >= least else replace(p, host=least - p.total)
+
+# %% ../../nbs/compute/04_throughput.ipynb #07c720f6
+#: kernels of a layer in eager PyTorch, forward and backward: about 20 and 45 in a profile of a pre-norm block
+#: (products, attention, norms, additions, casts, views made contiguous)
+KERNELS = (20, 45)
+#: what an adapted product, and a layer under DeepSpeed's ZeRO 3, cost the host in each pass, in launches of 8 µs
+ADAPTER_KERNELS, ZERO3_KERNELS = 25, 430
+#: an expert of this GPU, forward and backward: its two products, and its casts in fp8; the router, its sort and the moves
+EXPERT_KERNELS, EXPERT_CASTS, ROUTER_KERNELS = (2, 4), (4, 8), 15
+
+def host_kernels(
+    a: Architecture,
+    s: Strategy,
+) -> tuple[float, float]:  # forward, backward
+    "Launches of one layer, as a host pays for them."
+    more = ZERO3_KERNELS if s.framework == "deepspeed" and s.zero == 3 else 0
+    if s.lora_rank: more += ADAPTER_KERNELS * {"all-linear": 7 if a.gated else 6, "attention": 4, "attention-qv": 2}[s.lora_targets]
+    if a.experts: more += ROUTER_KERNELS
+    local, eight_bit = a.experts / s.ep if a.experts else 0, s.precision == "fp8-mixed"
+    return tuple(k + more + local * (e + q * eight_bit) for k, e, q in zip(KERNELS, EXPERT_KERNELS, EXPERT_CASTS))
 
 # %% ../../nbs/compute/04_throughput.ipynb #cbf9cc95
 #: bytes a logit that the loss moves; a fused loss reads and writes the 16-bit logits once
@@ -206,7 +261,7 @@ def head_pass(
     loss = LOSS_BYTES[s.loss] * tokens * outputs / s.tp / c.bandwidth
     return Pass(one, 0.0, loss / 2), Pass(2 * one, 0.0, loss / 2)
 
-# %% ../../nbs/compute/04_throughput.ipynb #4986be3c
+# %% ../../nbs/compute/04_throughput.ipynb #f6f646f5
 def stage_layers(
     a: Architecture,
     s: Strategy,
@@ -217,15 +272,16 @@ def stage_layers(
     each, rest = divmod(layers, s.pp)
     return [(each + (rest > 0), False), (each + (rest > max(s.pp - 1, 1)), True)]
 
-#: share of a layer's forward pass that selective recomputation repeats: the attention core (Megatron, DeepSpeed), or every second product (torchtitan's policy)
+#: selective recomputation repeats the attention core (Megatron, DeepSpeed), or every second product (torchtitan's policy)
 def recomputed(
     forward: Pass,
     s: Strategy,
+    least: float = 0.0,  # seconds that the host needs to launch a forward pass
 ) -> Pass:
     "What is computed again in the backward pass."
     if s.recompute == "full": return forward
     if s.recompute == "none": return Pass()
-    if s.framework == "fsdp": return Pass(forward.products / 2, 0.0, forward.elementwise)
+    if s.framework == "fsdp": return _host_bound(Pass(forward.products / 2, 0.0, forward.elementwise), least / 2)
     return Pass() if s.attention == "flash" else Pass(0.0, forward.attention, 0.0)
 
 def microbatch_pass(
@@ -237,10 +293,12 @@ def microbatch_pass(
     "Computation of one micro-batch, forward and backward."
     forward, backward = layer_pass(a, s, w, c)
     ends = head_pass(a, s, w, c)
-    found = [((forward + backward + recomputed(forward, s)) * n + (ends[0] + ends[1] if head else Pass()), n) for n, head in stage_layers(a, s)]
+    again = recomputed(forward, s, host_kernels(a, s)[0] * c.kernel)
+    layer, last = forward + backward + again, ends[0] + ends[1]
+    found = [(layer * n + (last if head else Pass()), n) for n, head in stage_layers(a, s)]
     return max(found, key=lambda f: f[0].total)
 
-# %% ../../nbs/compute/04_throughput.ipynb #7ba2714a
+# %% ../../nbs/compute/04_throughput.ipynb #3f400daa
 def grad_bytes(
     s: Strategy,
 ) -> int:
@@ -270,7 +328,9 @@ def expert_seconds(
 ) -> float:  # a micro-batch
     "Tokens sent to their experts and back, forward and backward."
     if s.ep == 1: return 0.0
-    size = w.micro_batch * w.seq_len / s.cp * a.hidden * 2 * a.experts_per_token / (s.tp if s.sequence_parallel else 1)
+    nodes = max(1, s.ep * s.tp // k.per_node)  # a token goes to a node once and is handed on there (DeepSeek-V3 report, 3.2.2)
+    copies = nodes * (1 - (1 - 1 / nodes) ** a.experts_per_token) if nodes > 1 else a.experts_per_token
+    size = w.micro_batch * w.seq_len / s.cp * a.hidden * 2 * copies / (s.tp if s.sequence_parallel else 1)
     return layers * (4 + (2 if s.recompute == "full" else 0)) * all_to_all_seconds(k, s.ep, size, s.tp)
 
 def context_seconds(
@@ -285,7 +345,7 @@ def context_seconds(
     size = w.micro_batch * w.seq_len / s.cp * 2 * a.kv_heads * a.head_dim / s.tp * 2
     return layers * 3 * (s.cp - 1) * point_to_point_seconds(k, size, s.tp)
 
-# %% ../../nbs/compute/04_throughput.ipynb #f139e2d9
+# %% ../../nbs/compute/04_throughput.ipynb #da9903be
 def data_seconds(
     a: Architecture,
     s: Strategy,
@@ -293,31 +353,39 @@ def data_seconds(
     layers: float,  # of the stage
     microbatches: int,
 ) -> tuple[float, float]:  # a micro-batch, once a step
-    "Parameters and gradients between data-parallel ranks."
+    """Parameters and gradients between data-parallel ranks. Experts are shared by fewer, `ep` GPUs apart:
+    where a node holds all of them once, each goes over a network card of its own."""
     ranks = s.dp * s.cp
-    trained = _stage_parameters(a, s, layers)
-    held = trained if not s.lora_rank else trained  # frozen weights are gathered as well
     if ranks == 1: return 0.0, 0.0
+    dense, experts = _stage_parts(a, s, layers)
     units = max(layers, 1) + 1
-    def ring(size, group=ranks): return units * ring_seconds(k, group, size / units, s.tp)
-    grads = 0.0 if s.lora_rank else trained * grad_bytes(s)
+    def ring(width, group=ranks):
+        seconds = units * ring_seconds(k, group, dense * width / units, s.tp)
+        return seconds + (units * ring_seconds(k, max(group // s.ep, 1), experts * width / units, s.tp * s.ep) if experts else 0.0)
+    grad = 0 if s.lora_rank else grad_bytes(s)
     group = s.shard_group or ranks
-    across = 2 * units * ring_seconds(k, ranks // group, grads / group / units, s.tp * group) if group < ranks else 0.0
-    if s.zero == 3: return 2 * ring(2 * held, group) + ring(grads, group), across
-    if s.zero == 2: return (ring(2 * held, group) if s.framework == "fsdp" else 0.0) + ring(grads), 0.0 if s.framework == "fsdp" else ring(2 * trained)
-    if s.zero == 1: return 0.0, ring(grads) + ring(2 * trained)
-    return 0.0, 2 * ring(grads)
+    left = (dense + experts) * grad / group / units
+    across = 2 * units * ring_seconds(k, ranks // group, left, s.tp * group) if group < ranks else 0.0
+    if s.zero == 3: return 2 * ring(2, group) + ring(grad, group), across  # frozen weights are gathered as well
+    if s.zero == 2: return (ring(2, group) + ring(grad), 0.0) if s.framework == "fsdp" else (ring(grad), ring(2))
+    if s.zero == 1: return 0.0, ring(grad) + ring(2)
+    return 0.0, 2 * ring(grad)
 
-def _stage_parameters(a: Architecture, s: Strategy, layers: float) -> float:
-    "Parameters of one stage on one tensor-parallel rank; experts are spread further."
+def _stage_parts(a: Architecture, s: Strategy, layers: float) -> tuple[float, float]:
+    "Parameters of one stage on one tensor-parallel rank: dense ones, and those of its experts."
     total = max(a.layers + a.decoder_layers, 1)
     ends = a.parts.embedding + a.parts.other + (a.parts.head if s.pp == 1 else 0)
-    return (a.parts.layer * layers / total + a.parts.expert * layers / total / s.ep + (ends if s.pp == 1 else max(a.parts.embedding, a.parts.head))) / s.tp
+    if s.pp > 1: ends = max(a.parts.embedding, a.parts.head)
+    return (a.parts.layer * layers / total + ends) / s.tp, a.parts.expert / s.ep * layers / total / s.tp
 
-# %% ../../nbs/compute/04_throughput.ipynb #89bf885d
-#: seconds that a host of two sockets needs to step a billion parameters with Adam (Ren et al. 2021, ZeRO-Offload, table 4: 0.22 s for 1B, 2.57 s for 10B)
+def _stage_parameters(a: Architecture, s: Strategy, layers: float) -> float: return sum(_stage_parts(a, s, layers))
+
+# %% ../../nbs/compute/04_throughput.ipynb #54e6a214
+#: seconds that a host of two sockets needs to step a billion parameters with Adam
+#: (Ren et al. 2021, ZeRO-Offload, table 4: 0.22 s for 1B, 2.57 s for 10B)
 HOST_ADAM = 0.25e-9
-#: bytes that a fused Adam step moves per parameter on the GPU: read and write parameter, two moments and gradient in fp32, write a 16-bit copy
+#: bytes that a fused Adam step moves per parameter on the GPU:
+#: read and write parameter, two moments and gradient in fp32, write a 16-bit copy
 STEP_BYTES = 30
 
 def offload_seconds(
@@ -326,6 +394,7 @@ def offload_seconds(
     w: Workload,
     k: Cluster,
     layers: float,
+    host: float = 1.0,  # of the usual time
 ) -> tuple[float, float]:  # a micro-batch (beside computation), once a step
     "Copies over PCIe and the optimizer on the host."
     if s.offload == "none": return 0.0, 0.0
@@ -333,7 +402,7 @@ def offload_seconds(
     mine = _stage_parameters(a, s, layers) / (s.shards if s.zero else 1)
     if s.offload == "activations": return 2 * w.micro_batch * w.seq_len / s.cp * a.hidden * 2 * layers / rate, 0.0
     sharing = min(k.per_node, k.gpus)
-    step = 0.0 if s.lora_rank else mine * 4 / rate + mine * sharing * HOST_ADAM
+    step = 0.0 if s.lora_rank else mine * 4 / rate + mine * sharing * HOST_ADAM * host
     if s.offload == "optimizer": return 0.0, step
     passes = 2 if s.zero == 3 else 0
     return passes * 2 * mine / rate, step
@@ -350,13 +419,14 @@ def optimizer_seconds(
     times = 3.0 if s.optimizer == "muon" else 0.6 if s.optimizer in ("adamw-8bit", "lion", "sgd", "adafactor") else 1.0
     return mine * STEP_BYTES * times / c.bandwidth
 
-# %% ../../nbs/compute/04_throughput.ipynb #7db2dd59
+# %% ../../nbs/compute/04_throughput.ipynb #46c7e4d9
 @dataclass(frozen=True)
 class Step:
     "Seconds of one optimizer step, by what they are spent on."
     products: float
     attention: float
     elementwise: float
+    host: float  # waiting for the host to launch kernels
     tensor: float  # tensor, expert and context parallelism, not hidden
     data: float  # data-parallel communication that is not hidden, and what the hidden part costs
     bubble: float  # waiting in the pipeline
@@ -382,20 +452,22 @@ def step_seconds(
     compute, layers = microbatch_pass(a, s, w, c)
     m = w.microbatches(s)
     each, once = data_seconds(a, s, k, layers, m)
-    moved, stepped = offload_seconds(a, s, w, k, layers)
+    moved, stepped = offload_seconds(a, s, w, k, layers, rates.host)
     tensor = tensor_seconds(a, s, w, k, layers) + expert_seconds(a, s, w, k, layers)
     ring = context_seconds(a, s, w, k, layers)
     tensor += max(0.0, ring - compute.attention) + rates.contention * min(ring, compute.attention)
-    stages = point_to_point_seconds(k, w.micro_batch * w.seq_len / s.cp * a.hidden * 2 / s.tp, s.tp) * 2 * s.vpp if s.pp > 1 else 0.0
+    passed = w.micro_batch * w.seq_len / s.cp * a.hidden * 2 / s.tp
+    stages = point_to_point_seconds(k, passed, s.tp) * 2 * s.vpp if s.pp > 1 else 0.0
     data = _beside(compute.total + tensor, each, layers, rates.contention)
     offload = max(0.0, moved - compute.total) + rates.contention * min(moved, compute.total)
     slot = compute.total + tensor + stages + data + offload
-    last = compute.total * 2 / 3 if s.framework == "fsdp" and s.pp == 1 else 0.0
+    overlaps = s.framework == "fsdp" or s.framework == "megatron" and s.zero > 0  # Megatron-LM's README: --overlap-grad-reduce
+    last = compute.total * 2 / 3 if overlaps and s.pp == 1 else 0.0
     once = _beside(last, once, layers, rates.contention) if last else once
-    return Step(m * compute.products, m * compute.attention, m * compute.elementwise, m * (tensor + stages), m * data + once,
+    return Step(m * compute.products, m * compute.attention, m * compute.elementwise, m * compute.host, m * (tensor + stages), m * data + once,
                 slot * (s.pp - 1) / s.vpp, m * offload + stepped, optimizer_seconds(a, s, layers, c))
 
-# %% ../../nbs/compute/04_throughput.ipynb #b7531b1e
+# %% ../../nbs/compute/04_throughput.ipynb #357d3952
 @dataclass(frozen=True)
 class Interval:
     "A figure with its bounds."
@@ -423,8 +495,9 @@ class Throughput(Result):
     def verdict(self) -> str:
         "One sentence."
         t, most = self.tokens_per_second_per_gpu, max(self.spent_seconds, key=lambda k: self.spent_seconds[k])
-        return (f"{self.model} on {self.gpus} × {self.gpu}: {t.value:,.0f} tokens/s on each GPU (between {t.low:,.0f} and {t.high:,.0f}), a step takes "
-                f"{time_text(self.step_seconds.value)}, {self.mfu:.0%} of peak; {self.spent_seconds[most] / self.step_seconds.value:.0%} of it is {most}")
+        share = self.spent_seconds[most] / self.step_seconds.value
+        return (f"{self.model} on {self.gpus} × {self.gpu}: {t.value:,.0f} tokens/s on each GPU (between {t.low:,.0f} and {t.high:,.0f}), "
+                f"a step takes {time_text(self.step_seconds.value)}, {self.mfu:.0%} of peak; {share:.0%} of it is {most}")
 
     def chart(self) -> Chart:
         "What a step is spent on."
@@ -444,28 +517,40 @@ def throughput(
     a, s, w = architecture, strategy, workload or default_workload(architecture)
     _trainable(a, s)
     check(a, s, w)
-    if s.gpus != cluster.gpus: raise BadInput(f"the strategy takes {s.gpus} GPUs and the cluster has {cluster.gpus}", "Make dp·tp·pp·cp equal to the number of GPUs")
+    if s.gpus != cluster.gpus:
+        why = f"the strategy takes {s.gpus} GPUs and the cluster has {cluster.gpus}"
+        raise BadInput(why, "Make dp·tp·pp·cp equal to the number of GPUs")
     step = step_seconds(a, s, w, cluster, USUAL)
     fast, slow = (step_seconds(a, s, w, cluster, r).total for r in (TUNED, SLOW)) if bounds else (step.total, step.total)
     tokens = w.micro_batch * w.seq_len * w.microbatches(s) * s.dp
-    mfu = flops_per_token(a, w.seq_len, s.lora_rank is not None) * tokens / step.total / cluster.gpus / peak_flops(s.precision, cluster.device)
+    flops = flops_per_token(a, w.seq_len, s.lora_rank is not None)
+    mfu = flops * tokens / step.total / cluster.gpus / peak_flops(s.precision, cluster.device)
     seconds = Interval(step.total, min(fast, step.total), max(slow, step.total))
     rate = Interval(*(tokens / cluster.gpus / t for t in (seconds.value, seconds.high, seconds.low)))
-    return Throughput(a.name, cluster.device.name, cluster.gpus, s, w, seconds, tokens, rate, mfu, convention(s), {k: v for k, v in vars(step).items() if v}, _assumptions(a, s, w, cluster))
+    spent = {k: v for k, v in vars(step).items() if v}
+    notes = _assumptions(a, s, w, cluster)
+    return Throughput(a.name, cluster.device.name, cluster.gpus, s, w, seconds, tokens, rate, mfu, convention(s), spent, notes)
 
 def _trainable(a: Architecture, s: Strategy) -> None:
     if a.kind == "states": raise BadInput("a number of parameters says nothing about time", "Name a model: its configuration is enough")
     if s.inference: raise BadInput("the time model is of training", "Leave --inference out")
 
+def _link_name(k: Cluster) -> str:
+    "What GPUs of a node talk through."
+    if k.device.name.startswith("TPU"): return "ICI"
+    if k.device.name.startswith("MI"): return "Infinity Fabric"
+    return "NVLink" if k.nvlink else "PCIe"
+
 def _assumptions(a: Architecture, s: Strategy, w: Workload, k: Cluster) -> list[str]:
-    held = USUAL.sustained_new if is_new(k.device) else USUAL.sustained
+    held, m = chip_share(k.device, s, USUAL), w.microbatches(s)
+    batch = f"{m} micro-batch{'es' * (m > 1)} of {w.micro_batch} × {w.seq_len} tokens on each data-parallel rank"
     notes = [f"Products reach {best_shape(k.device) * held:.0%} of the dense peak; tuned software reaches more and is the lower bound on time",
-             f"Nodes of {k.per_node} GPUs; {k.link:g} GB/s {'ICI' if k.device.name.startswith('TPU') else 'Infinity Fabric' if k.device.name.startswith('MI') else 'NVLink' if k.nvlink else 'PCIe'} and {k.network:g} GB/s of network a GPU, one direction",
-             f"{w.microbatches(s)} micro-batch{'es' * (w.microbatches(s) > 1)} of {w.micro_batch} × {w.seq_len} tokens on each data-parallel rank; data loading, checkpoints and failures are not counted"]
+             f"Nodes of {k.per_node} GPUs; {k.link:g} GB/s {_link_name(k)} and {k.network:g} GB/s of network a GPU, one direction",
+             f"{batch}; data loading, checkpoints and failures are not counted"]
     if precision_used(s.precision, k.device) != s.precision: notes.append(f"{k.device.name} has no bf16 units: fp16 is assumed")
-    if k.device.name.startswith("TPU"): notes.append("TPU: the shares of peak are those of GPUs of its age; Google's own runs were between an eighth slower and 30 % faster")
+    if k.device.name.startswith("TPU"): notes.append("TPU: Google's own runs were between an eighth slower and 30 % faster")
     if s.precision == "fp32": notes.append("fp32 products do not use TF32, as PyTorch ships")
-    if s.pp > 1: notes.append(f"Pipeline: {'interleaved ' if s.vpp > 1 else ''}1F1B, {(s.pp - 1) / s.vpp:g} slots of waiting beside {w.microbatches(s)} of work")
-    if a.experts: notes.append("Experts: tokens are spread evenly")
+    if s.pp > 1: notes.append(f"Pipeline: {'interleaved ' if s.vpp > 1 else ''}1F1B, {(s.pp - 1) / s.vpp:g} slots of waiting beside {m} of work")
+    if a.experts: notes.append("Experts: tokens are spread evenly; published runs of one model and chip differ by 2.6 times, which the range shows")
     if s.offload != "none": notes.append(f"Offload: host Adam at {HOST_ADAM * 1e9:g} s a billion parameters, copies at {COPY_SHARE:.0%} of PCIe")
     return notes

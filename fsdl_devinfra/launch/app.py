@@ -32,7 +32,7 @@ def launch_zip(
         for f in found.files: archive.writestr(zipfile.ZipInfo(f.path, (2022, 8, 15, 0, 0, 0)), f.content)
     return out.getvalue()
 
-# %% ../../nbs/launch/08_app.ipynb #23dc1058
+# %% ../../nbs/launch/08_app.ipynb #fa51479c
 def page() -> None:
     "Draw the page; Streamlit calls it again at every change."
     import streamlit as st
@@ -72,13 +72,17 @@ def _show(answer: Answer) -> None:
         _one_plan(answer)
     with st.expander("What to try first", expanded=True): st.markdown(_listed(report.advice, "1. "))
     if report.rejected:
-        with st.expander(f"Ruled out ({len(report.rejected)})"): st.dataframe([{"strategy": r.description, "why": r.why} for r in report.rejected], hide_index=True)
+        with st.expander(f"Ruled out ({len(report.rejected)})"):
+            st.dataframe([{"strategy": r.description, "why": r.why} for r in report.rejected], hide_index=True)
     with st.expander("Assumptions"): st.markdown(_listed(report.assumptions))
 
 def _rows(report: PlanReport) -> list[dict[str, object]]:
     "The table: units in its head, so that its columns can be sorted."
-    return [{"plan": i, "strategy": p.description, "micro-batch × accumulation": f"{p.workload.micro_batch} × {p.workload.microbatches(p.strategy)}", "fits": p.fits, "peak GiB": round(p.peak_bytes / GIB, 1), "tokens/s/GPU": round(p.tokens_per_second_per_gpu.value),
-             "MFU %": round(100 * p.mfu), "days": p.hours and round(p.hours / 24, 2), "dollars": p.usd and round(p.usd)} for i, p in enumerate(report.plans, 1)]
+    def batch(p): return f"{p.workload.micro_batch} × {p.workload.microbatches(p.strategy)}"
+    return [{"plan": i, "strategy": p.description, "micro-batch × accumulation": batch(p),
+             "fits": p.fits, "peak GiB": round(p.peak_bytes / GIB, 1), "tokens/s/GPU": round(p.tokens_per_second_per_gpu.value),
+             "MFU %": round(100 * p.mfu), "days": p.hours and round(p.hours / 24, 2), "dollars": p.usd and round(p.usd)}
+            for i, p in enumerate(report.plans, 1)]
 
 def _one_plan(answer: Answer) -> None:
     "A plan of the table: its memory by part, and its files."

@@ -16,7 +16,7 @@ from ..core.errors import HOLDS, BadInput, CheckError, need
 # %% auto #0
 __all__ = ['register', 'app_line', 'app']
 
-# %% ../../nbs/launch/09_app_command.ipynb #10435bc0
+# %% ../../nbs/launch/09_app_command.ipynb #7f4c5a73
 _EXAMPLES = """
 fsdl-devinfra app
 fsdl-devinfra app --port 8600 --no-browser
@@ -37,7 +37,8 @@ def app_line(
 ) -> list[str]:
     "The command that serves the page, on loopback only."
     script = Path(__file__).with_name("app_page.py")
-    return [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port), "--server.address", "127.0.0.1", "--server.headless", str(not browser).lower(), "--browser.gatherUsageStats", "false", "--client.toolbarMode", "minimal"]
+    return [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port), "--server.address", "127.0.0.1",
+            "--server.headless", str(not browser).lower(), "--browser.gatherUsageStats", "false", "--client.toolbarMode", "minimal"]
 
 def app(
     args: argparse.Namespace,

@@ -23,8 +23,10 @@ from .validation import validate
 # %% auto #0
 __all__ = ['TARGETS', 'launch', 'write_files', 'register', 'launch_command']
 
-# %% ../../nbs/launch/commands.ipynb #42a3cf83
-TARGETS: dict[str, Callable[[Job], Emitted]] = dict(torchrun=torchrun, accelerate=accelerate, deepspeed=deepspeed, slurm=slurm, kubernetes=kubernetes, kubeflow=kubeflow, skypilot=skypilot, ray=ray, docker=docker)
+# %% ../../nbs/launch/commands.ipynb #67bc78f7
+TARGETS: dict[str, Callable[[Job], Emitted]] = dict(
+    torchrun=torchrun, accelerate=accelerate, deepspeed=deepspeed, slurm=slurm, kubernetes=kubernetes, kubeflow=kubeflow, skypilot=skypilot,
+    ray=ray, docker=docker)
 
 def launch(
     job: Job,
@@ -32,7 +34,9 @@ def launch(
 ) -> Launch:
     "Files for a launcher, checked. Raises `BadInput` for what the launcher cannot say."
     if target not in TARGETS: raise BadInput(f"there is no launcher {target!r}", "Choose " + ", ".join(TARGETS))
-    if job.gpu.startswith("TPU"): raise BadInput(f"these launchers start PyTorch on GPUs, and {job.gpu} is none", "Use the plan's figures, and start JAX or torch_xla with Google's own tools")
+    if job.gpu.startswith("TPU"):
+        mend = "Use the plan's figures, and start JAX or torch_xla with Google's own tools"
+        raise BadInput(f"these launchers start PyTorch on GPUs, and {job.gpu} is none", mend)
     made = TARGETS[target](job)
     read_by = validate(target, job, made)
     return Launch(target, [File(p, t) for p, t in made.files.items()], made.command, read_by, [*made.notes, *notes(job)])

@@ -13,7 +13,7 @@ from .job import Emitted, Job
 # %% auto #0
 __all__ = ['PACKAGES', 'ray', 'docker']
 
-# %% ../../nbs/launch/06_ray_docker.ipynb #27d2aae2
+# %% ../../nbs/launch/06_ray_docker.ipynb #4c42c0cd
 _RAY = '''"""Run a training script on Ray Train workers, one a GPU."""
 import os
 import runpy
@@ -48,10 +48,12 @@ def ray(
     job: Job,
 ) -> Emitted:
     "`ray_train.py`."
-    text = _RAY.format(command=pprint.pformat(job.command, width=120), environment=pprint.pformat(job.environment, width=120), gpus=job.gpus, use_gpu=not job.cpu)
-    return Emitted({"ray_train.py": text, **job.files}, "python ray_train.py", ("Ray joins its process group before the script runs; a script that calls init_process_group itself must ask is_initialized() first",) if job.script else ())
+    def shown(value): return pprint.pformat(value, width=120)
+    text = _RAY.format(command=shown(job.command), environment=shown(job.environment), gpus=job.gpus, use_gpu=not job.cpu)
+    note = "Ray joins its process group before the script runs; a script that calls init_process_group itself must ask is_initialized() first"
+    return Emitted({"ray_train.py": text, **job.files}, "python ray_train.py", (note,) if job.script else ())
 
-# %% ../../nbs/launch/06_ray_docker.ipynb #c240fb52
+# %% ../../nbs/launch/06_ray_docker.ipynb #3f39b71c
 #: what a training image needs, where this environment has it
 PACKAGES = ("torch", "numpy", "safetensors", "transformers", "accelerate", "deepspeed", "fsdl-devinfra")
 
@@ -65,13 +67,20 @@ def docker(
     needed = {"deepspeed"} if job.strategy.framework == "deepspeed" else set()
     pins = [f"{name}=={env.packages[name].version.split('+')[0]}" for name in PACKAGES if name in env.packages and env.packages[name].version]
     image, why = base_image(env)
-    lines = [f"FROM {image}", *_interpreter(image, env.python.get("version") or "3.12"), "WORKDIR /work", "COPY requirements.txt .", "RUN pip install --no-cache-dir -r requirements.txt", "COPY . .", *(f"ENV {k}={v}" for k, v in job.environment.items()),
-             f"CMD {json.dumps(['torchrun', '--standalone', f'--nproc-per-node={job.on_node}', *job.command])}"]
-    notes = (*((f"The image was chosen for this environment: {why}",) if not image.startswith("python:") else ()), "torch's public wheels for Linux bring their own CUDA libraries: the host needs only the driver and its container toolkit",
-             *(("DeepSpeed compiles its operators with nvcc: start FROM an nvidia/cuda devel image where you want them",) if needed and "devel" not in image else ()))
-    return Emitted({"Dockerfile": "\n".join(lines) + "\n", "requirements.txt": "\n".join(pins + sorted(needed - set(env.packages))) + "\n", **job.files}, "docker build -t train . && docker run --rm --gpus all --ipc host train", notes)
+    command = json.dumps(["torchrun", "--standalone", f"--nproc-per-node={job.on_node}", *job.command])
+    lines = [f"FROM {image}", *_interpreter(image, env.python.get("version") or "3.12"), "WORKDIR /work", "COPY requirements.txt .",
+             "RUN pip install --no-cache-dir -r requirements.txt", "COPY . .", *(f"ENV {k}={v}" for k, v in job.environment.items()),
+             f"CMD {command}"]
+    notes = ["torch's public wheels for Linux bring their own CUDA libraries: the host needs only the driver and its container toolkit"]
+    if not image.startswith("python:"): notes.insert(0, f"The image was chosen for this environment: {why}")
+    if needed and "devel" not in image:
+        notes.append("DeepSpeed compiles its operators with nvcc: start FROM an nvidia/cuda devel image where you want them")
+    listed = "\n".join(pins + sorted(needed - set(env.packages))) + "\n"
+    files = {"Dockerfile": "\n".join(lines) + "\n", "requirements.txt": listed, **job.files}
+    return Emitted(files, "docker build -t train . && docker run --rm --gpus all --ipc host train", tuple(notes))
 
 def _interpreter(image: str, version: str) -> list[str]:
     "Python for an image that has none."
     if image.startswith("python:"): return []
-    return ["COPY --from=astral/uv:latest /uv /usr/local/bin/uv", f"RUN UV_PYTHON_INSTALL_DIR=/opt/python uv venv --seed --python {version} /opt/env", "ENV PATH=/opt/env/bin:$PATH"]
+    return ["COPY --from=astral/uv:latest /uv /usr/local/bin/uv",
+            f"RUN UV_PYTHON_INSTALL_DIR=/opt/python uv venv --seed --python {version} /opt/env", "ENV PATH=/opt/env/bin:$PATH"]

@@ -72,7 +72,9 @@ if __name__ == "__main__":
     sys.exit(main(DigitsViT, held_out))
 '''
 
-# %% ../../nbs/launch/02_job.ipynb #273b3459
+# %% ../../nbs/launch/02_job.ipynb #1dc3fe89
+_MAKE = "Make one: fsdl-devinfra plan MODEL --gpu NAME --gpus N -o plan.json"
+
 def read_job(
     path: str | Path,  # plan.json
     pick: int = 1,  # which plan, from 1
@@ -82,10 +84,10 @@ def read_job(
 ) -> Job:
     "The job that a plan describes. Raises `BadInput`."
     try: document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: raise BadInput(f"there is no plan {path}", "Make one: fsdl-devinfra plan MODEL --gpu NAME --gpus N -o plan.json") from None
+    except FileNotFoundError: raise BadInput(f"there is no plan {path}", _MAKE) from None
     except IsADirectoryError: raise BadInput(f"{path} is a folder", "Name the plan in it") from None
     except (ValueError, UnicodeDecodeError) as e: raise BadInput(f"{path} is not JSON ({e})", "Make it again") from None
-    if not isinstance(document, dict) or document.get("schema") != "fsdl-devinfra/plan/1": raise BadInput(f"{path} is not a plan", "Make one: fsdl-devinfra plan MODEL --gpu NAME --gpus N -o plan.json")
+    if not isinstance(document, dict) or document.get("schema") != "fsdl-devinfra/plan/1": raise BadInput(f"{path} is not a plan", _MAKE)
     plans = document.get("plans") or []
     if not plans: raise BadInput(f"in {path} nothing fits", "Plan again with more GPUs, or follow its advice")
     if not 1 <= pick <= len(plans): raise BadInput(f"{path} holds {len(plans)} plans, and no number {pick}", f"Pick 1 to {len(plans)}")
@@ -112,7 +114,7 @@ def job_name(
     text = re.sub(r"[^a-z0-9]+", "-", Path(str(model)).name.lower().split("@")[0]).strip("-")[:34].strip("-") or "model"
     return "train-" + text
 
-# %% ../../nbs/launch/02_job.ipynb #ce3642f3
+# %% ../../nbs/launch/02_job.ipynb #1932944e
 def notes(
     job: Job,
 ) -> list[str]:
@@ -121,16 +123,23 @@ def notes(
     if not job.script: return ["No script was given: the files start the digits trainer of this package, to prove that they start at all"]
     degrees = {"tensor": s.tp, "pipeline": s.pp, "context": s.cp, "expert": s.ep}
     split = {k: v for k, v in degrees.items() if v > 1}
-    if split and s.framework == "megatron": found.append("Megatron has to be told: " + " ".join(f"--{k}-model-parallel-size {v}" if k != "context" else f"--context-parallel-size {v}" for k, v in split.items()) + (f" --num-layers-per-virtual-pipeline-stage with {s.vpp} chunks" if s.vpp > 1 else ""))
+    if split and s.framework == "megatron": found.append("Megatron has to be told: " + _megatron_words(split, s.vpp))
     elif split: found.append("Your script has to split the model: " + ", ".join(f"{k} {v}" for k, v in split.items()))
-    said = [f"rank-{s.lora_rank} adapters on {s.lora_targets.replace('-', ' ')} layers"] * bool(s.lora_rank) + [f"base weights in {s.base_weights}"] * bool(s.base_weights) + [f"the optimizer {s.optimizer}"] * (s.optimizer != "adamw")
-    said += ["the optimizer step in the backward pass"] * s.optimizer_in_backward + [f"a {s.loss} loss"] * (s.loss != "full") + ["activations on the host"] * (s.offload == "activations") + ["torch.compile"] * s.compile
+    said = [text for asked, text in (
+        (s.lora_rank, f"rank-{s.lora_rank} adapters on {s.lora_targets.replace('-', ' ')} layers"),
+        (s.base_weights, f"base weights in {s.base_weights}"), (s.optimizer != "adamw", f"the optimizer {s.optimizer}"),
+        (s.optimizer_in_backward, "the optimizer step in the backward pass"), (s.loss != "full", f"a {s.loss} loss"),
+        (s.offload == "activations", "activations on the host"), (s.compile, "torch.compile")) if asked]
     if said: found.append("The plan counts on what your script has to do: " + ", ".join(said))
-    w = job.workload
-    found.append(f"Your script has to use micro-batches of {w.micro_batch} × {w.seq_len} tokens, {w.microbatches(s)} a step" + (f", and {s.recompute} recomputation" if s.recompute != "none" else ""))
+    w, again = job.workload, f", and {s.recompute} recomputation" if s.recompute != "none" else ""
+    found.append(f"Your script has to use micro-batches of {w.micro_batch} × {w.seq_len} tokens, {w.microbatches(s)} a step{again}")
     return found
 
-# %% ../../nbs/launch/02_job.ipynb #6a9254d7
+def _megatron_words(split: Mapping[str, int], vpp: int) -> str:
+    words = [f"--{k}-model-parallel-size {v}" if k != "context" else f"--context-parallel-size {v}" for k, v in split.items()]
+    return " ".join(words) + (f" --num-layers-per-virtual-pipeline-stage with {vpp} chunks" if vpp > 1 else "")
+
+# %% ../../nbs/launch/02_job.ipynb #597d8e9a
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./@-]*")
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", "none", "nan", "inf"}
 
@@ -150,7 +159,9 @@ def yaml_text(
 
 def _after(value: Any, depth: int) -> str:
     if isinstance(value, (dict, list)) and value: return "\n" + yaml_text(value, depth + 1)
-    if isinstance(value, str) and "\n" in value: return " |\n" + "".join(f"{'  ' * (depth + 1)}{line}\n" if line else "\n" for line in value.rstrip("\n").split("\n"))
+    if isinstance(value, str) and "\n" in value:
+        lines, pad = value.rstrip("\n").split("\n"), "  " * (depth + 1)
+        return " |\n" + "".join(f"{pad}{line}\n" if line else "\n" for line in lines)
     return " " + (json.dumps(value) if isinstance(value, (dict, list)) else _scalar(value)) + "\n"
 
 def _item(value: Any, depth: int) -> str:

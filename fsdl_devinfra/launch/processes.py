@@ -36,7 +36,7 @@ def torchrun(
     text = f"#!/bin/bash\nset -euo pipefail\ncd \"$(dirname \"$0\")\"\n{need}{_exports(job)}exec {shell_line(torchrun_words(job))}\n"
     return Emitted({"run.sh": text, **job.files}, "bash run.sh" if job.nodes == 1 else "HEAD_NODE=first-node bash run.sh   # on every node")
 
-# %% ../../nbs/launch/03_torchrun_slurm.ipynb #6dd78860
+# %% ../../nbs/launch/03_torchrun_slurm.ipynb #d38dcb63
 def _limit(hours: float | None) -> str:
     "SLURM's days-hours:minutes:seconds, with half as much again."
     minutes = max(10, math.ceil((hours or 16) * 1.5 * 60))
@@ -46,9 +46,13 @@ def slurm(
     job: Job,
 ) -> Emitted:
     "`job.sbatch`."
-    ask = {"job-name": job.name, "nodes": job.nodes, "ntasks-per-node": 1, "cpus-per-task": 2 if job.cpu else 8 * job.on_node, "time": _limit(job.hours), "output": f"{job.name}-%j.out"}
+    cpus = 2 if job.cpu else 8 * job.on_node
+    ask = {"job-name": job.name, "nodes": job.nodes, "ntasks-per-node": 1, "cpus-per-task": cpus, "time": _limit(job.hours),
+           "output": f"{job.name}-%j.out"}
     if not job.cpu: ask |= {"gpus-per-node": job.on_node, "exclusive": None}
     lines = [f"#SBATCH --{k}={v}" if v is not None else f"#SBATCH --{k}" for k, v in ask.items()]
     head = ['export HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'] if job.nodes > 1 else []
-    body = ["set -euo pipefail", 'cd "${SLURM_SUBMIT_DIR:-.}"', *head, *_exports(job).splitlines(), f"srun --cpus-per-task={ask['cpus-per-task']} --kill-on-bad-exit=1 {shell_line(torchrun_words(job))}"]
-    return Emitted({"job.sbatch": "\n".join(["#!/bin/bash", *lines, "", *body, ""]), **job.files}, "sbatch job.sbatch", ("sbatch --test-only job.sbatch asks your cluster whether it could run this, without submitting",))
+    body = ["set -euo pipefail", 'cd "${SLURM_SUBMIT_DIR:-.}"', *head, *_exports(job).splitlines(),
+            f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {shell_line(torchrun_words(job))}"]
+    note = "sbatch --test-only job.sbatch asks your cluster whether it could run this, without submitting"
+    return Emitted({"job.sbatch": "\n".join(["#!/bin/bash", *lines, "", *body, ""]), **job.files}, "sbatch job.sbatch", (note,))

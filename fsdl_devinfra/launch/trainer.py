@@ -20,7 +20,7 @@ from ..core.results import write_atomic
 __all__ = ['Data', 'parser', 'check_degrees', 'tensor_parallel', 'fully_sharded', 'spread', 'stage_module', 'deepspeed_settings',
            'train', 'main']
 
-# %% ../../nbs/launch/01_trainer.ipynb #42e4ceb6
+# %% ../../nbs/launch/01_trainer.ipynb #9d3172e6
 def parser() -> argparse.ArgumentParser:
     "The trainer's options."
     p = argparse.ArgumentParser("train_digits", description="Train the digits model in parallel.")
@@ -41,10 +41,13 @@ def check_degrees(
     batch: int,
 ) -> None:
     "Raise `BadInput` where the digits model cannot be spread like that."
-    if dp * tp * pp != world: raise BadInput(f"dp·tp·pp is {dp * tp * pp} and there are {world} processes", "Start as many processes, or change the degrees")
-    if pp > 1 and (dp > 1 or tp > 1): raise BadInput("the digits trainer combines a pipeline with nothing else", "Set dp and tp to 1, or give a script of your own")
-    if pp > 2: raise BadInput(f"the digits model has 2 layers and cannot fill {pp} pipeline stages", "Use pp 2 at most, or give a script of your own")
-    if 4 % tp: raise BadInput(f"the digits model's 4 heads cannot be divided among {tp} tensor-parallel ranks", "Use tp 2 or 4, or give a script of your own")
+    own = "or give a script of your own"
+    if dp * tp * pp != world:
+        raise BadInput(f"dp·tp·pp is {dp * tp * pp} and there are {world} processes", "Start as many processes, or change the degrees")
+    if pp > 1 and (dp > 1 or tp > 1):
+        raise BadInput("the digits trainer combines a pipeline with nothing else", f"Set dp and tp to 1, {own}")
+    if pp > 2: raise BadInput(f"the digits model has 2 layers and cannot fill {pp} pipeline stages", f"Use pp 2 at most, {own}")
+    if 4 % tp: raise BadInput(f"the digits model's 4 heads cannot be divided among {tp} tensor-parallel ranks", f"Use tp 2 or 4, {own}")
     if batch % (dp * max(pp, 1)): raise BadInput(f"a batch of {batch} cannot be divided among {dp * pp} ranks", f"Use a multiple of {dp * pp}")
 
 # %% ../../nbs/launch/01_trainer.ipynb #1d3edd3b
@@ -62,14 +65,15 @@ def _model(make: Callable[[], Any]) -> Any:
     torch.manual_seed(0)  # the same weights on every rank
     return make()
 
-# %% ../../nbs/launch/01_trainer.ipynb #7b061289
+# %% ../../nbs/launch/01_trainer.ipynb #fb110079
 def tensor_parallel(
     model: Any,  # DigitsViT
     mesh: Any,  # of one dimension
 ) -> Any:
     "Split attention by heads and the MLP by its width: column-wise in, row-wise out."
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-    plan = {f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")} | {"attention.out": RowwiseParallel(), "mlp.0": ColwiseParallel(), "mlp.2": RowwiseParallel()}
+    plan = {f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")}
+    plan |= {"attention.out": RowwiseParallel(), "mlp.0": ColwiseParallel(), "mlp.2": RowwiseParallel()}
     for block in model.blocks:
         block.attention.heads //= mesh.size()  # of this rank
         parallelize_module(block, mesh, plan)
@@ -165,14 +169,15 @@ def _train_pipeline(model: Any, data: Data, pp: int, options: argparse.Namespace
         losses.append(float(total))
     return losses
 
-# %% ../../nbs/launch/01_trainer.ipynb #67bccb3d
+# %% ../../nbs/launch/01_trainer.ipynb #694cdcc7
 def deepspeed_settings(
     path: str | Path,  # ds_config.json
 ) -> dict[str, Any]:
     "DeepSpeed's file. Raises `BadInput` for one that is none."
     try: found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise BadInput(f"{path} cannot be read ({e})", "Give the ds_config.json that launch wrote") from None
-    missing = [k for k in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_optimization") if not isinstance(found, dict) or k not in found]
+    wanted = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_optimization")
+    missing = [k for k in wanted if not isinstance(found, dict) or k not in found]
     if missing: raise BadInput(f"{path} says nothing of {missing[0]}", "Give the ds_config.json that launch wrote")
     return found
 

@@ -22,7 +22,7 @@ from .job import Emitted, Job
 # %% auto #0
 __all__ = ['LOADERS', 'OWN', 'read_by_loader', 'check_deepspeed', 'validate']
 
-# %% ../../nbs/launch/07_validation.ipynb #0f03df32
+# %% ../../nbs/launch/07_validation.ipynb #d16b042d
 #: target → (module that must be there, its name for people, program)
 LOADERS = {
     "torchrun": ("torch", "torchrun's argument parser", """
@@ -99,14 +99,18 @@ def read_by_loader(
         for path, text in files.items(): Path(folder, path).write_text(text, encoding="utf-8")
         try: done = subprocess.run([python, "-c", program], cwd=folder, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired: return None
-    if done.returncode: raise CheckError(f"{name} refuses the file: {' '.join((done.stderr or done.stdout).strip().splitlines()[-1:])[:300]}", "This is a fault in fsdl-devinfra, or the launcher has changed: please report it")
+    if done.returncode:
+        last = " ".join((done.stderr or done.stdout).strip().splitlines()[-1:])[:300]
+        raise CheckError(f"{name} refuses the file: {last}", "This is a fault in fsdl-devinfra, or the launcher has changed: please report it")
     return name
 
-# %% ../../nbs/launch/07_validation.ipynb #e45ff17b
+# %% ../../nbs/launch/07_validation.ipynb #ea226c63
 #: DeepSpeed's top-level keys that are used here (its documentation, "DeepSpeed Configuration JSON")
-_DEEPSPEED_KEYS = {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping", "zero_optimization", "bf16", "fp16"}
-_ACCELERATE_KEYS = {"compute_environment", "debug", "distributed_type", "mixed_precision", "use_cpu", "machine_rank", "num_machines", "num_processes", "main_training_function", "rdzv_backend", "same_network",
-                    "main_process_ip", "main_process_port", "deepspeed_config", "fsdp_config", "parallelism_config", "dynamo_config"}
+_DEEPSPEED_KEYS = {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping",
+                   "zero_optimization", "bf16", "fp16"}
+_ACCELERATE_KEYS = {"compute_environment", "debug", "distributed_type", "mixed_precision", "use_cpu", "machine_rank", "num_machines",
+                    "num_processes", "main_training_function", "rdzv_backend", "same_network", "main_process_ip", "main_process_port",
+                    "deepspeed_config", "fsdp_config", "parallelism_config", "dynamo_config"}
 _SLURM_KEYS = {"job-name", "nodes", "ntasks-per-node", "cpus-per-task", "time", "output", "gpus-per-node", "exclusive"}
 _SKY_KEYS = {"name", "num_nodes", "resources", "workdir", "envs", "setup", "run"}
 
@@ -122,7 +126,8 @@ def check_deepspeed(
 ) -> None:
     "Known keys, and the three batch sizes against the world."
     _known(config, _DEEPSPEED_KEYS, "ds_config.json")
-    micro, accum, whole, ranks = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"], config["train_batch_size"], job.gpus // (job.strategy.tp * job.strategy.pp)
+    micro, accum, whole = (config[k] for k in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"))
+    ranks = job.gpus // (job.strategy.tp * job.strategy.pp)
     if micro * accum * ranks != whole: raise _fail(f"train_batch_size {whole} is not {micro} × {accum} × {ranks}")
     if config["zero_optimization"]["stage"] not in (0, 1, 2, 3): raise _fail("there is no such ZeRO stage")
 
@@ -136,7 +141,7 @@ def _shell(text: str) -> None:
     done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=30)
     if done.returncode: raise _fail(f"bash cannot parse the script: {done.stderr.strip()[:200]}")
 
-# %% ../../nbs/launch/07_validation.ipynb #b1ecd5df
+# %% ../../nbs/launch/07_validation.ipynb #2a6702fc
 def _torchrun(job: Job, files: Mapping[str, str]) -> None: _shell(files["run.sh"]); _processes(job, files["run.sh"])
 
 def _slurm(job: Job, files: Mapping[str, str]) -> None:
@@ -154,7 +159,8 @@ def _plain_yaml(text: str) -> dict[str, str]:
 def _accelerate(job: Job, files: Mapping[str, str]) -> None:
     top = _plain_yaml(files["accelerate.yaml"])
     _known(top, _ACCELERATE_KEYS, "accelerate.yaml")
-    if (int(top["num_processes"]), int(top["num_machines"])) != (job.gpus, job.nodes): raise _fail("accelerate.yaml does not start as many processes as the plan has GPUs")
+    if (int(top["num_processes"]), int(top["num_machines"])) != (job.gpus, job.nodes):
+        raise _fail("accelerate.yaml does not start as many processes as the plan has GPUs")
     if "ds_config.json" in files: check_deepspeed(job, json.loads(files["ds_config.json"]))
 
 def _deepspeed(job: Job, files: Mapping[str, str]) -> None: check_deepspeed(job, json.loads(files["ds_config.json"]))
@@ -163,11 +169,13 @@ def _kubernetes(job: Job, files: Mapping[str, str]) -> None:
     text = files["job.yaml"]
     _processes(job, text)
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", job.name): raise _fail(f"{job.name!r} is no name for Kubernetes")
-    if f"completions: {job.nodes}\n" not in text or f"parallelism: {job.nodes}\n" not in text: raise _fail("the Job does not start as many pods as the plan has nodes")
+    if f"completions: {job.nodes}\n" not in text or f"parallelism: {job.nodes}\n" not in text:
+        raise _fail("the Job does not start as many pods as the plan has nodes")
 
 def _kubeflow(job: Job, files: Mapping[str, str]) -> None:
     text = files["trainjob.yaml"]
-    if f"numNodes: {job.nodes}\n" not in text or f"numProcPerNode: {job.on_node}\n" not in text: raise _fail("the TrainJob does not start as many processes as the plan has GPUs")
+    if f"numNodes: {job.nodes}\n" not in text or f"numProcPerNode: {job.on_node}\n" not in text:
+        raise _fail("the TrainJob does not start as many processes as the plan has GPUs")
 
 def _skypilot(job: Job, files: Mapping[str, str]) -> None:
     top = _plain_yaml(files["task.yaml"])
@@ -187,7 +195,9 @@ def _docker(job: Job, files: Mapping[str, str]) -> None:
         if line and line.split()[0] not in known: raise _fail(f"{line.split()[0]} is no instruction of a Dockerfile")
     if not isinstance(json.loads(files["Dockerfile"].split("CMD ", 1)[1]), list): raise _fail("the command of the Dockerfile is no list")
 
-OWN: dict[str, Callable[[Job, Mapping[str, str]], None]] = dict(torchrun=_torchrun, slurm=_slurm, accelerate=_accelerate, deepspeed=_deepspeed, kubernetes=_kubernetes, kubeflow=_kubeflow, skypilot=_skypilot, ray=_ray, docker=_docker)
+OWN: dict[str, Callable[[Job, Mapping[str, str]], None]] = dict(
+    torchrun=_torchrun, slurm=_slurm, accelerate=_accelerate, deepspeed=_deepspeed, kubernetes=_kubernetes, kubeflow=_kubeflow,
+    skypilot=_skypilot, ray=_ray, docker=_docker)
 
 def validate(
     target: str,
