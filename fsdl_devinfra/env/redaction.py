@@ -35,40 +35,61 @@ def fingerprint(
 def _mark(kind: str, secret: str) -> str: return f"<removed:{kind}#{fingerprint(secret)}>"
 _MARK = re.compile(r"<removed:([a-z0-9-]+)#([0-9a-f]{4})>")
 
-# %% ../../nbs/env/02_redaction.ipynb #2d246a15
+# %% ../../nbs/env/02_redaction.ipynb #298d0006
 _SHAPES = r"""
 private-key      | -----BEGIN[A-Z0-9 ]{0,40}PRIVATE\ KEY(?:\ BLOCK)?-----(?:.*?-----END[A-Z0-9 ]{0,40}PRIVATE\ KEY(?:\ BLOCK)?-----|[\s\S]*)
-private-key      | BEGIN\ (?:DSA|EC|OPENSSH|PGP|RSA|SSH2\ ENCRYPTED)?\ ?PRIVATE\ KEY[\s\S]*|PuTTY-User-Key-File-\d[\s\S]*|AGE-SECRET-KEY-1[0-9A-Z]{30,}
+private-key      | BEGIN\ (?:DSA|EC|OPENSSH|PGP|RSA|SSH2\ ENCRYPTED)?\ ?PRIVATE\ KEY[\s\S]*|PuTTY-User-Key-File-\d[\s\S]*
+private-key      | AGE-SECRET-KEY-1[0-9A-Z]{30,}|LS0tLS1CRUdJTi[A-Za-z0-9+/=]{20,}
+password-hash    | \$(?:apr1|2[abxy]|5|6|y|argon2(?:id|i|d))\$[^\s"':]{10,}
 jwt              | eyJ[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]+(?:\.[A-Za-z0-9_.+/=-]*)?
 encoded-json     | eyJ[A-Za-z0-9_+/-]{24,}={0,2}
 hugging-face     | hf_(?:oauth|jwt)_[\w.-]{10,}|(?:hf|api_org)_[A-Za-z0-9]{16,}
 wandb            | wandb_v\d_[A-Za-z0-9_]{20,}|local-[0-9a-f]{40}
 anthropic        | sk-ant-[\w-]{10,}
-openai           | sk-(?:proj|svcacct|admin|or-v1|lf)-[\w-]{10,}|sess-[A-Za-z0-9]{32,}|sk-(?=[\w-]*\d)[A-Za-z0-9_-]{16,}
-ml-service       | (?:r8|gsk|rpa|pcsk|nvapi|pplx|xai|tgp_v1|fw|csk|jina|voyage|pa|lsv2_pt|lsv2_sk|cohere|KGAT|tvly|e2b|vapi|fal|esecret|ls__)[_-][A-Za-z0-9_-]{20,}
+openai           | sk-(?:proj|svcacct|admin|or-v1|lf)-[\w-]{10,}|sess-[A-Za-z0-9]{32,}
+openai           | (?<![\w-])sk-(?=[\w-]*\d)[A-Za-z0-9_-]{16,}|sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}
+ml-service       | (?:r8|gsk|rpa|pcsk|nvapi|pplx|xai|tgp_v1|fw|csk|jina|voyage|pa|lsv2_pt|lsv2_sk|cohere|KGAT|tvly)[_-][A-Za-z0-9_-]{20,}
+ml-service       | (?:e2b|vapi|fal|esecret|ls__)[_-][A-Za-z0-9_-]{20,}
 ml-service       | (?:sbp|pnu|pnb|squ|sqp|sqa|pscale_(?:tkn|pw|oauth)|isat|sk|clh|cal_live|dtn|ops|rnd)_(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{30,}
-ml-service       | (?:ak|as)-[A-Za-z0-9]{22}|dapi[0-9a-f]{32}(?:-\d)?|dop_v1_[0-9a-f]{40,}|ABSK[A-Za-z0-9+/=]{40,}
-github           | (?:gh[pousr]_[A-Za-z0-9_]{20,}|github_pat_[A-Za-z0-9_]{20,})
+ml-service       | (?:ak|as)-[A-Za-z0-9]{22}|dapi[0-9a-f]{32}(?:-\d)?|dop_v1_[0-9a-f]{40,}|ABSK[A-Za-z0-9+/=]{40,}|ZEN(?:PRO)?KEY_[\w+/=-]{20,}
+ml-service       | fc-[0-9a-f]{32}|secret_[\w-]+\.[A-Za-z0-9]{24,}|sb_(?:secret|publishable)_[\w-]{20,}|napi_(?=[a-z]*\d)[a-z0-9]{40,}
+github           | (?:gh[pousr]_[A-Za-z0-9_]{20,}|github_pat_[A-Za-z0-9_]{20,}|GHSAT0[A-Z0-9]{30,})
 gitlab           | (?:gl(?:pat|dt|ft|soat|rt|cbt|ptt|imt|agent|oas|ffct)-[A-Za-z0-9_.-]{16,}|GR1348941[A-Za-z0-9_-]{20,})
 atlassian        | (?:ATATT3|ATCTT3|ATBB)[A-Za-z0-9_=+/-]{20,}
 aws-key          | (?:A3T[A-Z0-9]|ABIA|ACCA|AKIA|ASIA|AROA|AIDA)[0-9A-Z]{16}
 aws-secret       | (?i:aws.{0,20}?(?:key|pwd|pw|password|pass|token).{0,20}?['"])[0-9a-zA-Z/+]{40}(?=['"])
 aws-session      | (?:IQoJb3JpZ2lu|FwoGZXIvYXdz|FQoGZXIvYXdz)[A-Za-z0-9+/=]{20,}
-google           | AIza[0-9A-Za-z_-]{30,}|GOCSPX-[0-9A-Za-z_-]{20,}|ya29\.[0-9A-Za-z_-]{20,}|1//0[0-9A-Za-z_-]{30,}
+google           | AIza[0-9A-Za-z_-]{30,}|GOCSPX-[0-9A-Za-z_-]{20,}|ya29\.[0-9A-Za-z_-]{20,}|1//0[0-9A-Za-z_-]{30,}|4/0A[\w-]{30,}|GOOG1[A-Z0-9]{20,}
 azure            | (?:AccountKey|SharedAccessKey|SharedAccessSignature|sig)=[A-Za-z0-9%+/=_-]{20,}|[\w.~-]{3}\dQ~[\w.~-]{31,34}
+cloud            | LTAI(?=[A-Za-z]*\d)[A-Za-z0-9]{12,}|AKID[A-Za-z0-9]{32}|AKLT[A-Za-z0-9+/=]{30,}|AQVN[\w-]{35,38}|t1\.[\w-]+=*\.[\w-]{86}={0,2}
 slack            | (?i:xox[a-z]-[a-z0-9.-]{3,}|xapp-\d-[a-z0-9-]{10,})
-webhook          | (?i:https?)://(?:(?i:hooks\.slack\.com/(?:services|workflows|triggers))|hooks\.slack\.com/(?:services|workflows|triggers)|(?:\w+\.)?discord(?:app)?\.com/api/webhooks|[\w.-]*webhook\.office\.com|[\w.-]*\.logic\.azure\.com|maker\.ifttt\.com/trigger|api\.telegram\.org/bot|chat\.googleapis\.com/v1/spaces|open\.(?:feishu|larksuite)\.\w+/open-apis/bot|oapi\.dingtalk\.com/robot|qyapi\.weixin\.qq\.com/cgi-bin/webhook)[^\s"'<>]*
+webhook          | (?i:https?)://(?i:hooks\.slack\.com/(?:services|workflows|triggers)|(?:\w+\.)?discord(?:app)?\.com/api/webhooks)[^\s"'<>]*
+webhook          | (?i:https?)://(?:[\w.-]*webhook\.office\.com|[\w.-]*\.logic\.azure\.com|maker\.ifttt\.com/trigger)[^\s"'<>]*
+webhook          | (?i:https?)://(?:api\.telegram\.org/bot|chat\.googleapis\.com/v1/spaces|open\.(?:feishu|larksuite)\.\w+/open-apis/bot)[^\s"'<>]*
+webhook          | (?i:https?)://(?:oapi\.dingtalk\.com/robot|qyapi\.weixin\.qq\.com/cgi-bin/webhook)[^\s"'<>]*|(?<=hc-ping\.com/)[\w-]{20,}
 stripe           | (?:[rsp]k_(?:live|test)_[0-9A-Za-z]{10,}|whsec_[A-Za-z0-9+/=]{20,})
 twilio           | (?:AC|SK)[a-z0-9]{32}
 sendgrid         | SG\.[\w-]{16,}\.[\w-]{16,}
 mail-service     | [0-9a-z]{32}-us\d{1,2}|key-[0-9a-f]{32}|xkeysib-[0-9a-f]{30,}[\w-]*|xsmtpsib-[0-9a-f]{30,}[\w-]*
 telegram         | \d{8,10}:[0-9A-Za-z_-]{35}
 discord          | [MNO][A-Za-z\d_-]{23,25}\.[A-Za-z\d_-]{6}\.[A-Za-z\d_-]{27,38}
+social           | EAA[A-Z][A-Za-z0-9]{80,}|A{20,}[A-Za-z0-9%]{20,}%3D[A-Za-z0-9]{20,}|tk_(?=[a-z]*\d)[a-z0-9]{29}
 package-index    | pypi-[A-Za-z0-9_-]{16,}|npm_[A-Za-z0-9]{30,}|rubygems_[0-9a-f]{40,}|cio[A-Za-z0-9]{32}|(?<=_authToken=)\s*[^\s"']+
+package-index    | CLOJARS_[a-z0-9]{40,}|oy2[a-z0-9]{43}|(?<=/t/)(?=[\w-]*\d)[\w-]{16,}(?=/)|(?<=dl\.cloudsmith\.io/)(?!public/|basic/)\w{12,}(?=/)
 container-index  | dckr_[po]at_[\w-]{16,}|AKC[A-Za-z0-9]{10,}|AP[\dABCDEF](?=[A-Za-z]*\d)[A-Za-z0-9]{8,}|cmVmdGtuO[A-Za-z0-9+/=]{20,}
-infrastructure   | (?:hvs|hvb|hvr)\.[\w-]{20,}|dp\.(?:pt|st|ct|sa|scim|audit)\.[\w.-]{20,}|[A-Za-z0-9]{14}\.atlasv1\.[\w-]{40,}|do[opr]_v1_[0-9a-f]{40,}|tskey-[\w-]{16,}|pul-[0-9a-f]{40}|HRKU-[\w-]{30,}|fo1_[\w-]{30,}|fm\d_[A-Za-z0-9+/=]{40,}
-service          | sq0(?:csp|atp)-[\w\\-]{20,}|EAAA[\w-]{56,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{30,}|lin_api_[A-Za-z0-9]{30,}|(?:secret|ntn)_[A-Za-z0-9]{40,}|PMAK-[0-9a-f]{24}-[0-9a-f]{30,}|NRAK-[A-Z0-9]{20,}|gl(?:sa|c)_[A-Za-z0-9_+/=]{20,}|sntry[su]_[A-Za-z0-9_+/=-]{20,}|phc_[A-Za-z0-9]{30,}|figd_[\w-]{30,}|sl\.[\w-]{100,}|dG9r[A-Za-z0-9+/=:]{30,}|EZ[AT]K[A-Za-z0-9]{40,}|key[A-Za-z0-9]{14}(?=\W|$)(?<=\d.{0})|pat[A-Za-z0-9]{14}\.[0-9a-f]{60,}
-authorization    | (?<=(?i:bearer)\ )(?=[\w.~+/=-]*\d)[\w.~+/=-]{8,}|(?<=(?i:authorization):\ )(?:[A-Za-z]+\ )?[\w.~+/=-]{6,}|(?<=[Bb]asic\ )(?=[A-Za-z0-9+/]*[\dA-Z])[A-Za-z0-9+/]{8,}={0,2}
+infrastructure   | (?:hvs|hvb|hvr)\.[\w-]{20,}|dp\.(?:pt|st|ct|sa|scim|audit)\.[\w.-]{20,}|[A-Za-z0-9]{14}\.atlasv1\.[\w-]{40,}
+infrastructure   | do[opr]_v1_[0-9a-f]{40,}
+infrastructure   | tskey-[\w-]{16,}|pul-[0-9a-f]{40}|HRKU-[\w-]{30,}|fo1_[\w-]{30,}|fm\d_[A-Za-z0-9+/=]{40,}|v1\.0-[0-9a-f]{24}-[0-9a-f]{100,}
+infrastructure   | CCI(?:PAT|PRJ)_\w{20,}|bk[uca][a-z]_[A-Za-z0-9]{30,}|nf[pcbuo]_[A-Za-z0-9]{30,}|vercel_blob_rw_\w{20,}|vc[piark]_[A-Za-z0-9]{24,}
+infrastructure   | dt0[a-z]\d\d\.[A-Z0-9]{24}\.[A-Z0-9]{64}|NR(?:AK|II|JS|AA|RA|BR|SP)-[\w-]{20,}
+service          | sq0(?:csp|atp)-[\w\\-]{20,}|EAAA[\w-]{56,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{30,}|lin_api_[A-Za-z0-9]{30,}
+service          | (?:secret|ntn)_[A-Za-z0-9]{40,}|figd_[\w-]{30,}
+service          | PMAK-[0-9a-f]{24}-[0-9a-f]{30,}|gl(?:sa|c)_[A-Za-z0-9_+/=]{20,}|sntry[su]_[A-Za-z0-9_+/=-]{20,}|phc_[A-Za-z0-9]{30,}
+service          | sl\.[\w-]{100,}|dG9r[A-Za-z0-9+/=:]{30,}|EZ[AT]K[A-Za-z0-9]{40,}|key[A-Za-z0-9]{14}(?=\W|$)(?<=\d.{0})
+service          | pat[A-Za-z0-9]{14}\.[0-9a-f]{60,}
+prefixed         | [A-Za-z]{2,12}_(?:live|prod|sk|pat|secret|token|key)_(?=\w*[a-z])(?=\w*[A-Z])(?=\w*\d)[A-Za-z0-9]{20,}
+authorization    | (?<=(?i:bearer)\ )(?=[\w.~+/=-]*\d)[\w.~+/=-]{8,}|(?<=(?i:authorization):\ )(?:[A-Za-z]+\ )?[\w.~+/=-]{6,}
+authorization    | (?<=[Bb]asic\ )(?=[A-Za-z0-9+/]*[\dA-Z])[A-Za-z0-9+/]{8,}={0,2}|(?<=(?i:cookie):\ )(?=[\w.-]+=)[^\r\n"'<]+
 softlayer        | (?i:https?://api.softlayer.com/soap/v3(?:.1)?/[a-z0-9]{64})
 """
 
@@ -77,25 +98,31 @@ def _shapes() -> re.Pattern:
     rows = [line.split("|", 1) for line in _SHAPES.strip().splitlines()]
     kinds = [re.sub(r"\W", "_", kind.strip()) for kind, _ in rows]
     parts = [f"(?P<{kind}__{i}>{regex.strip()})" for i, (kind, (_, regex)) in enumerate(zip(kinds, rows))]
-    return re.compile(r"(?<![A-Za-z0-9])(?:" + "|".join(parts) + ")", re.DOTALL)
+    # most words are too short for any of them: not trying saves four fifths of the time
+    worth_trying = r"(?<![A-Za-z0-9])(?=[\w.~+/=:$%-]{6}|-----|BEGIN|(?i:aws)|[\w.-]+=|(?<=(?i:authorization):\ ))"
+    return re.compile(worth_trying + "(?:" + "|".join(parts) + ")", re.DOTALL)
 
 def _remove_shapes(text: str) -> str:
     def mark(m: re.Match) -> str: return _mark(m.lastgroup.split("__")[0].replace("_", "-"), m[0])
     return _shapes().sub(mark, text)
 
-# %% ../../nbs/env/02_redaction.ipynb #1cd6316c
-_SECRET_WORDS = frozenset("""password passwd passwort pwd pw passphrase passcode secret secrets credential credentials creds apikey apitoken authkey authtoken
-    accesskey accesstoken secretkey privatekey privkey bearer jwt pat cookie cookies csrftoken sessionid contrasena contraseña webhook webhooks dsn
-    htpasswd netrc oauth auth authorization authtok pgpassword userpwd sas mysqlpwd otp totp""".split())
-_SECRET_PAIRS = frozenset("""api key|auth key|access key|secret key|private key|priv key|service key|account key|db key|database key|client key|signing key|
-    encryption key|encrypt key|master key|ssh key|license key|licence key|db pass|database pass|key pass|user pass|smtp pass|api pass|session id|session key|pass phrase|
-    pass word|pre shared|storage key|webhook url|webhook urls|hook url|connection string|conn str|signed url|token value|subscription key|deploy key|shared key""".replace("\n", "").split("|"))
-_SECRET_PAIRS = frozenset(" ".join(pair.split()) for pair in _SECRET_PAIRS)
-_TOKEN_COMPANY = frozenset("""cls pad eos bos sep unk mask image audio video num max min new per next special added prefix suffix vocab type types id ids count
-    length len limit size start end stop think input output prompt memory learnable register summary first last position class total every draft
-    dropout drop dim dims embed embedding embeddings merge merging mixing mixer shift level ratio reduction prob classification labels latency throughput
-    path file dir folder counter counts expires expiry ttl usage budget rate""".split())
-_NOT_A_VALUE_NAME = frozenset("path file dir folder env var name names id ids type url uri endpoint expires expiry ttl timeout method mode helper field fields store backend scheme provider".split())
+# %% ../../nbs/env/02_redaction.ipynb #5cbbe27e
+_SECRET_WORDS = frozenset("""password passwd passwort pwd pw passphrase passcode secret secrets credential credentials creds apikey apitoken
+    authkey authtoken accesskey accesstoken secretkey privatekey privkey bearer jwt pat cookie cookies csrftoken sessionid webhook webhooks dsn
+    htpasswd netrc oauth auth authorization authtok pgpassword userpwd sas mysqlpwd otp totp contrasena contraseña senha motdepasse wachtwoord
+    lösenord hasło heslo parola пароль токен секрет 密码 密碼 口令 パスワード 비밀번호""".split())
+_SECRET_PAIRS = frozenset(" ".join(pair.split()) for pair in """api key|auth key|access key|secret key|private key|priv key|service key|
+    account key|db key|database key|client key|signing key|encryption key|encrypt key|master key|ssh key|license key|licence key|storage key|
+    subscription key|deploy key|shared key|session key|key data|db pass|database pass|key pass|user pass|smtp pass|api pass|pass phrase|pass word|
+    mot passe|session id|pre shared|webhook url|webhook urls|hook url|connection string|conn str|signed url|token value""".split("|"))
+_TOKEN_COMPANY = frozenset("""cls pad eos bos sep unk mask image audio video num max min new per next special added prefix suffix vocab type types
+    id ids count length len limit size start end stop think input output prompt memory learnable register summary first last position class total
+    every draft dropout drop dim dims embed embedding embeddings merge merging mixing mixer shift level ratio reduction prob classification labels
+    latency throughput path file dir folder counter counts expires expiry ttl usage budget rate masked accuracy""".split())
+#: as the last word of a name: what is named is about the secret, or a measure
+_NOT_A_VALUE_NAME = frozenset("""path file dir folder env var name names id ids type url uri endpoint expires expiry ttl timeout method mode helper
+    field fields store backend scheme provider sock socket policy algorithm algo layer layers size sizes version attempts required enabled disabled
+    angle ratio rate accuracy score loss dim dims count num mask hint length len""".split())
 
 @cache
 def words(
@@ -103,68 +130,141 @@ def words(
 ) -> tuple[str, ...]:  # e.g. ("hub", "token")
     "The words that a name is made of."
     split = re.sub(r"([a-z0-9])([A-Z])|([A-Z]+)([A-Z][a-z])", lambda m: f"{m[1] or m[3]} {m[2] or m[4]}", name)
-    return tuple(w.lower() for w in re.split(r"[^A-Za-z0-9ñÑ]+", split) if w)
+    return tuple(w.lower() for w in re.split(r"[\W_]+", split) if w)
 
 @cache
 def secret_name(
     name: str,  # of a variable, an option or a key
 ) -> bool:
     "Whether what `name` names is usually a secret."
-    return _secret_words(words(name)) or _secret_words(tuple(w for w in re.split(r"[^a-z0-9ñ]+", name.lower()) if w))
+    return _secret_words(words(name)) or _secret_words(tuple(w for w in re.split(r"[\W_]+", name.lower()) if w))
 
 def _secret_words(parts: tuple[str, ...]) -> bool:
     if not parts: return False
     pairs = {" ".join(p) for p in zip(parts, parts[1:])}
     if pairs & _SECRET_PAIRS: return parts[-1] not in _NOT_A_VALUE_NAME or bool(pairs & {"webhook url", "hook url", "signed url", "session id"})
     if parts[-1] in _NOT_A_VALUE_NAME and not (set(parts) & {"webhook", "webhooks"}): return False
-    if set(parts) & _SECRET_WORDS: return not (parts[-1] in ("pat", "pw", "sas", "auth") and len(parts) == 1 and parts[-1] in ("pat", "sas"))
+    if set(parts) & _SECRET_WORDS: return parts not in (("pat",), ("sas",))  # alone, a pattern or a program
     if parts[-1].endswith(("password", "passwd", "passphrase", "apikey", "secretkey", "pwd")): return True
     return "token" in parts and not set(parts) & _TOKEN_COMPANY
 
-# %% ../../nbs/env/02_redaction.ipynb #23c3d810
-_HARMLESS = re.compile(r"(?i)(true|false|yes|no|on|off|none|null|nil|auto|default|unset|set|required|str|int|bool|optional|\*+|x+|\.\.\.|<[^>]*>|\$\{?\w+\}?|%\w+%|\$\{\{.*\}\})?")
+# %% ../../nbs/env/02_redaction.ipynb #139ef710
+_HARMLESS = re.compile(r"(?i)(true|false|yes|no|on|off|none|null|nil|auto|default|unset|set|required|str|int|bool|optional|\*+|x+|\.\.\.|<[^>]*>"
+                       r"|\$\{?\w+\}?|%\w+%|\$?\{\{.*\}\}|\{[a-z_]*\}|\{self\.[\w.]*\})?")
 
 def _harmless(value: str, name: str = "") -> bool:
     value = value.strip().strip("\"'")
     if _HARMLESS.fullmatch(value): return True
     return value.isdigit() and len(value) < 6 and words(name)[-1:] == ("token",)
 
-# %% ../../nbs/env/02_redaction.ipynb #cd89404d
-_ASSIGNED = re.compile(r"""(?P<head>(?P<name>[A-Za-z_ñ][\w.\-ñ]*)\\?["']?\]?(?:\s*:\s*[A-Za-z_][\w\[\], |.]*?(?=\s*=))?\s*(?::=|::|=>|==|=|:)\s*)"""
-                       r"""(?P<value>\\?(?P<quote>["'`])(?:(?!(?P=quote)).)*|[^\s"'`,;&<>(){}\[\]]+)""")
-_FLAG = re.compile(r"(?P<head>(?<![\w-])(?P<name>--?[A-Za-z][\w.-]*)\s+)(?P<value>(?P<quote>[\"'])(?:(?!(?P=quote)).)*|[^\s\"'-][^\s\"']*)")
-_ELEMENT = re.compile(r"(?P<head><(?P<name>[A-Za-z][\w.-]*)>)(?P<value>[^<>]+)(?P<quote>)(?=</)")
-_BEFORE = re.compile(r"(?P<head>(?<![\w-])(?P<name>login\s+\S+\s+password|(?:wandb|comet|neptune|huggingface-cli|hf|hf auth)\s+login|-u|--user)\s+)"
-                     r"(?P<value>(?<=-u\s)\S+:\S+|(?<=--user\s)\S+:\S+|(?<=password\s)\S+|(?<=login\s)[^\s-]\S{7,})(?P<quote>)")
+# %% ../../nbs/env/02_redaction.ipynb #e13090d5
+#: a name begins where a word begins, after a flag's dash, or after the `\n` of a text inside JSON; bounds keep long lines quick
+_NAME = r"(?:(?<![\w\\])(?<!\w[.-])|(?<=\\[ntr]))(?P<name>[^\W\d][\w.\-]{0,200})"
+_QUOTED = r"""(?P<quote>\\*["'`])(?:(?!(?P=quote))(?:\\.|.))*"""
+_BARE = r"""[^\s"'`,;&<>(){}\[\]](?:[^\s"'`,;&<]|["'`](?=[A-Za-z0-9])|[,;&](?![\w.\-]+=)|<(?![/!]|removed:))*"""
+_ANNOTATION = r"(?:\s*:\s*[A-Za-z_][\w\[\], |.]{0,80}?(?=\s*=))?"
 
-#: a `…_key` holds a secret where its value looks like one
+def _place(head: str, value: str, flags: int = 0) -> tuple[re.Pattern, re.Pattern]:
+    "What stands before a value, and how the value is written: two expressions, because most heads name nothing secret."
+    return re.compile(head, flags), re.compile(value, flags)
+
+_NAMED = (
+    # name = """value"""
+    _place(rf"{_NAME}\s*=\s*(?=\"\"\"|\'\'\')", r"(?P<quote>\"\"\"|\'\'\')(?:(?!(?P=quote)).)*", re.DOTALL),
+    # a block of YAML: the value stands on the lines below its name
+    _place(rf"{_NAME}[\"']?[^\S\n]*:[^\S\n]*(?:[|>][+-]?\d?)?[^\S\n]*\n[+ ]?[ \t]+",
+           r"[^\s:=]+(?=[ \t]*(?:\n|$))(?:\n[+ ]?[ \t]+[^\s:=]+(?=[ \t]*(?:\n|$)))*"),
+    # name = value, "name": "value", name: str = "value", and what ODBC writes in braces
+    _place(rf"""{_NAME}\\*["']?\]?{_ANNOTATION}\s*(?::=|::|=>|==|=|:)[^\S\n]*""", rf"""{_QUOTED}|\{{[^{{}}\s"']*\}}|{_BARE}"""),
+    # --name value
+    _place(r"(?<![\w-])(?P<name>--?[^\W\d][\w.-]{0,200})\s+",
+           rf"""{_QUOTED}|-(?=[^\s-]*\d)[^\s"'-][^\s"']{{5,}}|[^\s\"'-](?:[^\s\"']|["'](?=[A-Za-z0-9]))*"""),
+    # <name>value</name>
+    _place(rf"<{_NAME}>", r"[^<>]+(?=</)"),
+    # name and value as two entries of YAML, JSON or XML
+    _place(rf"""\b(?:[Nn]ame|[Kk]ey|variable)[\\"']*\s*[:=]\s*[\\"']*{_NAME}[\\"']*[\s,;+]*[\\"']*value[\\"']*\s*[:=]\s*""", rf"""{_QUOTED}|[^\s"'<>]+"""),
+    # and as two arguments: os.environ.get("X", "Y"), add_argument("--x", default="y")
+    _place(rf"""\b(?:setdefault|putenv|setenv|getenv|get|set|put|add_argument|add_option|[Oo]ption|add_header|[Ff]ield)\(\s*"""
+           rf"""["']-{{0,2}}(?P<name>[^\W\d][\w.\-]{{0,200}})["']\s*,\s*(?:[^()\n]{{0,200}}?\b(?:default|value)\s*=\s*)?""", _QUOTED),
+    # words of a Dockerfile and of a shell, and a secret name before what looks like a key
+    _place(rf"\b(?:ENV|ARG|setenv|setx)\s+{_NAME}\s+", rf"{_QUOTED}|\S+"),
+    _place(rf"{_NAME}\s+", r"(?=[^\s\d]{0,100}\d)(?=[^\sA-Za-z]{0,100}[A-Za-z])[A-Za-z0-9+=_]{16,}(?=\s|$)"))
+
+# %% ../../nbs/env/02_redaction.ipynb #baa09b67
+_LOGINS = r"(?:wandb|comet|neptune|huggingface-cli|hf|hf auth)\s+login"
+_PROGRAMS = r"(?:mysql\w*|mariadb\w*|sshpass|redis-cli|mongo\w*|login)"
+_ALWAYS = (
+    _place(r"(?<![\w-])login\s+\S{1,200}[\s+]+password\s+", r"\S+"),
+    _place(rf"(?<![\w-]){_LOGINS}\s+", r"[^\s-]\S{7,}"),
+    _place(r"(?<![\w-])(?:--(?:proxy-)?user[\s=]|-[uU]\s*)", r"[\"']?(?!\d+:\d+\b)[^\s\"':]+:(?!//)[^\s\"']+"),
+    _place(rf"(?<![\w-]){_PROGRAMS}\b[^\n|;]{{0,200}}?\s-[pak]\s?", rf"{_QUOTED}|(?!\d{{1,5}}\b)[^\s\"'-][^\s\"']*"),
+    _place(r"(?i)\b(?:http|basic|proxy|digest|_){0,4}(?:auth|credentials|creds)\s*=?\s*\(\s*[\"'][^\"'\n]{0,200}[\"']\s*,\s*", _QUOTED),
+    _place(r"\blogin\((?:[^()\n]{0,200},)?\s*", r"[\"'](?=[^\"'\n\d]*\d)[\w+/=.-]{16,}"),
+    _place(r"(?<![\w./@:%+-])[\w.%+-]{1,64}:", r"(?=[^\s@\d]{0,200}\d)[^\s@\"'<>/]{6,200}(?=@(?!sha\d)[A-Za-z][\w-]{0,64}\.?[\w.-]{0,200}[:/])"),
+    _place(r"jdbc:oracle:\w+:[^/\s]{0,200}/", r"[^\s@<>]+(?=@)"))
+_MANIFEST = re.compile(r"\bkind:[ \t]*Secret\b(?:(?!\n[+ ]?---).)*", re.DOTALL)
+_MANIFEST_DATA = _place(r"(?m)^[+ ]?[ \t]+(?!name|type)[\w.-]+:[ \t]+", r"(?m)[A-Za-z0-9+/]{8,}={0,2}(?=[ \t]*$)")
+
+# %% ../../nbs/env/02_redaction.ipynb #42effd57
+#: a `…_key` holds a secret where its value looks like one, unless it is the key of a table
 _KEYS, _KEY_VALUE = ("key", "pass", "_pw"), re.compile(r"(?=.*[0-9])[A-Za-z0-9+/=_-]{20,}|[A-Za-z]{24,}")
+_TABLE_KEYS = frozenset("""cache sort partition primary foreign group public dict state index lookup query map feature column image video
+    audio""".split())
+_CODE = re.compile(r"(?:[A-Za-z_]+\.)*[A-Za-z_]{3,}(?:\(\)?|\[[\"']?|\([\"']?(?=[A-Za-z_])[\w., =\"'\[\]:-]*\)?|\[[\"']?[\w:.-]+[\"']?\]?)+[.,:]?"
+                   r"|(?:self|cls|args|cfg|config|os|tokenizer|model|settings|options|params)\.[A-Za-z_.]+[:,]?")
 
-def _remove_named(text: str, pattern: re.Pattern, always: bool = False) -> str:
-    def mark(m: re.Match) -> str:
-        opening = re.match(r"\\?[\"'`]?", m["value"])[0]
-        value = m["value"][len(opening):]
-        named = always or secret_name(m["name"]) or (m["name"].lower().endswith(_KEYS) and _KEY_VALUE.fullmatch(value))
-        if not named or "<removed:" in value or _harmless(value, m["name"]): return m[0]
-        escape = "\\" if value.endswith("\\") else ""
-        return m["head"] + opening + _mark("named", value.removesuffix("\\")) + escape
-    return pattern.sub(mark, text)
+def _names_a_key(name: str, value: str) -> bool:
+    return bool(name.lower().endswith(_KEYS) and not set(words(name)) & _TABLE_KEYS and _KEY_VALUE.fullmatch(value))
 
-# %% ../../nbs/env/02_redaction.ipynb #3b37dc36
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]*://)(?P<user>[^/\s\"'<>?#]+|[^/\s\"'@:]*:(?!\d{1,5}(?:/|$))[^\s\"']+)@")
+def _parts(value: str) -> tuple[str, str, str]:
+    "The opening quote of a value, what it says, and what closes behind it."
+    opening = re.match(r"\\*(?:\"{3}|'{3}|[\"'`])?", value)[0]
+    inner = value[len(opening):]
+    kept = inner.rstrip("\\") if opening else inner.rstrip("\\)]},;:") or inner
+    return opening, kept, inner[len(kept):]
+
+def _cleaned(written: str, name: str, head: str) -> str | None:
+    "A value without its secret; `None` where there is none."
+    opening, value, closing = _parts(written)
+    if not value or "<removed:" in value or _harmless(value, name): return None
+    if name and not (secret_name(name) or _names_a_key(name, value)): return None
+    if not opening and name[:1] not in ("", "-") and "=" in head and _CODE.fullmatch(written): return None
+    return opening + _mark("named", value) + closing
+
+def _remove_named(text: str, place: tuple[re.Pattern, re.Pattern]) -> str:
+    "Take out the secrets that stand at such a place; a place without a name always holds one."
+    out, done, at, (heads, values) = [], 0, 0, place
+    while head := heads.search(text, at):
+        at, name = head.end(), head["name"] if "name" in heads.groupindex else ""
+        if name and not (secret_name(name) or name.lower().endswith(_KEYS)): continue
+        value = values.match(text, at)
+        clean = _cleaned(value[0], name, head[0]) if value else None
+        if clean is not None:
+            out += text[done:at], clean
+            done = at = value.end()
+    return "".join(out) + text[done:]
+
+def _remove_manifest(text: str) -> str:
+    if "kind:" not in text: return text
+    return _MANIFEST.sub(lambda m: _remove_named(m[0], _MANIFEST_DATA), text)
+
+# %% ../../nbs/env/02_redaction.ipynb #59d64595
+_LONE = r"<removed:[a-z0-9-]+#[0-9a-f]{4}>"
+_USERINFO = re.compile(rf"(?P<scheme>[A-Za-z0-9+.-]{{0,30}}://)"
+                       rf"(?P<user>{_LONE}|[^/\s\"'<>?#]{{1,4096}}|[^/\s\"'@:]{{0,200}}:(?!\d{{1,5}}(?:/|$))[^\s\"']{{1,1000}})@")
 _QUERY = re.compile(r"(?P<head>[?&#;](?P<name>[\w.\-%]+)=)(?P<value>[^&#\s\"'<>;]+)")
 _QUERY_NAMES = frozenset("sig signature key code token sas hmac credential security policy keypairid".split())
 
 def _remove_address(text: str) -> str:
     def userinfo(m: re.Match) -> str:
-        if m["user"] == "git" or "<removed:" in m["user"] or re.fullmatch(r"\$\{\w+\}(:\$\{\w+\})?", m["user"]): return m[0]
+        if m["user"] == "git" or re.fullmatch(_LONE + r"|\$\{\w+\}(:\$\{\w+\})?", m["user"]): return m[0]
         return m["scheme"] + _mark("userinfo", m["user"]) + "@"
     def query(m: re.Match) -> str:
-        if "<removed:" in m["value"] or not (secret_name(m["name"]) or set(words(m["name"])) & _QUERY_NAMES) or _harmless(m["value"]): return m[0]
-        return m["head"] + _mark("query", m["value"])
+        named = secret_name(m["name"]) or set(words(m["name"])) & _QUERY_NAMES
+        return m[0] if not named or "<removed:" in m["value"] or _harmless(m["value"]) else m["head"] + _mark("query", m["value"])
     return _QUERY.sub(query, _USERINFO.sub(userinfo, text)) if "://" in text or "?" in text else text
 
-# %% ../../nbs/env/02_redaction.ipynb #1e160919
+# %% ../../nbs/env/02_redaction.ipynb #9d54da6a
 #: versions, short words and hashes: nothing that has a shape is as short or as plain
 _TOO_PLAIN = re.compile(r"[\w.+-]{0,15}|[0-9a-f]{16,64}")
 
@@ -173,25 +273,62 @@ def redact_text(
     name: str = "",  # what the text is the value of, e.g. "HF_TOKEN"
 ) -> str:  # the same text with `<removed:kind#hash>` for each secret
     "Take every secret out of a text."
-    if name and secret_name(name) and not _harmless(text, name) and not _MARK.fullmatch(text): return _mark("named", text)
+    secret = name and (secret_name(name) or _names_a_key(name, text)) and not _harmless(text, name)
+    if secret and not _MARK.fullmatch(text): return _mark("named", text)
     if _TOO_PLAIN.fullmatch(text): return text
-    text = _remove_address(_remove_shapes(text))
-    for pattern in _ASSIGNED, _FLAG, _ELEMENT: text = _remove_named(text, pattern)
-    return _remove_named(text, _BEFORE, always=True)
+    text = _remove_manifest(_remove_address(_remove_shapes(text)))
+    for place in _NAMED + _ALWAYS: text = _remove_named(text, place)
+    return text
 
-# %% ../../nbs/env/02_redaction.ipynb #f6e8c5d0
-def _before_secret(previous: str, value: Any) -> bool:
-    "`wandb login KEY` and `curl -u name:password`, as items of a list."
-    if not isinstance(value, str) or value.startswith("-"): return False
-    return (previous == "login" and len(value) >= 8) or (previous in ("-u", "--user") and ":" in value)
+# %% ../../nbs/env/02_redaction.ipynb #4143b5aa
+_OPTION = re.compile(r"(?P<head>[-+~]{0,2}(?P<name>[^\W\d][\w.\-]*)=)(?P<value>.*)", re.DOTALL)
+_SHORT = re.compile(r"(?P<head>-p)(?P<value>(?!\d{1,5}$)[^\s=]{4,})")
+
+def _asks_for_password(before: list[str]) -> bool:
+    "Whether `-p` in this command line means a password: `sshpass`, `mysql`, `docker login`."
+    return any(re.fullmatch(_PROGRAMS, item.rpartition("/")[2]) for item in before)
+
+def _before_secret(before: list[str], value: str) -> bool:
+    "`wandb login KEY`, `set api-key KEY`, `curl -u name:password`, `sshpass -p …`, as items of a list."
+    previous = before[-1] if before else ""
+    if value.startswith("-"): return False
+    if previous in ("-u", "--user", "--proxy-user"): return ":" in value and not re.fullmatch(r"\d+:\d+", value)
+    if previous in ("-p", "-a", "-k"): return _asks_for_password(before) and not re.fullmatch(r"\d{1,5}", value)
+    if previous == "login": return len(value) >= 8
+    return bool(re.fullmatch(r"[\w-]+", previous) and secret_name(previous) and _KEY_VALUE.fullmatch(value))
+
+def _flag_before(previous: str, value: Any) -> str:
+    "The option whose value this item is, or nothing."
+    flag = previous.startswith("-") and "=" not in previous and not str(value).startswith("--")
+    return previous if flag else ""
+
+def _redact_option(text: str, before: list[str]) -> str:
+    "An item that holds an option and its value."
+    m = _OPTION.fullmatch(text)
+    if m and secret_name(m["name"]) and not _harmless(m["value"], m["name"]) and not _MARK.fullmatch(m["value"]):
+        return m["head"] + _mark("named", m["value"])
+    if (m := _SHORT.fullmatch(text)) and _asks_for_password(before) and not _MARK.fullmatch(m["value"]): return m["head"] + _mark("named", m["value"])
+    return text
 
 def _redact_list(values: list, name: str, visit: Callable[[Any, str, str], Any], where: str) -> list:
-    out, previous = [], ""
+    out, before = [], []
     for i, value in enumerate(values):
-        flag = "secret" if _before_secret(previous, value) else previous if isinstance(value, str) and previous.startswith("-") and "=" not in previous and not value.startswith("--") else ""
-        out.append(visit(value, flag or name, f"{where}.{i}"))
-        previous = value if isinstance(value, str) else ""
+        if isinstance(value, str): flag = "secret" if _before_secret(before, value) else _flag_before(before[-1] if before else "", value)
+        else: flag = _flag_before(before[-1] if before else "", value)
+        out.append(visit(value, flag or name, f"{where}.{i}", before))
+        before.append(value if isinstance(value, str) else "")
     return out
+
+# %% ../../nbs/env/02_redaction.ipynb #e9911485
+def _named_beside(entry: dict) -> str:
+    "The secret name that an entry gives its `value`."
+    name = entry.get("name", entry.get("key"))
+    return name if "value" in entry and isinstance(name, str) and secret_name(name) else ""
+
+def _number(value: Any, name: str) -> str | None:
+    "A number that is secret, as a text: PINs and passwords of digits, not flags and settings."
+    secret = secret_name(name) and not isinstance(value, (bool, float)) and len(str(value)) > 5
+    return str(value) if secret else None
 
 def redact(
     document: Any,  # dictionaries, lists, texts
@@ -201,15 +338,19 @@ def redact(
 ) -> tuple[Any, list[Removed]]:  # the document without secrets, and what was taken out
     "Take every secret out of a document, keys included."
     removed: list[Removed] = []
-    def visit(value: Any, name: str, where: str) -> Any:
+    def visit(value: Any, name: str, where: str, before: list[str] | None = None) -> Any:
         if value is None: return None
-        if isinstance(value, dict):
-            keep, above = where in plain_keys, name if secret_name(name) else ""
-            cleaned = ((k, redact_text(str(k)), v) for k, v in value.items())
-            return {key: visit(v, "" if keep else above or str(k), f"{where}.{key}" if where else key) for k, key, v in cleaned}
+        if isinstance(value, dict): return {k: visit(v, n, f"{where}.{k}" if where else k) for k, n, v in entries(value, name, where)}
         if isinstance(value, (list, tuple)): return _redact_list(list(value), name, visit, where)
-        if not isinstance(value, str): return value if not secret_name(name) or isinstance(value, (bool, float, type(None))) else visit(str(value), name, where) if len(str(value)) > 5 else value
-        clean = redact_text(value, name)
+        if not isinstance(value, str):
+            text = _number(value, name)
+            return value if text is None else visit(text, name, where)
+        clean = redact_text(_redact_option(value, before) if before is not None else value, name)
         if clean != value: removed.extend(Removed(where, *m) for m in _MARK.findall(clean))
         return clean
+    def entries(value: dict, name: str, where: str) -> list[tuple[str, str, Any]]:
+        "The keys of a dictionary, cleaned, and the name that each value is judged by."
+        above, beside = name if secret_name(name) else "", _named_beside(value)
+        names = {k: "" if where in plain_keys else beside if beside and k == "value" else above or str(k) for k in value}
+        return [(redact_text(str(k)), names[k], v) for k, v in value.items()]
     return visit(document, name, field), removed
