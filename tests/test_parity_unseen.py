@@ -1,4 +1,4 @@
-"What a campaign over models and faults that no other test knows has taught: where the blame moves to, what is no fault, and what cannot be run at all."
+"Models and faults that no other test knows: where the blame belongs, what is no fault, and what cannot be run at all."
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -26,7 +26,8 @@ class Decoder(nn.Module):
     "Transposed convolutions, two kinds of slopes, a norm with statistics; two outputs."
     def __init__(self) -> None:
         super().__init__()
-        self.down, self.up, self.last, self.norm = nn.Conv2d(1, 6, 3, 2, 1), nn.ConvTranspose2d(6, 4, 3, 2, 1, output_padding=1), nn.Conv2d(4, 1, 1), nn.BatchNorm2d(4)
+        self.down, self.up = nn.Conv2d(1, 6, 3, 2, 1), nn.ConvTranspose2d(6, 4, 3, 2, 1, output_padding=1)
+        self.norm, self.last = nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1)
         self.norm.running_mean.normal_(); self.norm.running_var.uniform_(0.3, 3)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -38,7 +39,8 @@ class StateSpace(nn.Module):
     "A diagonal state space: decays by a cumulative sum, a causal convolution, a gate."
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.enter, self.mix, self.step, self.leave = nn.Linear(4, 2 * width), nn.Conv1d(width, width, 4, groups=width, padding=3), nn.Linear(width, width), nn.Linear(width, 4)
+        self.enter, self.step, self.leave = nn.Linear(4, 2 * width), nn.Linear(width, width), nn.Linear(width, 4)
+        self.mix = nn.Conv1d(width, width, 4, groups=width, padding=3)
         self.rate = nn.Parameter(torch.rand(width))
 
     def forward(self, series: torch.Tensor) -> torch.Tensor:
@@ -106,6 +108,9 @@ def constant(g: Any, node: Any) -> int: return next(i for i, v in enumerate(node
 def value(g: Any, node: Any) -> np.ndarray: return numpy_helper.to_array(next(t for t in g.initializer if t.name in node.input))
 
 
+def infinite(g: Any, node: Any) -> Any: return reread(g, node, 1, np.where(np.arange(4) == 2, np.inf, value(g, node)).astype(np.float32))
+
+
 def through(g: Any, node: Any, kind: int) -> Any:
     "A value that goes through a narrower type on its way."
     where = next(i for i, n in enumerate(g.node) if n.name == node.name)
@@ -135,11 +140,14 @@ FAULTS: list[tuple[str, str, Callable[[Any], Any], set[str]]] = [
     ("state", "reverse_sum", lambda g: with_attribute(first(g, "CumSum"), reverse=1), {SEMANTICS}),
     ("state", "brain_float_in_one_place", lambda g: through(g, first(g, "CumSum"), TensorProto.BFLOAT16), {SEMANTICS}),
     ("state", "not_causal", lambda g: with_attribute(first(g, "Conv"), pads=[2, 4]), {SEMANTICS}),
-    ("state", "infinite_tap", lambda g: (lambda n: reread(g, n, 1, np.where(np.arange(4) == 2, np.inf, value(g, n)).astype(np.float32)))(first(g, "Conv")), {WEIGHT})]
+    ("state", "infinite_tap", lambda g: infinite(g, first(g, "Conv")), {WEIGHT})]
 QUICK = {"count_without_its_axis", "slope", "reverse_sum"}
 
 
-@pytest.mark.parametrize(("name", "fault", "plant", "kinds"), [pytest.param(*f, id=f"{f[0]}-{f[1]}", marks=[] if f[1] in QUICK else pytest.mark.slow) for f in FAULTS])
+PARAMETERS = [pytest.param(*f, id=f"{f[0]}-{f[1]}", marks=[] if f[1] in QUICK else pytest.mark.slow) for f in FAULTS]
+
+
+@pytest.mark.parametrize(("name", "fault", "plant", "kinds"), PARAMETERS)
 def test_unseen_fault(made: Callable[[str], Made], tmp_path: Path, name: str, fault: str, plant: Callable[[Any], Any], kinds: set[str]) -> None:
     module, path, captured, inputs = made(name)
     proto = onnx.load(path)
@@ -167,14 +175,16 @@ def test_opset_under_which_the_file_does_not_load(made: Callable[[str], Made], t
     for o in proto.opset_import: o.version = 11
     onnx.save(proto, tmp_path / "bad.onnx")
     report = check(module, tmp_path / "bad.onnx", inputs, captured=captured)
-    assert report.verdict == "fail" and SEMANTICS in {c.kind for c in report.causes} and "declares opset 11" in report.causes[0].evidence, str(report)
+    assert report.verdict == "fail" and SEMANTICS in {c.kind for c in report.causes}, str(report)
+    assert "declares opset 11" in report.causes[0].evidence
 
 
 def test_inputs_of_another_model(made: Callable[[str], Made], tmp_path: Path) -> None:
     "One sentence, not a comparison of two files that have nothing to do with each other."
     module, _, captured, inputs = made("state")
     report = check(module, made("decoder")[1], inputs, captured=captured)
-    assert report.verdict == "fail" and [c.kind for c in report.causes] == ["other inputs"] and "asks for image" in report.causes[0].evidence, str(report)
+    assert report.verdict == "fail" and [c.kind for c in report.causes] == ["other inputs"], str(report)
+    assert "asks for image" in report.causes[0].evidence
 
 
 class Close(nn.Module):
