@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from environments import digits_alone
 
 from fsdl_devinfra.launch import Job, launch, write_files
 from fsdl_devinfra.launch.job import DIGITS_SCRIPT
@@ -22,10 +23,7 @@ WAYS = {"ddp": dict(dp=2), "fsdp2": dict(dp=2, zero=3), "tensor": dict(tp=2), "p
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    out = tmp_path_factory.mktemp("one") / "one.json"
-    subprocess.run([sys.executable, "-c", DIGITS_SCRIPT, "--out", str(out)], env=ENV, check=True, timeout=120)
-    return json.loads(out.read_text())["losses"]
+def alone(): return digits_alone()
 
 
 def job(way: dict, out: Path) -> Job:
