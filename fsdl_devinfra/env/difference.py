@@ -128,13 +128,14 @@ def _blocks(left: Environment, right: Environment) -> list[Difference]:
 def _order(d: Difference) -> tuple[int, int, str]:
     return EFFECTS.index(d.effect), rule_number(d.field), d.field
 
-# %% ../../nbs/env/13_difference.ipynb #72425768
+# %% ../../nbs/env/13_difference.ipynb #07c02627
 _NAMES = {"numerics.settings.threads": "threads", "numerics.settings.cpu_capability": "vector instructions", "python.version": "Python", "source.commit": "the commit", "source.diff_sha256": "uncommitted changes",
           "machine.libc": "the C library", "accelerators.driver": "the driver", "machine.cpu.model": "the processor", "accelerators.gpus": "GPUs"}
 
 def _say(d: Difference) -> str:
     package = re.fullmatch(r"packages\.([^.]+)\.version", d.field)
     if d.field.startswith("numerics.settings.allow_tf32"): return f"TF32 {'on' if d.right else 'off'} for {d.field.rsplit('.', 1)[-1]}"
+    if re.fullmatch(r"accelerators\.gpus\.\d+\.name", d.field): return f"GPU {d.left or 'none'} → {d.right or 'none'}"
     name = package[1] if package else _NAMES.get(d.field) or d.field.removeprefix("numerics.settings.").removeprefix("variables.").removeprefix("accelerators.")
     if d.field in ("source.commit", "source.diff_sha256") or d.field.endswith((".sha256", ".record")): return name
     left, right = ("none" if v is None else str(v) if not isinstance(v, list) else "…" for v in (d.left, d.right))
@@ -147,9 +148,10 @@ def _listing(items: list[str], most: int = 4) -> str:
 def _causes(found: list[Difference]) -> list[str]:
     "Numeric differences in words, without those that follow from another: the variable from its setting, the wheel from the version."
     names = {d.field for d in found}
-    return [_say(d) for d in found if d.effect == "numerics" and not d.field.startswith("fingerprint.") and _SHOWN_BY.get(d.field) not in names
+    said = [_say(d) for d in found if d.effect == "numerics" and not d.field.startswith("fingerprint.") and _SHOWN_BY.get(d.field) not in names
             and not (d.field.startswith(("numerics.settings.fp32_precision.", "numerics.settings.matmul_precision")) and any(n.startswith("numerics.settings.allow_tf32.") for n in names))
             and not (d.field.startswith("libraries.torch.") and "packages.torch.version" in names) and not (d.field.startswith("libraries.wheels.") and f"packages.{d.field[18:]}.version" in names)]
+    return list(dict.fromkeys(said))  # eight GPUs of another kind are one cause
 
 def _bits(left: Environment, right: Environment) -> list[str] | None:
     "Operations that gave other bits; `None` where the two fingerprints have no device in common."

@@ -24,7 +24,7 @@ class Rule:
 # %% auto #0
 __all__ = ['Effect', 'EFFECTS', 'RULES', 'Rule', 'rule_number', 'rule_of']
 
-# %% ../../nbs/env/11_rules.ipynb #5ce6e340
+# %% ../../nbs/env/11_rules.ipynb #457c26bf
 _COMPUTE = ("torch triton pytorch-triton* torchvision torchaudio torchao torchtitan functorch numpy scipy scikit-learn pandas jax jaxlib flax optax tensorflow* keras onnx onnxscript onnxruntime* tensorrt* "
             "transformers accelerate deepspeed megatron-core peft trl diffusers timm sentence-transformers bitsandbytes auto-gptq gptqmodel autoawq optimum* flash-attn* xformers apex transformer-engine* vllm* sglang liger-kernel "
             "kernels einops lightning pytorch-lightning fairscale fairseq* mamba-ssm causal-conv1d nvidia-* cuda-* mkl* intel-* tbb libtpu* openvino* numba cupy* opencv* pillow librosa soundfile tokenizers sentencepiece tiktoken datasets "
@@ -86,6 +86,13 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
      "numerics", "chooses other vector kernels", _MEASURED),
     ("variables.NVIDIA_TF32_OVERRIDE variables.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "numerics", "switches TF32", "PyTorch notes, CUDA semantics: TensorFloat-32"),
     ("variables.CUBLAS_WORKSPACE_CONFIG variables.CUBLASLT_*", "numerics", "decides which cuBLAS kernels can be chosen; needed for determinism up to torch 2.9", "PyTorch pull request 161749"),
+    ("variables.*_CACHE_DIR variables.TRITON_HOME variables.TRITON_DUMP_DIR variables.CUDNN_LOG* variables.TORCH_LOGS* variables.ONEDNN_VERBOSE",
+     "record", "where compiled kernels are kept, and what is printed", ""),
+    ("variables.ACCELERATE_MIXED_PRECISION variables.ACCELERATE_DOWNCAST_BF16 variables.FP8_*",
+     "numerics", "the precision that accelerate runs the model in: bf16 keeps 7 bits of the mantissa, fp16 10", "Accelerate documentation, Mixed precision"),
+    ("variables.ACCELERATE_DYNAMO_* variables.TORCH_COMPILE_*", "numerics", "compiled kernels fuse operations and so round elsewhere", ""),
+    ("variables.FSDP_* variables.DEEPSPEED_* variables.DS_*", "performance", "how states are sharded", ""),
+    ("variables.TORCH_CUDNN_* variables.HIPBLASLT_* variables.VECLIB_* variables.KMP_DETERMINISTIC_REDUCTION", "numerics", "may choose other kernels or another order of sums", ""),
     ("variables.CUDNN_* variables.MIOPEN_* variables.NVTE_* variables.ROCBLAS_* variables.TORCH_BLAS_* variables.XLA_FLAGS variables.LIBTPU_INIT_ARGS variables.JAX_* variables.TF_ENABLE_* variables.TF_DETERMINISTIC* variables.TORCHINDUCTOR_* variables.TORCHDYNAMO_* variables.TRITON_*",
      "numerics", "may choose other kernels", ""),
     ("variables.NCCL_ALGO variables.NCCL_PROTO variables.NCCL_NVLS_ENABLE variables.NCCL_COLLNET_ENABLE variables.NCCL_MIN_NCHANNELS variables.NCCL_MAX_NCHANNELS variables.NCCL_TOPO_FILE variables.NCCL_GRAPH_FILE variables.RCCL_*",

@@ -40,7 +40,7 @@ def _submodules(root: str) -> list[dict[str, Any]]:
     def dirty(path: str) -> bool | None: return bool(_git(Path(root, path), "status", "--porcelain")) if (Path(root, path) / ".git").exists() else None
     return [without_nones({"path": path, "commit": commit, "state": state.get(mark, mark), "dirty": dirty(path)}) for mark, commit, path in rows]
 
-# %% ../../nbs/env/08_source.ipynb #f68a1646
+# %% ../../nbs/env/08_source.ipynb #91be25b0
 def _status(root: str) -> dict[str, Any]:
     text = _git(root, "status", "--porcelain=v2", "--branch", "-z", "--untracked-files=all", seconds=20)
     if text is None: return {}
@@ -61,9 +61,10 @@ def source(
 ) -> dict[str, Any]:
     "Commit, branch, remotes, the difference to the commit, unknown files and submodules of a folder."
     root = (ask("git", "rev-parse", "--show-toplevel", cwd=folder) or "").rstrip("\n")
-    if not root: raise LookupError("this folder is in no git repository, or git is not installed")
+    if not root: raise LookupError("this folder is in no git repository, or git is not installed or does not answer")
     said = _status(root)
     commit, branch = (None if said.get(k) in ("(initial)", "(detached)") else said.get(k) for k in ("commit", "branch"))
-    found = {"root": root, "commit": commit, "branch": branch, "upstream": said.get("upstream"), "ahead_behind": said.get("ahead_behind"), "remotes": _remotes(root) or None,
+    reason = None if said else "git status failed or took longer than 20 s"
+    found = {"root": root, "status_missing": reason, "commit": commit, "branch": branch, "upstream": said.get("upstream"), "ahead_behind": said.get("ahead_behind"), "remotes": _remotes(root) or None,
              "dirty": bool(said.get("changed")) if said else None, "untracked": _untracked(root, said.get("untracked", [])) or None, "submodules": _submodules(root) or None}
     return without_nones(found | (_diff(root) if said.get("changed") and commit else {}))
