@@ -22,7 +22,8 @@ __all__ = ['nvidia', 'nvidia_smi', 'amd', 'tpu', 'accelerators', 'loaded', 'torc
 
 # %% ../../nbs/env/05_accelerators.ipynb #7f8885aa
 #: CUDA cores a multiprocessor has, by compute capability (CUDA C Programming Guide, "Arithmetic Instructions", FP32 results a clock)
-_CORES = {(5, 0): 128, (5, 2): 128, (6, 0): 64, (6, 1): 128, (7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128, (12, 0): 128, (12, 1): 128}
+_CORES = {(5, 0): 128, (5, 2): 128, (6, 0): 64, (6, 1): 128, (7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128,
+          (10, 3): 128, (12, 0): 128, (12, 1): 128}
 
 def _quiet(function: Callable[..., Any], *args: Any) -> Any:
     try: value = function(*args)
@@ -34,10 +35,14 @@ def _gpu(nv: Any, handle: Any) -> dict[str, Any]:
     capability, cores, memory, mig = say("GetCudaComputeCapability"), say("GetNumGpuCores"), say("GetMemoryInfo"), say("GetMigMode")
     per = _CORES.get(tuple(capability)) if capability else None
     power, enforced = say("GetPowerManagementLimit"), say("GetPowerManagementDefaultLimit")
-    return without_nones({"name": say("GetName"), "memory_bytes": int(memory.total) if memory else None, "compute_capability": ".".join(map(str, capability)) if capability else None,
-        "multiprocessors": cores // per if cores and per else None, "mig": bool(mig[0]) if mig else None, "ecc": (lambda e: bool(e[0]) if e else None)(say("GetEccMode")),
-        "power_limit_w": power and power // 1000, "power_default_w": enforced and enforced // 1000, "clock_sm_max_mhz": say("GetMaxClockInfo", 1), "clock_sm_app_mhz": say("GetApplicationsClock", 1),
-        "persistence": (lambda p: bool(p) if p is not None else None)(say("GetPersistenceMode")), "pcie_generation": say("GetMaxPcieLinkGeneration"), "pcie_width": say("GetMaxPcieLinkWidth"),
+    return without_nones({"name": say("GetName"), "memory_bytes": int(memory.total) if memory else None,
+                          "compute_capability": ".".join(map(str, capability)) if capability else None,
+        "multiprocessors": cores // per if cores and per else None, "mig": bool(mig[0]) if mig else None,
+        "ecc": (lambda e: bool(e[0]) if e else None)(say("GetEccMode")),
+        "power_limit_w": power and power // 1000, "power_default_w": enforced and enforced // 1000, "clock_sm_max_mhz": say("GetMaxClockInfo", 1),
+        "clock_sm_app_mhz": say("GetApplicationsClock", 1),
+        "persistence": (lambda p: bool(p) if p is not None else None)(say("GetPersistenceMode")), "pcie_generation": say("GetMaxPcieLinkGeneration"),
+        "pcie_width": say("GetMaxPcieLinkWidth"),
         "nvlinks": sum(1 for i in range(18) if say("GetNvLinkState", i) == 1) or None, "vbios": say("GetVbiosVersion")})
 
 # %% ../../nbs/env/05_accelerators.ipynb #70cfbc15
@@ -65,12 +70,15 @@ def nvidia(
     try:
         handles = [nv.nvmlDeviceGetHandleByIndex(i) for i in range(nv.nvmlDeviceGetCount())]
         cuda = _quiet(getattr(nv, "nvmlSystemGetCudaDriverVersion", None))
-        return without_nones({"driver": _quiet(nv.nvmlSystemGetDriverVersion), "driver_supports_cuda": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+        return without_nones({"driver": _quiet(nv.nvmlSystemGetDriverVersion),
+                              "driver_supports_cuda": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
                               "gpus": [_gpu(nv, h) for h in handles], "topology": _topology(nv, handles)})
     finally: _quiet(nv.nvmlShutdown)
 
-# %% ../../nbs/env/05_accelerators.ipynb #e91cbd27
+# %% ../../nbs/env/05_accelerators.ipynb #5d619f0c
 _SMI = ("name", "memory.total", "driver_version", "compute_cap", "mig.mode.current", "power.limit", "vbios_version")
+
+def _mebibytes(text: str) -> int | None: return int(float(text)) << 20 if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 def nvidia_smi() -> dict[str, Any]:
     "NVIDIA GPUs through the program `nvidia-smi`."
@@ -80,8 +88,10 @@ def nvidia_smi() -> dict[str, Any]:
     cells = [[c.strip() for c in line.split(",")] for line in text.splitlines()]
     rows = [dict(zip(_SMI, row)) for row in cells if len(row) == len(_SMI) and row[0] and re.match(r"\d", row[2])]
     if not rows: raise OSError("nvidia-smi named no GPU: " + (" ".join(text.split())[:60] or "it printed nothing"))
-    gpus = [without_nones({"name": r["name"], "memory_bytes": int(float(r["memory.total"])) << 20 if re.fullmatch(r"[\d.]+", r["memory.total"]) else None,
-                           "compute_capability": r.get("compute_cap"), "mig": {"Enabled": True, "Disabled": False}.get(r.get("mig.mode.current", "")), "vbios": r.get("vbios_version")}) for r in rows]
+    gpus = [without_nones({"name": r["name"], "memory_bytes": _mebibytes(r["memory.total"]),
+                           "compute_capability": r.get("compute_cap"),
+                           "mig": {"Enabled": True, "Disabled": False}.get(r.get("mig.mode.current", "")),
+                           "vbios": r.get("vbios_version")}) for r in rows]
     return {"driver": rows[0]["driver_version"], "gpus": gpus}
 
 # %% ../../nbs/env/05_accelerators.ipynb #7592b437
@@ -100,7 +110,8 @@ def amd(
                     "architecture": f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}", "multiprocessors": units or None,
                     "memory_bytes": sum(int(b.get("size_in_bytes", 0)) for b in banks) or None}))
     if not gpus: return {}
-    return without_nones({"amd_driver": (read(root / "sys/module/amdgpu/version", 100) or "").strip() or None, "rocm": (read(root / "opt/rocm/.info/version", 100) or "").strip() or None, "gpus": gpus})
+    return without_nones({"amd_driver": (read(root / "sys/module/amdgpu/version", 100) or "").strip() or None,
+                          "rocm": (read(root / "opt/rocm/.info/version", 100) or "").strip() or None, "gpus": gpus})
 
 def tpu(
     root: Path = ROOT,  # of the file system
@@ -110,7 +121,8 @@ def tpu(
     environ = dict(os.environ) if environ is None else environ
     chips = len(list(root.glob("dev/accel[0-9]*"))) or (len(list(root.glob("dev/vfio/[0-9]*"))) if "TPU_ACCELERATOR_TYPE" in environ else 0)
     if not chips and "TPU_ACCELERATOR_TYPE" not in environ: return {}
-    return {"tpu": without_nones({"chips": chips or None, "type": environ.get("TPU_ACCELERATOR_TYPE"), "topology": environ.get("TPU_TOPOLOGY"), "workers": environ.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1})}
+    return {"tpu": without_nones({"chips": chips or None, "type": environ.get("TPU_ACCELERATOR_TYPE"), "topology": environ.get("TPU_TOPOLOGY"),
+                                  "workers": environ.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1})}
 
 def _has_nvidia(root: Path = ROOT) -> bool:
     "Whether it is worth loading NVML (20 ms): there is a driver, or somebody has loaded it already."
@@ -143,7 +155,8 @@ def torch_build() -> dict[str, Any]:
     if one is None: return {}
     text = read(Path(one.path).parent / "torch/version.py") or ""
     said = dict(re.findall(r"^(\w+)(?:\s*:\s*[^=]+)?\s*=\s*'?([^'\n]*)'?", text, re.MULTILINE))
-    return without_nones({"version": said.get("__version__") or one.version, "commit": said.get("git_version"), **{k: None if said.get(k) in (None, "None") else said[k] for k in ("cuda", "hip", "xpu")}})
+    return without_nones({"version": said.get("__version__") or one.version, "commit": said.get("git_version"),
+                          **{k: None if said.get(k) in (None, "None") else said[k] for k in ("cuda", "hip", "xpu")}})
 
 def _bundled() -> dict[str, str]:
     "Libraries inside torch's own folder, for builds that carry them."
@@ -159,7 +172,8 @@ def on_machine(
     "CUDA and cuDNN that lie on the machine; torch's wheels do not use them."
     homes = [p for p in sorted(root.glob("usr/local/cuda*")) if p.is_dir()]
     def version(home: Path) -> str | None:
-        found = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', read(home / "version.json") or "") or re.search(r"CUDA Version ([\d.]+)", read(home / "version.txt") or "")
+        found = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"',
+                          read(home / "version.json") or "") or re.search(r"CUDA Version ([\d.]+)", read(home / "version.txt") or "")
         return found[1] if found else None
     toolkits = {str(h.relative_to(root)): v for h in homes if (v := version(h))}
     folders = [root / p for p in ("usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/local/cuda/lib64")]
@@ -170,9 +184,11 @@ def libraries(
     root: Path = ROOT,  # of the file system
 ) -> dict[str, Any]:  # torch, wheels, loaded, on_machine
     "What torch was built for, the wheels it loads from, what is loaded, and what merely lies on the machine."
-    wheels = {n: d.version for n, d in installed().items() if n.startswith(("nvidia-", "mkl", "intel-openmp", "triton", "pytorch-triton", "cuda-", "tbb", "libtpu", "jaxlib")) and n != "nvidia-ml-py"}
+    wheels = {n: d.version for n, d in installed().items() if n.startswith(("nvidia-", "mkl", "intel-openmp", "triton", "pytorch-triton", "cuda-",
+        "tbb", "libtpu", "jaxlib")) and n != "nvidia-ml-py"}
     torch = sys.modules.get("torch")
-    return without_nones({"torch": torch_build() or None, "wheels": wheels or None, "bundled": _bundled() or None, "loaded": loaded() if torch else None,
+    return without_nones({"torch": torch_build() or None, "wheels": wheels or None, "bundled": _bundled() or None,
+                          "loaded": loaded() if torch else None,
                           "versions": _versions(torch) if torch else None, "on_machine": on_machine(root) or None})
 
 def _versions(torch: Any) -> dict[str, Any]:
@@ -180,4 +196,5 @@ def _versions(torch: Any) -> dict[str, Any]:
     shown = _quiet(torch.__config__.show) or ""
     blas = re.search(r"oneAPI Math Kernel Library Version (\S+)|OpenBLAS (\S+)", shown)
     dnn = re.search(r"MKL-DNN v(\S+)", shown)
-    return without_nones({"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": _quiet(torch.backends.cudnn.version), "nccl": nccl, "blas": blas and blas[0], "onednn": dnn and dnn[1]})
+    return without_nones({"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": _quiet(torch.backends.cudnn.version), "nccl": nccl,
+                          "blas": blas and blas[0], "onednn": dnn and dnn[1]})

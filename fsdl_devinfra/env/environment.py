@@ -47,7 +47,8 @@ def flatten(
 _AGAIN = "Make it again: fsdl-devinfra env capture -o env.json"
 #: parts of a capture that other code goes through, and what they are
 _LISTS = ("accelerators.gpus", "source.untracked", "source.submodules", "hub.locks", "python.locks")
-_OBJECTS = ("machine.cpu", "numerics.settings", "libraries.torch", "libraries.wheels", "source.remotes", "container.says", "container.limits", "python.conda")
+_OBJECTS = ("machine.cpu", "numerics.settings", "libraries.torch", "libraries.wheels", "source.remotes", "container.says", "container.limits",
+            "python.conda")
 
 def _decoded(raw: bytes) -> str:
     "Text as editors and shells write it: UTF-8 or UTF-16, with or without a byte order mark."
@@ -159,8 +160,10 @@ def _about_machine(env: Environment) -> dict[str, Any]:
     names = ", ".join(f"{gpus.count(n)} × {n}" if gpus.count(n) > 1 else n for n in dict.fromkeys(gpus))
     threads = env.numerics.get("settings", {})
     settings = f"{threads.get('threads')} threads, {threads.get('cpu_capability')}, fp32 matmul {threads.get('matmul_precision')}" if threads else None
-    return {"digest": env.digest, "system": m.get("os"), "cpu": cpu.get("model"), "cores": cpu.get("usable"), "memory": size_text(m["memory_bytes"]) if m.get("memory_bytes") else None,
-            "gpu": None if "accelerators" in env.missing else names or "none", "driver": env.accelerators.get("driver"), "container": env.container.get("kind"),
+    return {"digest": env.digest, "system": m.get("os"), "cpu": cpu.get("model"), "cores": cpu.get("usable"),
+            "memory": size_text(m["memory_bytes"]) if m.get("memory_bytes") else None,
+            "gpu": None if "accelerators" in env.missing else names or "none", "driver": env.accelerators.get("driver"),
+            "container": env.container.get("kind"),
             f"numerics ({env.numerics.get('origin')})": settings, "fingerprint": ", ".join(env.fingerprint) or None}
 
 def _about_packages(env: Environment) -> dict[str, Any]:
@@ -171,7 +174,8 @@ def _about_packages(env: Environment) -> dict[str, Any]:
 def _about_code(env: Environment) -> dict[str, Any]:
     s, commit = env.source, env.source.get("commit")
     more = ([" with uncommitted changes"] if s.get("dirty") else []) + ([f" and {len(s['untracked'])} files that git does not know"] if s.get("untracked") else [])
-    return {"commit": commit and commit[:12] + "".join(more), "job": ", ".join(env.job) or None, "secrets removed": len(env.removed) or None} | {f"no {k}": v for k, v in env.missing.items()}
+    return {"commit": commit and commit[:12] + "".join(more), "job": ", ".join(env.job) or None,
+            "secrets removed": len(env.removed) or None} | {f"no {k}": v for k, v in env.missing.items()}
 
 # %% ../../nbs/env/12_environment.ipynb #26ed7e75
 def digest(
@@ -187,7 +191,8 @@ def blocks(
     folder: str | Path = ".",  # where the run started
 ) -> dict[str, Callable[[], Any]]:  # field of `Environment` → function that fills it
     "What a capture asks."
-    return {"source": lambda: source(folder), "packages": packages, "accelerators": accelerators, "machine": machine, "container": container, "libraries": libraries,
+    return {"source": lambda: source(folder), "packages": packages, "accelerators": accelerators, "machine": machine, "container": container,
+            "libraries": libraries,
             "python": lambda: python(folder), "numerics": numerics, "variables": variables, "job": job, "hub": lambda: hub(folder)}
 
 def _probe() -> dict[str, dict[str, str]]:

@@ -104,7 +104,8 @@ def package(
     archive = direct.get("archive_info") or {}
     digest = (archive.get("hashes") or {}).get("sha256") or (archive.get("hash") or "").partition("sha256=")[2]
     return Package(_version(one), _installer(one.path, content or b""), None if editable else url, direct.get("subdirectory"),
-                   (direct.get("vcs_info") or {}).get("commit_id"), _local_path(url) if editable else None, None, digest or None, record_hash(content) if content is not None else None)
+                   (direct.get("vcs_info") or {}).get("commit_id"), _local_path(url) if editable else None, None, digest or None,
+                   record_hash(content) if content is not None else None)
 
 def _local_path(url: str | None) -> str | None:
     from urllib.parse import unquote, urlsplit
@@ -131,7 +132,8 @@ def packages(
 
 # %% ../../nbs/env/07_packages.ipynb #82f60bea
 #: lock file → the manager that writes it
-_LOCKS = {"uv.lock": "uv", "poetry.lock": "poetry", "pixi.lock": "pixi", "pdm.lock": "pdm", "Pipfile.lock": "pipenv", "conda-lock.yml": "conda-lock", "pylock.toml": "pylock"}
+_LOCKS = {"uv.lock": "uv", "poetry.lock": "poetry", "pixi.lock": "pixi", "pdm.lock": "pdm", "Pipfile.lock": "pipenv", "conda-lock.yml": "conda-lock",
+          "pylock.toml": "pylock"}
 
 def manager(
     prefix: str | Path | None = None,  # of the environment; default: `sys.prefix`
@@ -171,6 +173,9 @@ def python(
 ) -> dict[str, Any]:
     "The interpreter, how it was started, and what manages its environment."
     flags = {n: getattr(sys.flags, n) for n in ("optimize", "hash_randomization", "dev_mode", "isolated", "no_site") if getattr(sys.flags, n)}
-    return without_nones({"version": ".".join(map(str, sys.version_info[:3])), "implementation": sys.implementation.name, "build": sys.version.replace("\n", " "),
-            "free_threaded": not sys._is_gil_enabled() if hasattr(sys, "_is_gil_enabled") else None, "executable": sys.executable, "prefix": sys.prefix,
-            "argv": list(getattr(sys, "orig_argv", sys.argv)), "flags": flags or None, "manager": manager(), "locks": locks(folder) or None, "conda": conda_packages() or None})
+    return without_nones({"version": ".".join(map(str, sys.version_info[:3])), "implementation": sys.implementation.name,
+                          "build": sys.version.replace("\n", " "),
+            "free_threaded": not sys._is_gil_enabled() if hasattr(sys, "_is_gil_enabled") else None, "executable": sys.executable,
+            "prefix": sys.prefix,
+            "argv": list(getattr(sys, "orig_argv", sys.argv)), "flags": flags or None, "manager": manager(), "locks": locks(folder) or None,
+            "conda": conda_packages() or None})
