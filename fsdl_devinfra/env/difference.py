@@ -63,8 +63,10 @@ class EnvironmentDiff(Result):
 
 # %% ../../nbs/env/13_difference.ipynb #1e20705f
 #: variable → the setting of torch that shows its effect
-_SHOWN_BY = {"variables.OMP_NUM_THREADS": "numerics.settings.threads", "variables.MKL_NUM_THREADS": "numerics.settings.threads", "variables.OMP_DYNAMIC": "numerics.settings.threads",
-             "variables.ATEN_CPU_CAPABILITY": "numerics.settings.cpu_capability", "variables.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "numerics.settings.allow_tf32.matmul"}
+_SHOWN_BY = {"variables.OMP_NUM_THREADS": "numerics.settings.threads", "variables.MKL_NUM_THREADS": "numerics.settings.threads",
+             "variables.OMP_DYNAMIC": "numerics.settings.threads",
+             "variables.ATEN_CPU_CAPABILITY": "numerics.settings.cpu_capability",
+             "variables.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "numerics.settings.allow_tf32.matmul"}
 _NEVER = ("digest", "captured_at", "made_by", "missing.", "removed.", "numerics.meanings.", "schema")
 _LAPTOP = "; neither machine has a GPU, so only where the processor has such units"
 
@@ -82,18 +84,21 @@ def _judge(name: str, left: Any, right: Any, a: dict[str, Any], b: dict[str, Any
 
 def _judge_build(name: str, effect: Effect, why: str, a: dict[str, Any], b: dict[str, Any]) -> tuple[Effect, str]:
     version = name.replace(".record", ".version")
-    if a.get("machine.architecture") != b.get("machine.architecture") or str(a.get("python.version", "")).rpartition(".")[0] != str(b.get("python.version", "")).rpartition(".")[0]:
+    if a.get("machine.architecture") != b.get("machine.architecture") or str(a.get("python.version",
+        "")).rpartition(".")[0] != str(b.get("python.version", "")).rpartition(".")[0]:
         return "record", "the build for another Python or another processor"
     return effect, f"{a.get(version)} on both sides, but another build or other files" + (f": {why}" if effect != "record" else "")
 
 def _relevant(name: str, a: dict[str, Any], b: dict[str, Any], left: Environment, right: Environment) -> bool:
     if name.startswith(_NEVER): return False
     block = name.split(".")[0]
-    if block in left.missing or block in right.missing or (block in ("numerics", "data", "fingerprint") and not (getattr(left, block) and getattr(right, block))): return False
+    if block in left.missing or block in right.missing or (block in ("numerics", "data",
+        "fingerprint") and not (getattr(left, block) and getattr(right, block))): return False
     if block == "fingerprint": return name in a and name in b and "error" not in f"{a[name]}{b[name]}"
     if name.startswith("source.untracked.") and name.endswith(".size_bytes"): return False
     package = re.match(r"(packages\.[^.]+)\.(?!version$)", name)  # of a package that is new or gone, or has another version, that alone is said
-    if package and not name.endswith((".commit", ".dirty")): return _equal(package[1] + ".version", a.get(package[1] + ".version"), b.get(package[1] + ".version"))
+    if package and not name.endswith((".commit", ".dirty")): return _equal(package[1] + ".version", a.get(package[1] + ".version"),
+        b.get(package[1] + ".version"))
     gpu = re.match(r"accelerators\.gpus\.\d+\.", name)  # another GPU or number of GPUs is one difference
     return not gpu or (_count(a) == _count(b) and (name.endswith(".name") or a.get(gpu[0] + "name") == b.get(gpu[0] + "name")))
 
@@ -117,24 +122,29 @@ def _blocks(left: Environment, right: Environment) -> list[Difference]:
     found = []
     n = [_count(e.flat()) for e in (left, right)]
     if n[0] != n[1] and not {"accelerators"} & (set(left.missing) | set(right.missing)):
-        rule, names = rule_of("accelerators.gpus"), [", ".join(g.get("name", "?") for g in e.accelerators.get("gpus", [])) or "none" for e in (left, right)]
+        rule, names = rule_of("accelerators.gpus"), [", ".join(g.get("name", "?") for g in e.accelerators.get("gpus", [])) or "none" for e in (left,
+            right)]
         found.append(Difference("accelerators.gpus", *names, rule.effect, f"{rule.why} [{rule.source}]"))
     for block in sorted(set(left.missing) ^ set(right.missing)):
         side, why = ("left", left.missing[block]) if block in left.missing else ("right", right.missing[block])
-        found.append(Difference(block, left.missing.get(block) and "not captured", right.missing.get(block) and "not captured", "record", f"not captured on the {side}: {why}"))
-    if bool(left.numerics) != bool(right.numerics): found.append(Difference("numerics", bool(left.numerics) or None, bool(right.numerics) or None, "record", "settings of torch are known on one side only"))
+        found.append(Difference(block, left.missing.get(block) and "not captured", right.missing.get(block) and "not captured", "record",
+                                f"not captured on the {side}: {why}"))
+    if bool(left.numerics) != bool(right.numerics): found.append(Difference("numerics", bool(left.numerics) or None, bool(right.numerics) or None,
+        "record", "settings of torch are known on one side only"))
     return found
 
 def _order(d: Difference) -> tuple[int, int, str]:
     return EFFECTS.index(d.effect), rule_number(d.field), d.field
 
-# %% ../../nbs/env/13_difference.ipynb #72425768
-_NAMES = {"numerics.settings.threads": "threads", "numerics.settings.cpu_capability": "vector instructions", "python.version": "Python", "source.commit": "the commit", "source.diff_sha256": "uncommitted changes",
+# %% ../../nbs/env/13_difference.ipynb #07c02627
+_NAMES = {"numerics.settings.threads": "threads", "numerics.settings.cpu_capability": "vector instructions", "python.version": "Python",
+          "source.commit": "the commit", "source.diff_sha256": "uncommitted changes",
           "machine.libc": "the C library", "accelerators.driver": "the driver", "machine.cpu.model": "the processor", "accelerators.gpus": "GPUs"}
 
 def _say(d: Difference) -> str:
     package = re.fullmatch(r"packages\.([^.]+)\.version", d.field)
     if d.field.startswith("numerics.settings.allow_tf32"): return f"TF32 {'on' if d.right else 'off'} for {d.field.rsplit('.', 1)[-1]}"
+    if re.fullmatch(r"accelerators\.gpus\.\d+\.name", d.field): return f"GPU {d.left or 'none'} → {d.right or 'none'}"
     name = package[1] if package else _NAMES.get(d.field) or d.field.removeprefix("numerics.settings.").removeprefix("variables.").removeprefix("accelerators.")
     if d.field in ("source.commit", "source.diff_sha256") or d.field.endswith((".sha256", ".record")): return name
     left, right = ("none" if v is None else str(v) if not isinstance(v, list) else "…" for v in (d.left, d.right))
@@ -147,9 +157,11 @@ def _listing(items: list[str], most: int = 4) -> str:
 def _causes(found: list[Difference]) -> list[str]:
     "Numeric differences in words, without those that follow from another: the variable from its setting, the wheel from the version."
     names = {d.field for d in found}
-    return [_say(d) for d in found if d.effect == "numerics" and not d.field.startswith("fingerprint.") and _SHOWN_BY.get(d.field) not in names
-            and not (d.field.startswith(("numerics.settings.fp32_precision.", "numerics.settings.matmul_precision")) and any(n.startswith("numerics.settings.allow_tf32.") for n in names))
+    said = [_say(d) for d in found if d.effect == "numerics" and not d.field.startswith("fingerprint.") and _SHOWN_BY.get(d.field) not in names
+            and not (d.field.startswith(("numerics.settings.fp32_precision.",
+                                         "numerics.settings.matmul_precision")) and any(n.startswith("numerics.settings.allow_tf32.") for n in names))
             and not (d.field.startswith("libraries.torch.") and "packages.torch.version" in names) and not (d.field.startswith("libraries.wheels.") and f"packages.{d.field[18:]}.version" in names)]
+    return list(dict.fromkeys(said))  # eight GPUs of another kind are one cause
 
 def _bits(left: Environment, right: Environment) -> list[str] | None:
     "Operations that gave other bits; `None` where the two fingerprints have no device in common."

@@ -33,7 +33,8 @@ def cpu(
     flags = (first.get("flags") or first.get("Features") or "").split()
     model = first.get("model name") or first.get("Model") or (ask("sysctl", "-n", "machdep.cpu.brand_string") or "").strip()
     return without_nones({"model": model or None, "vendor": first.get("vendor_id") or first.get("CPU implementer"), "family": first.get("cpu family"),
-                          "stepping": first.get("stepping"), "logical": os.cpu_count() if root == ROOT else len(blocks) or None, "physical": len(cores) or None,
+                          "stepping": first.get("stepping"), "logical": os.cpu_count() if root == ROOT else len(blocks) or None,
+                          "physical": len(cores) or None,
                           "usable": usable_cpus(), "flags": sorted(f for f in flags if _KERNEL_FLAGS.fullmatch(f))})
 
 def usable_cpus() -> int:
@@ -66,7 +67,8 @@ def machine(
     release, name = pairs(read(root / "etc/os-release")), os.uname() if hasattr(os, "uname") else None
     total = re.search(r"MemTotal:\s+(\d+) kB", read(root / "proc/meminfo") or "")
     product = (read(root / "sys/devices/virtual/dmi/id/product_name", 200) or "").strip()
-    return without_nones({"os": release.get("PRETTY_NAME") or (name and f"{name.sysname} {name.release}") or sys.platform, "kernel": name and name.release,
+    return without_nones({"os": release.get("PRETTY_NAME") or (name and f"{name.sysname} {name.release}") or sys.platform,
+                          "kernel": name and name.release,
                           "architecture": name and name.machine, "libc": libc(), "product": product or None, "cpu": cpu(root),
                           "memory_bytes": int(total[1]) * 1024 if total else _memory_elsewhere(), "shared_memory_bytes": _size_of(root / "dev/shm")})
 
@@ -79,7 +81,8 @@ def _size_of(mount: Path) -> int | None:
     except (AttributeError, OSError): return None
 
 # %% ../../nbs/env/04_machine.ipynb #1c431ff4
-_IMAGE_VARIABLES = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "CONTAINER_IMAGE", "DOCKER_IMAGE", "IMAGE_NAME", "NVIDIA_BUILD_ID", "NVIDIA_PYTORCH_VERSION",
+_IMAGE_VARIABLES = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "CONTAINER_IMAGE", "DOCKER_IMAGE", "IMAGE_NAME", "NVIDIA_BUILD_ID",
+                    "NVIDIA_PYTORCH_VERSION",
                     "PYTORCH_VERSION", "CUDA_VERSION", "NV_CUDNN_VERSION")
 
 def _kind(root: Path, environ: dict[str, str]) -> str | None:
@@ -117,4 +120,5 @@ def ulimits() -> dict[str, int] | None:  # -1: no limit
     "Limits of this process that stop data loaders and RDMA: open files and locked memory."
     try: import resource
     except ImportError: return None
-    return {n: resource.getrlimit(getattr(resource, k))[0] for n, k in (("open_files", "RLIMIT_NOFILE"), ("locked_memory", "RLIMIT_MEMLOCK")) if hasattr(resource, k)}
+    return {n: resource.getrlimit(getattr(resource, k))[0] for n,
+            k in (("open_files", "RLIMIT_NOFILE"), ("locked_memory", "RLIMIT_MEMLOCK")) if hasattr(resource, k)}

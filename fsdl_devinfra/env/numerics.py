@@ -69,9 +69,11 @@ def observed(
 _DEFAULTS: dict[str, Any] = {
     "default_dtype": "float32", "matmul_precision": "highest", "allow_tf32.matmul": False, "allow_tf32.cudnn": True,
     "reduced_precision.fp16": True, "reduced_precision.bf16": True, "cudnn.enabled": True, "cudnn.benchmark": False, "cudnn.deterministic": False,
-    "deterministic_algorithms": False, "deterministic_warn_only": False, "attention.flash": True, "attention.mem_efficient": True, "attention.math": True, "attention.cudnn": True,
+    "deterministic_algorithms": False, "deterministic_warn_only": False, "attention.flash": True, "attention.mem_efficient": True,
+    "attention.math": True, "attention.cudnn": True,
     "seed": "random"}
-_DEFAULTS_2_9 = {"fp32_precision.all": "none", "fp32_precision.cuda.matmul": "none", "fp32_precision.cudnn.conv": "tf32", "fp32_precision.cudnn.rnn": "tf32",
+_DEFAULTS_2_9 = {"fp32_precision.all": "none", "fp32_precision.cuda.matmul": "none", "fp32_precision.cudnn.conv": "tf32",
+                 "fp32_precision.cudnn.rnn": "tf32",
                  "fp32_precision.mkldnn.matmul": "none", "fp32_precision.mkldnn.conv": "none", "fp32_precision.mkldnn.rnn": "none"}
 
 def release(
@@ -109,12 +111,21 @@ def variable_meanings(
 ) -> dict[str, str]:  # variable → what it does here
     "What the numeric variables that are set mean for this version of torch."
     environ = dict(os.environ) if environ is None else environ
-    known = {"NVIDIA_TF32_OVERRIDE": "0 switches TF32 off in all NVIDIA libraries, whatever torch says", "ATEN_CPU_CAPABILITY": "caps the vector instructions of torch's own kernels",
-             "ONEDNN_MAX_CPU_ISA": "caps the vector instructions of oneDNN", "DNNL_MAX_CPU_ISA": "caps the vector instructions of oneDNN", "MKL_CBWR": "makes MKL take the same code path on different processors",
-             "MKL_ENABLE_INSTRUCTIONS": "caps the vector instructions of MKL", "MKL_DEBUG_CPU_TYPE": "makes MKL take the code path of another processor", "NCCL_ALGO": "fixes the algorithm, and so the order of sums, of collectives",
-             "NCCL_PROTO": "fixes the protocol of collectives", "NCCL_NVLS_ENABLE": "sums in the NVLink switch, in an order that may change between calls", "PYTHONHASHSEED": "fixes the order of sets and of hashes of strings",
-             "OPENBLAS_CORETYPE": "makes OpenBLAS take the kernels of another processor", "CUDA_LAUNCH_BLOCKING": "makes kernel launches synchronous: slow, same numbers", "OMP_NUM_THREADS": "sets the number of threads, and so the order of sums",
-             "MKL_NUM_THREADS": "sets the number of threads, and so the order of sums", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1 switches TF32 on for matrix products"}
+    known = {"NVIDIA_TF32_OVERRIDE": "0 switches TF32 off in all NVIDIA libraries, whatever torch says",
+             "ATEN_CPU_CAPABILITY": "caps the vector instructions of torch's own kernels",
+             "ONEDNN_MAX_CPU_ISA": "caps the vector instructions of oneDNN", "DNNL_MAX_CPU_ISA": "caps the vector instructions of oneDNN",
+             "MKL_CBWR": "makes MKL take the same code path on different processors",
+             "MKL_ENABLE_INSTRUCTIONS": "caps the vector instructions of MKL",
+             "MKL_DEBUG_CPU_TYPE": "makes MKL take the code path of another processor",
+             "NCCL_ALGO": "fixes the algorithm, and so the order of sums, of collectives",
+             "NCCL_PROTO": "fixes the protocol of collectives",
+             "NCCL_NVLS_ENABLE": "sums in the NVLink switch, in an order that may change between calls",
+             "PYTHONHASHSEED": "fixes the order of sets and of hashes of strings",
+             "OPENBLAS_CORETYPE": "makes OpenBLAS take the kernels of another processor",
+             "CUDA_LAUNCH_BLOCKING": "makes kernel launches synchronous: slow, same numbers",
+             "OMP_NUM_THREADS": "sets the number of threads, and so the order of sums",
+             "MKL_NUM_THREADS": "sets the number of threads, and so the order of sums",
+             "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1 switches TF32 on for matrix products"}
     old = release(version) < (2, 10)
     known["CUBLAS_WORKSPACE_CONFIG"] = ("needed, as :4096:8 or :16:8, for deterministic cuBLAS with this torch" if old else "not needed for determinism since torch 2.10; sets the size of the workspace, and with it the kernels that can be chosen")
     return {k: v for k, v in known.items() if k in environ}

@@ -22,7 +22,7 @@ from .stamp import Installed, installed
 # %% auto #0
 __all__ = ['Package', 'record_lines', 'record_hash', 'package', 'packages', 'manager', 'locks', 'conda_packages', 'python']
 
-# %% ../../nbs/env/07_packages.ipynb #4f4e919f
+# %% ../../nbs/env/07_packages.ipynb #8e0107db
 @dataclass(frozen=True)
 class Package:
     "One installed distribution."
@@ -71,7 +71,7 @@ def record_hash(
 
 def _direct(folder: str) -> dict[str, Any]:
     try: said = json.loads(read(folder + "/direct_url.json") or "{}")
-    except ValueError: return {}
+    except (ValueError, RecursionError): return {}
     return said if isinstance(said, dict) else {}
 
 def _content(folder: str) -> bytes | None:
@@ -104,29 +104,36 @@ def package(
     archive = direct.get("archive_info") or {}
     digest = (archive.get("hashes") or {}).get("sha256") or (archive.get("hash") or "").partition("sha256=")[2]
     return Package(_version(one), _installer(one.path, content or b""), None if editable else url, direct.get("subdirectory"),
-                   (direct.get("vcs_info") or {}).get("commit_id"), _local_path(url) if editable else None, None, digest or None, record_hash(content) if content is not None else None)
+                   (direct.get("vcs_info") or {}).get("commit_id"), _local_path(url) if editable else None, None, digest or None,
+                   record_hash(content) if content is not None else None)
 
 def _local_path(url: str | None) -> str | None:
     from urllib.parse import unquote, urlsplit
     return unquote(urlsplit(url).path) if url and url.startswith("file:") else url
 
-# %% ../../nbs/env/07_packages.ipynb #786e2ef1
+# %% ../../nbs/env/07_packages.ipynb #2582d67b
 def _with_git(one: Package) -> Package:
-    said = ask("git", "status", "--porcelain=v2", "--branch", cwd=one.editable, seconds=10) if one.editable else None
+    said = ask("git", "status", "--porcelain=v2", "--branch", cwd=one.editable, seconds=5) if one.editable else None
     commit = re.search(r"^# branch\.oid ([0-9a-f]{40,})$", said or "", re.MULTILINE)
     if commit is None: return one
     return replace(one, commit=commit[1], dirty=any(line[:1] != "#" for line in said.splitlines()))
+
+def _package(one: Installed) -> Package:
+    "A distribution whose metadata is damaged still has the name and version of its folder; it must not take the others along."
+    try: return package(one)
+    except Exception: return Package(one.version)
 
 def packages(
     path: list[str] | None = None,  # folders to look in; default: `sys.path`
 ) -> dict[str, Package]:  # by normal name
     "Every installed distribution."
-    found = {name: package(one) for name, one in installed(path).items()}
+    found = {name: _package(one) for name, one in installed(path).items()}
     return found | {name: _with_git(one) for name, one in found.items() if one.editable}
 
 # %% ../../nbs/env/07_packages.ipynb #82f60bea
 #: lock file → the manager that writes it
-_LOCKS = {"uv.lock": "uv", "poetry.lock": "poetry", "pixi.lock": "pixi", "pdm.lock": "pdm", "Pipfile.lock": "pipenv", "conda-lock.yml": "conda-lock", "pylock.toml": "pylock"}
+_LOCKS = {"uv.lock": "uv", "poetry.lock": "poetry", "pixi.lock": "pixi", "pdm.lock": "pdm", "Pipfile.lock": "pipenv", "conda-lock.yml": "conda-lock",
+          "pylock.toml": "pylock"}
 
 def manager(
     prefix: str | Path | None = None,  # of the environment; default: `sys.prefix`
@@ -166,6 +173,9 @@ def python(
 ) -> dict[str, Any]:
     "The interpreter, how it was started, and what manages its environment."
     flags = {n: getattr(sys.flags, n) for n in ("optimize", "hash_randomization", "dev_mode", "isolated", "no_site") if getattr(sys.flags, n)}
-    return without_nones({"version": ".".join(map(str, sys.version_info[:3])), "implementation": sys.implementation.name, "build": sys.version.replace("\n", " "),
-            "free_threaded": not sys._is_gil_enabled() if hasattr(sys, "_is_gil_enabled") else None, "executable": sys.executable, "prefix": sys.prefix,
-            "argv": list(getattr(sys, "orig_argv", sys.argv)), "flags": flags or None, "manager": manager(), "locks": locks(folder) or None, "conda": conda_packages() or None})
+    return without_nones({"version": ".".join(map(str, sys.version_info[:3])), "implementation": sys.implementation.name,
+                          "build": sys.version.replace("\n", " "),
+            "free_threaded": not sys._is_gil_enabled() if hasattr(sys, "_is_gil_enabled") else None, "executable": sys.executable,
+            "prefix": sys.prefix,
+            "argv": list(getattr(sys, "orig_argv", sys.argv)), "flags": flags or None, "manager": manager(), "locks": locks(folder) or None,
+            "conda": conda_packages() or None})

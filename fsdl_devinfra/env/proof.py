@@ -33,7 +33,8 @@ __all__ = ['wheel_record', 'make_wheel', 'Wheel', 'Proof', 'prove', 'in_folder',
 _DATA = re.compile(rb"^\"?[^/\"]+\.data/(?:(?:purelib|platlib)/)?")
 
 def _as_installed(content: bytes) -> bytes:
-    kept = (line for line in content.split(b"\n") if not re.match(rb"^\"?[^/\"]+\.data/(?!purelib/|platlib/)", line) and b"/RECORD.jws," not in line and b"/RECORD.p7s," not in line)
+    kept = (line for line in content.split(b"\n") if not re.match(rb"^\"?[^/\"]+\.data/(?!purelib/|platlib/)",
+        line) and b"/RECORD.jws," not in line and b"/RECORD.p7s," not in line)
     return b"\n".join(_DATA.sub(lambda m: b'"' if m[0][:1] == b'"' else b"", line) for line in kept)
 
 def wheel_record(
@@ -155,7 +156,8 @@ def prove(
     found, failed = wheels(asked)
     by_name: dict[tuple[str, str], list[Wheel]] = {}
     for w in found: by_name.setdefault((w.name, w.version), []).append(w)
-    return [_proof(env, n, vcs.get(n), reasons.get(n) or failed.get(n, ""), by_name.get((n, env.packages[n].version or ""), []), record) for n in sorted(env.packages)]
+    return [_proof(env, n, vcs.get(n), reasons.get(n) or failed.get(n, ""), by_name.get((n, env.packages[n].version or ""), []),
+                   record) for n in sorted(env.packages)]
 
 def _proof(env: Environment, name: str, git: tuple | None, why: str, candidates: list[Wheel], record: Callable[[Wheel], str | None]) -> Proof:
     one = env.packages[name]
@@ -167,8 +169,10 @@ def _proof(env: Environment, name: str, git: tuple | None, why: str, candidates:
 
 # %% ../../nbs/env/15_proof.ipynb #4bfd29d6
 def _pip(*args: str, seconds: float) -> subprocess.CompletedProcess:
-    try: return subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *args], capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired: raise CheckError(f"pip did not answer within {seconds:.0f} s", "Check the index that pip is configured for, or fill the wheelhouse by hand") from None
+    try: return subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *args], capture_output=True, text=True,
+                               timeout=seconds, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired: raise CheckError(f"pip did not answer within {seconds:.0f} s",
+                                                       "Check the index that pip is configured for, or fill the wheelhouse by hand") from None
 
 def _halving(items: list[tuple[str, str]], attempt: Callable[[list[tuple[str, str]]], list[Wheel] | None]) -> tuple[list[Wheel], dict[str, str]]:
     "The wheels that `attempt` finds, and why not for those it fails on alone."
@@ -180,7 +184,8 @@ def _halving(items: list[tuple[str, str]], attempt: Callable[[list[tuple[str, st
     return a + b, x | y
 
 def _need_pip() -> None:
-    if _pip("--version", seconds=60).returncode: raise BadInput("this environment has no pip, which finds the wheels", "Install it (uv pip install pip), or give a filled --wheelhouse")
+    if _pip("--version", seconds=60).returncode: raise BadInput("this environment has no pip, which finds the wheels",
+        "Install it (uv pip install pip), or give a filled --wheelhouse")
 
 def in_folder(
     folder: str | Path,  # a wheelhouse
@@ -207,7 +212,8 @@ def from_wheelhouse(
         if want:
             _need_pip()
             def download(items: list[tuple[str, str]]) -> list[Wheel] | None:
-                done = _pip("download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), *_options(env), *(f"{n}=={v}" for n, v in items), seconds=seconds)
+                done = _pip("download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), *_options(env),
+                            *(f"{n}=={v}" for n, v in items), seconds=seconds)
                 return None if done.returncode else []
             failed = _halving(want, download)[1]
         return in_folder(folder), failed
@@ -222,7 +228,8 @@ def from_index(
         _need_pip()
         def report(items: list[tuple[str, str]]) -> list[Wheel] | None:
             more = [*_options(env), "--target", os.devnull] if _options(env) else []
-            done = _pip("install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--only-binary", ":all:", "--report", "-", *more, *(f"{n}=={v}" for n, v in items), seconds=seconds)
+            done = _pip("install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--only-binary", ":all:", "--report", "-", *more,
+                        *(f"{n}=={v}" for n, v in items), seconds=seconds)
             if done.returncode: return None
             return [w for entry in json.loads(done.stdout)["install"] if (w := _reported(entry["download_info"]))]
         return _halving(asked, report)

@@ -11,7 +11,8 @@ from .stamp import stamp
 
 def pytest_addoption(parser: Any) -> None:
     "`--environment FILE`."
-    parser.getgroup("fsdl-devinfra").addoption("--environment", metavar="FILE", default=None, help="write a capture of the environment when the tests have ended")
+    parser.getgroup("fsdl-devinfra").addoption("--environment", metavar="FILE", default=None,
+                                               help="write a capture of the environment when the tests have ended")
 
 def pytest_report_header(config: Any) -> str:
     "One line with the versions that explain a result."

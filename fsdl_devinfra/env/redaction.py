@@ -182,7 +182,8 @@ _NAMED = (
     # <name>value</name>
     _place(rf"<{_NAME}>", r"[^<>]+(?=</)"),
     # name and value as two entries of YAML, JSON or XML
-    _place(rf"""\b(?:[Nn]ame|[Kk]ey|variable)[\\"']*\s*[:=]\s*[\\"']*{_NAME}[\\"']*[\s,;+]*[\\"']*value[\\"']*\s*[:=]\s*""", rf"""{_QUOTED}|[^\s"'<>]+"""),
+    _place(rf"""\b(?:[Nn]ame|[Kk]ey|variable)[\\"']*\s*[:=]\s*[\\"']*{_NAME}[\\"']*[\s,;+]*[\\"']*value[\\"']*\s*[:=]\s*""",
+           rf"""{_QUOTED}|[^\s"'<>]+"""),
     # and as two arguments: os.environ.get("X", "Y"), add_argument("--x", default="y")
     _place(rf"""\b(?:setdefault|putenv|setenv|getenv|get|set|put|add_argument|add_option|[Oo]ption|add_header|[Ff]ield)\(\s*"""
            rf"""["']-{{0,2}}(?P<name>[^\W\d][\w.\-]{{0,200}})["']\s*,\s*(?:[^()\n]{{0,200}}?\b(?:default|value)\s*=\s*)?""", _QUOTED),

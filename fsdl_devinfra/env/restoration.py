@@ -70,7 +70,8 @@ def requirements(
     lines = [_from_git(p) for p in git] + [f"{'' if _on_index(u) else '# '}{u.name}=={u.version}  # unproven: {u.why}" for u in rest]
     content += "".join(f"# not here: {p.name} {p.version}: {'pinned by its commit' if p.git else p.why}\n" for p in proofs if not p.wheel)
     more = {"requirements-unproven.txt": head + "# without hashes: install with --no-deps after requirements.txt\n" + "\n".join(lines) + "\n"} if lines else {}
-    return Restoration("requirements", content, more, len(sure) + len(git), rest, ["install with: pip install --no-deps --require-hashes -r requirements.txt"])
+    return Restoration("requirements", content, more, len(sure) + len(git), rest,
+                       ["install with: pip install --no-deps --require-hashes -r requirements.txt"])
 
 def _on_index(u: Unproven) -> bool: return "index" not in u.why and "editable" not in u.why and "address" not in u.why
 
@@ -95,7 +96,8 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=True)  # strings, whole numbers and booleans are written alike in both
 
 def _locked(p: Proof, beside: Path, hosts: Sequence[str]) -> dict[str, Any] | None:
-    if p.git: return {"name": p.name, "version": p.version, "vcs": {"type": "git", "url": p.git[0], "commit-id": p.git[1]} | ({"subdirectory": p.git[2]} if p.git[2] else {})}
+    if p.git: return {"name": p.name, "version": p.version, "vcs": {"type": "git", "url": p.git[0],
+        "commit-id": p.git[1]} | ({"subdirectory": p.git[2]} if p.git[2] else {})}
     if not p.wheel or not (place := _place(p.wheel, beside, hosts)): return None
     return {"name": p.name, "version": p.version, "wheels": [{"name": p.wheel.file} | place | ({"size": p.wheel.size} if p.wheel.size else {}) | {"hashes": {"sha256": p.wheel.sha256}}]}
 
@@ -116,7 +118,8 @@ def pylock(
         if entry: text += "\n[[packages]]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in entry.items() if v is not None)
     missing = _unproven(proofs) + mirror
     if missing: text += "\n[tool.fsdl-devinfra]\nnot-locked = " + _toml([f"{u.name} {u.version}: {u.why}" for u in missing]) + "\n"
-    return Restoration("pylock", text, {}, sum(e is not None for _, e in entries), missing, ["install with: pip install -r pylock.toml (pip 26.1 or newer) or uv pip sync pylock.toml"])
+    return Restoration("pylock", text, {}, sum(e is not None for _, e in entries), missing,
+                       ["install with: pip install -r pylock.toml (pip 26.1 or newer) or uv pip sync pylock.toml"])
 
 # %% ../../nbs/env/16_restoration.ipynb #61ba535e
 def _yaml(text: str) -> str: return json.dumps(text) if re.search(r"[^\w.=<>@+/~ -]|^[-@ ]| $", text) else text
@@ -140,7 +143,8 @@ def conda(
 # %% ../../nbs/env/16_restoration.ipynb #7c6f65a2
 #: CUDA of torch → tag of NVIDIA's images (the last patch release of each)
 _CUDA_TAGS = {"11.8": "11.8.0", "12.1": "12.1.1", "12.4": "12.4.1", "12.6": "12.6.3", "12.8": "12.8.1", "12.9": "12.9.1", "13.0": "13.0.1"}
-_COMPILE = ("flash-attn", "deepspeed", "transformer-engine", "apex", "mamba-ssm", "causal-conv1d", "vllm", "megatron-core", "xformers", "auto-gptq", "gptqmodel")
+_COMPILE = ("flash-attn", "deepspeed", "transformer-engine", "apex", "mamba-ssm", "causal-conv1d", "vllm", "megatron-core", "xformers", "auto-gptq",
+            "gptqmodel")
 
 def base_image(
     env: Environment,  # a capture
@@ -166,11 +170,15 @@ def dockerfile(
     made = requirements(env, [p for p in proofs if p.name not in ("pip", "setuptools", "wheel") or p.wheel])
     slim, python = image.startswith("python:"), env.python.get("version") or "3.12"
     code, files, notes = _code(env)
-    lines = [f"# environment {env.digest}, captured {env.captured_at}", f"# {why}", f"FROM {image}", "", "RUN apt-get update && apt-get install -y --no-install-recommends git ca-certificates && rm -rf /var/lib/apt/lists/*",
-             *([] if slim else ["COPY --from=astral/uv:latest /uv /usr/local/bin/uv", f"RUN UV_PYTHON_INSTALL_DIR=/opt/python uv venv --seed --python {python} /opt/env", "ENV PATH=/opt/env/bin:$PATH"]), "",
+    lines = [f"# environment {env.digest}, captured {env.captured_at}", f"# {why}", f"FROM {image}", "",
+             "RUN apt-get update && apt-get install -y --no-install-recommends git ca-certificates && rm -rf /var/lib/apt/lists/*",
+             *([] if slim else ["COPY --from=astral/uv:latest /uv /usr/local/bin/uv",
+                                f"RUN UV_PYTHON_INSTALL_DIR=/opt/python uv venv --seed --python {python} /opt/env", "ENV PATH=/opt/env/bin:$PATH"]),
+                                "",
              "COPY requirements*.txt /tmp/", "RUN python -m pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements.txt",
              *(["RUN python -m pip install --no-cache-dir --no-deps -r /tmp/requirements-unproven.txt"] if made.files else []), "",
-             *(f"ENV {k}={json.dumps(v)}" for k, v in _numeric_variables(env).items()), "RUN useradd --create-home runner", "USER runner", "WORKDIR /home/runner/work", *code, ""]
+             *(f"ENV {k}={json.dumps(v)}" for k, v in _numeric_variables(env).items()), "RUN useradd --create-home runner", "USER runner",
+             "WORKDIR /home/runner/work", *code, ""]
     return Restoration("dockerfile", "\n".join(lines), {"requirements.txt": made.content} | made.files | files, made.proven, made.unproven, notes)
 
 def _code(env: Environment) -> tuple[list[str], dict[str, str], list[str]]:
@@ -196,7 +204,8 @@ def _numeric_variables(env: Environment) -> dict[str, str]:
     return {k: v for k, v in env.variables.items() if _FOR_JOB.fullmatch(k) and not _MARK.search(v) and "/" not in v and not k.startswith("TORCHELASTIC")}
 
 # %% ../../nbs/env/16_restoration.ipynb #d384077e
-_SBATCH = (("job-name", "slurm_job_name"), ("partition", "slurm_job_partition"), ("account", "slurm_job_account"), ("qos", "slurm_job_qos"), ("nodes", "slurm_nnodes"), ("ntasks-per-node", "slurm_ntasks_per_node"),
+_SBATCH = (("job-name", "slurm_job_name"), ("partition", "slurm_job_partition"), ("account", "slurm_job_account"), ("qos", "slurm_job_qos"),
+           ("nodes", "slurm_nnodes"), ("ntasks-per-node", "slurm_ntasks_per_node"),
            ("cpus-per-task", "slurm_cpus_per_task"), ("gpus-per-node", "slurm_gpus_per_node"), ("time", "slurm_job_timelimit"))
 
 def slurm(
@@ -210,9 +219,12 @@ def slurm(
     if env.machine.get("cpu", {}).get("usable"): asked.setdefault("cpus-per-task", str(env.machine["cpu"]["usable"]))
     memory = job.get("slurm_mem_per_node")
     if memory: asked.setdefault("mem", f"{memory}M" if str(memory).isdigit() else memory)
-    lines = ["#!/bin/bash", f"# environment {env.digest}, captured {env.captured_at}", *(f"#SBATCH --{k}={v}" for k, v in asked.items()), "", "set -euo pipefail",
-             *(f"export {k}={shlex.quote(v)}" for k, v in _numeric_variables(env).items()), "", "fsdl-devinfra env verify env.json  # stops the job where numbers or speed would differ", ""]
-    return Restoration("slurm", "\n".join(lines), {}, 0, [], [] if job else ["the capture was not made in a SLURM job: resources are those of the machine"])
+    lines = ["#!/bin/bash", f"# environment {env.digest}, captured {env.captured_at}", *(f"#SBATCH --{k}={v}" for k, v in asked.items()), "",
+             "set -euo pipefail",
+             *(f"export {k}={shlex.quote(v)}" for k, v in _numeric_variables(env).items()), "",
+             "fsdl-devinfra env verify env.json  # stops the job where numbers or speed would differ", ""]
+    return Restoration("slurm", "\n".join(lines), {}, 0, [],
+                       [] if job else ["the capture was not made in a SLURM job: resources are those of the machine"])
 
 # %% ../../nbs/env/16_restoration.ipynb #c4479145
 TARGETS = ("requirements", "pylock", "conda", "dockerfile", "slurm")

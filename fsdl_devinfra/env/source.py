@@ -37,20 +37,23 @@ def _submodules(root: str) -> list[dict[str, Any]]:
     if not (Path(root) / ".gitmodules").exists(): return []
     state = {" ": "clean", "-": "not initialised", "+": "another commit", "U": "conflict"}
     rows = [(line[0], *line[1:].split(" ", 2)[:2]) for line in (_git(root, "submodule", "status", "--recursive") or "").splitlines() if line]
-    def dirty(path: str) -> bool | None: return bool(_git(Path(root, path), "status", "--porcelain")) if (Path(root, path) / ".git").exists() else None
+    def dirty(path: str) -> bool | None: return bool(_git(Path(root, path), "status", "--porcelain")) if (Path(root,
+        path) / ".git").exists() else None
     return [without_nones({"path": path, "commit": commit, "state": state.get(mark, mark), "dirty": dirty(path)}) for mark, commit, path in rows]
 
-# %% ../../nbs/env/08_source.ipynb #f68a1646
+# %% ../../nbs/env/08_source.ipynb #91be25b0
 def _status(root: str) -> dict[str, Any]:
     text = _git(root, "status", "--porcelain=v2", "--branch", "-z", "--untracked-files=all", seconds=20)
     if text is None: return {}
     lines = text.split("\0")
     heads = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# ") and " " in line[2:])
-    return {"commit": heads.get("branch.oid"), "branch": heads.get("branch.head"), "upstream": heads.get("branch.upstream"), "ahead_behind": heads.get("branch.ab"),
+    return {"commit": heads.get("branch.oid"), "branch": heads.get("branch.head"), "upstream": heads.get("branch.upstream"),
+            "ahead_behind": heads.get("branch.ab"),
             "changed": any(line[:2] in ("1 ", "2 ", "u ") for line in lines), "untracked": [line[2:] for line in lines if line.startswith("? ")]}
 
 def _diff(root: str) -> dict[str, Any]:
-    text = _git(root, "diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "--src-prefix=a/", "--dst-prefix=b/", "HEAD", seconds=20)
+    text = _git(root, "diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "--src-prefix=a/",
+                "--dst-prefix=b/", "HEAD", seconds=20)
     if text is None: return {"diff_missing": "git diff failed or took longer than 20 s"}
     digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
     if len(text) > DIFF_LIMIT: return {"diff_sha256": digest, "diff_missing": f"{len(text):,} characters, more than the {DIFF_LIMIT:,} that are kept"}
@@ -61,9 +64,12 @@ def source(
 ) -> dict[str, Any]:
     "Commit, branch, remotes, the difference to the commit, unknown files and submodules of a folder."
     root = (ask("git", "rev-parse", "--show-toplevel", cwd=folder) or "").rstrip("\n")
-    if not root: raise LookupError("this folder is in no git repository, or git is not installed")
+    if not root: raise LookupError("this folder is in no git repository, or git is not installed or does not answer")
     said = _status(root)
     commit, branch = (None if said.get(k) in ("(initial)", "(detached)") else said.get(k) for k in ("commit", "branch"))
-    found = {"root": root, "commit": commit, "branch": branch, "upstream": said.get("upstream"), "ahead_behind": said.get("ahead_behind"), "remotes": _remotes(root) or None,
-             "dirty": bool(said.get("changed")) if said else None, "untracked": _untracked(root, said.get("untracked", [])) or None, "submodules": _submodules(root) or None}
+    reason = None if said else "git status failed or took longer than 20 s"
+    found = {"root": root, "status_missing": reason, "commit": commit, "branch": branch, "upstream": said.get("upstream"),
+             "ahead_behind": said.get("ahead_behind"), "remotes": _remotes(root) or None,
+             "dirty": bool(said.get("changed")) if said else None, "untracked": _untracked(root, said.get("untracked", [])) or None,
+             "submodules": _submodules(root) or None}
     return without_nones(found | (_diff(root) if said.get("changed") and commit else {}))

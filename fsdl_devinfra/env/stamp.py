@@ -45,7 +45,8 @@ def _declared(folder: str) -> str:
     "The version that the metadata inside `folder` states, or nothing."
     for name in ("METADATA", "PKG-INFO"):
         try:
-            with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as f: return next((l[9:].strip() for l in f if l.startswith("Version: ")), "")
+            with open(os.path.join(folder, name), encoding="utf-8",
+                      errors="replace") as f: return next((l[9:].strip() for l in f if l.startswith("Version: ")), "")
         except OSError: continue
     return ""
 

@@ -82,7 +82,8 @@ def check_files(
     listed = {name: _lines(one) for name, one in installed(path).items()}
     lines = [line for found in listed.values() for line in found or []]
     changed, total = [], 0
-    with progress("hashing installed files", total=len(lines), quiet=quiet) as bar, ThreadPoolExecutor(threads or min(16, 2 * (os.cpu_count() or 1))) as pool:
+    with progress("hashing installed files", total=len(lines),
+                  quiet=quiet) as bar, ThreadPoolExecutor(threads or min(16, 2 * (os.cpu_count() or 1))) as pool:
         for batch, answers in zip(_batches(lines), pool.map(lambda part: [_check(line) for line in part], _batches(lines))):
             changed += [c for c, _ in answers if c]; total += sum(size for _, size in answers); bar.advance(len(batch))
     return FileCheck(len(lines), total, sum(v is not None for v in listed.values()), changed, sorted(n for n, v in listed.items() if v is None))
