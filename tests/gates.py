@@ -16,6 +16,7 @@ GATES = {
     "notebooks are clean": ([str(BIN / "nbdev_clean")], "make export"),
     "the package is what the notebooks export": ([str(BIN / "nbdev_export")], "make export"),
     "the schemas are what the annotations say": (SCHEMAS, "make export"),
+    "no name is undefined or unused": ([str(BIN / "ruff"), "check", "--quiet", "fsdl_devinfra", "tests", "setup.py"], "edit the notebook or the test"),
     "README.md is what nbs/index.ipynb says": ([sys.executable, "tests/make_readme.py"], "make export"),
 }
 GATES3 = {"nbdev 3 exports the same": ([str(BIN / "nbdev-export")], "look at the four conditions in CONTRIBUTING.md")}

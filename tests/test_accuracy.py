@@ -53,7 +53,6 @@ def test_rows_of_other_sources():
     assert total.rows == 68 and total.median < 0.08 and total.p90 < 0.35 and total.coverage > 0.74
 
 def test_command_exits_1_below_the_gate(tmp_path, capsys):
-    rows = accuracy.read_rows(FOLDER / "memory_measured.csv")
     for name, change in (("memory_measured.csv", {"measured_gib": "10"}), ("throughput_measured.csv", {})):
         source = accuracy.read_rows(FOLDER / name)[:5]
         with open(tmp_path / name, "w", newline="") as f:

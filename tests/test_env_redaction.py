@@ -4,7 +4,6 @@ import json
 import pkgutil
 import re
 import string
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st

@@ -16,7 +16,7 @@ from conftest import package_alone
 from packaging.pylock import Pylock
 
 from fsdl_devinfra.env import Environment, capture, restore
-from fsdl_devinfra.env.proof import _Remote, _record_at, make_wheel, wheel_record
+from fsdl_devinfra.env.proof import _record_at, make_wheel, wheel_record
 from fsdl_devinfra.env.restoration import TARGETS, dockerfile
 
 REPO = package_alone()

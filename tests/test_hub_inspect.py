@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fsdl_devinfra.core.errors import BadInput, Unreachable
+from fsdl_devinfra.core.errors import Unreachable
 from fsdl_devinfra.hub.checkpoint import Checkpoint, choose, inspect
 from fsdl_devinfra.hub.locks import ModelLock, lock
 from fsdl_devinfra.hub.remote import WrongBytes

@@ -1,12 +1,11 @@
 """`fsdl-devinfra memory` as users call it: documents, exit statuses, one sentence for what cannot be done, and the speed of a process."""
 import json
-import random
 import subprocess
 import sys
 import time
 import pytest
 from fsdl_devinfra.cli import main
-from fsdl_devinfra.core.errors import BadInput, CheckError
+from fsdl_devinfra.core.errors import CheckError
 from fsdl_devinfra.memory import Architecture, Strategy, Workload, estimate
 
 pytest.importorskip("fsdl_devinfra.hub")

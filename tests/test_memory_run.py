@@ -1,6 +1,4 @@
 """Runs that take a while: the trace of an 8B model, and real steps on the CPU under torchrun."""
-import json
-import resource
 import subprocess
 import sys
 import pytest

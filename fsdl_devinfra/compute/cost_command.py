@@ -12,7 +12,7 @@ from typing import Any
 from .cluster import cluster, device_named
 from .money import Cost, breakeven, cost
 from .options import add_run_options, number, price_from_args, price_list, run_from_args, tokens_from_args
-from .prices import Price, cheapest
+from .prices import Price
 from ..core.command import Outcome
 from ..core.console import table_text
 from ..core.errors import HOLDS, BadInput

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from .cluster import Cluster
-from .prices import Price, PriceList, cheapest
-from .throughput import Interval, Throughput, throughput
+from .prices import Price
+from .throughput import Interval, throughput
 from ..core.errors import BadInput
 from ..core.results import Result
 from ..core.units import count_text, time_text, usd_text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .cluster import Cluster, cluster
@@ -20,7 +20,7 @@ from ..core.console import table_text
 from ..core.devices import Device
 from ..core.errors import BadInput
 from ..core.results import Result
-from ..core.units import GIB, count_text, size_text, time_text, usd_text
+from ..core.units import GIB, size_text, time_text, usd_text
 from ..memory.architecture import Architecture
 from ..memory.footprint import Footprint, estimate
 from ..memory.states import recipe

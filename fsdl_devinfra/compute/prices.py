@@ -10,11 +10,11 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.devices import Device, find_device
-from ..core.errors import BadInput, CheckError, Unreachable, need
+from ..core.errors import BadInput, Unreachable, need
 
 # %% auto #0
 __all__ = ['Row', 'SHIPPED', 'SLIP', 'Price', 'PriceList', 'price_number', 'whole_number', 'read_prices', 'shipped_prices',

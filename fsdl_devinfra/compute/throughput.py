@@ -16,7 +16,7 @@ from ..core.charts import Chart, stacked_bars
 from ..core.devices import Device
 from ..core.errors import BadInput
 from ..core.results import Result
-from ..core.units import count_text, time_text
+from ..core.units import time_text
 from ..memory.architecture import Architecture
 from ..memory.strategy import Strategy, Workload, check, default_workload
 

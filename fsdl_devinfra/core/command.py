@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from .errors import CANNOT_CHECK, FAILS, HOLDS, BadInput, CheckError, closest
+from .errors import CANNOT_CHECK, HOLDS, BadInput, CheckError, closest
 from .results import to_json
 
 # %% auto #0

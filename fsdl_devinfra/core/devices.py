@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from .errors import BadInput, unknown_name
-from .units import GB, GIB, size_text
+from .errors import unknown_name
+from .units import GB, GIB
 
 # %% auto #0
 __all__ = ['Device', 'devices', 'find_device', 'local_devices', 'smallest_device']

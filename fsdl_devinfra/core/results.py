@@ -5,13 +5,11 @@
 # %% ../../nbs/core/03_results.ipynb #9ba2e036
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
 import types
-import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 

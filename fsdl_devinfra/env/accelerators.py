@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .asking import ask, attempt, read, read_int, without_nones
+from .asking import ask, attempt, read, without_nones
 from .machine import ROOT
 from .stamp import installed
 

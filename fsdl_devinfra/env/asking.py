@@ -9,7 +9,6 @@ import hashlib
 import os
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 from ..core.results import Result
 from .environment import Environment
 from .fingerprint import differing
-from .packages import Package
 from .rules import EFFECTS, Effect, rule_number, rule_of
 
 # %% auto #0

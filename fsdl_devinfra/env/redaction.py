@@ -185,8 +185,8 @@ _NAMED = (
     _place(rf"""\b(?:[Nn]ame|[Kk]ey|variable)[\\"']*\s*[:=]\s*[\\"']*{_NAME}[\\"']*[\s,;+]*[\\"']*value[\\"']*\s*[:=]\s*""",
            rf"""{_QUOTED}|[^\s"'<>]+"""),
     # and as two arguments: os.environ.get("X", "Y"), add_argument("--x", default="y")
-    _place(rf"""\b(?:setdefault|putenv|setenv|getenv|get|set|put|add_argument|add_option|[Oo]ption|add_header|[Ff]ield)\(\s*"""
-           rf"""["']-{{0,2}}(?P<name>[^\W\d][\w.\-]{{0,200}})["']\s*,\s*(?:[^()\n]{{0,200}}?\b(?:default|value)\s*=\s*)?""", _QUOTED),
+    _place(r"""\b(?:setdefault|putenv|setenv|getenv|get|set|put|add_argument|add_option|[Oo]ption|add_header|[Ff]ield)\(\s*"""
+           r"""["']-{0,2}(?P<name>[^\W\d][\w.\-]{0,200})["']\s*,\s*(?:[^()\n]{0,200}?\b(?:default|value)\s*=\s*)?""", _QUOTED),
     # words of a Dockerfile and of a shell, and a secret name before what looks like a key
     _place(rf"\b(?:ENV|ARG|setenv|setx)\s+{_NAME}\s+", rf"{_QUOTED}|\S+"),
     _place(rf"{_NAME}\s+", r"(?=[^\s\d]{0,100}\d)(?=[^\sA-Za-z]{0,100}[A-Za-z])[A-Za-z0-9+=_]{16,}(?=\s|$)"))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -17,7 +16,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from ..core.console import table_html, table_text
+from ..core.console import table_text
 from ..core.errors import BadInput
 from ..core.results import Result
 from ..core.units import MIB, count_text, size_text

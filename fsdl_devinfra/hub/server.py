@@ -364,8 +364,6 @@ def make_app(
     need("starlette", "serve", "serving a Hub")
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
-    from starlette.requests import Request
-    from starlette.responses import Response
     from starlette.routing import Route
     async def answer(request: "Request") -> "Response":
         path = request.scope["path"]; headers = request.headers

@@ -63,7 +63,7 @@ def accelerate_config(
     job: Job,
 ) -> dict[str, Any]:
     "Accelerate's YAML as a dictionary. Raises `BadInput` for what it cannot say."
-    s, w = job.strategy, job.workload
+    s = job.strategy
     if s.pp > 1:
         raise BadInput("accelerate has no pipeline parallelism", "Pick another plan, or use --to torchrun or slurm with a script of your own")
     if s.framework == "megatron" and s.tp > 1 and job.script:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import BadInput, CheckError
+from ..core.errors import CheckError
 from .job import Emitted, Job
 
 # %% auto #0

@@ -5,12 +5,10 @@
 # %% ../../nbs/memory/01_architecture.ipynb #69cefdc1
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from ..core.errors import BadInput, CheckError

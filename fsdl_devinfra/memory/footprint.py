@@ -15,7 +15,7 @@ from ..core.console import table_text
 from ..core.devices import Device
 from ..core.errors import BadInput, unknown_name
 from ..core.results import Result
-from ..core.units import GIB, count_text, size_text
+from ..core.units import GIB, size_text
 from .activations import loss_doubt
 from .architecture import Architecture
 from .engines import FRAGMENTATION, Flow, Phase, Share, engine_of, flow, kept_shares, runtime_bytes, share, stages, trainable, workspace_bytes

@@ -5,8 +5,7 @@
 # %% ../../nbs/memory/02_strategy.ipynb #735ba6d9
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..core.errors import BadInput, unknown_name

@@ -37,7 +37,7 @@ def saved_bytes(
     with FakeTensorMode(allow_non_fake_inputs=True):
         module, inputs = make()
         own = {p.untyped_storage()._cdata for p in [*module.parameters(), *module.buffers()]}
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): result = module(*inputs)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): module(*inputs)
         return sum(s.nbytes() for key, s in kept.items() if key not in own)
 
 # %% ../../nbs/memory/09_trace.ipynb #5f49864d

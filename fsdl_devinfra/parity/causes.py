@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckError
-from .backends import LEVELS, session
+from .backends import session
 from .export import Capture
 from .graph import Graph, convert, file_precision, load_graph
-from .localize import Localization, ValueError_, _shallow, failed_node, run_program
-from .rule import Rule, compare
+from .localize import ValueError_, _shallow, run_program
+from .rule import Rule
 
 if TYPE_CHECKING:
     import numpy as np

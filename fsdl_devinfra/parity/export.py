@@ -129,7 +129,7 @@ def capture(
     names = list(call(module, inputs))
     kind = "transformers" if is_transformers(module) else "torch"
     ways = {"transformers": _transformers_export, "torch": _torch_export}
-    with inference(module), quiet() as heard:
+    with inference(module), quiet():
         try: made = ways[kind](module, inputs, dims, opset, names)
         except Exception as e: raise _failure(module, e, kind, inputs) from e
     short_traces(made.model)

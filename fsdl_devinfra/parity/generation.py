@@ -5,19 +5,16 @@
 # %% ../../nbs/parity/13_generation.ipynb #2b097d17
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..core.errors import BadInput, CheckError, need
+from ..core.errors import BadInput
 from ..core.results import Result
 from .backends import Session, session
-from .check import Case, ParityReport, _verdict, policy
-from .export import EXTERNAL_OVER, Capture, _failure, _provenance, is_transformers, quiet, short_traces, versions, write_model
+from .check import Case, ParityReport, policy
+from .export import Capture, _failure, _provenance, is_transformers, quiet, short_traces, versions, write_model
 from .inputs import example_inputs, inference, setting
 from .reference import as_arrays, reference
 from .rule import OutputComparison, Rule, compare
@@ -124,13 +121,12 @@ def greedy_onnx(
     "Generate with the exported graphs."
     import numpy as np
     out = prefill.run(_feeds(prefill, prompt, np.arange(prompt.shape[1])) | dict(each or {}))
-    tokens, logits = [], []
+    tokens, logits, cache = [], [], {}
     for step in range(steps):
         logits.append(out["logits"][:, -1])
         tokens.append(logits[-1].argmax(-1))
         if step == steps - 1: break
-        held = {_cache_key(k): v for k, v in out.items() if k != "logits"}
-        cache = held if step == 0 else cache | held
+        cache |= {_cache_key(k): v for k, v in out.items() if k != "logits"}
         feeds = _feeds(decode, tokens[-1][:, None], np.array([prompt.shape[1] + step]), total=prompt.shape[1] + step + 1) | dict(each or {})
         out = decode.run(feeds | {k: cache[_cache_key(k)] for k in decode.inputs if _cache_key(k) in cache})
     return np.stack(tokens, 1), logits
@@ -159,7 +155,6 @@ def greedy_torch(
 ) -> tuple["np.ndarray", list["np.ndarray"]]:  # as `greedy_onnx`
     "Generate with the module and its own cache."
     import numpy as np
-    import torch
     tokens, logits, cache, ids = [], [], None, prompt
     each = {} if given is None else read(module, given)
     with inference(module, use_cache=True):

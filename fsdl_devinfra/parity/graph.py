@@ -219,7 +219,6 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 
 def _cast_where_needed(proto: Any, low: int, kept: set[int]) -> None:
     "Put a `Cast` before inputs and after outputs that the operator's schema does not take in the low precision."
-    import onnx
     from onnx import TensorProto, helper
     said = "tensor(float16)" if low == TensorProto.FLOAT16 else "tensor(bfloat16)"
     floats = _float_values(proto, low)

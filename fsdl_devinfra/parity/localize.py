@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.charts import Chart, Series, scatter
-from ..core.errors import BadInput, CheckError
+from ..core.errors import CheckError
 from ..core.results import Result
-from .backends import Session, session
+from .backends import session
 from .export import Capture, source_line
 from .graph import RECURRENT, Graph, Origin, load_graph
 from .reference import float64_mode, torch_type, widened
@@ -46,7 +45,6 @@ def run_program(
     widen: bool = False,  # read the half-precision types that a half-precision module was traced with as float32
 ) -> dict[str, Step]:  # operator → step, in order
     "Every intermediate value of the traced program."
-    import torch
     program = captured.program
     feeds = _placeholders(program, inputs, precision)
     steps: dict[str, Step] = {}

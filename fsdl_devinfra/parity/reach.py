@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import CheckError
 from .graph import Graph
 from .inputs import runs, with_sizes
 from .rule import EPS

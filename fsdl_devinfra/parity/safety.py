@@ -5,9 +5,8 @@
 # %% ../../nbs/parity/09_safety.ipynb #16af7688
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 

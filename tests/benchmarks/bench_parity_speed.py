@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import resource
 import statistics
 import subprocess
 import sys
@@ -47,7 +46,6 @@ def _program(model: Any, inputs: dict[str, Any]) -> Any:
 
 def localize_rows() -> Iterator[Row]:
     "Seconds a value: errors of all intermediate values, ours and verify_onnx_program(compare_intermediates=True) on the same exported program."
-    import torch
     from torch.onnx.verification import verify_onnx_program
 
     from fsdl_devinfra.parity.export import Capture
@@ -88,7 +86,7 @@ def check_rows() -> Iterator[Row]:
             options = onnxruntime.SessionOptions(); options.log_severity_level = 4
             got = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, arrays)[0]
             return abs(got - mine).max()
-        kept, real = {}, module.reference
+        real = module.reference
         truth = real(model, inputs)
         def cached(*_: Any) -> Any: return truth
         reference_s = statistics.median(_timed(lambda: real(model, inputs))[0] for _ in range(3))
