@@ -26,7 +26,8 @@ def models(draw):
     hidden = heads * draw(st.sampled_from([64, 128]))
     a = Architecture.from_numbers(layers=draw(st.integers(2, 96)), hidden=hidden, heads=heads, kv_heads=draw(st.sampled_from([heads, max(1, heads // 4), 1])), vocab=draw(st.sampled_from([1000, 32000, 128256])),
                                   gated=draw(st.booleans()), tied=draw(st.booleans()), positions=131072, name="org/any")
-    return replace(a, window=draw(st.sampled_from([None, 512, 4096])))
+    window = draw(st.sampled_from([None, 512, 4096]))
+    return replace(a, window=window, windowed_layers=draw(st.integers(1, a.layers)) if window else 0)
 
 
 @st.composite

@@ -9,7 +9,7 @@ from ..memory.architecture import Architecture
 from ..memory.strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['CONVENTION', 'FUSED', 'MOVES', 'FORWARD_PRODUCTS', 'BACKWARD_PRODUCTS', 'flops_per_token', 'convention',
+__all__ = ['CONVENTION', 'FUSED', 'MOVES', 'FORWARD_PRODUCTS', 'BACKWARD_PRODUCTS', 'flops_per_token', 'windowed', 'convention',
            'layer_products', 'product_scale', 'elementwise_elements', 'attention_flops']
 
 # %% ../../nbs/compute/02_operations.ipynb #f87e5bf1
@@ -21,8 +21,16 @@ def flops_per_token(
     adapters: bool = False,  # the weights are frozen
 ) -> float:
     "Model FLOPs of training on one token, with full attention (Korthikanti et al. 2022; llm-foundry's benchmark page)."
-    layers, seen = a.layers + a.decoder_layers, min(seq_len, a.window) if a.window else seq_len
+    layers, near = a.layers + a.decoder_layers, windowed(a, seq_len)
+    seen = near * min(seq_len, a.window or seq_len) + (1 - near) * seq_len
     return (4.0 if adapters else 6.0) * a.active_parameters + 12.0 * layers * a.heads * (a.query_dim or a.head_dim) * seen
+
+def windowed(
+    a: Architecture,
+    seq_len: int,
+) -> float:  # 0…1
+    "The share of layers whose window is shorter than the sequence."
+    return a.windowed_layers / max(a.layers + a.decoder_layers, 1) if a.window and a.window < seq_len else 0.0
 
 def convention(
     s: Strategy,
@@ -83,6 +91,6 @@ def attention_flops(
     w: Workload,
 ) -> float:
     "FLOPs of one product (QKᵀ) of one layer, micro-batch and GPU."
-    seen = min(w.seq_len, a.window) if a.window else w.seq_len
-    half = 0.5 if a.kind in ("decoder", "encoder-decoder") and not (a.window and a.window < w.seq_len) else 1.0
-    return 2.0 * (w.micro_batch * w.seq_len / s.cp) * seen * half * a.heads * (a.query_dim or a.head_dim) / s.tp
+    half, near = 0.5 if a.kind in ("decoder", "encoder-decoder") else 1.0, windowed(a, w.seq_len)
+    seen = near * min(w.seq_len, a.window or w.seq_len) + (1 - near) * w.seq_len * half  # a mean over the layers
+    return 2.0 * (w.micro_batch * w.seq_len / s.cp) * seen * a.heads * (a.query_dim or a.head_dim) / s.tp

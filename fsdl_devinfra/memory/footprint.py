@@ -96,7 +96,9 @@ class Footprint(Result):
 
     def _repr_html_(self) -> str:
         from html import escape
-        return f"<p>{escape(self.verdict())}.</p>{self.chart().svg}"
+        changes = "".join(f"<li>{escape(r)}</li>" for r in self.remedies)
+        advice = f"<p>What would make it fit, cheapest first:</p><ul>{changes}</ul>" if changes else ""
+        return f"<p>{escape(self.verdict())}.</p>{self.chart().svg}{advice}"
 
 # %% ../../nbs/memory/06_footprint.ipynb #3ec881be
 #: relative doubt of each part, downwards and upwards (judged from the spread between versions of the engines)
