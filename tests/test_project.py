@@ -68,6 +68,13 @@ def test_no_output_in_git_is_an_error(notebook):
     assert not [o["text"] for o in outputs if re.search(r"Traceback \S*\(most recent call last\)|^\S*-{70,}", "".join(o.get("text", "")))], "a traceback was printed"
 
 
+def test_exported_lines_fit_on_a_screen():
+    "150 characters; rows of tables and patterns, which lose by being broken, are those with many bars."
+    files = [f for f in PACKAGE.rglob("*.py") if f.name != "_modidx.py"]
+    long = [f"{f.name}:{i}" for f in files for i, line in enumerate(f.read_text().splitlines(), 1) if len(line) > 150 and line.count("|") < 4]
+    assert len(files) > 50 and not long
+
+
 def test_readme_is_what_the_index_says():
     assert subprocess.run([sys.executable, "tests/make_readme.py", "--check"], cwd=ROOT).returncode == 0, "README.md is stale: make export"
 

@@ -48,7 +48,8 @@ def html_page(
 ) -> str:  # a whole document
     "A self-contained HTML page."
     head = ["<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">', f"<title>{escape(title)}</title>", f"<style>{_CSS}</style></head>"]
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>", f"<style>{_CSS}</style></head>"]
     return "\n".join([*head, "<body>", f"<h1>{escape(title)}</h1>", *parts, "</body></html>\n"])
 
 # %% auto #0

@@ -105,8 +105,11 @@ def run_restore(args: argparse.Namespace) -> Outcome:
     else:
         made.save(args.output)
         more = "".join(f"\n  {args.output.parent / name}" for name in made.files)
-        unproven = "".join(f"\n  {u.name} {u.version}: {u.why}" for u in made.unproven[:20]) + (f"\n  and {len(made.unproven) - 20} more" if len(made.unproven) > 20 else "")
-        text = f"written to {args.output}{more}" + (f"\n{made.proven} packages pinned with proof" if args.to != "slurm" else "") + (f"\n{len(made.unproven)} without:{unproven}" if made.unproven else "")
+        unproven = "".join(f"\n  {u.name} {u.version}: {u.why}" for u in made.unproven[:20])
+        if len(made.unproven) > 20: unproven += f"\n  and {len(made.unproven) - 20} more"
+        text = f"written to {args.output}{more}"
+        if args.to != "slurm": text += f"\n{made.proven} packages pinned with proof"
+        if made.unproven: text += f"\n{len(made.unproven)} without:{unproven}"
     for note in made.notes if not args.json else []: status(note)
     return Outcome(made.to_dict(), text.rstrip("\n"))
 

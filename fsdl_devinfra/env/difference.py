@@ -73,9 +73,11 @@ def _judge(name: str, left: Any, right: Any, a: dict[str, Any], b: dict[str, Any
     rule = rule_of(name)
     effect, why = rule.effect, rule.why
     shown = _SHOWN_BY.get(name)
-    if shown and shown in a and a.get(shown) == b.get(shown): return "record", f"without effect: {shown.rsplit('.', 1)[-1]} is {a[shown]} on both sides"
+    if shown and shown in a and a.get(shown) == b.get(shown):
+        return "record", f"without effect: {shown.rsplit('.', 1)[-1]} is {a[shown]} on both sides"
     if name == "python.version" and _step(left, right) == "patch release": return "record", "a patch release of Python"
-    if name.startswith(("numerics.settings.", "libraries.torch.")) and (left is None or right is None): return "record", "only one of the two versions has or shows this"
+    if name.startswith(("numerics.settings.", "libraries.torch.")) and (left is None or right is None):
+        return "record", "only one of the two versions has or shows this"
     if re.match(r"packages\.[^.]+\.record$", name): return _judge_build(name, rule.effect, why, a, b)
     if rule.fields.startswith("numerics.settings.allow_tf32") and "accelerators.gpus.0.name" not in a | b: why += _LAPTOP
     if name.endswith(".version") and (step := _step(left, right)): why += f" ({step})"
@@ -144,7 +146,7 @@ def _say(d: Difference) -> str:
     package = re.fullmatch(r"packages\.([^.]+)\.version", d.field)
     if d.field.startswith("numerics.settings.allow_tf32"): return f"TF32 {'on' if d.right else 'off'} for {d.field.rsplit('.', 1)[-1]}"
     if re.fullmatch(r"accelerators\.gpus\.\d+\.name", d.field): return f"GPU {d.left or 'none'} → {d.right or 'none'}"
-    name = package[1] if package else _NAMES.get(d.field) or d.field.removeprefix("numerics.settings.").removeprefix("variables.").removeprefix("accelerators.")
+    name = package[1] if package else _NAMES.get(d.field) or re.sub(r"^numerics\.settings\.|^variables\.|^accelerators\.", "", d.field)
     if d.field in ("source.commit", "source.diff_sha256") or d.field.endswith((".sha256", ".record")): return name
     left, right = ("none" if v is None else str(v) if not isinstance(v, list) else "…" for v in (d.left, d.right))
     return f"{name} {left} → {right}"
@@ -157,10 +159,15 @@ def _causes(found: list[Difference]) -> list[str]:
     "Numeric differences in words, without those that follow from another: the variable from its setting, the wheel from the version."
     names = {d.field for d in found}
     said = [_say(d) for d in found if d.effect == "numerics" and not d.field.startswith("fingerprint.") and _SHOWN_BY.get(d.field) not in names
-            and not (d.field.startswith(("numerics.settings.fp32_precision.",
-                                         "numerics.settings.matmul_precision")) and any(n.startswith("numerics.settings.allow_tf32.") for n in names))
-            and not (d.field.startswith("libraries.torch.") and "packages.torch.version" in names) and not (d.field.startswith("libraries.wheels.") and f"packages.{d.field[18:]}.version" in names)]
+            and not _follows(d.field, names)]
     return list(dict.fromkeys(said))  # eight GPUs of another kind are one cause
+
+def _follows(field: str, names: set[str]) -> bool:
+    "Whether the difference in `field` follows from another of `names`."
+    if field.startswith("libraries.torch."): return "packages.torch.version" in names
+    if field.startswith("libraries.wheels."): return f"packages.{field.removeprefix('libraries.wheels.')}.version" in names
+    precision = field.startswith(("numerics.settings.fp32_precision.", "numerics.settings.matmul_precision"))
+    return precision and any(n.startswith("numerics.settings.allow_tf32.") for n in names)
 
 def _bits(left: Environment, right: Environment) -> list[str] | None:
     "Operations that gave other bits; `None` where the two fingerprints have no device in common."
@@ -169,7 +176,8 @@ def _bits(left: Environment, right: Environment) -> list[str] | None:
 
 def _about_numbers(causes: list[str], bits: list[str] | None) -> str:
     if causes and bits: return f"{_listing(causes)}: expect different bits. The fingerprints prove it: {_listing(bits, 6)} gave other bits."
-    if causes and bits == []: return f"{_listing(causes)} can change bits. Here the fingerprints agree: the dozen operations in them gave the same bits on both sides."
+    if causes and bits == []:
+        return f"{_listing(causes)} can change bits. Here the fingerprints agree: the dozen operations in them gave the same bits on both sides."
     if causes: return f"{_listing(causes)}: expect different bits."
     if bits: return f"The fingerprints differ in {_listing(bits, 6)}, and nothing that was captured explains it."
     return "Nothing that is known to change numbers differs." + (" The fingerprints agree." if bits == [] else "")
@@ -178,8 +186,9 @@ def _answer(found: list[Difference], left: Environment, right: Environment) -> s
     parts, speed = [_about_numbers(_causes(found), _bits(left, right))], [_say(d) for d in found if d.effect == "performance"]
     if speed: parts.append(f"Speed or memory may differ: {_listing(speed)}.")
     rest = sum(d.effect == "record" for d in found)
-    parts.append("Everything else is cosmetic." if rest and len(found) > rest else f"{rest} {'differences are' if rest > 1 else 'difference is'} for the record only." if rest else "")
-    return " ".join(p for p in parts if p)
+    only = f"{rest} {'differences are' if rest > 1 else 'difference is'} for the record only."
+    if rest: parts.append("Everything else is cosmetic." if len(found) > rest else only)
+    return " ".join(parts)
 
 # %% ../../nbs/env/13_difference.ipynb #1e7870a6
 def diff(

@@ -158,12 +158,12 @@ def _about_machine(env: Environment) -> dict[str, Any]:
     m, cpu, gpus = env.machine, env.machine.get("cpu", {}), [g.get("name", "?") for g in env.accelerators.get("gpus", [])]
     names = ", ".join(f"{gpus.count(n)} × {n}" if gpus.count(n) > 1 else n for n in dict.fromkeys(gpus))
     threads = env.numerics.get("settings", {})
-    settings = f"{threads.get('threads')} threads, {threads.get('cpu_capability')}, fp32 matmul {threads.get('matmul_precision')}" if threads else None
+    settings = threads and f"{threads.get('threads')} threads, {threads.get('cpu_capability')}, fp32 matmul {threads.get('matmul_precision')}"
     return {"digest": env.digest, "system": m.get("os"), "cpu": cpu.get("model"), "cores": cpu.get("usable"),
             "memory": size_text(m["memory_bytes"]) if m.get("memory_bytes") else None,
             "gpu": None if "accelerators" in env.missing else names or "none", "driver": env.accelerators.get("driver"),
             "container": env.container.get("kind"),
-            f"numerics ({env.numerics.get('origin')})": settings, "fingerprint": ", ".join(env.fingerprint) or None}
+            f"numerics ({env.numerics.get('origin')})": settings or None, "fingerprint": ", ".join(env.fingerprint) or None}
 
 def _about_packages(env: Environment) -> dict[str, Any]:
     named = [n for n in ("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "numpy") if n in env.packages]
@@ -172,8 +172,9 @@ def _about_packages(env: Environment) -> dict[str, Any]:
 
 def _about_code(env: Environment) -> dict[str, Any]:
     s, commit = env.source, env.source.get("commit")
-    more = ([" with uncommitted changes"] if s.get("dirty") else []) + ([f" and {len(s['untracked'])} files that git does not know"] if s.get("untracked") else [])
-    return {"commit": commit and commit[:12] + "".join(more), "job": ", ".join(env.job) or None,
+    more = " with uncommitted changes" if s.get("dirty") else ""
+    if s.get("untracked"): more += f" and {len(s['untracked'])} files that git does not know"
+    return {"commit": commit and commit[:12] + more, "job": ", ".join(env.job) or None,
             "secrets removed": len(env.removed) or None} | {f"no {k}": v for k, v in env.missing.items()}
 
 # %% ../../nbs/env/12_environment.ipynb #26ed7e75

@@ -92,5 +92,6 @@ def differing(
     right: dict[str, dict[str, str]],  # another
 ) -> dict[str, list[str]]:  # "cpu float32" → operations whose bits differ
     "Where two fingerprints differ, on the devices that both have."
-    both = {k: [op for op in left[k] if op in right[k] and left[k][op] != right[k][op] and "error" not in left[k][op] + right[k][op]] for k in left if k in right}
+    def other(k, op): return op in right[k] and left[k][op] != right[k][op] and "error" not in left[k][op] + right[k][op]
+    both = {k: [op for op in left[k] if other(k, op)] for k in left if k in right}
     return {k: ops for k, ops in both.items() if ops}

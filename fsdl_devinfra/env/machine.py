@@ -113,7 +113,8 @@ def container(
     environ = dict(os.environ) if environ is None else environ
     podman = pairs(read(root / "run/.containerenv"))
     said = {k.lower(): environ[k] for k in _IMAGE_VARIABLES if k in environ}
-    return without_nones({"kind": _kind(root, environ), "image": podman.get("image") or environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER"),
+    image = podman.get("image") or environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER")
+    return without_nones({"kind": _kind(root, environ), "image": image,
                           "image_id": podman.get("imageid"), "says": said or None, "limits": limits(root) or None, "ulimits": ulimits()})
 
 def ulimits() -> dict[str, int] | None:  # -1: no limit

@@ -127,7 +127,9 @@ def variable_meanings(
              "MKL_NUM_THREADS": "sets the number of threads, and so the order of sums",
              "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1 switches TF32 on for matrix products"}
     old = release(version) < (2, 10)
-    known["CUBLAS_WORKSPACE_CONFIG"] = ("needed, as :4096:8 or :16:8, for deterministic cuBLAS with this torch" if old else "not needed for determinism since torch 2.10; sets the size of the workspace, and with it the kernels that can be chosen")
+    known["CUBLAS_WORKSPACE_CONFIG"] = (
+        "needed, as :4096:8 or :16:8, for deterministic cuBLAS with this torch" if old else
+        "not needed for determinism since torch 2.10; sets the size of the workspace, and with it the kernels that can be chosen")
     return {k: v for k, v in known.items() if k in environ}
 
 # %% ../../nbs/env/06_numerics.ipynb #062a904b

@@ -56,7 +56,8 @@ def make_wheel(
 ) -> Path:  # the wheel
     "A small pure Python wheel, as the specification wants it: for tests and demonstrations."
     stem = f"{normal_name(name).replace('-', '_')}-{version}"
-    info = {f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(f"Requires-Dist: {r}\n" for r in requires),
+    needs = "".join(f"Requires-Dist: {r}\n" for r in requires)
+    info = {f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
             f"{stem}.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: fsdl-devinfra\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
     def line(path: str, text: str) -> str:
         digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
@@ -134,13 +135,14 @@ def _git_of(env: Environment, name: str) -> tuple[str, str, str | None] | None:
     if one.url and one.commit and "<removed:" not in one.url: return one.url.removeprefix("git+"), one.commit, one.subdirectory
     remotes = env.source.get("remotes") or {}
     remote = remotes.get("origin") or next(iter(remotes.values()), None)
-    if one.editable and one.commit and remote and "<removed:" not in remote and env.source.get("root") == one.editable: return remote, one.commit, None
-    return None
+    here = one.editable and one.commit and env.source.get("root") == one.editable
+    return (remote, one.commit, None) if here and remote and "<removed:" not in remote else None
 
 def _why_not(env: Environment, name: str) -> str:
     one = env.packages[name]
     if one.editable: return "installed from a folder (editable), whose repository is not known" + (", with uncommitted changes" if one.dirty else "")
-    if one.url: return "installed from an address that holds a secret" if "<removed:" in one.url else "installed from a file or an address, not from an index"
+    if one.url and "<removed:" in one.url: return "installed from an address that holds a secret"
+    if one.url: return "installed from a file or an address, not from an index"
     if one.record is None: return "its list of files (RECORD) is missing: installed by another manager than pip or uv"
     return ""
 
@@ -207,7 +209,8 @@ def from_wheelhouse(
     "Finds wheels in a folder, after filling it."
     def wheels(asked: list[tuple[str, str]]) -> tuple[list[Wheel], dict[str, str]]:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        there = {(w.name, w.version) for w in in_folder(folder) if wheel_record(w.path) == (env.packages[w.name].record if w.name in env.packages else None)}
+        def record(name): return env.packages[name].record if name in env.packages else None
+        there = {(w.name, w.version) for w in in_folder(folder) if wheel_record(w.path) == record(w.name)}
         want, failed = [a for a in asked if a not in there], {}
         if want:
             _need_pip()

@@ -69,7 +69,8 @@ def requirements(
     content = head + "# every hash is proved: this wheel holds exactly the files that were installed\n" + "".join(_hashed(p) + "\n" for p in sure)
     lines = [_from_git(p) for p in git] + [f"{'' if _on_index(u) else '# '}{u.name}=={u.version}  # unproven: {u.why}" for u in rest]
     content += "".join(f"# not here: {p.name} {p.version}: {'pinned by its commit' if p.git else p.why}\n" for p in proofs if not p.wheel)
-    more = {"requirements-unproven.txt": head + "# without hashes: install with --no-deps after requirements.txt\n" + "\n".join(lines) + "\n"} if lines else {}
+    unhashed = head + "# without hashes: install with --no-deps after requirements.txt\n" + "\n".join(lines) + "\n"
+    more = {"requirements-unproven.txt": unhashed} if lines else {}
     return Restoration("requirements", content, more, len(sure) + len(git), rest,
                        ["install with: pip install --no-deps --require-hashes -r requirements.txt"])
 
@@ -99,7 +100,8 @@ def _locked(p: Proof, beside: Path, hosts: Sequence[str]) -> dict[str, Any] | No
     if p.git: return {"name": p.name, "version": p.version, "vcs": {"type": "git", "url": p.git[0],
         "commit-id": p.git[1]} | ({"subdirectory": p.git[2]} if p.git[2] else {})}
     if not p.wheel or not (place := _place(p.wheel, beside, hosts)): return None
-    return {"name": p.name, "version": p.version, "wheels": [{"name": p.wheel.file} | place | ({"size": p.wheel.size} if p.wheel.size else {}) | {"hashes": {"sha256": p.wheel.sha256}}]}
+    wheel = {"name": p.wheel.file} | place | ({"size": p.wheel.size} if p.wheel.size else {}) | {"hashes": {"sha256": p.wheel.sha256}}
+    return {"name": p.name, "version": p.version, "wheels": [wheel]}
 
 def pylock(
     env: Environment,  # a capture
@@ -136,8 +138,10 @@ def conda(
     made = requirements(env, from_pip)
     more = {"requirements.txt": made.content} | made.files
     pip_lines = [f"-r {n}" for n in more if n == "requirements.txt"]
-    text = "name: restored\nchannels:\n  - conda-forge\ndependencies:\n" + "".join(f"  - {_yaml(line)}\n" for line in lines) + "  - pip:\n" + "".join(f"      - {line}\n" for line in pip_lines)
-    notes = ["create with: conda env create -f environment.yml (requirements.txt lies beside it)"] + (["then: pip install --no-deps -r requirements-unproven.txt"] if made.files else [])
+    text = "name: restored\nchannels:\n  - conda-forge\ndependencies:\n" + "".join(f"  - {_yaml(line)}\n" for line in lines)
+    text += "  - pip:\n" + "".join(f"      - {line}\n" for line in pip_lines)
+    notes = ["create with: conda env create -f environment.yml (requirements.txt lies beside it)"]
+    if made.files: notes.append("then: pip install --no-deps -r requirements-unproven.txt")
     return Restoration("conda", text, more, made.proven, made.unproven, notes)
 
 # %% ../../nbs/env/16_restoration.ipynb #7c6f65a2
@@ -157,8 +161,10 @@ def base_image(
     if cuda and (compiles or not any(n.startswith("nvidia-") for n in wheels)):
         said = (env.container.get("says") or {}).get("cuda_version")
         tag = said if said and said.startswith(cuda) else _CUDA_TAGS.get(cuda, cuda + ".0")
-        return f"nvidia/cuda:{tag}-cudnn-devel-ubuntu22.04", f"CUDA {cuda}, to compile {', '.join(compiles)}" if compiles else f"CUDA {cuda}, which this torch does not bring along"
-    if (env.libraries.get("torch") or {}).get("hip"): return f"rocm/dev-ubuntu-22.04:{'.'.join(str(env.libraries['torch']['hip']).split('.')[:2])}", "ROCm, which this torch looks for"
+        why = f"CUDA {cuda}, to compile {', '.join(compiles)}" if compiles else f"CUDA {cuda}, which this torch does not bring along"
+        return f"nvidia/cuda:{tag}-cudnn-devel-ubuntu22.04", why
+    hip = (env.libraries.get("torch") or {}).get("hip")
+    if hip: return f"rocm/dev-ubuntu-22.04:{'.'.join(str(hip).split('.')[:2])}", "ROCm, which this torch looks for"
     return f"python:{python}-slim", "torch's wheels bring CUDA along" if cuda else "no CUDA is used"
 
 def dockerfile(
@@ -188,7 +194,8 @@ def _code(env: Environment) -> tuple[list[str], dict[str, str], list[str]]:
     if not remote or not s.get("commit"): return ["COPY . ."], {}, ["the code has no remote repository: it is copied from the folder of the build"]
     notes = ["the address of the repository had a secret in it: give the build access of its own"] if _MARK.search(remote) else []
     clean = re.sub(r"<removed:[^>]*>@", "", remote)
-    lines = [f"RUN git clone {shlex.quote(clean)} . && git checkout --detach {s['commit']}" + (" && git submodule update --init --recursive" if s.get("submodules") else "")]
+    modules = " && git submodule update --init --recursive" if s.get("submodules") else ""
+    lines = [f"RUN git clone {shlex.quote(clean)} . && git checkout --detach {s['commit']}{modules}"]
     files = {}
     if s.get("diff"):
         files["uncommitted.patch"] = s["diff"]
@@ -201,7 +208,8 @@ def _code(env: Environment) -> tuple[list[str], dict[str, str], list[str]]:
 
 _FOR_JOB = re.compile(r"(OMP|MKL|KMP|GOMP|ONEDNN|DNNL|OPENBLAS|ATEN|CUBLAS|CUDNN|NCCL|PYTORCH|TORCH|TORCHINDUCTOR|XLA|TOKENIZERS|NVIDIA_TF32|NVTE)_\w+|PYTHONHASHSEED")
 def _numeric_variables(env: Environment) -> dict[str, str]:
-    return {k: v for k, v in env.variables.items() if _FOR_JOB.fullmatch(k) and not _MARK.search(v) and "/" not in v and not k.startswith("TORCHELASTIC")}
+    def wanted(k, v): return _FOR_JOB.fullmatch(k) and not k.startswith("TORCHELASTIC") and not _MARK.search(v) and "/" not in v
+    return {k: v for k, v in env.variables.items() if wanted(k, v)}
 
 # %% ../../nbs/env/16_restoration.ipynb #d384077e
 _SBATCH = (("job-name", "slurm_job_name"), ("partition", "slurm_job_partition"), ("account", "slurm_job_account"), ("qos", "slurm_job_qos"),

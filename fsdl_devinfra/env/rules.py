@@ -25,14 +25,17 @@ class Rule:
 __all__ = ['Effect', 'EFFECTS', 'RULES', 'Rule', 'rule_number', 'rule_of']
 
 # %% ../../nbs/env/11_rules.ipynb #457c26bf
-_COMPUTE = ("torch triton pytorch-triton* torchvision torchaudio torchao torchtitan functorch numpy scipy scikit-learn pandas jax jaxlib flax optax tensorflow* keras onnx onnxscript onnxruntime* tensorrt* "
-            "transformers accelerate deepspeed megatron-core peft trl diffusers timm sentence-transformers bitsandbytes auto-gptq gptqmodel autoawq optimum* flash-attn* xformers apex transformer-engine* vllm* sglang liger-kernel "
-            "kernels einops lightning pytorch-lightning fairscale fairseq* mamba-ssm causal-conv1d nvidia-* cuda-* mkl* intel-* tbb libtpu* openvino* numba cupy* opencv* pillow librosa soundfile tokenizers sentencepiece tiktoken datasets "
+_COMPUTE = ("torch triton pytorch-triton* torchvision torchaudio torchao torchtitan functorch numpy scipy scikit-learn pandas jax jaxlib flax "
+            "optax tensorflow* keras onnx onnxscript onnxruntime* tensorrt* "
+            "transformers accelerate deepspeed megatron-core peft trl diffusers timm sentence-transformers bitsandbytes auto-gptq gptqmodel "
+            "autoawq optimum* flash-attn* xformers apex transformer-engine* vllm* sglang liger-kernel "
+            "kernels einops lightning pytorch-lightning fairscale fairseq* mamba-ssm causal-conv1d nvidia-* cuda-* mkl* intel-* tbb libtpu* "
+            "openvino* numba cupy* opencv* pillow librosa soundfile tokenizers sentencepiece tiktoken datasets "
             "webdataset mosaicml* xgboost lightgbm catboost safetensors").split()
 _SPEED = "hf-xet hf-transfer uvloop orjson nvidia-ml-py mpi4py ray fsspec s3fs gcsfs pyarrow zstandard lz4 blosc kvikio nvidia-dali*".split()
 
 _NOTE = "PyTorch notes, Reproducibility: results are not guaranteed across releases, commits or platforms"
-_CUBLAS = "cuBLAS documentation, Results reproducibility: the same bits only on GPUs of the same architecture and number of SMs, with the same toolkit"
+_CUBLAS = "cuBLAS documentation, Results reproducibility: the same bits only on GPUs of the same architecture and number of SMs, with one toolkit"
 _MEASURED = "measured: see the notebook Numeric fingerprint"
 
 _TABLE: tuple[tuple[str, str, str, str], ...] = (
@@ -42,13 +45,16 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("source.commit", "numerics", "another commit of the code", ""),
     ("source.diff_sha256", "numerics", "other uncommitted changes of the code", ""),
     ("source.submodules*.commit source.submodules*.path", "numerics", "another commit of a submodule", ""),
-    ("source.untracked.*.py.sha256 source.untracked.*.so.sha256 source.untracked.*.cu.sha256 source.untracked.*.cpp.sha256 source.untracked.*.pyx.sha256", "numerics", "a file with code that no commit holds", ""),
+    ("source.untracked.*.py.sha256 source.untracked.*.so.sha256 source.untracked.*.cu.sha256 source.untracked.*.cpp.sha256 "
+     "source.untracked.*.pyx.sha256", "numerics", "a file with code that no commit holds", ""),
     ("data.*.sha256", "numerics", "other data", ""),
     ("hub.locks*.commit hub.locks*.sha256", "numerics", "another revision of a model", ""),
     # torch and its libraries
     ("packages.torch.version libraries.torch.*", "numerics", "another build of torch", _NOTE),
     ("libraries.versions.*", "numerics", "torch uses another version of a library that computes", _CUBLAS),
-    ("libraries.wheels.nvidia-cudnn* libraries.wheels.nvidia-cublas* libraries.wheels.nvidia-nccl* libraries.wheels.nvidia-cu* libraries.wheels.mkl* libraries.wheels.*triton* libraries.wheels.libtpu* libraries.wheels.jaxlib libraries.wheels.intel* libraries.wheels.cuda-* libraries.wheels.tbb",
+    ("libraries.wheels.nvidia-cudnn* libraries.wheels.nvidia-cublas* libraries.wheels.nvidia-nccl* libraries.wheels.nvidia-cu* "
+     "libraries.wheels.mkl* libraries.wheels.*triton* libraries.wheels.libtpu* libraries.wheels.jaxlib libraries.wheels.intel* "
+     "libraries.wheels.cuda-* libraries.wheels.tbb",
      "numerics", "torch loads another version of a library that computes", _CUBLAS),
     ("libraries.wheels.*", "performance", "another version of a library that torch loads", ""),
     ("libraries.loaded.* libraries.bundled.*", "numerics", "another file of a library that computes", ""),
@@ -69,12 +75,14 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
     # settings
     ("numerics.origin", "record", "one side was observed in a process with torch, the other shows documented defaults", ""),
     ("numerics.settings.allow_tf32.* numerics.settings.fp32_precision.* numerics.settings.matmul_precision", "numerics",
-     "TF32 or BF16 inside fp32 products keeps 10 or 7 bits of the mantissa instead of 23, on GPUs from compute capability 8.0 and on processors with such units",
+     "TF32 or BF16 inside fp32 products keeps 10 or 7 bits of the mantissa instead of 23, on GPUs from compute capability 8.0 and on processors "
+     "with such units",
      "PyTorch notes, CUDA semantics: TensorFloat-32"),
     ("numerics.settings.reduced_precision.*", "numerics", "partial sums of 16-bit products are kept in 16 bits or not",
      "PyTorch notes, CUDA semantics: reduced precision reduction"),
     ("numerics.settings.threads", "numerics", "sums are split over another number of threads", _MEASURED),
-    ("numerics.settings.cpu_capability", "numerics", "torch takes other vector kernels: softmax and layer_norm, and from AVX2 on randn too, give other bits", _MEASURED),
+    ("numerics.settings.cpu_capability", "numerics",
+     "torch takes other vector kernels: softmax and layer_norm, and from AVX2 on randn too, give other bits", _MEASURED),
     ("numerics.settings.cudnn.benchmark", "numerics", "cuDNN chooses the convolution by timing, which may fall differently each run",
      "PyTorch notes, Reproducibility: cuDNN convolution benchmarking"),
     ("numerics.settings.cudnn.* numerics.settings.mkldnn.* numerics.settings.deterministic_algorithms", "numerics", "other algorithms may be chosen",
@@ -86,8 +94,11 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("numerics.settings.deterministic_warn_only", "record", "whether an operation without a deterministic version raises or warns", ""),
     ("numerics.*", "numerics", "a numeric setting of torch", ""),
     # variables
-    ("variables.OMP_NUM_THREADS variables.MKL_NUM_THREADS variables.OPENBLAS_NUM_THREADS variables.OMP_DYNAMIC variables.MKL_DYNAMIC variables.OMP_THREAD_LIMIT", "numerics", "sets the number of threads, and so the order of sums", _MEASURED),
-    ("variables.ATEN_CPU_CAPABILITY variables.ONEDNN_MAX_CPU_ISA variables.DNNL_MAX_CPU_ISA variables.ONEDNN_CPU_ISA_HINTS variables.MKL_ENABLE_INSTRUCTIONS variables.MKL_DEBUG_CPU_TYPE variables.OPENBLAS_CORETYPE variables.MKL_CBWR variables.ONEDNN_DEFAULT_FPMATH_MODE variables.DNNL_DEFAULT_FPMATH_MODE variables.NPY_DISABLE_CPU_FEATURES",
+    ("variables.OMP_NUM_THREADS variables.MKL_NUM_THREADS variables.OPENBLAS_NUM_THREADS variables.OMP_DYNAMIC variables.MKL_DYNAMIC "
+     "variables.OMP_THREAD_LIMIT", "numerics", "sets the number of threads, and so the order of sums", _MEASURED),
+    ("variables.ATEN_CPU_CAPABILITY variables.ONEDNN_MAX_CPU_ISA variables.DNNL_MAX_CPU_ISA variables.ONEDNN_CPU_ISA_HINTS "
+     "variables.MKL_ENABLE_INSTRUCTIONS variables.MKL_DEBUG_CPU_TYPE variables.OPENBLAS_CORETYPE variables.MKL_CBWR "
+     "variables.ONEDNN_DEFAULT_FPMATH_MODE variables.DNNL_DEFAULT_FPMATH_MODE variables.NPY_DISABLE_CPU_FEATURES",
      "numerics", "chooses other vector kernels", _MEASURED),
     ("variables.NVIDIA_TF32_OVERRIDE variables.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "numerics", "switches TF32",
      "PyTorch notes, CUDA semantics: TensorFloat-32"),
@@ -102,16 +113,23 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("variables.FSDP_* variables.DEEPSPEED_* variables.DS_*", "performance", "how states are sharded", ""),
     ("variables.TORCH_CUDNN_* variables.HIPBLASLT_* variables.VECLIB_* variables.KMP_DETERMINISTIC_REDUCTION", "numerics",
      "may choose other kernels or another order of sums", ""),
-    ("variables.CUDNN_* variables.MIOPEN_* variables.NVTE_* variables.ROCBLAS_* variables.TORCH_BLAS_* variables.XLA_FLAGS variables.LIBTPU_INIT_ARGS variables.JAX_* variables.TF_ENABLE_* variables.TF_DETERMINISTIC* variables.TORCHINDUCTOR_* variables.TORCHDYNAMO_* variables.TRITON_*",
+    ("variables.CUDNN_* variables.MIOPEN_* variables.NVTE_* variables.ROCBLAS_* variables.TORCH_BLAS_* variables.XLA_FLAGS "
+     "variables.LIBTPU_INIT_ARGS variables.JAX_* variables.TF_ENABLE_* variables.TF_DETERMINISTIC* variables.TORCHINDUCTOR_* "
+     "variables.TORCHDYNAMO_* variables.TRITON_*",
      "numerics", "may choose other kernels", ""),
-    ("variables.NCCL_ALGO variables.NCCL_PROTO variables.NCCL_NVLS_ENABLE variables.NCCL_COLLNET_ENABLE variables.NCCL_MIN_NCHANNELS variables.NCCL_MAX_NCHANNELS variables.NCCL_TOPO_FILE variables.NCCL_GRAPH_FILE variables.RCCL_*",
+    ("variables.NCCL_ALGO variables.NCCL_PROTO variables.NCCL_NVLS_ENABLE variables.NCCL_COLLNET_ENABLE variables.NCCL_MIN_NCHANNELS "
+     "variables.NCCL_MAX_NCHANNELS variables.NCCL_TOPO_FILE variables.NCCL_GRAPH_FILE variables.RCCL_*",
      "numerics", "decides in which order collectives add", "NCCL issues 1497 and 2360"),
     ("variables.PYTHONHASHSEED", "numerics", "decides the order of sets, and so perhaps of the data", "Python documentation, PYTHONHASHSEED"),
     ("variables.WORLD_SIZE variables.LOCAL_WORLD_SIZE job.*.world_size", "numerics",
      "another number of processes: gradients are added in another order", _NOTE),
-    ("variables.NCCL_DEBUG* variables.TORCH_LOGS variables.TORCH_HOME variables.*_CACHE_DIR variables.*_CACHE variables.HF_* variables.HUGGINGFACE_* variables.TRANSFORMERS_* variables.NVIDIA_BUILD* variables.NVIDIA_PRODUCT* variables.NVIDIA_REQUIRE* variables.NVIDIA_VISIBLE* variables.NVIDIA_DRIVER*",
+    ("variables.NCCL_DEBUG* variables.TORCH_LOGS variables.TORCH_HOME variables.*_CACHE_DIR variables.*_CACHE variables.HF_* "
+     "variables.HUGGINGFACE_* variables.TRANSFORMERS_* variables.NVIDIA_BUILD* variables.NVIDIA_PRODUCT* variables.NVIDIA_REQUIRE* "
+     "variables.NVIDIA_VISIBLE* variables.NVIDIA_DRIVER*",
      "record", "places, messages and labels", ""),
-    ("variables.OMP_* variables.KMP_* variables.GOMP_* variables.MKL_* variables.NCCL_* variables.PYTORCH_* variables.CUDA_* variables.HIP_* variables.HSA_* variables.ROCR_* variables.MALLOC_* variables.LD_PRELOAD variables.TOKENIZERS_PARALLELISM variables.NUMEXPR_* variables.UCX_* variables.FI_* variables.GLOO_* variables.TORCH_NCCL_* variables.OPENBLAS_* variables.NVIDIA_* variables.PYTHONOPTIMIZE",
+    ("variables.OMP_* variables.KMP_* variables.GOMP_* variables.MKL_* variables.NCCL_* variables.PYTORCH_* variables.CUDA_* variables.HIP_* "
+     "variables.HSA_* variables.ROCR_* variables.MALLOC_* variables.LD_PRELOAD variables.TOKENIZERS_PARALLELISM variables.NUMEXPR_* "
+     "variables.UCX_* variables.FI_* variables.GLOO_* variables.TORCH_NCCL_* variables.OPENBLAS_* variables.NVIDIA_* variables.PYTHONOPTIMIZE",
      "performance", "placement, memory or transport", ""),
     ("variables.*", "record", "places and labels", ""),
     # processor and system
@@ -126,7 +144,8 @@ _TABLE: tuple[tuple[str, str, str, str], ...] = (
     ("python.version", "numerics", "another minor version of Python: since 3.12, for one, sum() of floats is compensated",
      "What's New in Python 3.12"),
     ("python.implementation python.free_threaded", "performance", "another interpreter", ""),
-    ("python.conda.*blas* python.conda.mkl* python.conda.cud* python.conda.nccl* python.conda.libcud* python.conda.libcublas* python.conda.pytorch* python.conda.numpy* python.conda.libtorch*", "numerics", "another version of a library that computes", _NOTE),
+    ("python.conda.*blas* python.conda.mkl* python.conda.cud* python.conda.nccl* python.conda.libcud* python.conda.libcublas* "
+     "python.conda.pytorch* python.conda.numpy* python.conda.libtorch*", "numerics", "another version of a library that computes", _NOTE),
     ("python.*", "record", "how Python was installed and started", ""),
     ("packages.fsdl-devinfra.*", "record", "the tool that made the capture", ""),
     ("packages.*.commit packages.*.dirty", "numerics", "another state of code that was installed from a repository", ""),

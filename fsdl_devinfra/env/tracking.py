@@ -54,7 +54,7 @@ def log_environment(
     where: Any,  # an `accelerate.Accelerator` with trackers, one of its trackers, or a list of them
     env: Environment | None = None,  # default: captured now
 ) -> Environment:  # what was logged
-    "Log the environment to trackers. On processes that are not the main one this captures and logs nothing. Raises `BadInput` where there are no trackers."
+    "Log the environment to trackers; does nothing on processes that are not the main one. Raises `BadInput` where there are no trackers."
     need("accelerate", "track", "logging to trackers")
     from accelerate.state import PartialState
     trackers = list(getattr(where, "trackers", where if isinstance(where, Iterable) else [where]))

@@ -103,7 +103,8 @@ class Verification(Result):
         if self.files is None: return text
         from fsdl_devinfra.core.units import size_text
         head = f"\n\n{self.files.files:,} installed files, {size_text(self.files.size_bytes)}: "
-        return text + head + ("every one as its wheel brought it" if not self.files.changed else f"{len(self.files.changed)} are not as their wheel brought them")
+        changed = len(self.files.changed)
+        return text + head + (f"{changed} are not as their wheel brought them" if changed else "every one as its wheel brought it")
 
     def _repr_html_(self) -> str: return EnvironmentDiff(self.verdict, self.answer, self.differences)._repr_html_()
 
@@ -115,7 +116,8 @@ def _by_program(d: Difference) -> Difference:
 
 def _of_file(c: ChangedFile) -> Difference:
     script = c.path.startswith(("../", "/"))
-    why = "a start script: its first line names the interpreter" if script else "an installed file that no release holds: what it computes is anybody's guess"
+    why = "an installed file that no release holds: what it computes is anybody's guess"
+    if script: why = "a start script: its first line names the interpreter"
     return Difference(f"files.{c.package}.{c.path}", "as released", c.problem, "record" if script else "numerics", why)
 
 def verify(
@@ -142,7 +144,10 @@ def _again(found: EnvironmentDiff, changed: list[Difference]) -> EnvironmentDiff
     effects = [d.effect for d in changed]
     edited = [d for d in changed if d.field.startswith("files.") and d.effect != "record"]
     answer = found.answer
-    if effects.count("numerics") == 0 and any(d.effect == "numerics" for d in found.differences): answer = "Nothing that this machine decides and that changes numbers differs; the captured program had settings of its own."
-    if edited: answer = f"{len(edited)} installed {'files are' if len(edited) > 1 else 'file is'} not as released ({edited[0].field.split('.', 2)[2]}{', …' if len(edited) > 1 else ''}). " + answer
+    if "numerics" not in effects and any(d.effect == "numerics" for d in found.differences):
+        answer = "Nothing that this machine decides and that changes numbers differs; the captured program had settings of its own."
+    if edited:
+        first, many = edited[0].field.split(".", 2)[2], len(edited) > 1
+        answer = f"{len(edited)} installed {'files are' if many else 'file is'} not as released ({first}{', …' if many else ''}). {answer}"
     order = sorted(changed, key=lambda d: ("numerics", "performance", "record").index(d.effect))
     return EnvironmentDiff("differs" if set(effects) - {"record"} else "same", answer, order)
