@@ -154,6 +154,7 @@ class Stand(nn.Module):
         super().__init__()
         self.conv_stem, self.bn1, self.classifier = nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Linear(8, num_classes)
     def forward(self, x): return self.classifier(self.bn1(self.conv_stem(x)).relu().mean((2, 3)))
+def is_model(name): return name == "stand_in"
 def create_model(name, pretrained=False, num_classes=1000, **kwargs):
     assert name == "stand_in" and not pretrained
     return Stand(num_classes)
