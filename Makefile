@@ -51,6 +51,7 @@ accuracy: $(VENV)/.dev  ## estimates against published measurements; fails below
 test-slow: $(VENV)/.dev  ## slow cells and slow tests, and the notebooks under nbdev 3
 	$(BIN)/python tests/run_notebooks.py --slow
 	$(BIN)/python -m pytest -q -m slow --timeout 1500 tests
+	$(BIN)/python tests/mutants.py --sample 24 --seed 1  # a survivor without a reason stops the build
 	@$(MAKE) --no-print-directory test-nbdev3
 
 gates: $(VENV)/.dev  ## is the package what the notebooks say?
@@ -65,11 +66,43 @@ test-nbdev3: $(VENV3)/.dev  ## the same checkout under nbdev 3 and fastcore 2
 	@$(BIN3)/python tests/gates.py --nbdev3
 	$(BIN3)/python tests/run_notebooks.py --nbdev3
 
-export: $(VENV)/.dev  ## notebooks -> package, schemas and README
+export: $(VENV)/.dev  ## notebooks -> package, schemas, README and command reference
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/python -c "from fsdl_devinfra.core.results import write_schemas; write_schemas()"
 	$(BIN)/python tests/make_readme.py
+	$(BIN)/python tests/make_reference.py
+
+reference: $(VENV)/.dev  ## the command reference with every example run anew (a minute)
+	$(BIN)/python tests/make_reference.py --all
+
+shape: $(VENV)/.dev  ## sizes of functions, lines and notebook cells: a mirror, not a gate
+	@$(BIN)/python tests/shape.py
+
+mutants: $(VENV)/.dev  ## faults in the lines that decide something: each must make a test fail
+	$(BIN)/python tests/mutants.py
+
+studies: $(VENV)/.dev  ## every study whole, by hand: hours; each prints its figures (those on image models need timm and torchvision)
+	@failed=0; for study in tests/studies/*.py; do echo "== $$study"; $(BIN)/python $$study --seed 0 || failed=1; done; exit $$failed
+
+VENVT ?= .venv-timm
+$(VENVT)/.timm: settings.ini setup.py pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/python -m venv $(VENVT)
+	@$(VENVT)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[torch]' pytest torch==2.14.1 torchvision==0.29.1 timm diffusers accelerate
+	@touch $@
+
+trace-timm: $(VENVT)/.timm  ## by hand, some 40 minutes and 6 GB: the traced scripts, and a fixed sample of 80 timm models, under torch 2.14 in .venv-timm
+	$(VENVT)/bin/python -m pytest -q tests/test_trace_scripts.py tests/test_trace_ranks.py tests/test_trace_replay.py
+	$(VENVT)/bin/python tests/studies/trace_timm_memory.py --seed 1 --models 80 --half held-out --batches 8 64 --minutes 120
+
+VENV214 ?= .venv-torch214
+$(VENV214)/.dev: settings.ini setup.py pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/python -m venv $(VENV214)
+	@$(VENV214)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[torch,onnx]' pytest torch==2.14.1 torchvision==0.29.1 timm
+	@touch $@
+
+test-torch214: $(VENV214)/.dev  ## by hand, 6 GB: a fixed sample of the tests of trace, load and parity under torch 2.14 in .venv-torch214
+	$(VENV214)/bin/python -m pytest -q -m "not slow" tests/test_trace_replay.py tests/test_hub_load.py tests/test_parity_faults.py
 
 bench: $(VENV)/.dev  ## ours and its peer in turn, one row each
 	$(BIN)/python tests/benchmarks/run.py
@@ -77,6 +110,11 @@ bench: $(VENV)/.dev  ## ours and its peer in turn, one row each
 docs: $(VENV)/.dev  ## the site in _docs (needs Quarto)
 	@command -v quarto >/dev/null || { echo "Quarto is needed to build the site: install it from https://quarto.org/docs/get-started, then run make docs again"; exit 1; }
 	$(BIN)/nbdev_docs
+	$(BIN)/python tests/make_planner.py
+	$(BIN)/python tests/make_site_files.py
+
+planner: $(VENV)/.dev  ## the planner as a static page in _docs/planner (needs npm)
+	$(BIN)/python tests/make_planner.py
 
 dist: $(VENV)/.dev  ## sdist and wheel in dist/
 	$(BIN)/python -m build
@@ -84,4 +122,4 @@ dist: $(VENV)/.dev  ## sdist and wheel in dist/
 clean:  ## remove what these commands made
 	rm -rf $(VENV) $(VENV3) .venv-launchers _docs _proc build dist *.egg-info $(REPORT)
 
-.PHONY: help setup demo test test-slow gates accuracy test-nbdev3 export bench docs dist clean
+.PHONY: help setup demo test test-slow gates accuracy test-nbdev3 export reference shape mutants studies trace-timm test-torch214 bench docs planner dist clean

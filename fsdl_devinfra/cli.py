@@ -17,7 +17,8 @@ from typing import Any
 
 import fsdl_devinfra
 from . import __version__
-from .core.command import Outcome, Parser, run
+from .core.command import Outcome, Parser, run, show
+from .core.errors import BadInput, closest
 
 # %% auto #0
 __all__ = ['COMMANDS', 'available', 'make_parser', 'main']
@@ -25,44 +26,80 @@ __all__ = ['COMMANDS', 'available', 'make_parser', 'main']
 # %% ../nbs/cli.ipynb #e651ed83
 #: command → (module that registers it, one line of help)
 COMMANDS = {
-    "preflight": ("fsdl_devinfra.preflight", "inspect, lock, load, fit, export, compare and record a model: the main job"),
+    "preflight": ("fsdl_devinfra.preflight", "all checks on one model, in one report: the main job"),
     "hub": ("fsdl_devinfra.hub.commands", "inspect, lock, pull, verify and serve model repositories"),
-    "memory": ("fsdl_devinfra.memory.commands", "what one GPU must hold, by part, and whether it fits"),
-    "plan": ("fsdl_devinfra.compute.plan_command", "the parallelism plans that fit, ranked by time, cost or GPUs"),
+    "memory": (
+        "fsdl_devinfra.memory.commands",
+        "how much GPU memory a model needs, by part, and whether it fits",
+    ),
+    "plan": (
+        "fsdl_devinfra.compute.plan_command",
+        "the parallelism plans that fit, ranked by time, cost or GPUs",
+    ),
     "cost": ("fsdl_devinfra.compute.cost_command", "time and money of a training run"),
-    "launch": ("fsdl_devinfra.launch.commands", "files that start a plan on a launcher"),
-    "onnx": ("fsdl_devinfra.parity.commands", "export to ONNX, and prove that the export is the same function"),
+    "dryrun": (
+        "fsdl_devinfra.trace.dryrun_command",
+        "run a training script without a GPU: does it fit, which line needs the memory",
+    ),
+    "launch": ("fsdl_devinfra.launch.commands", "write the files that run a plan with a launcher or trainer"),
+    "onnx": (
+        "fsdl_devinfra.parity.commands",
+        "export to ONNX, and check that the export computes the same outputs",
+    ),
     "env": ("fsdl_devinfra.env.commands", "capture, compare, verify and restore the environment of a run"),
     "app": ("fsdl_devinfra.launch.app_command", "the planner in a browser"),
 }
 
 _EXAMPLES = """
-fsdl-devinfra preflight                        the whole way with the small model in the package
-fsdl-devinfra hub inspect ./my-model           what is in it, without loading it
-fsdl-devinfra memory ./my-model --gpu a100-80  does training it fit?
-fsdl-devinfra env capture -o env.json          what this machine runs
+fsdl-devinfra memory llama-3.1-8b                 what fits on which GPU: inference, QLoRA, LoRA, full training
+fsdl-devinfra memory llama-3.1-8b --gpu h100      one run in detail, and what would make it fit
+fsdl-devinfra preflight                           every check, on the small model that ships with the package
+fsdl-devinfra hub inspect ./my-model              what is in a model, without loading it
+fsdl-devinfra env capture -o env.json             what this machine runs
 """
+_FURTHER = "also: version, help [COMMAND], completion bash|zsh|tcsh"
 
 def available() -> dict[str, tuple[str, str]]:
-    "The commands whose module this version of the package has; looked up as files, because asking the import system would import the rooms."
+    "The commands whose module this version of the package has; looked up as files, because asking the import system would import the packages."
     here = Path(fsdl_devinfra.__file__).parent
-    return {name: entry for name, entry in COMMANDS.items() if here.joinpath(*entry[0].split(".")[1:]).with_suffix(".py").is_file()}
+    return {
+        name: entry
+        for name, entry in COMMANDS.items()
+        if here.joinpath(*entry[0].split(".")[1:]).with_suffix(".py").is_file()
+    }
+
 
 class _PrintCompletion(argparse.Action):
     "Prints the script that `shtab` makes from the parser, and ends."
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         import shtab
-        print(shtab.complete(parser, values))
-        parser.exit()
+        parser.exit(show(Outcome({}, shtab.complete(parser, values))))
 
 def make_parser(
     only: str | None = None,  # the command to load; None loads all (for shell completion)
 ) -> Parser:
     "The parser of the whole command line."
-    parser = Parser("fsdl-devinfra", description="Preflight checks for machine learning: what a model is, whether it fits, whether its export "
-                    "is the same function, and what it ran on.", examples=_EXAMPLES)
+    parser = Parser(
+        "fsdl-devinfra",
+        description="Preflight checks for machine learning: what is in a model, whether it fits, whether its export "
+        "computes the same outputs, and what it ran on.",
+        examples=_EXAMPLES,
+    )
+    parser.epilog = f"{parser.epilog}\n\n{_FURTHER}"
     parser.add_argument("--version", action="version", version=f"fsdl-devinfra {__version__}")
-    parser.add_argument("--print-completion", choices=["bash", "zsh", "tcsh"], action=_PrintCompletion, help="print the completion script of a shell")
+    parser.add_argument(
+        "--print-completion",
+        choices=["bash", "zsh", "tcsh"],
+        action=_PrintCompletion,
+        help="print the completion script of a shell",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     for name, (module, line) in available().items():
         if only is None or name == only: _load(module, commands.add_parser(name, help=line, description=line))
@@ -72,7 +109,12 @@ def _load(module: str, parser: Parser) -> None:
     "Let `module` register its command; a group without examples of its own shows the first of each of its members."
     importlib.import_module(module).register(parser)
     groups = [a.choices.values() for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    firsts = [sub.epilog.splitlines()[1] for members in groups for sub in members if sub.epilog and "\n" in sub.epilog]
+    firsts = [
+        sub.epilog.splitlines()[1]
+        for members in groups
+        for sub in members
+        if sub.epilog and "\n" in sub.epilog
+    ]
     if not parser.epilog and firsts: parser.epilog = "\n".join(["examples:", *firsts])
 
 # %% ../nbs/cli.ipynb #9e555f29
@@ -80,6 +122,21 @@ def _chosen(argv: Sequence[str]) -> str | None:
     "The command in `argv`, `''` for none, and None where all must be loaded."
     if any(a.startswith("--print-completion") for a in argv): return None
     return next((a for a in argv if not a.startswith("-")), "")
+
+_SHELLS = ("bash", "zsh", "tcsh")
+
+def _spelled_out(argv: Sequence[str]) -> list[str]:
+    "`version`, `help` and `completion` as the options that they stand for; no word at all asks for help."
+    word, rest = (argv[0], list(argv[1:])) if argv else ("help", [])
+    if word == "version": return ["--version"]
+    if word == "help": return [*rest, "--help"]
+    if word != "completion": return list(argv)
+    if len(rest) == 1 and rest[0] in _SHELLS: return ["--print-completion", rest[0]]
+    raise BadInput(
+        "completion needs the name of a shell",
+        f"Choose {' or '.join(closest(rest[0], list(_SHELLS)) if rest else _SHELLS)}",
+    )
+
 
 def _stop_politely() -> None:
     "Let a job scheduler's SIGTERM end a command as Ctrl-C does: cleaned up, with one sentence."
@@ -94,11 +151,12 @@ def main(
     own = argv[:argv.index("--")] if "--" in argv else argv  # what follows `--` belongs to a script
     _stop_politely()
     def command() -> Outcome:
-        args = make_parser(_chosen(argv)).parse_args(argv)
+        words = _spelled_out(argv)
+        args = make_parser(_chosen(words)).parse_args(words)
         return _stamped(args.run(args), argv)
     return run(command, as_json="--json" in own)
 
 def _stamped(outcome: Outcome, argv: Sequence[str]) -> Outcome:
     if "--json" not in argv: return outcome
-    from fsdl_devinfra.env.stamp import stamp
+    from fsdl_devinfra.env.stamping import stamp
     return replace(outcome, document=outcome.document | {"environment": stamp()})

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from chromium import browser  # noqa: F401  (a fixture)
+from hub_files import one, write
+
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "fsdl_devinfra" / "models" / "digits"
 
@@ -54,6 +57,28 @@ def cli():
 def digits(tmp_path: Path) -> Path:
     """A copy of the embedded model that a test may damage."""
     return Path(shutil.copytree(DIGITS, tmp_path / "digits"))
+
+
+HF_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_ENDPOINT")
+
+
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, and no setting of this machine's user."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    for name in HF_VARIABLES: monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def hub(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_hub: None):
+    """A Hub on the loopback address with `org/tiny`: the files that the test's module calls HUB_FILES, else a configuration and one tensor."""
+    from fsdl_devinfra.hub.server import LoopbackHub
+    usual = {"config.json": {"model_type": "tiny"}, "model.safetensors": one(size=3000)}
+    repo = write(tmp_path / "shelf" / "org" / "tiny", getattr(request.module, "HUB_FILES", usual))
+    with LoopbackHub(tmp_path / "shelf", redirect=True) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.repo = repo
+        yield hub
 
 
 def package_alone() -> Path:

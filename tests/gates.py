@@ -17,6 +17,7 @@ GATES = {
     "the package is what the notebooks export": ([str(BIN / "nbdev_export")], "make export"),
     "the schemas are what the annotations say": (SCHEMAS, "make export"),
     "no name is undefined or unused": ([str(BIN / "ruff"), "check", "--quiet", "fsdl_devinfra", "tests", "setup.py"], "edit the notebook or the test"),
+    "types hold (pyright, basic)": ([str(BIN / "pyright"), "--pythonpath", sys.executable, "fsdl_devinfra"], "edit the notebook"),
     "README.md is what nbs/index.ipynb says": ([sys.executable, "tests/make_readme.py"], "make export"),
 }
 GATES3 = {"nbdev 3 exports the same": ([str(BIN / "nbdev-export")], "look at the four conditions in CONTRIBUTING.md")}
@@ -31,14 +32,14 @@ def fingerprint() -> dict[str, str]:
 
 def main() -> int:
     failed = 0
-    for name, (command, mend) in (GATES3 if "--nbdev3" in sys.argv else GATES).items():
+    for name, (command, hint) in (GATES3 if "--nbdev3" in sys.argv else GATES).items():
         before = fingerprint()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         after = fingerprint()
         changed = sorted(f for f in before.keys() | after.keys() if before.get(f) != after.get(f))
         ok = done.returncode == 0 and not changed
         print(f"{'ok  ' if ok else 'FAIL'} {name}")
-        if not ok: failed += 1; print(f"     changed: {changed[:10]}; mend: {mend}\n{done.stdout}{done.stderr}")
+        if not ok: failed += 1; print(f"     changed: {changed[:10]}; hint: {hint}\n{done.stdout}{done.stderr}")
     return bool(failed)
 
 

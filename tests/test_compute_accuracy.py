@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fsdl_devinfra.compute import accuracy, throughput as module
-from fsdl_devinfra.memory.accuracy import read_rows
+from fsdl_devinfra.compute import throughput as module
+from fsdl_devinfra.validation import time_accuracy as accuracy
+from fsdl_devinfra.validation.memory_accuracy import read_rows
 
 FOLDER = Path(__file__).parent / "data" / "ground_truth"
 

@@ -5,7 +5,7 @@ import pytest
 
 from fsdl_devinfra.compute import cluster as clusters
 from fsdl_devinfra.compute.cluster import _NODES, TORUS, cluster, device_named, local_device, recognise
-from fsdl_devinfra.core.devices import devices, find_device
+from fsdl_devinfra.core.device_table import devices, find_device
 from fsdl_devinfra.core.errors import BadInput
 
 #: dense bf16 TFLOP/s as facts from torchtitan's get_peak_flops (2026-08), composer's GPU_AVAILABLE_FLOPS (0.32) and S. Bekman's table; for fp16 where the chip has no bf16
@@ -35,7 +35,7 @@ def test_a_row_is_possible(device):
     """Eight bits are twice sixteen, tf32 is half of it on matrix units, and a source is named."""
     if device.fp8 and device.bf16: assert device.fp8 == pytest.approx(2 * device.bf16, rel=0.02)
     if device.tf32 and device.bf16 and device.tf32 != device.fp32: assert device.tf32 == pytest.approx(device.bf16 / 2, rel=0.03)
-    assert device.bandwidth > 100 and device.source and device.memory_bytes < device.nominal_gb * 2**30
+    assert device.bandwidth > 60 and device.source and device.memory_bytes < device.nominal_gb * 2**30
 
 
 @pytest.mark.parametrize("device", devices(), ids=lambda d: d.name)
@@ -63,9 +63,9 @@ SHOWN = {
     ("NVIDIA GeForce RTX 4090", 24564): "RTX-4090-24GB", ("NVIDIA GeForce RTX 3090", 24576): "RTX-3090-24GB", ("NVIDIA GeForce RTX 5090", 32607): "RTX-5090-32GB", ("GeForce RTX 2080 Ti", 11019): "RTX-2080Ti-11GB", ("NVIDIA RTX A6000", 49140): "RTX-A6000-48GB",
     ("Tesla P100-PCIE-16GB", 16280): "P100-PCIe-16GB", ("Tesla K80", 11441): "K80-PCIe-12GB", ("NVIDIA H100", 97871): "H100-SXM-96GB",
     # not in the table, or not the card of that name
-    ("NVIDIA GH200 480GB", 97871): None, ("NVIDIA RTX 6000 Ada Generation", 49140): None, ("NVIDIA L40", 46068): None, ("NVIDIA A30", 24576): None, ("NVIDIA H800", 81559): None, ("NVIDIA H20", 97871): None, ("NVIDIA A800-SXM4-80GB", 81920): None,
-    ("NVIDIA GeForce RTX 4090 D", 24564): None, ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376): None, ("NVIDIA GeForce RTX 3090 Ti", 24564): None, ("NVIDIA GeForce RTX 4080", 16376): None, ("Quadro RTX 6000", 24576): None, ("NVIDIA A100-SXM-64GB", 65536): None,
-    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9984): None, ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", 19968): None, ("NVIDIA A100-SXM4-80GB", 40960): None, ("GRID A100D-40C", 40960): None, ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887): None, ("Orin (nvgpu)", 62841): None, ("", 0): None,
+    ("NVIDIA GH200 480GB", 97871): "GH200-SXM-96GB", ("NVIDIA RTX 6000 Ada Generation", 49140): "RTX-6000-Ada-48GB", ("NVIDIA L40", 46068): "L40-48GB", ("NVIDIA A30", 24576): "A30-24GB", ("NVIDIA H800", 81559): "H800-SXM-80GB", ("NVIDIA H20", 97871): "H20-SXM-96GB", ("NVIDIA A800-SXM4-80GB", 81920): "A800-SXM-80GB",
+    ("NVIDIA GeForce RTX 4090 D", 24564): "RTX-4090D-24GB", ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376): "RTX-4090-Laptop-16GB", ("NVIDIA GeForce RTX 3090 Ti", 24564): "RTX-3090Ti-24GB", ("NVIDIA GeForce RTX 4080", 16376): "RTX-4080-16GB", ("Quadro RTX 6000", 24576): None, ("NVIDIA A100-SXM-64GB", 65536): None,
+    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9984): None, ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", 19968): None, ("NVIDIA A100-SXM4-80GB", 40960): None, ("GRID A100D-40C", 40960): None, ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887): "RTX-PRO-6000-96GB", ("Orin (nvgpu)", 62841): None, ("", 0): None,
 }
 
 
@@ -82,7 +82,7 @@ def test_gpu_local(monkeypatch):
     def shows(*cards): monkeypatch.setattr(clusters, "local_devices", lambda: [(n, m * 2**20) for n, m in cards])
     shows(("NVIDIA L4", 23034), ("NVIDIA L4", 23034))
     assert device_named("local").name == local_device().name == "L4-24GB" and device_named("h100").name == "H100-SXM-80GB"
-    for cards, why in (((), "no NVIDIA driver"), ((("NVIDIA L40", 46068),), "nearest in the table is --gpu L40S-48GB"), ((("NVIDIA L4", 23034), ("Tesla T4", 15360)), "several kinds")):
+    for cards, why in (((), "no NVIDIA driver"), ((("NVIDIA L50", 46068),), "nearest in the table is --gpu L40"), ((("NVIDIA L4", 23034), ("Tesla T4", 15360)), "several kinds")):
         shows(*cards)
         with pytest.raises(BadInput) as e: device_named("local")
         assert why in str(e.value)

@@ -115,9 +115,9 @@ def test_secrets_in_real_places(tmp_path):
 
 @pytest.mark.slow
 def test_observed_where_torch_is_imported(tmp_path):
-    env = captured(tmp_path, before="import torch; torch.backends.cuda.matmul.allow_tf32 = True; torch.set_num_threads(1); torch.manual_seed(7);")
+    env = captured(tmp_path, before="import torch; torch.backends.cuda.matmul.allow_tf32 = True; torch.set_num_threads(3); torch.manual_seed(7);")
     settings = env.numerics["settings"]
-    assert env.numerics["origin"] == "observed" and (settings["threads"], settings["seed"], settings["allow_tf32.matmul"]) == (1, 7, True)
+    assert env.numerics["origin"] == "observed" and (settings["threads"], settings["seed"], settings["allow_tf32.matmul"]) == (3, 7, True)
     assert "versions" in env.libraries
     from fsdl_devinfra.env import diff
     plain = captured(tmp_path, before="import torch;")
@@ -156,7 +156,7 @@ def test_command_data_and_errors(tmp_path):
     (tmp_path / "d").mkdir(); (tmp_path / "d/x").write_text("1")
     assert json.loads(cli("env", "capture", "--data", "d", "--json", cwd=tmp_path).stdout)["data"]["d"]["files"] == 1
     done = cli("env", "capture", "--data", "nothing", "--json", cwd=tmp_path)
-    assert done.returncode == 2 and set(json.loads(done.stdout)) == {"error", "mend"}
+    assert done.returncode == 2 and set(json.loads(done.stdout)) == {"error", "hint"}
 
 
 @pytest.mark.slow

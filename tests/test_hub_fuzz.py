@@ -19,6 +19,7 @@ from fsdl_devinfra.hub import remote
 from fsdl_devinfra.hub.checkpoint import Checkpoint, _inspect_hub, inspect, tied_tensors
 from fsdl_devinfra.hub.loading import load
 from fsdl_devinfra.hub.locks import lock_hub
+from fsdl_devinfra.hub.layout import Wish
 from fsdl_devinfra.hub.source import Source
 
 KEYS = ["architectures", "architecture", "_class_name", "model_type", "auto_map", "trust_remote_code", "custom_pipelines", "text_config", "vision_config", "tie_word_embeddings",
@@ -83,7 +84,7 @@ def test_a_hub_that_answers_with_anything(info, tree):
     try:
         remote.Remote = lambda: Liar(info, tree)
         for call in _inspect_hub, lock_hub:
-            try: found = call(Source("org/x", repo="org/x"))
+            try: found = call(Source("org/x", repo="org/x"), Wish())
             except CheckError: continue
             assert str(found) and type(found).from_dict(json.loads(found.to_json()))
     finally: remote.Remote = usual
@@ -118,7 +119,7 @@ def test_load_with_any_config(tmp_path):
     def check(config):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(CheckError) as error: load(tmp_path)  # the weights fit no model
-        assert error.value.mend
+        assert error.value.hint
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(): warnings.simplefilter("ignore"); check()
@@ -136,7 +137,7 @@ def test_a_timm_model_needs_timm_and_loads_nothing_by_itself(tmp_path, monkeypat
     def config(**keys: object) -> Path: (tmp_path / "config.json").write_text(json.dumps(keys)); return tmp_path
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtra) as error: load(config(architecture="resnet18"))
-    assert error.value.mend == "pip install timm"  # no extra of this package brings it
+    assert error.value.hint == "pip install timm"  # no extra of this package brings it
     class Net(torch.nn.Module):
         def __init__(self, **kwargs: object):
             made.append(kwargs); super().__init__(); self.model = torch.nn.Module(); self.model.embed_tokens = torch.nn.Embedding(4, 4); self.register_buffer("w", torch.empty(2))

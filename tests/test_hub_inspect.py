@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from fsdl_devinfra.core.errors import Unreachable
-from fsdl_devinfra.hub.checkpoint import Checkpoint, choose, inspect
+from fsdl_devinfra.hub.checkpoint import Checkpoint, inspect
+from fsdl_devinfra.hub.layout import choose
 from fsdl_devinfra.hub.locks import ModelLock, lock
 from fsdl_devinfra.hub.remote import WrongBytes
 from fsdl_devinfra.hub.server import Fault, LoopbackHub
+from hub_files import gguf, onnx
 
 
 def shard(file: Path, tensors: dict[str, list[int]], dtype: str = "BF16", width: int = 2) -> int:
@@ -74,10 +76,14 @@ def test_timm(see, tmp_path):
     assert [(r.kind, r.path) for r in found.risks] == [("pickle", "pytorch_model.bin")]
 
 
-@pytest.mark.parametrize("names, kind", [(["onnx/model.onnx", "onnx/model.onnx_data"], "onnx"), (["model-q4.gguf"], "gguf"), (["pytorch_model.bin"], "pickle"), (["tf_model.h5"], "other"), ([], "none")])
-def test_formats(see, tmp_path, names, kind):
-    found = see(write(tmp_path / "m", {"config.json": {"model_type": "x"}} | {n: b"12345" for n in names}))
-    assert (found.weight_format, found.weight_bytes, found.tensors.count) == (kind, 5 * len(names), 0)
+FORMATS = [({"onnx/model.onnx": onnx(), "onnx/model.onnx_data": b"12345"}, "onnx"), ({"model-q4.gguf": gguf()}, "gguf"), ({"pytorch_model.bin": pickle.dumps(1)}, "pickle"),
+           ({"tf_model.h5": b"\x89HDF\r\n\x1a\n\x09"}, "other"), ({}, "none")]
+
+
+@pytest.mark.parametrize("files, kind", FORMATS, ids=[kind for _, kind in FORMATS])
+def test_formats(see, tmp_path, files, kind):
+    found = see(write(tmp_path / "m", {"config.json": {"model_type": "x"}} | files))
+    assert (found.weight_format, found.weight_bytes, found.tensors.count) == (kind, sum(map(len, files.values())), 0)
     assert ("pickle" in kinds(found)) == (kind == "pickle")
 
 
@@ -157,7 +163,7 @@ def test_lock_never_holds_two_formats_and_is_the_same_everywhere(tmp_path):
     one = lock(tmp_path / "a"); one.save(tmp_path / "a" / "any-name.json")
     assert [f.path for f in one.files] == ["config.json", "model.safetensors", "vocab.txt"]
     assert lock(tmp_path / "a").to_json() == lock(tmp_path / "b").to_json() == (tmp_path / "a" / "any-name.json").read_text()
-    assert json.loads(one.to_json())["commit"] is None and list(json.loads(one.to_json())) == ["schema", "repo", "commit", "files"]
+    assert json.loads(one.to_json())["commit"] is None and list(json.loads(one.to_json())) == ["schema", "repo", "commit", "files", "skipped"]
     assert ModelLock.load(tmp_path / "a" / "any-name.json") == one
 
 
@@ -178,7 +184,7 @@ def test_command_line_is_light_and_prints_one_document(tmp_path):
     loaded = {line.split("|")[-1].strip() for line in ran.stderr.splitlines() if "|" in line}
     assert not {"torch", "transformers", "numpy", "huggingface_hub", "starlette"} & loaded
     bad = subprocess.run([sys.executable, "-c", CLI, "inspect", str(tmp_path / "none"), "--json"], capture_output=True, text=True)
-    assert bad.returncode == 2 and set(json.loads(bad.stdout)) == {"error", "mend"} and "Traceback" not in bad.stderr
+    assert bad.returncode == 2 and set(json.loads(bad.stdout)) == {"error", "hint"} and "Traceback" not in bad.stderr
     for line in (["lock", str(folder), "-o", str(tmp_path / "l.json")], ["verify", str(tmp_path / "l.json"), str(folder)]):
         assert subprocess.run([sys.executable, "-c", CLI, *line], capture_output=True).returncode == 0
     (folder / "config.json").write_text("{}")
@@ -191,7 +197,7 @@ def test_serve_as_a_process(tmp_path):
     folder = write(tmp_path / "shelf" / "org" / "m", {"config.json": {"model_type": "x"}}); shard(folder / "model.safetensors", {"w": [10]})
     process = subprocess.Popen([sys.executable, "-c", CLI, "serve", str(tmp_path / "shelf"), "--port", "0"], stderr=subprocess.PIPE, text=True)
     try:
-        line = process.stderr.readline(); assert "Serving 1 models at http://127.0.0.1:" in line
+        line = process.stderr.readline(); assert "Serving 1 model at http://127.0.0.1:" in line
         url = line.split(" at ")[1].split(": ")[0]
         ran = subprocess.run([sys.executable, "-c", CLI, "inspect", "org/m", "--json"], env=os.environ | {"HF_ENDPOINT": url}, capture_output=True, text=True)
         assert ran.returncode == 0 and json.loads(ran.stdout)["tensors"]["parameters"] == 10

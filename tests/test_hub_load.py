@@ -117,10 +117,36 @@ def test_a_locked_copy_is_hashed_as_it_is_read(saved, tmp_path, monkeypatch):
     wrong = [LockedFile(f.path, f.size_bytes, "0" * 64 if f.path.endswith("safetensors") else f.sha256) for f in good.files]
     for files, refused in (good.files, False), (wrong, True):
         told = loading.Weights(weights.folder, weights.tensors, weights.config, weights.headers, ModelLock("org/n", "0" * 40, files))
-        monkeypatch.setattr(loading, "weights_of", lambda source, folder: told)
+        monkeypatch.setattr(loading, "weights_of", lambda *args: told)
         if refused:
             with pytest.raises(WrongBytes, match="not those of the lock"): loading.load(folder, Net, trust="copy")
         else: loading.load(folder, Net, trust="copy")
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_locked_copy_reads_each_file_once(tmp_path, no_hub, monkeypatch, dtype):
+    """The weights are hashed while they are copied, with the tensors that no module wants, and the record is made on the way."""
+    from fsdl_devinfra.hub import loading, verification
+    torch.manual_seed(0)
+    state = {"a.weight": torch.randn(64, 64), "b.weight": torch.randn(64, 64)}
+    save_file({**state, "a.bias": torch.randn(64), "b.bias": torch.randn(64)}, tmp_path / "model.safetensors")
+    class Two(nn.Module):
+        def __init__(self): super().__init__(); self.a = nn.Linear(64, 64); self.b = nn.Linear(64, 64)
+    locked, plain, read = lock(tmp_path), loading._pread, []
+    def counted(fd, view, at):
+        n = plain(fd, view, at)
+        read.append(n)
+        return n
+    monkeypatch.setattr(loading, "_pread", counted)
+    monkeypatch.setattr(verification, "file_sha256", lambda *args: pytest.fail("the weights are read a second time"))
+    got = load(locked, Two, trust="copy", folder=tmp_path, dtype=dtype)
+    assert torch.equal(got.a.weight, state["a.weight"].to(got.a.weight.dtype)) and sum(read) == 2 * (64 * 64 + 64) * 4
+    assert verification.is_known(tmp_path / "model.safetensors", locked.files[0])
+    monkeypatch.undo()
+    good = (tmp_path / "model.safetensors").read_bytes()
+    for at in 9, len(good) - 1, len(good) // 2:  # in the header, and in the numbers
+        (tmp_path / "model.safetensors").write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1:])
+        with pytest.raises((WrongBytes, BadInput)): load(locked, Two, trust="copy", folder=tmp_path, dtype=dtype)
 
 
 def test_the_lock_of_a_folder_loads_from_that_folder(saved, tmp_path_factory):
@@ -128,7 +154,7 @@ def test_the_lock_of_a_folder_loads_from_that_folder(saved, tmp_path_factory):
     for args in ((locked, Net, None, "cpu", "map", None, folder), (str(beside), Net), (beside, Net, None, "cpu", "copy"), (away, Net, None, "cpu", "copy", None, folder)):
         assert torch.equal(load(*args).a.weight, net.a.weight)
     with pytest.raises(BadInput, match="this lock is of a folder"): load(locked, Net)
-    with pytest.raises(WrongBytes, match="is not what was locked .the file is not there"): load(away, Net)  # not beside its files
+    with pytest.raises(BadInput, match="Which folder"): load(away, Net)  # not beside its files
     with pytest.raises(BadInput, match="no lock"): load(folder, Net, folder=folder)
     with open(folder / "model.safetensors", "r+b") as f: f.seek(-4, 2); f.write(b"rot!")
     with pytest.raises(WrongBytes, match="model.safetensors is not what was locked"): load(locked, Net, folder=folder)

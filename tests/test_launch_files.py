@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from fsdl_devinfra.compute.plan import plan
-from fsdl_devinfra.core.devices import find_device
+from fsdl_devinfra.compute.planning import plan
+from fsdl_devinfra.core.device_table import find_device
 from fsdl_devinfra.core.errors import BadInput, CheckError
 from fsdl_devinfra.launch import TARGETS, Job, launch
 from fsdl_devinfra.launch.validation import LOADERS, read_by_loader
@@ -27,7 +27,8 @@ JOBS = {
     "3d": Job("train-a", Strategy(dp=2, tp=4, pp=4, framework="megatron", zero=1), Workload(1024, 1, 8), "H100-SXM-80GB", 32, 8, ("pretrain_gpt.py",)),
     "digits": Job("train-digits", Strategy(dp=2, zero=3), Workload(17), "T4-16GB", 2, 8),
 }
-CANNOT = {("deepspeed", "hsdp-tp"), ("deepspeed", "3d"), ("accelerate", "3d")}
+CANNOT = {("deepspeed", "hsdp-tp"), ("deepspeed", "3d"), ("accelerate", "3d"), ("torchtitan", "3d"), ("trl", "hsdp-tp"), ("llama-factory", "hsdp-tp"),
+          *((trainer, "3d") for trainer in ("trl", "axolotl", "llama-factory"))}
 
 
 def documents(found) -> dict[str, object]:

@@ -19,6 +19,9 @@ torch = pytest.importorskip("torch")
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 TOLERANCE = 1e-5  # fp32 sums in another order: 10 steps of a loss of 2.4
+#: Before Python 3.14 a C++ thread that asks for the interpreter's lock while the interpreter ends is unwound, and C++ aborts.
+#: Seen once in some 400 starts, after the training had ended and its losses were written: such a start is made again, once.
+TORN_DOWN = "terminate called without an active exception"
 WAYS = {"ddp": dict(dp=2), "fsdp2": dict(dp=2, zero=3), "tensor": dict(tp=2), "pipeline": dict(pp=2)}
 
 
@@ -38,9 +41,16 @@ def started(target: str, way: dict, folder: Path) -> list[float]:
     found = launch(job(way, out), target)
     write_files(found, folder)
     (folder / "train_digits.py").write_text(DIGITS_SCRIPT)
-    done = subprocess.run(["bash", "-c", found.command], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
+    done = run_command(found.command, folder)
+    if TORN_DOWN in done.stderr and out.exists():
+        out.unlink()
+        done = run_command(found.command, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
+
+
+def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=ENV, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.slow

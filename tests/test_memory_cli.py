@@ -63,19 +63,19 @@ def test_built_in_model_counts_what_its_headers_count(capsys):
 def test_bad_arguments_are_one_sentence(argv, folder, capsys):
     model = () if argv[0] == "--params" else (folder(),)
     status, d = said(capsys, *model, *argv)
-    assert status == 2 and set(d) >= {"error", "mend"} and d["mend"] and "Traceback" not in d["error"] and "\n" not in d["error"]
+    assert status == 2 and set(d) >= {"error", "hint"} and d["hint"] and "Traceback" not in d["error"] and "\n" not in d["error"]
 
 @pytest.mark.parametrize("change", [dict(hidden_size=None), dict(num_hidden_layers=-1), dict(num_hidden_layers="many"), dict(hidden_size=10**30), dict(num_attention_heads=0), dict(num_attention_heads=7), dict(vocab_size=1.5),
                                     dict(num_key_value_heads=5), dict(num_key_value_heads=-8), dict(intermediate_size=[1]), dict(vocab_size=True), dict(num_hidden_layers=0)])
 def test_absurd_configurations_are_one_sentence(change, folder, capsys):
     status, d = said(capsys, folder({k: v for k, v in (LLAMA | change).items() if v is not None}))
-    assert status == 2 and d["mend"] and "unexpected" not in d["error"], d
+    assert status == 2 and d["hint"] and "unexpected" not in d["error"], d
 
 @pytest.mark.parametrize("change", [dict(intermediate_size=0), dict(head_dim=10**9), dict(num_hidden_layers=10**9), dict(num_local_experts=2, num_experts_per_tok=9), dict(num_experts=4, decoder_sparse_step=-3),
                                     dict(kv_lora_rank=-5, qk_nope_head_dim=1, qk_rope_head_dim=1, v_head_dim=1), dict(model_type="mamba"), dict(num_experts=4, mlp_only_layers=10**9), dict(architectures=5)])
 def test_dimensions_that_no_model_has(change, folder, capsys):
     status, d = said(capsys, folder(LLAMA | change))
-    assert status == 2 and d["mend"] and "unexpected" not in d["error"], d
+    assert status == 2 and d["hint"] and "unexpected" not in d["error"], d
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"a": NaN}', "\x00"])
 def test_broken_config_files(text, folder, capsys):
@@ -94,7 +94,7 @@ def test_any_garbage_in_a_configuration_ends_in_a_sentence():
         for key in config:
             for value in nonsense:
                 try: estimate(Architecture.from_config({**config, key: value}), Strategy(), Workload(128, 1))
-                except CheckError as e: assert e.mend
+                except CheckError as e: assert e.hint
 
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit): main(["memory", "--help"])
@@ -105,3 +105,22 @@ def test_as_a_process_and_without_heavy_libraries(folder):
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and json.loads(done.stdout)["fits"] == "no" and time.monotonic() - start < 10
+
+def test_the_size_of_the_pictures_is_heard(capsys):
+    "Activations of a vision transformer grow with its patches: (384 / 224)² as many."
+    held = {}
+    for size in (224, 384):
+        assert main(["memory", "google/vit-base-patch16-224", "--image-size", str(size), "--json"]) == 0
+        held[size] = json.loads(capsys.readouterr().out)["per_gpu_bytes"]["activations"]
+    assert held[384] > 1.5 * held[224]
+
+
+@pytest.mark.parametrize("how", [[], ["--gpu", "h100"], ["--serve", "vllm"], ["--states-only"]])
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_no_model(capsys, name, how):
+    status, document = said(capsys, name, *how)
+    assert status == 2 and "is empty" in document["error"] and document["hint"]
+
+def test_a_name_left_out_is_the_embedded_model(capsys):
+    status, document = said(capsys, "--gpu", "h100")
+    assert status == 0 and document["model"]["name"] == "builtin:digits"

@@ -1,9 +1,13 @@
 """What must hold for any model and strategy: parts add up, more of something never takes less, and what cannot be run is refused."""
 from dataclasses import replace
+import json
+import shlex
 import time
 import pytest
-from fsdl_devinfra.core.devices import devices, find_device
+from fsdl_devinfra import cli
+from fsdl_devinfra.core.device_table import devices, find_device
 from fsdl_devinfra.core.errors import BadInput
+from fsdl_devinfra.core.units import size_text
 from fsdl_devinfra.memory import PARTS, Architecture, Footprint, Strategy, Workload, device_peak, estimate
 from fsdl_devinfra.memory.strategy import CHOICES
 
@@ -30,7 +34,7 @@ def test_every_strategy_of_the_field(a):
     ran = 0
     for s in strategies():
         try: f = estimate(a, s, Workload(256, 2), find_device("h100"))
-        except BadInput as e: assert e.mend; continue
+        except BadInput as e: assert e.hint; continue
         ran += 1
         assert tuple(f.per_gpu_bytes) == PARTS and all(isinstance(v, int) and v >= 0 for v in f.per_gpu_bytes.values())
         assert f.peak_bytes.low <= f.peak_bytes.value <= f.peak_bytes.high and f.fits in ("yes", "no", "tight")
@@ -100,8 +104,29 @@ def test_remedies_are_true():
     f = estimate(LLAMA, Strategy(), Workload(8192, 2), find_device("h100"))
     assert f.fits == "no" and f.remedies
     small = estimate(LLAMA, Strategy(dp=8, zero=3), Workload(8192, 2), find_device("h100"))
-    assert small.fits == "no" and "recompute all activations (--recompute full)" in small.remedies
+    assert small.fits == "no" and any(r.startswith("full activation checkpointing, ") for r in small.remedies)
     assert estimate(LLAMA, Strategy(dp=8, zero=3, recompute="full"), Workload(8192, 2), find_device("h100")).fits == "yes"
+
+def _options(remedy):
+    return shlex.split(remedy.partition(": ")[2])
+
+@pytest.mark.parametrize("asked", [[], ["--batch-size", "8"], ["--lora-rank", "8", "--recompute", "selective"], ["--optimizer", "lion"], ["--inference"]])
+def test_a_remedy_is_a_command_that_does_what_it_says(asked, capsys):
+    "Each is run as it is printed: it fits with the memory it names, and no option stands twice."
+    assert cli.main(["memory", "llama-3.1-8b", "--gpu", "T4-16GB", *asked, "--json"]) == 1
+    remedies = json.loads(capsys.readouterr().out)["remedies"]
+    assert remedies
+    for remedy in (r for r in remedies if ": fsdl-devinfra " in r):
+        words = _options(remedy)
+        flags = [word for word in words if word.startswith("--")]
+        assert len(flags) == len(set(flags)), remedy
+        assert cli.main([*words[1:], "--json"]) == 0, remedy
+        said = json.loads(capsys.readouterr().out)
+        assert said["fits"] in ("yes", "tight") and size_text(said["device_bytes"]["value"]) in remedy
+
+def test_adapters_on_the_same_card_come_before_more_cards():
+    remedies = estimate(LLAMA, Strategy(), Workload(4096, 1), find_device("4090")).remedies
+    assert remedies[0].startswith("QLoRA") and all("--dp" not in r for r in remedies[:1])
 
 def test_reserve_never_exceeds_the_gpu_while_tensors_fit():
     seen = set()

@@ -57,7 +57,8 @@ def _heads():
 
 #: what a default configuration lacks, or that keeps a model small
 _GIVEN = {"nemotron": dict(num_key_value_heads=8, head_dim=128), "ministral": dict(head_dim=128), "hunyuan_v1_dense": dict(head_dim=128), "dots1": None, "dbrx": None,
-          "qwen3_moe": dict(num_hidden_layers=2), "deepseek_v3": dict(num_hidden_layers=4, first_k_dense_replace=4), "deepseek_v2": dict(num_hidden_layers=3), "llama4": None}
+          "qwen3_moe": dict(num_hidden_layers=2), "deepseek_v3": dict(num_hidden_layers=4, first_k_dense_replace=4), "deepseek_v2": dict(num_hidden_layers=3), "llama4": None,
+          "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 16)}
 
 @pytest.mark.slow
 def test_every_head_of_every_family_as_transformers_builds_it():
@@ -73,9 +74,12 @@ def test_every_head_of_every_family_as_transformers_builds_it():
             model = getattr(transformers, name)._from_config(config)
         model.tie_weights()
         built = sum({id(p): p.numel() for p in model.parameters()}.values())
-        if a.parameters == built: exact += 1
+        # Transformers holds the routers' biases as buffers; checkpoints store them, so that they may be counted
+        routers = sum(b.numel() for n, b in model.named_buffers() if n.endswith(("e_score_correction_bias", "expert_bias")))
+        if a.parameters in (built, built + routers): exact += 1
         elif a.source != "guess": wrong[name] = (a.parameters, built)
-    assert wrong == {} and exact > 300
+    assert wrong == {}
+    assert exact > 300
 
 def test_a_tied_model_without_a_named_head_can_still_be_trained_as_a_language_model():
     bart = Architecture.from_config(dict(PLAIN, model_type="bart", d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, architectures=["BartModel"]))

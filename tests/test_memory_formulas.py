@@ -49,3 +49,9 @@ def test_states_under_frozen_weights():
     f = estimate(a, Strategy(lora_rank=8, lora_targets="attention-qv", states_only=True), Workload())
     assert f.per_gpu_bytes["parameters"] == 2 * a.parameters + 4 * 4_194_304
     assert f.per_gpu_bytes["optimizer"] == 8 * 4_194_304
+
+@pytest.mark.parametrize("optimizer, each", [("sgd", 4), ("sgd-plain", 0), ("adamw", 8)])
+def test_what_an_optimizer_remembers(optimizer, each):
+    a = Architecture.from_numbers(2, 64, 4, 1000)
+    held = estimate(a, Strategy(optimizer=optimizer, states_only=True)).per_gpu_bytes["optimizer"]
+    assert held == each * a.parameters

@@ -20,8 +20,15 @@ def next_token_loss(result):
     return torch.nn.functional.cross_entropy(result.logits.float().flatten(0, 1), torch.zeros(result.logits.shape[0] * result.logits.shape[1], dtype=torch.long))
 
 
-@pytest.mark.parametrize("config, batch, length, loss", [(GPT2, 4, 1024, next_token_loss), (VIT, 16, 197, None), (LLAMA, 2, 1024, next_token_loss)], ids=["gpt2", "vit", "llama"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
+CASES = {"gpt2": (GPT2, 4, 1024, next_token_loss), "vit": (VIT, 16, 197, None), "llama": (LLAMA, 2, 1024, next_token_loss)}
+FAST = (("gpt2", "fp32"), ("vit", "bf16-mixed"), ("llama", "bf16-mixed"))
+SLOW = (("gpt2", "bf16-mixed"), ("vit", "fp32"), ("llama", "fp32"))
+
+
+def case(name, precision, marks=()): return pytest.param(*CASES[name], precision, id=f"{precision}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize("config, batch, length, loss, precision", [*(case(*c) for c in FAST), *(case(*c, pytest.mark.slow) for c in SLOW)])
 def test_agrees_with_the_closed_form(config, batch, length, loss, precision):
     module = module_of(config)
     counted = estimate_module(module, inputs_of(module, config, batch, length), Strategy(precision=precision), measure="allocated", loss=loss)

@@ -25,7 +25,7 @@ def strategies(draw):
     lora = draw(st.sampled_from([None, None, 16]))
     degrees = {name: draw(st.sampled_from([1, 1, 2, 4])) for name in ("dp", "tp", "pp", "cp")}
     return Strategy(**some, **degrees, ep=draw(st.sampled_from([1, 1, 2])), vpp=draw(st.sampled_from([1, 1, 2])), zero=draw(st.sampled_from([0, 1, 2, 3])), lora_rank=lora,
-                    base_weights=draw(st.sampled_from([None, "nf4", "int8"])) if lora else None, compile=draw(st.booleans()), optimizer_in_backward=draw(st.booleans()))
+                    base_weights=draw(st.sampled_from([None, "nf4", "int8"])) if lora else None, compile=some["kernels"] == "compile" or some["kernels"] != "torch" and draw(st.booleans()), optimizer_in_backward=draw(st.booleans()))
 
 WORKLOADS = st.builds(Workload, seq_len=st.sampled_from([512, 2048, 8192]), micro_batch=st.sampled_from([1, 2, 4]), grad_accum=st.sampled_from([None, 1, 4, 8]))
 #: examples a property; more of them to look further: MEMORY_EXAMPLES=1000 pytest tests/test_memory_properties.py

@@ -65,7 +65,7 @@ def test_columns_are_those_of_the_ground_truth():
 @pytest.mark.parametrize("s", [Strategy(tp=2), Strategy(framework="deepspeed"), Strategy(lora_rank=4), Strategy(inference=True), Strategy(dp=2, zero=2), Strategy(optimizer="lion")])
 def test_what_cannot_be_traced_is_said(s):
     with pytest.raises(BadInput) as e: trace(TINY, s, Workload(128, 2))
-    assert e.value.mend
+    assert e.value.hint
 
 @pytest.mark.slow
 def test_the_script_for_a_gpu_goes_on_where_it_stopped(tmp_path):

@@ -137,7 +137,7 @@ def test_modes_and_module_are_untouched(digits: tuple[nn.Module, Path, torch.Ten
 def test_command_mistakes_are_sentences(args: list[str], tmp_path: Path) -> None:
     done = command("onnx", *args, "--json", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert set(json.loads(done.stdout)) == {"error", "mend"} and "Traceback" not in done.stderr
+    assert set(json.loads(done.stdout)) == {"error", "hint"} and "Traceback" not in done.stderr
 
 
 def test_help_shows_an_example() -> None:

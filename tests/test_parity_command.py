@@ -53,7 +53,7 @@ def changed(file: Path, name: str, change: Callable[[Any], Any]) -> tuple[Path, 
 def test_zero_where_it_holds(room: Path, digits: Path) -> None:
     status, document, _ = ran(room, "check", "builtin:digits", str(digits))
     assert (status, document["verdict"], document["first_divergence"], document["causes"]) == (0, "pass", None, [])
-    assert set(document) >= KEYS and [c["shapes"]["pixel_values"][0] for c in document["cases"]] == [2, 1, 3]
+    assert set(document) >= KEYS and [c["shapes"]["pixel_values"][0] for c in document["cases"]] == [2, 1, 3, 4]
     for case in document["cases"]:
         assert set(case) >= {"provider", "provider_used", "precision", "shapes", "verdict", "outputs"} and case["provider_used"] == "CPUExecutionProvider"
         assert all(set(o) >= {"name", "max_abs", "error", "reference_error", "ratio"} for o in case["outputs"])
@@ -93,13 +93,13 @@ def test_one_where_it_fails(room: Path, digits: Path, plant: Callable[[Any], str
 
 def test_two_where_it_cannot_be_checked(room: Path, digits: Path) -> None:
     status, document, _ = ran(room, "check", "builtin:digits", str(digits), "--provider", "cpu", "--provider", "cuda")
-    assert (status, document["verdict"]) == (2, "not-run") and "CUDAExecutionProvider" in document["error"] and "fsdl-devinfra[onnx-gpu]" in document["mend"]
+    assert (status, document["verdict"]) == (2, "not-run") and "CUDAExecutionProvider" in document["error"] and "fsdl-devinfra[onnx-gpu]" in document["hint"]
     assert [(c["verdict"], c["provider_used"]) for c in document["cases"][:2]] == [("pass", "CPUExecutionProvider"), ("not-run", None)]
     assert {c["kind"] for c in document["causes"]} == {"absent provider"}
     (room / "text.onnx").write_text("no model")
     for args, word in ((("check", "builtin:digits", "nowhere.onnx"), "there is no file"), (("check", "builtin:digits", "text.onnx"), "is not an ONNX file"), (("check", "./no-model", str(digits)), "no-model")):
         status, document, _ = ran(room, *args)
-        assert status == 2 and set(document) >= {"error", "mend"} and word in document["error"], document
+        assert status == 2 and set(document) >= {"error", "hint"} and word in document["error"], document
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_the_reference_is_kept_and_never_trusted_blindly(room: Path, digits: Pat
     assert ran(room, "check", "builtin:digits", str(digits), "--no-cache")[0] == 0 and not (kept.exists() and list(kept.iterdir()))
     first = ran(room, "check", "builtin:digits", str(digits))[1]
     files = sorted(kept.iterdir())
-    assert len(files) == 3  # a shape each
+    assert len(files) == 4  # a set of inputs each
     for f in files: f.write_bytes(f.read_bytes()[:100])
     assert ran(room, "check", "builtin:digits", str(digits))[1]["cases"] == first["cases"]
     assert sorted(kept.iterdir()) == files and all(f.stat().st_size > 100 for f in files)
@@ -188,4 +188,4 @@ def test_without_timm_a_sentence(room: Path, timm_folder: Path) -> None:
     (room / "none").mkdir()
     (room / "none" / "timm.py").write_text("raise ModuleNotFoundError(\"No module named 'timm'\", name='timm')")
     status, document, _ = ran(room, "export", str(timm_folder), "-o", "timm-none", PYTHONPATH=str(room / "none"))
-    assert status == 2 and "timm" in document["error"] and document["mend"], document
+    assert status == 2 and "timm" in document["error"] and document["hint"], document

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
-from fsdl_devinfra.parity.check import check
-from fsdl_devinfra.parity.export import Capture, export_capture
+from fsdl_devinfra.parity.checking import check
+from fsdl_devinfra.parity.exporting import Capture, export_capture
 from fsdl_devinfra.parity.graph import load_graph
 
 SEMANTICS, WEIGHT, BAKED = "operator semantics", "weight", "baked shape"
@@ -275,9 +275,12 @@ def test_no_fault_where_there_is_none(made: Callable[[str], Made], tmp_path: Pat
     outputs = list(proto.graph.output)[::-1]
     del proto.graph.output[:]; proto.graph.output.extend(outputs)
     onnx.save(proto, tmp_path / "turned.onnx")
+    # torch's exporter bakes the length of the series into recurrent layers: at its own shape that file is right
+    widen = name != "recurrent"
     for file in (path, tmp_path / "turned.onnx"):
-        report = check(module, file, inputs, captured=captured)
+        report = check(module, file, inputs, captured=captured, widen=widen)
         assert (report.verdict, report.first_divergence, report.causes) == ("pass", None, []), str(report)
+    if not widen: assert "baked shape" in {c.kind for c in check(module, path, inputs, captured=captured).causes}
 
 
 def test_a_mask_in_the_logits_hides_nothing(made: Callable[[str], Made], tmp_path: Path) -> None:
@@ -313,7 +316,7 @@ def test_batch_of_one_alone(tmp_path: Path) -> None:
     net = Net().eval()
     _, captured = export_capture(net, None, tmp_path / "good.onnx")
     report = check(net, tmp_path / "good.onnx")
-    assert report.verdict == "pass" and [c.shapes["x"][0] for c in report.cases] == [2, 1, 3]
+    assert report.verdict == "pass" and [c.shapes["x"][0] for c in report.cases] == [2, 1, 3, 4]
     proto = onnx.load(tmp_path / "good.onnx")
     g = proto.graph
     node = nodes(g, "Tanh")[0]
@@ -323,7 +326,7 @@ def test_batch_of_one_alone(tmp_path: Path) -> None:
     g.node[-1].input[0] = "scaled"
     onnx.save(proto, tmp_path / "bad.onnx")
     report = check(net, tmp_path / "bad.onnx", captured=captured)
-    assert report.verdict == "fail" and [c.verdict for c in report.cases] == ["pass", "fail", "pass"]
+    assert report.verdict == "fail" and [c.verdict for c in report.cases] == ["pass", "fail", "pass", "pass"]
     assert report.first_divergence.op.startswith("aten.tanh") or "linear" in report.first_divergence.op, report.first_divergence
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from fsdl_devinfra.parity.check import check
-from fsdl_devinfra.parity.export import export_capture
+from fsdl_devinfra.parity.checking import check
+from fsdl_devinfra.parity.exporting import export_capture
 from fsdl_devinfra.parity.graph import load_graph
 from fsdl_devinfra.parity.inputs import example_inputs
 from test_parity_zoo import ZOO

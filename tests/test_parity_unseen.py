@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
-from fsdl_devinfra.parity.check import check
-from fsdl_devinfra.parity.export import Capture, export_capture
+from fsdl_devinfra.parity.checking import check
+from fsdl_devinfra.parity.exporting import Capture, export_capture
 from fsdl_devinfra.parity.graph import load_graph
 from fsdl_devinfra.parity.inputs import call
 

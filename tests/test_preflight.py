@@ -50,13 +50,13 @@ def test_report_is_self_contained(finished):
 def test_report_shows_what_failed(tmp_path):
     "A model that is too large for the GPU: the page has the bars and what would make it fit, not only the sentence."
     from fsdl_devinfra.core.charts import Chart
-    from fsdl_devinfra.preflight import Run, report_html, run_step, PreflightReport
-    from fsdl_devinfra.core.devices import find_device
+    from fsdl_devinfra.preflight import PreflightContext, report_html, run_step, PreflightReport
+    from fsdl_devinfra.core.device_table import find_device
     from fsdl_devinfra.memory import Architecture, estimate
     device = find_device("t4")
     f = estimate(Architecture.from_numbers(32, 4096, 32, 32000), device=device)
     assert f.fits == "no" and isinstance(f.chart(), Chart)
-    run = Run("m<b>", tmp_path, tmp_path, device, quiet=True)
+    run = PreflightContext("m<b>", tmp_path, tmp_path, [device], quiet=True)
     run_step(run, "memory", lambda run: (False, f.verdict(), f))
     page = report_html(PreflightReport("m<b>", device.to_dict(), 1, run.steps), run.found)
     assert "<svg" in page and "memory" not in run.made and "<b>" not in page.split("</head>")[1]
@@ -118,7 +118,7 @@ def test_unusable_config(cli, tmp_path, digits, config):
 def test_unknown_gpu_names_the_close_ones(cli, tmp_path):
     ran = cli("preflight", "--gpu", "h1000", "-o", tmp_path / "out")
     assert ran.status == 2 and "H100-SXM-80GB" in ran.sentence() and not (tmp_path / "out").exists()
-    assert cli("preflight", "--gpu", "h1000", "--json").json.keys() == {"error", "mend"}
+    assert cli("preflight", "--gpu", "h1000", "--json").json.keys() == {"error", "hint"}
 
 
 def test_no_such_model(cli, tmp_path):
@@ -166,7 +166,7 @@ def test_interrupted_run_leaves_nothing_half_written(tmp_path, digits, stop):
         if "… load" in line: break
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and "interrupted" in err and "Traceback" not in err
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     assert not out.exists() or not list(out.iterdir())
 
 
@@ -180,7 +180,7 @@ def test_without_the_extras_the_rest_still_runs(tmp_path, digits):
                           env=os.environ | {"PYTHONPATH": str(block)}, capture_output=True, text=True, timeout=120)
     steps = {s["name"]: s for s in json.loads(done.stdout)["steps"]}
     assert done.returncode == 2, done.stderr
-    assert json.loads(done.stdout)["mend"] == "pip install 'fsdl-devinfra[torch]'" and "torch is needed" in json.loads(done.stdout)["error"]
+    assert json.loads(done.stdout)["hint"] == "pip install 'fsdl-devinfra[torch]'" and "torch is needed" in json.loads(done.stdout)["error"]
     assert {n for n, s in steps.items() if s["verdict"] == "pass"} == {"inspect", "lock", "memory", "environment"}
     for name in ("load", "export", "parity"):
         assert steps[name]["verdict"] == "not-run" and "pip install 'fsdl-devinfra[" in steps[name]["summary"], steps[name]
@@ -220,7 +220,7 @@ def test_a_model_on_a_hub(cli, tmp_path, shelf):
         lock = json.loads((tmp_path / "out" / "model.lock.json").read_text())
         assert lock["repo"] == "org/digits" and len(lock["commit"]) == 40
         again = cli("preflight", "org/digits", "-o", tmp_path / "out", "--json", env=env)
-        assert again.status == 0 and "model.lock.json says" in again.json["steps"][1]["summary"]
+        assert again.status == 0 and "match model.lock.json" in again.json["steps"][1]["summary"]
         blob = next(p for p in (tmp_path / "hf").rglob("blobs/*") if p.stat().st_size > 100_000)
         os.chmod(blob, 0o644); flip(blob)
         rotten = cli("preflight", "org/digits", "-o", tmp_path / "out", "--json", env=env)
@@ -238,3 +238,18 @@ def verified(tmp_path: Path) -> bool:
 def test_an_unreachable_hub_is_one_sentence(cli, tmp_path):
     ran = cli("preflight", "org/nothing", "-o", tmp_path / "out", env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"})
     assert ran.status == 2 and "127.0.0.1:9" in ran.out + ran.err and "Traceback" not in ran.err
+
+
+def test_a_parity_step_that_could_not_run_is_exit_2_with_a_report(tmp_path, monkeypatch):
+    import fsdl_devinfra.parity
+    from fsdl_devinfra.parity import Case, ParityReport
+    from fsdl_devinfra.preflight import preflight
+    reason = "CPUExecutionProvider has no kernel for Foo"
+    report = ParityReport("not-run", [Case("cpu", None, "fp32", {}, "not-run", notes=[reason])])
+    monkeypatch.setattr(fsdl_devinfra.parity, "check", lambda *_, **__: report)
+    done = preflight("builtin:digits", output=tmp_path / "out", quiet=True)
+    parity = next(s for s in done.steps if s.name == "parity")
+    assert (done.verdict, done.status) == ("not-run", 2)
+    assert (parity.verdict, reason in parity.summary) == ("not-run", True)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == "not-run"
+    assert reason in (tmp_path / "out" / "report.html").read_text()

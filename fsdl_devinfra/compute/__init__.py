@@ -5,40 +5,32 @@
 # %% ../../nbs/compute/00_overview.ipynb #05361776
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from fsdl_devinfra.compute.cluster import Cluster
     from fsdl_devinfra.compute.money import Breakeven, Cost, Experiment, breakeven, cheapest_experiment, cost
     from fsdl_devinfra.compute.operations import flops_per_token
-    from fsdl_devinfra.compute.plan import Plan, PlanReport, plan as make_plan
+    from fsdl_devinfra.compute.planning import Plan, PlanReport, plan
     from fsdl_devinfra.compute.prices import Price, PriceList, cheapest, read_prices, shipped_prices
     from fsdl_devinfra.compute.throughput import Throughput
 
-_PAGES: dict[str, tuple[str, ...]] = {
-    "cluster": ("Cluster",),
-    "money": ("Breakeven", "Cost", "Experiment", "breakeven", "cheapest_experiment", "cost"),
-    "operations": ("flops_per_token",),
-    "plan": ("Plan", "PlanReport", "make_plan"),
-    "prices": ("Price", "PriceList", "cheapest", "read_prices", "shipped_prices"),
-    "throughput": ("Throughput",),
+_EXPORTS = {
+    "cluster": "Cluster",
+    "money": "Breakeven Cost Experiment breakeven cheapest_experiment cost",
+    "operations": "flops_per_token",
+    "planning": "Plan PlanReport plan",
+    "prices": "Price PriceList cheapest read_prices shipped_prices",
+    "throughput": "Throughput",
 }
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 
-_RENAMED = {"make_plan": "plan"}  # `plan` is the page itself
-
-def __getattr__(name: str) -> Any:
-    "A public name, from the page that has it."
-    page = next((p for p, names in _PAGES.items() if name in names), None)
-    if page is None: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(f"fsdl_devinfra.compute.{page}"), _RENAMED.get(name, name))
-    return found
-
-def __dir__() -> list[str]: return sorted({*globals(), *(n for names in _PAGES.values() for n in names)})
-
-_all_ = ["Cluster", "Breakeven", "Cost", "Experiment", "breakeven", "cheapest_experiment", "flops_per_token", "Plan", "PlanReport", "make_plan",
-         "Price", "PriceList", "cheapest", "read_prices", "shipped_prices", "Throughput"]
+_all_ = ["Cluster", "Breakeven", "Cost", "Experiment", "breakeven", "cheapest_experiment", "cost",
+         "flops_per_token", "Plan", "PlanReport", "plan", "Price", "PriceList", "cheapest",
+         "read_prices", "shipped_prices", "Throughput"]
 
 # %% auto #0
-__all__ = ['Cluster', 'Breakeven', 'Cost', 'Experiment', 'breakeven', 'cheapest_experiment', 'flops_per_token', 'Plan',
-           'PlanReport', 'make_plan', 'Price', 'PriceList', 'cheapest', 'read_prices', 'shipped_prices', 'Throughput']
+__all__ = ['Cluster', 'Breakeven', 'Cost', 'Experiment', 'breakeven', 'cheapest_experiment', 'cost', 'flops_per_token', 'Plan',
+           'PlanReport', 'plan', 'Price', 'PriceList', 'cheapest', 'read_prices', 'shipped_prices', 'Throughput']

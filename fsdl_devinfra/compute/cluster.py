@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.devices import Device, devices, find_device, local_devices
+from ..core.device_table import Device, devices, find_device, local_devices
 from ..core.errors import BadInput
 from ..core.units import size_text
 
@@ -36,7 +36,7 @@ A10G       | 8        | 1.5     | 768     | AWS g5.48xlarge: 100 Gb/s for eight 
 L4         | 8        | 1.5     | 384     | Google g2-standard-96: 100 Gb/s for eight GPUs; 384 GB
 L40S       | 8        | 6.25    | 1536    | AWS g6e.48xlarge: 400 Gb/s for eight GPUs; 1536 GB
 T4         | 8        | 1.5     | 384     | AWS g4dn.metal: 100 Gb/s for eight GPUs; 384 GB
-RTX        | 4        | 1.25    | 256     | a workstation with one 10 Gb/s card a GPU at best
+RTX        | 8        | 1.25    | 256     | servers of rented consumer cards hold up to eight (Supermicro, ASUS: 4U for eight PCIe cards); one 10 Gb/s card a GPU at best
 TPU-v2     | 256     | 6.25    | 512     | Google Cloud: a v2 pod is 256 chips; network 6.25 GB/s a chip (J. Austin et al., How to scale your model, 2025)
 TPU-v3     | 1024    | 6.25    | 512     | as v2, 1,024 chips
 TPU-v4     | 4096    | 6.25    | 512     | Google Cloud: a v4 pod is 4,096 chips; network as v2
@@ -85,19 +85,33 @@ class Cluster:
 def cluster(
     device: Device | str,  # or its name
     gpus: int,  # how many
-    per_node: int | None = None,  # default: as such nodes are sold
-    network: float | None = None,  # GB/s of one GPU, default: as such nodes are sold
+    per_node: int | None = None,  # default: the usual node of this GPU
+    network: float | None = None,  # GB/s of one GPU, default: the usual node of this GPU
 ) -> Cluster:
     "So many GPUs in the usual nodes. Raises `BadInput` for less than one."
     d = find_device(device.partition(" (")[0]) if isinstance(device, str) else device  # what was described keeps its nodes
     if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 1:
         raise BadInput(f"a cluster of {gpus} GPUs cannot train anything", "Give at least one GPU")
-    if gpus > 10**6: raise BadInput(f"there are no {gpus} GPUs to be had", "Give at most a million")
+    if gpus > 10**6: raise BadInput(f"{gpus} GPUs are more than anybody has", "Give at most a million")
     if network is not None and not 0 < network < 1e5:
-        raise BadInput(f"a network of {network} GB/s moves nothing", "Give the GB/s of one GPU, e.g. 50 for 400 Gb/s")
+        raise BadInput(
+            f"a network of {network} GB/s moves nothing", "Give the GB/s of one GPU, e.g. 50 for 400 Gb/s"
+        )
     usual, net, host, _ = _node(d)
-    own = d.link / 2 if d.link else next((rate for name, rate in TORUS.items() if d.name.startswith(name + "-")), None)
-    return Cluster(d, gpus, per_node or usual, own or PCIE.get(d.pcie or 4, 32.0), network or net, host * 10**9, bool(own))
+    own = (
+        d.link / 2
+        if d.link
+        else next((rate for name, rate in TORUS.items() if d.name.startswith(name + "-")), None)
+    )
+    return Cluster(
+        d,
+        gpus,
+        per_node or usual,
+        own or PCIE.get(d.pcie or 4, 32.0),
+        network or net,
+        host * 10**9,
+        bool(own),
+    )
 
 # %% ../../nbs/compute/01_cluster.ipynb #0fcf5a9d
 #: error correction takes up to 6.25 % of GDDR memory (a T4 shows 15,360 or 16,127 MiB); drivers keep a little more
@@ -117,15 +131,24 @@ def recognise(
     memory_bytes: int,  # in all, as the driver tells
 ) -> LocalGPU:
     "The device of the table that a GPU is, or the nearest one."
-    near = sorted((d for d in devices() if not d.name.startswith(("TPU", "MI"))), key=lambda d: abs(d.memory_bytes - memory_bytes))
+    near = sorted(
+        (d for d in devices() if not d.name.startswith(("TPU", "MI"))),
+        key=lambda d: abs(d.memory_bytes - memory_bytes),
+    )
     alike = [d for d in near if abs(d.memory_bytes - memory_bytes) <= APART * d.memory_bytes]
     named = [d for name in [printed, *(f"{printed} {d.nominal_gb}GB" for d in alike)] if (d := _found(name))]
     same = next((d for d in named if d in alike), None)
     if same: return LocalGPU(printed, memory_bytes, same, None)
     whole = _found(re.sub(r"\bMIG\b.*", "", printed).strip())
     def unknown(nearest, why): return LocalGPU(printed, memory_bytes, None, nearest, why)
-    if whole and "MIG" in printed: return unknown(None, f"it is a slice of {whole.name}, which shares its bandwidth and arithmetic")
-    if named: return unknown(named[0], f"{named[0].name} has {size_text(named[0].memory_bytes)} and this one {size_text(memory_bytes)}")
+
+    if whole and "MIG" in printed:
+        return unknown(None, f"it is a slice of {whole.name}, which shares its bandwidth and arithmetic")
+    if named:
+        return unknown(
+            named[0],
+            f"{named[0].name} has {size_text(named[0].memory_bytes)} and this one {size_text(memory_bytes)}",
+        )
     return unknown(_most_alike(printed, alike or near[:4]), "no row of the table has its name")
 
 def _found(name: str) -> Device | None:
@@ -143,11 +166,18 @@ def local_device() -> Device:
     shown = local_devices()
     if not shown: raise BadInput("no NVIDIA driver shows a GPU on this machine", "Name one: --gpu h100")
     kinds = sorted({name for name, _ in shown})
-    if len(kinds) > 1: raise BadInput(f"this machine has GPUs of several kinds ({', '.join(kinds)})", "Name one of them with --gpu")
+    if len(kinds) > 1:
+        raise BadInput(
+            f"this machine has GPUs of several kinds ({', '.join(kinds)})", "Name one of them with --gpu"
+        )
     found = recognise(*shown[0])
     if found.device is None:
-        mend = f"The nearest in the table is --gpu {found.nearest.name}" if found.nearest else "Name one with --gpu"
-        raise BadInput(f"the GPU of this machine, {found.printed}, is not known: {found.why}", mend)
+        hint = (
+            f"The nearest in the table is --gpu {found.nearest.name}"
+            if found.nearest
+            else "Name one with --gpu"
+        )
+        raise BadInput(f"the GPU of this machine, {found.printed}, is not known: {found.why}", hint)
     return found.device
 
 # %% ../../nbs/compute/01_cluster.ipynb #c0428bde

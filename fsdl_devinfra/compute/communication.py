@@ -56,7 +56,12 @@ def all_to_all_seconds(
     "Every GPU sends a share of its buffer to every other."
     if ranks <= 1: return 0.0
     together = max(1, min(ranks, cluster.per_node // spread))
-    inside = size_bytes * together / ranks / (cluster.link * (NVLINK_SHARE if cluster.nvlink else PCIE_SHARE) * 1e9)
+    inside = (
+        size_bytes
+        * together
+        / ranks
+        / (cluster.link * (NVLINK_SHARE if cluster.nvlink else PCIE_SHARE) * 1e9)
+    )
     outside = size_bytes * (1 - together / ranks) / (cluster.network * NETWORK_SHARE * 1e9)
     return max(inside, outside) + (HOP_NETWORK if together < ranks else HOP_INSIDE)
 
@@ -67,5 +72,9 @@ def point_to_point_seconds(
 ) -> float:
     "One GPU sends to another, `spread` GPUs away."
     near = spread < cluster.per_node
-    rate = cluster.link * (NVLINK_SHARE if cluster.nvlink else PCIE_SHARE) if near else cluster.network * NETWORK_SHARE
+    rate = (
+        cluster.link * (NVLINK_SHARE if cluster.nvlink else PCIE_SHARE)
+        if near
+        else cluster.network * NETWORK_SHARE
+    )
     return size_bytes / (rate * 1e9) + (HOP_INSIDE if near else HOP_NETWORK)

@@ -6,22 +6,28 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import shlex
+from dataclasses import dataclass, replace
 from typing import Any
 
+from .calibration import calibrated, read_steps
 from .cluster import cluster, device_named
-from .money import Cost, breakeven, cost
+from .money import SERVER_OVERHEAD, Cost, breakeven, cost
 from .options import add_run_options, number, price_from_args, price_list, run_from_args, tokens_from_args
-from .prices import Price
-from ..core.command import Outcome
+from .prices import Price, cheapest
+from ..core.command import Outcome, Parser
 from ..core.console import table_text
-from ..core.errors import HOLDS, BadInput
+from ..core.device_table import Device
+from ..core.errors import FAILS, HOLDS, BadInput
 from ..core.units import size_text, time_text, usd_text
+from ..memory.architecture import Architecture
 from ..memory.footprint import estimate
-from ..memory.strategy import Strategy
+from ..memory.options import add_image_options
+from ..memory.strategy import Strategy, Workload
+from ..memory.traced import named_as_code
 
 # %% auto #0
-__all__ = ['SERVER_OVERHEAD', 'register', 'cost_command', 'breakeven_command']
+__all__ = ['register', 'cost_command', 'Fit', 'fit_of', 'plan_line', 'breakeven_command']
 
 # %% ../../nbs/compute/11_cost_command.ipynb #70e999d0
 _EXAMPLES = """
@@ -36,21 +42,39 @@ def register(
     "Give `cost` its options."
     parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
     add_run_options(parser, "the product of the degrees", gpu_required=False)
-    g = parser.add_argument_group("cost breakeven: a machine of your own against the cloud")
-    g.add_argument("--machine-usd", type=number, metavar="USD", help="what the machine costs")
-    g.add_argument("--watts", type=number, metavar="W", help="of the machine at work [1.5 × its GPUs]")
+    add_image_options(parser)
+    parser.add_argument(
+        "--calibrate",
+        metavar="LOG",
+        help="measured steps: a JSON list of seconds, a torch profiler trace or a trainer's log",
+    )
+    g = parser.add_argument_group("cost breakeven: on-premises against cloud")
+    g.add_argument("--machine-usd", type=number, metavar="USD", help="price of the machine")
+    g.add_argument("--watts", type=number, metavar="W", help="power draw of the machine under load [1.5 × its GPUs]")
     g.add_argument("--usd-per-kwh", type=number, default=0.15, metavar="USD", help="electricity [0.15]")
-    g.add_argument("--utilisation", "--utilization", type=number, default=0.5, metavar="SHARE", help="of all hours that it works [0.5]")
-    g.add_argument("--years", type=number, default=3.0, metavar="N", help="until it is written off [3]")
-    g.add_argument("--resale", type=number, default=0.0, metavar="SHARE", help="of the price that is left then [0]")
-    g.add_argument("--hosting-usd-per-month", type=number, default=0.0, metavar="USD", help="room and hands [0]")
-    parser.set_defaults(run=cost_command)
+    g.add_argument(
+        "--utilisation",
+        "--utilization",
+        type=number,
+        default=0.5,
+        metavar="SHARE",
+        help="share of hours in use [0.5]",
+    )
+    g.add_argument("--years", type=number, default=3.0, metavar="N", help="years until written off [3]")
+    g.add_argument(
+        "--resale", type=number, default=0.0, metavar="SHARE", help="resale value then, as a share of the price [0]"
+    )
+    g.add_argument("--hosting-usd-per-month", type=number, default=0.0, metavar="USD", help="colocation [0]")
+    parser.set_defaults(run=cost_command, recompute=None)  # None: nobody said it
 
 def _filled(s: Strategy, gpus: int | None) -> Strategy:
     "The strategy on `gpus` GPUs: what is more than its degrees is data parallelism."
     if gpus is None or gpus == s.gpus: return s
     if gpus % s.gpus:
-        raise BadInput(f"{gpus} GPUs cannot be divided by dp·tp·pp·cp, which is {s.gpus}", f"Use a multiple of {s.gpus}, or other degrees")
+        raise BadInput(
+            f"{gpus} GPUs cannot be divided by dp·tp·pp·cp, which is {s.gpus}",
+            f"Use a multiple of {s.gpus}, or other degrees",
+        )
     return replace(s, dp=s.dp * gpus // s.gpus)
 
 def cost_command(
@@ -59,55 +83,153 @@ def cost_command(
     "`fsdl-devinfra cost`."
     if args.model == "breakeven": return breakeven_command(args)
     if args.gpu is None: raise BadInput("cost needs a GPU", "Add --gpu, e.g. --gpu h100")
+    said = args.recompute is not None
+    args.recompute = args.recompute or "none"
+    if named_as_code(args.model):
+        from fsdl_devinfra.compute.traced_cost import traced_cost_command
+        return traced_cost_command(args)
     device, a, s, w = run_from_args(args)
     s = _filled(s, args.gpus)
     k = cluster(device, s.gpus, args.per_node, args.network)
+    s = replace(s, kernels=s.software)
     found = cost(a, s, w, k, tokens_from_args(args), price_from_args(args, device, s.gpus))
-    fits = estimate(a, s, w, device, "device", advice=False)
-    verb, sizes = "does not fit" if fits.fits == "no" else "may not fit", f"{size_text(fits.device_bytes.value)} of {size_text(device.memory_bytes)}"
-    note = f"It {verb} on this GPU: {sizes}; the figures are of a GPU that had the memory"
-    if fits.fits != "yes": found = replace(found, assumptions=[note, *found.assumptions])
-    document = found.to_dict() | {"fits": fits.fits, "peak_bytes": fits.device_bytes.value}
-    return Outcome(document, _text(found, fits.fits), HOLDS)
+    if args.calibrate: found = calibrated(found, read_steps(args.calibrate))
+    fit = fit_of(a, s, w, device, said)
+    if fit.note: found = replace(found, assumptions=[fit.note, *found.assumptions])
+    document = found.to_dict() | {"fits": fit.fits, "peak_bytes": fit.peak_bytes}
+    refused = fit.fits == "no"
+    first = f"{fit.note}. To see what would: {plan_line(args, s, w)}\n\n" if refused else ""
+    if fit.unsaid: first = f"{fit.note}.\n\n"
+    return Outcome(document, first + _text(found), FAILS if refused else HOLDS)
 
-def _text(c: Cost, fits: str | None) -> str:
-    rows = [[k, time_text(v), f"{v / c.step_seconds.value:.0%}"] for k, v in c.spent_seconds.items()]
+@dataclass(frozen=True)
+class Fit:
+    "Whether a run fits, and what to say of it."
+    fits: str  # yes, tight or no
+    peak_bytes: int  # as it was described
+    note: str = ""
+    unsaid: bool = False  # recomputation was not said, and decides
+
+def fit_of(
+    a: Architecture,
+    s: Strategy,
+    w: Workload,
+    device: Device,
+    said: bool,  # whether recomputation was
+) -> Fit:
+    "Whether it fits. Where recomputation decides and nobody said it, that is tight: trainers set it by themselves."
+    held = estimate(a, s, w, device, "device", advice=False)
+    peak, room = round(held.device_bytes.value), size_text(device.memory_bytes)
+    if held.fits == "yes": return Fit("yes", peak)
+    verb = "does not fit" if held.fits == "no" else "may not fit"
+    note = f"It {verb} on this GPU: {size_text(peak)} of {room}; the figures assume that it did"
+    if held.fits == "tight" or said: return Fit(str(held.fits), peak, note)
+    lean = estimate(a, replace(s, recompute="full"), w, device, "device", advice=False)
+    if lean.fits == "no": return Fit("no", peak, note)
+    sizes = f"{size_text(peak)} without it and {size_text(lean.device_bytes.value)} with --recompute full, of {room}"
+    return Fit(
+        "tight",
+        peak,
+        f"It fits only with activation checkpointing, which was not said: {sizes}; the figures are without it",
+        True,
+    )
+
+#: what `plan` chooses by itself, or what its line has already
+_CHOSEN = {
+    "help", "model", "gpu", "gpus", "json", "dp", "tp", "pp", "vpp", "cp", "ep", "sp", "zero", "shard_group",
+    "offload", "recompute", "schedule", "micro_batch", "grad_accum",
+}  # fmt: skip
+
+def plan_line(
+    args: argparse.Namespace,  # of `cost`
+    s: Strategy,
+    w: Workload,
+) -> str:
+    "The `plan` command for the same run: every option but those that a plan chooses, and the same batch."
+    parser = Parser("plan")
+    add_run_options(parser, "")
+    words = ["fsdl-devinfra", "plan", *([args.model] if args.model else [])]
+    words += ["--gpu", args.gpu, "--gpus", str(s.gpus)]
+    for action in parser._actions:
+        value = getattr(args, action.dest, action.default)
+        if action.dest in _CHOSEN or not action.option_strings or value == action.default: continue
+        words += [action.option_strings[0]] + ([] if value is True else [str(value)])
+    asked = args.micro_batch > 1 or args.grad_accum
+    batch = w.micro_batch * w.microbatches(s) * s.dp
+    return shlex.join([*words, *(["--batch", str(batch)] if asked else [])])
+
+#: JSON's word for a kind of work → the field's
+_WORK = {
+    "products": "matmuls",
+    "tensor": "tensor, expert and context parallelism",
+    "data": "data-parallel communication",
+    "bubble": "pipeline bubble",
+    "offload": "copies to the host",
+    "host": "waiting for the host",
+}
+
+def _short(seconds: float) -> str: return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else time_text(seconds)
+
+def _text(c: Cost) -> str:
+    rows = [
+        [_WORK.get(k, k), _short(v), f"{v / c.step_seconds.value:.0%}"]
+        for k, v in c.spent_seconds.items()
+    ]
     million = c.usd_per_million_tokens
-    price = f"{usd_text(million)} a million tokens" if million is not None else "no price is known: give --usd-per-gpu-hour or --prices"
+    price = (
+        f"{usd_text(million)} per million tokens"
+        if million is not None
+        else "no price is known: give --usd-per-gpu-hour or --prices"
+    )
     return "\n\n".join([f"{c.verdict()}.\n{price}", table_text(["a step is spent on", "time", "share"], rows),
                          f"MFU convention: {c.flops_convention}", "\n".join("- " + n for n in c.assumptions)])
 
 # %% ../../nbs/compute/11_cost_command.ipynb #8a3bcf06
-#: a server takes about half as much again as its GPUs (NVIDIA DGX A100: 6.5 kW for eight of 400 W
-#: and DGX H100: 10.2 kW for eight of 700 W give 2.0 and 1.8 at most; 1.5 at work)
-SERVER_OVERHEAD = 1.5
-
 def breakeven_command(
     args: argparse.Namespace,
 ) -> Outcome:
     "`fsdl-devinfra cost breakeven`."
-    if args.machine_usd is None: raise BadInput("break-even needs the price of the machine", "Add --machine-usd")
+    if args.machine_usd is None:
+        raise BadInput("break-even needs the price of the machine", "Add --machine-usd")
     if args.gpus is None: raise BadInput("break-even needs the number of GPUs in the machine", "Add --gpus")
     device = device_named(args.gpu) if args.gpu else None
     watts = args.watts if args.watts is not None else _watts(device, args.gpus)
     price = args.usd_per_gpu_hour if args.usd_per_gpu_hour is not None else _listed(args, device)
     hourly = price.usd_per_gpu_hour if isinstance(price, Price) else float(price)
-    found = breakeven(args.machine_usd, args.gpus, hourly, watts, args.usd_per_kwh, args.utilisation, args.years, args.resale,
-                      args.hosting_usd_per_month)
+    found = breakeven(
+        args.machine_usd,
+        args.gpus,
+        hourly,
+        watts,
+        args.usd_per_kwh,
+        args.utilisation,
+        args.years,
+        args.resale,
+        args.hosting_usd_per_month,
+    )
     source = f"{price.cloud} {price.instance}; {price.source}" if isinstance(price, Price) else "given"
-    notes = [f"Cloud: {usd_text(hourly)} a GPU hour ({source}), rented only while it works",
-             f"Power: {watts:,.0f} W at {usd_text(args.usd_per_kwh)} a kWh, only while it works",
-             "Money has no interest, repairs and network are not counted, and the machine is as fast as the rented one"]
-    return Outcome(found.to_dict() | {"assumptions": notes}, "\n\n".join([found.verdict() + ".", "\n".join("- " + n for n in notes)]), HOLDS)
+    notes = [
+        f"Cloud: {usd_text(hourly)} per GPU-hour ({source}), rented only while it works",
+        f"Power: {watts:,.0f} W at {usd_text(args.usd_per_kwh)} per kWh, only while it works",
+        "Interest, repairs and network are ignored; the machine is taken to be as fast as the rented one",
+    ]
+    return Outcome(
+        found.to_dict() | {"assumptions": notes},
+        "\n\n".join([found.verdict() + ".", "\n".join("- " + n for n in notes)]),
+        HOLDS,
+    )
+
 
 def _watts(device: Any, gpus: int) -> float:
-    if device is None or not device.watts: raise BadInput("break-even needs the power of the machine", "Add --watts, or --gpu")
+    if device is None or not device.watts:
+        raise BadInput("break-even needs the power of the machine", "Add --watts, or --gpu")
     return device.watts * gpus * SERVER_OVERHEAD
 
 def _listed(args: argparse.Namespace, device: Any) -> Price:
-    "The cheapest listed price of one such GPU, alone or in a node."
+    "The listed price of such a machine, by the rule of `cost` and `plan`."
     if device is None: raise BadInput("break-even needs a cloud price", "Add --usd-per-gpu-hour, or --gpu")
     listed = price_list(args.prices, device)
-    found = min((p for p in listed.prices if p.gpu == device.name and (args.spot or not p.spot)), key=lambda p: p.usd_per_gpu_hour, default=None)
-    if found is None: raise BadInput(f"no price of {device.name} is known", "Add --usd-per-gpu-hour or --prices")
+    found = cheapest(listed.prices, device, args.gpus, args.spot)
+    if found is None:
+        raise BadInput(f"no price of {device.name} is known", "Add --usd-per-gpu-hour or --prices")
     return found

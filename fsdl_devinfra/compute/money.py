@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from .cluster import Cluster
 from .prices import Price
-from .throughput import Interval, throughput
+from .throughput import throughput
+from ..core.estimates import Estimate
 from ..core.errors import BadInput
 from ..core.results import Result
 from ..core.units import count_text, time_text, usd_text
@@ -20,7 +21,38 @@ from ..memory.architecture import Architecture
 from ..memory.strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['HOURS_PER_YEAR', 'Cost', 'cost', 'given_price', 'Experiment', 'cheapest_experiment', 'Breakeven', 'breakeven']
+__all__ = ['SERVER_OVERHEAD', 'CO2_KG_PER_KWH', 'FAILURES_PER_GPU_HOUR', 'CHECKPOINT_SECONDS', 'RESTART_SECONDS',
+           'HOURS_PER_YEAR', 'energy_kwh', 'goodput', 'Cost', 'cost', 'given_price', 'Experiment',
+           'cheapest_experiment', 'Breakeven', 'breakeven']
+
+# %% ../../nbs/compute/07_money.ipynb #7a3c91e2
+#: a server takes about half as much again as its GPUs (NVIDIA DGX A100: 6.5 kW for eight of 400 W
+#: and DGX H100: 10.2 kW for eight of 700 W give 2.0 and 1.8 at most; 1.5 at work)
+SERVER_OVERHEAD = 1.5
+#: kg of CO2 a kWh, mean of the U.S. (EPA, eGRID2022: 823.1 pounds a MWh)
+CO2_KG_PER_KWH = 0.373
+#: interruptions a GPU-hour (Llama 3, arXiv 2407.21783, section 3.3.4: 466 in 54 days on 16,384 GPUs)
+FAILURES_PER_GPU_HOUR = 466 / (54 * 24 * 16384)
+#: seconds to write a checkpoint and to start again, assumed
+CHECKPOINT_SECONDS, RESTART_SECONDS = 30.0, 300.0
+
+def energy_kwh(
+    watts: float,  # of one GPU
+    gpus: int,
+    hours: float,
+) -> float:  # kWh
+    "Energy of GPUs at work and of the servers around them."
+    return watts * SERVER_OVERHEAD * gpus * hours / 1000
+
+def goodput(
+    gpus: int,
+    checkpoint: float = CHECKPOINT_SECONDS,  # seconds that writing one stops the run
+    restart: float = RESTART_SECONDS,  # seconds from a failure to the next step
+) -> float:  # 0…1
+    "Share of the time that is left for steps, with checkpoints as often as loses least (Young 1974)."
+    between = 3600 / (FAILURES_PER_GPU_HOUR * gpus)
+    every = (2 * checkpoint * between) ** 0.5
+    return 1 / (1 + checkpoint / every + (every / 2 + restart) / between)
 
 # %% ../../nbs/compute/07_money.ipynb #7e4649ba
 @dataclass(frozen=True)
@@ -32,8 +64,9 @@ class Cost(Result):
     gpus: int
     strategy: Strategy
     workload: Workload
-    step_seconds: Interval
-    tokens_per_second_per_gpu: Interval
+    step_seconds: Estimate
+    tokens_per_second_per_gpu: Estimate
+    samples_per_second: Estimate  # sequences, of all GPUs together
     mfu: float  # 0…1
     flops_convention: str
     spent_seconds: dict[str, float]  # a step, by kind of work
@@ -46,19 +79,28 @@ class Cost(Result):
     usd_low: float | None
     usd_high: float | None
     usd_per_million_tokens: float | None
-    price: Price | None  # what a GPU hour was taken to cost
+    price: Price | None  # what a GPU-hour was taken to cost
     assumptions: list[str]
+    kwh: float | None = None  # of the whole run, with the servers around the GPUs
+    co2_kg: float | None = None  # of that energy, at the mean of the U.S. grid
+    goodput: float | None = None  # share of the time that is left for steps after checkpoints, failures and restarts
+    measured_share: float | None = None  # measured step over estimated step, where the run was calibrated
 
     def verdict(self) -> str:
         "One sentence."
         t = self.tokens_per_second_per_gpu
         speed = (f"{self.model} trains at {t.value:,.0f} tokens/s on each of {self.gpus} × {self.gpu} "
                  f"(between {t.low:,.0f} and {t.high:,.0f}; MFU {self.mfu:.0%})")
-        if self.hours is None: return speed
+        if self.hours is None or self.hours_low is None or self.hours_high is None or self.tokens is None:
+            return speed
         took, low, high = (time_text(h * 3600) for h in (self.hours, self.hours_low, self.hours_high))
         run = f"; {count_text(self.tokens)} tokens take {took} (between {low} and {high})"
-        if self.usd is None: return speed + run
-        return speed + run + f" and cost {usd_text(self.usd)} (between {usd_text(self.usd_low)} and {usd_text(self.usd_high)})"
+        if self.usd is None or self.usd_low is None or self.usd_high is None: return speed + run
+        return (
+            speed
+            + run
+            + f" and cost {usd_text(self.usd)} (between {usd_text(self.usd_low)} and {usd_text(self.usd_high)})"
+        )
 
     def __str__(self) -> str: return self.verdict()
     def _repr_html_(self) -> str: return f"<p>{self.verdict()}.</p>"
@@ -69,7 +111,7 @@ def cost(
     workload: Workload | None,  # the batch of one data-parallel rank
     cluster: Cluster,  # where
     tokens: int | None = None,  # of the whole run
-    price: Price | float | None = None,  # an instance, or dollars a GPU hour
+    price: Price | float | None = None,  # an instance, or dollars per GPU-hour
 ) -> Cost:
     "Time and money of a run. Raises `BadInput`."
     t = throughput(architecture, strategy, workload, cluster)
@@ -77,17 +119,60 @@ def cost(
         raise BadInput(f"a run of {tokens} tokens cannot be paid for", "Give between 1 and 10^18 tokens")
     price = given_price(price, t.gpu) if isinstance(price, (int, float)) else price
     steps = math.ceil(tokens / t.tokens_per_step) if tokens else None
-    hours = Interval(*(steps * x / 3600 for x in (t.step_seconds.value, t.step_seconds.low, t.step_seconds.high))) if steps else None
+    hours = t.step_seconds.map(lambda seconds: steps * seconds / 3600) if steps else None
     hourly = price.usd_per_gpu_hour * t.gpus if price else None
-    usd = Interval(*(h * hourly for h in (hours.value, hours.low, hours.high))) if hours and hourly else None
+    usd = hours.map(lambda h: h * hourly) if hours and hourly else None
     million = hourly / 3600 / t.gpus / t.tokens_per_second_per_gpu.value * 1e6 if hourly else None
+    watts = cluster.device.watts
+    kwh = energy_kwh(watts, t.gpus, hours.value) if hours and watts else None
+    kept = goodput(t.gpus) if hours else None
     notes = t.assumptions + ([_price_note(price)] if price else [])
-    def three(x): return (getattr(x, k, None) for k in ("value", "low", "high"))
-    return Cost(t.model, t.gpu, t.gpus, t.strategy, t.workload, t.step_seconds, t.tokens_per_second_per_gpu, t.mfu, t.flops_convention,
-                t.spent_seconds, tokens, steps, *three(hours), *three(usd), million, price, notes)
+    notes += [_energy_note(kwh, watts)] if kwh is not None and watts else []
+    notes += [_goodput_note(kept, hours.value)] if kept is not None and hours else []
+    samples = t.tokens_per_second_per_gpu.map(lambda rate: rate * t.gpus / t.workload.seq_len)
+    return Cost(
+        model=t.model,
+        gpu=t.gpu,
+        gpus=t.gpus,
+        strategy=t.strategy,
+        workload=t.workload,
+        step_seconds=t.step_seconds,
+        tokens_per_second_per_gpu=t.tokens_per_second_per_gpu,
+        samples_per_second=samples,
+        mfu=t.mfu,
+        flops_convention=t.flops_convention,
+        spent_seconds=t.spent_seconds,
+        tokens=tokens,
+        steps=steps,
+        hours=hours.value if hours else None,
+        hours_low=hours.low if hours else None,
+        hours_high=hours.high if hours else None,
+        usd=usd.value if usd else None,
+        usd_low=usd.low if usd else None,
+        usd_high=usd.high if usd else None,
+        usd_per_million_tokens=million,
+        price=price,
+        assumptions=notes,
+        kwh=kwh,
+        co2_kg=kwh * CO2_KG_PER_KWH if kwh is not None else None,
+        goodput=kept,
+    )
+
+def _energy_note(kwh: float, watts: float) -> str:
+    return (
+        f"Energy: {kwh:,.0f} kWh and {kwh * CO2_KG_PER_KWH:,.0f} kg of CO2, from {watts:g} W a GPU with {SERVER_OVERHEAD:g} times "
+        f"that for the server, and {CO2_KG_PER_KWH:g} kg/kWh (EPA eGRID2022, mean of the U.S.); cooling is not counted"
+    )
+
+def _goodput_note(kept: float, hours: float) -> str:
+    return (
+        f"Goodput: {kept:.1%} of the time is left for steps after checkpoints, failures and restarts, so the whole run takes "
+        f"{time_text(hours / kept * 3600)} (failure rate of Llama 3's 16,384 GPUs, arXiv 2407.21783, table 5)"
+    )
 
 def _price_note(p: Price) -> str:
-    return f"A GPU hour costs {usd_text(p.usd_per_gpu_hour)} ({p.cloud} {p.instance}{', spot' if p.spot else ''}; {p.source})"
+    return f"Price: {usd_text(p.usd_per_gpu_hour)} per GPU-hour ({p.cloud} {p.instance}{', spot' if p.spot else ''}; {p.source})"
+
 
 def given_price(
     usd_per_gpu_hour: float,
@@ -95,7 +180,7 @@ def given_price(
 ) -> Price:
     "A price that the user names. Raises `BadInput` for one that is none."
     if not (math.isfinite(usd_per_gpu_hour) and 0 < usd_per_gpu_hour < 1e6):
-        raise BadInput(f"a GPU hour cannot cost {usd_per_gpu_hour} dollars", "Give a price above 0")
+        raise BadInput(f"a GPU-hour cannot cost {usd_per_gpu_hour} dollars", "Give a price above 0")
     return Price("your price", "", gpu, 1, float(usd_per_gpu_hour), source="given")
 
 # %% ../../nbs/compute/07_money.ipynb #31b3d1d4
@@ -128,7 +213,7 @@ class Breakeven(Result):
     cloud_usd_per_gpu_hour: float
     watts: float  # of the machine at work, at the plug
     usd_per_kwh: float
-    utilisation: float  # share of all hours that it works
+    utilisation: float  # share of hours in use
     years: float  # until it is written off
     resale: float  # share of the price that is left then
     hosting_usd_per_month: float
@@ -140,11 +225,18 @@ class Breakeven(Result):
     def verdict(self) -> str:
         "One sentence."
         own, cloud = usd_text(self.owned_usd_per_gpu_hour), usd_text(self.cloud_usd_per_gpu_hour)
-        head = (f"At {self.utilisation:.0%} use over {self.years:g} years a GPU hour of your own costs {own}, in the cloud {cloud}: "
-                f"{'buy' if self.cheaper == 'own' else 'rent'}")
-        if self.breakeven_utilisation is None: return head + "; no utilisation makes buying cheaper"
-        months = f", and it has paid for itself after {self.breakeven_months:.1f} months" if self.breakeven_months is not None else ""
-        return head + f"; the two meet at {self.breakeven_utilisation:.0%} use{months}"
+        choice = "buy" if self.cheaper == "own" else "rent"
+        head = (
+            f"At {self.utilisation:.0%} utilisation over {self.years:g} years, a GPU-hour costs {own} on your own machine "
+            f"and {cloud} in the cloud: {choice}"
+        )
+        if self.breakeven_utilisation is None: return head + "; buying is never cheaper"
+        months = (
+            f", paid back after {self.breakeven_months:.1f} months"
+            if self.breakeven_months is not None
+            else ""
+        )
+        return head + f"; break-even at {self.breakeven_utilisation:.0%} utilisation{months}"
 
     def __str__(self) -> str: return self.verdict()
 
@@ -156,26 +248,45 @@ def breakeven(
     cloud_usd_per_gpu_hour: float,  # what renting the same GPU costs
     watts: float,  # at work, at the plug
     usd_per_kwh: float = 0.15,  # electricity
-    utilisation: float = 0.5,  # share of all hours that it works, 0…1
+    utilisation: float = 0.5,  # share of hours in use, above 0 and at most 1
     years: float = 3.0,  # until it is written off
     resale: float = 0.0,  # share of the price that is left then
-    hosting_usd_per_month: float = 0.0,  # room, cooling beyond the plug, hands
+    hosting_usd_per_month: float = 0.0,  # colocation: space, cooling, staff
 ) -> Breakeven:
     "On-premises against cloud, with power, utilisation and depreciation. Raises `BadInput`."
+    if utilisation == 0: raise BadInput("a machine that never works cannot pay off", "Give a utilisation above 0")
     _positive(price_usd=price_usd, gpus=gpus, cloud_usd_per_gpu_hour=cloud_usd_per_gpu_hour, years=years)
-    for name, value, top in (("utilisation", utilisation, 1.0), ("resale", resale, 1.0), ("watts", watts, 1e7),
-                             ("usd_per_kwh", usd_per_kwh, 1e3), ("hosting_usd_per_month", hosting_usd_per_month, 1e9)):
-        if not 0 <= value <= top: raise BadInput(f"{name} cannot be {value}", f"Give a number from 0 to {top:g}")
+    for name, value, top in (
+        ("utilisation", utilisation, 1.0),
+        ("resale", resale, 1.0),
+        ("watts", watts, 1e7),
+        ("usd_per_kwh", usd_per_kwh, 1e3),
+        ("hosting_usd_per_month", hosting_usd_per_month, 1e9),
+    ):
+        if not 0 <= value <= top:
+            raise BadInput(f"{name} cannot be {value}", f"Give a number from 0 to {top:g}")
     hours = years * HOURS_PER_YEAR
     fixed = price_usd * (1 - resale) + hosting_usd_per_month * 12 * years
     power = watts / 1000 * usd_per_kwh  # an hour of work
-    owned = (fixed / (hours * utilisation) + power) / gpus if utilisation else math.inf
+    owned = (fixed / (hours * utilisation) + power) / gpus
     saved = cloud_usd_per_gpu_hour * gpus - power  # by one hour of work at home
     needed = fixed / hours / saved if saved > 0 else None
     monthly = saved * utilisation * HOURS_PER_YEAR / 12 - hosting_usd_per_month
-    return Breakeven(price_usd, gpus, cloud_usd_per_gpu_hour, watts, usd_per_kwh, utilisation, years, resale, hosting_usd_per_month, owned,
-                     needed if needed is not None and needed <= 1 else None, price_usd / monthly if monthly > 0 else None,
-                     "own" if owned < cloud_usd_per_gpu_hour else "cloud")
+    return Breakeven(
+        price_usd,
+        gpus,
+        cloud_usd_per_gpu_hour,
+        watts,
+        usd_per_kwh,
+        utilisation,
+        years,
+        resale,
+        hosting_usd_per_month,
+        owned,
+        needed if needed is not None and needed <= 1 else None,
+        price_usd / monthly if monthly > 0 else None,
+        "own" if owned < cloud_usd_per_gpu_hour else "cloud",
+    )
 
 def _positive(**values: float) -> None:
     for name, value in values.items():

@@ -13,7 +13,8 @@ __all__ = ['CONVENTION', 'FUSED', 'MOVES', 'FORWARD_PRODUCTS', 'BACKWARD_PRODUCT
            'layer_products', 'product_scale', 'elementwise_elements', 'attention_flops']
 
 # %% ../../nbs/compute/02_operations.ipynb #f87e5bf1
-CONVENTION = "6·N + 12·L·d·s FLOPs a token (full attention, active parameters, no recomputation), over the dense peak of the precision"
+CONVENTION = "6·N + 12·L·d·s FLOPs per token (full attention, active parameters, no recomputation), over the dense peak of the precision"
+
 
 def flops_per_token(
     a: Architecture,
@@ -23,7 +24,10 @@ def flops_per_token(
     "Model FLOPs of training on one token, with full attention (Korthikanti et al. 2022; llm-foundry's benchmark page)."
     layers, near = a.layers + a.decoder_layers, windowed(a, seq_len)
     seen = near * min(seq_len, a.window or seq_len) + (1 - near) * seq_len
-    return (4.0 if adapters else 6.0) * a.active_parameters + 12.0 * layers * a.heads * (a.query_dim or a.head_dim) * seen
+    return (4.0 if adapters else 6.0) * a.active_parameters + 12.0 * layers * a.heads * (
+        a.query_dim or a.head_dim
+    ) * seen
+
 
 def windowed(
     a: Architecture,
@@ -36,7 +40,11 @@ def convention(
     s: Strategy,
 ) -> str:
     "What the MFU of a strategy counts."
-    return CONVENTION.replace("6·N", "4·N").replace("active parameters", "active parameters, which are frozen") if s.lora_rank else CONVENTION
+    return (
+        CONVENTION.replace("6·N", "4·N").replace("active parameters", "active parameters, which are frozen")
+        if s.lora_rank
+        else CONVENTION
+    )
 
 # %% ../../nbs/compute/02_operations.ipynb #e90da505
 def layer_products(
@@ -49,8 +57,14 @@ def layer_products(
     up = 2 if a.gated else 1
     if not a.experts: return found + [(a.hidden, up * a.ffn / tp, 1.0), (a.ffn / tp, a.hidden, 1.0)]
     width = a.expert_ffn or a.ffn
-    found += [(a.hidden, up * width / tp, float(a.experts_per_token)), (width / tp, a.hidden, float(a.experts_per_token))]
-    return found + ([(a.hidden, up * a.shared_ffn / tp, 1.0), (a.shared_ffn / tp, a.hidden, 1.0)] if a.shared_ffn else [])
+    found += [
+        (a.hidden, up * width / tp, float(a.experts_per_token)),
+        (width / tp, a.hidden, float(a.experts_per_token)),
+    ]
+    return found + (
+        [(a.hidden, up * a.shared_ffn / tp, 1.0), (a.shared_ffn / tp, a.hidden, 1.0)] if a.shared_ffn else []
+    )
+
 
 def product_scale(
     a: Architecture,
@@ -77,7 +91,7 @@ def elementwise_elements(
     qk = 4 * (a.heads + a.kv_heads) * a.head_dim / t
     forward = 10 * a.hidden / sp + qk + (5 if a.gated else 2) * width / t
     backward = 16 * a.hidden / sp + qk + (8 if a.gated else 3) * width / t
-    left = FUSED if s.compile else 1.0
+    left = FUSED if s.compile or s.software in ("compile", "jax") else 1.0
     routed = MOVES * a.experts_per_token * a.hidden / sp if a.experts else 0.0
     return forward * left + routed, backward * left + routed
 

@@ -10,15 +10,16 @@ import argparse
 from .cluster import device_named
 from .prices import Price, PriceList, cheapest, hunted_prices, read_prices, shipped_prices
 from ..core.command import add_json, at_least
-from ..core.devices import Device
+from ..core.device_table import Device
 from ..core.errors import BadInput
 from ..core.units import parse_count
 from ..memory.architecture import Architecture
-from ..memory.commands import add_model_options, add_strategy_options, architecture_from_args, strategy_from_args, workload_from_args
+from ..memory.options import add_model_options, add_strategy_options, architecture_from_args, strategy_from_args, workload_from_args
 from ..memory.strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['number', 'add_money_options', 'tokens_from_args', 'price_from_args', 'price_list', 'add_run_options', 'run_from_args']
+__all__ = ['number', 'add_per_node', 'add_money_options', 'tokens_from_args', 'price_from_args', 'price_list', 'add_run_options',
+           'run_from_args']
 
 # %% ../../nbs/compute/09_options.ipynb #49789773
 def number(
@@ -27,21 +28,36 @@ def number(
     "An argument type: a finite number."
     try: value = float(text)
     except ValueError: raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if value != value or value in (float("inf"), float("-inf")): raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    if value != value or value in (float("inf"), float("-inf")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value
+
+def add_per_node(
+    group: argparse._ActionsContainer,  # a parser or a group of it
+) -> None:
+    "`--per-node`."
+    group.add_argument(
+        "--per-node", type=at_least(1), metavar="N", help="GPUs per node [default node of this GPU]"
+    )
 
 def add_money_options(
     parser: argparse.ArgumentParser,
 ) -> None:
     "Run length, prices and nodes."
     g = parser.add_argument_group("the run and its price")
-    g.add_argument("--tokens", metavar="T", help="tokens of the whole run, e.g. 15T or 1e9")
-    columns = "a csv file (FSDL cloud-gpus, SkyPilot or gpuhunt columns), or 'gpuhunt' for today's catalog [the FSDL list in the package]"
+    g.add_argument("--tokens", metavar="T", help="total training tokens, e.g. 15T or 1e9")
+    columns = "a csv file (FSDL cloud-gpus, SkyPilot or gpuhunt columns), or 'gpuhunt' for today's catalog [the dated lists in the package]"
     g.add_argument("--prices", metavar="FILE", help=columns)
-    g.add_argument("--usd-per-gpu-hour", type=number, metavar="USD", help="a price of your own")
-    g.add_argument("--spot", action="store_true", help="take spot prices too")
-    g.add_argument("--per-node", type=at_least(1), metavar="N", help="GPUs in a node [as such nodes are sold]")
-    g.add_argument("--network", type=number, metavar="GB/S", help="network of one GPU, one direction [as such nodes are sold]")
+    g.add_argument("--usd-per-gpu-hour", type=number, metavar="USD", help="your own price")
+    g.add_argument("--spot", action="store_true", help="consider spot prices too")
+    add_per_node(g)
+    g.add_argument(
+        "--network",
+        type=number,
+        metavar="GB/S",
+        help="network bandwidth per GPU, one direction [default node of this GPU]",
+    )
+
 
 def tokens_from_args(
     args: argparse.Namespace,
@@ -73,7 +89,13 @@ def price_list(
     device: Device,
 ) -> PriceList:
     "The list that `--prices` names."
-    return shipped_prices() if name is None else hunted_prices(device) if name == "gpuhunt" else read_prices(name)
+    return (
+        shipped_prices()
+        if name is None
+        else hunted_prices(device)
+        if name == "gpuhunt"
+        else read_prices(name)
+    )
 
 # %% ../../nbs/compute/09_options.ipynb #86183f56
 def add_run_options(
@@ -95,6 +117,7 @@ def run_from_args(
 ) -> tuple[Device, Architecture, Strategy, Workload]:
     "What is asked about. Raises `BadInput`."
     device = device_named(args.gpu)
-    if args.states_only: raise BadInput("time and plans need more than states", "Leave --states-only out, and name a model")
+    if args.states_only:
+        raise BadInput("time and plans need more than states", "Leave --states-only out, and name a model")
     a = architecture_from_args(args)
     return device, a, strategy_from_args(args), workload_from_args(args, a)

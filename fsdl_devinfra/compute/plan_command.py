@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import argparse
 
+from .calibration import read_share
 from .options import add_run_options, number, price_from_args, run_from_args, tokens_from_args
-from .plan import PlanReport, plan
+from .planning import PlanReport, plan
+from .prices import Price
 from ..core.command import Outcome, at_least
 from ..core.console import status
 from ..core.errors import FAILS, HOLDS
+from ..memory.options import add_image_options
+from ..memory.traced import named_as_code
 
 # %% auto #0
 __all__ = ['register', 'plan_command', 'text_of']
@@ -29,9 +33,22 @@ def register(
     "Give `plan` its options."
     parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
     add_run_options(parser, "the smallest number that does")
-    parser.add_argument("--minimize", choices=("time", "cost", "gpus"), default="time", help="what the ranking is by [time]")
-    parser.add_argument("--batch", type=at_least(1), metavar="N", help="sequences in a step, over all GPUs [usual for the size of the model]")
+    parser.add_argument(
+        "--minimize", choices=("time", "cost", "gpus"), default="time", help="what the ranking is by [time]"
+    )
+    parser.add_argument(
+        "--batch",
+        type=at_least(1),
+        metavar="N",
+        help="sequences in a step, over all GPUs [usual for the size of the model]",
+    )
+    add_image_options(parser)
     parser.add_argument("--budget", type=number, metavar="USD", help="rule out what costs more")
+    parser.add_argument(
+        "--calibrated",
+        metavar="FILE",
+        help="what cost --calibrate LOG --json printed: every step is scaled by what was measured there",
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="write the document, for launch")
     parser.set_defaults(run=plan_command)
 
@@ -39,11 +56,31 @@ def plan_command(
     args: argparse.Namespace,
 ) -> Outcome:
     "`fsdl-devinfra plan`."
+    if named_as_code(args.model):
+        from fsdl_devinfra.compute.traced_cost import traced_plan_command
+        return traced_plan_command(args)
     device, a, s, w = run_from_args(args)
-    price = price_from_args(args, device, args.gpus or 1)
-    found = plan(a, device, args.gpus, s, w, tokens_from_args(args), args.minimize, price, args.batch, args.budget, args.per_node, args.network)
-    if args.output: found.save(args.output); status(f"wrote {args.output}")
-    return Outcome(found.to_dict(), text_of(found), HOLDS if found.best else FAILS)
+    def rates(gpus: int) -> Price | float | None: return price_from_args(args, device, gpus)
+    tokens = tokens_from_args(args)
+    found = plan(
+        a,
+        device,
+        args.gpus,
+        s,
+        w,
+        tokens,
+        args.minimize,
+        rates,
+        args.batch,
+        args.budget,
+        args.per_node,
+        args.network,
+        measured_share=read_share(args.calibrated, device.name) if args.calibrated else 1.0,
+    )
+    if args.output:
+        found.save(args.output)
+        status(f"wrote {args.output}")
+    return Outcome(found.to_dict(), text_of(found), HOLDS if found.best is not None else FAILS)
 
 def text_of(
     r: PlanReport,
@@ -51,7 +88,9 @@ def text_of(
     "Verdict, plans, reasons and advice for people."
     parts = [r.verdict() + "."]
     if r.plans: parts.append(r.table())
-    ruled = [f"{x.description}: {x.why}" for x in r.rejected[:6]] + [f"… and {len(r.rejected) - 6} more"] * (len(r.rejected) > 6)
+    ruled = [f"{x.description}: {x.why}" for x in r.rejected[:6]] + [f"… and {len(r.rejected) - 6} more"] * (
+        len(r.rejected) > 6
+    )
     if ruled: parts.append("\n  ".join(["ruled out:", *ruled]))
     advice = "\n  ".join(["advice:", *(f"{i}. {line}" for i, line in enumerate(r.advice, 1))])
     return "\n\n".join([*parts, advice, "\n".join("- " + n for n in r.assumptions)])

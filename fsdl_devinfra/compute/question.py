@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from .plan import PlanReport, plan
+from .planning import PlanReport, plan
 from .prices import cheapest, shipped_prices
-from ..core.devices import find_device
+from ..core.device_table import find_device
 from ..core.units import parse_count
 from ..memory.architecture import Architecture
 from ..memory.footprint import Footprint, estimate
@@ -17,7 +18,7 @@ from ..memory.strategy import CHOICES, Strategy, default_workload
 
 PRECISIONS: tuple[str, ...] = tuple(CHOICES["precision"])
 #: dimensions of well-known models: layers, hidden, heads, key-value heads, MLP, vocabulary (their config.json)
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "Llama 3.1 8B": dict(layers=32, hidden=4096, heads=32, kv_heads=8, ffn=14336, vocab=128256),
     "Llama 3.1 70B": dict(layers=80, hidden=8192, heads=64, kv_heads=8, ffn=28672, vocab=128256),
     "Llama 3.1 405B": dict(layers=126, hidden=16384, heads=128, kv_heads=8, ffn=53248, vocab=128256),
@@ -29,7 +30,11 @@ def model_named(
     name: str,  # a preset, a Hub id or a folder
 ) -> Architecture:
     "The model that was asked about. Raises `CheckError`."
-    return Architecture.from_numbers(name=name, **PRESETS[name]) if name in PRESETS else Architecture.from_model(name)
+    return (
+        Architecture.from_numbers(name=name, **PRESETS[name])
+        if name in PRESETS
+        else Architecture.from_model(name)
+    )
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PRESETS', 'model_named', 'Question', 'Answer', 'answered']
@@ -59,7 +64,10 @@ class Answer:
     ) -> Footprint:
         "What one GPU holds under a plan, by part."
         chosen = self.report.plans[number - 1]
-        return estimate(self.model, chosen.strategy, chosen.workload, find_device(self.report.gpu), "device", advice=False)
+        return estimate(
+            self.model, chosen.strategy, chosen.workload, find_device(self.report.gpu), "device", advice=False
+        )
+
 
 def answered(
     q: Question,
@@ -69,4 +77,16 @@ def answered(
     price = q.usd_per_gpu_hour or cheapest(shipped_prices().prices, device, q.gpus)
     base = Strategy(precision=q.precision, lora_rank=16 if q.adapters else None)
     tokens = parse_count(q.tokens) if q.tokens.strip() else None
-    return Answer(a, plan(a, device, q.gpus, base, default_workload(a, seq_len=q.seq_len), tokens, price=price, batch=q.batch or None))
+    return Answer(
+        a,
+        plan(
+            a,
+            device,
+            q.gpus,
+            base,
+            default_workload(a, seq_len=q.seq_len),
+            tokens,
+            price=price,
+            batch=q.batch or None,
+        ),
+    )

@@ -13,21 +13,24 @@ from .communication import COPY_SHARE, all_reduce_seconds, all_to_all_seconds, p
 from .operations import (BACKWARD_PRODUCTS, FORWARD_PRODUCTS, attention_flops, convention, elementwise_elements, flops_per_token,
                                               layer_products, product_scale)
 from ..core.charts import Chart, stacked_bars
-from ..core.devices import Device
+from ..core.device_table import Device
+from ..core.estimates import Estimate
 from ..core.errors import BadInput
 from ..core.results import Result
 from ..core.units import time_text
 from ..memory.architecture import Architecture
-from ..memory.strategy import Strategy, Workload, check, default_workload
+from ..memory.strategy import NARROW, Strategy, Workload, check, default_workload
 
 # %% auto #0
-__all__ = ['BEST_SHAPE', 'BEST_SHAPE_OLD', 'BEST_SHAPE_NEW', 'USUAL', 'TUNED', 'SLOW', 'SMALL_HEADS', 'HALF_SPEED', 'CAST_BYTES',
-           'CAST_BYTES_FUSED', 'EAGER_SCORES', 'UNPACK_BYTES', 'KERNELS', 'ADAPTER_KERNELS', 'ZERO3_KERNELS',
-           'EXPERT_KERNELS', 'EXPERT_CASTS', 'ROUTER_KERNELS', 'LOSS_BYTES', 'HOST_ADAM', 'STEP_BYTES', 'Rates',
-           'best_shape', 'is_new', 'precision_used', 'peak_flops', 'Chip', 'chip_share', 'chip', 'product_seconds',
-           'Pass', 'layer_pass', 'host_kernels', 'head_pass', 'stage_layers', 'recomputed', 'microbatch_pass',
-           'grad_bytes', 'tensor_seconds', 'expert_seconds', 'context_seconds', 'data_seconds', 'offload_seconds',
-           'optimizer_seconds', 'Step', 'step_seconds', 'Interval', 'Throughput', 'throughput']
+__all__ = ['BEST_SHAPE', 'BEST_SHAPE_OLD', 'BEST_SHAPE_NEW', 'USUAL', 'TUNED', 'SLOW', 'SMALL_HEADS', 'HALF_SPEED',
+           'FP4_OVER_FP8', 'FUSED_KERNELS', 'JOINED_KERNELS', 'CAST_BYTES', 'CAST_BYTES_FUSED', 'EAGER_SCORES',
+           'UNPACK_BYTES', 'ROUTED_CAST_BYTES', 'PADDING_BYTES', 'KERNELS', 'ADAPTER_KERNELS', 'ZERO3_KERNELS',
+           'EXPERT_KERNELS', 'EXPERT_CASTS', 'ROUTER_KERNELS', 'LOSS_BYTES', 'HOST_ADAM', 'STEP_BYTES', 'KERNEL_NAMES',
+           'Rates', 'best_shape', 'is_new', 'precision_used', 'scales_blocks', 'peak_flops', 'Chip', 'chip_share',
+           'chip', 'product_seconds', 'Pass', 'layer_pass', 'cast_bytes', 'adapter_elements', 'grad_bytes',
+           'routed_cast_bytes', 'expert_weight_bytes', 'host_kernels', 'head_pass', 'stage_layers', 'recomputed',
+           'stage_passes', 'tensor_seconds', 'expert_seconds', 'context_seconds', 'data_seconds', 'offload_seconds',
+           'optimizer_seconds', 'Step', 'waiting_slots', 'step_seconds', 'Throughput', 'throughput']
 
 # %% ../../nbs/compute/04_throughput.ipynb #4aa81c71
 #: share of the dense peak that the best shape reaches: bf16, fp8 (S. Bekman, ML Engineering, accelerator chapter, 2025)
@@ -61,11 +64,12 @@ class Rates:
     attention_fused: float  # as `attention_new`, under Megatron with Transformer Engine
     experts: float = 1.0  # of the rate of large products, where they are one of many experts'
     host: float = 1.0  # of the time that a host takes for the optimizer and for copies
+    pcie: float = 1.0  # of the rate between GPUs that have no other link
 
 # %% ../../nbs/compute/04_throughput.ipynb #67e94d26
 USUAL = Rates("usual", 0.87, 0.68, 0.33, 0.20, 0.85, 0.19, 8e-6, 0.73, 0.50)
 TUNED = Rates("tuned", 0.97, 0.92, 0.60, 0.50, 0.92, 0.10, 3e-6, 0.97, 0.60, host=0.5)
-SLOW = Rates("slow", 0.65, 0.50, 0.28, 0.15, 0.80, 0.40, 25e-6, 0.60, 0.30, experts=0.25, host=1.5)
+SLOW = Rates("slow", 0.65, 0.50, 0.28, 0.15, 0.80, 0.40, 25e-6, 0.60, 0.30, experts=0.25, host=1.5, pcie=0.25)
 #: attention kernels: heads of 64 reach 171 where heads of 128 reach 189 TFLOP/s,
 #: and half of it at about 450 positions (88 of 171 at 512; Dao 2023, figure 4)
 SMALL_HEADS, HALF_SPEED = 0.9, 450
@@ -84,7 +88,9 @@ def is_new(
     device: Device,
 ) -> bool:
     "Whether a chip is of the Hopper generation or later: those whose arithmetic outran their memory and software. GeForce never did."
-    return not device.name.startswith("RTX") and (device.fp8 is not None or device.name.startswith(("TPU-v6", "MI3")))
+    return not device.name.startswith("RTX") and (
+        device.fp8 is not None or device.name.startswith(("TPU-v6", "MI3"))
+    )
 
 # %% ../../nbs/compute/04_throughput.ipynb #7efa23e1
 def precision_used(
@@ -93,9 +99,24 @@ def precision_used(
 ) -> str:
     "The precision that the chip can run: fp16 in place of bf16 where it has no bf16 units."
     if device.bf16 is None and precision.startswith("bf16"): return "fp16-mixed"
-    if precision == "fp8-mixed" and not device.fp8:
-        raise BadInput(f"{device.name} has no 8-bit floating point units", "Use bf16-mixed, or an H100 or newer")
+    if precision in NARROW and not device.fp8:
+        raise BadInput(
+            f"{device.name} has no 8-bit floating point units", "Use bf16-mixed, or an H100 or newer"
+        )
+    if precision in ("mxfp8-mixed", "nvfp4-mixed") and not scales_blocks(device):
+        raise BadInput(
+            f"{device.name} has no units for block-scaled values", "Use fp8-mixed, or a B200 or newer"
+        )
     return precision
+
+#: dense fp4 over dense fp8 of Blackwell (NVIDIA HGX B200 data sheet: 9 and 4.5 PFLOP/s)
+FP4_OVER_FP8 = 2.0
+
+def scales_blocks(
+    device: Device,
+) -> bool:
+    "Whether matrix units scale blocks of values, as MXFP8 and NVFP4 need: Blackwell and later, and AMD's fourth generation."
+    return device.name.startswith(("RTX-5", "RTX-PRO")) or (device.fp8 or 0) >= 3000
 
 def peak_flops(
     precision: str,
@@ -103,16 +124,25 @@ def peak_flops(
 ) -> float:  # FLOP/s
     "Dense peak of the matrix products in this precision."
     used = precision_used(precision, device)
-    kind = "fp32" if used == "fp32" else "fp8" if used == "fp8-mixed" else "bf16" if used.startswith("bf16") else "fp16"
+    kind = (
+        "fp32"
+        if used == "fp32"
+        else "fp8"
+        if used in NARROW
+        else "bf16"
+        if used.startswith("bf16")
+        else "fp16"
+    )
     rate = getattr(device, kind) or (device.bf16 if kind == "fp16" else None)
     other = "bf16-mixed" if kind == "fp32" else "fp32"
     if not rate: raise BadInput(f"{device.name} has no known {kind} rate", f"Use --precision {other}")
-    return rate * 1e12
+    return rate * 1e12 * (FP4_OVER_FP8 if used == "nvfp4-mixed" else 1.0)
 
 # %% ../../nbs/compute/04_throughput.ipynb #ad563c09
 @dataclass(frozen=True)
 class Chip:
     "Achievable rates: FLOP/s of products, of products outside fp8, of attention; bytes/s of memory; element width; seconds a kernel."
+
     products: float
     plain: float
     attention: float
@@ -121,6 +151,12 @@ class Chip:
     kernel: float
     experts: float = 1.0
 
+#: stacks with attention and casts of Hopper's age: cuDNN or FlashAttention-3, casts where a norm writes anyway
+FUSED_KERNELS = ("te", "megatron", "jax")
+#: stacks that join small kernels and so launch a third of them: Inductor and XLA. Megatron's compiled functions join
+#: additions and activations; its products, permutations and experts are launched one by one
+JOINED_KERNELS = ("compile", "jax")
+
 def chip_share(
     device: Device,
     s: Strategy,
@@ -128,7 +164,7 @@ def chip_share(
 ) -> float:
     "Share of the best shape's rate that a model holds."
     if not is_new(device): return rates.sustained
-    return rates.sustained_fused if s.framework == "megatron" else rates.sustained_new
+    return rates.sustained_fused if s.software in FUSED_KERNELS else rates.sustained_new
 
 def chip(
     device: Device,
@@ -138,15 +174,18 @@ def chip(
     rates: Rates,
 ) -> Chip:
     "Peak rates times the shares that `rates` says."
-    fused, held = is_new(device) and s.framework == "megatron", chip_share(device, s, rates)
+    fused, held = is_new(device) and s.software in FUSED_KERNELS, chip_share(device, s, rates)
     kernel = rates.attention_fused if fused else rates.attention_new if is_new(device) else rates.attention
-    base = "bf16-mixed" if s.precision == "fp8-mixed" else s.precision
+    base = "bf16-mixed" if s.precision in NARROW else s.precision
     plain = peak_flops(base, device) * best_shape(device) * held
-    products = peak_flops(s.precision, device) * best_shape(device, True) * held if s.precision == "fp8-mixed" else plain
+    products = (
+        peak_flops(s.precision, device) * best_shape(device, True) * held if s.precision in NARROW else plain
+    )
     core = kernel * (1.0 if head_dim > 64 else SMALL_HEADS) * seq_len / (seq_len + HALF_SPEED)
     attention = min(peak_flops(base, device) * core, plain)
     memory, width = device.bandwidth * 1e9 * rates.bandwidth, 4 if s.precision == "fp32" else 2
-    return Chip(products, plain, attention, memory, width, rates.kernel / (3 if s.compile else 1), rates.experts)
+    launch = rates.kernel / (3 if s.software in JOINED_KERNELS else 1)
+    return Chip(products, plain, attention, memory, width, launch, rates.experts)
 
 def product_seconds(
     tokens: float,
@@ -156,7 +195,10 @@ def product_seconds(
     c: Chip,
 ) -> float:
     "One product of `tokens` × `inner` × `outer`."
-    return 2 * tokens * inner * outer / flops + c.width * (tokens * inner + inner * outer + tokens * outer) / c.bandwidth
+    return (
+        2 * tokens * inner * outer / flops
+        + c.width * (tokens * inner + inner * outer + tokens * outer) / c.bandwidth
+    )
 
 # %% ../../nbs/compute/04_throughput.ipynb #cac49680
 @dataclass(frozen=True)
@@ -170,7 +212,9 @@ class Pass:
     @property
     def total(self) -> float: return self.products + self.attention + self.elementwise + self.host
 
-    def __add__(self, other: "Pass") -> "Pass": return Pass(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
+    def __add__(self, other: "Pass") -> "Pass":
+        return Pass(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
+
     def __mul__(self, times: float) -> "Pass": return Pass(*(v * times for v in vars(self).values()))
 
 #: what fp8 adds: two casts of every product's input and gradient (read 2 bytes, write 1, and the transpose), bytes an element;
@@ -186,24 +230,64 @@ def layer_pass(
     "Seconds of one layer for one micro-batch on one GPU."
     tokens, scale = w.micro_batch * w.seq_len / s.cp, product_scale(a)
     frozen = s.lora_rank is not None
-    fp = bp = casts = 0.0
+    fp = bp = 0.0
     for inner, outer, times in layer_products(a, s.tp):
         rate = c.products * (c.experts if times > 1 else 1.0)
         one = product_seconds(tokens * times, inner, outer, rate, c)
         fp += one * scale
         bp += one * scale * (1 if frozen else 2)
-        casts += (CAST_BYTES_FUSED if s.framework == "megatron" else CAST_BYTES) * tokens * times * inner
     fa, ba = _attention_pass(a, s, w, c)
-    fe, be = (n * c.width * tokens / c.bandwidth for n in elementwise_elements(a, s))
-    if s.precision == "fp8-mixed": fe, be = fe + casts / c.bandwidth, be + casts / c.bandwidth
-    if frozen: fe, be = fe * 1.5, be * 1.5  # the adapters' small products are memory-bound and read every input again
+    fe, be = (bytes_moved / c.bandwidth for bytes_moved in _small_bytes(a, s, tokens, c.width))
     if s.base_weights: fe, be = fe + _unpack_seconds(a, s, c), be + _unpack_seconds(a, s, c)
     least = host_kernels(a, s)
-    return _host_bound(Pass(fp, fa, fe), least[0] * c.kernel), _host_bound(Pass(bp, ba, be), least[1] * c.kernel)
+    return _host_bound(Pass(fp, fa, fe), least[0] * c.kernel), _host_bound(
+        Pass(bp, ba, be), least[1] * c.kernel
+    )
+
+def _small_bytes(a: Architecture, s: Strategy, tokens: float, width: int) -> tuple[float, float]:
+    "Bytes that everything but products and attention moves in a layer: forward, backward."
+    kinds = [tuple(n * width * tokens for n in elementwise_elements(a, s))]
+    if s.precision in NARROW: kinds += [cast_bytes(a, s, tokens), routed_cast_bytes(a, s, tokens)]
+    if s.lora_rank is not None: kinds.append(tuple(n * width * tokens for n in adapter_elements(a, s)))
+    if a.experts: kinds.append(expert_weight_bytes(a, s, width))
+    return sum(k[0] for k in kinds), sum(k[1] for k in kinds)
+
+def cast_bytes(
+    a: Architecture,
+    s: Strategy,
+    tokens: float,
+) -> tuple[float, float]:  # forward, backward
+    "Bytes that casts to 8 bits move around the products that every token goes through."
+    moved = CAST_BYTES_FUSED if s.software in FUSED_KERNELS else CAST_BYTES
+    every = sum(inner for inner, _, times in layer_products(a, s.tp) if times == 1)
+    return moved * tokens * every, moved * tokens * every
+
+def adapter_elements(
+    a: Architecture,
+    s: Strategy,
+) -> tuple[float, float]:  # elements a token and layer: forward, backward
+    """What adapters of small rank move. Forward they read the input of the product and write an output, which is added
+    to the frozen one (two reads, one write). Backward the output's gradient is read for both small products, the input
+    again, and a gradient of the input is written and added."""
+    forward = backward = 0.0
+    for inner, outer in _adapted(a, s):
+        forward += inner + 4 * outer
+        backward += 2 * outer + 5 * inner
+    return forward, backward
+
+def _adapted(a: Architecture, s: Strategy) -> list[tuple[float, float]]:
+    "Widths of the products that have adapters, on one GPU."
+    queries, keys = a.heads * a.head_dim / s.tp, a.kv_heads * a.head_dim / s.tp
+    found: list[tuple[float, float]] = [(a.hidden, queries), (a.hidden, keys)]
+    if s.lora_targets != "attention-qv": found += [(a.hidden, keys), (queries, a.hidden)]
+    if s.lora_targets != "all-linear": return found
+    width = (a.ffn or a.expert_ffn) / s.tp
+    return found + [(a.hidden, width)] * (2 if a.gated else 1) + [(width, a.hidden)]
 
 def _attention_pass(a: Architecture, s: Strategy, w: Workload, c: Chip) -> tuple[float, float]:
     one = attention_flops(a, s, w)
-    if s.attention == "flash": return FORWARD_PRODUCTS * one / c.attention, BACKWARD_PRODUCTS * one / c.attention
+    if s.attention == "flash":
+        return FORWARD_PRODUCTS * one / c.attention, BACKWARD_PRODUCTS * one / c.attention
     full = 2 * one if a.kind == "decoder" else one  # eager attention computes the masked half too, and moves the scores through memory
     moved = full / max(a.head_dim, 1) / 2 * c.width / c.bandwidth  # one pass over the s × s matrices of all heads
     return 2 * full / c.plain + EAGER_SCORES[0] * moved, 4 * full / c.plain + EAGER_SCORES[1] * moved
@@ -213,7 +297,8 @@ EAGER_SCORES = (10, 12)
 
 def _unpack_seconds(a: Architecture, s: Strategy, c: Chip) -> float:
     "Quantised weights are unpacked to 16 bits before every product."
-    return UNPACK_BYTES[s.base_weights] * a.parts.layer / max(a.layers + a.decoder_layers, 1) / s.tp / c.bandwidth
+    moved = UNPACK_BYTES[s.base_weights] if s.base_weights else 0.0
+    return moved * a.parts.layer / max(a.layers + a.decoder_layers, 1) / s.tp / c.bandwidth
 
 #: bytes a weight that unpacking moves. One kernel (bitsandbytes): read a byte or half, write two, read two. GPTQ trains through
 #: PyTorch's own operations (auto-gptq's QuantLinear): shift to 32 bits (0.5 + 4), cast (4 + 1), mask, subtract the zero (2 + 2),
@@ -223,6 +308,47 @@ UNPACK_BYTES = {"int8": 5.0, "nf4": 4.5, "int4-gptq": 18.5}
 def _host_bound(p: Pass, least: float) -> Pass:
     "A layer cannot go faster than the host launches its kernels."
     return p if p.total >= least else replace(p, host=least - p.total)
+
+# %% ../../nbs/compute/04_throughput.ipynb #5e1c0a72
+#: casting the inputs of grouped products, bytes an element: read for the largest value, read, written and written transposed
+#: (Transformer Engine, GroupedLinear: `fused_multi_quantize` of the split inputs, pull request 1525)
+ROUTED_CAST_BYTES = 6
+#: padding every expert's rows and taking the padding out again: two copies of 16-bit values, each read and written
+#: (Megatron Core: Fp8Padding and Fp8Unpadding around the experts' products)
+PADDING_BYTES = 8
+
+def grad_bytes(
+    s: Strategy,
+) -> int:
+    "Bytes of a gradient element on the wire."
+    if s.grad_dtype: return 4 if s.grad_dtype == "fp32" else 2
+    if s.precision in ("fp32",): return 4
+    return 4 if s.framework in ("fsdp", "megatron") and s.precision != "bf16" else 2
+
+def routed_cast_bytes(
+    a: Architecture,
+    s: Strategy,
+    tokens: float,
+) -> tuple[float, float]:  # forward, backward
+    "Bytes that casts to 8 bits, and the padding that they need, move around grouped products."
+    grouped = [(inner, outer, times) for inner, outer, times in layer_products(a, s.tp) if times > 1]
+    padded = PADDING_BYTES * a.hidden * a.experts_per_token * tokens if grouped else 0.0
+    inputs = sum(inner * times for inner, _, times in grouped)
+    gradients = sum(outer * times for _, outer, times in grouped)
+    return (
+        ROUTED_CAST_BYTES * tokens * inputs + padded,
+        ROUTED_CAST_BYTES * tokens * gradients + padded,
+    )
+
+def expert_weight_bytes(
+    a: Architecture,
+    s: Strategy,
+    width: int,  # bytes of a weight as products read it
+) -> tuple[float, float]:  # forward, backward
+    "Bytes of this GPU's experts in one layer: read by each product, and gradients added to their accumulator."
+    mine = a.parts.expert / max(a.layers + a.decoder_layers, 1) / s.ep / s.expert_tp
+    accumulated = 0 if s.lora_rank is not None else 2 * grad_bytes(s)
+    return mine * width, mine * (width + accumulated)
 
 # %% ../../nbs/compute/04_throughput.ipynb #07c720f6
 #: kernels of a layer in eager PyTorch, forward and backward: about 20 and 45 in a profile of a pre-norm block
@@ -239,10 +365,19 @@ def host_kernels(
 ) -> tuple[float, float]:  # forward, backward
     "Launches of one layer, as a host pays for them."
     more = ZERO3_KERNELS if s.framework == "deepspeed" and s.zero == 3 else 0
-    if s.lora_rank: more += ADAPTER_KERNELS * {"all-linear": 7 if a.gated else 6, "attention": 4, "attention-qv": 2}[s.lora_targets]
+    if s.lora_rank:
+        more += (
+            ADAPTER_KERNELS
+            * {"all-linear": 7 if a.gated else 6, "attention": 4, "attention-qv": 2}[s.lora_targets]
+        )
     if a.experts: more += ROUTER_KERNELS
-    local, eight_bit = a.experts / s.ep if a.experts else 0, s.precision == "fp8-mixed"
-    return tuple(k + more + local * (e + q * eight_bit) for k, e, q in zip(KERNELS, EXPERT_KERNELS, EXPERT_CASTS))
+    local, eight_bit = a.experts / s.ep if a.experts else 0, s.precision in NARROW
+
+    def launches(kernels: int, products: int, casts: int) -> float:
+        return kernels + more + local * (products + casts * eight_bit)
+
+    forward, backward = zip(KERNELS, EXPERT_KERNELS, EXPERT_CASTS)
+    return launches(*forward), launches(*backward)
 
 # %% ../../nbs/compute/04_throughput.ipynb #cbf9cc95
 #: bytes a logit that the loss moves; a fused loss reads and writes the 16-bit logits once
@@ -259,7 +394,8 @@ def head_pass(
     tokens = w.micro_batch * (w.seq_len / s.cp if a.kind not in ("vision",) and not a.classes else 1)
     one = product_seconds(tokens, a.hidden, outputs / s.tp, c.plain, c)
     loss = LOSS_BYTES[s.loss] * tokens * outputs / s.tp / c.bandwidth
-    return Pass(one, 0.0, loss / 2), Pass(2 * one, 0.0, loss / 2)
+    backward = one if s.lora_rank is not None else 2 * one  # a frozen head has no gradient of its own
+    return Pass(one, 0.0, loss / 2), Pass(backward, 0.0, loss / 2)
 
 # %% ../../nbs/compute/04_throughput.ipynb #f6f646f5
 def stage_layers(
@@ -272,7 +408,7 @@ def stage_layers(
     each, rest = divmod(layers, s.pp)
     return [(each + (rest > 0), False), (each + (rest > max(s.pp - 1, 1)), True)]
 
-#: selective recomputation repeats the attention core (Megatron, DeepSpeed), or every second product (torchtitan's policy)
+#: selective activation checkpointing repeats the attention core (Megatron, DeepSpeed), or every second product (torchtitan's policy)
 def recomputed(
     forward: Pass,
     s: Strategy,
@@ -281,31 +417,24 @@ def recomputed(
     "What is computed again in the backward pass."
     if s.recompute == "full": return forward
     if s.recompute == "none": return Pass()
-    if s.framework == "fsdp": return _host_bound(Pass(forward.products / 2, 0.0, forward.elementwise), least / 2)
+    if s.framework == "fsdp":
+        return _host_bound(Pass(forward.products / 2, 0.0, forward.elementwise), least / 2)
     return Pass() if s.attention == "flash" else Pass(0.0, forward.attention, 0.0)
 
-def microbatch_pass(
+def stage_passes(
     a: Architecture,
     s: Strategy,
     w: Workload,
     c: Chip,
-) -> tuple[Pass, float]:  # of the slowest stage, its layers
+) -> list[tuple[Pass, float]]:  # of each stage that may be slowest, and its layers
     "Computation of one micro-batch, forward and backward."
     forward, backward = layer_pass(a, s, w, c)
     ends = head_pass(a, s, w, c)
     again = recomputed(forward, s, host_kernels(a, s)[0] * c.kernel)
     layer, last = forward + backward + again, ends[0] + ends[1]
-    found = [(layer * n + (last if head else Pass()), n) for n, head in stage_layers(a, s)]
-    return max(found, key=lambda f: f[0].total)
+    return [(layer * n + (last if head else Pass()), n) for n, head in stage_layers(a, s)]
 
 # %% ../../nbs/compute/04_throughput.ipynb #3f400daa
-def grad_bytes(
-    s: Strategy,
-) -> int:
-    "Bytes of a gradient element on the wire."
-    if s.precision in ("fp32",): return 4
-    return 4 if s.framework in ("fsdp", "megatron") and s.precision != "bf16" else 2
-
 def tensor_seconds(
     a: Architecture,
     s: Strategy,
@@ -328,10 +457,10 @@ def expert_seconds(
 ) -> float:  # a micro-batch
     "Tokens sent to their experts and back, forward and backward."
     if s.ep == 1: return 0.0
-    nodes = max(1, s.ep * s.tp // k.per_node)  # a token goes to a node once and is handed on there (DeepSeek-V3 report, 3.2.2)
+    nodes = max(1, s.ep * s.expert_tp // k.per_node)  # a token goes to a node once and is handed on there (DeepSeek-V3 report, 3.2.2)
     copies = nodes * (1 - (1 - 1 / nodes) ** a.experts_per_token) if nodes > 1 else a.experts_per_token
     size = w.micro_batch * w.seq_len / s.cp * a.hidden * 2 * copies / (s.tp if s.sequence_parallel else 1)
-    return layers * (4 + (2 if s.recompute == "full" else 0)) * all_to_all_seconds(k, s.ep, size, s.tp)
+    return layers * (4 + (2 if s.recompute == "full" else 0)) * all_to_all_seconds(k, s.ep, size, s.expert_tp)
 
 def context_seconds(
     a: Architecture,
@@ -361,13 +490,16 @@ def data_seconds(
     units = max(layers, 1) + 1
     def ring(width, group=ranks):
         seconds = units * ring_seconds(k, group, dense * width / units, s.tp)
-        return seconds + (units * ring_seconds(k, max(group // s.ep, 1), experts * width / units, s.tp * s.ep) if experts else 0.0)
+        if not experts: return seconds
+        held_by, apart = max(group * s.tp // (s.ep * s.expert_tp), 1), s.expert_tp * s.ep
+        return seconds + units * ring_seconds(k, held_by, experts * width / units, apart)
     grad = 0 if s.lora_rank else grad_bytes(s)
     group = s.shard_group or ranks
     left = (dense + experts) * grad / group / units
     across = 2 * units * ring_seconds(k, ranks // group, left, s.tp * group) if group < ranks else 0.0
     if s.zero == 3: return 2 * ring(2, group) + ring(grad, group), across  # frozen weights are gathered as well
-    if s.zero == 2: return (ring(2, group) + ring(grad), 0.0) if s.framework == "fsdp" else (ring(grad), ring(2))
+    if s.zero == 2:
+        return (ring(2, group) + ring(grad), 0.0) if s.framework == "fsdp" else (ring(grad), ring(2))
     if s.zero == 1: return 0.0, ring(grad) + ring(2)
     return 0.0, 2 * ring(grad)
 
@@ -376,9 +508,13 @@ def _stage_parts(a: Architecture, s: Strategy, layers: float) -> tuple[float, fl
     total = max(a.layers + a.decoder_layers, 1)
     ends = a.parts.embedding + a.parts.other + (a.parts.head if s.pp == 1 else 0)
     if s.pp > 1: ends = max(a.parts.embedding, a.parts.head)
-    return (a.parts.layer * layers / total + ends) / s.tp, a.parts.expert / s.ep * layers / total / s.tp
+    return (
+        a.parts.layer * layers / total + ends
+    ) / s.tp, a.parts.expert / s.ep * layers / total / s.expert_tp
 
-def _stage_parameters(a: Architecture, s: Strategy, layers: float) -> float: return sum(_stage_parts(a, s, layers))
+
+def _stage_parameters(a: Architecture, s: Strategy, layers: float) -> float:
+    return sum(_stage_parts(a, s, layers))
 
 # %% ../../nbs/compute/04_throughput.ipynb #54e6a214
 #: seconds that a host of two sockets needs to step a billion parameters with Adam
@@ -400,7 +536,8 @@ def offload_seconds(
     if s.offload == "none": return 0.0, 0.0
     rate = k.pcie * COPY_SHARE * 1e9
     mine = _stage_parameters(a, s, layers) / (s.shards if s.zero else 1)
-    if s.offload == "activations": return 2 * w.micro_batch * w.seq_len / s.cp * a.hidden * 2 * layers / rate, 0.0
+    if s.offload == "activations":
+        return 2 * w.micro_batch * w.seq_len / s.cp * a.hidden * 2 * layers / rate, 0.0
     sharing = min(k.per_node, k.gpus)
     step = 0.0 if s.lora_rank else mine * 4 / rate + mine * sharing * HOST_ADAM * host
     if s.offload == "optimizer": return 0.0, step
@@ -416,7 +553,13 @@ def optimizer_seconds(
     "The optimizer step on the GPU."
     if s.offload in ("optimizer", "parameters") or s.lora_rank or s.optimizer == "none": return 0.0
     mine = _stage_parameters(a, s, layers) / (s.shards if s.zero else 1)
-    times = 3.0 if s.optimizer == "muon" else 0.6 if s.optimizer in ("adamw-8bit", "lion", "sgd", "adafactor") else 1.0
+    times = (
+        3.0
+        if s.optimizer == "muon"
+        else 0.6
+        if s.optimizer in ("adamw-8bit", "lion", "sgd", "adafactor")
+        else 1.0
+    )
     return mine * STEP_BYTES * times / c.bandwidth
 
 # %% ../../nbs/compute/04_throughput.ipynb #46c7e4d9
@@ -440,6 +583,19 @@ def _beside(compute: float, hidden: float, units: float, contention: float) -> f
     "Seconds that `hidden` communication adds to `compute`."
     return max(0.0, hidden - compute) + contention * min(hidden, compute) + hidden / (units + 1) / 2
 
+def waiting_slots(
+    s: Strategy,
+) -> float:  # in forward and backward passes of a micro-batch
+    """What a pipeline waits in a step: pp - 1 slots, fewer with chunks. DualPipe waits (pp/2 - 1)·(F&B + B - 3W)
+    (DeepSeek-V3 report, table 2), two thirds of a slot each where the backward pass takes twice the forward and half of it is W."""
+    if s.schedule == "dualpipe": return max(s.pp / 2 - 1, 0) * 2 / 3
+    return (s.pp - 1) / s.vpp
+
+def _exposed_experts(seconds: float, compute: float, s: Strategy, rates: Rates) -> float:
+    "What sending tokens adds: all of it, or under DualPipe what another micro-batch's computation does not hide."
+    if s.schedule != "dualpipe": return seconds
+    return max(0.0, seconds - compute) + rates.contention * min(seconds, compute)
+
 def step_seconds(
     a: Architecture,
     s: Strategy,
@@ -447,13 +603,25 @@ def step_seconds(
     k: Cluster,
     rates: Rates,
 ) -> Step:
-    "One optimizer step on the slowest stage."
+    """One optimizer step on the slowest stage: the stage whose whole step takes longest, communication with it.
+    The stage with the head computes longer on a chip with slow memory, one with a layer more also sends more."""
     c = chip(k.device, s, a.query_dim or a.head_dim, w.seq_len, rates)
-    compute, layers = microbatch_pass(a, s, w, c)
+    k = k if k.nvlink else replace(k, link=k.link * rates.pcie)
+    steps = [
+        _stage_step(a, s, w, k, rates, c, compute, layers) for compute, layers in stage_passes(a, s, w, c)
+    ]
+    return max(steps, key=lambda step: step.total)
+
+def _stage_step(
+    a: Architecture, s: Strategy, w: Workload, k: Cluster, rates: Rates, c: Chip, compute: Pass, layers: float
+) -> Step:
+    "One optimizer step of a stage with so many layers."
     m = w.microbatches(s)
     each, once = data_seconds(a, s, k, layers, m)
     moved, stepped = offload_seconds(a, s, w, k, layers, rates.host)
-    tensor = tensor_seconds(a, s, w, k, layers) + expert_seconds(a, s, w, k, layers)
+    tensor = tensor_seconds(a, s, w, k, layers) + _exposed_experts(
+        expert_seconds(a, s, w, k, layers), compute.total, s, rates
+    )
     ring = context_seconds(a, s, w, k, layers)
     tensor += max(0.0, ring - compute.attention) + rates.contention * min(ring, compute.attention)
     passed = w.micro_batch * w.seq_len / s.cp * a.hidden * 2 / s.tp
@@ -464,17 +632,19 @@ def step_seconds(
     overlaps = s.framework == "fsdp" or s.framework == "megatron" and s.zero > 0  # Megatron-LM's README: --overlap-grad-reduce
     last = compute.total * 2 / 3 if overlaps and s.pp == 1 else 0.0
     once = _beside(last, once, layers, rates.contention) if last else once
-    return Step(m * compute.products, m * compute.attention, m * compute.elementwise, m * compute.host, m * (tensor + stages), m * data + once,
-                slot * (s.pp - 1) / s.vpp, m * offload + stepped, optimizer_seconds(a, s, layers, c))
+    return Step(
+        m * compute.products,
+        m * compute.attention,
+        m * compute.elementwise,
+        m * compute.host,
+        m * (tensor + stages),
+        m * data + once,
+        slot * waiting_slots(s),
+        m * offload + stepped,
+        optimizer_seconds(a, s, layers, c),
+    )
 
 # %% ../../nbs/compute/04_throughput.ipynb #357d3952
-@dataclass(frozen=True)
-class Interval:
-    "A figure with its bounds."
-    value: float
-    low: float
-    high: float
-
 @dataclass(frozen=True)
 class Throughput(Result):
     "How fast a model trains, and what a step is spent on."
@@ -484,9 +654,9 @@ class Throughput(Result):
     gpus: int
     strategy: Strategy
     workload: Workload
-    step_seconds: Interval
+    step_seconds: Estimate
     tokens_per_step: int
-    tokens_per_second_per_gpu: Interval
+    tokens_per_second_per_gpu: Estimate
     mfu: float  # by the convention below, 0…1
     flops_convention: str
     spent_seconds: dict[str, float]  # a step, by kind of work
@@ -495,9 +665,14 @@ class Throughput(Result):
     def verdict(self) -> str:
         "One sentence."
         t, most = self.tokens_per_second_per_gpu, max(self.spent_seconds, key=lambda k: self.spent_seconds[k])
-        share = self.spent_seconds[most] / self.step_seconds.value
-        return (f"{self.model} on {self.gpus} × {self.gpu}: {t.value:,.0f} tokens/s on each GPU (between {t.low:,.0f} and {t.high:,.0f}), "
-                f"a step takes {time_text(self.step_seconds.value)}, {self.mfu:.0%} of peak; {share:.0%} of it is {most}")
+        share, work = (
+            self.spent_seconds[most] / self.step_seconds.value,
+            {"products": "matmuls"}.get(most, most),
+        )
+        return (
+            f"{self.model} on {self.gpus} × {self.gpu}: {t.value:,.0f} tokens/s on each GPU (between {t.low:,.0f} and {t.high:,.0f}), "
+            f"a step takes {time_text(self.step_seconds.value)}, {self.mfu:.0%} of peak; {share:.0%} of it is {work}"
+        )
 
     def chart(self) -> Chart:
         "What a step is spent on."
@@ -521,18 +696,52 @@ def throughput(
         why = f"the strategy takes {s.gpus} GPUs and the cluster has {cluster.gpus}"
         raise BadInput(why, "Make dp·tp·pp·cp equal to the number of GPUs")
     step = step_seconds(a, s, w, cluster, USUAL)
-    fast, slow = (step_seconds(a, s, w, cluster, r).total for r in (TUNED, SLOW)) if bounds else (step.total, step.total)
+    fast, slow = (
+        (step_seconds(a, s, w, cluster, r).total for r in (TUNED, SLOW))
+        if bounds
+        else (step.total, step.total)
+    )
     tokens = w.micro_batch * w.seq_len * w.microbatches(s) * s.dp
     flops = flops_per_token(a, w.seq_len, s.lora_rank is not None)
     mfu = flops * tokens / step.total / cluster.gpus / peak_flops(s.precision, cluster.device)
-    seconds = Interval(step.total, min(fast, step.total), max(slow, step.total))
-    rate = Interval(*(tokens / cluster.gpus / t for t in (seconds.value, seconds.high, seconds.low)))
+    seconds = Estimate(step.total, min(fast, step.total), max(slow, step.total))
+    rate = Estimate(*(tokens / cluster.gpus / t for t in (seconds.value, seconds.high, seconds.low)))
     spent = {k: v for k, v in vars(step).items() if v}
     notes = _assumptions(a, s, w, cluster)
-    return Throughput(a.name, cluster.device.name, cluster.gpus, s, w, seconds, tokens, rate, mfu, convention(s), spent, notes)
+    return Throughput(
+        a.name,
+        cluster.device.name,
+        cluster.gpus,
+        s,
+        w,
+        seconds,
+        tokens,
+        rate,
+        mfu,
+        convention(s),
+        spent,
+        notes,
+    )
+
+
+#: what computes a layer, for people
+KERNEL_NAMES = {
+    "torch": "eager PyTorch with flash attention",
+    "compile": "torch.compile",
+    "te": "Transformer Engine",
+    "megatron": "Megatron-LM with Transformer Engine",
+    "jax": "JAX and XLA",
+}
+
+def _schedule_name(s: Strategy) -> str:
+    if s.schedule == "dualpipe": return "DualPipe"
+    return "interleaved 1F1B" if s.vpp > 1 else "1F1B"
 
 def _trainable(a: Architecture, s: Strategy) -> None:
-    if a.kind == "states": raise BadInput("a number of parameters says nothing about time", "Name a model: its configuration is enough")
+    if a.kind == "states":
+        raise BadInput(
+            "a number of parameters says nothing about time", "Name a model: its configuration is enough"
+        )
     if s.inference: raise BadInput("the time model is of training", "Leave --inference out")
 
 def _link_name(k: Cluster) -> str:
@@ -543,14 +752,30 @@ def _link_name(k: Cluster) -> str:
 
 def _assumptions(a: Architecture, s: Strategy, w: Workload, k: Cluster) -> list[str]:
     held, m = chip_share(k.device, s, USUAL), w.microbatches(s)
-    batch = f"{m} micro-batch{'es' * (m > 1)} of {w.micro_batch} × {w.seq_len} tokens on each data-parallel rank"
-    notes = [f"Products reach {best_shape(k.device) * held:.0%} of the dense peak; tuned software reaches more and is the lower bound on time",
-             f"Nodes of {k.per_node} GPUs; {k.link:g} GB/s {_link_name(k)} and {k.network:g} GB/s of network a GPU, one direction",
-             f"{batch}; data loading, checkpoints and failures are not counted"]
-    if precision_used(s.precision, k.device) != s.precision: notes.append(f"{k.device.name} has no bf16 units: fp16 is assumed")
-    if k.device.name.startswith("TPU"): notes.append("TPU: Google's own runs were between an eighth slower and 30 % faster")
+    batch = (
+        f"{m} micro-batch{'es' * (m > 1)} of {w.micro_batch} × {w.seq_len} tokens on each data-parallel rank"
+    )
+    notes = [
+        f"Kernels: {KERNEL_NAMES[s.software]}",
+        f"Matmuls reach {best_shape(k.device) * held:.0%} of peak (dense); better-tuned kernels give the lower bound on time",
+        f"GPUs per node: {k.per_node}; {k.link:g} GB/s {_link_name(k)} and {k.network:g} GB/s of network per GPU, one direction",
+        f"{batch}; data loading, checkpoints and failures are not counted",
+    ]
+    if precision_used(s.precision, k.device) != s.precision:
+        notes.append(f"{k.device.name} has no bf16 units: fp16 is assumed")
+    if k.device.name.startswith("TPU"):
+        notes.append("TPU: Google's own runs were between an eighth slower and 30% faster")
     if s.precision == "fp32": notes.append("fp32 products do not use TF32, as PyTorch ships")
-    if s.pp > 1: notes.append(f"Pipeline: {'interleaved ' if s.vpp > 1 else ''}1F1B, {(s.pp - 1) / s.vpp:g} slots of waiting beside {m} of work")
-    if a.experts: notes.append("Experts: tokens are spread evenly; published runs of one model and chip differ by 2.6 times, which the range shows")
-    if s.offload != "none": notes.append(f"Offload: host Adam at {HOST_ADAM * 1e9:g} s a billion parameters, copies at {COPY_SHARE:.0%} of PCIe")
+    if s.pp > 1:
+        notes.append(
+            f"Pipeline: {_schedule_name(s)}, {waiting_slots(s):.3g} slots of waiting beside {m} of work"
+        )
+    if a.experts:
+        notes.append(
+            "Experts: tokens are spread evenly; published runs of one model and chip differ by 2.6 times, which the range shows"
+        )
+    if s.offload != "none":
+        notes.append(
+            f"Offload: host Adam at {HOST_ADAM * 1e9:g} s a billion parameters, copies at {COPY_SHARE:.0%} of PCIe"
+        )
     return notes

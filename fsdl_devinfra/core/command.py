@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from .errors import CANNOT_CHECK, HOLDS, BadInput, CheckError, closest
+from .console import colored
+from .errors import CANNOT_CHECK, FAILS, HOLDS, BadInput, CheckError, closest
 from .results import to_json
 
 # %% auto #0
-__all__ = ['Outcome', 'Parser', 'add_json', 'at_least', 'run', 'show']
+__all__ = ['Outcome', 'Parser', 'add_json', 'at_least', 'Interrupted', 'show', 'run']
 
 # %% ../../nbs/core/06_command.ipynb #fdf39a35
 @dataclass(frozen=True)
@@ -26,30 +28,134 @@ class Outcome:
     text: str  # what people read, verdict first
     status: int = HOLDS  # 0 holds, 1 fails, 2 could not be checked
 
+# %% ../../nbs/core/06_command.ipynb #2e88cd01
+@contextlib.contextmanager
+def _closed_pipe_is_silence() -> Iterator[None]:
+    "`… | head` closes the pipe while we write: nothing is wrong, and nothing is said."
+    try: yield
+    except BrokenPipeError: _discard_output()
+
+def _discard_output() -> None:
+    "Send the rest of standard output nowhere, so that closing it at exit does not fail again."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+# %% ../../nbs/core/06_command.ipynb #2e88cd03
+#: what other tools call an option, or what people look for → ours
+_ELSEWHERE = {
+    "--gpus": ("--dp",),
+    "--num-gpus": ("--gpus", "--dp"),
+    "--n-gpus": ("--gpus", "--dp"),
+    "--gpu-count": ("--gpus", "--dp"),
+    "--batch-size": ("--micro-batch", "--batch"),
+    "--per-device-train-batch-size": ("--micro-batch",),
+    "--bs": ("--micro-batch",),
+    "--seq-length": ("--seq-len",),
+    "--max-seq-len": ("--seq-len",),
+    "--max-length": ("--seq-len",),
+    "--context": ("--seq-len",),
+    "--context-length": ("--seq-len",),
+    "--ctx": ("--seq-len",),
+    "--gradient-accumulation-steps": ("--grad-accum",),
+    "--gradient-checkpointing": ("--recompute full",),
+    "--activation-checkpointing": ("--recompute full",),
+    "--checkpointing": ("--recompute full",),
+    "--quant": ("--base-weights",),
+    "--quantization": ("--base-weights",),
+    "--qlora": ("--base-weights nf4 --lora-rank 16",),
+    "--load-in-4bit": ("--base-weights nf4 --lora-rank 16",),
+    "--load-in-8bit": ("--base-weights int8 --lora-rank 16",),
+    "--lora": ("--lora-rank 16",),
+    "--dtype": ("--precision",),
+    "--bf16": ("--precision bf16-mixed",),
+    "--fp16": ("--precision fp16-mixed",),
+    "--fp8": ("--precision fp8-mixed",),
+    "--tensor-parallel-size": ("--tp",),
+    "--zero-stage": ("--zero",),
+    "--fsdp": ("--zero",),
+    "--device": ("--gpu",),
+    "--gpu-name": ("--gpu",),
+    "--output": ("-o", "--output"),
+    "--out": ("--output", "-o"),
+    "--format": ("--json",),
+}
+
+def _nearest_options(option: str, options: list[str]) -> list[str]:
+    "Options of a command that `option` may have meant: what other tools call so first, then the closest spelling."
+    meant = [o for o in _ELSEWHERE.get(option.replace("_", "-"), ()) if o.split()[0] in options]
+    return meant or closest(option, [o for o in options if o.startswith("--") and o != "--help"], 2)
+
 # %% ../../nbs/core/06_command.ipynb #16feb71d
 class Parser(argparse.ArgumentParser):
     "An argument parser whose mistakes are `BadInput`."
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
-        if examples: kwargs["epilog"] = "examples:\n" + "\n".join("  " + line for line in examples.strip().splitlines())
+        if examples:
+            lines = ["  " + line for line in examples.strip().splitlines()]
+            kwargs["epilog"] = "\n".join(["examples:", *lines])
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(message[:1].lower() + message[1:], f"See {self.prog} --help")
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            options = [str(c) for c in action.choices]
-            near = closest(str(value), options) or options
-            name = "command" if isinstance(action, argparse._SubParsersAction) else "/".join(action.option_strings) or action.dest
-            raise BadInput(f"{value!r} is not a {name}" if name == "command" else f"{name} cannot be {value!r}", "Choose " + " or ".join(near))
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        "As argparse's, but an unknown option is answered with the nearest one of the command it was given to."
+        argv = sys.argv[1:] if args is None else list(args)
+        _refuse_empty(argv)
+        found, unknown = self.parse_known_args(argv, namespace)
+        if unknown: _reached(self, argv)._unknown(unknown)
+        return found
 
+    def _unknown(self, unknown: list[str]) -> NoReturn:
+        "Raise `BadInput` for the first argument that this parser has no place for."
+        option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+        if option is None: self.error(f"unexpected argument {unknown[0]!r}")
+        near = _nearest_options(option, list(self._option_string_actions))
+        command = self.prog.removeprefix("fsdl-devinfra ")
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"See {self.prog} --help"
+        raise BadInput(f"{command} has no option {option}", hint)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        with _closed_pipe_is_silence():
+            super()._print_message(message, file)
+            (file or sys.stderr).flush()
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices: return
+        options = [str(choice) for choice in action.choices]
+        hint = "Choose " + " or ".join(closest(str(value), options) or options)
+        if isinstance(action, argparse._SubParsersAction): raise BadInput(f"{value!r} is not a command", hint)
+        name = "/".join(action.option_strings) or action.dest
+        raise BadInput(f"{name} cannot be {value!r}", hint)
+
+def _commands_of(parser: Parser) -> dict[str, Parser]:
+    "The commands that a parser has, by name."
+    groups = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return {name: inner for group in groups for name, inner in group.items()}
+
+def _refuse_empty(argv: list[str]) -> None:
+    "An empty argument is a shell variable that is not set. Words after `--` belong to another program."
+    ours = argv[: argv.index("--")] if "--" in argv else argv
+    empty = next((i for i, word in enumerate(ours) if not word.strip()), None)
+    before = ours[empty - 1] if empty else ""
+    if empty is not None:
+        said = f"the value of {before} is empty" if before.startswith("-") else "an argument is empty"
+        raise BadInput(said, "Perhaps a shell variable is not set: name the value, or leave the argument out")
+
+
+def _reached(parser: Parser, argv: list[str]) -> Parser:
+    "The parser of the command that `argv` names, as deep as it goes."
+    for word in argv: parser = _commands_of(parser).get(word, parser)
+    return parser
+
+# %% ../../nbs/core/06_command.ipynb #2e88cd05
 def add_json(
     parser: argparse.ArgumentParser,  # of a command that computes something
 ) -> None:
     "Give a command `--json`."
-    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else on standard output")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document and nothing else on standard output"
+    )
 
 # %% ../../nbs/core/06_command.ipynb #3b33ed8a
 def at_least(
@@ -64,39 +170,65 @@ def at_least(
     return whole_number
 
 # %% ../../nbs/core/06_command.ipynb #c93f3ec2
-def run(
-    command: Callable[[], Outcome],  # what to do
-    as_json: bool = False,  # print the document instead of the text
-) -> int:  # the exit status
-    "Run a command, print its outcome, and return the exit status."
-    try: outcome = command()
-    except CheckError as e: outcome = _failed(e)
-    except KeyboardInterrupt: outcome = _failed(CheckError("interrupted", "Run it again: finished files are whole, unfinished ones were removed"))
-    except MemoryError: outcome = _failed(CheckError("this machine ran out of memory", "Use a smaller model or a larger machine"))
-    except OSError as e:
-        if os.environ.get("FSDL_DEVINFRA_TRACEBACK"): raise
-        where = f": {e.filename}" if e.filename else ""
-        outcome = _failed(CheckError(f"{e.strerror or e}{where}", "Check the path, its permissions and the space left on the disk"))
-    except Exception as e:
-        if os.environ.get("FSDL_DEVINFRA_TRACEBACK"): raise
-        outcome = _failed(CheckError(f"unexpected {type(e).__name__}: {' '.join(str(e).split())[:300]}",
-                                     "This is a fault in fsdl-devinfra: set FSDL_DEVINFRA_TRACEBACK=1 to see where, and please report it"))
-    return show(outcome, as_json)
+class Interrupted(CheckError):
+    "The user pressed Ctrl-C, or a scheduler sent SIGTERM."
+    status = 130
 
-def _failed(error: CheckError) -> Outcome: return Outcome(error.to_dict(), str(error), error.status)
+def _as_check_error(error: BaseException) -> CheckError:
+    "An error as a sentence, and what to do about it."
+    match error:
+        case CheckError(): return error
+        case KeyboardInterrupt():
+            return Interrupted("interrupted", "Run it again: finished files are whole, unfinished ones were removed")
+        case MemoryError():
+            return CheckError("this machine ran out of memory", "Use a smaller model or a larger machine")
+        case OSError():
+            where = f": {error.filename}" if error.filename else ""
+            hint = "Check the path, its permissions and the space left on the disk"
+            return CheckError(f"{error.strerror or error}{where}", hint)
+    said = " ".join(str(error).split())[:300]
+    hint = "This is a fault in fsdl-devinfra: set FSDL_DEVINFRA_TRACEBACK=1 to see where, and please report it"
+    return CheckError(f"unexpected {type(error).__name__}: {said}", hint)
+
+# %% ../../nbs/core/06_command.ipynb #2e88cd07
+def _painted(outcome: Outcome) -> str:
+    "The text, its first sentence in the color of the verdict where a terminal shows colors."
+    said = outcome.document.get("fits") or outcome.document.get("verdict")
+    verdict = said if isinstance(said, str) else {FAILS: "fail"}.get(outcome.status, "")
+    first, newline, rest = outcome.text.partition("\n")
+    return colored(first, verdict) + newline + rest
+
+def _write(outcome: Outcome, as_json: bool) -> None:
+    "Answers go to standard output, errors to standard error."
+    error_only = outcome.status != HOLDS and set(outcome.document) == {"error", "hint"}
+    if as_json: print(to_json(outcome.document), end="", flush=True)
+    elif error_only: print(f"fsdl-devinfra: {outcome.text}", file=sys.stderr, flush=True)
+    else: print(_painted(outcome), flush=True)
 
 def show(
     outcome: Outcome,  # what a command found
     as_json: bool = False,  # print the document instead of the text
 ) -> int:  # the exit status
     "Print an outcome: answers on standard output, errors on standard error."
-    error_only = outcome.status != HOLDS and set(outcome.document) == {"error", "mend"}
-    try:
-        if as_json: sys.stdout.write(to_json(outcome.document)); sys.stdout.flush()
-        else: print(("fsdl-devinfra: " if error_only else "") + outcome.text, file=sys.stderr if error_only else sys.stdout, flush=True)
-    except OSError as e:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing it at exit does not fail again
-        if isinstance(e, BrokenPipeError): return outcome.status  # `… | head` closed the pipe: nothing is wrong
-        print(f"fsdl-devinfra: the answer could not be written ({e.strerror}). Make room, or write it elsewhere.", file=sys.stderr)
+    try: _write(outcome, as_json)
+    except BrokenPipeError:  # `… | head` closed the pipe: nothing is wrong
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        reason = f"the answer could not be written ({error.strerror})"
+        print(f"fsdl-devinfra: {reason}. Free some space, or write it elsewhere.", file=sys.stderr)
         return CANNOT_CHECK
     return outcome.status
+
+def run(
+    command: Callable[[], Outcome],  # what to do
+    as_json: bool = False,  # print the document instead of the text
+) -> int:  # the exit status
+    "Run a command, print its outcome, and return the exit status."
+    try: outcome = command()
+    except (Exception, KeyboardInterrupt) as error:
+        expected = isinstance(error, (CheckError, KeyboardInterrupt, MemoryError))
+        if os.environ.get("FSDL_DEVINFRA_TRACEBACK") and not expected: raise
+        found = _as_check_error(error)
+        outcome = Outcome(found.to_dict(), str(found), found.status)
+    return show(outcome, as_json)

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,54 +18,125 @@ from typing import Any
 from .units import size_text, time_text
 
 # %% auto #0
-__all__ = ['table_text', 'table_markdown', 'table_html', 'Progress', 'progress', 'status']
+__all__ = ['terminal_width', 'table_text', 'table_markdown', 'table_html', 'wants_color', 'colored', 'limit_bar', 'Progress',
+           'in_notebook', 'status', 'progress']
+
+# %% ../../nbs/core/05_console.ipynb #a8fa9b1e
+def terminal_width(
+    at_most: int = 120,  # columns; also the answer where no terminal is
+) -> int:
+    "Columns that an answer may take."
+    return max(40, min(at_most, shutil.get_terminal_size((at_most, 24)).columns))
+
+# %% ../../nbs/core/05_console.ipynb #3d44ce02
+def _numeric(cell: Any) -> bool:
+    return isinstance(cell, (int, float)) or (isinstance(cell, str) and cell.lstrip("$-+~")[:1].isdigit())
+
+def _is_name(cells: Sequence[Any]) -> bool:
+    return all(" " not in str(cell) and len(str(cell)) <= 24 for cell in cells)
 
 # %% ../../nbs/core/05_console.ipynb #bd5082bb
 def table_text(
     header: Sequence[str],  # column names
     rows: Sequence[Sequence[Any]],  # cells; numbers are aligned right
     title: str = "",  # above the table
-    width: int = 120,  # columns of the terminal
+    width: int | None = None,  # columns; default: those of the terminal
 ) -> str:  # plain text
     "A table for a terminal, or for any place that shows plain text."
-    import io
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for i, name in enumerate(header):
-        right = bool(rows) and all(_numeric(row[i]) for row in rows)
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
-    for row in rows: table.add_row(*(Text(str(c)) for c in row))
+        cells = [row[i] for row in rows]
+        number = bool(rows) and all(_numeric(cell) for cell in cells)
+        whole = number or _is_name(cells)
+        side = "right" if number else "left"
+        longest = max(map(len, name.split()), default=0)  # words of a header stay whole
+        table.add_column(name, justify=side, overflow="fold", no_wrap=whole, min_width=longest)
+    for row in rows: table.add_row(*(Text(str(cell)) for cell in row))
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None, force_terminal=False).print(table)
+    plain: dict[str, Any] = {"color_system": None, "force_terminal": False, "force_jupyter": False}
+    Console(file=out, width=width or terminal_width(), **plain).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
 
-def _numeric(cell: Any) -> bool:
-    return isinstance(cell, (int, float)) or (isinstance(cell, str) and cell.lstrip("$-+~")[:1].isdigit())
-
 # %% ../../nbs/core/05_console.ipynb #0d1f66c0
+def _markdown_row(cells: Sequence[Any]) -> str:
+    escaped = (str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
+    return "| " + " | ".join(escaped) + " |"
+
 def table_markdown(
     header: Sequence[str],  # column names
     rows: Sequence[Sequence[Any]],  # cells
 ) -> str:  # a GitHub-flavoured table
     "A Markdown table."
-    def line(cells): return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
-    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(_markdown_row(cells) for cells in lines)
 
+# %% ../../nbs/core/05_console.ipynb #3d44ce05
 #: a number such as 7.3e-08 is not broken at its minus sign
-_NUMBER, _WHOLE = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?[ %\w]{0,5}"), ' style="white-space:nowrap"'
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?[ %\w]{0,5}")
 
+def _html_cell(tag: str, cell: Any) -> str:
+    from html import escape  # its table of entities costs every command two milliseconds
+    whole = tag == "td" and _NUMBER.fullmatch(str(cell))
+    style = ' style="white-space:nowrap"' if whole else ""
+    return f"<{tag}{style}>{escape(str(cell))}</{tag}>"
+
+def _html_row(tag: str, cells: Sequence[Any]) -> str:
+    return "<tr>" + "".join(_html_cell(tag, cell) for cell in cells) + "</tr>"
+
+# %% ../../nbs/core/05_console.ipynb #3d44ce06
 def table_html(
     header: Sequence[str],  # column names
     rows: Sequence[Sequence[Any]],  # cells
 ) -> str:  # a <table>
     "An HTML table with escaped cells."
-    from html import escape
-    def cell(c, tag): return f'<{tag}{_WHOLE if tag == "td" and _NUMBER.fullmatch(str(c)) else ""}>{escape(str(c))}</{tag}>'
-    def line(cells, tag): return "<tr>" + "".join(cell(c, tag) for c in cells) + "</tr>"
-    return "<table>\n<thead>" + line(header, "th") + "</thead>\n<tbody>" + "\n".join(line(r, "td") for r in rows) + "</tbody>\n</table>"
+    head = _html_row("th", header)
+    body = "\n".join(_html_row("td", row) for row in rows)
+    return f'<table style="text-align:left">\n<thead>{head}</thead>\n<tbody>{body}</tbody>\n</table>'
+
+# %% ../../nbs/core/05_console.ipynb #6e69b388
+def wants_color(
+    stream: Any = None,  # default: standard output
+) -> bool:
+    "Whether a person looks at `stream` and has not asked for plain text."
+    stream = stream or sys.stdout
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb": return False
+    return bool(getattr(stream, "isatty", lambda: False)())
+
+# %% ../../nbs/core/05_console.ipynb #3d44ce09
+_GREEN, _YELLOW, _RED = "32", "33", "31"  # codes of ANSI terminals
+_COLORS = {
+    **dict.fromkeys(("pass", "yes", "same"), _GREEN),
+    **dict.fromkeys(("tight", "not-run"), _YELLOW),
+    **dict.fromkeys(("no", "fail", "differs"), _RED),
+}
+
+def colored(
+    text: str,  # what is shown
+    verdict: str,  # pass, yes, same; tight, not-run; no, fail, differs
+    stream: Any = None,  # default: standard output
+) -> str:  # with escape codes only where `wants_color`
+    "`text` in the color of a verdict."
+    code = _COLORS.get(verdict)
+    return f"\033[1;{code}m{text}\033[0m" if code and wants_color(stream) else text
+
+# %% ../../nbs/core/05_console.ipynb #3d44ce0b
+def limit_bar(
+    low: float,  # lower end of the range
+    high: float,  # upper end
+    limit: float,  # what there is, in the same unit
+    width: int | None = None,  # columns; default: those of the terminal
+) -> str:
+    "One line: how much of `limit` is taken for certain, how much perhaps, and by how much it is exceeded."
+    columns = (width or terminal_width()) - 12
+    scale = columns / max(limit, high)
+    sure, perhaps, end = round(low * scale), round(high * scale), round(limit * scale)
+    drawn = "█" * sure + "▒" * (perhaps - sure) + "·" * (end - perhaps)
+    return f"{drawn[:end]}▏{drawn[end:]} {high / limit:.0%}"
 
 # %% ../../nbs/core/05_console.ipynb #34cce5cc
 class Progress:
@@ -75,29 +149,86 @@ class Progress:
         self.done += amount
         if self._bar is not None: self._bar.advance(self._task, amount)
 
-@contextlib.contextmanager
-def progress(
-    what: str,  # e.g. "hashing"
-    total: int | None = None,  # bytes or items; None where unknown
-    unit: str = "items",  # "bytes" shows sizes and speed
-    quiet: bool = False,  # no output at all
-) -> Iterator[Progress]:
-    "Progress on standard error: a bar for people, one line for logs."
-    if quiet: yield Progress(); return
-    start = time.monotonic()
-    if not sys.stderr.isatty():
-        state = Progress(); yield state
-        took = time.monotonic() - start
-        if took > 2: status(f"{what}: {size_text(state.done) if unit == 'bytes' else state.done} in {time_text(took)}")
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    columns = [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
-    with Bar(TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        yield Progress(bar, bar.add_task(what, total=total))
+# %% ../../nbs/core/05_console.ipynb #3d44ce0e
+def in_notebook() -> bool:
+    "Whether this runs in a Jupyter kernel, where a display can be updated in place."
+    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
+    return bool(shell) and getattr(shell, "kernel", None) is not None
 
+class _Widget(Progress):
+    "A bar in a notebook's output, redrawn at most five times a second."
+    def __init__(self, what: str, total: int | None, unit: str):
+        super().__init__()
+        from IPython.display import HTML, display
+        self._what, self._total, self._unit = what, total, unit
+        self._html = HTML
+        self._drawn = time.monotonic()
+        self._handle: Any = display(HTML(self._markup()), display_id=True)
+
+    def _markup(self) -> str:
+        from html import escape
+        shown = size_text if self._unit == "bytes" else str
+        said = f"{escape(self._what)}: {shown(self.done)}"
+        if not self._total: return said
+        return f'<progress value="{self.done}" max="{self._total}"></progress> {said} of {shown(self._total)}'
+
+    def advance(self, amount: int = 1) -> None:
+        "Move on by `amount`."
+        self.done += amount
+        if time.monotonic() - self._drawn < 0.2: return
+        self._drawn = time.monotonic()
+        self._handle.update(self._html(self._markup()))
+
+    def close(self) -> None: self._handle.update(self._html(""))
+
+# %% ../../nbs/core/05_console.ipynb #3d44ce11
 def status(
     line: str,  # one line, for people
 ) -> None:
     "Say something on standard error."
     print(line, file=sys.stderr, flush=True)
+
+@contextlib.contextmanager
+def _in_notebook(what: str, total: int | None, unit: str) -> Iterator[Progress]:
+    widget = _Widget(what, total, unit)
+    try: yield widget
+    finally: widget.close()
+
+@contextlib.contextmanager
+def _in_log(what: str, total: int | None, unit: str) -> Iterator[Progress]:
+    "Silent, and one line at the end of what took longer than two seconds."
+    start = time.monotonic()
+    state = Progress()
+    yield state
+    took = time.monotonic() - start
+    done = size_text(state.done) if unit == "bytes" else state.done
+    if took > 2: status(f"{what}: {done} in {time_text(took)}")
+
+@contextlib.contextmanager
+def _in_terminal(what: str, total: int | None, unit: str) -> Iterator[Progress]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+    counts: list[Any] = [rich_progress.MofNCompleteColumn()]
+    if unit == "bytes":
+        counts = [rich_progress.DownloadColumn(binary_units=True), rich_progress.TransferSpeedColumn()]
+    columns = [
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        *counts,
+        rich_progress.TimeRemainingColumn(),
+    ]
+    with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Progress(bar, bar.add_task(what, total=total))
+
+# %% ../../nbs/core/05_console.ipynb #3d44ce13
+def progress(
+    what: str,  # e.g. "hashing"
+    total: int | None = None,  # bytes or items; None where unknown
+    unit: str = "items",  # "bytes" shows sizes and speed
+    quiet: bool = False,  # no output at all
+) -> contextlib.AbstractContextManager[Progress]:
+    "Progress on standard error: a bar for people, one line for logs."
+    if quiet: return contextlib.nullcontext(Progress())
+    if in_notebook(): return _in_notebook(what, total, unit)
+    if sys.stderr.isatty(): return _in_terminal(what, total, unit)
+    return _in_log(what, total, unit)

@@ -14,6 +14,10 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: break-word; }
+.verdict { font-size: 1.6rem; margin: .2rem 0; }
+@media (max-width: 34rem) { body { margin: 1rem auto; }
+  table { font-size: 13px; }
+  th, td { padding-right: .5rem; } td:last-child { overflow-wrap: anywhere; } }
 svg { max-width: 100%; height: auto; border-radius: 4px; }
 code, pre { font: 13px/1.45 ui-monospace, monospace; } pre { overflow-x: auto; white-space: pre-wrap; }
 .pass { color: var(--good); font-weight: 600; }

@@ -6,19 +6,34 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import types
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from .errors import BadInput
 
 # %% auto #0
-__all__ = ['write_atomic', 'to_json', 'Result', 'json_schema', 'all_results', 'schema_files', 'write_schemas']
+__all__ = ['write_atomic', 'not_itself', 'to_json', 'Result', 'read_document', 'json_schema', 'all_results', 'schema_files',
+           'write_schemas']
 
 # %% ../../nbs/core/03_results.ipynb #63014a4a
+def _write_through(handle: int, data: bytes) -> None:
+    "All of it, and on the disk: a full disk is an error here and not later."
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+def _usual_mode() -> int:
+    "The permissions that `open` gives a new file; `mkstemp` gives fewer."
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
 def write_atomic(
     path: str | Path,  # where the file will be
     content: str | bytes,  # all of it
@@ -28,28 +43,43 @@ def write_atomic(
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data); f.flush(); os.fsync(f.fileno())
-        mask = os.umask(0); os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        _write_through(handle, data)
+        os.chmod(temporary, _usual_mode())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
 
+# %% ../../nbs/core/03_results.ipynb #6e51ab02
+def not_itself(
+    output: str | Path,  # where a file will be written
+    *inputs: Any,  # what it is made from; what is no file is passed over
+) -> None:
+    "Raise `BadInput` where a file would be written over what it is made from."
+    if not os.path.exists(output): return
+    for one in inputs:
+        if not isinstance(one, (str, Path)) or not os.path.exists(one): continue
+        if os.path.samefile(one, output):
+            raise BadInput(f"{output} is what is read, and would be written over", "Name another file")
+
 # %% ../../nbs/core/03_results.ipynb #0255243c
+def _plain_fields(value: Any) -> dict[str, Any]:
+    if isinstance(value, Result): return value.to_dict()
+    return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+
 def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        plain = value.to_dict() if isinstance(value, Result) else {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-        return plain
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
-    if isinstance(value, (set, frozenset)): return sorted(_plain(v) for v in value)
-    if isinstance(value, os.PathLike): return os.fspath(value)
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))): return repr(value)
+    "What JSON can hold of anything that a result may hold."
+    if is_dataclass(value) and not isinstance(value, type): return _plain_fields(value)
+    match value:
+        case dict(): return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple(): return [_plain(item) for item in value]
+        case set() | frozenset(): return sorted(_plain(item) for item in value)
+        case os.PathLike(): return os.fspath(value)
+        case float() if not math.isfinite(value): return repr(value)
     return value
 
+# %% ../../nbs/core/03_results.ipynb #6e51ab04
 def to_json(
     value: Any,  # dictionaries, lists, dataclasses, paths, numbers
 ) -> str:  # JSON text ending in a newline
@@ -68,20 +98,35 @@ class Result:
         return head | {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> "Result":
+    def from_dict(cls, document: dict[str, Any]) -> Self:
         "The inverse of `to_dict`. Raises `BadInput` for another kind of document."
         said = document.get("schema", cls.schema)
         if said != cls.schema:
-            raise BadInput(f"this is a {said!r} document, not {cls.schema!r}", "Give the file that belongs here, or update fsdl-devinfra")
+            raise BadInput(
+                f"this is a {said!r} document, not {cls.schema!r}",
+                "Give the file that belongs here, or update fsdl-devinfra",
+            )
         hints, known = get_type_hints(cls), {f.name for f in fields(cls) if f.init}
-        try: return cls(**{k: _typed(hints[k], v) for k, v in document.items() if k in known})
-        except TypeError as e: raise BadInput(f"this {cls.schema or cls.__name__} document is incomplete ({e})", "Make it again") from None
+        try:
+            return cls(**{k: _typed(hints[k], v) for k, v in document.items() if k in known})
+        except TypeError as e:
+            raise BadInput(
+                f"this {cls.schema or cls.__name__} document is incomplete ({e})", "Make it again"
+            ) from None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__str__" in cls.__dict__: cls._repr_pretty_ = Result._show  # a notebook shows what a terminal would
+        speaks = "__str__" in cls.__dict__ or callable(cls.__dict__.get("verdict"))
+        if speaks and "__repr__" not in cls.__dict__: cls.__repr__ = Result._short  # the dataclass decorator keeps it
 
     def _show(self, printer: Any, cycle: bool) -> None: printer.text(str(self))
+
+    def _short(self) -> str:
+        "The first line that people would read, for a prompt or a log."
+        said = str(self) if type(self).__str__ is not object.__str__ else self.verdict()  # pyright: ignore[reportAttributeAccessIssue]
+        first = said.partition("\n")[0]
+        return f"<{type(self).__name__}: {first if len(first) <= 150 else first[:149] + '…'}>"
 
     def to_json(self) -> str:
         "The document as JSON text."
@@ -96,79 +141,117 @@ class Result:
     @classmethod
     def load(cls,
         path: str | Path,  # file that `save` wrote
-    ) -> "Result":
+    ) -> Self:
         "Read the document. Raises `BadInput` where there is none."
-        try: document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError: raise BadInput(f"there is no file {path}", "Check the path") from None
-        except IsADirectoryError: raise BadInput(f"{path} is a folder", "Name the file in it") from None
-        except (ValueError, UnicodeDecodeError) as e: raise BadInput(f"{path} is not JSON ({e})", "Make it again") from None
-        if not isinstance(document, dict): raise BadInput(f"{path} holds no JSON object", "Make it again")
-        return cls.from_dict(document)
+        return cls.from_dict(read_document(path))
 
+# %% ../../nbs/core/03_results.ipynb #6e51ab06
+def read_document(
+    path: str | Path,  # a JSON file
+) -> dict[str, Any]:  # the object in it
+    "The object that a JSON file holds. Raises `BadInput` where there is none."
+    try: document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"there is no file {path}", "Check the path") from None
+    except IsADirectoryError:
+        raise BadInput(f"{path} is a folder", "Name the file in it") from None
+    except (ValueError, UnicodeDecodeError) as e:
+        raise BadInput(f"{path} is not JSON ({e})", "Make it again") from None
+    if not isinstance(document, dict): raise BadInput(f"{path} holds no JSON object", "Make it again")
+    return document
+
+# %% ../../nbs/core/03_results.ipynb #6e51ab09
 def _typed(hint: Any, value: Any) -> Any:
     "`value` as the type that the annotation `hint` says, for nested results, tuples and lists."
-    if value is None or hint is Any: return value
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        options = [a for a in args if a is not type(None)]
-        return _typed(options[0], value) if len(options) == 1 else value
-    if origin in (list, tuple) and isinstance(value, (list, tuple)):
-        items = args[:1] * len(value) if origin is list or (len(args) == 2 and args[1] is ...) else args
-        return origin(_typed(h, v) for h, v in zip(items, value)) if items else origin(value)
-    if origin is dict and isinstance(value, dict) and len(args) == 2: return {k: _typed(args[1], v) for k, v in value.items()}
-    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
-        if issubclass(hint, Result): return hint.from_dict(value)
-        hints = get_type_hints(hint)
-        return hint(**{k: _typed(hints[k], v) for k, v in value.items() if k in hints})
+    origin = get_origin(hint)
+    if value is None: return value
+    if origin in (Union, types.UnionType): return _typed_option(get_args(hint), value)
+    if origin in (list, tuple) and isinstance(value, (list, tuple)): return origin(_typed_items(hint, value))
+    if origin is dict and isinstance(value, dict) and len(get_args(hint)) == 2:
+        return {key: _typed(get_args(hint)[1], item) for key, item in value.items()}
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict): return _typed_object(hint, value)
     return value
 
+def _typed_option(options: tuple[Any, ...], value: Any) -> Any:
+    "`X | None` is an X here; of other unions nothing says which."
+    real = [option for option in options if option is not type(None)]
+    return _typed(real[0], value) if len(real) == 1 else value
+
+def _typed_items(hint: Any, values: list[Any] | tuple[Any, ...]) -> list[Any]:
+    "`list[X]` and `tuple[X, ...]` have one type for all items, `tuple[X, Y]` one for each."
+    args = get_args(hint)
+    if not args: return list(values)
+    alike = get_origin(hint) is list or (len(args) == 2 and args[1] is ...)
+    hints = args[:1] * len(values) if alike else args
+    return [_typed(item_hint, item) for item_hint, item in zip(hints, values)]
+
+def _typed_object(cls: Any, document: dict[str, Any]) -> Any:
+    "A dataclass; a nested result checks its own schema."
+    if issubclass(cls, Result): return cls.from_dict(document)
+    hints = get_type_hints(cls)
+    return cls(**{name: _typed(hints[name], item) for name, item in document.items() if name in hints})
+
 # %% ../../nbs/core/03_results.ipynb #671e9fcb
-_JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_JSON_TYPES = {str: "string", int: "integer", bool: "boolean", type(None): "null"}
+#: A NaN or an infinity is written as a string.
+_NUMBER = {"anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}]}
 
 def _schema_of(hint: Any) -> dict[str, Any]:
-    origin, args = get_origin(hint), get_args(hint)
-    if hint in _JSON_TYPES:  # a NaN or an infinity is written as a string
-        return {"anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}]} if hint is float else {"type": _JSON_TYPES[hint]}
+    "The JSON Schema of one annotation."
+    if hint is float: return _NUMBER
+    if hint in _JSON_TYPES: return {"type": _JSON_TYPES[hint]}
+    origin, args = get_origin(hint) or hint, get_args(hint)
     if origin is Literal: return {"enum": list(args)}
-    if origin in (Union, types.UnionType): return {"anyOf": [_schema_of(a) for a in args]}
-    if origin in (list, tuple) or hint in (list, tuple):
-        return {"type": "array"} | ({"items": _schema_of(args[0])} if args else {})
-    if origin is dict or hint is dict:
+    if origin in (Union, types.UnionType): return {"anyOf": [_schema_of(option) for option in args]}
+    if origin in (list, tuple): return {"type": "array"} | ({"items": _schema_of(args[0])} if args else {})
+    if origin is dict:
         return {"type": "object"} | ({"additionalProperties": _schema_of(args[1])} if len(args) == 2 else {})
-    if isinstance(hint, type) and is_dataclass(hint): return json_schema(hint)
-    return {}
+    return json_schema(hint) if isinstance(hint, type) and is_dataclass(hint) else {}
 
+# %% ../../nbs/core/03_results.ipynb #6e51ab0c
 def json_schema(
     cls: type,  # a dataclass, usually a `Result`
 ) -> dict[str, Any]:  # a JSON Schema (draft 2020-12)
     "The JSON Schema that documents of `cls` follow, from its annotations."
     hints = get_type_hints(cls)
-    properties = {f.name: _schema_of(hints[f.name]) for f in fields(cls)}
-    required = [f.name for f in fields(cls)]
-    name = getattr(cls, "schema", "")
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name} if name else {}
-    if name: properties, required = {"schema": {"const": name}} | properties, ["schema", *required]
-    return head | {"type": "object", "properties": properties, "required": required}
+    head: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
+    if name := getattr(cls, "schema", ""):
+        head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name}
+        properties["schema"] = {"const": name}
+    properties |= {f.name: _schema_of(hints[f.name]) for f in fields(cls)}
+    return head | {"type": "object", "properties": properties, "required": list(properties)}
 
 # %% ../../nbs/core/03_results.ipynb #0b648cd4
-def all_results() -> list[type[Result]]:  # sorted by schema
-    "Every kind of result that the installed package defines."
-    import importlib, pkgutil
+def _import_everything() -> None:
+    "Every module of the installed package, so that every subclass is known."
+    import importlib
+    import pkgutil
     import fsdl_devinfra
     for module in pkgutil.walk_packages(fsdl_devinfra.__path__, "fsdl_devinfra."):
         if not module.name.rsplit(".", 1)[1].startswith("_"): importlib.import_module(module.name)
-    found, todo = {}, [Result]
-    while todo:
-        cls = todo.pop(); todo += cls.__subclasses__()
-        if cls.schema.startswith("fsdl-devinfra/") and cls.__module__.startswith("fsdl_devinfra."): found[cls.schema] = cls
-    return [found[s] for s in sorted(found)]
 
+def all_results() -> list[type[Result]]:  # sorted by schema
+    "Every kind of result that the installed package defines."
+    _import_everything()
+    found: dict[str, type[Result]] = {}
+    todo: list[type[Result]] = [Result]
+    while todo:
+        cls = todo.pop()
+        todo += cls.__subclasses__()
+        ours = cls.__module__.startswith("fsdl_devinfra.") and cls.schema.startswith("fsdl-devinfra/")
+        if ours: found[cls.schema] = cls
+    return [found[schema] for schema in sorted(found)]
+
+# %% ../../nbs/core/03_results.ipynb #6e51ab0e
 def schema_files() -> dict[str, str]:  # file name → JSON text
     "The schemas that ship in `fsdl_devinfra/schemas`, as they should be now."
-    return {cls.schema.split("/", 1)[1].replace("/", ".") + ".json": to_json(json_schema(cls)) for cls in all_results()}
+    def name(cls: type[Result]) -> str: return cls.schema.split("/", 1)[1].replace("/", ".") + ".json"
+    return {name(cls): to_json(json_schema(cls)) for cls in all_results()}
 
+# %% ../../nbs/core/03_results.ipynb #6e51ab0f
 def write_schemas() -> None:
-    "Write the schemas of all rooms into the installed package."
+    "Write all schemas into the installed package."
     folder = Path(__file__).parents[1] / "schemas"
     folder.mkdir(exist_ok=True)
     for name, text in schema_files().items(): write_atomic(folder / name, text)

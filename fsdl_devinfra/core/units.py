@@ -11,7 +11,7 @@ import re
 from .errors import BadInput
 
 # %% auto #0
-__all__ = ['KIB', 'MIB', 'GIB', 'TIB', 'KB', 'MB', 'GB', 'TB', 'size_text', 'parse_count', 'parse_size', 'count_text',
+__all__ = ['KIB', 'MIB', 'GIB', 'TIB', 'KB', 'MB', 'GB', 'TB', 'size_text', 'parse_count', 'parse_size', 'count_text', 'count_of',
            'time_text', 'usd_text']
 
 # %% ../../nbs/core/02_units.ipynb #83de54ce
@@ -19,36 +19,56 @@ KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
 
 # %% ../../nbs/core/02_units.ipynb #089abaa0
+def _digits_after(value: float) -> int:
+    "Decimal places that leave three or four significant digits of a value between 1 and 1024."
+    if abs(value) >= 1000: return 0
+    return 1 if abs(value) >= 100 else 2
+
 def size_text(
     size_bytes: float,  # bytes
 ) -> str:  # e.g. "79.15 GiB"
     "A size with a binary unit and three or four significant digits."
-    if abs(size_bytes) < KIB: return f"{int(size_bytes)} B"
     for unit, name in (TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"):
-        if abs(size_bytes) >= unit: break
-    value = size_bytes / unit
-    return f"{value:.{0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2}f} {name}"
+        if abs(size_bytes) >= unit:
+            value = size_bytes / unit
+            return f"{value:.{_digits_after(value)}f} {name}"
+    return f"{int(size_bytes)} B"
 
 # %% ../../nbs/core/02_units.ipynb #4b10f5e3
 _COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
-_SIZE = {"": 1, "b": 1, "kb": KB, "mb": MB, "gb": GB, "tb": TB, "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB,
-         "k": KIB, "m": MIB, "g": GIB, "t": TIB}
+_SIZE = {
+    **{"": 1, "b": 1},
+    **{"kb": KB, "mb": MB, "gb": GB, "tb": TB},
+    **{"kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB},
+    **{"k": KIB, "m": MIB, "g": GIB, "t": TIB},
+}
 
-def _number(text: str, units: dict[str, int], what: str, example: str) -> int:
-    match = re.fullmatch(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
-    if not match or match[2].lower() not in units:
-        raise BadInput(f"{text!r} is not {what}", f"Write it like {example}")
-    value = float(match[1].replace("_", "").replace(",", "")) * units[match[2].lower()]
+# %% ../../nbs/core/02_units.ipynb #7c90aa04
+_NUMBER_AND_UNIT = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+def _number(
+    text: str,  # as typed
+    units: dict[str, int],  # what each unit counts, in lower case
+    what: str,  # for the error, e.g. "a count"
+    example: str,  # for the hint
+) -> int:
+    match = _NUMBER_AND_UNIT.fullmatch(text)
+    unit = units.get(match[2].lower()) if match else None
+    if match is None or unit is None: raise BadInput(f"{text!r} is not {what}", f"Write it like {example}")
+    digits = match[1].replace("_", "").replace(",", "")
+    if digits.isdigit(): return int(digits) * unit
+    value = float(digits) * unit
     if not math.isfinite(value): raise BadInput(f"{text!r} is too large for {what}", f"Write it like {example}")
-    exact = match[1].replace("_", "").replace(",", "")
-    return int(exact) * units[match[2].lower()] if exact.isdigit() else round(value)
+    return round(value)
 
+# %% ../../nbs/core/02_units.ipynb #7c90aa06
 def parse_count(
     text: str | float,  # e.g. "7.5B", "7.5e9", "125M" or "6658859008"
 ) -> int:  # a whole number
     "Read a number of parameters or tokens. Raises `BadInput`."
     return _number(str(text), _COUNT, "a count", "7.5B, 7.5e9 or 7500000000")
 
+# %% ../../nbs/core/02_units.ipynb #7c90aa07
 def parse_size(
     text: str | int,  # e.g. "16MiB", "80GB" or bytes
 ) -> int:  # bytes
@@ -64,6 +84,15 @@ def count_text(
         if abs(count) >= unit: return f"{count / unit:.2f}{name}"
     return f"{count:g}"
 
+# %% ../../nbs/core/02_units.ipynb #7c90aa09
+def count_of(
+    count: int,
+    thing: str,  # one of them, e.g. "file"
+) -> str:  # e.g. "1 file" or "4 files"
+    "A number of things in words."
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+# %% ../../nbs/core/02_units.ipynb #7c90aa0b
 def time_text(
     seconds: float,  # seconds
 ) -> str:  # e.g. "2 h 30 min"
@@ -74,6 +103,7 @@ def time_text(
     if seconds < 86400: return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
     return f"{int(seconds // 86400)} d {int(seconds % 86400 // 3600)} h"
 
+# %% ../../nbs/core/02_units.ipynb #7c90aa0d
 def usd_text(
     usd: float,  # US dollars
 ) -> str:  # e.g. "$1,750"

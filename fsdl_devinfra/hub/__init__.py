@@ -5,36 +5,50 @@
 # %% ../../nbs/hub/00_overview.ipynb #4d2db23a
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from fsdl_devinfra.hub.checkpoint import Checkpoint, FileEntry, inspect
+    from fsdl_devinfra.hub.comparison import ModelDifference, diff
     from fsdl_devinfra.hub.header import Header, Risk, TensorEntry, parse_header, read_header
+    from fsdl_devinfra.hub.layout import Skipped, Wish
     from fsdl_devinfra.hub.loading import load
     from fsdl_devinfra.hub.locks import LockedFile, ModelLock, lock
+    from fsdl_devinfra.hub.materials import BillOfMaterials, bom
     from fsdl_devinfra.hub.pulling import Pulled, pull
     from fsdl_devinfra.hub.remote import WrongBytes
     from fsdl_devinfra.hub.server import Fault, LoopbackHub, serve
+    from fsdl_devinfra.hub.signing import Signer, Trust, WrongSignature, check_signature, sign
     from fsdl_devinfra.hub.source import Source, builtin_folder, resolve
     from fsdl_devinfra.hub.verification import Problem, Verification, verify
 
-_WHERE = {"checkpoint": ("Checkpoint", "FileEntry", "inspect"), "header": ("Header", "Risk", "TensorEntry", "parse_header", "read_header"),
-          "loading": ("load",),
-          "locks": ("LockedFile", "ModelLock", "lock"), "pulling": ("Pulled", "pull"), "remote": ("WrongBytes",), 
-          "server": ("Fault", "LoopbackHub", "serve"),
-          "source": ("Source", "builtin_folder", "resolve"), "verification": ("Problem", "Verification", "verify")}
+_EXPORTS = {
+    "checkpoint": "Checkpoint FileEntry inspect",
+    "comparison": "ModelDifference diff",
+    "header": "Header Risk TensorEntry parse_header read_header",
+    "loading": "load",
+    "layout": "Skipped Wish",
+    "locks": "LockedFile ModelLock lock",
+    "materials": "BillOfMaterials bom",
+    "pulling": "Pulled pull",
+    "remote": "WrongBytes",
+    "server": "Fault LoopbackHub serve",
+    "signing": "Signer Trust WrongSignature check_signature sign",
+    "source": "Source builtin_folder resolve",
+    "verification": "Problem Verification verify",
+}
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 
-def __getattr__(name: str) -> Any:
-    for module, names in _WHERE.items():
-        if name in names: return getattr(importlib.import_module(f"fsdl_devinfra.hub.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-_all_ = ["Checkpoint", "FileEntry", "inspect", "Header", "Risk", "TensorEntry", "parse_header", "read_header", "load", "LockedFile",
-         "ModelLock", "lock",
-         "Pulled", "pull", "WrongBytes", "Fault", "LoopbackHub", "serve", "Source", "builtin_folder", "resolve", "Problem", "Verification", "verify"]
+_all_ = ["Checkpoint", "FileEntry", "inspect", "Header", "Risk", "TensorEntry", "parse_header",
+         "read_header", "load", "LockedFile", "ModelLock", "lock", "Pulled", "pull", "WrongBytes",
+         "Fault", "LoopbackHub", "serve", "Source", "builtin_folder", "resolve", "Problem",
+         "Verification", "verify", "Skipped", "Wish", "ModelDifference", "diff",
+         "Signer", "Trust", "WrongSignature", "check_signature", "sign", "BillOfMaterials", "bom"]
 
 # %% auto #0
 __all__ = ['Checkpoint', 'FileEntry', 'inspect', 'Header', 'Risk', 'TensorEntry', 'parse_header', 'read_header', 'load',
            'LockedFile', 'ModelLock', 'lock', 'Pulled', 'pull', 'WrongBytes', 'Fault', 'LoopbackHub', 'serve', 'Source',
-           'builtin_folder', 'resolve', 'Problem', 'Verification', 'verify']
+           'builtin_folder', 'resolve', 'Problem', 'Verification', 'verify', 'Skipped', 'Wish', 'ModelDifference',
+           'diff', 'Signer', 'Trust', 'WrongSignature', 'check_signature', 'sign', 'BillOfMaterials', 'bom']

@@ -9,84 +9,32 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from functools import cached_property, lru_cache
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
-from ..core.console import table_text
-from ..core.errors import BadInput
+from ..core.console import status, table_text
+from ..core.errors import BadInput, CheckError, Unreachable
 from ..core.results import Result
-from ..core.units import MIB, count_text, size_text
-from .header import (MAX_HEADER_BYTES, Header, Risk, TensorEntry, gguf_header, header_length, onnx_header, parse_header,
-                                      parse_json, read_header,
-                                     too_long)
-from .source import Source, printable, resolve, unsafe_path
+from ..core.units import MIB, count_of, count_text, size_text
+from .header import (MAX_HEADER_BYTES, Header, Risk, TensorEntry, gguf_header, header_length, onnx_header,
+                                      parse_header, parse_json, read_header, too_long, uncollected)
+from .content import SNIFF_BYTES, content_of, format_by_content, is_pointer, pointers_error
+from .layout import Files, Skipped, Wish, format_of, is_weights, pick
+from .logical import EMBEDDINGS, HEADS, logical_parameters, ties_said
+from .pickles import PickleScan, scan_pickle
+from .source import Source, cached_snapshot, printable, resolve, unsafe_path
+from .templates import template_risks
+from .whole import WeightFile, cut_files, flaw_of, is_headed, refuse, refuse_nothing, unreadable
 
 # %% auto #0
-__all__ = ['PICKLES', 'OTHER_WEIGHTS', 'FORMATS', 'PREFERENCE', 'HASH_AT_ONCE', 'AT_ONCE', 'format_of', 'is_weights',
-           'weight_format', 'choose', 'FileEntry', 'TensorTotals', 'Module', 'Checkpoint', 'totals', 'card_data',
+__all__ = ['HASH_AT_ONCE', 'AT_ONCE', 'FileEntry', 'TensorTotals', 'Module', 'Checkpoint', 'totals', 'card_data',
            'architecture_of', 'library_of', 'module_tree', 'tied_tensors', 'config_risks', 'file_risks', 'index_risks',
-           'index_lies', 'shards_of', 'is_lock_file', 'walk_folder', 'linked', 'file_sha256', 'guess_header', 'inspect',
-           'leaves', 'report']
-
-# %% ../../nbs/hub/05_checkpoint.ipynb #7f97442a
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".mar", ".model.pickle")
-OTHER_WEIGHTS = (".h5", ".hdf5", ".keras", ".msgpack", ".ot", ".tflite", ".mlmodel", ".pb", ".npz.weights", ".engine", ".trt")
-FORMATS = {"safetensors": (".safetensors",), "onnx": (".onnx", ".onnx_data", ".onnx.data"), "gguf": (".gguf", ".ggml"), "pickle": PICKLES,
-           "other": OTHER_WEIGHTS}
-#: in order of preference: what is safe and complete first
-PREFERENCE = ("safetensors", "onnx", "gguf", "other", "pickle")
-_NOT_WEIGHTS = {"training_args.bin", "optimizer.bin", "scheduler.bin", "tokenizer.model", "optimizer.pt", "scheduler.pt"}
-
-@lru_cache(10_000)
-def format_of(
-    path: str,  # in a repository
-) -> str | None:  # "safetensors", "pickle", "onnx", "gguf" or "other"; None for a file that holds no weights
-    "The weight format of a file, by its name."
-    name = PurePosixPath(path).name.lower()
-    return next((f for f, ends in FORMATS.items() if name.endswith(ends)), None)
-
-@lru_cache(10_000)
-def is_weights(path: str) -> bool:
-    "True for a file of model weights, not for an optimiser's state or a trainer's arguments."
-    name = PurePosixPath(path).name
-    return format_of(path) is not None and name.lower() not in _NOT_WEIGHTS and not re.match(r"(optimizer|scheduler|rng_state)", name)
-
-def weight_format(
-    paths: Iterable[str],  # of all files
-) -> str:
-    "The one format that we would load: the first of `PREFERENCE` that is there, else \"none\"."
-    there = {format_of(p) for p in paths if is_weights(p)}
-    return next((f for f in PREFERENCE if f in there), "none")
-
-# %% ../../nbs/hub/05_checkpoint.ipynb #ac9e7d86
-_VARIANT = re.compile(r"(model|pytorch_model|diffusion_pytorch_model|open_clip_model)(?:-\d{5}-of-\d{5})?"
-                      r"(?:\.(?!safetensors)[\w-]+\.safetensors|\.safetensors\.index\.(?!json$)[\w-]+\.json)")
-
-def _shadowed(path: str, beside: dict[str, set[str]]) -> bool:
-    "True for a safetensors file (or index) that repeats what the standard file beside it holds."
-    folder, name = os.path.split(path); standard = beside[folder]
-    has_model = any(n in standard for n in ("model.safetensors", "model.safetensors.index.json"))
-    if name.startswith("consolidated") and has_model: return True
-    variant = _VARIANT.fullmatch(name)
-    return bool(variant) and any(s in standard for s in (f"{variant[1]}.safetensors", f"{variant[1]}.safetensors.index.json"))
-
-def choose(
-    paths: Iterable[str],  # all files of a repository
-) -> list[str]:  # sorted
-    "The files that make up the model: all that hold no weights, and the weights in one format."
-    paths = [p for p in paths if not any(part.startswith(".") for part in p.split("/"))]
-    chosen, names = weight_format(paths), {os.path.dirname(p): set() for p in paths}
-    for p in paths: names[os.path.dirname(p)].add(os.path.basename(p))
-    def wanted(path: str) -> bool:
-        kind = format_of(path)
-        if kind is None:
-            return not (path.endswith(".bin.index.json") and chosen != "pickle") and not (chosen == "safetensors" and _shadowed(path, names))
-        return kind == chosen and is_weights(path) and not (kind == "safetensors" and _shadowed(path, names))
-    return sorted(filter(wanted, paths))
+           'index_lies', 'shards_of', 'is_lock_file', 'walk_folder', 'linked', 'file_sha256', 'guess_header',
+           'HubReader', 'inspect', 'files_of', 'say_cached', 'leaves', 'report', 'skipped_text']
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #62664b6c
 @dataclass(frozen=True)
@@ -100,8 +48,9 @@ class FileEntry:
 class TensorTotals:
     "How many tensors and parameters."
     count: int = 0
-    parameters: int = 0
-    by_dtype: dict[str, int] = field(default_factory=dict)  # dtype → parameters
+    parameters: int = 0  # logical: of a 4-bit checkpoint the weights it stands for, tied weights once
+    by_dtype: dict[str, int] = field(default_factory=dict)  # dtype → elements that are stored
+    elements: int = 0  # stored numbers: packed weights as they are packed, with scales and tables
 
 @dataclass(frozen=True)
 class Module:
@@ -133,6 +82,8 @@ class Checkpoint(Result):
     tied: dict[str, str] = field(default_factory=dict)  # name that is not stored → tensor that it shares
     #: weight files whose tensors are not in `tensors`: pickles, other formats, other versions of what was counted
     uncounted: list[str] = field(default_factory=list)
+    #: copies and other versions of the model, and what was not asked for
+    skipped: list[Skipped] = field(default_factory=list)
 
     @property
     def folder(self) -> Path | None:
@@ -162,12 +113,18 @@ class Checkpoint(Result):
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #ff9b1571
 def totals(
-    tensors: Iterable[TensorEntry],  # of all shards
+    tensors: Mapping[str, TensorEntry],  # of all shards
+    config: Mapping[str, Any] | None = None,  # config.json: how the weights are quantised, and whether the head is tied
 ) -> TensorTotals:
-    "Count tensors and parameters."
-    by_dtype: Counter[str] = Counter(); count = 0
-    for t in tensors: by_dtype[t.dtype] += t.parameters; count += 1
-    return TensorTotals(count, sum(by_dtype.values()), dict(by_dtype.most_common()))
+    "Count tensors, elements and the parameters that they stand for."
+    by_dtype: Counter[str] = Counter()
+    for t in tensors.values(): by_dtype[t.dtype] += t.parameters
+    return TensorTotals(
+        count=len(tensors),
+        parameters=logical_parameters(tensors, config),
+        by_dtype=dict(by_dtype.most_common()),
+        elements=sum(by_dtype.values()),
+    )
 
 def card_data(
     text: str,  # of a README.md
@@ -175,7 +132,11 @@ def card_data(
     "The plain values in the front matter of a model card. No YAML library: only `license` and `library_name` are asked for."
     match = re.match(r"\s*---\s*\n(.*?)\n---", text, re.S)
     lines = (match[1] if match else "").splitlines()
-    return {k: v.strip().strip("'\"") for k, v in re.findall(r"^([A-Za-z_]+):[ \t]*([^\n#]+?)\s*$", "\n".join(lines), re.M)}
+    return {
+        k: v.strip().strip("'\"")
+        for k, v in re.findall(r"^([A-Za-z_]+):[ \t]*([^\n#]+?)\s*$", "\n".join(lines), re.M)
+    }
+
 
 def architecture_of(config: dict[str, Any] | None) -> str | None:
     "The class that a config names, in the ways in which Transformers, diffusers and timm do."
@@ -191,16 +152,27 @@ def library_of(config: dict[str, Any] | None, card: dict[str, str], paths: Itera
     config, paths = config or {}, set(paths)
     if "model_index.json" in paths or "_diffusers_version" in config: return "diffusers"
     if "pretrained_cfg" in config or ("architecture" in config and "num_classes" in config): return "timm"
-    if "modules.json" in paths and "config_sentence_transformers.json" in paths: return "sentence-transformers"
+    if "modules.json" in paths and "config_sentence_transformers.json" in paths:
+        return "sentence-transformers"
     if "adapter_config.json" in paths: return "peft"
     return "transformers" if "model_type" in config or "transformers_version" in config else None
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #10e3c4ca
+_DEEPEST = 64  # parts of a name that are told apart; an untrusted name may have a million
+
+def _child(node: dict[str, Any], part: str) -> dict[str, Any]:
+    "The module of this name, made where it is not there; beside a tensor of the same name it gets a dot."
+    child = node.get(part)
+    if child is None:
+        child = node[part] = {}
+    return child if type(child) is dict else node.setdefault(part + ".", {})
+
 def _nest(tensors: dict[str, TensorEntry]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, t in tensors.items():
-        *path, leaf = name.replace(":", ".").split("."); node = tree
-        for part in path: node = node.setdefault(part, {}) if isinstance(node.get(part, {}), dict) else node.setdefault(part + ".", {})
+        *path, leaf = name.replace(":", ".").split(".", _DEEPEST)
+        node = tree
+        for part in path: node = _child(node, part)
         node[leaf] = t
     return tree
 
@@ -215,11 +187,17 @@ def _weigh(node: dict[str, Any], nodes: dict[int, _Node], known: dict[Any, int])
     "Add up a tree from its leaves, looking at every node once; `nodes` remembers them by identity."
     parameters, size, dtypes, key = 0, 0, set(), []
     for name, child in node.items():
-        if isinstance(child, dict):
+        if type(child) is dict:
             below = _weigh(child, nodes, known)
-            parameters += below.parameters; size += below.size_bytes; dtypes |= below.dtypes; key.append((name, below.sign))
+            parameters += below.parameters
+            size += below.size_bytes
+            dtypes |= below.dtypes
+            key.append((name, below.sign))
         else:
-            parameters += child.parameters; size += child.size_bytes; dtypes.add(child.dtype); key.append((name, child[:2]))
+            parameters += child.parameters
+            size += child.size_bytes
+            dtypes.add(child.dtype)
+            key.append((name, child[:2]))
     key.sort(key=lambda k: k[0])
     nodes[id(node)] = _Node(known.setdefault(tuple(key), len(known)), parameters, size, frozenset(dtypes))
     return nodes[id(node)]
@@ -230,11 +208,17 @@ def _runs(children: dict[str, Any], nodes: dict[int, _Node]) -> Iterator[tuple[s
     modules.sort(key=lambda m: (0, int(m[0]), "") if m[0].isdigit() else (1, 0, ""))
     i = 0
     while i < len(modules):
-        name, node = modules[i]; j = i + 1
+        name, node = modules[i]
+        j = i + 1
         if name.isdigit():
             def follows(j: int) -> bool:
                 (last, _), (this, other) = modules[j - 1:j + 1]
-                return this.isdigit() and int(this) == int(last) + 1 and nodes[id(other)].sign == nodes[id(node)].sign
+                return (
+                    this.isdigit()
+                    and int(this) == int(last) + 1
+                    and nodes[id(other)].sign == nodes[id(node)].sign
+                )
+
             while j < len(modules) and follows(j): j += 1
         yield (name if j == i + 1 else f"{name}-{modules[j - 1][0]}"), j - i, node
         i = j
@@ -244,8 +228,11 @@ def module_tree(
     depth: int = 5,  # parts of a name
 ) -> list[Module]:  # parents before their children
     "The modules of a checkpoint, repeated layers as one row."
-    rows: list[Module] = []; tree, nodes = _nest(tensors), {}
-    _weigh(tree, nodes, {})
+    rows: list[Module] = []
+    with uncollected():
+        tree, nodes = _nest(tensors), {}
+        _weigh(tree, nodes, {})
+
     def walk(node: dict[str, Any], prefix: str, times: int, left: int) -> None:
         for name, repeats, child in _runs(node, nodes):
             n, full, all_of = nodes[id(child)], f"{prefix}.{name}" if prefix else name, times * repeats
@@ -255,9 +242,6 @@ def module_tree(
     return rows
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #523a43e8
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight", "embed_in.weight")
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "decoder.weight")
-
 def tied_tensors(
     tensors: Iterable[str],  # names that are stored
     metadata: dict[str, Any],  # of the headers
@@ -266,10 +250,9 @@ def tied_tensors(
     "What the files say about shared tensors."
     names = set(tensors)
     found = {k: v for k, v in metadata.items() if v in names and k not in names}
-    config = config or {}; text = config.get("text_config")
-    says = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None)
-    embeddings = sorted(n for n in names if n.endswith(_EMBEDDINGS))
-    if says is True and embeddings and not any(n.endswith(_HEADS) for n in names): found.setdefault("lm_head.weight", embeddings[0])
+    embeddings = sorted(n for n in names if n.endswith(EMBEDDINGS))
+    if ties_said(config) and embeddings and not any(n.endswith(HEADS) for n in names):
+        found.setdefault("lm_head.weight", embeddings[0])
     return found
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #27a05bec
@@ -283,23 +266,56 @@ def config_risks(
         if isinstance(value, dict):
             for key, inner in value.items():
                 at = f"{where}.{key}" if where else str(key)
-                if key == "auto_map" and inner: found.append(Risk("remote-code", path, f"{at} names classes in the repository's own Python files"))
+                if key == "auto_map" and inner:
+                    found.append(
+                        Risk("remote-code", path, f"{at} names classes in the repository's own Python files")
+                    )
                 elif key == "trust_remote_code" and inner:
-                    found.append(Risk("remote-code", path, f"{at} asks the loader to run the repository's code"))
+                    found.append(
+                        Risk("remote-code", path, f"{at} asks the loader to run the repository's code")
+                    )
                 elif key == "custom_pipelines" and inner:
-                    found.append(Risk("remote-code", path, f"{at} names pipelines in the repository's own Python files"))
+                    found.append(
+                        Risk(
+                            "remote-code", path, f"{at} names pipelines in the repository's own Python files"
+                        )
+                    )
                 else: walk(inner, at)
         elif isinstance(value, list):
             for i, inner in enumerate(value): walk(inner, f"{where}[{i}]")
     walk(document, "")
     return found
 
+_COMPILED = (".so", ".dll", ".dylib", ".pyd", ".pyc", ".pyo", ".exe")
+
 def file_risks(
     paths: Iterable[str],  # of all files
+    contents: Mapping[str, str | None] | None = None,  # path → what its first bytes are, see `content_of`
+    scans: Mapping[str, PickleScan] | None = None,  # path → what unpickling it would do
 ) -> list[Risk]:
     "Files that run code when they are read, or that are code."
-    risks = [Risk("pickle", p, "reading this file can run any code") for p in paths if format_of(p) == "pickle"]
-    return risks + [Risk("remote-code", p, "the repository brings Python code of its own") for p in paths if p.endswith(".py")]
+    contents, scans = contents or {}, scans or {}
+    risks = []
+    for path in paths:
+        named = format_by_content(path, format_of(path), contents.get(path))
+        if path in scans:
+            risks.append(Risk("pickle", path, scans[path].why))
+        elif named == "pickle" and contents.get(path) != "lfs-pointer":
+            risks.append(Risk("pickle", path, "reading this file can run any code"))
+        if path.endswith(".py"):
+            risks.append(Risk("remote-code", path, "the repository brings Python code of its own"))
+        elif _is_compiled(path, contents.get(path)):
+            risks.append(Risk("remote-code", path, "the repository brings compiled code"))
+    return risks
+
+def _is_compiled(path: str, content: str | None) -> bool:
+    "True for a library, a program or Python's bytecode."
+    return (
+        content in ("library", "bytecode")
+        or (content is None and bool(re.search(r"\.so(\.\d+)*$", path)))
+        or path.lower().endswith(_COMPILED)
+    )
+
 
 def index_risks(
     path: str,  # e.g. "model.safetensors.index.json"
@@ -311,10 +327,21 @@ def index_risks(
 
 def _shard_risks(path: str, shards: dict[str, list[str]] | None, paths: Iterable[str] | None) -> list[Risk]:
     if shards is None: return [Risk("path", path, "the index has no weight_map")]
-    end, there = os.path.splitext(path.removesuffix(".index.json"))[1], set(shards) if paths is None else set(paths)
-    bad = [n for n in shards if unsafe_path(n[len(os.path.dirname(path)):].lstrip("/")) or not n.endswith(end)]
-    return ([Risk("path", path, f"the index names a shard {n!r} outside its folder or of another format") for n in bad]
-            + [Risk("path", path, f"the index names a shard {n!r} that is not there") for n in shards if n not in there and n not in bad])
+    end, there = (
+        os.path.splitext(path.removesuffix(".index.json"))[1],
+        set(shards) if paths is None else set(paths),
+    )
+    bad = [
+        n for n in shards if unsafe_path(n[len(os.path.dirname(path)) :].lstrip("/")) or not n.endswith(end)
+    ]
+    return [
+        Risk("path", path, f"the index names a shard {n!r} outside its folder or of another format")
+        for n in bad
+    ] + [
+        Risk("path", path, f"the index names a shard {n!r} that is not there")
+        for n in shards
+        if n not in there and n not in bad
+    ]
 
 def index_lies(
     path: str,  # of the index
@@ -325,8 +352,34 @@ def index_lies(
     where = {name: file for file, header in headers.items() if file in shards for name in header.tensors}
     wrong = [(n, file, where[n]) for file, names in shards.items() if file in headers
              for n in names if where.get(n, file) != file and n not in headers[file].tensors]
-    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    return [Risk("path", path, f"the index says that {n!r} is in {said}, and it is in {real}{more}") for n, said, real in wrong[:1]]
+    named = {n for names in shards.values() for n in names}
+    nowhere = [
+        n
+        for file, names in shards.items()
+        if file in headers
+        for n in names
+        if n not in where and not _MAY_BE_TIED.search(n)
+    ]
+    hidden = [n for n in where if n not in named]
+    return (
+        [
+            Risk("path", path, f"the index says that {n!r} is in {said}, and it is in {real}{_more(wrong)}")
+            for n, said, real in wrong[:1]
+        ]
+        + [
+            Risk("path", path, f"the index names a tensor {n!r}, and no shard holds it{_more(nowhere)}")
+            for n in nowhere[:1]
+        ]
+        + [
+            Risk("path", path, f"{where[n]} holds a tensor {n!r} that the index does not name{_more(hidden)}")
+            for n in hidden[:1]
+        ]
+    )
+
+#: names of tensors that some indexes list although no file stores them, because they are tied to another one
+_MAY_BE_TIED = re.compile(r"head|embed|shared|(decoder|output|wte)\.(weight|bias)$")
+
+def _more(found: list[Any]) -> str: return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
 
 def shards_of(path: str, document: Any) -> dict[str, list[str]] | None:
     "Shard → names of its tensors; None for something that is no index."
@@ -353,11 +406,19 @@ def walk_folder(
     for at, folders, names in os.walk(folder):
         folders[:] = [d for d in folders if not d.startswith(".") and d not in _CACHES]
         found += [Path(at) / n for n in names if not n.startswith(".")]
-    return sorted(f.relative_to(folder).as_posix() for f in found if f.is_symlink() or (f.is_file() and not is_lock_file(f)))
+    return sorted(
+        f.relative_to(folder).as_posix()
+        for f in found
+        if f.is_symlink() or (f.is_file() and not is_lock_file(f))
+    )
+
 
 def linked(folder: Path, path: str) -> Path:
     "A file of a folder. Raises `BadInput` for a link that leads nowhere, or in a circle."
-    if not (folder / path).exists(): raise BadInput(f"{path} is a link to a file that is not there", "Download the model again, or remove the link")
+    if not (folder / path).exists():
+        raise BadInput(
+            f"{path} is a link to a file that is not there", "Download the model again, or remove the link"
+        )
     return folder / path
 
 def file_sha256(
@@ -365,7 +426,9 @@ def file_sha256(
     advance: Callable[[int], None] | None = None,  # told of every piece read, in bytes
 ) -> str:  # 64 hex digits
     "SHA-256 of a file, read in pieces of a mebibyte."
-    digest = hashlib.sha256(); buffer = bytearray(MIB); view = memoryview(buffer)
+    digest = hashlib.sha256()
+    buffer = bytearray(MIB)
+    view = memoryview(buffer)
     with open(file, "rb", buffering=0) as f:
         while n := f.readinto(buffer):
             digest.update(view[:n])
@@ -373,9 +436,21 @@ def file_sha256(
     return digest.hexdigest()
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #d5fa404c
+_T = TypeVar("_T")
+
+class _Reader(Protocol):
+    "Gives what is asked for of a folder, or of a repository on the Hub."
+    def texts(self, paths: list[str]) -> dict[str, bytes]: ...
+    def headers(self, paths: list[str], sizes: dict[str, int], guesses: dict[str, int]) -> list[Header]: ...
+    def range_of(self, path: str) -> Callable[[int, int], bytes]: ...
+    def beginnings(self, sizes: Mapping[str, int]) -> dict[str, bytes]: ...
+    def each(self, function: Callable[[str], _T], paths: list[str]) -> Iterator[_T]: ...
+
 class _Local:
-    "Reads a folder and counts what it read."
-    def __init__(self, folder: Path): self.folder, self.bytes_read = folder, 0
+    "Reads a folder, or a single file of it, and counts what it read."
+
+    def __init__(self, folder: Path, only: list[str] | None = None):
+        self.folder, self.only, self.bytes_read = folder, only, 0
 
     def texts(self, paths: list[str]) -> dict[str, bytes]:
         found = {p: (self.folder / p).read_bytes() for p in paths}
@@ -389,14 +464,26 @@ class _Local:
 
     def range_of(self, path: str) -> Callable[[int, int], bytes]:
         def read(start: int, stop: int) -> bytes:
-            with open(self.folder / path, "rb", buffering=0) as f: f.seek(start); data = f.read(stop - start)
+            with open(self.folder / path, "rb") as f:
+                f.seek(start)
+                data = f.read(stop - start)
             self.bytes_read += len(data)
             return data
         return read
 
+    def beginnings(self, sizes: Mapping[str, int]) -> dict[str, bytes]:
+        return {
+            p: self.range_of(p)(0, SNIFF_BYTES)
+            for p, size in sizes.items()
+            if size and (self.folder / p).is_file()
+        }
+
+    def each(self, function: Callable[[str], _T], paths: list[str]) -> Iterator[_T]:
+        return map(function, paths)
+
     def files(self) -> list[FileEntry]:
         entries = []
-        for path in walk_folder(self.folder):
+        for path in walk_folder(self.folder) if self.only is None else self.only:
             file = linked(self.folder, path)
             size = file.stat().st_size
             entries.append(FileEntry(path, size, file_sha256(file) if size <= HASH_AT_ONCE else None))
@@ -411,11 +498,19 @@ def guess_header(
     size_bytes: int,  # of the shard
 ) -> int:  # bytes
     "About how long the header of a shard is, with its eight bytes of length. Offsets have as many digits as the size of the file."
-    vectors = sum(n.endswith(("norm.weight", ".bias")) for n in names); letters = len("".join(names).encode("utf-8", "replace"))
-    entries = letters + len(names) * (_ENTRY_BYTES + 2 * len(str(size_bytes)) + len("4096,4096")) - vectors * len(",4096")
+    vectors = sum(n.endswith(("norm.weight", ".bias")) for n in names)
+    letters = len("".join(names).encode("utf-8", "replace"))
+    entries = (
+        letters
+        + len(names) * (_ENTRY_BYTES + 2 * len(str(size_bytes)) + len("4096,4096"))
+        - vectors * len(",4096")
+    )
     return 8 + len('"__metadata__":{"format":"pt"},') + entries
 
-class _OnHub:
+_MOST_BEGINNINGS = 200  # requests for half a kilobyte
+_TEXT = re.compile(r"\.(json|jsonl|txt|md|ya?ml|csv|png|jpe?g|svg|gif|gitattributes)$", re.I)
+
+class HubReader:
     "Reads a repository through ranges, many at once."
     def __init__(self, remote: Any, at: Any):
         self.remote, self.at, self._hashes = remote, at, {f.path: f.sha256 for f in at.files}
@@ -423,30 +518,51 @@ class _OnHub:
     @property
     def bytes_read(self) -> int: return self.remote.bytes_read
 
-    def _each(self, function: Callable[[str], Any], paths: list[str]) -> Iterator[Any]:
+    def each(self, function: Callable[[str], _T], paths: list[str]) -> Iterator[_T]:
         "What a function returns for each path, in their order; the first failure stops the others."
-        if len(paths) < 2: yield from map(function, paths); return
+        if len(paths) < 2:
+            yield from map(function, paths)
+            return
         with ThreadPoolExecutor(min(AT_ONCE, len(paths))) as pool:
             try: yield from pool.map(function, paths)
             finally: pool.shutdown(wait=True, cancel_futures=True)
 
     def texts(self, paths: list[str]) -> dict[str, bytes]:
         from fsdl_devinfra.hub.remote import fetch
-        return dict(zip(paths, self._each(lambda p: fetch(self.remote, self.at, p), paths)))
+        return dict(zip(paths, self.each(lambda p: fetch(self.remote, self.at, p), paths)))
 
     def range_of(self, path: str) -> Callable[[int, int], bytes]:
         from fsdl_devinfra.hub.remote import check_reply
         url, repo, sha256 = self.at.url(path), self.at.repo, self._hashes.get(path)
-        return lambda a, b: self.remote.span(url, repo, a, b, lambda reply: check_reply(reply, self.at, path, sha256))
+        return lambda a, b: self.remote.span(
+            url, repo, a, b, lambda reply: check_reply(reply, self.at, path, sha256)
+        )
+
+    def beginnings(self, sizes: Mapping[str, int]) -> dict[str, bytes]:
+        "Of so many files as one inspection may ask for, texts last; a beginning that does not come is not there."
+
+        def one(path: str) -> bytes:
+            try: return self.range_of(path)(0, min(SNIFF_BYTES, sizes[path]))
+            except CheckError: return b""
+
+        asked = sorted((p for p, size in sizes.items() if size), key=lambda p: bool(_TEXT.search(p)))[
+            :_MOST_BEGINNINGS
+        ]
+        return {p: data for p, data in zip(asked, self.each(one, asked)) if data}
 
     def headers(self, paths: list[str], sizes: dict[str, int], guesses: dict[str, int]) -> list[Header]:
         def one(path: str) -> tuple[int, bytes]:
             span = self.range_of(path)
             first = span(0, max(8, min(guesses.get(path, 8), sizes[path], MAX_HEADER_BYTES)))
             length = header_length(first, path)
-            if len(first) < 8 + length <= 8 + MAX_HEADER_BYTES: first += span(len(first), 8 + length)
+            if len(first) < 8 + length <= min(8 + MAX_HEADER_BYTES, sizes[path]): first += span(len(first), 8 + length)
             return length, first
-        return [_header_in(data, length, path, sizes[path]) for path, (length, data) in zip(paths, self._each(one, paths))]
+
+        return [
+            _header_in(data, length, path, sizes[path])
+            for path, (length, data) in zip(paths, self.each(one, paths))
+        ]
+
 
 def _header_in(data: bytes, length: int, path: str, size_bytes: int) -> Header:
     "The header at the start of a file; read while the next ones are still on their way."
@@ -455,109 +571,365 @@ def _header_in(data: bytes, length: int, path: str, size_bytes: int) -> Header:
     return parse_header(data[8:8 + length], path, size_bytes)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #1d4b089d
-_CONFIGS = re.compile(r"(^|/)(config|model_index|adapter_config|tokenizer_config|processor_config|preprocessor_config|modules)\.json$")
+_CONFIGS = re.compile(
+    r"(^|/)(config|model_index|adapter_config|tokenizer_config|processor_config|preprocessor_config|modules|chat_template)\.json$"
+)
+
+_TEMPLATES = re.compile(r"(^|/)(chat_template\.jinja|additional_chat_templates/[^/]+\.jinja)$")
 
 def _json(path: str, text: bytes) -> Any:
+    if is_pointer(text): raise pointers_error([path])
     try: return parse_json(text)
     except ValueError: raise BadInput(f"{path} is not JSON", "Download it again") from None
 
-def _examine(reader: Any, files: list[FileEntry]) -> dict[str, Any]:
-    "Everything that can be said from the names, the small JSON files and the headers."
-    paths = sorted(f.path for f in files); sizes = {f.path: f.size_bytes for f in files}
-    chosen = choose(paths); kind = weight_format(paths); safe = [p for p in chosen if p.endswith(".safetensors") and not unsafe_path(p)]
-    small = {p: _json(p, t) for p, t in reader.texts([p for p in paths if (_CONFIGS.search(p) or p.endswith(".safetensors.index.json"))
-                                                      and not unsafe_path(p)]).items()}
-    indexes = {p: shards_of(p, d) for p, d in small.items() if p.endswith(".index.json")}
-    guesses = {s: guess_header(n, sizes.get(s, 0)) for shards in indexes.values() for s, n in (shards or {}).items()}
+def _is_small(path: str) -> bool:
+    return bool(_CONFIGS.search(path) or _TEMPLATES.search(path)) or path.endswith(".index.json")
+
+
+def _documents(reader: _Reader, paths: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    "(small JSON files, chat templates of their own)."
+    texts = reader.texts([p for p in paths if _is_small(p) and not unsafe_path(p)])
+    templates = {p: t.decode("utf-8", "replace") for p, t in texts.items() if _TEMPLATES.search(p)}
+    return {p: _json(p, t) for p, t in texts.items() if p not in templates}, templates
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #9f553daa
+class _Contents:
+    "What the files are, by their first bytes."
+    def __init__(self, reader: _Reader, sizes: dict[str, int]):
+        self._reader, self._sizes, self.kinds = reader, sizes, dict[str, str | None]()
+
+    def look(self, paths: Iterable[str]) -> None:
+        "Read the beginnings of some files."
+        there = {p: self._sizes[p] for p in paths if p not in self.kinds and not unsafe_path(p)}
+        self.kinds |= {p: content_of(data) for p, data in self._reader.beginnings(there).items()}
+
+    @property
+    def formats(self) -> dict[str, str | None]:
+        "Path → weight format, of what was looked at."
+        return {p: format_by_content(p, format_of(p), kind) for p, kind in self.kinds.items()}
+
+    def refuse_missing(self, paths: Iterable[str]) -> None:
+        "Raise `BadInput` where files of the model were never fetched, or are empty."
+        paths = list(paths)
+        pointers = [p for p in paths if self.kinds.get(p) == "lfs-pointer"]
+        if pointers: raise pointers_error(pointers)
+        refuse(next((f"{p} is empty" for p in paths if is_weights(p) and not self._sizes[p]), None))
+
+    def refuse_cut(self, paths: Iterable[str], scans: Mapping[str, PickleScan]) -> None:
+        "Raise `BadInput` where a file without a header of tensors ends early. One that would run code is a risk first."
+        harmful = {p for p, scan in scans.items() if scan.verdict == "dangerous"}
+        for p in paths:
+            named = self.formats.get(p)
+            if p not in self.kinds or p in harmful or not is_weights(p) or is_headed(p, named): continue
+            file = WeightFile(p, named, self.kinds[p], self._sizes[p], self._reader.range_of(p))
+            refuse(flaw_of(file, self._sizes))
+
+    def scans(self) -> dict[str, PickleScan]:
+        "What unpickling would do, of all files that hold a pickle."
+        formats = self.formats
+        may = [p for p, kind in self.kinds.items() if formats[p] == "pickle" or kind in _MAY_HOLD_PICKLES]
+        def scan(path: str) -> PickleScan | None:
+            return scan_pickle(
+                self._reader.range_of(path), self._sizes[path], self.kinds[path], formats[path] == "pickle"
+            )
+
+        return {p: found for p, found in zip(may, self._reader.each(scan, may)) if found}
+
+_MAY_HOLD_PICKLES = {"pickle", "numpy", "zip", "tar", "gzip", "zlib", "bzip2", "xz", "lzma"}
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #faf1ec36
+class _Indexes(NamedTuple):
+    "The indexes of shards."
+    named: dict[str, dict[str, list[str]] | None]  # path → shard → tensors; None for what is no index
+    taken: dict[str, dict[str, list[str]]]  # of the set that is read
+
+def _indexes(documents: Mapping[str, Any], left_out: set[str]) -> _Indexes:
+    named = {p: shards_of(p, d) for p, d in documents.items() if p.endswith(".index.json")}
+    return _Indexes(named, {p: shards or {} for p, shards in named.items() if p not in left_out})
+
+class _Held(NamedTuple):
+    "What the headers hold."
+    tensors: dict[str, TensorEntry]
+    counted: set[str]  # files whose tensors these are
+    metadata: dict[str, Any]
+    risks: list[Risk]
+    needs: dict[str, int]  # file → bytes that it must have
+
+def _held(
+    reader: _Reader,
+    chosen: list[str],
+    kind: str,
+    sizes: dict[str, int],
+    indexes: _Indexes,
+    left_out: set[str],
+) -> _Held:
+    "Read the headers of the files that make up the model."
+    safe = [p for p in chosen if p.endswith(".safetensors") and not unsafe_path(p)]
+    guesses = {
+        s: guess_header(n, sizes.get(s, 0)) for shards in indexes.taken.values() for s, n in shards.items()
+    }
     headers = reader.headers(safe, sizes, guesses)
-    tensors, twice = _tensor_index(headers, len({os.path.dirname(p) for p in safe}) > 1); counted = set(safe)
-    twice += [r for p, shards in indexes.items() if p.endswith(".safetensors.index.json")
-              for r in index_lies(p, shards or {}, dict(zip(safe, headers)))]
-    if kind in ("onnx", "gguf"): tensors, counted, outside = _walked(reader, chosen, sizes); twice += outside
-    config = next((small[p] for p in ("config.json", "model_index.json", "adapter_config.json") if isinstance(small.get(p), dict)), None)
-    risks = file_risks(paths) + [r for p, d in small.items() for r in (_shard_risks(p, indexes[p], paths) if p in indexes else config_risks(p, d))]
-    risks += [Risk("path", p, "this name leaves the folder") for p in paths if unsafe_path(p)] + [r for h in headers for r in h.risks] + twice
+    tensors, risks = _tensor_index(headers, len({os.path.dirname(p) for p in safe}) > 1)
+    risks = (
+        [r for h in headers for r in h.risks] + risks + _index_mismatches(indexes, dict(zip(safe, headers)))
+    )
+    risks += [
+        Risk(
+            "duplicate-key",
+            p,
+            "an index of shards lies beside it, and libraries differ in which of the two they load",
+        )
+        for p in safe
+        if p + ".index.json" in left_out
+    ]
     metadata = {k: v for h in headers for k, v in h.metadata.items() if isinstance(v, str)}
-    return dict(config=config, architecture=architecture_of(config), tensors=totals(tensors.values()), weight_format=kind, risks=risks, index=tensors,
-                tied=tied_tensors(tensors, metadata, config),
-                uncounted=[p for p in chosen if format_of(p) == kind and is_weights(p) and p not in counted],
-                weight_bytes=sum(sizes[p] for p in chosen if format_of(p) == kind and is_weights(p)))
+    needs = {file: size for h in headers for file, size in h.needs.items()}
+    if kind not in ("onnx", "gguf"): return _Held(tensors, set(safe), metadata, risks, needs)
+    walked = _walked(reader, chosen, sizes)
+    return walked._replace(metadata=metadata, risks=risks + walked.risks)
+
+def _index_mismatches(indexes: _Indexes, headers: dict[str, Header]) -> list[Risk]:
+    return [
+        r
+        for p, shards in indexes.taken.items()
+        if p.endswith(".safetensors.index.json")
+        for r in index_lies(p, shards, headers)
+    ]
+
+
+def _document_risks(
+    paths: list[str], documents: Mapping[str, Any], templates: Mapping[str, str], indexes: _Indexes
+) -> list[Risk]:
+    "What the names and the small files ask for."
+    risks = [
+        r
+        for p, d in documents.items()
+        if p not in indexes.named
+        for r in [*config_risks(p, d), *template_risks(p, d)]
+    ]
+    risks += [r for p, text in templates.items() for r in template_risks(p, text)]
+    risks += [r for p, shards in indexes.named.items() for r in _shard_risks(p, shards, paths)]
+    return risks + [Risk("path", p, "this name leaves the folder") for p in paths if unsafe_path(p)]
+
+def _config_in(documents: Mapping[str, Any]) -> dict[str, Any] | None:
+    "The configuration of the model, of the pipeline or of the adapter."
+    return next(
+        (
+            d
+            for p in ("config.json", "model_index.json", "adapter_config.json")
+            if isinstance(d := documents.get(p), dict)
+        ),
+        None,
+    )
+
+
+def _examine(reader: _Reader, name: str, files: list[FileEntry], wish: Wish) -> dict[str, Any]:
+    "Everything that can be said from the names, the small files, the first bytes and the headers."
+    paths, sizes = sorted(f.path for f in files), {f.path: f.size_bytes for f in files}
+    documents, templates = _documents(reader, paths)
+    contents = _Contents(reader, sizes)
+    contents.look(p for p in paths if p not in {*documents, *templates} and not p.endswith(".safetensors"))
+    refuse_nothing(name, paths, contents.kinds)
+    chosen, skipped = pick(sizes, documents, wish, contents.formats)
+    contents.refuse_missing(chosen)
+    left_out = {s.path for s in skipped}
+    indexes = _indexes(documents, left_out)
+    kind = Files(sizes, documents, formats=contents.formats).weight_format(chosen)
+    held = _held(reader, chosen, kind, sizes, indexes, left_out)
+    for flaw in cut_files(held.needs, sizes): refuse(flaw)
+    contents.look(_may_be_disguised(paths, chosen, held.risks))
+    scans = contents.scans()
+    contents.refuse_cut(chosen, scans)
+    named = file_risks(paths, contents.kinds, scans) + _document_risks(paths, documents, templates, indexes)
+    kind = Files(sizes, formats=contents.formats).weight_format(chosen)
+    return _said_of(held, _config_in(documents)) | {
+        "risks": named + held.risks,
+        "weight_format": kind,
+        "skipped": skipped,
+        "uncounted": [p for p in chosen if is_weights(p) and p not in held.counted],
+        "weight_bytes": sum(sizes[p] for p in chosen if is_weights(p)),
+    }
+
+def _may_be_disguised(paths: list[str], chosen: list[str], risks: list[Risk]) -> list[str]:
+    "Files called safetensors whose header was not read, or was none."
+    odd = {r.path for r in risks if r.kind == "header-size"}
+    return [p for p in paths if p.endswith(".safetensors") and (p not in chosen or p in odd)]
+
+def _said_of(held: _Held, config: dict[str, Any] | None) -> dict[str, Any]:
+    "What the tensors and the configuration say."
+    return {
+        "config": config,
+        "architecture": architecture_of(config),
+        "tensors": totals(held.tensors, config),
+        "index": held.tensors,
+        "tied": tied_tensors(held.tensors, held.metadata, config),
+    }
 
 def _tensor_index(headers: list[Header], many: bool) -> tuple[dict[str, TensorEntry], list[Risk]]:
     "All tensors; in a repository of several models (a pipeline) with the folder before the name. And the names that two files give to two tensors."
-    found: dict[str, TensorEntry] = {}; twice = []
+    found: dict[str, TensorEntry] = {}
+    twice = []
     for header in headers:
-        file = next((t.file for t in header.tensors.values()), ""); folder = os.path.dirname(file)
+        file = next((t.file for t in header.tensors.values()), "")
+        folder = os.path.dirname(file)
         named = {f"{folder}:{n}": t for n, t in header.tensors.items()} if many and folder else header.tensors
-        twice += [Risk("duplicate-key", file, f"the file has a tensor {n!r}, and so has {found[n].file}: which one is meant is not said")
-                  for n in found.keys() & named.keys()]
+        twice += [
+            Risk(
+                "duplicate-key",
+                file,
+                f"the file has a tensor {n!r}, and so has {found[n].file}: which one is meant is not said",
+            )
+            for n in found.keys() & named.keys()
+        ]
         found |= named
     return found, sorted(twice, key=lambda r: r.why)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #408ff9e6
-_VERSION = re.compile(r"_(fp16|bf16|int8|uint8|q4|q4f16|q8|bnb4|quantized|quant)$")
-
-def _versions(paths: list[str], sizes: dict[str, int]) -> list[str]:
-    "Of several versions of the same weights, one: the plain ONNX file beside quantised ones, the largest GGUF (with all its parts)."
-    stems = {os.path.splitext(p)[0] for p in paths}
-    if not paths or paths[0].endswith(".onnx"):
-        return [p for p in paths if not _VERSION.search(os.path.splitext(p)[0]) or _VERSION.sub("", os.path.splitext(p)[0]) not in stems]
-    models: dict[str, list[str]] = {}
-    for p in paths: models.setdefault(re.sub(r"-\d{5}-of-\d{5}", "", p), []).append(p)
-    return max(models.values(), key=lambda parts: (sum(sizes[p] for p in parts), parts))
-
-def _walked(reader: Any, chosen: list[str], sizes: dict[str, int]) -> tuple[dict[str, TensorEntry], set[str], list[Risk]]:
-    "(tensors, files that were counted, risks) of an ONNX or GGUF repository. A file that cannot be walked is not counted."
-    paths = _versions([p for p in chosen if p.endswith((".onnx", ".gguf")) and not unsafe_path(p)], sizes)
-    tensors: dict[str, TensorEntry] = {}; counted, risks = set(), []
+def _walked(reader: _Reader, chosen: list[str], sizes: dict[str, int]) -> _Held:
+    "What the headers of an ONNX or GGUF repository hold. Raises `BadInput` where one cannot be read."
+    paths = [p for p in chosen if p.endswith((".onnx", ".gguf")) and not unsafe_path(p)]
+    held = _Held({}, set(), {}, [], {})
     for path in paths:
-        read = reader.range_of(path)
-        try:
-            if path.endswith(".onnx"): header, beside = onnx_header(read, sizes[path], path)
-            else: header, beside = gguf_header(read, sizes[path], path), set()
-        except (ValueError, RecursionError): continue
-        tensors |= {f"{path}:{n}" if len(paths) > 1 and path.endswith(".onnx") else n: t for n, t in header.tensors.items()}
-        risks += header.risks + [Risk("path", path, f"its weights are in {file!r}, outside its folder")
-                                 for file in sorted(beside) if unsafe_path(file)]
-        counted |= {path} | {os.path.normpath(os.path.join(os.path.dirname(path), file)) for file in beside}
-    return tensors, counted, risks
+        header, beside = _walked_header(reader, path, sizes[path])
+        prefix = f"{path}:" if len(paths) > 1 and path.endswith(".onnx") else ""
+        held.tensors.update({prefix + n: t for n, t in header.tensors.items()})
+        held.risks.extend(_walked_risks(path, header, beside))
+        held.counted.update(_beside(path, beside))
+        for file, size in header.needs.items(): held.needs[file] = max(size, held.needs.get(file, 0))
+    return held
+
+def _walked_header(reader: _Reader, path: str, size_bytes: int) -> tuple[Header, set[str]]:
+    "The header, and the files beside it that hold weights."
+    if not size_bytes: raise BadInput(f"{path} is empty", "Download it again, or leave it out with --exclude")
+    read = reader.range_of(path)
+    try:
+        if path.endswith(".onnx"): return onnx_header(read, size_bytes, path)
+        return gguf_header(read, size_bytes, path), set()
+    except BadInput: raise
+    except (ValueError, RecursionError):
+        refuse(unreadable(path, path.rpartition(".")[2]))
+        raise
+
+def _walked_risks(path: str, header: Header, beside: set[str]) -> list[Risk]:
+    "What the templates ask for, and weights outside the folder."
+    texts = [{"chat_template": text} for text in header.metadata.values()]
+    outside = [
+        Risk("path", path, f"its weights are in {file!r}, outside its folder")
+        for file in sorted(beside)
+        if unsafe_path(file)
+    ]
+    return [r for text in texts for r in template_risks(path, text)] + header.risks + outside
+
+def _beside(path: str, files: set[str]) -> set[str]:
+    "A graph and the files that hold its weights."
+    return {path} | {os.path.normpath(os.path.join(os.path.dirname(path), file)) for file in files}
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #14d86578
 def inspect(
     model: str | Path | Source | None = None,  # nothing, a local folder or a Hub id
+    wish: Wish | None = None,  # which files, or which quantisation; default: those of one model
 ) -> Checkpoint:
     "Say what a model holds. Raises `BadInput` for a name that is none, `Unreachable` where the Hub does not answer."
-    source = model if isinstance(model, Source) else resolve(model)
-    return _inspect_folder(source) if source.is_local else _inspect_hub(source)
+    source = model if isinstance(model, Source) else resolve(model, anything=True)
+    look = _inspect_folder if source.is_local else _inspect_hub
+    with uncollected(): return look(source, wish or Wish())
 
-def _inspect_folder(source: Source) -> Checkpoint:
-    folder = source.folder
-    if not folder.is_dir(): raise BadInput(f"there is no folder {folder.name} of {source.name}", "Install the package again")
-    reader = _Local(folder); files = reader.files(); paths = [f.path for f in files]
-    card = card_data(reader.texts(["README.md"])["README.md"].decode("utf-8", "replace")) if "README.md" in paths else {}
-    said = _examine(reader, files); index = said.pop("index")
-    said["risks"] += [Risk("path", p, "this link leads out of the folder") for p in paths if leaves(folder, p)]
-    found = Checkpoint(repo=source.name, files=files, license=card.get("license"), library=library_of(said["config"], card, paths),
-                       bytes_read=reader.bytes_read, **said)
+def files_of(
+    source: Source,
+) -> list[str] | None:  # None for a folder: all of it
+    "What a single file stands for: itself, and the files beside it that hold the weights of an ONNX graph."
+    if source.file is None: return None
+    if not source.file.endswith(".onnx"): return [source.file]
+    size = (source.path / source.file).stat().st_size
+    try: beside = onnx_header(_Local(source.path).range_of(source.file), size, source.file)[1]
+    except (ValueError, RecursionError): beside = set()
+    return [source.file, *sorted(p for p in beside if not unsafe_path(p) and (source.path / p).is_file())]
+
+def _inspect_folder(source: Source, wish: Wish) -> Checkpoint:
+    folder = source.path
+    if not folder.is_dir():
+        raise BadInput(f"there is no folder {folder.name} of {source.name}", "Install the package again")
+    reader = _Local(folder, files_of(source))
+    files = reader.files()
+    paths = [f.path for f in files]
+    card = (
+        card_data(reader.texts(["README.md"])["README.md"].decode("utf-8", "replace"))
+        if "README.md" in paths
+        else {}
+    )
+    said = _examine(reader, source.name, files, wish)
+    index = said.pop("index")
+    if source.file is None:
+        said["risks"] += [
+            Risk("path", p, "this link leads out of the folder") for p in paths if leaves(folder, p)
+        ]
+    found = Checkpoint(
+        repo=source.name,
+        files=files,
+        license=card.get("license"),
+        library=library_of(said["config"], card, paths),
+        bytes_read=reader.bytes_read,
+        **said,
+    )
     return found.with_local(folder, index)
+
+def _inspect_cached(source: Source, folder: Path, wish: Wish) -> Checkpoint:
+    "What the HF cache holds of a repository, where the Hub does not answer."
+    found = _inspect_folder(replace(source, folder=folder), wish)
+    if any(r.why.endswith("that is not there") for r in found.risks):
+        raise Unreachable(
+            f"the HF cache holds only a part of {source.repo}, and the Hub does not answer",
+            "Pull it where there is a network",
+        )
+    known = replace(found, repo=str(source.repo), revision=source.revision, commit=folder.name)
+    return known.with_local(found.folder, found.tensor_index)
+
+def say_cached(
+    source: Source,  # of a repository on the Hub
+    folder: Path,  # its snapshot in the HF cache
+    why: Unreachable,  # how the Hub failed
+) -> None:
+    "Say on standard error that the HF cache answers in place of the Hub: a branch may mean another commit by now."
+    status(f"{source.name} is answered from the HF cache, commit {folder.name[:12]}: {why.message}.")
 
 def leaves(folder: Path, path: str) -> bool:
     "True where a path leads out of a model's folder through a link. In the HF cache the repository's folder is the limit."
     real = folder.resolve()
     try: target = (folder / path).resolve()
     except (OSError, RuntimeError): return False  # a circle of links leads nowhere
-    if real.parent.name != "snapshots" or not (real.parent.parent / "blobs").is_dir(): return not target.is_relative_to(real)
+    if real.parent.name != "snapshots" or not (real.parent.parent / "blobs").is_dir():
+        return not target.is_relative_to(real)
     repo = real.parent.parent
     return not (target.is_relative_to(repo) or target.is_relative_to(repo.parent / "blobs"))  # what several repositories share
 
-def _inspect_hub(source: Source) -> Checkpoint:
+def _inspect_hub(source: Source, wish: Wish) -> Checkpoint:
     from fsdl_devinfra.hub.remote import Remote, find
-    remote = Remote(); at = find(remote, source.repo, source.revision); reader = _OnHub(remote, at)
+    remote = Remote()
+    try: at = find(remote, source.hub_id, source.revision)
+    except Unreachable as e:
+        cached = cached_snapshot(source)
+        if cached is None: raise
+        say_cached(source, cached, e)
+        return _inspect_cached(source, cached, wish)
+    reader = HubReader(remote, at)
     files = [FileEntry(f.path, f.size_bytes or 0, f.sha256) for f in at.files]
-    said = _examine(reader, files); index = said.pop("index")
-    card = {k: v if isinstance(v, str) else ", ".join(map(str, v)) for k, v in at.card.items() if isinstance(v, (str, list))}
-    found = Checkpoint(repo=at.repo, revision=source.revision, commit=at.commit, files=files, license=card.get("license"), gated=at.gated,
-                       library=at.library or library_of(said["config"], card, [f.path for f in files]), bytes_read=remote.bytes_read, **said)
+    said = _examine(reader, source.name, files, wish); index = said.pop("index")
+    card = {
+        k: v if isinstance(v, str) else ", ".join(map(str, v))
+        for k, v in at.card.items()
+        if isinstance(v, (str, list))
+    }
+    found = Checkpoint(
+        repo=at.repo,
+        revision=source.revision,
+        commit=at.commit,
+        files=files,
+        license=card.get("license"),
+        gated=at.gated,
+        library=at.library or library_of(said["config"], card, [f.path for f in files]),
+        bytes_read=remote.bytes_read,
+        **said,
+    )
     return found.with_local(None, index)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #5ba85d4a
@@ -565,33 +937,76 @@ def report(
     checkpoint: Checkpoint,  # what `inspect` returned
 ) -> str:  # plain text, the verdict first
     "What a repository holds, for a terminal."
-    c = _printable(checkpoint); where = f"{c.repo}@{c.commit[:12]}" if c.commit else c.repo
-    risk = f"{len(c.risks)} risk{'s' if len(c.risks) != 1 else ''}" if c.risks else "no risk found"
-    head = [f"{where}: {c.architecture or 'a model without a config'}, {count_text(c.tensors.parameters)} parameters in {c.tensors.count} tensors, "
-            f"{size_text(c.weight_bytes)} of {c.weight_format} weights; {risk}."]
-    facts = [("license", c.license or "not stated"), ("library", c.library or "not stated"), ("gated", c.gated or "no"),
-             ("read", size_text(c.bytes_read))]
-    facts += [(f"{d} parameters", f"{n:,}") for d, n in c.tensors.by_dtype.items()]
+    c = _printable(checkpoint)
+    where = f"{c.repo}@{c.commit[:12]}" if c.commit else c.repo
+    risk = count_of(len(c.risks), "risk") if c.risks else "no risk found"
+    head = [
+        f"{where}: {c.architecture or 'a model without a config'}, "
+        f"{count_text(c.tensors.parameters)} parameters in {count_of(c.tensors.count, 'tensor')}, "
+        f"{size_text(c.weight_bytes)} of {c.weight_format} weights; {risk}."
+    ]
+    facts = [
+        ("license", c.license or "not stated"),
+        ("library", c.library or "not stated"),
+        ("gated", c.gated or "no"),
+        ("read", size_text(c.bytes_read)),
+    ]
+    facts += [(f"{d} elements stored", f"{n:,}") for d, n in c.tensors.by_dtype.items()]
     facts += [(f"{k} is tied to", v) for k, v in c.tied.items()]
     parts = ["\n".join(head), "\n".join(f"  {k:<32}{v}" for k, v in facts)]
-    if c.modules: parts.append(table_text(["module", "×", "parameters", "size", "dtype"], [_row(m) for m in c.modules[:40]]))
-    parts.append(table_text(["file", "size", "sha256"], [(f.path, size_text(f.size_bytes), (f.sha256 or "-")[:16]) for f in c.files]))
+    if c.modules:
+        parts.append(
+            table_text(["module", "×", "parameters", "size", "dtype"], [_row(m) for m in c.modules[:40]])
+        )
+    parts.append(
+        table_text(
+            ["file", "size", "sha256"],
+            [(f.path, size_text(f.size_bytes), (f.sha256 or "-")[:16]) for f in c.files],
+        )
+    )
     if c.uncounted:
         some = ", ".join(c.uncounted[:6]) + (" …" if len(c.uncounted) > 6 else "")
-        parts.append(f"Not counted above, because the format does not tell or the weights are there already: {some}.")
+        parts.append(
+            f"Not counted above, because the format does not tell or the weights are there already: {some}."
+        )
+    if c.skipped: parts.append(skipped_text(c.skipped))
     if c.risks: parts.append(table_text(["risk", "file", "why"], [(r.kind, r.path, r.why) for r in c.risks]))
     return "\n\n".join(parts)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #c0287a61
+def skipped_text(
+    skipped: list[Skipped],
+) -> str:
+    "What was left out, by reason, the most bytes first."
+    sizes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for s in skipped:
+        sizes[s.why] += s.size_bytes
+        counts[s.why] += 1
+    lines = [
+        f"Skipped {size_text(size)}: {why}, {count_of(counts[why], 'file')}"
+        for why, size in sizes.most_common(12)
+    ]
+    return "\n".join(lines)
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #60bbd79a
 def _printable(value: Any) -> Any:
-    "The same document, with the control characters in a stranger's names spelt out."
+    "The same document, with the control characters in its names spelt out."
     if isinstance(value, str): return printable(value)
     if isinstance(value, list): return [_printable(v) for v in value]
     if isinstance(value, dict): return {_printable(k): _printable(v) for k, v in value.items()}
-    if not is_dataclass(value): return value
-    new = replace(value, **{f.name: _printable(getattr(value, f.name)) for f in fields(value) if f.name != "config"})
+    if not is_dataclass(value) or isinstance(value, type): return value
+    new = replace(
+        value, **{f.name: _printable(getattr(value, f.name)) for f in fields(value) if f.name != "config"}
+    )
     if isinstance(value, Checkpoint): new.__dict__["modules"] = [_printable(m) for m in value.modules]
     return new
 
 def _row(m: Module) -> tuple[Any, ...]:
-    return "  " * m.name.count(".") + m.name.rpartition(".")[2], m.repeats, count_text(m.parameters), size_text(m.size_bytes), " ".join(m.dtypes)
+    return (
+        "  " * m.name.count(".") + m.name.rpartition(".")[2],
+        m.repeats,
+        count_text(m.parameters),
+        size_text(m.size_bytes),
+        " ".join(m.dtypes),
+    )

@@ -25,7 +25,11 @@ __all__ = ['Broken', 'Answer', 'Connections', 'needs_official']
 # %% ../../nbs/hub/04_connection.ipynb #9e3521a6
 class Broken(Exception):
     "A connection that failed, or that did not do what HTTP says."
-    def __init__(self, why: str, again: bool = False): super().__init__(why); self.again = again
+
+    def __init__(self, why: str, again: bool = False):
+        super().__init__(why)
+        self.again = again
+
 
 def _said(error: Exception) -> str:
     "What an error of the network is called. No text that could repeat a header or an address."
@@ -35,15 +39,18 @@ def _said(error: Exception) -> str:
 
 def _try(function: Callable[..., Any], *args: Any, again: bool = True, **kwargs: Any) -> Any:
     "Call, with every failure as `Broken`."
-    try: return function(*args, **kwargs)
-    except (OSError, HTTPException, ValueError) as e: raise Broken(_said(e), again and not isinstance(e, TimeoutError)) from None
+    try:
+        return function(*args, **kwargs)
+    except (OSError, HTTPException, ValueError) as e:
+        raise Broken(_said(e), again and not isinstance(e, TimeoutError)) from None
 
 # %% ../../nbs/hub/04_connection.ipynb #f82bbc15
 class _Response(HTTPResponse):
     "Steps over preliminary answers."
     def begin(self) -> None:
         for _ in range(5):
-            self.headers = self.msg = None
+            setattr(self, "headers", None)  # the next answer's are read
+            setattr(self, "msg", None)
             super().begin()
             if not 101 < self.status < 200: return
         raise HTTPException("no end of preliminary answers")
@@ -56,8 +63,12 @@ class Answer:
 
     def iter_raw(self, size: int = 64 * 1024) -> Iterator[bytes]:  # at most this many bytes a piece
         "The body as it was sent. Raises `Broken` where it ends too early."
-        while piece := _try(self._raw.read, size): yield piece
-        if self._raw.length: raise Broken(f"{self._raw.length} bytes of the reply did not come", True)
+        left = None if self._raw.chunked else self._raw.length
+        while left != 0 and (piece := _try(self._raw.read1, size if left is None else min(size, left))):
+            if left is not None: left -= len(piece)
+            yield piece
+        if left: raise Broken(f"{left} bytes of the reply did not come", True)
+        self._raw.close()
         self.is_read = True  # the whole body: the connection can be used again
 
 def _joined(headers: list[tuple[str, str]]) -> dict[str, str]:
@@ -80,6 +91,21 @@ def _is_quiet(sock: socket.socket) -> bool:
         waiting.register(sock, selectors.EVENT_READ)
         return not waiting.select(0)
 
+@contextlib.contextmanager
+def _begun_within(seconds: float, connection: HTTPConnection) -> Iterator[None]:
+    "Shut a connection whose headers have not all come by then: a timeout of the socket begins anew with every byte."
+    late = threading.Event()
+    timer = threading.Timer(seconds, _shut, [connection.sock, late])
+    timer.daemon = True
+    timer.start()
+    try: yield
+    finally: timer.cancel()
+    if late.is_set(): raise Broken("Timeout")  # a reply that was cut short looks like one without a body
+
+def _shut(sock: socket.socket, late: threading.Event) -> None:
+    late.set()
+    with contextlib.suppress(OSError): sock.shutdown(socket.SHUT_RDWR)
+
 class Connections:
     "Connections that are kept until this object goes. For any number of threads."
     def __init__(self) -> None:
@@ -88,13 +114,22 @@ class Connections:
         weakref.finalize(self, _close_all, self._idle)
 
     @contextlib.contextmanager
-    def stream(self, method: str, url: str, headers: Mapping[str, str], timeout: float, follow_redirects: bool = False) -> Iterator[Answer]:
+    def stream(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        timeout: float,
+        follow_redirects: bool = False,
+    ) -> Iterator[Answer]:
         "Ask; `timeout` is in seconds without a byte. Raises `Broken`."
-        parts = urlsplit(url); connection = self._take(parts, timeout); answer = None
+        parts = urlsplit(url)
+        connection = self._take(parts, timeout)
+        answer = None
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             _try(connection.request, method, path, headers=dict(headers))
-            answer = Answer(_try(connection.getresponse))
+            with _begun_within(3 * timeout, connection): answer = Answer(_try(connection.getresponse))
             yield answer
         finally:
             if answer and answer.is_read and connection.sock: self._keep(parts, connection)
@@ -103,7 +138,9 @@ class Connections:
     def _take(self, parts: Any, timeout: float) -> HTTPConnection:
         "A kept connection, or a new one."
         while True:
-            with self._guard: idle = self._idle.get((parts.scheme, parts.netloc)); connection = idle.pop() if idle else None
+            with self._guard:
+                idle = self._idle.get((parts.scheme, parts.netloc))
+                connection = idle.pop() if idle else None
             if connection is None: return self._new(parts, timeout)
             if _is_quiet(connection.sock): return connection
             connection.close()
@@ -111,11 +148,16 @@ class Connections:
     def _new(self, parts: Any, timeout: float) -> HTTPConnection:
         if parts.scheme == "https":
             with self._guard: self._context = self._context or _trust()
-            connection = HTTPSConnection(parts.hostname, _port(parts, 443), timeout=timeout, context=self._context)
+            connection = HTTPSConnection(
+                parts.hostname, _port(parts, 443), timeout=timeout, context=self._context
+            )
         else: connection = HTTPConnection(parts.hostname, _port(parts, 80), timeout=timeout)
         connection.response_class = _Response
-        try: _try(connection.connect, again=False)
-        except Broken: connection.close(); raise
+        try:
+            _try(connection.connect, again=False)
+        except Broken:
+            connection.close()
+            raise
         return connection
 
     def _keep(self, parts: Any, connection: HTTPConnection) -> None:
@@ -140,5 +182,7 @@ def _is_customised() -> bool:
     "True where this process has set a client factory. Looks, and imports nothing."
     module = sys.modules.get("huggingface_hub.utils._http")
     if module is None: return False
-    factory, usual = (getattr(module, name, None) for name in ("_GLOBAL_CLIENT_FACTORY", "default_client_factory"))
+    factory, usual = (
+        getattr(module, name, None) for name in ("_GLOBAL_CLIENT_FACTORY", "default_client_factory")
+    )
     return factory is None or factory is not usual

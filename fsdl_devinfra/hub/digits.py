@@ -27,7 +27,10 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(hidden_size, hidden_size) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.query, self.key, self.value))
+        q, k, v = (
+            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for proj in (self.query, self.key, self.value)
+        )
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 class Block(nn.Module):
@@ -40,7 +43,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
         self.attention = Attention(hidden_size, heads)
-        self.mlp = nn.Sequential(nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size))
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -64,7 +69,9 @@ class DigitsViT(nn.Module, PyTorchModelHubMixin, library_name="fsdl-devinfra", l
         self.patches = nn.Conv2d(num_channels, hidden_size, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
         self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + (image_size // patch_size) ** 2, hidden_size))
-        self.blocks = nn.ModuleList(Block(hidden_size, num_attention_heads, intermediate_size) for _ in range(num_hidden_layers))
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, num_attention_heads, intermediate_size) for _ in range(num_hidden_layers)
+        )
         self.norm, self.head = nn.LayerNorm(hidden_size), nn.Linear(hidden_size, num_labels)
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -5,27 +5,54 @@
 # %% ../../nbs/hub/02_header.ipynb #338ceff3
 from __future__ import annotations
 
+import contextlib
+import gc
+import hashlib
 import json
 import math
+import posixpath
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import BadInput
+from .content import content_of, pointers_error
 
 # %% auto #0
-__all__ = ['DTYPE_BITS', 'MAX_HEADER_BYTES', 'TensorEntry', 'Risk', 'Header', 'header_length', 'parse_json', 'parse_header',
-           'read_header', 'too_long', 'Window', 'onnx_header', 'gguf_header']
+__all__ = ['DTYPE_BITS', 'MAX_HEADER_BYTES', 'ONNX_RECORD', 'GGUF_TYPES', 'TensorEntry', 'Risk', 'Header', 'header_length',
+           'parse_json', 'uncollected', 'parse_header', 'read_header', 'too_long', 'Window', 'Varints', 'onnx_header',
+           'onnx_values', 'GgufType', 'gguf_counts', 'gguf_values', 'gguf_header']
 
 # %% ../../nbs/hub/02_header.ipynb #d4e88fe6
 #: safetensors dtype → bits an element, from `Dtype::bitsize` of safetensors 0.8
-DTYPE_BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
-              "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-              "C64": 64, "F64": 64, "I64": 64, "U64": 64}
+DTYPE_BITS = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
 #: no honest header is longer: the limit of the official client (`SAFETENSORS_MAX_HEADER_LENGTH`)
 MAX_HEADER_BYTES = 25_000_000
 
@@ -60,6 +87,7 @@ class Header:
     metadata: dict[str, str] = field(default_factory=dict)
     risks: list[Risk] = field(default_factory=list)
     size_bytes: int = 0  # of the header with its eight bytes of length
+    needs: dict[str, int] = field(default_factory=dict)  # file → bytes that it must have at least, so that its tensors are there
 
 # %% ../../nbs/hub/02_header.ipynb #f083db19
 def header_length(
@@ -67,51 +95,129 @@ def header_length(
     path: str = "",  # for the message
 ) -> int:  # bytes of JSON that follow
     "The length that a safetensors file says its header has. Raises `BadInput`."
-    if len(first) < 8: raise BadInput(f"{path or 'this file'} is too short to be a safetensors file", "Download it again")
+    if len(first) < 8:
+        raise BadInput(f"{path or 'this file'} is too short to be a safetensors file", "Download it again")
+    if first[:8] == b"version ": raise pointers_error([path or "this file"])
     length = int.from_bytes(first[:8], "little")
-    if length < 2: raise BadInput(f"{path or 'this file'} has an empty safetensors header", "Download it again")
+    if length < 2:
+        raise BadInput(f"{path or 'this file'} has an empty safetensors header", "Download it again")
     return length
 
 def parse_json(
     text: bytes,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,  # makes an object of its pairs
+    encoding: str | None = None,  # the only one that is accepted; None takes any that JSON may have
 ) -> Any:
-    "Read JSON that a stranger wrote. Raises `ValueError`, also where it is nested too deep or its text cannot be written again."
-    try: document = json.loads(text, object_pairs_hook=pairs)
+    "Read JSON from an untrusted source. Raises `ValueError`, also where it is nested too deep or its text cannot be written again."
+    try: document = json.loads(text.decode(encoding) if encoding else text, object_pairs_hook=pairs)
     except RecursionError: raise ValueError("nested too deep") from None
     if re.search(rb"\\u[dD][89a-fA-F]", text): json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     return document
 
+
+# %% ../../nbs/hub/02_header.ipynb #3c9e7a52
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    "Let Python's collector of cycles wait while many objects are made."
+    was_on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was_on: gc.enable()
+
+# %% ../../nbs/hub/02_header.ipynb #b86d03f4
 def parse_header(
     text: bytes,  # the JSON, without the eight bytes of length
     path: str = "",  # of the file in its repository
     size_bytes: int | None = None,  # of the whole file, where it is known
 ) -> Header:
     "Read a header and say what is wrong with it. Raises `BadInput` where it is no header at all."
-    twice: list[str] = []
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen = dict(items)
-        if len(seen) < len(items): twice.extend(k for k in seen if sum(k == other for other, _ in items) > 1)
-        return seen
-    try: document = parse_json(text, pairs)
-    except ValueError: raise BadInput(f"the header of {path or 'this file'} is not JSON", "Download the file again") from None
-    if not isinstance(document, dict): raise BadInput(f"the header of {path or 'this file'} is not a JSON object", "Download the file again")
-    metadata = document.pop("__metadata__", None)
-    metadata = {k: v for k, v in metadata.items() if isinstance(v, str)} if isinstance(metadata, dict) else {}
-    tensors = {name: _entry(name, value, path) for name, value in document.items()}
-    risks = _twice(path, twice)
-    data = None if size_bytes is None else size_bytes - 8 - len(text)
-    return Header(tensors, metadata, risks + _overlaps(tensors, path, data), 8 + len(text))
+    with uncollected():
+        pairs = _header_pairs(text, path)
+        said = dict(pairs)
+        metadata = _metadata_in(said.pop("__metadata__", None))
+        tensors = {name: _entry(name, value, path) for name, value in said.items()}
+        risks = _twice(path, _repeated_names(pairs, path))
+        end = _in_order(tensors)
+        data = None if size_bytes is None else size_bytes - 8 - len(text)
+        risks += [] if end == data is not None else _overlaps(tensors, path, data)
+        return Header(tensors, metadata, risks, 8 + len(text), {} if end is None else {path: 8 + len(text) + end})
+
+def _no_header(path: str, why: str) -> BadInput:
+    return BadInput(f"the header of {path or 'this file'} is {why}", "Download the file again")
+
+_Pairs = tuple[tuple[str, Any], ...]  # of a JSON object, as they stand there
+
+def _header_pairs(text: bytes, path: str) -> _Pairs:
+    try: document = parse_json(text, tuple, "utf-8")
+    except ValueError: raise _no_header(path, "not JSON") from None
+    if not isinstance(document, tuple): raise _no_header(path, "not a JSON object")
+    return document
+
+def _metadata_in(value: Any) -> dict[str, str]:
+    return {k: v for k, v in dict(value).items() if isinstance(v, str)} if isinstance(value, tuple) else {}
+
+def _repeated_names(pairs: _Pairs, path: str) -> list[str]:
+    "The names that stand twice, at any depth. Three pairs that were read as a tensor hold none."
+    odd = tuple((name, value) for name, value in pairs if name == "__metadata__" or len(value) != 3)
+    own = _repeated(tuple((name, None) for name, _ in pairs)) if len(dict(pairs)) < len(pairs) else []
+    try: return own + _repeated([value for _, value in odd])
+    except RecursionError: raise _no_header(path, "nested too deep") from None
+
+def _repeated(value: Any) -> list[str]:
+    "The names that stand twice in an object, and in those inside it."
+    if isinstance(value, list): return [name for inner in value for name in _repeated(inner)]
+    if not isinstance(value, tuple): return []
+    twice = [name for name, times in Counter(name for name, _ in value).items() if times > 1]
+    return twice + [name for _, inner in value for name in _repeated(inner)]
 
 def _twice(path: str, names: list[str]) -> list[Risk]:
-    return [Risk("duplicate-key", path, f"the header names {name!r} twice: two readers may load two different models") for name in names]
+    return [
+        Risk(
+            "duplicate-key",
+            path,
+            f"the header names {name!r} twice: two readers may load two different models",
+        )
+        for name in names
+    ]
+
+# %% ../../nbs/hub/02_header.ipynb #e2507b91
+def _too_large(shape: list[int], end: int) -> bool:
+    "True for numbers that no 64 bits hold, or a shape beyond all sums. Stops early: a file may name a million."
+    if max(*shape, end, 0) >= 1 << 64: return True
+    elements = 1
+    for n in shape:
+        elements *= n
+        if elements >= 1 << 128: return True
+        if not elements: return False
+    return False
+
+def _is_count(value: Any) -> bool: return type(value) is int and value >= 0
+
+def _described(value: Any) -> tuple[str, list[int], int, int]:
+    "(dtype, shape, begin, end) in the pairs of a tensor. Raises `ValueError` and its like."
+    said = dict(value) if type(value) is tuple else {}
+    dtype, shape, (begin, end) = said["dtype"], said["shape"], said["data_offsets"]
+    if type(dtype) is not str or type(shape) is not list: raise ValueError
+    for n in shape:
+        if type(n) is not int or n < 0: raise ValueError  # no call: a header may have 100,000 of these
+    if not _is_count(begin) or not _is_count(end): raise ValueError
+    return dtype, shape, begin, end
 
 def _entry(name: str, value: Any, path: str) -> TensorEntry:
-    try: dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
-    except (KeyError, TypeError, ValueError): dtype = shape = begin = end = None
-    if type(dtype) is not str or type(shape) is not list or [n for n in (*shape, begin, end) if type(n) is not int or n < 0]:
-        raise BadInput(f"the header of {path or 'this file'} describes {name!r} in a way that is not safetensors", "Download the file again")
-    return TensorEntry(dtype, tuple(shape), path, begin, end)
+    "A tensor as its pairs describe it. Raises `BadInput`."
+    try: dtype, shape, begin, end = _described(value)
+    except (KeyError, TypeError, ValueError):
+        raise BadInput(
+            f"the header of {path or 'this file'} describes {name!r} in a way that is not safetensors",
+            "Download the file again",
+        ) from None
+    if (len(shape) > 4 or max(*shape, end, 0) >= 1 << 32) and _too_large(shape, end):
+        raise BadInput(
+            f"the header of {path or 'this file'} gives {name[:80]!r} more elements than any file holds",
+            "Download the file again",
+        )
+    return tuple.__new__(TensorEntry, (dtype, tuple(shape), path, begin, end))  # twice as fast as its own constructor
 
 # %% ../../nbs/hub/02_header.ipynb #8d6c69ee
 def _in_order(tensors: dict[str, TensorEntry]) -> int | None:
@@ -123,16 +229,17 @@ def _in_order(tensors: dict[str, TensorEntry]) -> int | None:
     return at
 
 def _overlaps(tensors: dict[str, TensorEntry], path: str, data_bytes: int | None) -> list[Risk]:
-    if _in_order(tensors) == data_bytes is not None: return []
     risks, at, last = [], 0, ""
     def risk(why: str) -> None: risks.append(Risk("overlap", path, why))
     for name, t in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         size = t.end - t.begin
-        if t.dtype in DTYPE_BITS and size != t.size_bytes: risk(f"{name!r} has {size} bytes where its shape needs {t.size_bytes}")
+        if t.dtype in DTYPE_BITS and size != t.size_bytes:
+            risk(f"{name!r} has {size} bytes where its shape needs {t.size_bytes}")
         if t.begin < at: risk(f"{name!r} overlaps {last!r}")
         elif t.begin > at: risk(f"there are {t.begin - at} bytes before {name!r} that belong to no tensor")
         at, last = max(at, t.end), name
-    if data_bytes is not None and at != data_bytes: risk(f"the header describes {at} bytes of tensors and the file holds {data_bytes}")
+    if data_bytes is not None and at != data_bytes:
+        risk(f"the header describes {at} bytes of tensors and the file holds {data_bytes}")
     return risks
 
 # %% ../../nbs/hub/02_header.ipynb #a629555d
@@ -150,8 +257,35 @@ def read_header(
     return parse_header(text, path, size)
 
 def too_long(path: str, length: int) -> Header:
-    "The header of a file whose header is not read, because it is too long."
-    return Header(risks=[Risk("header-size", path, f"the header says it has {length} bytes; no reader should accept more than {MAX_HEADER_BYTES}")])
+    "The header of a file whose header is not read: it is too long, or the file is something else under this name."
+    content = content_of(length.to_bytes(8, "little"))
+    if content:
+        return Header(
+            risks=[
+                Risk(
+                    "header-size",
+                    path,
+                    f"its bytes are those of {_CALLED.get(content, content)}, and no safetensors header",
+                )
+            ]
+        )
+    return Header(
+        risks=[
+            Risk(
+                "header-size",
+                path,
+                f"the header says it has {length} bytes; no reader should accept more than {MAX_HEADER_BYTES}",
+            )
+        ]
+    )
+
+
+_CALLED = {
+    "pickle": "a pickle",
+    "zip": "a zip archive, as torch's pickles are",
+    "library": "a program",
+    "gguf": "a GGUF file",
+}
 
 # %% ../../nbs/hub/02_header.ipynb #ce15a558
 _MAX_WALK = 64 * 1024 * 1024  # bytes of names and shapes; no honest file has more
@@ -159,14 +293,23 @@ _MAX_WALK = 64 * 1024 * 1024  # bytes of names and shapes; no honest file has mo
 class Window:
     "A file of which only what is looked at is read."
     def __init__(self, read: Callable[[int, int], bytes], size_bytes: int):
-        self.size, self.at, self._read, self._step, self._start, self._data, self._budget = size_bytes, 0, read, 4096, 0, b"", _MAX_WALK
+        self.size, self.at, self._read, self._step, self._start, self._data, self._budget = (
+            size_bytes,
+            0,
+            read,
+            4096,
+            0,
+            b"",
+            _MAX_WALK,
+        )
 
     def take(self, count: int) -> bytes:
         "The next bytes. Raises `ValueError` where the file ends."
         if not self._start <= self.at <= self.at + count <= self._start + len(self._data):
             jumped = self.at != self._start + len(self._data)
             self._step = 1024 if jumped else min(4 * self._step, 1 << 18)  # little after a jump over weights
-            stop = min(self.size, self.at + max(count, self._step)); self._budget -= max(0, stop - self.at)
+            stop = min(self.size, self.at + max(count, self._step))
+            self._budget -= max(0, stop - self.at)
             if self.at + count > self.size or self._budget < 0: raise ValueError("ends early, or is too long")
             self._start, self._data = self.at, self._read(self.at, stop)
         part = self._data[self.at - self._start:self.at - self._start + count]
@@ -179,12 +322,19 @@ class Window:
     def varint(self) -> int:
         value = shift = 0
         while True:
-            byte = self.take(1)[0]; value |= (byte & 127) << shift; shift += 7
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            shift += 7
             if byte < 128: return value
             if shift > 63: raise ValueError("not a varint")
 
     def text(self, count: int) -> str:
         if count > 1 << 16: raise ValueError("a name of more than 64 KiB")
+        return self.take(count).decode("utf-8", "replace")
+
+    def long_text(self, count: int) -> str:
+        "A text that may be longer than a name."
+        if count > 1 << 20: raise ValueError("a text of more than a mebibyte")
         return self.take(count).decode("utf-8", "replace")
 
 # %% ../../nbs/hub/02_header.ipynb #80c9d187
@@ -194,34 +344,80 @@ _ONNX = dict(enumerate("F32 U8 I8 U16 I16 I32 I64 STRING BOOL F16 F64 U32 U64 C6
 def _fields(window: Window, stop: int) -> Iterator[tuple[int, int, int]]:
     "(field, kind, value or end) up to `stop`; what the caller does not read is stepped over."
     while window.at < stop:
-        key = window.varint(); field_, kind = key >> 3, key & 7
+        key = window.varint()
+        field_, kind = key >> 3, key & 7
         if kind == 0: yield field_, kind, window.varint()
         elif kind == 2:
-            length = window.varint(); end = window.at + length
+            length = window.varint()
+            end = window.at + length
             if end > stop: raise ValueError("a field is longer than what it is in")
             yield field_, kind, end
             window.at = end
         elif kind in (1, 5): window.at += 8 if kind == 1 else 4
         else: raise ValueError("not protobuf")
 
+class Varints(TensorEntry):
+    "A tensor whose bytes in the file are varints, one a number."
+    __slots__ = ()
+
+#: (field, kind) of the bytes of a TensorProto: raw, or numbers one behind another: float, int32, int64, double, uint64
+_ONNX_DATA = {(9, 2), (4, 2), (5, 2), (7, 2), (10, 2), (11, 2)}
+
+@dataclass
+class _OnnxTensor:
+    "What a TensorProto says, as far as it was read."
+    shape: list[int] = field(default_factory=list)
+    dtype: int = 0
+    name: str = ""
+    span: tuple[int, int] = (0, 0)  # of its bytes in this file
+    is_varints: bool = False  # its numbers are written as varints
+    elsewhere: dict[str, str] = field(default_factory=dict)  # where its bytes are, in a file beside this one
+
+    @property
+    def is_sane(self) -> bool:
+        return self.dtype in _ONNX and len(self.shape) <= 64 and all(n < 1 << 63 for n in self.shape)
+
+    @property
+    def file(self) -> str:
+        "The file beside this one that holds the bytes; empty where they are here."
+        return self.elsewhere.get("location", "")
+
+    def entry(self, path: str) -> TensorEntry:
+        "With the file, and the place in it, of the bytes."
+        make = Varints if self.is_varints else TensorEntry
+        here = make(_ONNX[self.dtype], tuple(self.shape), path, *self.span)
+        if not self.file: return here
+        begin = _digits(self.elsewhere.get("offset", ""), 0)
+        size = _digits(self.elsewhere.get("length", ""), here.size_bytes)
+        beside = posixpath.normpath(posixpath.join(posixpath.dirname(path), self.file))
+        return here._replace(file=beside, begin=begin, end=begin + size)
+
+def _digits(text: str, otherwise: int) -> int:
+    return int(text) if re.fullmatch(r"[0-9]{1,19}", text) else otherwise
+
+
+def _read_shape(window: Window, kind: int, value: int, shape: list[int]) -> None:
+    "One dimension (`kind` 0), or a packed list of them."
+    if kind == 0: shape.append(value)
+    while kind and window.at < value and len(shape) <= 64: shape.append(window.varint())
+
+def _external_data(window: Window, stop: int) -> tuple[str, str]:
+    "(key, value) of where a tensor's bytes are."
+    said = {part: window.text(end - window.at) for part, _, end in _fields(window, stop) if part in (1, 2)}
+    return said.get(1, ""), said.get(2, "")
+
 def _onnx_tensor(window: Window, stop: int, path: str) -> tuple[str, TensorEntry, str]:
-    "(name, entry, file that holds the bytes or \"\")."
-    shape, dtype, name, span, elsewhere, key = [], 0, "", (0, 0), {}, ""
+    "(name, entry, file that holds the bytes or \"\"). The numbers of the fields are those of onnx.proto."
+    found = _OnnxTensor()
     for number, kind, value in _fields(window, stop):
-        if number == 1 and kind == 0: shape.append(value)
-        elif number == 1:
-            while window.at < value and len(shape) <= 64: shape.append(window.varint())
-        elif number == 2: dtype = value
-        elif number == 8: name = window.text(value - window.at)
-        elif number == 9: span = window.at, value
-        elif number == 13:
-            for part, _, end in _fields(window, value):
-                if part == 1: key = window.text(end - window.at)
-                elif part == 2: elsewhere[key] = window.text(end - window.at)
-    if dtype not in _ONNX or len(shape) > 64 or any(n >= 1 << 63 for n in shape): raise ValueError("not an ONNX tensor")
-    size = elsewhere.get("length", "")
-    end = span[0] + int(size) if size.isdigit() else span[1]
-    return name, TensorEntry(_ONNX[dtype], tuple(shape), path, span[0], end), elsewhere.get("location", "")
+        if number == 1: _read_shape(window, kind, value, found.shape)
+        elif number == 2: found.dtype = value
+        elif number == 8: found.name = window.text(value - window.at)
+        elif (number, kind) in _ONNX_DATA:
+            found.span, found.is_varints = (window.at, value), number in (5, 7, 11)
+        elif number == 13: found.elsewhere.update([_external_data(window, value)])
+    if not found.is_sane: raise ValueError("not an ONNX tensor")
+    return found.name, found.entry(path), found.file
 
 def onnx_header(
     read: Callable[[int, int], bytes],  # (start, stop) → bytes of the file
@@ -230,32 +426,128 @@ def onnx_header(
 ) -> tuple[Header, set[str]]:  # and the files beside it that hold weights
     "The weights (initializers) of an ONNX graph. Raises `ValueError` where it is no ONNX file."
     window, tensors, beside, twice = Window(read, size_bytes), {}, set(), []
+    for end in _initializers(window, size_bytes):
+        name, entry, file = _onnx_tensor(window, end, path)
+        if name in tensors: twice.append(name)
+        tensors[name] = entry
+        if file: beside.add(file)
+    return Header(tensors, risks=_twice(path, twice), needs=_last_bytes(tensors.values())), beside
+
+def _initializers(window: Window, size_bytes: int) -> Iterator[int]:
+    "Stops at each weight, with its end. Raises `ValueError` for a file that holds no graph."
+    graphs = 0
     for number, kind, stop in _fields(window, size_bytes):
-        for inner, inner_kind, end in _fields(window, stop) if (number, kind) == (7, 2) else ():
-            if (inner, inner_kind) == (5, 2):
-                name, entry, file = _onnx_tensor(window, end, path)
-                if name in tensors: twice.append(name)
-                tensors[name] = entry
-                if file: beside.add(file)
-    return Header(tensors, risks=_twice(path, twice)), beside
+        if (number, kind) != (7, 2): continue
+        graphs += 1
+        yield from (end for inner, inner_kind, end in _fields(window, stop) if (inner, inner_kind) == (5, 2))
+    if not graphs: raise ValueError("no graph")
+
+def _last_bytes(entries: Iterable[TensorEntry]) -> dict[str, int]:
+    "File → where the last of its tensors ends."
+    found: dict[str, int] = {}
+    for t in entries: found[t.file] = max(found.get(t.file, 0), t.end)
+    return found
+
+# %% ../../nbs/hub/02_header.ipynb #d1f5380b
+ONNX_RECORD = "the producer, names or notes"
+#: field of a ModelProto, and of a GraphProto → what it is
+_MODEL_PARTS = {8: "the operator sets", 20: "the training", 25: "the functions"}
+_GRAPH_PARTS = {1: "the nodes", 11: "the inputs", 12: "the outputs", 14: "the quantisation", 15: "the sparse weights"}
+
+def onnx_values(
+    read: Callable[[int, int], bytes],  # (start, stop) → bytes of the file
+    size_bytes: int,  # of the file
+) -> dict[str, str]:  # part → digest
+    "What an ONNX file says besides its weights, to be compared. Raises `ValueError` where it is none."
+    window, found = Window(read, size_bytes), {}
+    for number, kind, stop in _fields(window, size_bytes):
+        if (number, kind) != (7, 2):
+            _take_digest(found, _MODEL_PARTS.get(number, ONNX_RECORD), number, kind, (window.at, stop), read)
+            continue
+        for inner, inner_kind, end in _fields(window, stop):
+            part = _GRAPH_PARTS.get(inner, ONNX_RECORD)
+            if inner != 5: _take_digest(found, part, inner, inner_kind, (window.at, end), read)
+    return {part: digest.hexdigest() for part, digest in found.items()}
+
+def _take_digest(
+    found: dict[str, Any], part: str, number: int, kind: int, span: tuple[int, int], read: Callable[[int, int], bytes]
+) -> None:
+    "Take a field into the digest of its part; the span is its bytes, or (kind 0) ends in its value."
+    digest = found.setdefault(part, hashlib.sha256())
+    start, end = span
+    digest.update(b"%d %d " % (number, end if kind == 0 else end - start))
+    for at in range(start, end, 1 << 20) if kind == 2 else ():
+        digest.update(read(at, min(end, at + (1 << 20))))
+
+# %% ../../nbs/hub/02_header.ipynb #146afc56
+#: number, name, weights of a block, bytes of a block (ggml-common.h; for Q8_1 the Python package gguf still says 40, its older struct)
+_GGML_TABLE = """
+ 0 F32      1   4 |  1 F16      1   2 |  2 Q4_0    32  18 |  3 Q4_1    32  20 |  6 Q5_0    32  22 |  7 Q5_1    32  24
+ 8 Q8_0    32  34 |  9 Q8_1    32  36 | 10 Q2_K   256  84 | 11 Q3_K   256 110 | 12 Q4_K   256 144 | 13 Q5_K   256 176
+14 Q6_K   256 210 | 15 Q8_K   256 292 | 16 IQ2_XXS 256 66 | 17 IQ2_XS 256  74 | 18 IQ3_XXS 256 98 | 19 IQ1_S  256  50
+20 IQ4_NL  32  18 | 21 IQ3_S  256 110 | 22 IQ2_S  256  82 | 23 IQ4_XS 256 136 | 24 I8       1   1 | 25 I16      1   2
+26 I32      1   4 | 27 I64      1   8 | 28 F64      1   8 | 29 IQ1_M  256  56 | 30 BF16     1   2 | 34 TQ1_0  256  54
+35 TQ2_0  256  66 | 39 MXFP4   32  17 | 40 NVFP4   64  36 | 41 Q1_0   128  18
+"""
+
+class GgufType(NamedTuple):
+    "A type of tensors in a GGUF file."
+    name: str
+    block: int  # weights
+    size: int  # bytes of a block
+
+def _types(text: str) -> dict[int, GgufType]:
+    rows = [row.split() for line in text.strip().splitlines() for row in line.split("|")]
+    return {int(number): GgufType(name, int(block), int(size)) for number, name, block, size in rows}
+
+GGUF_TYPES = _types(_GGML_TABLE)
 
 # %% ../../nbs/hub/02_header.ipynb #146afc57
-_GGML = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
-         14: "Q6_K", 15: "Q8_K",
-         16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS",
-         24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
-         29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
 _GGUF_WIDTH = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type → bytes; 8 is a string, 9 an array
 
+def gguf_counts(
+    window: Window,  # at the start of the file
+) -> tuple[int, int]:
+    "How many tensors and how many pairs of key and value follow. Raises `ValueError` where it is no GGUF file."
+    if window.take(4) != b"GGUF" or window.number("I") not in (2, 3):
+        raise ValueError("not GGUF, or an old version of it")
+    return window.number("Q"), window.number("Q")
+
 def _skip_value(window: Window, kind: int) -> None:
-    if kind in _GGUF_WIDTH: window.at += _GGUF_WIDTH[kind]
-    elif kind == 8: length = window.number("Q"); window.at += length
+    if kind in _GGUF_WIDTH:
+        window.at += _GGUF_WIDTH[kind]
+    elif kind == 8:
+        length = window.number("Q")
+        window.at += length
     elif kind == 9:
         inner, count = window.number("I"), window.number("Q")
         if inner in _GGUF_WIDTH: window.at += _GGUF_WIDTH[inner] * count
         else:
             for _ in range(count): _skip_value(window, inner)
     else: raise ValueError("a value of no known type")
+
+def _gguf_texts(window: Window, pairs: int) -> Iterator[tuple[str, str]]:
+    "The chat templates among the metadata; all else is stepped over."
+    for _ in range(pairs):
+        key, kind = window.text(window.number("Q")), window.number("I")
+        if kind == 8 and key.startswith("tokenizer.chat_template"):
+            yield key, window.long_text(window.number("Q"))
+        else: _skip_value(window, kind)
+
+def gguf_values(
+    read: Callable[[int, int], bytes],  # (start, stop) → bytes of the file
+    size_bytes: int,  # of the file
+) -> dict[str, bytes]:  # key → digest of its type and value
+    "The settings of a GGUF file, to be compared: architecture, dimensions, tokenizer, template."
+    window = Window(read, size_bytes)
+    _, pairs = gguf_counts(window)
+    found = {}
+    for _ in range(pairs):
+        key, start = window.text(window.number("Q")), window.at
+        _skip_value(window, window.number("I"))
+        if window.at > size_bytes: raise ValueError("ends early")
+        found[key] = hashlib.sha256(read(start, window.at)).digest()
+    return found
 
 def gguf_header(
     read: Callable[[int, int], bytes],  # (start, stop) → bytes of the file
@@ -264,17 +556,29 @@ def gguf_header(
 ) -> Header:
     "The tensors of a GGUF file. Raises `ValueError` where it is none."
     window = Window(read, size_bytes)
-    if window.take(4) != b"GGUF" or window.number("I") not in (2, 3): raise ValueError("not GGUF, or an old version of it")
-    count, pairs = window.number("Q"), window.number("Q")
-    for _ in range(pairs):
-        _skip_value(window, 8)  # the key
-        _skip_value(window, window.number("I"))
-    found = []
-    for _ in range(count):
-        name = window.text(window.number("Q")); shape = [window.number("Q") for _ in range(min(window.number("I"), 9))]
-        kind, offset = window.number("I"), window.number("Q")
-        found.append((offset, name, _GGML.get(kind, f"type {kind}"), tuple(reversed(shape))))
-    ends = sorted(o for o, *_ in found)[1:] + [size_bytes - -(-window.at // 32) * 32]  # the data begin at a multiple of 32
-    tensors = {n: TensorEntry(d, s, path, o, max(o, end)) for (o, n, d, s), end in zip(sorted(found), ends)}
-    twice = [] if len(tensors) == len(found) else [n for n, times in Counter(n for _, n, *_ in found).items() if times > 1]
-    return Header(tensors, risks=_twice(path, twice), size_bytes=window.at)
+    count, pairs = gguf_counts(window)
+    metadata = dict(_gguf_texts(window, pairs))
+    with uncollected(): found = sorted(_gguf_tensor(window) for _ in range(count))
+    start = _aligned(window.at)
+    ends = [offset for offset, *_ in found[1:]] + [size_bytes - start]
+    tensors = {n: TensorEntry(d.name, s, path, o, max(o, end)) for (o, n, d, s), end in zip(found, ends)}
+    names = Counter(n for _, n, *_ in found) if len(tensors) < len(found) else {}
+    twice = [n for n, times in names.items() if times > 1]
+    needed = max((o + _packed_bytes(d, s) for o, _, d, s in found), default=0)
+    needs = {path: start + needed if found else window.at}
+    return Header(tensors, metadata, _twice(path, twice), window.at, needs)
+
+def _gguf_tensor(window: Window) -> tuple[int, str, GgufType, tuple[int, ...]]:
+    "(offset, name, type, shape) of the next tensor."
+    name = window.text(window.number("Q"))
+    shape = [window.number("Q") for _ in range(min(window.number("I"), 9))]
+    kind, offset = window.number("I"), window.number("Q")
+    return offset, name, GGUF_TYPES.get(kind, GgufType(f"type {kind}", 1, 0)), tuple(reversed(shape))
+
+def _aligned(at: int) -> int:
+    "The next multiple of 32: there the data begin."
+    return -(-at // 32) * 32
+
+def _packed_bytes(kind: GgufType, shape: tuple[int, ...]) -> int:
+    "Bytes of a tensor; 0 for a type that is not known."
+    return math.prod(shape) // kind.block * kind.size

@@ -10,23 +10,27 @@ import ctypes
 import math
 import mmap
 import os
+import re
+import shutil
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import BadInput, CheckError, MissingExtra, need
-from ..core.units import MIB
-from .checkpoint import choose, config_risks, file_sha256, index_risks, shards_of, walk_folder
-from .header import Header, TensorEntry, parse_json, read_header
-from .locks import ModelLock
+from ..core.units import MIB, count_of
+from .checkpoint import config_risks, index_risks, shards_of, walk_folder
+from .header import Header, TensorEntry, parse_header, parse_json, read_header
+from .layout import choose
+from .locks import LockedFile, ModelLock
 from .remote import WrongBytes
 from .source import Source, printable, resolve
-from .verification import folder_of, verify
+from .verification import folder_of, is_right, record_key, remember, seen_problem, verify
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +39,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['READ', 'GRAIN', 'LARGE_PAGE', 'Weights', 'weights_of', 'empty_is_meta', 'build', 'state_of', 'groups_of',
-           'check_names', 'torch_dtype', 'file_dtype', 'on_large_pages', 'Reader', 'sliced', 'shard', 'fill_sharded',
-           'load']
+           'left_out_on_purpose', 'check_names', 'torch_dtype', 'file_dtype', 'on_large_pages', 'Reader', 'sliced',
+           'shard', 'fill_sharded', 'load']
 
 # %% ../../nbs/hub/09_load.ipynb #18f5d8ae
 @dataclass(frozen=True)
@@ -47,9 +51,17 @@ class Weights:
     config: dict[str, Any] | None  # config.json
     headers: dict[str, Header] = field(default_factory=dict)  # file → header
     lock: ModelLock | None = None
+    unread: tuple[LockedFile, ...] = ()  # files of the lock that will be hashed while they are copied
+
+    def check_unread(self, but: Iterable[str] = ()) -> None:
+        "Hash what was not hashed while it was copied. Raises `WrongBytes`."
+        done = set(but)
+        for f in self.unread:
+            if f.path not in done and not is_right(self.folder / f.path, f): raise _not_locked(f.path)
 
     @property
-    def metadata(self) -> dict[str, Any]: return {k: v for h in self.headers.values() for k, v in h.metadata.items()}
+    def metadata(self) -> dict[str, Any]:
+        return {k: v for h in self.headers.values() for k, v in h.metadata.items()}
 
     def start(self, t: TensorEntry) -> int:
         "Offset of a tensor in its file."
@@ -58,49 +70,83 @@ class Weights:
 def weights_of(
     source: str | Path | Source | ModelLock | None = None,  # a folder, a lock, or what `resolve` takes
     folder: str | Path | None = None,  # where the files of a lock are
+    copied: bool = False,  # the weights of a lock are not hashed now: who copies them does it on the way
 ) -> Weights:
     "Find the weights and read their headers. Raises `BadInput` where they are not there or not to be trusted."
-    folder, paths, locked = _files(source, folder)
+    folder, paths, locked = _files(source, folder, copied)
+    unread = tuple(f for f in locked.files if f.path.endswith(".safetensors")) if locked and copied else ()
     files = _weight_files(folder, [p for p in paths if "/" not in p])
     headers = {p: read_header(folder / p, p) for p in files}
     for risk in (r for h in headers.values() for r in h.risks):
-        raise BadInput(f"{risk.path} is not to be trusted: {risk.why}", "Get the model from its publisher again")
+        raise BadInput(
+            f"{risk.path} is not to be trusted: {risk.why}", "Get the model from its publisher again"
+        )
     tensors = {name: t for h in headers.values() for name, t in h.tensors.items()}
     if len(tensors) < sum(len(h.tensors) for h in headers.values()):
-        raise BadInput("two weight files hold a tensor of the same name", "Keep one of the checkpoints in the folder")
+        raise BadInput(
+            "two weight files hold a tensor of the same name", "Keep one of the checkpoints in the folder"
+        )
     config = _read_json(folder / "config.json") if "config.json" in paths else None
-    if not isinstance(config, dict | None): raise BadInput("config.json is not a JSON object", "Download it again")
-    return Weights(folder, tensors, config, headers, locked)
+    if not isinstance(config, dict | None):
+        raise BadInput("config.json is not a JSON object", "Download it again")
+    return Weights(folder, tensors, config, headers, locked, unread)
 
-def _files(source: Any, folder: str | Path | None = None) -> tuple[Path, list[str], ModelLock | None]:
-    if isinstance(source, ModelLock) or (isinstance(source, (str, Path)) and str(source).endswith(".json")): return _locked_files(source, folder)
-    if folder is not None: raise BadInput("a folder was given beside a model that is no lock", "Give the folder alone, or a lock and its folder")
+def _files(source: Any, folder: str | Path | None = None, copied: bool = False) -> tuple[Path, list[str], ModelLock | None]:
+    if isinstance(source, ModelLock) or (isinstance(source, (str, Path)) and str(source).endswith(".json")):
+        return _locked_files(source, folder, copied)
+    if folder is not None:
+        raise BadInput(
+            "a folder was given beside a model that is no lock",
+            "Give the folder alone, or a lock and its folder",
+        )
     found = source if isinstance(source, Source) else resolve(source)
-    if found.is_local: return found.folder, walk_folder(found.folder) if found.folder.is_dir() else [], None
+    if found.is_local: return found.path, walk_folder(found.path) if found.path.is_dir() else [], None
     from fsdl_devinfra.hub.pulling import pull
     folder = pull(found)
     return folder, walk_folder(folder), None
 
-def _locked_files(given: ModelLock | str | Path, folder: str | Path | None) -> tuple[Path, list[str], ModelLock]:
+def _locked_files(
+    given: ModelLock | str | Path, folder: str | Path | None, copied: bool
+) -> tuple[Path, list[str], ModelLock]:
     "What a lock names, verified: in the HF cache, in the folder that was named, or beside the lock's file."
     locked = given if isinstance(given, ModelLock) else ModelLock.load(given)
-    at = folder_of(locked, given, folder); checked = verify(locked, at)
-    if not checked.ok:
-        again = "Pull the lock again" if locked.repo else "Get the folder's files again, or lock it as it is now"
-        raise WrongBytes(f"{checked.problems[0].path} is not what was locked ({checked.problems[0].why})", again)
+    at = folder_of(locked, given, folder)
+    later = [f for f in locked.files if copied and f.path.endswith(".safetensors")]
+    now = [f for f in locked.files if f not in later]
+    wrong = [p for f in later if (p := seen_problem(at, f))]
+    if now: wrong += [p for p in verify(replace(locked, files=now), at).problems if p.kind != "unlocked"]  # what is not locked is not read
+    if wrong:
+        again = (
+            "Pull the lock again" if locked.repo else "Get the folder's files again, or lock it as it is now"
+        )
+        raise WrongBytes(f"{wrong[0].path} is not what was locked ({wrong[0].why})", again)
     return at, [f.path for f in locked.files], locked
 
 def _weight_files(folder: Path, paths: list[str]) -> list[str]:
     safe = [p for p in choose(paths) if p.endswith(".safetensors")]
-    for index in (p for p in ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json") if p in paths):
+    for index in (
+        p
+        for p in ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
+        if p in paths
+    ):
         if (single := index.removesuffix(".index.json")) in paths:
-            raise BadInput(f"{folder.name} holds {single} and an index of shards, and libraries differ in which one they load",
-                           "Remove one of the two")
-        document = _read_json(folder / index); risks = index_risks(index, document, paths)
-        if risks: raise BadInput(f"{index} is not to be trusted: {risks[0].why}", "Get the model from its publisher again")
-        return list(shards_of(index, document))
+            raise BadInput(
+                f"{folder.name} holds {single} and an index of shards, and libraries differ in which one they load",
+                "Remove one of the two",
+            )
+        document = _read_json(folder / index)
+        risks = index_risks(index, document, paths)
+        if risks:
+            raise BadInput(
+                f"{index} is not to be trusted: {risks[0].why}", "Get the model from its publisher again"
+            )
+        return list(shards_of(index, document) or ())
     standard = [p for p in safe if p in ("model.safetensors", "diffusion_pytorch_model.safetensors")]
-    if not safe: raise BadInput(f"there are no safetensors weights in {folder.name}", "Convert the weights to safetensors; pickles are not loaded")
+    if not safe:
+        raise BadInput(
+            f"there are no safetensors weights in {folder.name}",
+            "Convert the weights to safetensors; pickles are not loaded",
+        )
     return standard or safe
 
 def _read_json(file: Path) -> Any:
@@ -108,9 +154,27 @@ def _read_json(file: Path) -> Any:
     except ValueError: raise BadInput(f"{file.name} is not JSON", "Download it again") from None
 
 # %% ../../nbs/hub/09_load.ipynb #969bea38
-_FILLS = {"normal_", "uniform_", "trunc_normal_", "zero_", "zeros_", "ones_", "fill_", "constant_", "copy_", "mul_", "add_", "div_", "clamp_",
-          "erfinv_", "xavier_uniform_", "xavier_normal_",
-          "kaiming_uniform_", "kaiming_normal_", "orthogonal_"}
+_FILLS = {
+    "normal_",
+    "uniform_",
+    "trunc_normal_",
+    "zero_",
+    "zeros_",
+    "ones_",
+    "fill_",
+    "constant_",
+    "copy_",
+    "mul_",
+    "add_",
+    "div_",
+    "clamp_",
+    "erfinv_",
+    "xavier_uniform_",
+    "xavier_normal_",
+    "kaiming_uniform_",
+    "kaiming_normal_",
+    "orthogonal_",
+}
 
 @contextlib.contextmanager
 def empty_is_meta(
@@ -121,14 +185,21 @@ def empty_is_meta(
     from torch.overrides import TorchFunctionMode
     class Mode(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = dict(kwargs or {}); first = args[0] if args else kwargs.get("tensor")
-            if getattr(function, "__name__", "") in _FILLS and isinstance(first, torch.Tensor) and first.is_meta:
+            kwargs = dict(kwargs or {})
+            first = args[0] if args else kwargs.get("tensor")
+            if (
+                getattr(function, "__name__", "") in _FILLS
+                and isinstance(first, torch.Tensor)
+                and first.is_meta
+            ):
                 return first  # nothing to initialise
-            if function is torch.empty and str(kwargs.get("device") or "cpu") == "cpu": kwargs["device"] = "meta"
+            if function is torch.empty and str(kwargs.get("device") or "cpu") == "cpu":
+                kwargs["device"] = "meta"
             return function(*args, **kwargs)
     before = torch.get_default_dtype()
     try:
-        if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1: torch.set_default_dtype(dtype)
+        if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1:
+            torch.set_default_dtype(dtype)
         with Mode(): yield
     finally: torch.set_default_dtype(before)
 
@@ -143,7 +214,8 @@ def build(
     from torch import nn
     if isinstance(into, nn.Module): return into
     if into is None: into = _class_of(config, folder)
-    if hasattr(into, "_from_config") or hasattr(into, "from_config"): return _transformers(into, folder, dtype)
+    if hasattr(into, "_from_config") or hasattr(into, "from_config"):
+        return _transformers(into, folder, dtype)
     with empty_is_meta(dtype):
         if hasattr(into, "_hub_mixin_init_parameters"): return _mixin(into, folder)
         return _construct(into, config or {})
@@ -152,34 +224,60 @@ def _construct(into: "Callable[..., nn.Module]", config: dict[str, Any]) -> "nn.
     "Call a class or a function with those keys of the config that it takes."
     import inspect as signatures
     names = signatures.signature(into).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in names.values()): return into(**{k: v for k, v in config.items() if not k.startswith("_")})
-    missing = [n for n, p in names.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and n not in config]
+    if any(p.kind is p.VAR_KEYWORD for p in names.values()):
+        return into(**{k: v for k, v in config.items() if not k.startswith("_")})
+    missing = [
+        n
+        for n, p in names.items()
+        if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and n not in config
+    ]
     if missing:
-        raise BadInput(f"{getattr(into, '__name__', into)} needs {', '.join(missing)}, which config.json does not have",
-                       "Give a module, or a function that makes it")
+        raise BadInput(
+            f"{getattr(into, '__name__', into)} needs {', '.join(missing)}, which config.json does not have",
+            "Give a module, or a function that makes it",
+        )
     return into(**{n: config[n] for n in names if n in config})
 
 def _mixin(into: type, folder: Path) -> "nn.Module":
     "Let the Hub's mixin read its config, and take its arguments before it loads anything."
     class Stand:  # looks like the class, but builds without loading
         def __getattr__(self, name: str) -> Any: return getattr(into, name)
-        def _from_pretrained(self, *, model_id: str, revision: Any = None, cache_dir: Any = None, force_download: Any = None,
-                             local_files_only: Any = None,
-                             token: Any = None, map_location: Any = None, strict: Any = None, **kwargs: Any) -> "nn.Module": return into(**kwargs)
+
+        def _from_pretrained(
+            self,
+            *,
+            model_id: str,
+            revision: Any = None,
+            cache_dir: Any = None,
+            force_download: Any = None,
+            local_files_only: Any = None,
+            token: Any = None,
+            map_location: Any = None,
+            strict: Any = None,
+            **kwargs: Any,
+        ) -> "nn.Module": return into(**kwargs)
     return into.from_pretrained.__func__(Stand(), str(folder), local_files_only=True)
 
 # %% ../../nbs/hub/09_load.ipynb #d7e109ed
 def _class_of(config: dict[str, Any] | None, folder: Path) -> Any:
     "The class or function that a config names. Raises `BadInput`."
     if config is None:
-        raise BadInput(f"{folder.name} has no config.json, so the class of the model is not known", "Say the class or the module with into=")
-    named = config.get("architectures"); name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
+        raise BadInput(
+            f"{folder.name} has no config.json, so the class of the model is not known",
+            "Say the class or the module with into=",
+        )
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
     if name == "DigitsViT":
         from fsdl_devinfra.hub.digits import DigitsViT
         return DigitsViT
     if "model_type" in config: return _transformers_class(name)
     if "architecture" in config: return lambda: _timm(config)
-    raise BadInput(f"config.json of {folder.name} names no class that is known here", "Say the class or the module with into=")
+    raise BadInput(
+        f"config.json of {folder.name} names no class that is known here",
+        "Say the class or the module with into=",
+    )
+
 
 @contextlib.contextmanager
 def _as_bad_input(library: str) -> Iterator[None]:
@@ -192,12 +290,21 @@ def _as_bad_input(library: str) -> Iterator[None]:
                        f"Update {library.lower()}, or give your own class with into=") from None
 
 def _timm(config: dict[str, Any]) -> "nn.Module":
-    try: import timm
-    except ModuleNotFoundError: raise MissingExtra("timm is needed for loading a timm model and is not installed", "pip install timm") from None
+    try:
+        import timm  # type: ignore[import-not-found]
+    except ModuleNotFoundError:
+        raise MissingExtra(
+            "timm is needed for loading a timm model and is not installed", "pip install timm"
+        ) from None
     name, more = config["architecture"], config.get("model_args")
-    kwargs = {k: config[k] for k in ("num_classes", "global_pool") if k in config} | (more if isinstance(more, dict) else {})
+    kwargs = {k: config[k] for k in ("num_classes", "global_pool") if k in config} | (
+        more if isinstance(more, dict) else {}
+    )
     if not isinstance(name, str) or not timm.is_model(name) or _TIMM_LOADS & kwargs.keys():
-        raise BadInput("config.json asks timm for a model that is not in timm, or to load something by itself", "Give the module with into=")
+        raise BadInput(
+            "config.json asks timm for a model that is not in timm, or to load something by itself",
+            "Give the module with into=",
+        )
     with _as_bad_input("timm"): return timm.create_model(name, pretrained=False, **kwargs)
 
 _TIMM_LOADS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}  # arguments of its own
@@ -205,13 +312,15 @@ _TIMM_LOADS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkp
 def _transformers_class(name: str | None) -> type:
     transformers = need("transformers", "transformers", "loading a Transformers model")
     found = getattr(transformers, name, None) if name else None
-    return found if hasattr(found, "_from_config") else transformers.AutoModel
+    return found if isinstance(found, type) and hasattr(found, "_from_config") else transformers.AutoModel
 
 # %% ../../nbs/hub/09_load.ipynb #8ab83ec4
 def _computes(module: "nn.Module") -> bool:
     "True where a module, or one below it, has buffers that no file stores; the others are marked as initialised."
-    computes = any([_computes(child) for child in module.children()]) or bool(module._non_persistent_buffers_set)
-    if not computes: module._is_hf_initialized = True
+    computes = any([_computes(child) for child in module.children()]) or bool(
+        module._non_persistent_buffers_set
+    )
+    if not computes: setattr(module, "_is_hf_initialized", True)
     return computes
 
 @contextlib.contextmanager
@@ -219,7 +328,9 @@ def _no_needless_init() -> Iterator[None]:
     "In this block Transformers initialises only what no file stores."
     from transformers import PreTrainedModel
     whole = getattr(PreTrainedModel, "initialize_weights", None)
-    def some(self: Any) -> None: _computes(self); whole(self)
+    def some(self: Any) -> None:
+        _computes(self)
+        if whole: whole(self)
     if whole: PreTrainedModel.initialize_weights = some
     try: yield
     finally:
@@ -228,18 +339,36 @@ def _no_needless_init() -> Iterator[None]:
 # %% ../../nbs/hub/09_load.ipynb #6516f2a3
 def _transformers_config(folder: Path) -> Any:
     transformers = need("transformers", "transformers", "loading a Transformers model")
-    if not (folder / "config.json").is_file(): raise BadInput(f"{folder.name} has no config.json", "A Transformers model needs one")
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder.name} has no config.json", "A Transformers model needs one")
     for risk in config_risks("config.json", _read_json(folder / "config.json")):
         raise BadInput(f"config.json asks for code from the repository ({risk.why})",
                        "Use a model without custom code, or give your own class with into=")
-    with _as_bad_input("Transformers"): return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with _as_bad_input("Transformers"):
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _recompute(model: "nn.Module") -> None:
+    """Compute again, in single precision, what no file stores.
+
+    Transformers 5 builds a module without memory and initialises its tables afterwards, outside the block in which the weights'
+    dtype is the default; before, a constructor computed them inside. A table of positions in bfloat16 is off by almost its own size.
+    """
+    import torch
+    def walk(module: Any, owner: Any) -> None:
+        owner = module if hasattr(module, "_init_weights") else owner
+        if module._non_persistent_buffers_set: owner._init_weights(module)
+        for child in module.children(): walk(child, owner)
+    with empty_is_meta(), torch.no_grad(): walk(model, model)
 
 def _transformers(cls: Any, folder: Path, dtype: "torch.dtype | None") -> "nn.Module":
     import transformers
     config = _transformers_config(folder)
     if cls is transformers.AutoModel or not hasattr(cls, "_from_config"): make = cls.from_config
     else: make = cls._from_config
-    with _as_bad_input("Transformers"), empty_is_meta(), _no_needless_init(): model = make(config, **({"dtype": dtype} if dtype else {}))
+    with _as_bad_input("Transformers"), empty_is_meta(), _no_needless_init():
+        model = make(config, **({"dtype": dtype} if dtype else {}))
+    if int(transformers.__version__.split(".")[0]) >= 5: _recompute(model)
     model.tie_weights()
     if (folder / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -247,16 +376,27 @@ def _transformers(cls: Any, folder: Path, dtype: "torch.dtype | None") -> "nn.Mo
 
 def _by_transformers(model: "nn.Module", folder: Path, dtype: "torch.dtype | None") -> "nn.Module":
     "Let Transformers load, where it converts names or formats on the way. From this folder, safetensors only, no code, no network."
-    kwargs = dict(local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
-    with _as_bad_input("Transformers"): loaded, said = type(model).from_pretrained(folder, **kwargs, **({"dtype": dtype} if dtype else {}))
+    kwargs = dict(
+        local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    with _as_bad_input("Transformers"):
+        loaded, said = getattr(type(model), "from_pretrained")(
+            folder, **kwargs, **({"dtype": dtype} if dtype else {})
+        )
     for what in "missing_keys", "unexpected_keys", "mismatched_keys":
-        if said.get(what): raise _not_the_same(what.replace("_keys", ""), sorted(map(str, said[what])))
+        names = set(map(str, said.get(what) or ()))
+        if what == "unexpected_keys": names -= left_out_on_purpose(model, names)
+        if names: raise _not_the_same(what.replace("_keys", ""), sorted(names))
     return loaded.eval()
 
 # %% ../../nbs/hub/09_load.ipynb #e7ace407
 def _not_the_same(what: str, names: list[str]) -> BadInput:
     some = printable(", ".join(names[:4])) + (" …" if len(names) > 4 else "")
-    return BadInput(f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what}: {some}", "Give the class that these weights were saved from")
+    return BadInput(
+        f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what}: {some}",
+        "Give the class that these weights were saved from",
+    )
+
 
 def state_of(
     model: "nn.Module",
@@ -272,14 +412,91 @@ def groups_of(
     for name, t in state.items(): sites.setdefault(id(t), []).append(name)
     return list(sites.values())
 
-def _fitted(wanted: dict[str, Any], prefix: str, tensors: dict[str, TensorEntry], metadata: dict[str, Any]) -> dict[str, TensorEntry]:
+#: parts that checkpoints of pretraining hold, and that most classes leave out
+_HEADS = re.compile(
+    r"(^|\.)(pooler|seq_relationship|position_ids|masked_bias|lm_head|cls|classifier|score|qa_outputs|vocab_\w+|"
+    r"discriminator_predictions|generator_\w+|sop_classifier|mlm_head|nsp_head)(\.|$)"
+)
+
+def left_out_on_purpose(
+    model: "nn.Module",  # of Transformers
+    names: Iterable[str],  # in the files
+) -> set[str]:
+    "Names that the library ignores when it loads this class: those that the class lists, and heads and poolers that it does not have."
+    patterns = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    has = {n for n, _ in model.named_modules()}
+    def is_absent_head(name: str) -> bool:
+        found = _HEADS.search(name)
+        part = name[:found.end(2)] if found else ""
+        inside = [part, part.partition(".")[2], f"{getattr(model, 'base_model_prefix', '')}.{part}"]
+        return (
+            bool(found) and not re.search(r"\.\d+\.", f".{part}.") and not any(i and i in has for i in inside)
+        )
+
+    return {
+        n for n in names if any(p.search(n) for p in patterns) or is_absent_head(n) or _is_absent_part(n, has)
+    }
+
+
+def _is_absent_part(name: str, has: set[str]) -> bool:
+    "True for a head inside of a head, such as the next-sentence part of BERT's."
+    return (
+        bool(re.search(r"(^|\.)(seq_relationship|sop_classifier)\.", name))
+        and name.rpartition(".")[0] not in has
+    )
+
+
+def _fitted(
+    wanted: dict[str, Any], prefix: str, tensors: dict[str, TensorEntry], metadata: dict[str, Any]
+) -> dict[str, TensorEntry]:
     "The files' tensors under the module's names."
     found = dict(tensors)
-    if prefix and not any(n.startswith(prefix + ".") for n in wanted) and any(n.startswith(prefix + ".") for n in found):
+    if (
+        prefix
+        and not any(n.startswith(prefix + ".") for n in wanted)
+        and any(n.startswith(prefix + ".") for n in found)
+    ):
         found = {n[len(prefix) + 1:]: t for n, t in found.items() if n.startswith(prefix + ".")}  # the base model of one with a head
     for name, kept in metadata.items():  # safetensors.torch.save_model names the shared tensors that it left out
         if name in wanted and name not in found and kept in found: found[name] = found[kept]
     return found
+
+#: what training wrappers put before every name → who does
+_WRAPPERS = {
+    "module.": "DistributedDataParallel and DataParallel put",
+    "_orig_mod.": "torch.compile puts",
+    "_fsdp_wrapped_module.": "FSDP puts",
+    "_forward_module.": "Lightning's DeepSpeed puts",
+    "model._orig_mod.": "torch.compile puts",
+}
+
+def _refuse_wrapped(names: Iterable[str], wanted: Iterable[str]) -> None:
+    "Name the prefix of a wrapper that all stored names have and the module's have not."
+    names, wanted = list(names), list(wanted)
+    for prefix, who in _WRAPPERS.items():
+        if (
+            names
+            and all(n.startswith(prefix) for n in names)
+            and not any(n.startswith(prefix) for n in wanted)
+        ):
+            raise BadInput(f"the name of every tensor begins with {prefix!r}, which {who} before it",
+                           "Save the module inside of the wrapper, or take the prefix off the names")
+
+_TRAINED_HEADS = re.compile(
+    r"(^|\.)(lm_head|classifier|score|qa_outputs|cls\.predictions|embed_out|mlm_head)(\.|$)"
+)
+
+
+def _refuse_headless(config: dict[str, Any] | None, names: Iterable[str], wanted: Iterable[str]) -> None:
+    "Without `architectures` the base model is built; refuse where that would leave out a head that the files have."
+    if (config or {}).get("architectures"): return
+    wanted = set(wanted)
+    heads = sorted(n for n in names if _TRAINED_HEADS.search(n) and n not in wanted)
+    if heads:
+        raise BadInput(
+            f"config.json names no architecture, and the base model has no place for {printable(', '.join(heads[:3]))}",
+            "Say the class, e.g. into=transformers.AutoModelForCausalLM",
+        )
 
 def check_names(
     wanted: dict[str, tuple[int, ...]],  # the module's names → shapes
@@ -291,14 +508,35 @@ def check_names(
     unexpected = [n for n in tensors if n not in wanted]
     other = [f"{n} {list(tensors[n].shape)} in the file and {list(wanted[n])} in the module"
              for n in wanted if n in tensors and tensors[n].shape != wanted[n]]
-    for what, names in ("missing in the files", missing), ("not in the module", unexpected), ("of another shape", other):
+    for what, names in (
+        ("missing in the files", missing),
+        ("not in the module", unexpected),
+        ("of another shape", other),
+    ):
         if names: raise _not_the_same(what, names)
 
 # %% ../../nbs/hub/09_load.ipynb #e0cb9f02
-_TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "F16": "float16", "BF16": "bfloat16",
-          "F32": "float32", "F64": "float64",
-          "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
-          "F8_E5M2FNUZ": "float8_e5m2fnuz", "U16": "uint16", "U32": "uint32", "U64": "uint64"}
+_TORCH = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+}
 READ = 256 * 1024  # elements of a cast that are read at once; they stay in the processor's cache until they are converted
 GRAIN = 32 * 1024 - 64  # elements converted at once: below torch's grain size (32768), so that no pool of threads spins for microseconds of work
 
@@ -309,7 +547,8 @@ def torch_dtype(
     import torch
     if dtype is None or isinstance(dtype, torch.dtype): return dtype
     found = getattr(torch, str(dtype).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype): raise BadInput(f"{dtype!r} is not a dtype", "Use float32, bfloat16 or float16")
+    if not isinstance(found, torch.dtype):
+        raise BadInput(f"{dtype!r} is not a dtype", "Use float32, bfloat16 or float16")
     return found
 
 def file_dtype(t: TensorEntry) -> "torch.dtype":
@@ -323,7 +562,9 @@ def _pread(fd: int, view: memoryview, at: int) -> int:
     "Read at an offset without moving the file's position, so that threads can share the file."
     if hasattr(os, "preadv"): return os.preadv(fd, [view], at)
     with _seeking:  # Windows has no such call
-        os.lseek(fd, at, os.SEEK_SET); data = os.read(fd, min(len(view), 64 * MIB)); view[:len(data)] = data
+        os.lseek(fd, at, os.SEEK_SET)
+        data = os.read(fd, min(len(view), 64 * MIB))
+        view[: len(data)] = data
     return len(data)
 
 _seeking = threading.Lock()
@@ -331,19 +572,30 @@ _seeking = threading.Lock()
 def _sound(tensor: "torch.Tensor") -> "torch.Tensor":  # the same
     "Refuse booleans of other bytes than 0 and 1, with which a processor computes anything."
     import torch
-    if tensor.dtype == torch.bool and tensor.numel() and int(tensor.contiguous().view(-1).view(torch.uint8).max()) > 1:
-        raise BadInput("a tensor of type BOOL holds bytes that are neither 0 nor 1", "Get the model from its publisher again")
+
+    if (
+        tensor.dtype == torch.bool
+        and tensor.numel()
+        and int(tensor.contiguous().view(-1).view(torch.uint8).max()) > 1
+    ):
+        raise BadInput(
+            "a tensor of type BOOL holds bytes that are neither 0 nor 1",
+            "Get the model from its publisher again",
+        )
     return tensor
 
-def _read_into(fd: int, tensor: "torch.Tensor", at: int) -> None:
-    "Fill a contiguous tensor from a file. Raises `BadInput` where the file ends."
+_HASHED = 1 << 20  # bytes that are hashed while they are in the processor's cache
+
+def _read_into(fd: int, tensor: "torch.Tensor", at: int, digest: Any = None) -> None:
+    "Fill a contiguous tensor from a file, and take in its bytes. Raises `BadInput` where the file ends."
     import torch
     if not tensor.numel(): return
-    view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
-    done = 0
+    view = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    done, most = 0, 2**30 if digest is None else _HASHED
     while done < len(view):
-        n = _pread(fd, view[done:done + 2**30], at + done)
+        n = _pread(fd, view[done:done + most], at + done)
         if n == 0: raise BadInput("a weight file ended while it was read", "Verify it against its lock")
+        if digest is not None: digest.update(view[done:done + n])
         done += n
 
 # %% ../../nbs/hub/09_load.ipynb #e2f34b84
@@ -351,7 +603,10 @@ def _read_into(fd: int, tensor: "torch.Tensor", at: int) -> None:
 def _large_pages_are_cold() -> bool:
     "True where free memory goes back to the host: feature 5 of virtio's balloon, free page reporting."
     with contextlib.suppress(OSError):
-        return any(f.read_text()[5:6] == "1" for f in Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features"))
+        return any(
+            f.read_text()[5:6] == "1"
+            for f in Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features")
+        )
     return False
 
 LARGE_PAGE = 2 * MIB
@@ -360,7 +615,10 @@ def on_large_pages(
     tensor: "torch.Tensor",  # that nothing has been written to
 ) -> "torch.Tensor":  # the same
     "Ask Linux to back a large tensor with 2 MiB pages. Elsewhere, and where Linux cannot, nothing happens."
-    start, stop = -(-tensor.data_ptr() // LARGE_PAGE) * LARGE_PAGE, (tensor.data_ptr() + tensor.nbytes) // LARGE_PAGE * LARGE_PAGE
+    start, stop = (
+        -(-tensor.data_ptr() // LARGE_PAGE) * LARGE_PAGE,
+        (tensor.data_ptr() + tensor.nbytes) // LARGE_PAGE * LARGE_PAGE,
+    )
     if stop > start and hasattr(mmap, "MADV_HUGEPAGE") and not _large_pages_are_cold():
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_HUGEPAGE)
     return tensor
@@ -369,7 +627,13 @@ def on_large_pages(
 class Reader:
     "Reads tensors of one model; `bytes_read` counts what was read or mapped."
     def __init__(self, weights: Weights):
-        self.weights, self.bytes_read, self._maps, self._own, self._guard = weights, 0, {}, threading.local(), threading.Lock()
+        self.weights, self.bytes_read, self._maps, self._own, self._guard = (
+            weights,
+            0,
+            {},
+            threading.local(),
+            threading.Lock(),
+        )
         self._open = {file: open(weights.folder / file, "rb") for file in weights.headers}
 
     def _fd(self, file: str) -> int: return self._open[file].fileno()
@@ -390,49 +654,82 @@ class Reader:
         dtype, at = file_dtype(t), self.weights.start(t)
         if at % dtype.itemsize or not t.size_bytes: return self.copied(t, dtype)  # not aligned, or nothing to map
         self.count(t.size_bytes)
-        return _sound(torch.frombuffer(self._map(t.file), dtype=dtype, count=t.parameters, offset=at).view(t.shape))
+        return _sound(
+            torch.frombuffer(self._map(t.file), dtype=dtype, count=t.parameters, offset=at).view(t.shape)
+        )
 
-    def copied(self, t: TensorEntry, dtype: "torch.dtype", offset: int = 0, shape: tuple[int, ...] | None = None) -> "torch.Tensor":
+    def copied(
+        self,
+        t: TensorEntry,
+        dtype: "torch.dtype",
+        offset: int = 0,
+        shape: tuple[int, ...] | None = None,
+        digest: Any = None,  # a hashlib object that takes in what is read
+    ) -> "torch.Tensor":
         "A copy of a tensor, or of its elements from `offset` on, as `dtype`; a cast goes through one small buffer."
         import torch
         shape = t.shape if shape is None else shape
-        stored, fd = file_dtype(t), self._fd(t.file); at = self.weights.start(t) + offset * stored.itemsize
-        out = on_large_pages(torch.empty(shape, dtype=dtype)); self.count(out.numel() * stored.itemsize)
-        if stored == dtype: _read_into(fd, out, at)
-        else: self._cast(fd, at, stored, out.view(-1))
+        stored, fd = file_dtype(t), self._fd(t.file)
+        at = self.weights.start(t) + offset * stored.itemsize
+        out = on_large_pages(torch.empty(shape, dtype=dtype))
+        self.count(out.numel() * stored.itemsize)
+        if stored == dtype: _read_into(fd, out, at, digest)
+        else: self._cast(fd, at, stored, out.view(-1), digest)
         return _sound(out)
 
-    def _cast(self, fd: int, at: int, stored: "torch.dtype", flat: "torch.Tensor") -> None:
-        "Read and convert piece by piece. The buffer is kept: freed between large tensors, it would leave holes in the heap."
+    def _buffer(self) -> "torch.Tensor":
+        "Bytes of this thread. They are kept: freed between large tensors, they would leave holes in the heap."
         import torch
         if not hasattr(self._own, "buffer"): self._own.buffer = torch.empty(READ * 8, dtype=torch.uint8)
-        buffer = self._own.buffer[:READ * stored.itemsize].view(stored)
+        return self._own.buffer
+
+    def hash_over(self, t: TensorEntry, digest: Any) -> None:
+        "Take in the bytes of a tensor that nobody asked for."
+        buffer, at = self._buffer(), self.weights.start(t)
+        for i in range(0, t.end - t.begin, len(buffer)):
+            _read_into(self._fd(t.file), buffer[:min(len(buffer), t.end - t.begin - i)], at + i, digest)
+
+    def _cast(
+        self, fd: int, at: int, stored: "torch.dtype", flat: "torch.Tensor", digest: Any = None
+    ) -> None:
+        "Read and convert piece by piece."
+        buffer = self._buffer()[:READ * stored.itemsize].view(stored)
         for i in range(0, len(flat), READ):
             part = buffer[:min(READ, len(flat) - i)]
-            _read_into(fd, part, at + i * stored.itemsize)
-            for target, source in zip(flat[i:i + len(part)].split(GRAIN), part.split(GRAIN)): target.copy_(source)
+            _read_into(fd, part, at + i * stored.itemsize, digest)
+            for target, source in zip(flat[i : i + len(part)].split(GRAIN), part.split(GRAIN)):
+                target.copy_(source)
 
 # %% ../../nbs/hub/09_load.ipynb #cb5e84d1
-def _check_hashes(weights: Weights, entries: list[TensorEntry], values: "list[torch.Tensor]") -> None:
-    "Compare what was read with the lock. Raises `WrongBytes`."
-    by_file: dict[str, dict[int, torch.Tensor]] = {}
-    for t, value in zip(entries, values): by_file.setdefault(t.file, {})[t.begin] = value if value.dtype == file_dtype(t) else None
-    for file, parts in by_file.items():
-        whole = len(parts) == len(weights.headers[file].tensors) and not any(v is None for v in parts.values())
-        found = _hash_of(weights, file, [parts[b] for b in sorted(parts)]) if whole else file_sha256(weights.folder / file)
-        if found != next(f.sha256 for f in weights.lock.files if f.path == file):
-            raise WrongBytes(f"the bytes that were read from {file} are not those of the lock", "Pull the lock again")
+def _not_locked(path: str) -> WrongBytes:
+    return WrongBytes(f"the bytes that were read from {path} are not those of the lock", "Pull the lock again")
 
-def _hash_of(weights: Weights, file: str, tensors: "list[torch.Tensor]") -> str:
+def _header_digest(weights: Weights, file: str) -> Any:
+    "A hash that has taken in the header. Raises `WrongBytes` where that is not the one whose tensors are read."
     import hashlib
-    import torch
-    with open(weights.folder / file, "rb") as f: digest = hashlib.sha256(f.read(weights.headers[file].size_bytes))
-    for t in tensors:
-        if t.numel(): digest.update(memoryview(t.view(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()
+    header = weights.headers[file]
+    with open(weights.folder / file, "rb") as f: text = f.read(header.size_bytes)
+    if parse_header(text[8:], file).tensors != header.tensors: raise _not_locked(file)
+    return hashlib.sha256(text)
+
+def _hashed_file(
+    weights: Weights,
+    locked: LockedFile,
+    read: Callable[[TensorEntry, Any], Any],  # (tensor, hash) → its value, or None
+) -> dict[TensorEntry, Any]:
+    "What `read` makes of the tensors of a file, in their order. Raises `WrongBytes` where the bytes are not those of the lock."
+    file = weights.folder / locked.path
+    before, digest = record_key(file), _header_digest(weights, locked.path)
+    entries = sorted(weights.headers[locked.path].tensors.values(), key=lambda t: (t.begin, t.end))
+    values = {t: read(t, digest) for t in entries}
+    if digest.hexdigest() != locked.sha256 or file.stat().st_size != locked.size_bytes: raise _not_locked(locked.path)
+    if record_key(file) == before: remember(file, locked, before)
+    return values
 
 # %% ../../nbs/hub/09_load.ipynb #1c702eb1
-def _runs_of(shape: tuple[int, ...], offset: tuple[int, ...], local: tuple[int, ...]) -> tuple[int, list[int]]:
+def _runs_of(
+    shape: tuple[int, ...], offset: tuple[int, ...], local: tuple[int, ...]
+) -> tuple[int, list[int]]:
     "(elements in a run, first element of every run) of a block inside a row-major tensor."
     cut = max((i for i in range(len(shape)) if local[i] != shape[i]), default=0)
     strides = [math.prod(shape[i + 1:]) for i in range(len(shape))]
@@ -451,9 +748,13 @@ def sliced(
     import torch
     run, starts = _runs_of(t.shape, offset, local) if t.shape else (1, [0])
     if len(starts) == 1: return reader.copied(t, dtype, starts[0], local)
-    stored = file_dtype(t); out = torch.empty(local, dtype=stored); flat = out.view(-1)
-    fd, at = reader._fd(t.file), reader.weights.start(t); reader.count(out.numel() * stored.itemsize)
-    for i, first in enumerate(starts): _read_into(fd, flat[i * run:(i + 1) * run], at + first * stored.itemsize)
+    stored = file_dtype(t)
+    out = torch.empty(local, dtype=stored)
+    flat = out.view(-1)
+    fd, at = reader._fd(t.file), reader.weights.start(t)
+    reader.count(out.numel() * stored.itemsize)
+    for i, first in enumerate(starts):
+        _read_into(fd, flat[i * run : (i + 1) * run], at + first * stored.itemsize)
     return _sound(out).to(dtype)
 
 # %% ../../nbs/hub/09_load.ipynb #d3e67e30
@@ -466,18 +767,27 @@ def shard(
     from torch.distributed.fsdp import fully_shard
     for layers in (m for m in model.modules() if isinstance(m, nn.ModuleList)):
         for layer in layers: fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # changes the class of the module in place
+    return model
 
-def fill_sharded(model: "nn.Module", state: "dict[str, torch.Tensor]", weights: Weights, tensors: dict[str, TensorEntry], groups: list[list[str]],
-                 asked: "torch.dtype | None") -> int:
+def fill_sharded(
+    model: "nn.Module",
+    state: "dict[str, torch.Tensor]",
+    weights: Weights,
+    tensors: dict[str, TensorEntry],
+    groups: list[list[str]],
+    asked: "torch.dtype | None",
+) -> int:
     "Give a module of `DTensor`s its slices; plain tensors are read whole. Returns the bytes read by this rank."
     import torch
     reader, values = Reader(weights), {}
     try:
         for g in groups:
-            name = next(n for n in g if n in tensors); t, old = tensors[name], state[name]
+            name = next(n for n in g if n in tensors)
+            t, old = tensors[name], state[name]
             value = _local_value(reader, t, old, _target_dtype(model, name, file_dtype(t), asked))
-            if isinstance(old, torch.nn.Parameter): value = torch.nn.Parameter(value, requires_grad=old.requires_grad)
+            if isinstance(old, torch.nn.Parameter):
+                value = torch.nn.Parameter(value, requires_grad=old.requires_grad)
             for n in g: values[n] = value
         model.load_state_dict(values, assign=True, strict=False)  # runs the hooks that tell FSDP about its new parameters
     finally: reader.close()
@@ -490,11 +800,16 @@ def _local_value(reader: Reader, t: TensorEntry, old: "torch.Tensor", dtype: "to
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
     if not isinstance(old, DTensor): return reader.copied(t, dtype).to("cpu" if old.is_meta else old.device)
     if any(p.is_partial() for p in old.placements):
-        raise BadInput("a parameter is placed as partial sums, which no file can fill", "Use Shard or Replicate")
+        raise BadInput(
+            "a parameter is placed as partial sums, which no file can fill", "Use Shard or Replicate"
+        )
     local, offset = compute_local_shape_and_global_offset(old.shape, old.device_mesh, old.placements)
-    kind = old.device_mesh.device_type; device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+    kind = old.device_mesh.device_type
+    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
     value = sliced(reader, t, tuple(offset), tuple(local), dtype).to(device)
-    return DTensor.from_local(value, old.device_mesh, old.placements, run_check=False, shape=old.shape, stride=old.stride())
+    return DTensor.from_local(
+        value, old.device_mesh, old.placements, run_check=False, shape=old.shape, stride=old.stride()
+    )
 
 # %% ../../nbs/hub/09_load.ipynb #1f97ee32
 def load(
@@ -508,22 +823,60 @@ def load(
 ) -> "nn.Module":  # in evaluation mode where it was built here
     "Load safetensors weights. Raises `BadInput`, `WrongBytes`; never unpickles, never runs a repository's code."
     need("torch", "torch", "loading weights")
-    from torch import nn
     if trust not in ("map", "copy"): raise BadInput(f"trust cannot be {trust!r}", "Choose map or copy")
-    weights = weights_of(source, folder); asked = torch_dtype(dtype)
-    model = build(into, weights.config, weights.folder, asked or _usual_dtype(weights.tensors.values()))
+    weights = weights_of(source, folder, trust == "copy")
+    with _locked_only(weights) as seen:
+        return _load(weights, seen, into, torch_dtype(dtype), device, trust, mesh)
+
+
+@contextlib.contextmanager
+def _locked_only(weights: Weights) -> Iterator[Path]:
+    "The folder that libraries are shown: for a lock one of links to its files and to nothing else."
+    if weights.lock is None:
+        yield weights.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="fsdl-devinfra-") as made:
+        view = Path(made) / weights.folder.name
+        for file in weights.lock.files: _link(weights.folder / file.path, view / file.path)
+        yield view
+
+def _link(file: Path, at: Path) -> None:
+    at.parent.mkdir(parents=True, exist_ok=True)
+    try: os.symlink(file.resolve(), at)
+    except OSError: shutil.copyfile(file, at)  # a system without links
+
+def _load(
+    weights: Weights, seen: Path, into: Any, asked: "torch.dtype | None", device: Any, trust: str, mesh: Any
+) -> "nn.Module":
+    "`load`, of weights whose headers are read; `seen` is the folder that libraries may read."
+    from torch import nn
+    model = build(into, weights.config, seen, asked or _usual_dtype(weights.tensors.values()))
     filled = isinstance(into, nn.Module) and any(not p.is_meta for p in model.parameters())  # it has memory, and keeps it
     if mesh is not None: shard(model, mesh)
-    state = state_of(model); groups = groups_of(state)
+    state = state_of(model)
+    groups = groups_of(state)
+    _refuse_wrapped(weights.tensors, state)
+    if _converts(model) and not isinstance(into, nn.Module):
+        _note_own_dtypes(model, state, asked or _usual_dtype(weights.tensors.values()))
+    if into is None and _converts(model): _refuse_headless(weights.config, weights.tensors, state)
     tensors = _fitted(state, getattr(model, "base_model_prefix", ""), weights.tensors, weights.metadata)
+    if _converts(model) and not isinstance(into, nn.Module):
+        ignored = left_out_on_purpose(model, [n for n in tensors if n not in state])
+        tensors = {n: t for n, t in tensors.items() if n not in ignored}
     try: check_names({n: tuple(t.shape) for n, t in state.items()}, groups, tensors)
     except BadInput:
         if isinstance(into, nn.Module) or not _converts(model): raise
-        return _by_transformers(model, weights.folder, asked).to(device)
-    if _converts(model) and (weights.config or {}).get("quantization_config"): return _by_transformers(model, weights.folder, asked).to(device)
-    if any(hasattr(t, "device_mesh") for t in state.values()): fill_sharded(model, state, weights, tensors, groups, asked)
+        weights.check_unread()
+        return _by_transformers(model, seen, asked).to(device)
+    if _converts(model) and (weights.config or {}).get("quantization_config"):
+        weights.check_unread()
+        return _by_transformers(model, seen, asked).to(device)
+    if any(hasattr(t, "device_mesh") for t in state.values()):
+        weights.check_unread()
+        fill_sharded(model, state, weights, tensors, groups, asked)
     else: _fill(model, state, weights, tensors, groups, asked, device, trust, filled and asked is None)
     _complete(model, None if filled else device)
+    model.__dict__.pop(_OWN, None)
     return model if isinstance(into, nn.Module) else model.eval()
 
 def _converts(model: "nn.Module") -> bool:
@@ -539,34 +892,122 @@ def _usual_dtype(tensors: Iterable[TensorEntry]) -> "torch.dtype | None":
     return getattr(torch, _TORCH[counts.most_common(1)[0][0]]) if counts else None
 
 # %% ../../nbs/hub/09_load.ipynb #e82c5db9
-def _target_dtype(model: "nn.Module", name: str, stored: "torch.dtype", asked: "torch.dtype | None") -> "torch.dtype":
-    "The dtype that a tensor gets. Some Transformers modules must stay in 32 bits, and say so."
+_OWN = "_fsdl_devinfra_own_dtypes"  # attribute of a module that was built here
+
+def _note_own_dtypes(
+    model: "nn.Module", state: "dict[str, torch.Tensor]", usual: "torch.dtype | None"
+) -> None:
+    "Remember the tensors of a Transformers module that have a dtype whatever the default is: from_pretrained keeps to it."
     import torch
+
+    own = {
+        n: t.dtype
+        for n, t in state.items()
+        if t.is_floating_point() and t.dtype != usual and t.dtype.itemsize > 1
+    }
+    in_single = {n: torch.float32 for n in state if usual and _stays_in_single(model, n, usual)}  # counters of a batch norm too
+    model.__dict__[_OWN] = own | in_single
+
+def _stays_in_single(model: "nn.Module", name: str, target: "torch.dtype") -> bool:
+    "True for what must stay in 32 bits: some Transformers modules say so."
+    import torch
+    keep = list(getattr(model, "_keep_in_fp32_modules", None) or []) if target == torch.float16 else []
+    if target in (torch.float16, torch.bfloat16):
+        keep += list(getattr(model, "_keep_in_fp32_modules_strict", None) or [])
+    return any(k in name.split(".") or f".{k}." in f".{name}." for k in keep)
+
+def _target_dtype(
+    model: "nn.Module", name: str, stored: "torch.dtype", asked: "torch.dtype | None"
+) -> "torch.dtype":
+    "The dtype that a tensor gets."
+    import torch
+    if own := model.__dict__.get(_OWN, {}).get(name): return own
     if not stored.is_floating_point: return stored
     target = asked or stored
-    keep = list(getattr(model, "_keep_in_fp32_modules", None) or []) if target == torch.float16 else []
-    if target in (torch.float16, torch.bfloat16): keep += list(getattr(model, "_keep_in_fp32_modules_strict", None) or [])
-    return torch.float32 if any(k in name.split(".") or f".{k}." in f".{name}." for k in keep) else target
+    return torch.float32 if _stays_in_single(model, name, target) else target
 
-def _fill(model: "nn.Module", state: "dict[str, torch.Tensor]", weights: Weights, tensors: dict[str, TensorEntry], groups: list[list[str]],
-          asked: "torch.dtype | None", device: Any, trust: str, in_place: bool) -> None:
+class _Filler:
+    "What filling a module needs to know: where tensors come from, in which dtype, and how they are kept."
+
+    def __init__(
+        self,
+        model: "nn.Module",
+        weights: Weights,
+        tensors: dict[str, TensorEntry],
+        asked: "torch.dtype | None",
+        trust: str,
+    ):
+        self.model, self.weights, self.tensors, self.asked, self.trust = model, weights, tensors, asked, trust
+        self.reader = Reader(weights)
+        self._used: set[tuple[str, int]] = set()
+
+    def target(self, name: str) -> "torch.dtype":
+        "The dtype that a tensor gets."
+        return _target_dtype(self.model, name, file_dtype(self.tensors[name]), self.asked)
+
+    def value(self, name: str) -> "torch.Tensor":
+        "A tensor as the file has it, or as a copy of the dtype that was asked for."
+        t, target = self.tensors[name], self.target(name)
+        if self.trust == "map" and target == file_dtype(t): return self.reader.mapped(t)
+        return self.reader.copied(t, target)
+
+    def values(self, names: list[str]) -> "list[torch.Tensor]":
+        "Several tensors, checked against the lock where a later change of the file shall change nothing."
+        if self.trust == "map" and self.asked is None: return list(map(self.value, names))
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            if self.weights.lock and self.trust == "copy": return self._hashed(names, self.weights.lock, pool)
+            return list(pool.map(self.value, names))
+
+    def _hashed(self, names: list[str], locked: ModelLock, pool: ThreadPoolExecutor) -> "list[torch.Tensor]":
+        "The same, each file hashed as it is copied; several files at once."
+        wanted: dict[TensorEntry, list[str]] = {}
+        for name in names: wanted.setdefault(self.tensors[name], []).append(name)
+
+        def read(t: TensorEntry, digest: Any) -> Any:
+            if t not in wanted: return self.reader.hash_over(t, digest)
+            targets = {self.target(n) for n in wanted[t]}
+            return self.reader.copied(t, targets.pop() if len(targets) == 1 else file_dtype(t), digest=digest)
+
+        files = [f for f in locked.files if f.path in {t.file for t in wanted}]
+        found: dict[TensorEntry, Any] = {}
+        for values in pool.map(lambda f: _hashed_file(self.weights, f, read), files): found |= values
+        self.weights.check_unread([f.path for f in files])
+        return [found[self.tensors[n]].to(self.target(n)) for n in names]
+
+    def apart(self, t: TensorEntry, value: "torch.Tensor") -> "torch.Tensor":
+        "A tensor of its own where the same bytes are used a second time, by a parameter that is not tied."
+        again = (t.file, t.begin) in self._used and t.size_bytes
+        self._used.add((t.file, t.begin))
+        return value.clone() if again else value
+
+def _fill(
+    model: "nn.Module",
+    state: "dict[str, torch.Tensor]",
+    weights: Weights,
+    tensors: dict[str, TensorEntry],
+    groups: list[list[str]],
+    asked: "torch.dtype | None",
+    device: Any,
+    trust: str,
+    in_place: bool,
+) -> None:
+    "Give every group of names that share a tensor its value, in the order of the files."
     import torch
-    reader, used = Reader(weights), set()
-    groups = sorted(groups, key=lambda g: _order(tensors, g)); names = [next(n for n in g if n in tensors) for g in groups]
-    def value(name: str) -> "torch.Tensor":
-        t = tensors[name]; target = _target_dtype(model, name, file_dtype(t), asked)
-        return reader.mapped(t) if trust == "map" and target == file_dtype(t) else reader.copied(t, target)
+    filler = _Filler(model, weights, tensors, asked, trust)
+    groups = sorted(groups, key=lambda g: _order(tensors, g))
+    names = [next(n for n in g if n in tensors) for g in groups]
     try:
-        for g, name in zip(groups, names):
-            for other in (n for n in g if n in tensors and n != name): _same_bytes(reader, name, tensors[name], other, tensors[other])
-        with torch.no_grad(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            values = list(map(value, names) if trust == "map" and asked is None else pool.map(value, names))
-            if weights.lock and trust == "copy": _check_hashes(weights, [tensors[n] for n in names], values)
-            for g, name in zip(groups, names):
-                t, new = tensors[name], values.pop(0)
-                if (t.file, t.begin) in used and t.size_bytes: new = new.clone()  # stored once, used twice, not tied
-                used.add((t.file, t.begin)); _put(model, g, state[name], new.to(device), in_place)
-    finally: reader.close()
+        for group, name in zip(groups, names): _check_ties(filler.reader, tensors, group, name)
+        with torch.no_grad():
+            values = filler.values(names)
+            for group, name in zip(groups, names):
+                value = filler.apart(tensors[name], values.pop(0))  # popped: what is moved to a device is freed at once
+                _put(model, group, state[name], value.to(device), in_place)
+    finally: filler.reader.close()
+
+def _check_ties(reader: Reader, tensors: dict[str, TensorEntry], group: list[str], name: str) -> None:
+    for other in group:
+        if other in tensors and other != name: _same_bytes(reader, name, tensors[name], other, tensors[other])
 
 def _order(tensors: dict[str, TensorEntry], group: list[str]) -> tuple[str, int]:
     t = tensors[next(n for n in group if n in tensors)]
@@ -577,24 +1018,39 @@ def _same_bytes(reader: Reader, name: str, t: TensorEntry, other: str, u: Tensor
     import torch
     a, b = (reader.mapped(x).contiguous().view(-1).view(torch.uint8) for x in (t, u))
     if t.dtype != u.dtype or not torch.equal(a, b):
-        raise BadInput(f"{name} and {other} are one tensor in the module and two different ones in the file", "Build the module without tying them")
+        raise BadInput(
+            f"{name} and {other} are one tensor in the module and two different ones in the file",
+            "Build the module without tying them",
+        )
 
 # %% ../../nbs/hub/09_load.ipynb #2297aa25
-def _put(model: "nn.Module", names: list[str], old: "torch.Tensor", new: "torch.Tensor", in_place: bool) -> None:
+def _put(
+    model: "nn.Module", names: list[str], old: "torch.Tensor", new: "torch.Tensor", in_place: bool
+) -> None:
     import torch
-    if in_place and not old.is_meta: old.data.copy_(new); return
+
+    if in_place and not old.is_meta:
+        old.data.copy_(new)
+        return
     if isinstance(old, torch.nn.Parameter):
-        new = torch.nn.Parameter(new, requires_grad=old.requires_grad and (new.is_floating_point() or new.is_complex()))
+        new = torch.nn.Parameter(
+            new, requires_grad=old.requires_grad and (new.is_floating_point() or new.is_complex())
+        )
     for name in names:
-        path, _, leaf = name.rpartition("."); owner = model.get_submodule(path)
-        (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = new
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        places: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
+        places[leaf] = new
 
 def _complete(model: "nn.Module", device: Any) -> None:
     "Move what a constructor computed to the device, and refuse a model of which anything was left on meta."
     _restore(model)
     left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
-    if left: raise BadInput(f"{len(left)} tensors were left without a value, because no file stores them: {', '.join(left[:4])}",
-                            "Give a class or a function with into=, so that its constructor computes them")
+    if left:
+        raise BadInput(
+            f"{count_of(len(left), 'tensor')} left without a value, because no file stores them: {', '.join(left[:4])}",
+            "Give a class or a function with into=, so that its constructor computes them",
+        )
     for module in model.modules() if device is not None else ():
         for name, t in module._buffers.items():
             if t is not None and not hasattr(t, "device_mesh"): module._buffers[name] = t.to(device)
@@ -603,7 +1059,7 @@ def _restore(model: "nn.Module") -> None:
     "Non-persistent buffers of a Transformers model that somebody built on meta: a twin computes them."
     left = {n for n, t in model.named_buffers() if t.is_meta}
     if not left or not _converts(model): return
-    with empty_is_meta(): twin = dict(type(model)._from_config(model.config).named_buffers())
+    with empty_is_meta(): twin = dict(getattr(type(model), "_from_config")(model.config).named_buffers())
     for name in left:
         path, _, leaf = name.rpartition(".")
         if name in twin and not twin[name].is_meta: model.get_submodule(path)._buffers[leaf] = twin[name]

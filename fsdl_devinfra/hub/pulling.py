@@ -12,38 +12,52 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..core.console import progress
+from ..core.console import progress, status
 from ..core.errors import BadInput, CheckError, Unreachable
 from ..core.results import Result, write_atomic
-from ..core.units import MIB, size_text
+from ..core.units import MIB, count_of, size_text
 from .checkpoint import leaves
+from .layout import Wish, pick
 from .locks import LockedFile, ModelLock, lock
-from .remote import Remote, RemoteRepo, Reply, WrongBytes, check_reply, shown
-from .server import git_sha1
-from .source import Source, cache_folder, is_offline, resolve
+from .mirrors import Mirror
+from .remote import (
+    Busy, LONGEST_WAITS, MOST_WAITS, Remote, RemoteRepo, Reply, TooSlow, WrongBytes, check_reply, say_wait, shown)
+from .source import Source, cache_folder, cache_name, git_sha1, is_offline, resolve
 
 # %% auto #0
-__all__ = ['TRIES', 'FILES_AT_ONCE', 'Hashes', 'Place', 'clean', 'Pulled', 'pull', 'pulled']
+__all__ = ['TRIES', 'RANGE_BYTES', 'STREAMS', 'LARGE_BYTES', 'FILES_AT_ONCE', 'Hashes', 'Place', 'clean', 'MirrorUse', 'Pulled',
+           'pull', 'pulled']
 
 # %% ../../nbs/hub/07_pull.ipynb #444bd5c3
 class Hashes:
     "SHA-256 of what arrives, and for small files git's SHA-1."
     def __init__(self, locked: LockedFile):
         self.locked, self.size = locked, 0
-        self.sha256, self.git = hashlib.sha256(), git_sha1(locked.size_bytes) if locked.size_bytes <= 10 * MIB else None
+        self.sha256, self.git = (
+            hashlib.sha256(),
+            git_sha1(locked.size_bytes) if locked.size_bytes <= 10 * MIB else None,
+        )
 
     def update(self, piece: bytes) -> None:
-        self.sha256.update(piece); self.size += len(piece)
+        self.sha256.update(piece)
+        self.size += len(piece)
         if self.git: self.git.update(piece)
 
     @property
-    def right(self) -> bool: return self.size == self.locked.size_bytes and self.sha256.hexdigest() == self.locked.sha256
+    def right(self) -> bool:
+        return self.size == self.locked.size_bytes and self.sha256.hexdigest() == self.locked.sha256
+
+    def restart(self) -> None:
+        "Forget what was taken in."
+        self.__init__(self.locked)
 
     def read(self, file: Path) -> Hashes:
         "Take in what is on disk already."
@@ -62,9 +76,22 @@ class Place:
     mutex: Path  # lock file
     blobs: Path | None  # of the HF cache; None for a plain folder
 
+    @property
+    def record(self) -> Path:
+        "Which bytes of the partial file have arrived, where they are not simply its first."
+        return self.partial.with_name(self.partial.name.removesuffix("incomplete") + "ranges")
+
+    def forget(self) -> None:
+        "Remove what has arrived so far."
+        self.record.unlink(missing_ok=True)
+        self.partial.unlink(missing_ok=True)
+
 def _cache_place(lock_: ModelLock, f: LockedFile) -> Place:
-    name = "models--" + lock_.repo.replace("/", "--"); root = cache_folder() / name; blobs = root / "blobs"
-    return Place(f, root, root / "snapshots" / lock_.commit / f.path, blobs / f"{f.sha256}.fsdl.incomplete",
+    repo, commit = lock_.on_hub
+    name = cache_name(repo)
+    root = cache_folder() / name
+    blobs = root / "blobs"
+    return Place(f, root, root / "snapshots" / commit / f.path, blobs / f"{f.sha256}.fsdl.incomplete",
                  cache_folder() / ".locks" / name / f"{f.sha256}.lock", blobs)
 
 def _folder_place(folder: Path, f: LockedFile) -> Place:
@@ -76,10 +103,21 @@ def _inside(place: Place) -> None:
     root, keep = place.root.resolve(), place.partial.parent
     for at in (place.target.parent, keep if place.blobs is None else place.target.parent):
         while not at.exists(): at = at.parent
-        if at.resolve() != root and not at.resolve().is_relative_to(root) and not root.is_relative_to(at.resolve()):
-            raise WrongBytes(f"{place.locked.path} would be written outside of its folder, through a link", "Remove the link")
-        if not at.is_dir(): raise CheckError(f"there is a file {at} where a folder for {place.locked.path} belongs", "Remove it")
-    if place.partial.is_symlink() or (place.partial.exists() and place.partial.stat().st_nlink > 1): place.partial.unlink()  # somebody else's file
+        if (
+            at.resolve() != root
+            and not at.resolve().is_relative_to(root)
+            and not root.is_relative_to(at.resolve())
+        ):
+            raise WrongBytes(
+                f"{place.locked.path} would be written outside of its folder, through a link",
+                "Remove the link",
+            )
+        if not at.is_dir():
+            raise CheckError(
+                f"there is a file {at} where a folder for {place.locked.path} belongs", "Remove it"
+            )
+    for file in place.partial, place.record:
+        if file.is_symlink() or (file.exists() and file.stat().st_nlink > 1): file.unlink()  # somebody else's
 
 # %% ../../nbs/hub/07_pull.ipynb #a559fb57
 def _blob_name(place: Place, etag: str | None, hashes: Hashes) -> str:
@@ -99,13 +137,16 @@ def _snapshot(place: Place) -> Path: return Path(str(place.target)[:-len(place.l
 def _show(place: Place, content: Path, name: str) -> None:
     "Make right bytes visible: rename, then link. Each step either happens or does not."
     place.target.parent.mkdir(parents=True, exist_ok=True)
-    if place.target.is_dir() and not place.target.is_symlink(): raise CheckError(f"there is a folder where {place.locked.path} belongs", "Remove it")
-    if place.blobs is None: os.replace(content, place.target); return
+    if place.target.is_dir() and not place.target.is_symlink():
+        raise CheckError(f"there is a folder where {place.locked.path} belongs", "Remove it")
+    if place.blobs is None:
+        os.replace(content, place.target)
+        return
     blob = place.blobs / name
     if content != blob:
         if blob.is_symlink() or blob.is_file(): blob.unlink()
         os.replace(content, blob)
-    link = place.target.with_name(f".{place.target.name}.{os.getpid()}.{threading.get_ident()}.link")
+    link = place.target.with_name(f".{os.getpid()}.{threading.get_ident()}.link")  # short: a name may have 255 bytes already
     try:
         with contextlib.suppress(FileNotFoundError): link.unlink()
         try: os.symlink(os.path.relpath(blob, place.target.parent), link)
@@ -118,8 +159,14 @@ def _show(place: Place, content: Path, name: str) -> None:
 def _adopt(place: Place) -> None:
     "Take over the longest orphan of this blob; call it with the mutex held."
     if place.blobs is None: return
-    orphans = [p for p in place.blobs.glob(f"{place.locked.sha256}.*incomplete") if p != place.partial and p.is_file() and not p.is_symlink()]
-    if not place.partial.exists() and orphans: os.replace(max(orphans, key=lambda p: p.stat().st_size), place.partial)
+    orphans = [
+        p
+        for p in place.blobs.glob(f"{place.locked.sha256}.*incomplete")
+        if p != place.partial and p.is_file() and not p.is_symlink()
+    ]
+    if not place.partial.exists() and orphans:
+        place.record.unlink(missing_ok=True)
+        os.replace(max(orphans, key=lambda p: p.stat().st_size), place.partial)
     for p in orphans: p.unlink(missing_ok=True)
 
 def clean(
@@ -128,10 +175,12 @@ def clean(
 ) -> int:  # bytes
     "Remove partial files that nobody has touched for a day."
     removed = 0
-    for p in (root / "blobs").glob("*.incomplete"):
+    for p in [*(root / "blobs").glob("*.incomplete"), *(root / "blobs").glob("*.fsdl.ranges")]:
         with contextlib.suppress(OSError):
             status = p.lstat()
-            if time.time() - status.st_mtime > older_than_s: p.unlink(); removed += status.st_size
+            if time.time() - status.st_mtime > older_than_s:
+                p.unlink()
+                removed += status.st_size
     return removed
 
 # %% ../../nbs/hub/07_pull.ipynb #721997b6
@@ -139,89 +188,409 @@ TRIES = 5  # connections without a new byte, before giving up
 
 class _Stopped(Exception): "Another file failed, or the user did."
 
-def _receive(remote: Remote, at: RemoteRepo, place: Place, hashes: Hashes, out: Any, advance: Callable[[int], None],
-             stop: threading.Event) -> str | None:
+def _written(out: Any, piece: bytes, at: int, path: str) -> bytes:
+    "Write all of a piece and return what the file holds now, so that the disk is hashed and not the memory."
+    rest = memoryview(piece)
+    while rest: rest = rest[_some_written(out, rest, path):]
+    out.seek(at)
+    found = b""
+    while len(found) < len(piece) and (more := out.read(len(piece) - len(found))): found += more
+    if len(found) < len(piece):
+        raise CheckError(f"the disk did not keep the bytes of {path}", "Use another disk, and pull again")
+    return found
+
+def _unwritable(path: str, error: OSError) -> CheckError:
+    return CheckError(f"{path} cannot be written ({error.strerror or error})", "Free space or raise the quota, and pull again")
+
+def _some_written(out: Any, rest: memoryview, path: str) -> int:
+    "The count of bytes that a full disk or a quota still took. Raises `CheckError` where it took none."
+    try: count = out.write(rest)
+    except OSError as e: raise _unwritable(path, e) from None
+    if not count:
+        raise CheckError(
+            f"{path} cannot be written: the disk takes no more bytes", "Free space, and pull again"
+        )
+    return count
+
+@dataclass(frozen=True)
+class _Job:
+    "One file to be brought from one source."
+    remote: Remote
+    at: RemoteRepo | Mirror
+    place: Place
+    advance: Callable[[int], None]  # told of every byte that is there
+    stop: threading.Event
+    streams: int = 1  # ranges that are asked for at once, where the file is large
+
+    @property
+    def locked(self) -> LockedFile: return self.place.locked
+
+    def arrived(self, size: int) -> None:
+        "Count bytes that came from the network."
+        self.advance(size)
+        self.remote.count(size)
+
+def _receive(job: _Job, hashes: Hashes, out: Any) -> str | None:
     "Ask for what is missing and append it. Returns the ETag. Raises `WrongBytes`, `Unreachable`."
-    locked, start = place.locked, hashes.size
+    locked, start = job.locked, hashes.size
+    if isinstance(job.at, Mirror):
+        return _append(job, job.at.pieces(locked.path, start), hashes, out, job.advance)
     headers = {"range": f"bytes={start}-"} if start else {}
-    with remote.open(at.url(locked.path), at.repo, headers, away=True) as reply:
-        check_reply(reply, at, locked.path, locked.sha256)
+    with job.remote.open(job.at.url(locked.path), job.at.repo, headers, away=True) as reply:
+        check_reply(reply, job.at, locked.path, locked.sha256)
         _check_sizes(reply, locked, start)
         if start and reply.status != 206: raise _Restart
-        for piece in reply.pieces():
-            if stop.is_set(): raise _Stopped
-            if hashes.size + len(piece) > locked.size_bytes:
-                raise WrongBytes(f"{locked.path} is longer than the {locked.size_bytes} bytes that were locked", "Use another endpoint")
-            out.write(piece); hashes.update(piece); advance(len(piece)); remote.count(len(piece))
+        _append(job, reply.pieces(), hashes, out, job.arrived)
         return reply.etag
+
+def _append(job: _Job, pieces: Iterator[bytes], hashes: Hashes, out: Any, advance: Callable[[int], None]) -> None:
+    "Write what arrives, and hash what was written."
+    for piece in pieces:
+        if job.stop.is_set(): raise _Stopped
+        if hashes.size + len(piece) > job.locked.size_bytes:
+            raise WrongBytes(
+                f"{job.locked.path} is longer than the {job.locked.size_bytes} bytes that were locked",
+                "Use another endpoint",
+            )
+        hashes.update(_written(out, piece, hashes.size, job.locked.path))
+        advance(len(piece))
 
 class _Restart(Exception): "The server ignored the range: begin again."
 
-def _check_sizes(reply: Reply, locked: LockedFile, start: int) -> None:
-    said = re.match(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("content-range", ""))
-    if reply.status == 206 and (not said or int(said[1]) != start):
+def _check_sizes(reply: Reply, locked: LockedFile, start: int, end: int | None = None) -> None:
+    "Refuse another range than `start` to `end` (None: to the end of the file), and a file of another size."
+    said = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)", reply.headers.get("content-range", ""))
+    if reply.status == 206 and (not said or int(said[1]) != start or (end is not None and int(said[2]) >= end)):
         raise WrongBytes(f"{shown(reply.url)} sent another range than was asked for", "Use another endpoint")
     length = reply.headers.get("content-length", "")
-    promised = int(length) + (start if reply.status == 206 else 0) if length.isdigit() else None
-    total = int(said[2]) if said and said[2].isdigit() else promised
+    promised = int(length) + (start if reply.status == 206 else 0) if length.isdigit() and end is None else None
+    total = int(said[3]) if said and said[3].isdigit() else promised
     for size in (reply.size, total):
         if size is not None and size != locked.size_bytes:
-            raise WrongBytes(f"the server says that {locked.path} has {size} bytes where the lock says {locked.size_bytes}",
-                             "Use another endpoint, or lock the model again")
+            raise WrongBytes(
+                f"the server says that {locked.path} has {size} bytes where the lock says {locked.size_bytes}",
+                "Use another endpoint, or lock the model again",
+            )
+
+# %% ../../nbs/hub/07_pull.ipynb #0f83be62
+class _Patience:
+    "Decides after a failure whether a file is asked for again, and waits."
+    def __init__(self, job: _Job, over: threading.Event | None = None):  # set where nobody waits for it any more
+        self._job, self._over = job, over or job.stop
+        self._tries, self._waits, self._waited = 0, 0, 0.0
+
+    def after(self, error: Unreachable, grew: bool) -> None:
+        "Wait, or raise the failure again. `grew`: bytes had come."
+        asked = getattr(error, "wait", 0.0)
+        if isinstance(error, Busy): say_wait(error)
+        self._count(asked, grew and not isinstance(error, TooSlow))
+        if self._is_over(): raise error
+        self._job.stop.wait(max(min(0.2 * 2**self._tries, 5), asked))
+        if self._job.stop.is_set() or self._over.is_set(): raise _Stopped from None
+
+    def _count(self, asked: float, grew: bool) -> None:
+        if grew: self._tries = self._waits = 0
+        if not asked:
+            self._tries += not grew
+            return
+        self._waits += 1
+        self._waited += asked
+
+    def _is_over(self) -> bool:
+        most = 2 if isinstance(self._job.at, Mirror) else TRIES
+        return self._tries >= most or self._waits > MOST_WAITS or self._waited > LONGEST_WAITS or is_offline()
+
+# %% ../../nbs/hub/07_pull.ipynb #c0a7d3e1
+_Span = tuple[int, int]  # first byte, and the one after the last
+
+def _merged(spans: Iterable[_Span]) -> list[_Span]:
+    "Spans in order; those that touch as one."
+    found: list[_Span] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]: found[-1] = found[-1][0], max(end, found[-1][1])
+        else: found.append((start, end))
+    return found
+
+def _holes(spans: list[_Span], size_bytes: int) -> list[_Span]:
+    "What is missing between merged spans, up to a size."
+    starts, ends = [0, *(end for _, end in spans)], [*(start for start, _ in spans), size_bytes]
+    return [(a, b) for a, b in zip(starts, ends) if a < b]
+
+def _there(place: Place) -> list[_Span]:
+    "The bytes of a partial file that have arrived: what its record says, else all of it."
+    size = place.partial.stat().st_size if place.partial.is_file() else 0
+    if size > place.locked.size_bytes: return []
+    if not place.record.is_file(): return [(0, size)] if size else []
+    lines = re.findall(rb"^(\d{1,18}) (\d{1,18})\n", place.record.read_bytes(), re.M)
+    return _merged((int(a), int(b)) for a, b in lines if int(a) < int(b) <= size)
+
+def _to_prefix(place: Place) -> None:
+    "Keep the first bytes alone: one stream goes on behind them."
+    if not place.record.is_file(): return
+    spans = _there(place)
+    if place.partial.is_file(): os.truncate(place.partial, spans[0][1] if spans and not spans[0][0] else 0)
+    place.record.unlink(missing_ok=True)
+
+# %% ../../nbs/hub/07_pull.ipynb #19b388f5
+RANGE_BYTES, STREAMS = 16 * MIB, 16  # of one request; requests at once, of all files
+LARGE_BYTES = 4 * RANGE_BYTES  # with fewer missing, a file comes in one
+
+class _Ranges:
+    "A partial file that is written in several places at once."
+    def __init__(self, job: _Job):
+        self.job, self.place, self.etag = job, job.place, None
+        self.failure: BaseException | None = None
+        self._guard, self.over = threading.Lock(), threading.Event()
+        self._begin_record()
+        self._data = os.open(self.place.partial, os.O_RDWR | os.O_CREAT, 0o666)
+        self._record = os.open(self.place.record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+    def _begin_record(self) -> None:
+        "Say of the first bytes that they are there, before a byte behind a hole makes them look like more."
+        if self.place.record.is_file(): return
+        lines = "".join(f"{a} {b}\n" for a, b in _there(self.place))
+        try: write_atomic(self.place.record, lines)
+        except OSError as e: raise _unwritable(self.job.locked.path, e) from None
+
+    def put(self, piece: bytes, start: int) -> None:
+        "Write a piece where it belongs, then record it."
+        path = self.job.locked.path
+        _put(self._data, piece, start, path)
+        _put(self._record, b"%d %d\n" % (start, start + len(piece)), None, path)
+        self.job.arrived(len(piece))
+
+    def check_etag(self, etag: str | None) -> None:
+        "Refuse a file that changes while its ranges come."
+        with self._guard:
+            self.etag = self.etag or etag
+            if not etag or etag == self.etag: return
+        raise WrongBytes(f"{self.job.locked.path} changed while it was downloaded (its ETag did)", "Pull again")
+
+    def fail(self, error: BaseException) -> None:
+        "Remember the first failure, and let the other ranges stop."
+        with self._guard: self.failure = self.failure or error
+        self.over.set()
+
+    def hash_to(self, end: int, hashes: Hashes) -> None:
+        "Take in what the disk holds."
+        while hashes.size < end:
+            piece = os.pread(self._data, min(4 * MIB, end - hashes.size), hashes.size)
+            if not piece: raise CheckError(f"the disk did not keep the bytes of {self.job.locked.path}", "Use another disk, and pull again")
+            hashes.update(piece)
+
+    def close(self) -> None:
+        for file in self._data, self._record: os.close(file)
+
+def _put(file: int, data: bytes, start: int | None, path: str) -> None:
+    "Write all of some bytes, at a place or (None) at the end."
+    rest = memoryview(data)
+    while rest:
+        try: count = os.write(file, rest) if start is None else os.pwrite(file, rest, start + len(data) - len(rest))
+        except OSError as e: raise _unwritable(path, e) from None
+        if not count: raise CheckError(f"{path} cannot be written: the disk takes no more bytes", "Free space, and pull again")
+        rest = rest[count:]
+
+# %% ../../nbs/hub/07_pull.ipynb #5ae1c970
+class _NoRanges(Exception): "The server ignores ranges: the file comes in one."
+
+def _fill_or_fail(ranges: _Ranges, start: int, end: int) -> None:
+    "Fill one hole; the first failure ends the others."
+    try: _fill_range(ranges, start, end)
+    except BaseException as e: ranges.fail(e)
+
+def _fill_range(ranges: _Ranges, start: int, end: int) -> None:
+    "Fill one hole, taken up where a connection broke."
+    patience = _Patience(ranges.job, ranges.over)
+    while start < end:
+        before = start
+        try:
+            for piece in _range_pieces(ranges, start, end):
+                ranges.put(piece, start)
+                start += len(piece)
+            if start < end: raise Unreachable(f"a range of {ranges.job.locked.path} ended early", "Try again")
+        except Unreachable as e:
+            if start < end: patience.after(e, start > before)
+
+def _range_pieces(ranges: _Ranges, start: int, end: int) -> Iterator[bytes]:
+    "The bytes of a range as they come; each reply is checked like that for a whole file."
+    job, at = ranges.job, ranges.job.at
+    assert isinstance(at, RemoteRepo)
+    headers = {"range": f"bytes={start}-{end - 1}"}
+    with job.remote.open(at.url(job.locked.path), at.repo, headers, away=True) as reply:
+        check_reply(reply, at, job.locked.path, job.locked.sha256)
+        if reply.status != 206: raise _NoRanges
+        _check_sizes(reply, job.locked, start, end)
+        ranges.check_etag(reply.etag)
+        for piece in reply.pieces():
+            if job.stop.is_set() or ranges.over.is_set(): raise _Stopped
+            start += len(piece)
+            if start > end: raise WrongBytes(f"a range of {job.locked.path} is longer than was asked for", "Use another endpoint")
+            yield piece
+
+def _download_ranges(job: _Job, hashes: Hashes) -> str | None:
+    "Fill the holes of the partial file by several requests at once, and hash it from its start on behind them. Returns the ETag."
+    ranges = _Ranges(job)
+    try:
+        holes = [(a, min(a + RANGE_BYTES, end)) for start, end in _holes(_there(job.place), job.locked.size_bytes)
+                 for a in range(start, end, RANGE_BYTES)]
+        with ThreadPoolExecutor(job.streams) as pool:
+            try: _fill_in_order(ranges, pool, holes, hashes)
+            except BaseException:
+                ranges.over.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        ranges.hash_to(job.locked.size_bytes, hashes)
+    finally: ranges.close()
+    return ranges.etag
+
+def _fill_in_order(ranges: _Ranges, pool: ThreadPoolExecutor, holes: list[_Span], hashes: Hashes) -> None:
+    "Never more ahead of the hash than twice as many ranges as there are streams."
+    asked: deque[tuple[int, Future[None]]] = deque()
+    for start, end in holes:
+        if len(asked) >= 2 * ranges.job.streams: _take_in(ranges, asked, hashes)
+        asked.append((end, pool.submit(_fill_or_fail, ranges, start, end)))
+    while asked: _take_in(ranges, asked, hashes)
+
+def _take_in(ranges: _Ranges, asked: deque[tuple[int, Future[None]]], hashes: Hashes) -> None:
+    "Wait for the first range that is still on its way, and hash up to its end."
+    end, first = asked.popleft()
+    wait([first])
+    if ranges.failure: raise ranges.failure
+    ranges.hash_to(end, hashes)
 
 # %% ../../nbs/hub/07_pull.ipynb #eda50d3b
-def _download(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[int], None], stop: threading.Event) -> tuple[Hashes, str | None]:
-    "Fill the partial file until it is complete. A connection that breaks is taken up again where it broke."
+def _download(job: _Job) -> tuple[Hashes, str | None]:
+    "Fill the partial file until it is complete, by several ranges at once where much is missing. Returns hashes and ETag."
+    place, hashes = job.place, Hashes(job.locked)
     place.partial.parent.mkdir(parents=True, exist_ok=True)
-    hashes, etag, tries = Hashes(place.locked), None, 0
-    with open(place.partial, "ab", buffering=0) as out:
-        if place.partial.stat().st_size > place.locked.size_bytes: out.truncate(0)
-        hashes.read(place.partial); advance(hashes.size)
-        while hashes.size < place.locked.size_bytes or (hashes.size == 0 and etag is None):
-            before = hashes.size
-            try: etag = _receive(remote, at, place, hashes, out, advance, stop)
-            except _Restart:
-                advance(-hashes.size); out.truncate(0); hashes = Hashes(place.locked); before = -1
-                etag = _receive(remote, at, place, hashes, out, advance, stop)
-            except Unreachable:
-                tries = 0 if hashes.size > before else tries + 1
-                if tries >= TRIES or is_offline(): raise
-                stop.wait(min(0.2 * 2**tries, 5))
-                continue
-            if hashes.size < place.locked.size_bytes:
-                tries = 0 if hashes.size > before and tries < TRIES else tries + 1
-                if tries >= TRIES or hashes.size <= before:
-                    raise WrongBytes(f"{place.locked.path} ended after {hashes.size} of {place.locked.size_bytes} bytes",
-                                     "Try again; if it stays, use another endpoint")
-        os.fsync(out.fileno())
+    if not _there(place): place.forget()
+    if _is_worth_ranges(job):
+        counted = _Counted(job.advance)
+        counted(sum(end - start for start, end in _there(place)))
+        try: etag = _download_ranges(replace(job, advance=counted), hashes)
+        except _NoRanges: counted(-counted.total)
+        else:
+            _check_kept(place)
+            return hashes, etag
+    _to_prefix(place)
+    etag = _download_stream(job, hashes := Hashes(job.locked))
     return hashes, etag
 
+def _is_worth_ranges(job: _Job) -> bool:
+    missing = sum(end - start for start, end in _holes(_there(job.place), job.locked.size_bytes))
+    return isinstance(job.at, RemoteRepo) and job.streams > 1 and (missing >= LARGE_BYTES or job.place.record.is_file())
+
+def _download_stream(job: _Job, hashes: Hashes) -> str | None:
+    "Fill the rest of the partial file. A connection that breaks is taken up again where it broke. Returns the ETag."
+    place, patience, etag, asked, silent = job.place, _Patience(job), None, False, 0
+    with open(place.partial, "a+b", buffering=0) as out:
+        hashes.read(place.partial)
+        job.advance(hashes.size)
+        while hashes.size < job.locked.size_bytes or (not hashes.size and not asked):
+            before = hashes.size
+            try: etag = _receive(job, hashes, out)
+            except _Restart:
+                job.advance(-hashes.size)
+                out.truncate(0)
+                hashes.restart()
+                before = -1
+                etag = _receive(job, hashes, out)
+            except Unreachable as e:
+                patience.after(e, hashes.size > before)
+                continue
+            asked = True
+            silent = _check_grown(job.locked, hashes.size, before, silent)
+    _check_kept(place)
+    return etag
+
+def _check_grown(locked: LockedFile, size: int, before: int, silent: int) -> int:
+    "How many replies in a row ended early. Raises `WrongBytes` where one brought nothing, or too many did."
+    if size >= locked.size_bytes: return 0
+    silent += 1
+    if silent < TRIES and size > before: return silent
+    raise WrongBytes(
+        f"{locked.path} ended after {size} of {locked.size_bytes} bytes",
+        "Try again; if it stays, use another endpoint",
+    )
+
+def _check_kept(place: Place) -> None:
+    "Flush to the disk, and see that all of it is there."
+    with open(place.partial, "rb") as f:
+        os.fsync(f.fileno())
+        size = os.fstat(f.fileno()).st_size
+    if size != place.locked.size_bytes:
+        raise CheckError(f"the disk did not keep all of {place.locked.path}", "Free space, and pull again")
+
 # %% ../../nbs/hub/07_pull.ipynb #2c16f43f
-def _fetch(remote: Remote, at: RemoteRepo, place: Place, advance: Callable[[int], None], stop: threading.Event) -> bool:
+def _fetch(job: _Job, sources: list[RemoteRepo | Mirror]) -> bool:
     "Bring one file to its place. True where something had to be done."
     from fsdl_devinfra.hub.verification import is_right, remember
+    place = job.place
     _inside(place)
-    with _mutex(place.mutex, stop):
-        if _present(place): advance(place.locked.size_bytes); return False
+    with _mutex(place.mutex, job.stop):
+        if _present(place):
+            job.advance(place.locked.size_bytes)
+            return False
         if place.blobs:
-            _adopt(place); blob = place.blobs / place.locked.sha256
+            _adopt(place)
+            blob = place.blobs / place.locked.sha256
             if blob.is_file() and not blob.is_symlink() and is_right(blob, place.locked):
-                advance(place.locked.size_bytes); _show(place, blob, blob.name); return True
-        resumed = place.partial.exists() and place.partial.stat().st_size > 0
-        try:
-            hashes, etag = _download(remote, at, place, advance, stop)
-            if not hashes.right and resumed:
-                advance(-hashes.size); place.partial.unlink(); hashes, etag = _download(remote, at, place, advance, stop)
-            if not hashes.right:
-                found = hashes.sha256.hexdigest()
-                hashed = f"sha256 {found[:12]}…, locked {place.locked.sha256[:12]}…"
-                raise WrongBytes(f"the bytes of {place.locked.path} are not those of the lock ({hashed})",
-                                                  "Try again; if it stays, use another endpoint")
-        except BaseException as e:
-            if isinstance(e, WrongBytes) or (place.partial.exists() and not place.partial.stat().st_size): place.partial.unlink(missing_ok=True)
-            raise
-        _show(place, place.partial, _blob_name(place, etag, hashes)); remember(place.target, place.locked)
+                job.advance(place.locked.size_bytes)
+                _show(place, blob, blob.name)
+                return True
+        hashes, etag = _first_right(job, sources)
+        place.record.unlink(missing_ok=True)
+        _show(place, place.partial, _blob_name(place, etag, hashes))
+        remember(place.target, place.locked)
         return True
+
+def _first_right(job: _Job, sources: list[RemoteRepo | Mirror]) -> tuple[Hashes, str | None]:
+    "Fill the partial file from the first source with the right bytes; say what is wrong with the others."
+    alive = [s for s in sources if not (isinstance(s, Mirror) and s.is_dead)] or sources[-1:]
+    for source in alive:
+        counted = _Counted(job.advance)
+        try: found = _filled(replace(job, at=source, advance=counted))
+        except CheckError as e:
+            if source is alive[-1] or not isinstance(e, (WrongBytes, Unreachable, BadInput)): raise
+            counted(-counted.total)
+            status(source.note(job.locked.path, e) if isinstance(source, Mirror) else str(e))
+            continue
+        if isinstance(source, Mirror): source.took(job.locked.size_bytes)
+        return found
+    raise AssertionError("there is always a source")
+
+class _Counted:
+    "`advance`, with the sum."
+    def __init__(self, advance: Callable[[int], None]):
+        self._advance, self.total, self._guard = advance, 0, threading.Lock()
+
+    def __call__(self, size: int) -> None:
+        with self._guard: self.total += size
+        self._advance(size)
+
+
+def _filled(job: _Job) -> tuple[Hashes, str | None]:
+    "Fill the partial file from one source. Raises `WrongBytes` where its bytes are not those of the lock."
+    place = job.place
+    resumed = bool(_there(place))
+    try:
+        hashes, etag = _download(job)
+        if not hashes.right and resumed:
+            job.advance(-hashes.size)
+            place.forget()
+            hashes, etag = _download(job)
+        if not hashes.right: raise _not_locked(job.locked, hashes)
+    except BaseException as e:
+        if isinstance(e, WrongBytes) or (place.partial.exists() and not place.partial.stat().st_size): place.forget()
+        raise
+    return hashes, etag
+
+def _not_locked(locked: LockedFile, hashes: Hashes) -> WrongBytes:
+    hashed = f"sha256 {hashes.sha256.hexdigest()[:12]}…, locked {locked.sha256[:12]}…"
+    return WrongBytes(
+        f"the bytes of {locked.path} are not those of the lock ({hashed})",
+        "Try again; if it stays, use another endpoint",
+    )
 
 @contextlib.contextmanager
 def _mutex(file: Path, stop: threading.Event) -> Iterator[None]:
@@ -229,31 +598,46 @@ def _mutex(file: Path, stop: threading.Event) -> Iterator[None]:
     from filelock import FileLock, Timeout
     file.parent.mkdir(parents=True, exist_ok=True)
     guard = FileLock(file)
-    while True:
-        try: guard.acquire(timeout=0.5); break
+    for attempt in count():
+        try:
+            guard.acquire(timeout=0.5)
+            break
         except Timeout:
             if stop.is_set(): raise _Stopped from None
+            if attempt == 6: status(f"waiting for another process that holds {file.name}")
     try: yield
     finally: guard.release()
 
 # %% ../../nbs/hub/07_pull.ipynb #5e74ab36
 @dataclass(frozen=True)
+class MirrorUse:
+    "What a mirror served."
+    url: str
+    files: int  # that were right
+    size_bytes: int  # of these
+    problems: list[str] = field(default_factory=list)  # what was wrong, in words
+
+@dataclass(frozen=True)
 class Pulled(Result):
     "A model that is on this machine, with the bytes of its lock."
     schema: ClassVar[str] = "fsdl-devinfra/pulled/1"
-    repo: str
-    commit: str
+    repo: str | None  # None for the lock of a folder, out of a mirror
+    commit: str | None
     path: str  # the folder to load from
     files: int
     size_bytes: int
-    bytes_read: int = 0  # from the network, this time
+    bytes_read: int = 0  # from the Hub, this time
+    mirrors: list[MirrorUse] = field(default_factory=list)  # that were asked
 
 # %% ../../nbs/hub/07_pull.ipynb #cd7fefe3
 FILES_AT_ONCE = 8  # as many as the official client
 
 def _room(places: list[Place], root: Path) -> None:
     "Say before the first byte that the disk is too small."
-    def missing(p: Place) -> int: return p.locked.size_bytes - (p.partial.stat().st_size if p.partial.exists() else 0)
+
+    def missing(p: Place) -> int:
+        return sum(end - start for start, end in _holes(_there(p), p.locked.size_bytes))
+
     needed, at = sum(missing(p) for p in places if not p.target.exists()), root
     while not at.exists(): at = at.parent
     free = shutil.disk_usage(at).free
@@ -265,52 +649,116 @@ def pull(
     model: str | Path | Source | ModelLock | None = None,  # a lock, its file, or a Hub id (which is locked first)
     local_dir: str | Path | None = None,  # a plain folder instead of the HF cache
     quiet: bool = True,  # no progress on standard error
+    wish: Wish | None = None,  # which files, or which quantisation; default: those of one model
+    mirrors: Sequence[str] = (),  # addresses and folders that are asked before the Hub
 ) -> Path:  # the snapshot in the HF cache, or `local_dir`
     "Download a model so that only the locked bytes become visible. Raises `WrongBytes`, `Unreachable`, `BadInput`."
-    return Path(pulled(model, local_dir, quiet).path)
+    return Path(pulled(model, local_dir, quiet, wish, mirrors).path)
 
-def pulled(model: Any = None, local_dir: str | Path | None = None, quiet: bool = True) -> Pulled:
+def pulled(
+    model: Any = None,
+    local_dir: str | Path | None = None,
+    quiet: bool = True,
+    wish: Wish | None = None,
+    mirrors: Sequence[str] = (),
+) -> Pulled:
     "`pull`, with what was done."
-    wanted, revision = _wanted(model)
+    wanted, revision = _wanted(model, wish, bool(mirrors and local_dir))
+    others = [Mirror(url, wanted.repo, wanted.commit) for url in mirrors]
     folder = Path(local_dir).expanduser() if local_dir else None
     places = [_folder_place(folder, f) if folder else _cache_place(wanted, f) for f in wanted.files]
-    root, read = places[0].root, 0; todo = [p for p in places if not _present(p)]
+    root, read = places[0].root, 0
+    todo = [p for p in places if not _present(p)]
     if todo:
-        if is_offline():
-            raise Unreachable(f"{len(todo)} files of {wanted.repo} are not in {'the folder' if folder else 'the cache'}, and HF_HUB_OFFLINE is set",
-                              "Unset it and pull again")
+        if is_offline() and not any(m.is_local for m in others):
+            missing = f"{count_of(len(todo), 'file')} of {wanted.repo or 'the lock'}"
+            where = "the folder" if folder else "the cache"
+            raise Unreachable(
+                f"{missing} are not in {where}, and HF_HUB_OFFLINE is set",
+                "Unset it and pull again",
+            )
         _room(todo, root)
         if not folder: clean(root)
-        at, remote = RemoteRepo(wanted.repo, wanted.commit), Remote(large=True)
-        with progress(f"pulling {wanted.repo}", sum(p.locked.size_bytes for p in todo), "bytes", quiet) as bar:
-            _all(lambda p, stop: _fetch(remote, at, p, bar.advance, stop), todo)
+        remote, sources = Remote(large=True), _sources(wanted, others)
+        with progress(
+            f"pulling {wanted.repo or 'the lock'}", sum(p.locked.size_bytes for p in todo), "bytes", quiet
+        ) as bar:
+            streams = max(1, STREAMS // min(FILES_AT_ONCE, len(todo)))
+            _all(lambda p, stop: _fetch(_Job(remote, sources[0], p, bar.advance, stop, streams), sources), todo)
         read = remote.bytes_read
-    if not folder and revision and revision != wanted.commit: _point(root, revision, wanted.commit)
-    return Pulled(wanted.repo, wanted.commit, str(folder or _snapshot(places[0])), len(places), wanted.size_bytes, read)
+    if not folder and revision and revision != wanted.commit: _point(root, revision, str(wanted.commit))
+    used = [MirrorUse(m.name, m.files, m.size_bytes, m.problems) for m in others]
+    return Pulled(
+        wanted.repo,
+        wanted.commit,
+        str(folder or _snapshot(places[0])),
+        len(places),
+        wanted.size_bytes,
+        read,
+        used,
+    )
+
+
+def _sources(wanted: ModelLock, mirrors: list[Mirror]) -> list[RemoteRepo | Mirror]:
+    "Who is asked, in this order: the mirrors, then the Hub. Offline those that need no network."
+    asked: list[RemoteRepo | Mirror] = [m for m in mirrors if m.is_local or not is_offline()]
+    return asked + (
+        [RemoteRepo(wanted.repo, wanted.commit)] if wanted.repo and wanted.commit and not is_offline() else []
+    )
+
 
 def _all(function: Callable[[Place, threading.Event], Any], places: list[Place]) -> None:
     "Several files at once; the first failure, or Ctrl-C, stops the others."
     stop = threading.Event()
     with ThreadPoolExecutor(min(FILES_AT_ONCE, len(places))) as pool:
         try:
-            for done in as_completed([pool.submit(function, p, stop) for p in sorted(places, key=lambda p: -p.locked.size_bytes)]): done.result()
+            for done in as_completed(
+                [pool.submit(function, p, stop) for p in sorted(places, key=lambda p: -p.locked.size_bytes)]
+            ):
+                done.result()
         except BaseException:
-            stop.set(); pool.shutdown(wait=True, cancel_futures=True)
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
-def _wanted(model: Any) -> tuple[ModelLock, str | None]:
+def _wanted(
+    model: Any, wish: Wish | None = None, from_anywhere: bool = False
+) -> tuple[ModelLock, str | None]:
     "The lock of what is asked for, and the branch or tag that should point to it."
-    if not isinstance(model, (ModelLock, Source)) and model is not None and (str(model).endswith(".json") or Path(model).is_file()):
+    if (
+        not isinstance(model, (ModelLock, Source))
+        and model is not None
+        and (str(model).endswith(".json") or Path(model).is_file())
+    ):
         model = ModelLock.load(model)
-    source = None if isinstance(model, ModelLock) else model if isinstance(model, Source) else resolve(model)
-    if source and source.is_local: raise BadInput(f"{source.name} is on this machine already", "Give a Hub id or a lock of one")
-    found = lock(source) if source else model
-    if not found.repo or not found.commit:
-        raise BadInput("this lock is of a folder, so there is nothing to pull", "Give a lock of a repository on the Hub")
+    source = (
+        None
+        if isinstance(model, ModelLock)
+        else model
+        if isinstance(model, Source)
+        else resolve(model, anything=True)
+    )
+    if source and source.is_local:
+        raise BadInput(f"{source.name} is on this machine already", "Give a Hub id or a lock of one")
+    found = _part_of(model, wish) if isinstance(model, ModelLock) else lock(source, wish=wish)
+    if not (found.repo and found.commit) and not from_anywhere:
+        raise BadInput(
+            "this lock is of a folder, so there is nothing to pull",
+            "Name a --mirror and a --local-dir, or give a lock of a repository",
+        )
     return found, (source.revision or "main") if source else None
+
+def _part_of(whole: ModelLock, wish: Wish | None) -> ModelLock:
+    "The files of a lock that are asked for."
+    if not wish: return whole
+    sizes = {f.path: f.size_bytes for f in whole.files}
+    paths = set(pick(sizes, wish=wish)[0])
+    if not paths: raise BadInput("the lock names no file that is asked for", "Check --include and --exclude")
+    return replace(whole, files=[f for f in whole.files if f.path in paths])
 
 def _point(root: Path, revision: str, commit: str) -> None:
     "Let a branch or a tag mean this commit offline, as the official client does."
     ref = root / "refs" / revision
     if ".." in revision.split("/") or (ref.is_file() and ref.read_text() == commit): return
-    ref.parent.mkdir(parents=True, exist_ok=True); write_atomic(ref, commit)
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(ref, commit)

@@ -13,20 +13,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
+from ..core.console import status
 from ..core.errors import FAILS, BadInput, CheckError, Unreachable
 from ..core.units import MIB
 from .connection import Broken, Connections, needs_official
 from .header import parse_json
-from .server import git_sha1
-from .source import endpoint, is_offline, token, unsafe_path
+from .source import DATA_SETS, endpoint, git_sha1, is_offline, printable, token, unsafe_path
 
 # %% auto #0
-__all__ = ['TRIES', 'LONGEST_WAIT', 'WrongBytes', 'shown', 'Busy', 'patiently', 'Reply', 'Remote', 'RemoteFile', 'RemoteRepo',
-           'find', 'check_reply', 'fetch']
+__all__ = ['TRIES', 'LONGEST_WAIT', 'LONGEST_WAITS', 'MOST_WAITS', 'SLOWEST', 'WrongBytes', 'shown', 'Busy', 'TooSlow',
+           'say_wait', 'patiently', 'Reply', 'Remote', 'RemoteFile', 'RemoteRepo', 'find', 'check_reply', 'fetch']
 
 # %% ../../nbs/hub/04_remote.ipynb #87b3efad
 class WrongBytes(CheckError):
@@ -35,9 +36,9 @@ class WrongBytes(CheckError):
 
 def shown(
     url: str,
-) -> str:  # without query and fragment, which may hold a signature
+) -> str:  # without query and fragment, which may hold a signature, and without a user's password
     "An address for a message."
-    return url.split("?")[0].split("#")[0]
+    return re.sub(r"^(\w[\w+.-]*://)[^/]*@", r"\1", url.split("?")[0].split("#")[0])
 
 def _timeout() -> float:  # seconds without a byte
     try: return float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 10)
@@ -54,37 +55,97 @@ class Busy(Unreachable):
     "A failure that may pass."
     wait = 0.0  # seconds, that the server asked for
 
-def _refusal(url: str, repo: str, status: int, headers: Mapping[str, str]) -> CheckError:
+class TooSlow(Unreachable): "A reply that drips."
+
+def _asked_wait(headers: Mapping[str, str]) -> float:  # seconds; 0 where nothing is said
+    "How long a server asks us to wait: `Retry-After` in seconds or as a date, or the `t` of `RateLimit`."
+    after = headers.get("retry-after", "")
+    if re.fullmatch(r"\d{1,9}", after): return float(after)
+    with contextlib.suppress(TypeError, ValueError):
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    limit = re.search(r"\br=0\b.*?\bt=(\d{1,9})\b", headers.get("ratelimit", ""))
+    return float(limit[1]) if limit else 0.0
+
+def _reason(headers: Mapping[str, str]) -> str:
+    "What a server says about its refusal, in its own words."
+    return printable(headers.get("x-error-message", "").strip())[:300]
+
+def _refusal(
+    url: str,
+    repo: str,
+    status: int,
+    headers: Mapping[str, str],
+    at_home: bool = True,
+    has_token: bool = False,
+) -> CheckError:
     "A status that is not success, as a sentence."
     code, host = headers.get("x-error-code", ""), urlsplit(url).netloc
-    said = f"{shown(url)} answered {status}"
-    if code == "GatedRepo": return BadInput(f"{repo} is gated: {said}", f"Accept its terms at {endpoint()}/{repo} and set HF_TOKEN")
-    if code == "RevisionNotFound": return BadInput(f"{repo} has no such revision: {said}", "Name a branch, a tag or a full commit that it has")
+    reason = _reason(headers)
+    said = f"{shown(url)} answered {status}" + (f" ({reason})" if reason else "")
+    if not at_home and status in (401, 403):
+        return Busy(f"{said}: the signed address has expired or was refused", "Try again")
+    if code == "GatedRepo":
+        return BadInput(
+            f"{repo} is gated: {said}", f"Accept its terms at {endpoint()}/{repo} and set HF_TOKEN"
+        )
+    if code == "RevisionNotFound":
+        return BadInput(
+            f"{repo} has no such revision: {said}", "Name a branch, a tag or a full commit that it has"
+        )
     if code == "EntryNotFound": return BadInput(f"{repo} has no such file: {said}", "Lock the model again")
+    if status == 404 and headers.get("x-xet-hash"):
+        return BadInput(
+            f"the file is in Xet storage only: {said}", "Download it with the official client: hf download"
+        )
+    if status in (401, 403) and (has_token or reason) and code != "RepoNotFound":
+        hint = (
+            "Check the token and its permissions" if has_token else "Set HF_TOKEN to a token that may read it"
+        )
+        return BadInput(
+            f"{host} refused {'the token' if has_token else 'the request'} for {repo}: {said}", hint
+        )
     if code == "RepoNotFound" or status in (401, 403, 404):
-        return BadInput(f"{host} has no model {repo}, or it is private: {said}", "Check the name; for a private model set HF_TOKEN")
+        return BadInput(
+            f"{host} has no model {repo}, or it is private: {said}",
+            "Check the name; for a private model "
+            + ("check what the token may read" if has_token else "set HF_TOKEN"),
+        )
     kind = Busy if status in (408, 429) or status >= 500 else Unreachable
-    failed = kind(f"{shown(url)} answered with status {status}", "Try again later, or set HF_ENDPOINT to a Hub that works")
-    after = headers.get("retry-after", "")
-    if kind is Busy and re.fullmatch(r"\d{1,9}", after): failed.wait = float(after)
+    failed = kind(f"{shown(url)} answered with status {status}" + (f" ({reason})" if reason else ""),
+                  "Try again later, or set HF_ENDPOINT to a Hub that works")
+    if isinstance(failed, Busy): failed.wait = _asked_wait(headers)
     return failed
 
 # %% ../../nbs/hub/04_remote.ipynb #66ec5802
-TRIES, LONGEST_WAIT = 3, 30.0  # requests; seconds
+TRIES, LONGEST_WAIT = 3, 30.0  # requests; seconds, of one wait that a server may ask for
+LONGEST_WAITS = 300.0  # seconds, of all of them
+MOST_WAITS = 20  # one after another: who asks for a second, and for another, for ever, is not there
 _T = TypeVar("_T")
+
+def say_wait(
+    why: Busy,  # what the server answered
+) -> None:
+    "Say on standard error why nothing happens for a while."
+    if why.wait >= 2: status(f"{why.message}: waiting {why.wait:.0f} s, as it asks")
 
 def patiently(
     ask: Callable[[], _T],  # one request
 ) -> _T:  # what it returns
-    "Ask up to three times while the failure is one that may pass."
-    for attempt in range(TRIES):
+    "Ask up to three times while the failure is one that may pass, and as often as the server asks to wait."
+    attempt, waits, waited = 0, 0, 0.0
+    while True:
         try: return ask()
         except Busy as e:
-            if attempt == TRIES - 1 or e.wait > LONGEST_WAIT: raise
-            time.sleep(max(0.2 * 3**attempt, e.wait))
-    raise AssertionError
+            waits += e.wait > 0
+            waited += e.wait
+            attempt += not e.wait  # who says how long to wait is not asked in vain
+            if attempt == TRIES or e.wait > LONGEST_WAIT or waited > LONGEST_WAITS or waits > MOST_WAITS: raise
+            say_wait(e)
+            time.sleep(max(0.2 * 3**(attempt - 1), e.wait))
 
 # %% ../../nbs/hub/04_remote.ipynb #f9291eb4
+SLOWEST = 1000  # bytes a second; who sends fewer drips
+
 @dataclass
 class Reply:
     "A reply whose body has not been read yet."
@@ -95,10 +156,41 @@ class Reply:
     etag: str | None  # ETag of the endpoint, without quotes
     size: int | None  # that the endpoint says the file has
     response: Any
+    patience: float = 10.0  # seconds; after twice as many a reply must have come at `SLOWEST`
 
-    def pieces(self, size: int = MIB) -> Iterator[bytes]: return self.response.iter_raw(size)
+    def pieces(self, size: int = MIB) -> Iterator[bytes]:
+        "The body. Raises `TooSlow` where it drips."
+        buffer, held, failed = [], 0, None
+        try:
+            for piece in self._unhurried(self.response.iter_raw()):
+                buffer.append(piece)
+                held += len(piece)
+                if held >= size:
+                    yield b"".join(buffer)
+                    buffer, held = [], 0
+        except Exception as e: failed = e
+        if held: yield b"".join(buffer)  # what came before it broke is kept
+        if failed: raise failed
 
-def _origin(url: str) -> tuple[str, str]: parts = urlsplit(url); return parts.scheme, parts.netloc
+    def _unhurried(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        "The same pieces, as long as they come fast enough."
+        began, arrived = time.monotonic(), 0
+        for piece in pieces:
+            yield piece
+            arrived += len(piece)
+            passed = time.monotonic() - began
+            if passed < 2 * self.patience: continue
+            if arrived < SLOWEST * passed:
+                raise TooSlow(
+                    f"{shown(self.url)} sends fewer than {SLOWEST} bytes a second",
+                    "Check the network and HF_ENDPOINT, and try again",
+                )
+            began, arrived = time.monotonic(), 0
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
+
 
 def _hash_in(etag: str | None) -> str | None:
     return etag.strip().removeprefix("W/").strip('"') if etag else None
@@ -115,7 +207,9 @@ class Remote:
     ) -> None:
         self.base, self._token, self.timeout = endpoint(), token(), _timeout()
         if not re.fullmatch("[!-~]*", self._token or ""):  # it would break the header that it is sent in
-            raise BadInput("the token has characters that no token has", "Set HF_TOKEN again, or log in again")
+            raise BadInput(
+                "the token has characters that no token has", "Set HF_TOKEN again, or log in again"
+            )
         self.bytes_read, self._guard = 0, threading.Lock()
         self._connections = None if large or needs_official(self.base) else Connections()
 
@@ -124,11 +218,14 @@ class Remote:
         with self._guard: self.bytes_read += size
 
     @contextlib.contextmanager
-    def open(self, url: str, repo: str, headers: Mapping[str, str] | None = None, away: bool = False) -> Iterator[Reply]:
+    def open(
+        self, url: str, repo: str, headers: Mapping[str, str] | None = None, away: bool = False
+    ) -> Iterator[Reply]:
         "Ask, following redirects (`away`: to other origins too, as for blobs). Raises `Unreachable`, `BadInput`."
         not_asked = f"{shown(url)} was not asked, because HF_HUB_OFFLINE"
         if is_offline(): raise Unreachable(f"{not_asked} is set", "Unset it, or use what is in the cache")
-        if _was_offline(): raise Unreachable(f"{not_asked} was set when this process began", "Unset it and start again")
+        if _was_offline():
+            raise Unreachable(f"{not_asked} was set when this process began", "Unset it and start again")
         try:
             with contextlib.ExitStack() as stack: yield self._follow(stack, url, repo, headers or {}, away)
         except self._failures() as e: raise _no_answer(url, e) from None
@@ -137,46 +234,74 @@ class Remote:
         "How the transport says that it failed."
         if self._connections: return (Broken,)
         httpx = _httpx()
-        return httpx.HTTPError, httpx.InvalidURL, httpx.StreamError
+        return Broken, httpx.HTTPError, httpx.InvalidURL, httpx.StreamError
 
     def _session(self) -> Any:
         if self._connections: return self._connections
         from huggingface_hub.utils import get_session
         return get_session()
 
-    def _follow(self, stack: contextlib.ExitStack, url: str, repo: str, headers: Mapping[str, str], away: bool) -> Reply:
-        commit = etag = size = None; home, at_home = _origin(self.base), True; session = self._session()
+    def _asked(self, stack: contextlib.ExitStack, session: Any, url: str, headers: Mapping[str, str]) -> Any:
+        "One request, up to the end of the reply's headers; they must come within three timeouts, however they drip."
+
+        def ask() -> Any:
+            return session.stream("GET", url, headers=headers, timeout=self.timeout, follow_redirects=False)
+
+        if self._connections: return stack.enter_context(ask())  # these look after it themselves
+        return stack.enter_context(_entered_within(3 * self.timeout, ask()))
+
+    def _follow(
+        self, stack: contextlib.ExitStack, url: str, repo: str, headers: Mapping[str, str], away: bool
+    ) -> Reply:
+        commit = etag = size = None
+        home, at_home = _origin(self.base), True
+        session = self._session()
         headers = {"accept-encoding": "identity", "user-agent": "fsdl-devinfra", **headers}
         for _ in range(6):
             at_home = at_home and _origin(url) == home
             own = {"authorization": f"Bearer {self._token}"} if self._token and at_home else {}
-            response = stack.enter_context(session.stream("GET", url, headers=headers | own, timeout=self.timeout, follow_redirects=False))
+            response = self._asked(stack, session, url, headers | own)
             if at_home:
                 commit = commit or response.headers.get("x-repo-commit")
                 etag = etag or _hash_in(response.headers.get("x-linked-etag") or response.headers.get("etag"))
                 linked = response.headers.get("x-linked-size", "")
-                size = size if size is not None else int(linked) if re.fullmatch(r"\d{1,18}", linked) else None
+                size = (
+                    size if size is not None else int(linked) if re.fullmatch(r"\d{1,18}", linked) else None
+                )
             if response.status_code in (301, 302, 303, 307, 308) and response.headers.get("location"):
-                self._drain(response); stack.close()
-                url = self._next(url, response.headers["location"], away); continue
-            if response.status_code >= 400: raise _refusal(url, repo, response.status_code, response.headers)
+                self._drain(response)
+                stack.close()
+                url = self._next(url, response.headers["location"], away)
+                continue
+            if response.status_code >= 400:
+                raise _refusal(url, repo, response.status_code, response.headers, at_home, bool(self._token))
             if response.headers.get("content-encoding", "identity") != "identity":
-                raise WrongBytes(f"{shown(url)} sent an encoded reply that nobody asked for", "Use another endpoint")
-            return Reply(url, response.status_code, response.headers, commit, etag, size, response)
+                raise WrongBytes(
+                    f"{shown(url)} sent an encoded reply that nobody asked for", "Use another endpoint"
+                )
+            return Reply(
+                url, response.status_code, response.headers, commit, etag, size, response, self.timeout
+            )
         raise Unreachable(f"{shown(url)} redirects in a circle", "Check HF_ENDPOINT")
 
     def _drain(self, response: Any) -> None:
         "Read what comes with a redirect, so that the connection can be used again; not without end."
         total = 0
         for piece in response.iter_raw(4096):
-            total += len(piece); self.count(len(piece))
+            total += len(piece)
+            self.count(len(piece))
             if total > 64 * 1024: return
 
     def _next(self, url: str, location: str, away: bool) -> str:
-        try: new = urljoin(url, location); scheme, _ = _origin(new)
-        except ValueError: raise WrongBytes(f"{shown(url)} redirects to what is no address", "Check HF_ENDPOINT") from None
+        try:
+            new = urljoin(url, location)
+            scheme, _ = _origin(new)
+        except ValueError:
+            raise WrongBytes(f"{shown(url)} redirects to what is no address", "Check HF_ENDPOINT") from None
         if scheme not in ("http", "https") or (urlsplit(url).scheme == "https" and scheme == "http"):
-            raise WrongBytes(f"{shown(url)} redirects to {shown(new)}, which is not encrypted", "Check HF_ENDPOINT")
+            raise WrongBytes(
+                f"{shown(url)} redirects to {shown(new)}, which is not encrypted", "Check HF_ENDPOINT"
+            )
         if not away and _origin(new) != _origin(self.base):
             raise WrongBytes(f"{shown(url)} redirects to another server, {shown(new)}", "Check HF_ENDPOINT")
         return new
@@ -190,28 +315,74 @@ class Remote:
     def _body(self, reply: Reply, limit: int) -> bytes:
         pieces, total = [], 0
         for piece in reply.pieces(64 * 1024):
-            pieces.append(piece); total += len(piece); self.count(len(piece))
+            pieces.append(piece)
+            total += len(piece)
+            self.count(len(piece))
             if total > limit:
-                raise WrongBytes(f"{shown(reply.url)} sent more than the {limit} bytes that were expected", "Use another endpoint")
+                raise WrongBytes(
+                    f"{shown(reply.url)} sent more than the {limit} bytes that were expected",
+                    "Use another endpoint",
+                )
         return b"".join(pieces)
 
-    def span(self, url: str, repo: str, start: int, stop: int, check: Callable[[Reply], None] | None = None) -> bytes:
+    def span(
+        self, url: str, repo: str, start: int, stop: int, check: Callable[[Reply], None] | None = None
+    ) -> bytes:
         "Bytes `start` to `stop` of a file (fewer where it ends before). Refuses a server that ignores ranges."
+
         def ask() -> bytes:
             with self.open(url, repo, {"range": f"bytes={start}-{stop - 1}"}, away=True) as reply:
                 said = re.match(r"bytes (\d+)-(\d+)/", reply.headers.get("content-range", ""))
                 if reply.status != 206 or not said or int(said[1]) != start:
-                    raise WrongBytes(f"{shown(reply.url)} ignores ranges, so its header cannot be read without the whole file",
-                                     "Pull the model, then inspect the folder")
+                    raise WrongBytes(
+                        f"{shown(reply.url)} ignores ranges, so its header cannot be read without the whole file",
+                        "Pull the model, then inspect the folder",
+                    )
                 if check: check(reply)
                 return self._body(reply, stop - start)
         return patiently(ask)
+
+class _Entrance:
+    "What a thread that enters a context hands back."
+    def __init__(self, context: Any):
+        self._context, self._guard, self._late = context, threading.Lock(), False
+        self.response: Any = None
+        self.error: BaseException | None = None
+        self.done = threading.Event()
+
+    def enter(self) -> None:
+        try:
+            response = self._context.__enter__()
+            with self._guard:
+                if not self._late: self.response = response
+            if self._late: self._context.__exit__(None, None, None)
+        except BaseException as e: self.error = e
+        self.done.set()
+
+    def give_up(self) -> bool:
+        "True where it has not come; whoever comes later closes it."
+        with self._guard:
+            self._late = self.response is None and self.error is None
+            return self._late
+
+@contextlib.contextmanager
+def _entered_within(seconds: float, context: Any) -> Iterator[Any]:
+    "Enter a context of the official session in a thread of its own: it has a timeout for each byte and none for the whole."
+    entrance = _Entrance(context)
+    threading.Thread(target=entrance.enter, daemon=True).start()
+    if not entrance.done.wait(seconds) and entrance.give_up(): raise Broken("Timeout")
+    entrance.done.wait()
+    if entrance.error: raise entrance.error
+    with contextlib.ExitStack() as stack:
+        stack.push(context.__exit__)
+        yield entrance.response
 
 def _no_answer(url: str, error: Exception) -> Unreachable:
     "A failure of either transport, as a sentence."
     if isinstance(error, Broken): kind, why = (Busy if error.again else Unreachable), str(error)
     else:
-        name = type(error).__name__; kind = Busy if name in ("RemoteProtocolError", "ReadError", "WriteError") else Unreachable
+        name = type(error).__name__
+        kind = Busy if name in ("RemoteProtocolError", "ReadError", "WriteError") else Unreachable
         why = f"{name}: {error}" if name == "ConnectError" else name  # the text of others may repeat a header
     return kind(f"{shown(url)} did not answer ({why})", "Check the network and HF_ENDPOINT, and try again")
 
@@ -244,33 +415,59 @@ def _remote_file(path: Any, size: Any, oid: Any, lfs: Any) -> RemoteFile:
     lfs = lfs if isinstance(lfs, dict) else {}
     sha256 = _hex(lfs.get("sha256") or str(lfs.get("oid", "")).removeprefix("sha256:"), 64)
     size = lfs.get("size", size)
-    return RemoteFile(path, size if type(size) is int and 0 <= size < 1 << 63 else None, sha256, None if lfs else _hex(oid, 40))
+    return RemoteFile(
+        path,
+        size if type(size) is int and 0 <= size < 1 << 63 else None,
+        sha256,
+        None if lfs else _hex(oid, 40),
+    )
+
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
-    "The objects in a list, where a stranger's JSON should have such a list."
+    "The objects in a list, where untrusted JSON should have such a list."
     return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
 
 # %% ../../nbs/hub/04_remote.ipynb #a751fc97
+def _api(repo: str) -> str: return f"api/{repo}" if repo.startswith(DATA_SETS) else f"api/models/{repo}"
+
 def find(
     remote: Remote,
     repo: str,  # "org/name"
     revision: str | None = None,  # branch, tag or commit; None is "main"
 ) -> RemoteRepo:
     "What a repository holds at a revision. Raises `BadInput`, `Unreachable`, `WrongBytes`."
-    url = f"{remote.base}/api/models/{repo}/revision/{quote(revision or 'main', safe='')}?blobs=true"
+    url = f"{remote.base}/{_api(repo)}/revision/{quote(revision or 'main', safe='')}?blobs=true"
     said = _parsed(remote.read(url, repo)[1], url)
     commit = _hex(said.get("sha") if isinstance(said, dict) else None, 40)
-    if not commit: raise WrongBytes(f"{shown(url)} names no commit of 40 hex digits, so it is not a Hub", "Check HF_ENDPOINT")
+    if not commit:
+        raise WrongBytes(
+            f"{shown(url)} names no commit of 40 hex digits, so it is not a Hub", "Check HF_ENDPOINT"
+        )
     if revision and re.fullmatch("[0-9a-f]{40}", revision) and commit != revision:
         raise WrongBytes(f"{repo} was asked at commit {revision} and {shown(url)} answered with {commit}",
                          "Use another endpoint: this one does not honour commits")
-    files = [_remote_file(s.get("rfilename"), s.get("size"), s.get("blobId"), s.get("lfs")) for s in _dicts(said.get("siblings"))]
-    if not files or any(f.size_bytes is None or not (f.sha256 or f.git_sha1) for f in files): files = _tree(remote, repo, commit) or files
-    if len({f.path for f in files}) < len(files): raise WrongBytes(f"{shown(url)} lists a file twice", "Use another endpoint")
+    files = [
+        _remote_file(s.get("rfilename"), s.get("size"), s.get("blobId"), s.get("lfs"))
+        for s in _dicts(said.get("siblings"))
+    ]
+    if not files or any(f.size_bytes is None or not (f.sha256 or f.git_sha1) for f in files):
+        files = _tree(remote, repo, commit) or files
+    if len({f.path for f in files}) < len(files):
+        raise WrongBytes(f"{shown(url)} lists a file twice", "Use another endpoint")
     card, gated = said.get("cardData"), said.get("gated")
     card = card if isinstance(card, dict) else {}
-    library = next((n for n in (said.get("library_name"), card.get("library_name")) if n and isinstance(n, str)), None)
-    return RemoteRepo(repo, commit, sorted(files, key=lambda f: f.path), gated if isinstance(gated, str) else bool(gated), card, library)
+    library = next(
+        (n for n in (said.get("library_name"), card.get("library_name")) if n and isinstance(n, str)), None
+    )
+    return RemoteRepo(
+        repo,
+        commit,
+        sorted(files, key=lambda f: f.path),
+        gated if isinstance(gated, str) else bool(gated),
+        card,
+        library,
+    )
+
 
 def _parsed(data: bytes, url: str) -> Any:
     try: return parse_json(data)
@@ -279,10 +476,15 @@ def _parsed(data: bytes, url: str) -> Any:
                          "Check HF_ENDPOINT, and whether this network asks you to log in") from None
 
 def _tree(remote: Remote, repo: str, commit: str) -> list[RemoteFile]:
-    url, files = f"{remote.base}/api/models/{repo}/tree/{commit}?recursive=true&expand=false", []
+    url, files = f"{remote.base}/{_api(repo)}/tree/{commit}?recursive=true&expand=false", []
     for _ in range(10_000):
-        reply, data = remote.read(url, repo); entries = _parsed(data, url)
-        files += [_remote_file(e.get("path"), e.get("size"), e.get("oid"), e.get("lfs")) for e in _dicts(entries) if e.get("type") == "file"]
+        reply, data = remote.read(url, repo)
+        entries = _parsed(data, url)
+        files += [
+            _remote_file(e.get("path"), e.get("size"), e.get("oid"), e.get("lfs"))
+            for e in _dicts(entries)
+            if e.get("type") == "file"
+        ]
         following = re.search(r'<([^>]+)>;\s*rel="next"', reply.headers.get("link", ""))
         if not following: return files
         url = remote._next(url, following[1], away=False)
@@ -300,10 +502,14 @@ def check_reply(
         raise WrongBytes(f"{path} was asked at commit {at.commit} and came from {str(reply.commit)[:60]!r}",
                          "Use another endpoint: this one does not honour commits")
     if reply.etag is not None and not (_hex(reply.etag, 40) or _hex(reply.etag, 64)):
-        raise WrongBytes(f"the ETag of {path} is {reply.etag[:60]!r}, which is not a hash", "Use another endpoint")
+        raise WrongBytes(
+            f"the ETag of {path} is {reply.etag[:60]!r}, which is not a hash", "Use another endpoint"
+        )
     if sha256 and reply.etag and len(reply.etag) == 64 and reply.etag != sha256:
-        raise WrongBytes(f"the server has other bytes for {path} (sha256 {reply.etag[:12]}…) than were expected ({sha256[:12]}…)",
-                         "Use another endpoint, or lock the model again")
+        raise WrongBytes(
+            f"the server has other bytes for {path} (sha256 {reply.etag[:12]}…) than were expected ({sha256[:12]}…)",
+            "Use another endpoint, or lock the model again",
+        )
 
 def fetch(
     remote: Remote,
@@ -314,11 +520,18 @@ def fetch(
     "A small file, checked against the hash in the listing."
     import hashlib
     file = next(f for f in at.files if f.path == path)
-    if unsafe_path(path): raise WrongBytes(f"the Hub lists {path!r}, which leaves the folder", "Use another endpoint")
+    if unsafe_path(path):
+        raise WrongBytes(f"the Hub lists {path!r}, which leaves the folder", "Use another endpoint")
     reply, data = remote.read(at.url(path), at.repo, limit, away=True)
     check_reply(reply, at, path, file.sha256)
     digest = git_sha1(len(data)) if file.git_sha1 else hashlib.sha256()
     digest.update(data)
-    if digest.hexdigest() != (file.git_sha1 or file.sha256 or digest.hexdigest()) or file.size_bytes not in (None, len(data)):
-        raise WrongBytes(f"the bytes of {path} are not those of commit {at.commit[:12]}", "Try again; if it stays, use another endpoint")
+    if digest.hexdigest() != (file.git_sha1 or file.sha256 or digest.hexdigest()) or file.size_bytes not in (
+        None,
+        len(data),
+    ):
+        raise WrongBytes(
+            f"the bytes of {path} are not those of commit {at.commit[:12]}",
+            "Try again; if it stays, use another endpoint",
+        )
     return data

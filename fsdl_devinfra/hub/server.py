@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, quote, unquote
 from ..core.errors import BadInput, CheckError, need
 from ..core.units import MIB
 from .header import parse_json
-from .source import split_hub_id
+from .source import DATA_SETS, cache_name, git_sha1, split_hub_id
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -29,12 +29,28 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 # %% auto #0
-__all__ = ['LFS_BYTES', 'Blob', 'git_sha1', 'Shelf', 'Fault', 'Seen', 'Hub', 'make_app', 'listen', 'LoopbackHub', 'serve']
+__all__ = ['LFS_BYTES', 'Blob', 'Shelf', 'Fault', 'Seen', 'Hub', 'make_app', 'listen', 'LoopbackHub', 'serve']
 
 # %% ../../nbs/hub/03_server.ipynb #61899393
 #: names that the Hub's default .gitattributes keeps outside of git
-_LFS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".onnx_data", ".gguf", ".h5", ".msgpack", ".ot", ".npz", ".npy", ".pkl", ".parquet",
-        ".model")
+_LFS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".onnx",
+    ".onnx_data",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".ot",
+    ".npz",
+    ".npy",
+    ".pkl",
+    ".parquet",
+    ".model",
+)
 LFS_BYTES = 10 * MIB
 
 @dataclass(frozen=True)
@@ -52,16 +68,12 @@ class Blob:
     @property
     def etag(self) -> str: return self.sha256 if self.is_lfs else self.git_sha1
 
-def git_sha1(
-    size_bytes: int,  # of the content
-) -> Any:  # a hashlib object to `update` with the content
-    "The start of a git blob hash."
-    return hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)
-
 def _blob(path: str, file: Path, size: int) -> Blob:
     small, large = git_sha1(size), hashlib.sha256()
     with open(file, "rb") as f:
-        while piece := f.read(MIB): small.update(piece); large.update(piece)
+        while piece := f.read(MIB):
+            small.update(piece)
+            large.update(piece)
     return Blob(path, file, size, small.hexdigest(), large.hexdigest())
 
 # %% ../../nbs/hub/03_server.ipynb #d54d436e
@@ -69,23 +81,48 @@ class Shelf:
     "The repositories under a folder."
     def __init__(self, folder: str | Path):
         self.folder, self._known, self._recent, self._guard = Path(folder).resolve(), {}, {}, threading.Lock()
-        if not self.folder.is_dir(): raise BadInput(f"there is no folder {folder}", "Give the folder that holds org/name/…")
+        if not self.folder.is_dir():
+            raise BadInput(f"there is no folder {folder}", "Give the folder that holds org/name/…")
 
     def repos(self) -> list[str]:
         "All repositories, sorted."
-        plain = [f"{o.name}/{r.name}" for o in self.folder.iterdir() if o.is_dir() and not o.name.startswith((".", "models--"))
-                 for r in o.iterdir() if r.is_dir()]
-        cached = ["/".join(p.name.split("--")[1:]) for p in self.folder.glob("models--*--*") if (p / "snapshots").is_dir()]
-        return sorted({r for r in plain + cached if split_hub_id(r)})
+        plain = [
+            f"{o.name}/{r.name}"
+            for o in self.folder.iterdir()
+            if o.is_dir() and not o.name.startswith((".", "models--"))
+            for r in o.iterdir()
+            if r.is_dir()
+        ]
+        cached = [
+            "/".join(p.name.split("--")[1:])
+            for p in self.folder.glob("models--*--*")
+            if (p / "snapshots").is_dir()
+        ]
+        return sorted(
+            {r for r in plain + cached if split_hub_id(r) and not r.startswith(DATA_SETS)} | self._data_sets()
+        )
+
+    def _data_sets(self) -> set[str]:
+        "The folders `datasets/org/name`, and data sets of an HF cache."
+        plain = {
+            p.relative_to(self.folder).as_posix() for p in self.folder.glob("datasets/*/*") if p.is_dir()
+        }
+        cached = {
+            p.name.replace("--", "/")
+            for p in self.folder.glob("datasets--*--*")
+            if (p / "snapshots").is_dir()
+        }
+        return {r for r in plain | cached if split_hub_id(r.removeprefix(DATA_SETS))}
 
     def revisions(self, repo: str) -> dict[str, Path]:
         "Commit or branch → folder; for a plain folder only \"main\"."
-        if not split_hub_id(repo): return {}
-        plain, cached = self.folder / repo, self.folder / ("models--" + repo.replace("/", "--"))
+        if not split_hub_id(repo.removeprefix(DATA_SETS)): return {}
+        plain, cached = self.folder / repo, self.folder / cache_name(repo)
         if plain.is_dir() and plain.resolve().is_relative_to(self.folder): return {"main": plain}
         found = {p.name: p for p in (cached / "snapshots").glob("*") if p.is_dir()} if cached.is_dir() else {}
         for ref in (p for p in (cached / "refs").rglob("*") if p.is_file()) if found else ():
-            if (commit := ref.read_text().strip()) in found: found[ref.relative_to(cached / "refs").as_posix()] = found[commit]
+            if (commit := ref.read_text().strip()) in found:
+                found[ref.relative_to(cached / "refs").as_posix()] = found[commit]
         if found and "main" not in found: found["main"] = max(found.values(), key=lambda p: p.stat().st_mtime)
         return found
 
@@ -97,11 +134,13 @@ class Shelf:
             for name in sorted(n for n in names if not n.startswith(".") or n == ".gitattributes"):
                 file = Path(at) / name
                 real = file.resolve()
-                if real.is_file() and real.is_relative_to(self.folder): found[file.relative_to(folder).as_posix()] = real
+                if real.is_file() and real.is_relative_to(self.folder):
+                    found[file.relative_to(folder).as_posix()] = real
         return {p: self._hashed(p, found[p]) for p in sorted(found)}
 
     def _hashed(self, path: str, real: Path) -> Blob:
-        status = real.stat(); key = (path, real, status.st_size, status.st_mtime_ns, status.st_ino)
+        status = real.stat()
+        key = (path, real, status.st_size, status.st_mtime_ns, status.st_ino)
         if found := self._known.get(key): return found
         with self._guard:
             if key not in self._known: self._known[key] = _blob(path, real, status.st_size)
@@ -110,8 +149,8 @@ class Shelf:
     def at(self, repo: str, revision: str, path: str | None = None) -> tuple[str, dict[str, Blob]] | None:
         "(commit, files) of a revision; None where there is none. For one `path`, a listing of the last second will do while that file is the same."
         then, recent = self._recent.get((repo, revision), (0.0, None))
-        blob = recent[1].get(path) if recent and time.monotonic() - then < 1 else None
-        if blob and self._hashed(path, blob.file) is blob: return recent
+        blob = recent[1].get(path) if recent and path and time.monotonic() - then < 1 else None
+        if blob and self._hashed(blob.path, blob.file) is blob: return recent
         found = self._at(repo, revision)
         self._recent[repo, revision] = (time.monotonic(), found)
         return found
@@ -121,11 +160,14 @@ class Shelf:
         if not found: return None
         folder = found.get(revision) or (found["main"] if len(found) == 1 else None)
         if folder is None: return None
-        files = self.files(folder); commit = folder.name if folder.parent.name == "snapshots" else _commit(repo, files)
+        files = self.files(folder)
+        commit = folder.name if folder.parent.name == "snapshots" else _commit(repo, files)
         return (commit, files) if revision in found or revision == commit else None
 
 def _commit(repo: str, files: dict[str, Blob]) -> str:
-    return hashlib.sha1("\n".join([repo, *(f"{b.sha256} {p}" for p, b in files.items())]).encode(), usedforsecurity=False).hexdigest()
+    return hashlib.sha1(
+        "\n".join([repo, *(f"{b.sha256} {p}" for p, b in files.items())]).encode(), usedforsecurity=False
+    ).hexdigest()
 
 # %% ../../nbs/hub/03_server.ipynb #7cbc7900
 @dataclass
@@ -162,9 +204,12 @@ def _spoil(faults: list[Fault], path: str, size: int) -> Callable[[int, bytes], 
     at = (flip.value if flip and flip.value is not None else size // 2)
     def change(offset: int, piece: bytes) -> bytes:
         if flip and offset <= at < offset + len(piece):
-            changed = bytearray(piece); changed[at - offset] ^= 1; piece = bytes(changed)
+            changed = bytearray(piece)
+            changed[at - offset] ^= 1
+            piece = bytes(changed)
         if zeros and offset + len(piece) > size // 2:
-            keep = max(0, size // 2 - offset); piece = piece[:keep] + bytes(len(piece) - keep)
+            keep = max(0, size // 2 - offset)
+            piece = piece[:keep] + bytes(len(piece) - keep)
         return piece
     return change
 
@@ -172,15 +217,21 @@ class _Cut(Exception): "The connection is to break off here."
 
 def _pieces(blob: Blob, start: int, stop: int, faults: list[Fault], seen: Seen) -> Iterator[bytes]:
     "The bytes of a file from `start` to `stop`, spoilt as the faults say."
-    change, cut, slow = _spoil(faults, blob.path, blob.size_bytes), _take(faults, "cut", blob.path), _take(faults, "slow-body", blob.path)
+    change, cut, slow = (
+        _spoil(faults, blob.path, blob.size_bytes),
+        _take(faults, "cut", blob.path),
+        _take(faults, "slow-body", blob.path),
+    )
     with open(blob.file, "rb") as f:
-        f.seek(start); at = start
+        f.seek(start)
+        at = start
         while at < stop:
             if cut and seen.bytes_sent >= cut.value: raise _Cut
             piece = f.read(min(MIB, stop - at, (cut.value - seen.bytes_sent) if cut else MIB))
             if not piece: return
             yield change(at, piece)
-            at += len(piece); seen.bytes_sent += len(piece)
+            at += len(piece)
+            seen.bytes_sent += len(piece)
             if slow: time.sleep(slow.value)
 
 # %% ../../nbs/hub/03_server.ipynb #9b4dba17
@@ -203,7 +254,8 @@ def _says(blob: Blob) -> dict[str, Any]:
 def _sibling(blob: Blob, blobs: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {"rfilename": blob.path}
     if blobs: entry |= {"size": blob.size_bytes, "blobId": blob.git_sha1}
-    if blobs and blob.is_lfs: entry["lfs"] = {"sha256": blob.sha256, "size": blob.size_bytes, "pointerSize": 134}
+    if blobs and blob.is_lfs:
+        entry["lfs"] = {"sha256": blob.sha256, "size": blob.size_bytes, "pointerSize": 134}
     return entry
 
 def _card(files: dict[str, Blob]) -> dict[str, str]:
@@ -234,7 +286,11 @@ def _refused(hub: Hub, repo: str, request: "Request") -> "Response | None":
     "The answer to somebody who may not see a repository."
     if not hub.shelf.revisions(repo): return _error(404, "RepoNotFound", "Repository not found")
     if repo in hub.tokens and request.headers.get("authorization") != f"Bearer {hub.tokens[repo]}":
-        return _error(403 if request.headers.get("authorization") else 401, "GatedRepo", f"Access to model {repo} is restricted")
+        return _error(
+            403 if request.headers.get("authorization") else 401,
+            "GatedRepo",
+            f"Access to model {repo} is restricted",
+        )
     return None
 
 # %% ../../nbs/hub/03_server.ipynb #819ec9f3
@@ -242,16 +298,33 @@ def _info(hub: Hub, repo: str, revision: str, query: dict[str, list[str]]) -> "R
     from starlette.responses import JSONResponse
     found = hub.shelf.at(repo, revision)
     if not found: return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-    commit, files = found; card = _card(files)
+    commit, files = found
+    card = _card(files)
     if fault := _take(hub.faults, "commit", "info"): commit = fault.value
     config = _config(files)
-    return JSONResponse({"_id": commit[:24], "id": repo, "modelId": repo, "author": repo.split("/")[0], "sha": commit, "private": False,
-                         "disabled": False,
-                         "gated": "manual" if repo in hub.tokens else False, "downloads": 0, "likes": 0, "tags": [], "cardData": card,
-                         "library_name": card.get("library_name"), "lastModified": "2026-01-01T00:00:00.000Z",
-                         "createdAt": "2026-01-01T00:00:00.000Z",
-                         "config": {k: config[k] for k in ("architectures", "model_type") if k in config} if isinstance(config, dict) else {},
-                         "siblings": _listed(hub, [_sibling(b, "blobs" in query) for b in files.values()], "rfilename")})
+    return JSONResponse(
+        {
+            "_id": commit[:24],
+            "id": repo,
+            "modelId": repo,
+            "author": repo.split("/")[0],
+            "sha": commit,
+            "private": False,
+            "disabled": False,
+            "gated": "manual" if repo in hub.tokens else False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "cardData": card,
+            "library_name": card.get("library_name"),
+            "lastModified": "2026-01-01T00:00:00.000Z",
+            "createdAt": "2026-01-01T00:00:00.000Z",
+            "config": {k: config[k] for k in ("architectures", "model_type") if k in config}
+            if isinstance(config, dict)
+            else {},
+            "siblings": _listed(hub, [_sibling(b, "blobs" in query) for b in files.values()], "rfilename"),
+        }
+    )
 
 def _config(files: dict[str, Blob]) -> Any:
     "What config.json says; nothing where it is not JSON, so that the other files are still served."
@@ -261,81 +334,158 @@ def _config(files: dict[str, Blob]) -> Any:
 def _listed(hub: Hub, entries: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     "A listing, with the names and hashes that a fault puts into it."
     if fault := _take(hub.faults, "listing", "*"): entries = entries + [entries[0] | {key: fault.value}]
-    if _take(hub.faults, "no-hash", "*"): entries = [{k: v for k, v in e.items() if k not in ("lfs", "blobId", "oid")} for e in entries]
+    if _take(hub.faults, "no-hash", "*"):
+        entries = [{k: v for k, v in e.items() if k not in ("lfs", "blobId", "oid")} for e in entries]
     return entries
 
-def _tree(hub: Hub, repo: str, revision: str, under: str, query: dict[str, list[str]], request: "Request") -> "Response":
+def _tree(
+    hub: Hub, repo: str, revision: str, under: str, query: dict[str, list[str]], request: "Request"
+) -> "Response":
     from starlette.responses import JSONResponse
     found = hub.shelf.at(repo, revision)
     if not found: return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
     entries = _folder_entries(found[1], under, query.get("recursive", ["false"])[0].lower() in ("true", "1"))
     if under and not entries: return _error(404, "EntryNotFound", f"{under} does not exist")
-    numbers = [query.get(name, [""])[0] or usual for name, usual in (("cursor", "0"), ("limit", str(hub.page)))]
-    if not all(n.isascii() and n.isdigit() and len(n) < 10 for n in numbers): return _error(400, "BadRequest", "cursor and limit are whole numbers")
+    numbers = [
+        query.get(name, [""])[0] or usual for name, usual in (("cursor", "0"), ("limit", str(hub.page)))
+    ]
+    if not all(n.isascii() and n.isdigit() and len(n) < 10 for n in numbers):
+        return _error(400, "BadRequest", "cursor and limit are whole numbers")
     start, size = int(numbers[0]), max(1, min(int(numbers[1]), hub.page))
     headers = {}
     if start + size < len(entries):
-        rest = "&".join(f"{k}={quote(v[0], safe='')}" for k, v in (query | {"cursor": [str(start + size)]}).items())
-        headers["Link"] = f'<{str(request.base_url).rstrip("/")}{request.scope["raw_path"].decode()}?{rest}>; rel="next"'
+        rest = "&".join(
+            f"{k}={quote(v[0], safe='')}" for k, v in (query | {"cursor": [str(start + size)]}).items()
+        )
+        headers["Link"] = (
+            f'<{str(request.base_url).rstrip("/")}{request.scope["raw_path"].decode()}?{rest}>; rel="next"'
+        )
     return JSONResponse(_listed(hub, entries[start:start + size], "path"), headers=headers)
 
 def _folder_entries(files: dict[str, Blob], under: str, recursive: bool) -> list[dict[str, Any]]:
     inside = {p: b for p, b in files.items() if not under or p.startswith(under + "/")}
     skip = len(under) + 1 if under else 0
     folders = sorted({p[:skip + i] for p in inside for i, c in enumerate(p[skip:]) if c == "/"})
-    kept = [{"type": "directory", "oid": hashlib.sha1(d.encode(), usedforsecurity=False).hexdigest(), "size": 0, "path": d}
-            for d in folders if recursive or "/" not in d[skip:]]
+    kept = [
+        {
+            "type": "directory",
+            "oid": hashlib.sha1(d.encode(), usedforsecurity=False).hexdigest(),
+            "size": 0,
+            "path": d,
+        }
+        for d in folders
+        if recursive or "/" not in d[skip:]
+    ]
     return kept + [_says(b) for p, b in inside.items() if recursive or "/" not in p[skip:]]
 
 # %% ../../nbs/hub/03_server.ipynb #2b52c175
-def _file(hub: Hub, repo: str, revision: str, path: str, request: "Request", seen: Seen, at_blobs: bool = False) -> "Response":
-    from starlette.responses import HTMLResponse, Response, StreamingResponse
+def _file(
+    hub: Hub, repo: str, revision: str, path: str, request: "Request", seen: Seen, at_blobs: bool = False
+) -> "Response":
+    "A file, or the address that it is redirected to."
+    from starlette.responses import HTMLResponse, Response
     found = hub.shelf.at(repo, revision, path)
     if not found: return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-    commit, files = found; blob = files.get(path); faults = hub.faults
+    commit, blob = found[0], found[1].get(path)
     if not blob: return _error(404, "EntryNotFound", f"{path} does not exist")
-    if _take(faults, "html", path): return HTMLResponse("<html><body>Please log in to this network</body></html>")
-    if fault := _take(faults, "commit", path): commit = fault.value
-    etag = fault.value if (fault := _take(faults, "etag", path)) else blob.etag
-    size = fault.value if (fault := _take(faults, "size", path)) else blob.size_bytes
-    headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
-    if blob.is_lfs: headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(size)}
+    if _take(hub.faults, "html", path):
+        return HTMLResponse("<html><body>Please log in to this network</body></html>")
+    headers = _file_headers(hub.faults, blob, commit)
     if blob.is_lfs and hub.blob_url and not at_blobs:
-        return Response(status_code=302, headers=headers | {"Location": f"{hub.blob_url}/blobs/{repo}/{found[0]}/{quote(path)}?signature=secret"})
-    part = None if _take(faults, "no-range", path) else _parse_range(request.headers.get("range"), blob.size_bytes)
+        return Response(
+            status_code=302,
+            headers=headers
+            | {"Location": f"{hub.blob_url}/blobs/{repo}/{commit}/{quote(path)}?signature=secret"},
+        )
+    part = (
+        None
+        if _take(hub.faults, "no-range", path)
+        else _parse_range(request.headers.get("range"), blob.size_bytes)
+    )
+    if part == (0, 0):
+        return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{blob.size_bytes}"})
+    return _body(hub, blob, part, headers, request, seen)
+
+def _file_headers(faults: list[Fault], blob: Blob, commit: str) -> dict[str, str]:
+    "What is said about a file, true or not."
+    if fault := _take(faults, "commit", blob.path): commit = fault.value
+    etag = fault.value if (fault := _take(faults, "etag", blob.path)) else blob.etag
+    size = fault.value if (fault := _take(faults, "size", blob.path)) else blob.size_bytes
+    headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
+    return headers | ({"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(size)} if blob.is_lfs else {})
+
+def _body(
+    hub: Hub,
+    blob: Blob,
+    part: tuple[int, int] | None,
+    headers: dict[str, str],
+    request: "Request",
+    seen: Seen,
+) -> "Response":
+    "The bytes of a file or of a part of it, and what is said about how many they are."
+    from starlette.responses import Response, StreamingResponse
+    faults, media, code = hub.faults, "application/octet-stream", 206 if part else 200
     start, stop = part or (0, blob.size_bytes)
-    if part == (0, 0): return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{blob.size_bytes}"})
     if part: headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size_bytes}"
-    if _take(faults, "encoding", path): headers["Content-Encoding"] = "gzip"
+    if _take(faults, "encoding", blob.path): headers["Content-Encoding"] = "gzip"
     promised = stop - start
-    if fault := _take(faults, "short", path): stop = min(stop, start + fault.value)
-    extra = b"x" * 100 if _take(faults, "long", path) else b""
-    if _take(faults, "no-size", path): headers.pop("X-Linked-Size", None)
+    if fault := _take(faults, "short", blob.path): stop = min(stop, start + fault.value)
+    extra = b"x" * 100 if _take(faults, "long", blob.path) else b""
+    if _take(faults, "no-size", blob.path): headers.pop("X-Linked-Size", None)
     elif stop - start == promised: headers["Content-Length"] = str(promised + len(extra))
-    if request.method == "HEAD": return Response(headers=headers, media_type="application/octet-stream")
+    if request.method == "HEAD": return Response(headers=headers, media_type=media)
+    pieces = _pieces(blob, start, stop, faults, seen)
     if stop - start <= MIB and all(f.kind == "slow" for f in faults):  # small and honest: in one piece, without a thread for every step
-        return Response(b"".join(_pieces(blob, start, stop, faults, seen)), 206 if part else 200, headers, "application/octet-stream")
-    def body() -> Iterator[bytes]:
-        yield from _pieces(blob, start, stop, faults, seen)
-        if extra: yield extra
-    return StreamingResponse(body(), 206 if part else 200, headers, "application/octet-stream")
+        return Response(b"".join(pieces), code, headers, media)
+    return StreamingResponse(_followed_by(pieces, extra), code, headers, media)
+
+def _followed_by(pieces: Iterator[bytes], extra: bytes) -> Iterator[bytes]:
+    yield from pieces
+    if extra: yield extra
 
 # %% ../../nbs/hub/03_server.ipynb #e8d5599b
 def _answer(hub: Hub, request: "Request", seen: Seen, form: dict[str, list[str]]) -> "Response":
     from starlette.responses import JSONResponse
-    parts = [unquote(p) for p in request.scope["raw_path"].decode("ascii", "replace").split("?")[0].strip("/").split("/")]
+
+    parts = [
+        unquote(p)
+        for p in request.scope["raw_path"].decode("ascii", "replace").split("?")[0].strip("/").split("/")
+    ]
     query = parse_qs(request.scope["query_string"].decode())
-    if any(p in ("..", ".") or "\0" in p or "\\" in p for p in parts): return _error(404, "EntryNotFound", "No such path")
+    if any(p in ("..", ".") or "\0" in p or "\\" in p for p in parts):
+        return _error(404, "EntryNotFound", "No such path")
     match parts:
         case ["api", "models"]: return JSONResponse([{"id": r, "modelId": r} for r in hub.shelf.repos()])
         case ["api", "models", org, name, *rest]:
-            return _refused(hub, f"{org}/{name}", request) or _api(hub, f"{org}/{name}", rest, query, form, request)
-        case ["blobs", org, name, commit, *path]: return _file(hub, f"{org}/{name}", commit, "/".join(path), request, seen, at_blobs=True)
+            return _refused(hub, f"{org}/{name}", request) or _api(
+                hub, f"{org}/{name}", rest, query, form, request
+            )
+        case ["api", "datasets", org, name, *rest]:
+            repo = f"{DATA_SETS}{org}/{name}"
+            return _refused(hub, repo, request) or _api(hub, repo, rest, query, form, request)
+        case ["blobs", "datasets", org, name, commit, *path]:
+            return _file(
+                hub, f"{DATA_SETS}{org}/{name}", commit, "/".join(path), request, seen, at_blobs=True
+            )
+        case ["datasets", org, name, "resolve", revision, *path] if path:
+            repo = f"{DATA_SETS}{org}/{name}"
+            return _refused(hub, repo, request) or _file(hub, repo, revision, "/".join(path), request, seen)
+        case ["blobs", org, name, commit, *path]:
+            return _file(hub, f"{org}/{name}", commit, "/".join(path), request, seen, at_blobs=True)
         case [org, name, "resolve", revision, *path] if path:
-            return _refused(hub, f"{org}/{name}", request) or _file(hub, f"{org}/{name}", revision, "/".join(path), request, seen)
+            return _refused(hub, f"{org}/{name}", request) or _file(
+                hub, f"{org}/{name}", revision, "/".join(path), request, seen
+            )
     return _error(404, "EntryNotFound", "No such path")
 
-def _api(hub: Hub, repo: str, rest: list[str], query: dict[str, list[str]], form: dict[str, list[str]], request: "Request") -> "Response":
+def _api(
+    hub: Hub,
+    repo: str,
+    rest: list[str],
+    query: dict[str, list[str]],
+    form: dict[str, list[str]],
+    request: "Request",
+) -> "Response":
     from starlette.responses import JSONResponse
     match rest:
         case []: return _info(hub, repo, "main", query)
@@ -344,16 +494,36 @@ def _api(hub: Hub, repo: str, rest: list[str], query: dict[str, list[str]], form
         case ["paths-info", revision]:
             found = hub.shelf.at(repo, revision)
             if not found: return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-            asked = form.get("paths"); names = [p for p in asked if isinstance(p, str)] if isinstance(asked, list) else []
+            asked = form.get("paths")
+            names = [p for p in asked if isinstance(p, str)] if isinstance(asked, list) else []
             return JSONResponse([_says(found[1][p]) for p in names if p in found[1]])
         case ["refs"]:
-            names = [(n, hub.shelf.at(repo, n)[0]) for n in hub.shelf.revisions(repo)]
-            return JSONResponse({"branches": [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in names if n != c and "/" not in n],
-                                 "tags": [], "converts": []})
+            names = [(n, at[0]) for n in hub.shelf.revisions(repo) if (at := hub.shelf.at(repo, n))]
+            return JSONResponse(
+                {
+                    "branches": [
+                        {"name": n, "ref": f"refs/heads/{n}", "targetCommit": c}
+                        for n, c in names
+                        if n != c and "/" not in n
+                    ],
+                    "tags": [],
+                    "converts": [],
+                }
+            )
         case ["commits", revision]:
             found = hub.shelf.at(repo, revision)
             if not found: return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-            return JSONResponse([{"id": found[0], "title": "", "message": "", "authors": [], "date": "2026-01-01T00:00:00.000Z"}])
+            return JSONResponse(
+                [
+                    {
+                        "id": found[0],
+                        "title": "",
+                        "message": "",
+                        "authors": [],
+                        "date": "2026-01-01T00:00:00.000Z",
+                    }
+                ]
+            )
     return _error(404, "EntryNotFound", "No such path")
 
 # %% ../../nbs/hub/03_server.ipynb #90e7e1d6
@@ -366,13 +536,24 @@ def make_app(
     from starlette.concurrency import run_in_threadpool
     from starlette.routing import Route
     async def answer(request: "Request") -> "Response":
-        path = request.scope["path"]; headers = request.headers
-        seen = Seen(request.method, path, headers.get("range"), headers.get("authorization"), headers.get("host", "")); hub.seen.append(seen)
+        path = request.scope["path"]
+        headers = request.headers
+        seen = Seen(
+            request.method, path, headers.get("range"), headers.get("authorization"), headers.get("host", "")
+        )
+        hub.seen.append(seen)
         if slow := _take(hub.faults, "slow", path): await _sleep(slow.value)
-        if fault := _take(hub.faults, "status", path): return _note(seen, _error(fault.value, "", "a planted failure"))
+        if fault := _take(hub.faults, "status", path):
+            return _note(seen, _error(fault.value, "", "a planted failure"))
         body = (await request.body())[:10 * MIB] if request.method == "POST" else b""
-        try: form = parse_json(body) if headers.get("content-type", "").startswith("application/json") else parse_qs(body.decode("utf-8", "replace"))
-        except ValueError: form = {}
+        try:
+            form = (
+                parse_json(body)
+                if headers.get("content-type", "").startswith("application/json")
+                else parse_qs(body.decode("utf-8", "replace"))
+            )
+        except ValueError:
+            form = {}
         form = form if isinstance(form, dict) else {}
         return _note(seen, await run_in_threadpool(_answer, hub, request, seen, form))
     return Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "HEAD", "POST"])])
@@ -388,8 +569,17 @@ def _note(seen: Seen, response: "Response") -> "Response":
 # %% ../../nbs/hub/03_server.ipynb #3df00327
 def _server(hub: Hub, host: str, port: int) -> Any:
     uvicorn = need("uvicorn", "serve", "serving a Hub")
-    return uvicorn.Server(uvicorn.Config(make_app(hub), host=host, port=port, log_level="critical", access_log=False, timeout_keep_alive=60,
-                                         timeout_graceful_shutdown=2))
+    return uvicorn.Server(
+        uvicorn.Config(
+            make_app(hub),
+            host=host,
+            port=port,
+            log_level="critical",
+            access_log=False,
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=2,
+        )
+    )
 
 def listen(
     host: str,  # address
@@ -399,26 +589,36 @@ def listen(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only where the protocol is named
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try: sock.bind((host, port)); sock.listen(1024)
-    except OSError as e: sock.close(); raise CheckError(f"cannot listen on {host} port {port} ({e.strerror})", "Choose another with --port") from None
+    try:
+        sock.bind((host, port))
+        sock.listen(1024)
+    except OSError as e:
+        sock.close()
+        raise CheckError(
+            f"cannot listen on {host} port {port} ({e.strerror})", "Choose another with --port"
+        ) from None
     return sock
 
 class LoopbackHub(Hub):
     "A Hub in a thread of this process: `with LoopbackHub(folder) as hub: … hub.url`."
     def __init__(self, folder: str | Path, redirect: bool = False, **kwargs: Any):
-        super().__init__(Shelf(folder), **kwargs); self._redirect = redirect
+        super().__init__(Shelf(folder), **kwargs)
+        self._redirect = redirect
 
     def __enter__(self) -> LoopbackHub:
-        sock = listen("127.0.0.1", 0); port = sock.getsockname()[1]
+        sock = listen("127.0.0.1", 0)
+        port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         if self._redirect: self.blob_url = f"http://localhost:{port}"  # another origin, as a content network is
         self._uvicorn = _server(self, "127.0.0.1", port)
-        self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [sock]}, daemon=True); self._thread.start()
+        self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [sock]}, daemon=True)
+        self._thread.start()
         while not self._uvicorn.started and self._thread.is_alive(): time.sleep(0.005)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._uvicorn.should_exit = True; self._uvicorn.force_exit = True
+        self._uvicorn.should_exit = True
+        self._uvicorn.force_exit = True
         self._thread.join(5)
 
 # %% ../../nbs/hub/03_server.ipynb #c738ae7c
@@ -430,7 +630,8 @@ def serve(
     ready: Callable[[str, list[str]], None] | None = None,  # told the address and the repositories
 ) -> None:
     "Serve until interrupted."
-    hub = Hub(Shelf(folder), tokens=tokens or {}); repos = hub.shelf.repos()
+    hub = Hub(Shelf(folder), tokens=tokens or {})
+    repos = hub.shelf.repos()
     server, sock = _server(hub, host, port), listen(host, port)
     hub.url = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
     threading.Thread(target=lambda: [hub.shelf.at(r, "main") for r in repos], daemon=True).start()  # hash before somebody waits for it

@@ -5,16 +5,20 @@
 # %% ../../nbs/hub/01_source.ipynb #1f32db55
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ..core.errors import BadInput
 
 # %% auto #0
-__all__ = ['BUILTIN', 'endpoint', 'is_offline', 'hf_home', 'cache_folder', 'token', 'unsafe_path', 'printable', 'Source',
-           'split_hub_id', 'builtin_folder', 'resolve']
+__all__ = ['BUILTIN', 'DATA_SETS', 'endpoint', 'is_offline', 'hf_home', 'cache_folder', 'token', 'unsafe_path', 'printable',
+           'git_sha1', 'Source', 'split_hub_id', 'builtin_folder', 'split_address', 'split_any_id', 'split_data_set_id',
+           'cache_name', 'current_snapshot', 'cached_snapshot', 'resolve']
 
 # %% ../../nbs/hub/01_source.ipynb #8ca1ee21
 def _true(name: str) -> bool: return os.environ.get(name, "").strip().upper() in {"1", "ON", "YES", "TRUE"}
@@ -53,13 +57,29 @@ def unsafe_path(
 ) -> bool:
     "True for a name that would leave the folder it belongs in."
     if not path or path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path): return True
-    return "\\" in path or any(ord(c) < 32 for c in path) or any(part in ("..", ".", "") for part in path.split("/"))
+    return (
+        "\\" in path
+        or any(ord(c) < 32 for c in path)
+        or any(part in ("..", ".", "") for part in path.split("/"))
+    )
+
 
 def printable(
-    text: str,  # that a stranger wrote
+    text: str,  # from an untrusted source
 ) -> str:  # the same, with control characters spelt out
     "A text that cannot command a terminal."
-    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    )
+
+# %% ../../nbs/hub/01_source.ipynb #28063715
+def git_sha1(
+    size_bytes: int,  # of the content
+) -> Any:  # a hashlib object to `update` with the content
+    "The start of a git blob hash."
+    return hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)
 
 # %% ../../nbs/hub/01_source.ipynb #d8866661
 @dataclass(frozen=True)
@@ -69,9 +89,28 @@ class Source:
     folder: Path | None = None  # a local folder
     repo: str | None = None  # "org/name"
     revision: str | None = None  # a branch, a tag or a commit
+    file: str | None = None  # of a single file in `folder`: its name
 
     @property
     def is_local(self) -> bool: return self.folder is not None
+
+    @property
+    def path(self) -> Path:
+        "The folder of a local model."
+        if self.folder is None:
+            raise BadInput(
+                f"{self.name} is not on this machine", "Pull it first with: fsdl-devinfra hub pull"
+            )
+        return self.folder
+
+    @property
+    def hub_id(self) -> str:
+        "The repository of a model on the Hub."
+        if self.repo is None:
+            raise BadInput(
+                f"{self.name} is a folder, and no repository on the Hub", "Give a Hub id org/name[@revision]"
+            )
+        return self.repo
 
 # %% ../../nbs/hub/01_source.ipynb #e0829139
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?"
@@ -93,21 +132,119 @@ def builtin_folder() -> Path:
     import fsdl_devinfra
     return Path(fsdl_devinfra.__file__).parent / "models" / "digits"
 
+def split_address(
+    name: str,  # e.g. "https://huggingface.co/org/name/tree/main"
+) -> tuple[str, str | None] | None:  # ("org/name", "main"); None where it is no address of a model
+    "Take the address of a model's page apart, on the Hub that is asked or on huggingface.co."
+    try: parts = urlsplit(name)
+    except ValueError: return None
+    hosts = {"huggingface.co", "www.huggingface.co", "hf.co", urlsplit(endpoint()).netloc}
+    if parts.scheme not in ("http", "https") or parts.netloc not in hosts: return None
+    match = re.fullmatch(r"/([^/]+(?:/[^/]+)?)(?:/(?:tree|blob|resolve)/([^/]+)(?:/.*)?)?/?", parts.path)
+    if not match: return None
+    revision = unquote(match[2]) if match[2] else None
+    return split_any_id(match[1] + (f"@{revision}" if revision else ""))
+
+_LEGACY_ID = re.compile(rf"({_PART})(?:@([^\s@]+))?")
+_FILES = (
+    ".json",
+    ".py",
+    ".onnx",
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pt2",
+    ".pth",
+    ".gguf",
+    ".txt",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".npz",
+)
+
+
+def split_any_id(
+    name: str,  # "org/name@v1.0", or "gpt2"
+) -> tuple[str, str | None] | None:  # ("gpt2", None); None where it is no Hub id
+    "Take a Hub id apart, of two parts or of one as the oldest models have."
+    if "/" in name.split("@")[0]: return split_hub_id(name)
+    match = _LEGACY_ID.fullmatch(name)
+    if not match or "--" in match[1] or ".." in name or match[1].lower().endswith(_FILES): return None
+    return match[1], match[2]
+
+DATA_SETS = "datasets/"  # before "org/name", for a data set on the Hub
+
+def split_data_set_id(
+    name: str,  # e.g. "datasets/org/name@v1.0", or the address of its page
+) -> tuple[str, str | None] | None:  # ("datasets/org/name", "v1.0"); None where it is none
+    "Take the id of a data set apart: that of the Hub with `datasets/` before it."
+    address = re.fullmatch(r"https?://([^/]+)/(datasets/[^?#]+)", name)
+    if address and address[1] in {"huggingface.co", "hf.co", urlsplit(endpoint()).netloc}:
+        path, _, rest = address[2].rstrip("/").partition("/tree/")
+        name = path + (f"@{unquote(rest.split('/')[0])}" if rest else "")
+    if not name.startswith(DATA_SETS): return None
+    found = split_any_id(name.removeprefix(DATA_SETS))
+    return (DATA_SETS + found[0], found[1]) if found else None
+
+def cache_name(
+    repo: str,  # "org/name" or "datasets/org/name"
+) -> str:  # "models--org--name" or "datasets--org--name"
+    "How the official client calls a repository's folder in its cache."
+    return repo.replace("/", "--") if repo.startswith(DATA_SETS) else "models--" + repo.replace("/", "--")
+
+def current_snapshot(
+    folder: Path,  # "models--org--name" of the HF cache, or any other
+) -> Path:  # the same where it is any other
+    "The snapshot that a repository in the HF cache stands for: that of `main`, else the newest."
+    if not folder.name.startswith(("models--", "datasets--")) or not (folder / "snapshots").is_dir():
+        return folder
+    ref = folder / "refs" / "main"
+    commit = ref.read_text().strip() if ref.is_file() else ""
+    if re.fullmatch("[0-9a-f]{40}", commit) and (folder / "snapshots" / commit).is_dir():
+        return folder / "snapshots" / commit
+    snapshots = [p for p in (folder / "snapshots").iterdir() if p.is_dir()]
+    if not snapshots: raise BadInput(f"{folder.name} holds no snapshot", "Pull the model again")
+    return max(snapshots, key=lambda p: (p.stat().st_mtime_ns, p.name))
+
+def cached_snapshot(
+    source: Source,  # of a repository on the Hub
+) -> Path | None:  # its last part is the commit
+    "The snapshot of a revision in the HF cache; None where it is not there."
+    root, revision = cache_folder() / cache_name(str(source.repo)), source.revision or "main"
+    if ".." in revision.split("/"): return None
+    ref = root / "refs" / revision
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    folder = root / "snapshots" / commit
+    return folder if re.fullmatch("[0-9a-f]{40}", commit) and folder.is_dir() else None
+
 def resolve(
-    model: str | Path | None = None,  # nothing, "builtin:digits", a local folder or "org/name[@revision]"
+    model: str | Path | None = None,  # nothing, "builtin:digits", a local folder, "org/name[@revision]", or the address of its page
+    anything: bool = False,  # a single file of weights and a data set on the Hub will do too
 ) -> Source:
     "Say which model is meant. Makes no request. Raises `BadInput` where the name is none of these."
     name = os.fspath(model) if model else BUILTIN
     if name == BUILTIN: return Source(name, folder=builtin_folder())
-    if name.startswith("builtin:"): raise BadInput(f"there is no model {name!r} in the package", f"The only one is {BUILTIN}")
+    if name.startswith("builtin:"):
+        raise BadInput(f"there is no model {name!r} in the package", f"The only one is {BUILTIN}")
     path = Path(name).expanduser()
-    if path.is_dir(): return Source(name, folder=path)
-    if path.exists(): raise BadInput(f"{name} is a file, not a model folder", "Give the folder that it is in")
-    found = None if isinstance(model, Path) else split_hub_id(name)
+    if path.is_dir(): return Source(name, folder=current_snapshot(path))
+    if path.exists(): return _single_file(name, path, anything)
+    data_set = split_data_set_id(name) if anything and not isinstance(model, Path) else None
+    if data_set: return Source(name, repo=data_set[0], revision=data_set[1])
+    found = None if isinstance(model, Path) else split_address(name) or split_any_id(name)
     if not found: raise _no_model(name)
     return Source(name, repo=found[0], revision=found[1])
 
+def _single_file(name: str, path: Path, accepted: bool) -> Source:
+    "A file of weights by itself. Raises `BadInput` for another file, and where only folders are of use."
+    from fsdl_devinfra.hub.layout import format_of
+    if accepted and format_of(path.name): return Source(name, folder=path.parent, file=path.name)
+    raise BadInput(f"{name} is a file, not a model folder", "Give the folder that it is in")
+
 def _no_model(name: str) -> BadInput:
     if "/" not in name and "\\" not in name:
-        return BadInput(f"there is no folder {name}, and it is not a Hub id", "A Hub id has two parts: org/name")
+        return BadInput(
+            f"there is no folder {name}, and it is not a Hub id", "A Hub id is org/name[@revision]"
+        )
     return BadInput(f"there is no folder {name}", "Check the path, or give a Hub id org/name[@revision]")

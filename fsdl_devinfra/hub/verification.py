@@ -20,20 +20,23 @@ from typing import Any, ClassVar
 from ..core.console import progress, table_text
 from ..core.errors import BadInput
 from ..core.results import Result, write_atomic
-from ..core.units import size_text
+from ..core.units import count_of, size_text
 from .checkpoint import file_sha256, leaves, walk_folder
+from .content import SNIFF_BYTES, is_pointer
+from .layout import Skipped, is_read_by_loaders
 from .locks import LockedFile, ModelLock
-from .source import cache_folder, hf_home
+from .source import cache_folder, cache_name, hf_home
 
 # %% auto #0
-__all__ = ['Problem', 'Verification', 'remember', 'is_known', 'is_right', 'snapshot_folder', 'verify', 'folder_of']
+__all__ = ['Problem', 'Verification', 'record_key', 'remember', 'is_known', 'is_right', 'snapshot_folder', 'seen_problem',
+           'verify', 'remember_folder', 'folder_of']
 
 # %% ../../nbs/hub/08_verify.ipynb #7352e63d
 @dataclass(frozen=True)
 class Problem:
     "One file that is not what the lock says."
     path: str
-    kind: str  # missing, size, hash, link or unreadable
+    kind: str  # missing, size, hash, link, lfs-pointer, unreadable, or unlocked: a further file that a loader would read
     why: str  # in words
 
 @dataclass(frozen=True)
@@ -53,18 +56,41 @@ class Verification(Result):
         name = f"{self.repo}@{self.commit[:12]}" if self.repo and self.commit else "The folder"
         if self.ok:
             sizes = f"{size_text(self.bytes_checked)} ({size_text(self.bytes_hashed)} read now)"
-            return f"{name} holds what the lock says: {self.files_checked} files, {sizes}."
-        head = f"{name} is NOT what the lock says: {len(self.problems)} of {self.files_checked} files differ."
-        return head + "\n\n" + table_text(["file", "problem", "why"], [(p.path, p.kind, p.why) for p in self.problems])
+            return f"{name} matches the lock: {count_of(self.files_checked, 'file')}, {sizes}."
+        extra = sum(p.kind == "unlocked" for p in self.problems)
+        wrong = len(self.problems) - extra
+        counts = (
+            [
+                f"{wrong} of {count_of(self.files_checked, 'file')} {'does' if wrong == 1 else 'do'} not match the lock"
+            ]
+            if wrong
+            else []
+        )
+        if extra: counts.append(f"{extra} further file{'s' if extra > 1 else ''} that a loader would read")
+        head = (
+            f"Verification failed for {'the folder' if name == 'The folder' else name}: {', '.join(counts)}."
+        )
+        return (
+            head
+            + "\n\n"
+            + table_text(["file", "problem", "why"], [(p.path, p.kind, p.why) for p in self.problems])
+        )
 
 # %% ../../nbs/hub/08_verify.ipynb #bf1c9262
-def _key(file: Path) -> list[int]:
+def record_key(file: Path) -> list[int]:
+    "What changes whenever the bytes of a file do."
     s = file.stat()
     return [s.st_size, s.st_mtime_ns, s.st_ino, s.st_ctime_ns]
 
 def _record_file(folder: Path) -> Path:
     "One record a folder, so that processes do not wait for each other."
-    return hf_home() / "fsdl-devinfra" / "verified" / (hashlib.sha256(str(folder).encode()).hexdigest()[:32] + ".json")
+    return (
+        hf_home()
+        / "fsdl-devinfra"
+        / "verified"
+        / (hashlib.sha256(str(folder).encode()).hexdigest()[:32] + ".json")
+    )
+
 
 def _recorded(folder: Path) -> dict[str, Any]:
     try: found = json.loads(_record_file(folder).read_text())
@@ -81,21 +107,27 @@ def remember(
     "Record that a file is what a lock says. A record that cannot be written is no harm."
     real = file.resolve()
     with _guard, contextlib.suppress(OSError):
-        record = _record_file(real.parent); record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(record, json.dumps(_recorded(real.parent) | {real.name: [locked.sha256, *(key or _key(real))]}))
+        record = _record_file(real.parent)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(
+            record, json.dumps(_recorded(real.parent) | {real.name: [locked.sha256, *(key or record_key(real))]})
+        )
+
 
 def is_known(file: Path, locked: LockedFile) -> bool:
     "True where a file is recorded as right and has not changed since."
     real = file.resolve()
-    return _recorded(real.parent).get(real.name) == [locked.sha256, *_key(real)]
+    return _recorded(real.parent).get(real.name) == [locked.sha256, *record_key(real)]
 
-def is_right(file: Path, locked: LockedFile, full: bool = False, advance: Callable[[int], None] | None = None) -> bool:
+def is_right(
+    file: Path, locked: LockedFile, full: bool = False, advance: Callable[[int], None] | None = None
+) -> bool:
     "True where the bytes of a file are the locked ones; reads them unless they are known."
     if not file.exists() or not file.is_file() or file.stat().st_size != locked.size_bytes: return False
     if not full and is_known(file, locked): return True
-    key = _key(file.resolve())
+    key = record_key(file.resolve())
     if file_sha256(file, advance) != locked.sha256: return False
-    if _key(file.resolve()) == key: remember(file, locked, key)  # else somebody is writing to it
+    if record_key(file.resolve()) == key: remember(file, locked, key)  # else somebody is writing to it
     return True
 
 # %% ../../nbs/hub/08_verify.ipynb #ebbb23c9
@@ -103,41 +135,121 @@ def snapshot_folder(
     lock: ModelLock,  # of a repository
 ) -> Path:
     "Where the official client keeps this commit."
-    return cache_folder() / ("models--" + lock.repo.replace("/", "--")) / "snapshots" / lock.commit
+    repo, commit = lock.on_hub
+    return cache_folder() / cache_name(repo) / "snapshots" / commit
 
-def _problem(folder: Path, locked: LockedFile) -> Problem | None:
+def seen_problem(folder: Path, locked: LockedFile) -> Problem | None:
     "What can be seen without reading the file."
     file = folder / locked.path
     if not os.path.lexists(file): return Problem(locked.path, "missing", "the file is not there")
-    if leaves(folder, locked.path): return Problem(locked.path, "link", "the path leads out of the model's folder")
+    if leaves(folder, locked.path):
+        return Problem(locked.path, "link", "the path leads out of the model's folder")
     if not file.exists(): return Problem(locked.path, "missing", "the link leads to a file that is not there")
     status = file.stat()
     if not stat.S_ISREG(status.st_mode): return Problem(locked.path, "unreadable", "this is not a file")
-    if status.st_size != locked.size_bytes: return Problem(locked.path, "size", f"{status.st_size} bytes where the lock says {locked.size_bytes}")
+    if status.st_size != locked.size_bytes and status.st_size < SNIFF_BYTES and is_pointer(file.read_bytes()):
+        return Problem(
+            locked.path,
+            "lfs-pointer",
+            "a Git LFS pointer and not the file itself: fetch it with git lfs pull",
+        )
+    if status.st_size != locked.size_bytes:
+        return Problem(locked.path, "size", f"{status.st_size} bytes where the lock says {locked.size_bytes}")
     return None
 
-def _read_problem(folder: Path, locked: LockedFile, full: bool, advance: Callable[[int], None]) -> Problem | None:
+def _read_problem(
+    folder: Path, locked: LockedFile, full: bool, advance: Callable[[int], None]
+) -> Problem | None:
     try: right = is_right(folder / locked.path, locked, full, advance)
     except OSError as e: return Problem(locked.path, "unreadable", f"reading it failed ({e.strerror or e})")
     return None if right else Problem(locked.path, "hash", "the bytes are not those that were locked")
 
 # %% ../../nbs/hub/08_verify.ipynb #aa860713
+def _unlocked_problem(path: str) -> Problem:
+    return Problem(path, "unlocked", "a loader would read it, and the lock does not name it")
+
+def _is_as_skipped(folder: Path, skipped: Skipped, full: bool, advance: Callable[[int], None]) -> bool:
+    "True for a file that was left out of the lock and is still that file: its size, and its hash where the lock knows it."
+    file = folder / skipped.path
+    if not file.is_file() or file.stat().st_size != skipped.size_bytes: return False
+    return skipped.sha256 is None or is_right(
+        file, LockedFile(skipped.path, skipped.size_bytes, skipped.sha256), full, advance
+    )
+
+
 def verify(
     lock: ModelLock | str | Path,  # a lock or its file
-    path: str | Path | None = None,  # the folder; default: the HF cache, and for a folder's lock the folder that it lies in
+    path: str | Path | None = None,  # the folder; default: the HF cache, and for a folder's lock the folder it was made from
     full: bool = False,  # read every file again, also those that have not changed since they were verified
     quiet: bool = True,  # no progress on standard error
 ) -> Verification:
     "Compare what is on disk with a lock. Makes no request. Raises `BadInput` where there is nothing to compare."
     found = lock if isinstance(lock, ModelLock) else ModelLock.load(lock)
     folder = folder_of(found, lock, path)
-    problems = [p for f in found.files if (p := _problem(folder, f))]; bad = {p.path for p in problems}
+    problems = [p for f in found.files if (p := seen_problem(folder, f))]
+    bad = {p.path for p in problems}
     todo = [f for f in found.files if f.path not in bad and (full or not is_known(folder / f.path, f))]
-    with progress("verifying", sum(f.size_bytes for f in todo), "bytes", quiet) as bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        problems += filter(None, pool.map(lambda f: _read_problem(folder, f, full, bar.advance), sorted(todo, key=lambda f: -f.size_bytes)))
-    known = {f.path for f in found.files}
-    return Verification(not problems, sorted(problems, key=lambda p: p.path), found.repo, found.commit, len(found.files), found.size_bytes,
-                        sum(f.size_bytes for f in todo), [p for p in walk_folder(folder) if p not in known])
+    with (
+        progress("verifying", sum(f.size_bytes for f in todo), "bytes", quiet) as bar,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+    ):
+        problems += filter(
+            None,
+            pool.map(
+                lambda f: _read_problem(folder, f, full, bar.advance),
+                sorted(todo, key=lambda f: -f.size_bytes),
+            ),
+        )
+        known = {f.path for f in found.files}
+        unlocked = [p for p in walk_folder(folder) if p not in known]
+        read = [p for p in unlocked if is_read_by_loaders(p, known)]
+        left_out = {
+            s.path for s in found.skipped if s.path in read and _is_as_skipped(folder, s, full, bar.advance)
+        }
+    if not _is_single(found, lock, path):
+        problems += [_unlocked_problem(p) for p in read if p not in left_out]
+    return Verification(
+        not problems,
+        sorted(problems, key=lambda p: p.path),
+        found.repo,
+        found.commit,
+        len(found.files),
+        found.size_bytes,
+        sum(f.size_bytes for f in todo),
+        unlocked,
+    )
+
+def _is_single(lock: ModelLock, given: ModelLock | str | Path, path: str | Path | None) -> bool:
+    "Whether a file is checked by itself: what lies beside it is then no part of the question."
+    if path is not None: return Path(path).expanduser().is_file()
+    made_from = _recorded_folder(Path(given)) if not isinstance(given, ModelLock) and not lock.repo else None
+    return made_from is not None and made_from.is_file()
+
+def _made_from(file: Path) -> Path:
+    "Where this machine keeps the folder that a lock's file was made from: no lock names a path of the machine that made it."
+    return (
+        hf_home()
+        / "fsdl-devinfra"
+        / "locked"
+        / (hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32] + ".json")
+    )
+
+
+def remember_folder(
+    file: Path,  # of the lock
+    folder: Path,  # that it is of
+) -> None:
+    "Record which folder a lock was made from. A record that cannot be written is no harm."
+    record = _made_from(file)
+    with contextlib.suppress(OSError):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(record, json.dumps({"folder": str(folder.resolve()), "sha256": file_sha256(file)}))
+
+def _recorded_folder(file: Path) -> Path | None:
+    try:
+        said = json.loads(_made_from(file).read_text())
+        return Path(said["folder"]) if said["sha256"] == file_sha256(file) else None
+    except (OSError, ValueError, TypeError, KeyError): return None
 
 def folder_of(
     lock: ModelLock,
@@ -145,12 +257,42 @@ def folder_of(
     path: str | Path | None = None,  # the folder, where it was named
 ) -> Path:
     "The folder that a lock is about. Raises `BadInput` where nobody says, or it is not there."
-    if path is not None: folder = Path(path).expanduser()
-    elif lock.repo and lock.commit: folder = snapshot_folder(lock)
-    elif isinstance(given, ModelLock):
-        raise BadInput("this lock is of a folder", "Say which folder it is of, or give the lock's file, which lies in it")
-    else: folder = Path(given).parent
-    if not folder.is_dir():
-        pull = "Pull it first with: fsdl-devinfra hub pull LOCK" if path is None else "Check the path"
-        raise BadInput(f"there is no folder {folder}" if path is not None else f"{lock.repo}@{lock.commit[:12]} is not in the HF cache", pull)
+    if path is not None and Path(path).expanduser().is_file():
+        return _folder_with(lock, Path(path).expanduser())
+    if path is not None:
+        return _existing(Path(path).expanduser(), f"there is no folder {path}", "Check the path")
+    if lock.repo and lock.commit:
+        return _existing(snapshot_folder(lock), f"{lock.repo}@{lock.commit[:12]} is not in the HF cache",
+                         "Pull it first with: fsdl-devinfra hub pull LOCK")
+    if isinstance(given, ModelLock):
+        raise BadInput(
+            "this lock is of a folder", "Say which folder it is of, or give the lock's file, which lies in it"
+        )
+    return _folder_of_file(lock, Path(given))
+
+def _folder_with(lock: ModelLock, file: Path) -> Path:
+    "The folder of a single file that a lock names. Raises `BadInput` where it does not name it."
+    if file.name not in {f.path for f in lock.files}:
+        raise BadInput(
+            f"the lock does not name a file {file.name}", "Give the folder, or the lock of that file"
+        )
+    return file.parent
+
+def _existing(folder: Path, message: str, hint: str) -> Path:
+    if not folder.is_dir(): raise BadInput(message, hint)
     return folder
+
+def _folder_of_file(lock: ModelLock, file: Path) -> Path:
+    "The folder that a folder's lock was made from, or in which its file lies beside the files that it names."
+    made_from = _recorded_folder(file)
+    if made_from is not None and made_from.is_file(): return made_from.parent
+    if made_from is not None:
+        return _existing(
+            made_from,
+            f"the folder {made_from}, which this lock was made from, is gone. Which folder shall be checked?",
+            "Name it: fsdl-devinfra hub verify LOCK PATH",
+        )
+    if not any(os.path.lexists(file.parent / f.path) for f in lock.files):
+        raise BadInput("this lock is of a folder, and it does not lie in it. Which folder shall be checked?",
+                       "Name it: fsdl-devinfra hub verify LOCK PATH")
+    return file.parent

@@ -5,26 +5,19 @@
 # %% ../../nbs/launch/00_overview.ipynb #c7bdf678
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from fsdl_devinfra.launch.commands import TARGETS, launch, write_files
     from fsdl_devinfra.launch.job import File, Job, Launch, job_of, read_job
 
-_PAGES: dict[str, tuple[str, ...]] = {
-    "commands": ("TARGETS", "launch", "write_files"),
-    "job": ("File", "Job", "Launch", "job_of", "read_job"),
+_EXPORTS = {
+    "commands": "TARGETS launch write_files",
+    "job": "File Job Launch job_of read_job",
 }
-
-def __getattr__(name: str) -> Any:
-    "A public name, from the page that has it."
-    page = next((p for p, names in _PAGES.items() if name in names), None)
-    if page is None: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(f"fsdl_devinfra.launch.{page}"), name)
-    return found
-
-def __dir__() -> list[str]: return sorted({*globals(), *(n for names in _PAGES.values() for n in names)})
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 
 _all_ = ["TARGETS", "launch", "write_files", "File", "Job", "Launch", "job_of", "read_job"]
 

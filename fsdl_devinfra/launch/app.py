@@ -6,15 +6,23 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
+from collections.abc import Mapping
+from urllib.parse import parse_qsl
 
-from ..compute.plan import PlanReport
-from ..compute.question import PRECISIONS, PRESETS, Answer, Question, answered
-from ..core.devices import devices
+from ..compute.planning import PlanReport
+from ..compute.planner import (Field, asked, command_line, concurrency_text, form, machines, model_names, parts_of, read_address,
+                                            speed, write_address)
+from ..compute.question import PRECISIONS, Answer, Question, answered
+from ..core.charts import Chart, stacked_bars
+from ..core.device_table import devices, find_device
 from ..core.errors import CheckError
-from ..core.units import GIB
+from ..core.units import GIB, size_text
 from .commands import TARGETS, launch
 from .job import job_of
+from ..memory.footprint import Footprint
+from ..memory.serving import Serving
 
 # %% auto #0
 __all__ = ['launch_zip', 'page']
@@ -36,67 +44,248 @@ def launch_zip(
 def page() -> None:
     "Draw the page; Streamlit calls it again at every change."
     import streamlit as st
-    st.set_page_config(page_title="fsdl-devinfra", layout="wide")
-    st.title("Which GPU, how many, how long, how much?")
+    st.set_page_config(page_title="fsdl-devinfra planner", layout="wide")
+    st.title("Which GPUs do I need, for how long, at what cost?")
+    with st.sidebar: question = st.radio("Question", list(_QUESTIONS), key="question", index=_asked_first())
+    try:
+        if question == "Plan a training run": _plan_page()
+        else: _form_page(_QUESTIONS[question])
+    except CheckError as e: st.error(_plain(str(e)))
+
+#: what the page answers → `use` in its address
+_QUESTIONS = {"Plan a training run": "plan", "Fit one configuration": "train", "Serve": "serve"}
+
+def _asked_first() -> int:
+    "The question of the address that the page was opened with."
+    import streamlit as st
+    uses = list(_QUESTIONS.values())
+    use = st.query_params.get("use", "plan")
+    return uses.index(use) if use in uses else 0
+
+def _from_address(name: str, usual: str) -> str:
+    import streamlit as st
+    return st.query_params.get(name, usual)
+
+def _count(label: str, name: str, usual: int, most: int, least: int = 1) -> int:
+    "A number whose first value the address may give."
+    import streamlit as st
+    given = _from_address(name, str(usual))
+    return int(
+        st.number_input(
+            label,
+            least,
+            most,
+            int(given) if given.isdecimal() and least <= int(given) <= most else usual,
+            key=name,
+        )
+    )
+
+
+def _choice(label: str, name: str, options: Mapping[str, str], usual: str) -> str:
+    "One of a list, whose first choice the address may give."
+    import streamlit as st
+    values, given = list(options), _from_address(name, usual)
+    return st.selectbox(
+        label,
+        values,
+        values.index(given if given in options else usual),
+        format_func=lambda v: options[v],
+        key=name,
+    )
+
+
+def _model(usual: str) -> str:
+    "A name of the list, or any other: Streamlit takes what is typed."
+    import streamlit as st
+    given = _from_address("model", usual)
+    names = list(dict.fromkeys([given, usual, *model_names()]))
+    return (
+        st.selectbox("Model (type any name, Hub id or folder)", names, key="model", accept_new_options=True)
+        or usual
+    )
+
+
+def _remember(values: Mapping[str, str]) -> None:
+    "Put the form into the address of the page, so that it can be shared."
+    import streamlit as st
+    if dict(st.query_params) != dict(values): st.query_params.from_dict(dict(values))
+
+def _plan_page() -> None:
+    import streamlit as st
     with st.sidebar:
-        name = st.selectbox("Model", [*PRESETS, "another"], key="preset")
-        if name == "another": name = st.text_input("Hub id or folder", "builtin:digits", key="model")
-        names = sorted(d.name for d in devices())
-        gpu = st.selectbox("GPU", names, index=names.index("H100-SXM-80GB"), key="gpu")
-        gpus = int(st.number_input("GPUs", 1, 100_000, 8, key="gpus"))
-        seq_len = int(st.number_input("Sequence length", 1, 2_000_000, 4096, key="seq_len"))
-        batch = int(st.number_input("Sequences in a step (0: usual)", 0, 1_000_000, 0, key="batch"))
-        tokens = st.text_input("Tokens of the run", "1T", key="tokens")
-        adapters = st.checkbox("LoRA, rank 16", key="lora")
-        precision = st.selectbox("Precision", PRECISIONS, key="precision")
-        hourly = float(st.number_input("Dollars a GPU hour (0: cheapest of the list)", 0.0, 1e4, 0.0, key="usd"))
-    try: answer = answered(Question(name, gpu, gpus, seq_len, batch, tokens, adapters, precision, hourly))
-    except CheckError as e: st.error(_plain(str(e))); return
-    _show(answer)
+        name = _model("Llama 3.1 8B")
+        gpu = _choice("GPU", "gpu", {d.name: d.name for d in devices()}, "H100-SXM-80GB")
+        gpus, seq_len = (
+            _count("GPUs", "gpus", 8, 100_000),
+            _count("Sequence length", "seq_len", 4096, 2_000_000),
+        )
+        batch = _count("Global batch size (0 = auto)", "batch", 0, 1_000_000, 0)
+        tokens = st.text_input("Total training tokens", _from_address("tokens", "100B"), key="tokens")
+        adapters = st.checkbox("LoRA, rank 16", _from_address("lora", "") == "1", key="lora")
+        precision = _choice("Precision", "precision", {p: p for p in PRECISIONS}, PRECISIONS[0])
+        hourly = float(
+            st.number_input("Price per GPU-hour in $ (0 = cheapest listed)", 0.0, 1e4, 0.0, key="usd")
+        )
+    asked_here = dict(
+        model=name,
+        gpu=gpu,
+        gpus=gpus,
+        seq_len=seq_len,
+        batch=batch,
+        tokens=tokens,
+        lora="1" if adapters else "",
+        precision=precision,
+    )
+    _remember({"use": "plan"} | {k: str(v) for k, v in asked_here.items() if v})
+    _show(answered(Question(name, gpu, gpus, seq_len, batch, tokens, adapters, precision, hourly)))
+
+def _form_page(use: str) -> None:
+    "One configuration, beside the one that was kept for comparison."
+    import streamlit as st
+    with st.sidebar: filled = {f.name: _widget(f) for f in form() if f.use in ("", use) and f.name != "use"}
+    here, kept = write_address({"use": use} | filled), st.session_state.get("kept", _from_address("kept", ""))
+    _remember(dict(parse_qsl(here)) | {"use": use} | ({"kept": kept} if kept else {}))
+    with st.sidebar:
+        st.button(
+            "Keep for comparison",
+            key="keep",
+            on_click=lambda: st.session_state.update(kept=here or "use=train"),
+        )
+        if kept:
+            st.button("Drop the comparison", key="drop", on_click=lambda: st.session_state.update(kept=""))
+        st.caption("The address of this page holds the form: copy it to share.")
+    if not kept: return _configuration(read_address(here))
+    both = {"kept": read_address(kept), "now": read_address(here)}
+    for column, (name, filled) in zip(st.columns(2), both.items()):
+        with column:
+            st.subheader(name.capitalize())
+            _said(filled, *asked(filled, find_device(filled["gpu"])))
+    st.image(_side_by_side(both).svg, width="stretch")
+
+def _side_by_side(both: Mapping[str, Mapping[str, str]]) -> Chart:
+    "The parts of two configurations, one bar each, against the smaller of the two limits."
+    rows, limits = {}, []
+    for name, v in both.items():
+        device = find_device(v["gpu"])
+        rows[f"{name}, {v['gpus']} × {device.name}"] = {
+            part: size / GIB for part, size in parts_of(*asked(v, device)).items()
+        }
+        limits.append(device.memory_bytes / GIB)
+    return stacked_bars(
+        rows, "GiB on one GPU, by part", limit=min(limits), limit_name="usable", show="{:.1f}".format
+    )
+
+
+def _widget(f: Field) -> str:
+    if f.name == "model": return _model(f.default)
+    if f.options is not None: return _choice(f.label, f.name, f.options, f.default)
+    return str(_count(f.label, f.name, int(f.default), f.most or 10**6))
+
+def _configuration(v: Mapping[str, str]) -> None:
+    "The answer, memory by part or by phase, what would make it fit and what else can run it."
+    import streamlit as st
+    found, held = asked(v, find_device(v["gpu"]), advice=True)
+    _said(v, found, held)
+    st.image((found.chart() if held is None else _side_by_side({"serving": v})).svg, width="stretch")
+    if found.remedies:
+        st.markdown(
+            "What would make it fit:\n"
+            + _listed([re.sub(r"(fsdl-devinfra .*)", r"`\1`", line) for line in found.remedies])
+        )
+    with st.expander("Which GPUs can run it", expanded=True):
+        st.dataframe(machines(write_address(v)), hide_index=True)
+    with st.expander("Assumptions"): st.markdown(_listed(found.assumptions))
+
+def _said(v: Mapping[str, str], found: Footprint, held: Serving | None) -> None:
+    "Verdict, requests, host memory, speed, and what to type for the same."
+    import streamlit as st
+    shown = {"yes": st.success, "tight": st.warning}.get(found.fits or "", st.error)
+    shown(_plain(found.verdict()))
+    if held and found.fits != "no": st.info(concurrency_text(held, int(v["requests"])))
+    if found.host_bytes: st.caption(f"Host memory per GPU: {size_text(found.host_bytes)}")
+    if v["use"] == "train": st.caption(_plain("Speed, if it fits: " + speed(write_address(v))))
+    st.code(command_line(v, found), language="bash", wrap_lines=True)
 
 def _plain(text: str) -> str:
     "Text that Streamlit's markdown shows as it is: two dollar signs would be a formula."
     return text.replace("$", "\\$")
 
-def _listed(lines: list[str], start: str = "- ") -> str: return "\n".join(start + _plain(line) for line in lines)
+def _listed(lines: list[str], start: str = "- ") -> str:
+    return "\n".join(start + _plain(line) for line in lines)
+
 
 def _show(answer: Answer) -> None:
     import streamlit as st
     report = answer.report
-    (st.success if report.best else st.error)(_plain(report.verdict()))
+    best = report.headline
+    years = (best.hours or 0) / 8766 if best else 0
+    shown = (
+        st.error
+        if not report.plans
+        else st.warning
+        if years > 1 or (best and best.fits == "tight")
+        else st.success
+    )
+    shown(
+        _plain(
+            report.verdict()
+            + (f". That is {years:,.1f} years: use more GPUs or fewer tokens" if years > 1 else "")
+        )
+    )
     if report.plans:
         st.dataframe(_rows(report), hide_index=True)
-        left, right = st.columns(2)
-        left.image(report.memory_chart().svg)
-        right.image(report.cost_chart().svg)
+        st.image(report.memory_chart().svg, width="stretch")
+        st.image(report.cost_chart().svg, width="stretch")
         _one_plan(answer)
     with st.expander("What to try first", expanded=True): st.markdown(_listed(report.advice, "1. "))
     if report.rejected:
         with st.expander(f"Ruled out ({len(report.rejected)})"):
-            st.dataframe([{"strategy": r.description, "why": r.why} for r in report.rejected], hide_index=True)
+            st.dataframe(
+                [{"strategy": r.description, "why": r.why} for r in report.rejected], hide_index=True
+            )
     with st.expander("Assumptions"): st.markdown(_listed(report.assumptions))
 
 def _rows(report: PlanReport) -> list[dict[str, object]]:
     "The table: units in its head, so that its columns can be sorted."
     def batch(p): return f"{p.workload.micro_batch} × {p.workload.microbatches(p.strategy)}"
-    return [{"plan": i, "strategy": p.description, "micro-batch × accumulation": batch(p),
-             "fits": p.fits, "peak GiB": round(p.peak_bytes / GIB, 1), "tokens/s/GPU": round(p.tokens_per_second_per_gpu.value),
-             "MFU %": round(100 * p.mfu), "days": p.hours and round(p.hours / 24, 2), "dollars": p.usd and round(p.usd)}
-            for i, p in enumerate(report.plans, 1)]
+    return [
+        {
+            "plan": i,
+            "strategy": p.description,
+            "micro-batch × accumulation": batch(p),
+            "fits": p.fits,
+            "peak GiB": round(p.peak_bytes / GIB, 1),
+            "range GiB": f"{p.peak_range[0] / GIB:.1f}–{p.peak_range[1] / GIB:.1f}",
+            "host GiB": round(p.host_bytes / GIB, 1),
+            "tokens/s/GPU": round(p.tokens_per_second_per_gpu.value),
+            "MFU %": round(100 * p.mfu),
+            "days": p.hours and round(p.hours / 24, 2),
+            "dollars": p.usd and round(p.usd),
+        }
+        for i, p in enumerate(report.plans, 1)
+    ]
 
 def _one_plan(answer: Answer) -> None:
     "A plan of the table: its memory by part, and its files."
     import streamlit as st
     report = answer.report
-    st.subheader("One of the plans")
-    number = st.selectbox("Plan", range(1, len(report.plans) + 1), format_func=lambda i: f"{i}: {report.plans[i - 1].description}", key="pick")
+    st.subheader("Plan in detail")
+    number = st.selectbox(
+        "Plan",
+        range(1, len(report.plans) + 1),
+        format_func=lambda i: f"{i}: {report.plans[i - 1].description}",
+        key="pick",
+    )
     chosen = report.plans[number - 1]
-    left, right = st.columns(2)
-    left.image(answer.memory(number).chart().svg)
-    with right:
+    st.image(answer.memory(number).chart().svg, width="stretch")
+    with st.container():
         st.caption(_plain(chosen.why))
         st.download_button("plan.json", report.to_json(), "plan.json", key="plan_json")
         target = st.selectbox("Launcher", tuple(TARGETS), key="target")
-        if st.button("Make the files", key="make"):
-            try: st.download_button(f"{target}.zip", launch_zip(report, number, target), f"{target}.zip", key="zip")
-            except CheckError as e: st.warning(_plain(str(e)))
+        if st.button("Generate launch files", key="make"):
+            try:
+                st.download_button(
+                    f"{target}.zip", launch_zip(report, number, target), f"{target}.zip", key="zip"
+                )
+            except CheckError as e:
+                st.warning(_plain(str(e)))

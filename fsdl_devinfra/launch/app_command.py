@@ -37,8 +37,23 @@ def app_line(
 ) -> list[str]:
     "The command that serves the page, on loopback only."
     script = Path(__file__).with_name("app_page.py")
-    return [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port), "--server.address", "127.0.0.1",
-            "--server.headless", str(not browser).lower(), "--browser.gatherUsageStats", "false", "--client.toolbarMode", "minimal"]
+    return [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(script),
+        "--server.port",
+        str(port),
+        "--server.address",
+        "127.0.0.1",
+        "--server.headless",
+        str(not browser).lower(),
+        "--browser.gatherUsageStats",
+        "false",
+        "--client.toolbarMode",
+        "minimal",
+    ]
 
 def app(
     args: argparse.Namespace,
@@ -47,5 +62,8 @@ def app(
     need("streamlit", "app", "the app")
     if args.port > 65535: raise BadInput(f"there is no port {args.port}", "Use one up to 65535")
     status = subprocess.run(app_line(args.port, not args.no_browser)).returncode
-    if status not in (0, 130, -2): raise CheckError(f"Streamlit ended with status {status}", "See what it printed; another program may hold the port")
+    if status not in (0, 130, -2):
+        raise CheckError(
+            f"Streamlit ended with status {status}", "See what it printed; another program may hold the port"
+        )
     return Outcome({"port": args.port}, "the app was closed", HOLDS)

@@ -13,14 +13,23 @@ from .processes import PORT, torchrun_words
 #: to be replaced by the image that the Dockerfile of `--to docker` makes
 IMAGE = "registry.example/train:1"
 
-def _environment(job: Job) -> list[dict[str, Any]]: return [{"name": k, "value": v} for k, v in job.environment.items()]
+def _environment(job: Job) -> list[dict[str, Any]]:
+    return [{"name": k, "value": v} for k, v in job.environment.items()]
+
 
 def _resources(job: Job) -> dict[str, Any]:
     "The device plugin's name for the GPUs of a node."
-    return {} if job.cpu else {"limits": {"amd.com/gpu" if job.gpu.startswith("MI") else "nvidia.com/gpu": job.on_node}}
+    return (
+        {}
+        if job.cpu
+        else {"limits": {"amd.com/gpu" if job.gpu.startswith("MI") else "nvidia.com/gpu": job.on_node}}
+    )
+
 
 def _note(job: Job) -> tuple[str, ...]:
-    return (f"Replace the image {IMAGE} by your own (fsdl-devinfra launch --to docker makes a Dockerfile); the script must be in it",)
+    return (
+        f"Replace the image {IMAGE} by your own (fsdl-devinfra launch --to docker makes a Dockerfile); the script must be in it",
+    )
 
 # %% auto #0
 __all__ = ['IMAGE', 'kubernetes', 'kubeflow', 'sky_name', 'skypilot']
@@ -35,17 +44,36 @@ def kubernetes(
                                  "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}
     if _resources(job): container["resources"] = _resources(job)
     if job.nodes > 1: container["ports"] = [{"containerPort": PORT}]
-    pod: dict[str, Any] = {"restartPolicy": "Never", "containers": [container], "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}]}
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "containers": [container],
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+    }
     if job.nodes > 1: pod["subdomain"] = job.name
-    spec = {"completions": job.nodes, "parallelism": job.nodes, "completionMode": "Indexed", "backoffLimit": 0,
-            "template": {"metadata": {"labels": {"app": job.name}}, "spec": pod}}
+    spec = {
+        "completions": job.nodes,
+        "parallelism": job.nodes,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "template": {"metadata": {"labels": {"app": job.name}}, "spec": pod},
+    }
     documents = [{"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job.name}, "spec": spec}]
     if job.nodes > 1: documents.insert(0, _service(job))
-    return Emitted({"job.yaml": "---\n".join(yaml_text(d) for d in documents), **job.files}, "kubectl apply -f job.yaml", _note(job))
+    return Emitted(
+        {"job.yaml": "---\n".join(yaml_text(d) for d in documents), **job.files},
+        "kubectl apply -f job.yaml",
+        _note(job),
+    )
+
 
 def _service(job: Job) -> dict[str, Any]:
     "A headless Service, by which the pods find the first of them."
-    spec = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"app": job.name}, "ports": [{"port": PORT}]}
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": {"app": job.name},
+        "ports": [{"port": PORT}],
+    }
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": job.name}, "spec": spec}
 
 # %% ../../nbs/launch/05_clusters.ipynb #a41bdef1
@@ -53,19 +81,40 @@ def kubeflow(
     job: Job,
 ) -> Emitted:
     "`trainjob.yaml`: a TrainJob (trainer.kubeflow.org/v1alpha1)."
-    trainer: dict[str, Any] = {"image": IMAGE, "command": ["torchrun", *job.command], "env": _environment(job),
-                               "numNodes": job.nodes, "numProcPerNode": job.on_node}
+    trainer: dict[str, Any] = {
+        "image": IMAGE,
+        "command": ["torchrun", *job.command],
+        "env": _environment(job),
+        "numNodes": job.nodes,
+        "numProcPerNode": job.on_node,
+    }
     if _resources(job): trainer["resourcesPerNode"] = _resources(job)
-    document = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": {"name": job.name},
-                "spec": {"runtimeRef": {"name": "torch-distributed"}, "trainer": trainer}}
+    document = {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"name": job.name},
+        "spec": {"runtimeRef": {"name": "torch-distributed"}, "trainer": trainer},
+    }
     runtime = "The runtime torch-distributed sets PET_NNODES, PET_NPROC_PER_NODE and the meeting place, which torchrun reads"
-    return Emitted({"trainjob.yaml": yaml_text(document), **job.files}, "kubectl apply -f trainjob.yaml", (*_note(job), runtime))
+    return Emitted(
+        {"trainjob.yaml": yaml_text(document), **job.files},
+        "kubectl apply -f trainjob.yaml",
+        (*_note(job), runtime),
+    )
 
 # %% ../../nbs/launch/05_clusters.ipynb #8879eb67
 #: the device table's chips in SkyPilot's catalog, where they differ
-_SKY = {"A100-SXM-80GB": "A100-80GB", "A100-PCIe-80GB": "A100-80GB", "A100-SXM-40GB": "A100", "A100-PCIe-40GB": "A100",
-        "V100-SXM-32GB": "V100-32GB", "RTX-3090-24GB": "RTX3090", "RTX-4090-24GB": "RTX4090", "RTX-5090-32GB": "RTX5090",
-        "RTX-A6000-48GB": "RTXA6000"}
+_SKY = {
+    "A100-SXM-80GB": "A100-80GB",
+    "A100-PCIe-80GB": "A100-80GB",
+    "A100-SXM-40GB": "A100",
+    "A100-PCIe-40GB": "A100",
+    "V100-SXM-32GB": "V100-32GB",
+    "RTX-3090-24GB": "RTX3090",
+    "RTX-4090-24GB": "RTX4090",
+    "RTX-5090-32GB": "RTX5090",
+    "RTX-A6000-48GB": "RTXA6000",
+}
 
 def sky_name(
     gpu: str,  # a name of the device table
@@ -79,9 +128,27 @@ def skypilot(
     "`task.yaml`."
     head = '' if job.nodes == 1 else 'export HEAD_NODE="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"\n'
     words = torchrun_words(job)
-    resources: dict[str, Any] = {"cpus": "2+"} if job.cpu else {"accelerators": f"{sky_name(job.gpu)}:{job.on_node}"}
-    document = {"name": job.name, "num_nodes": job.nodes, "resources": resources, "workdir": ".", "envs": job.environment,
-                "setup": "pip install -r requirements.txt\n" if job.script else "pip install torch numpy safetensors 'fsdl-devinfra[torch]'\n",
-                "run": f"set -e\n{head}{shell_line(words)}\n"}
-    notes = () if not job.script else ("Put a requirements.txt beside task.yaml: fsdl-devinfra env restore env.json --to requirements makes one",)
-    return Emitted({"task.yaml": yaml_text(document), **job.files}, f"sky launch -c {job.name} task.yaml", notes)
+    resources: dict[str, Any] = (
+        {"cpus": "2+"} if job.cpu else {"accelerators": f"{sky_name(job.gpu)}:{job.on_node}"}
+    )
+    document = {
+        "name": job.name,
+        "num_nodes": job.nodes,
+        "resources": resources,
+        "workdir": ".",
+        "envs": job.environment,
+        "setup": "pip install -r requirements.txt\n"
+        if job.script
+        else "pip install torch numpy safetensors 'fsdl-devinfra[torch]'\n",
+        "run": f"set -e\n{head}{shell_line(words)}\n",
+    }
+    notes = (
+        ()
+        if not job.script
+        else (
+            "Put a requirements.txt beside task.yaml: fsdl-devinfra env restore env.json --to requirements makes one",
+        )
+    )
+    return Emitted(
+        {"task.yaml": yaml_text(document), **job.files}, f"sky launch -c {job.name} task.yaml", notes
+    )

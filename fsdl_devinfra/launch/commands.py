@@ -10,13 +10,16 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..compute.options import add_per_node
 from ..core.command import Outcome, add_json, at_least
 from ..core.errors import HOLDS, BadInput
 from ..core.results import write_atomic
 from .clusters import kubernetes, kubeflow, skypilot
 from .containers import docker, ray
+from .finetuning import axolotl, llama_factory, trl
 from .frameworks import accelerate, deepspeed
 from .job import Emitted, File, Job, Launch, notes, read_job
+from .pretraining import megatron_bridge, torchtitan
 from .processes import slurm, torchrun
 from .validation import validate
 
@@ -25,21 +28,39 @@ __all__ = ['TARGETS', 'launch', 'write_files', 'register', 'launch_command']
 
 # %% ../../nbs/launch/commands.ipynb #67bc78f7
 TARGETS: dict[str, Callable[[Job], Emitted]] = dict(
-    torchrun=torchrun, accelerate=accelerate, deepspeed=deepspeed, slurm=slurm, kubernetes=kubernetes, kubeflow=kubeflow, skypilot=skypilot,
-    ray=ray, docker=docker)
+    torchrun=torchrun,
+    accelerate=accelerate,
+    deepspeed=deepspeed,
+    slurm=slurm,
+    kubernetes=kubernetes,
+    kubeflow=kubeflow,
+    skypilot=skypilot,
+    ray=ray,
+    docker=docker,
+)
+TARGETS |= {"torchtitan": torchtitan, "megatron-bridge": megatron_bridge, "trl": trl, "axolotl": axolotl,
+            "llama-factory": llama_factory}
 
 def launch(
     job: Job,
     target: str,  # one of TARGETS
 ) -> Launch:
     "Files for a launcher, checked. Raises `BadInput` for what the launcher cannot say."
-    if target not in TARGETS: raise BadInput(f"there is no launcher {target!r}", "Choose " + ", ".join(TARGETS))
+    if target not in TARGETS:
+        raise BadInput(f"there is no launcher {target!r}", "Choose " + ", ".join(TARGETS))
     if job.gpu.startswith("TPU"):
-        mend = "Use the plan's figures, and start JAX or torch_xla with Google's own tools"
-        raise BadInput(f"these launchers start PyTorch on GPUs, and {job.gpu} is none", mend)
+        hint = "Use the plan's figures, and start JAX or torch_xla with Google's own tools"
+        raise BadInput(f"these launchers start PyTorch on GPUs, and {job.gpu} is none", hint)
     made = TARGETS[target](job)
     read_by = validate(target, job, made)
-    return Launch(target, [File(p, t) for p, t in made.files.items()], made.command, read_by, [*made.notes, *notes(job)])
+    return Launch(
+        target,
+        [File(p, t) for p, t in made.files.items()],
+        made.command,
+        read_by,
+        [*made.notes, *([] if made.complete else notes(job))],
+    )
+
 
 def write_files(
     found: Launch,
@@ -47,8 +68,10 @@ def write_files(
 ) -> list[Path]:
     "Write the files; scripts become executable."
     where = Path(folder)
-    try: where.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError): raise BadInput(f"{where} is not a folder", "Name another one") from None
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadInput(f"{where} is not a folder", "Name another one") from None
     paths = [write_atomic(where / f.path, f.content) for f in found.files]
     for p in paths:
         if p.suffix in (".sh", ".sbatch"): os.chmod(p, p.stat().st_mode | 0o111)
@@ -59,6 +82,8 @@ _EXAMPLES = """
 fsdl-devinfra launch plan.json --to torchrun -o job
 fsdl-devinfra launch plan.json --pick 2 --to slurm -o job -- train.py --lr 1e-4
 fsdl-devinfra launch plan.json --to accelerate --json
+fsdl-devinfra launch plan.json --to axolotl -o job
+fsdl-devinfra launch plan.json --to torchtitan -o job -- my_configs.llama:my_8b
 """
 
 def register(
@@ -67,11 +92,13 @@ def register(
     "Give `launch` its options."
     parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
     parser.add_argument("plan", metavar="PLAN", help="plan.json, as plan -o writes it")
-    parser.add_argument("--pick", type=at_least(1), default=1, metavar="K", help="which of its plans, from 1 [1]")
-    parser.add_argument("--to", required=True, choices=tuple(TARGETS), help="the launcher")
+    parser.add_argument(
+        "--pick", type=at_least(1), default=1, metavar="K", help="which plan of the file, counted from 1 [1]"
+    )
+    parser.add_argument("--to", required=True, choices=tuple(TARGETS), help="the launcher, or the trainer")
     parser.add_argument("-o", "--output", metavar="DIR", help="write the files there [print them]")
-    parser.add_argument("--per-node", type=at_least(1), metavar="N", help="GPUs in a node [as such nodes are sold]")
-    parser.add_argument("--cpu", action="store_true", help="for a machine without GPUs, to try the files")
+    add_per_node(parser)
+    parser.add_argument("--cpu", action="store_true", help="run on CPU, to try the files")
     parser.usage = "fsdl-devinfra launch PLAN --to LAUNCHER [--pick K] [-o DIR] [--per-node N] [--cpu] [--json] [-- script.py ARGS…]"
     add_json(parser)
     _keep_script(parser)
@@ -84,6 +111,7 @@ def _keep_script(parser: argparse.ArgumentParser) -> None:
         words = list(args or [])
         cut = words.index("--") if "--" in words else len(words)
         found, extra = read(words[:cut], namespace)
+        if found is None: found = argparse.Namespace()
         found.script = words[cut + 1:]
         return found, extra
     parser.parse_known_args = parse  # type: ignore[method-assign]
@@ -97,5 +125,9 @@ def launch_command(
     return Outcome(found.to_dict() | {"folder": args.output}, _text(found, args.output), HOLDS)
 
 def _text(found: Launch, folder: str | None) -> str:
-    shown = [f"wrote {Path(folder) / f.path}" for f in found.files] if folder else [f"── {f.path}\n{f.content}" for f in found.files]
+    shown = (
+        [f"wrote {Path(folder) / f.path}" for f in found.files]
+        if folder
+        else [f"── {f.path}\n{f.content}" for f in found.files]
+    )
     return "\n\n".join([found.verdict() + ".", "\n".join(shown), "\n".join("- " + n for n in found.notes)])

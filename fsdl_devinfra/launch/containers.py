@@ -11,7 +11,7 @@ import pprint
 from .job import Emitted, Job
 
 # %% auto #0
-__all__ = ['PACKAGES', 'ray', 'docker']
+__all__ = ['PACKAGES', 'ray', 'docker', 'interpreter_lines']
 
 # %% ../../nbs/launch/06_ray_docker.ipynb #4c42c0cd
 _RAY = '''"""Run a training script on Ray Train workers, one a GPU."""
@@ -49,7 +49,10 @@ def ray(
 ) -> Emitted:
     "`ray_train.py`."
     def shown(value): return pprint.pformat(value, width=120)
-    text = _RAY.format(command=shown(job.command), environment=shown(job.environment), gpus=job.gpus, use_gpu=not job.cpu)
+
+    text = _RAY.format(
+        command=shown(job.command), environment=shown(job.environment), gpus=job.gpus, use_gpu=not job.cpu
+    )
     note = "Ray joins its process group before the script runs; a script that calls init_process_group itself must ask is_initialized() first"
     return Emitted({"ray_train.py": text, **job.files}, "python ray_train.py", (note,) if job.script else ())
 
@@ -65,22 +68,40 @@ def docker(
     from fsdl_devinfra.env.restoration import base_image
     env = capture()
     needed = {"deepspeed"} if job.strategy.framework == "deepspeed" else set()
-    pins = [f"{name}=={env.packages[name].version.split('+')[0]}" for name in PACKAGES if name in env.packages and env.packages[name].version]
+    pins = [f"{name}=={version.split('+')[0]}" for name in PACKAGES
+            if name in env.packages and (version := env.packages[name].version)]
     image, why = base_image(env)
     command = json.dumps(["torchrun", "--standalone", f"--nproc-per-node={job.on_node}", *job.command])
-    lines = [f"FROM {image}", *_interpreter(image, env.python.get("version") or "3.12"), "WORKDIR /work", "COPY requirements.txt .",
-             "RUN pip install --no-cache-dir -r requirements.txt", "COPY . .", *(f"ENV {k}={v}" for k, v in job.environment.items()),
-             f"CMD {command}"]
-    notes = ["torch's public wheels for Linux bring their own CUDA libraries: the host needs only the driver and its container toolkit"]
+    lines = [
+        f"FROM {image}",
+        *interpreter_lines(image, env.python.get("version") or "3.12"),
+        "WORKDIR /work",
+        "COPY requirements.txt .",
+        "RUN pip install --no-cache-dir -r requirements.txt",
+        "COPY . .",
+        *(f"ENV {k}={v}" for k, v in job.environment.items()),
+        f"CMD {command}",
+    ]
+    notes = [
+        "torch's public wheels for Linux bring their own CUDA libraries: the host needs only the driver and its container toolkit"
+    ]
     if not image.startswith("python:"): notes.insert(0, f"The image was chosen for this environment: {why}")
     if needed and "devel" not in image:
-        notes.append("DeepSpeed compiles its operators with nvcc: start FROM an nvidia/cuda devel image where you want them")
+        notes.append(
+            "DeepSpeed compiles its operators with nvcc: start FROM an nvidia/cuda devel image where you want them"
+        )
     listed = "\n".join(pins + sorted(needed - set(env.packages))) + "\n"
     files = {"Dockerfile": "\n".join(lines) + "\n", "requirements.txt": listed, **job.files}
-    return Emitted(files, "docker build -t train . && docker run --rm --gpus all --ipc host train", tuple(notes))
+    return Emitted(
+        files, "docker build -t train . && docker run --rm --gpus all --ipc host train", tuple(notes)
+    )
 
-def _interpreter(image: str, version: str) -> list[str]:
+
+def interpreter_lines(image: str, version: str) -> list[str]:
     "Python for an image that has none."
     if image.startswith("python:"): return []
-    return ["COPY --from=astral/uv:latest /uv /usr/local/bin/uv",
-            f"RUN UV_PYTHON_INSTALL_DIR=/opt/python uv venv --seed --python {version} /opt/env", "ENV PATH=/opt/env/bin:$PATH"]
+    return [
+        "COPY --from=astral/uv:latest /uv /usr/local/bin/uv",
+        f"RUN UV_PYTHON_INSTALL_DIR=/opt/python uv venv --seed --python {version} /opt/env",
+        "ENV PATH=/opt/env/bin:$PATH",
+    ]

@@ -11,6 +11,7 @@ from typing import Any
 from ..core.errors import BadInput
 from .job import Emitted, Job, shell_line, yaml_text
 from .processes import PORT
+from ..memory.strategy import NARROW
 
 # %% auto #0
 __all__ = ['deepspeed_config', 'deepspeed', 'accelerate_config', 'fsdp_config', 'accelerate']
@@ -22,19 +23,27 @@ def deepspeed_config(
     "DeepSpeed's JSON. Raises `BadInput` for what it cannot say."
     s, w = job.strategy, job.workload
     if s.tp > 1 or s.pp > 1 or s.cp > 1:
-        mend = "Pick a plan with data parallelism only, or use --to torchrun or slurm with a Megatron script"
-        raise BadInput("a DeepSpeed file cannot say tensor, pipeline or context parallelism", mend)
+        hint = "Pick a plan with data parallelism only, or use --to torchrun or slurm with a Megatron script"
+        raise BadInput("a DeepSpeed file cannot express tensor, pipeline or context parallelism", hint)
     if s.shard_group:
-        why = f"this plan shards in groups of {s.shard_group} with FSDP, which a DeepSpeed file cannot say"
+        why = (
+            f"this plan shards in groups of {s.shard_group} with FSDP, which a DeepSpeed file cannot express"
+        )
         raise BadInput(why, "Pick a plan without groups, or use --to accelerate or torchrun")
-    if s.precision == "fp8-mixed":
-        raise BadInput("a DeepSpeed file cannot say fp8", "Plan with --precision bf16-mixed, or use --to accelerate or torchrun")
+    if s.precision in NARROW:
+        raise BadInput(f"a DeepSpeed file cannot express {s.precision.removesuffix('-mixed')}",
+                       "Plan with --precision bf16-mixed, or use --to accelerate or torchrun")
     zero: dict[str, Any] = {"stage": s.zero, "overlap_comm": s.zero > 0, "contiguous_gradients": s.zero > 0}
-    if s.offload in ("optimizer", "parameters"): zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if s.offload in ("optimizer", "parameters"):
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if s.offload == "parameters": zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": w.micro_batch, "gradient_accumulation_steps": w.microbatches(s),
-        "train_batch_size": w.micro_batch * w.microbatches(s) * s.dp, "gradient_clipping": 1.0, "zero_optimization": zero}
+        "train_micro_batch_size_per_gpu": w.micro_batch,
+        "gradient_accumulation_steps": w.microbatches(s),
+        "train_batch_size": w.micro_batch * w.microbatches(s) * s.dp,
+        "gradient_clipping": 1.0,
+        "zero_optimization": zero,
+    }
     if job.cpu: return config  # to try the files: a CPU needs no 16-bit copies
     short = s.precision[:4]
     return config | ({short: {"enabled": True}} if short in ("bf16", "fp16") else {})
@@ -56,7 +65,9 @@ def _with_deepspeed(job: Job) -> list[str]:
 
 def _host_adam(job: Job) -> tuple[str, ...]:
     if not job.script or job.strategy.offload not in ("optimizer", "parameters"): return ()
-    return ("Your script has to use deepspeed.ops.adam.DeepSpeedCPUAdam: DeepSpeed refuses other optimizers on the host",)
+    return (
+        "Your script has to use deepspeed.ops.adam.DeepSpeedCPUAdam: DeepSpeed refuses other optimizers on the host",
+    )
 
 # %% ../../nbs/launch/04_frameworks.ipynb #e58f26e4
 def accelerate_config(
@@ -65,21 +76,47 @@ def accelerate_config(
     "Accelerate's YAML as a dictionary. Raises `BadInput` for what it cannot say."
     s = job.strategy
     if s.pp > 1:
-        raise BadInput("accelerate has no pipeline parallelism", "Pick another plan, or use --to torchrun or slurm with a script of your own")
+        raise BadInput(
+            "accelerate has no pipeline parallelism",
+            "Pick another plan, or use --to torchrun or slurm with a script of your own",
+        )
     if s.framework == "megatron" and s.tp > 1 and job.script:
-        raise BadInput("this plan is for Megatron", "Pick a plan of the framework fsdp, or use --to torchrun or slurm")
+        raise BadInput(
+            "this plan is for Megatron", "Pick a plan of the framework fsdp, or use --to torchrun or slurm"
+        )
     if s.framework != "deepspeed" and s.offload == "optimizer":
-        raise BadInput("FSDP cannot offload the optimizer alone", "Plan with --framework deepspeed, or with --offload parameters")
+        raise BadInput(
+            "FSDP cannot offload the optimizer alone",
+            "Plan with --framework deepspeed, or with --offload parameters",
+        )
+    if s.precision in ("mxfp8-mixed", "nvfp4-mixed"):
+        raise BadInput(
+            f"accelerate has no word for {s.precision}",
+            "Plan with --precision fp8-mixed or bf16-mixed, or use --to torchrun or slurm",
+        )
     mixed = {"bf16-mixed": "bf16", "fp16-mixed": "fp16", "fp8-mixed": "fp8"}.get(s.precision, "no")
     config: dict[str, Any] = {
-        "compute_environment": "LOCAL_MACHINE", "debug": False, "distributed_type": _kind(job),
-        "mixed_precision": "no" if job.cpu else mixed, "use_cpu": False, "machine_rank": 0, "num_machines": job.nodes,
-        "num_processes": job.gpus, "main_training_function": "main", "rdzv_backend": "static" if job.nodes == 1 else "c10d", "same_network": True}
+        "compute_environment": "LOCAL_MACHINE",
+        "debug": False,
+        "distributed_type": _kind(job),
+        "mixed_precision": "no" if job.cpu else mixed,
+        "use_cpu": False,
+        "machine_rank": 0,
+        "num_machines": job.nodes,
+        "num_processes": job.gpus,
+        "main_training_function": "main",
+        "rdzv_backend": "static" if job.nodes == 1 else "c10d",
+        "same_network": True,
+    }
     if job.nodes > 1: config |= {"main_process_ip": "node-1", "main_process_port": PORT}
     if config["distributed_type"] == "DEEPSPEED":
-        config["deepspeed_config"] = {"deepspeed_config_file": "ds_config.json", "zero3_init_flag": s.zero == 3}
+        config["deepspeed_config"] = {
+            "deepspeed_config_file": "ds_config.json",
+            "zero3_init_flag": s.zero == 3,
+        }
     if config["distributed_type"] == "FSDP": config["fsdp_config"] = fsdp_config(job)
-    if config["distributed_type"] == "FSDP" and (s.tp > 1 or s.cp > 1 or s.shard_group): config["parallelism_config"] = _degrees(job)
+    if config["distributed_type"] == "FSDP" and (s.tp > 1 or s.cp > 1 or s.shard_group):
+        config["parallelism_config"] = _degrees(job)
     if config["distributed_type"] == "DEEPSPEED":
         del config["mixed_precision"]  # said in DeepSpeed's own file, and accelerate refuses to hear it twice
     if s.compile:
@@ -99,9 +136,15 @@ def fsdp_config(
 ) -> dict[str, Any]:
     "The FSDP2 block: one unit a transformer block, as the model names them (`_no_split_modules`)."
     s = job.strategy
-    return {"fsdp_version": 2, "fsdp_reshard_after_forward": s.zero == 3, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "fsdp_state_dict_type": "SHARDED_STATE_DICT", "fsdp_offload_params": s.offload == "parameters",
-            "fsdp_cpu_ram_efficient_loading": True, "fsdp_activation_checkpointing": s.recompute == "full"}
+    return {
+        "fsdp_version": 2,
+        "fsdp_reshard_after_forward": s.zero == 3,
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_offload_params": s.offload == "parameters",
+        "fsdp_cpu_ram_efficient_loading": True,
+        "fsdp_activation_checkpointing": s.recompute == "full",
+    }
 
 def _degrees(job: Job) -> dict[str, Any]:
     s = job.strategy
@@ -115,8 +158,13 @@ def accelerate(
     "`accelerate.yaml`, with DeepSpeed's file where it is needed."
     config = accelerate_config(job)
     files = {"accelerate.yaml": yaml_text(config), **job.files}
-    if "deepspeed_config" in config: files["ds_config.json"] = json.dumps(deepspeed_config(job), indent=2) + "\n"
-    notes = ("Put the address of your first node into main_process_ip, and give every node its --machine_rank",) if job.nodes > 1 else ()
+    if "deepspeed_config" in config:
+        files["ds_config.json"] = json.dumps(deepspeed_config(job), indent=2) + "\n"
+    notes = (
+        ("Put the address of your first node into main_process_ip, and give every node its --machine_rank",)
+        if job.nodes > 1
+        else ()
+    )
     deep = "deepspeed_config" in config
     words = _with_deepspeed(job) if deep and not job.script else job.command  # a user's script hears of the file from accelerate
     line = shell_line(["accelerate", "launch", "--config_file", "accelerate.yaml", *words])

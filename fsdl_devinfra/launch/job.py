@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 from ..compute.cluster import cluster
 from ..core.errors import BadInput
 from ..core.results import Result
-from ..compute.throughput import Strategy, Workload
+from ..memory.strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['DIGITS_SCRIPT', 'Job', 'read_job', 'job_of', 'job_name', 'notes', 'yaml_text', 'shell_line', 'File', 'Launch',
-           'Emitted']
+__all__ = ['DIGITS_SCRIPT', 'Job', 'read_job', 'job_of', 'even_nodes', 'job_name', 'notes', 'yaml_text', 'shell_line', 'File',
+           'Launch', 'Emitted']
 
 # %% ../../nbs/launch/02_job.ipynb #b457937f
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Job:
     script: tuple[str, ...] = ()  # the user's script and its arguments; empty: the digits trainer
     hours: float | None = None  # how long it takes, where the plan says
     cpu: bool = False  # for a machine without GPUs (to try the files)
+    model: str = ""  # as the plan names it: a Hub id or a folder
 
     @property
     def nodes(self) -> int: return math.ceil(self.gpus / self.per_node)
@@ -49,7 +50,17 @@ class Job:
     def command(self) -> list[str]:
         "Script and arguments."
         s = self.strategy
-        return list(self.script) or ["train_digits.py", "--dp", str(s.dp * s.cp), "--tp", str(s.tp), "--pp", str(s.pp), "--zero", str(s.zero)]
+        return list(self.script) or [
+            "train_digits.py",
+            "--dp",
+            str(s.dp * s.cp),
+            "--tp",
+            str(s.tp),
+            "--pp",
+            str(s.pp),
+            "--zero",
+            str(s.zero),
+        ]
 
     @property
     def files(self) -> dict[str, str]:
@@ -59,7 +70,10 @@ class Job:
     @property
     def environment(self) -> dict[str, str]:
         "Variables that every process gets."
-        return {"OMP_NUM_THREADS": "1"} | ({} if self.cpu else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
+        return {"OMP_NUM_THREADS": "1"} | (
+            {} if self.cpu else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        )
+
 
 #: the script that starts the trainer of this package
 DIGITS_SCRIPT = '''"""Train the small model of fsdl-devinfra: replace this with your own script."""
@@ -79,19 +93,34 @@ def read_job(
     path: str | Path,  # plan.json
     pick: int = 1,  # which plan, from 1
     script: Sequence[str] = (),  # the user's script and its arguments
-    per_node: int | None = None,  # GPUs on a node; default: as such nodes are sold
+    per_node: int | None = None,  # GPUs on a node; default: the usual node of this GPU
     cpu: bool = False,
 ) -> Job:
     "The job that a plan describes. Raises `BadInput`."
-    try: document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: raise BadInput(f"there is no plan {path}", _MAKE) from None
-    except IsADirectoryError: raise BadInput(f"{path} is a folder", "Name the plan in it") from None
-    except (ValueError, UnicodeDecodeError) as e: raise BadInput(f"{path} is not JSON ({e})", "Make it again") from None
-    if not isinstance(document, dict) or document.get("schema") != "fsdl-devinfra/plan/1": raise BadInput(f"{path} is not a plan", _MAKE)
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"there is no plan {path}", _MAKE) from None
+    except IsADirectoryError:
+        raise BadInput(f"{path} is a folder", "Name the plan in it") from None
+    except (ValueError, UnicodeDecodeError) as e:
+        raise BadInput(f"{path} is not JSON ({e})", "Make it again") from None
+    if not isinstance(document, dict) or document.get("schema") != "fsdl-devinfra/plan/1":
+        raise BadInput(f"{path} is not a plan", _MAKE)
     plans = document.get("plans") or []
+    if not isinstance(plans, list): raise BadInput(f"{path} holds no list of plans", _MAKE)
     if not plans: raise BadInput(f"in {path} nothing fits", "Plan again with more GPUs, or follow its advice")
-    if not 1 <= pick <= len(plans): raise BadInput(f"{path} holds {len(plans)} plans, and no number {pick}", f"Pick 1 to {len(plans)}")
-    return job_of(plans[pick - 1], str(document.get("gpu", "")), str(document.get("model", "model")), script, per_node, cpu)
+    if not 1 <= pick <= len(plans):
+        raise BadInput(f"{path} holds {len(plans)} plans, and no number {pick}", f"Pick 1 to {len(plans)}")
+    return job_of(
+        plans[pick - 1],
+        str(document.get("gpu", "")),
+        str(document.get("model", "model")),
+        script,
+        per_node,
+        cpu,
+    )
+
 
 def job_of(
     plan: Mapping[str, Any],  # one of the plans of a document
@@ -102,16 +131,58 @@ def job_of(
     cpu: bool = False,
 ) -> Job:
     "The job of one plan."
-    try: s, w = Strategy.from_dict(plan["strategy"]), Workload.from_dict(plan["workload"])
-    except (KeyError, TypeError, AttributeError): raise BadInput("this plan has no strategy or workload", "Make it again") from None
-    k = cluster(gpu, s.gpus, per_node)
-    return Job(job_name(model), s, w, k.device.name, s.gpus, k.per_node, tuple(script), plan.get("hours"), cpu)
+    try:
+        s, w = Strategy.from_dict(plan["strategy"]), Workload.from_dict(plan["workload"])
+    except (KeyError, TypeError, AttributeError):
+        raise BadInput("this plan has no strategy or workload", "Make it again") from None
+    k, hours = cluster(gpu, s.gpus, per_node), plan.get("hours")
+    if hours is not None and not isinstance(hours, (int, float)):
+        raise BadInput(f"the hours of this plan are {hours!r}", "Make it again")
+    return Job(
+        name=job_name(model),
+        strategy=s,
+        workload=w,
+        gpu=k.device.name,
+        gpus=s.gpus,
+        per_node=even_nodes(s, k.per_node),
+        script=tuple(script),
+        hours=hours,
+        cpu=cpu,
+        model=model,
+    )
+
+def even_nodes(
+    s: Strategy,
+    most: int,  # GPUs that a node has
+) -> int:  # GPUs that are used of each node
+    "Launchers start the same number of processes on every node: 12 GPUs are 6 on two nodes of 8. Raises `BadInput`."
+    if s.gpus <= most or s.gpus % most == 0: return most
+    fewest = -(-s.gpus // most)
+    each = next(
+        (
+            s.gpus // n
+            for n in range(fewest, 2 * fewest + 1)
+            if s.gpus % n == 0 and (s.gpus // n) % min(s.tp, most) == 0
+        ),
+        None,
+    )
+    if each: return each
+    why = f"{s.gpus} GPUs cannot be divided evenly over nodes of {most}" + (
+        f" with tp {s.tp} inside a node" if s.tp > 1 else ""
+    )
+    raise BadInput(
+        why, f"Plan for {s.gpus // most * most} GPUs or another multiple of {most}, or say --per-node"
+    )
+
 
 def job_name(
     model: str,
 ) -> str:  # at most 40 letters, digits and dashes, beginning with a letter
     "A name that every launcher accepts (Kubernetes is the strictest)."
-    text = re.sub(r"[^a-z0-9]+", "-", Path(str(model)).name.lower().split("@")[0]).strip("-")[:34].strip("-") or "model"
+    text = (
+        re.sub(r"[^a-z0-9]+", "-", Path(str(model)).name.lower().split("@")[0]).strip("-")[:34].strip("-")
+        or "model"
+    )
     return "train-" + text
 
 # %% ../../nbs/launch/02_job.ipynb #1932944e
@@ -120,31 +191,91 @@ def notes(
 ) -> list[str]:
     "What the script itself has to be told."
     s, found = job.strategy, []
-    if not job.script: return ["No script was given: the files start the digits trainer of this package, to prove that they start at all"]
+    if not job.script:
+        return [
+            "No script was given: the files start the small digits trainer of this package, to test the launch itself"
+        ]
     degrees = {"tensor": s.tp, "pipeline": s.pp, "context": s.cp, "expert": s.ep}
     split = {k: v for k, v in degrees.items() if v > 1}
-    if split and s.framework == "megatron": found.append("Megatron has to be told: " + _megatron_words(split, s.vpp))
-    elif split: found.append("Your script has to split the model: " + ", ".join(f"{k} {v}" for k, v in split.items()))
-    said = [text for asked, text in (
-        (s.lora_rank, f"rank-{s.lora_rank} adapters on {s.lora_targets.replace('-', ' ')} layers"),
-        (s.base_weights, f"base weights in {s.base_weights}"), (s.optimizer != "adamw", f"the optimizer {s.optimizer}"),
-        (s.optimizer_in_backward, "the optimizer step in the backward pass"), (s.loss != "full", f"a {s.loss} loss"),
-        (s.offload == "activations", "activations on the host"), (s.compile, "torch.compile")) if asked]
+    if s.framework == "megatron":
+        found.append("Megatron has to be told: " + _megatron_words(split, s, job.workload))
+    elif split:
+        found.append("Your script has to split the model: " + ", ".join(f"{k} {v}" for k, v in split.items()))
+    said = [
+        text
+        for asked, text in (
+            (s.lora_rank, f"rank-{s.lora_rank} adapters on {s.lora_targets.replace('-', ' ')} layers"),
+            (s.base_weights, f"base weights in {s.base_weights}"),
+            (s.optimizer != "adamw", f"the optimizer {s.optimizer}"),
+            (s.optimizer_in_backward, "the optimizer step in the backward pass"),
+            (s.loss != "full", f"a {s.loss} loss"),
+            (s.offload != "none", f"{s.offload} on the host"),
+            (s.compile, "torch.compile"),
+            (s.precision != "bf16-mixed", f"precision {s.precision}"),
+            (s.grad_dtype, f"gradients in {s.grad_dtype}"),
+            (s.zero, _sharding_words(s)),
+            (s.sequence_parallel and s.framework != "megatron", "sequence parallelism"),
+            (s.async_tp, "asynchronous tensor parallelism"),
+            (s.attention == "eager", "eager attention"),
+            (s.schedule != "1f1b", f"the schedule {s.schedule}"),
+            (s.kernels and s.kernels != "torch", f"the kernels of {s.kernels}"),
+        )
+        if asked
+    ]
     if said: found.append("The plan counts on what your script has to do: " + ", ".join(said))
-    w, again = job.workload, f", and {s.recompute} recomputation" if s.recompute != "none" else ""
-    found.append(f"Your script has to use micro-batches of {w.micro_batch} × {w.seq_len} tokens, {w.microbatches(s)} a step{again}")
+    w, again = job.workload, f", and {s.recompute} activation checkpointing" if s.recompute != "none" else ""
+    if job.nodes > 1 and job.on_node < cluster(job.gpu, job.gpus).per_node:
+        found.append(
+            f"{job.gpus} GPUs are started as {job.on_node} on each of {job.nodes} nodes; the plan counted full nodes where it could"
+        )
+    found.append(
+        f"Your script has to use micro-batches of {w.micro_batch} × {w.seq_len} tokens, {w.microbatches(s)} per step{again}"
+    )
     return found
 
-def _megatron_words(split: Mapping[str, int], vpp: int) -> str:
-    words = [f"--{k}-model-parallel-size {v}" if k != "context" else f"--context-parallel-size {v}" for k, v in split.items()]
-    return " ".join(words) + (f" --num-layers-per-virtual-pipeline-stage with {vpp} chunks" if vpp > 1 else "")
+def _sharding_words(s: Strategy) -> str:
+    what = ("", "the optimizer", "gradients and optimizer", "parameters, gradients and optimizer")[s.zero]
+    return f"{what} sharded" + (f" in groups of {s.shard_group}" if s.shard_group else "")
+
+def _megatron_words(split: Mapping[str, int], s: Strategy, w: Workload) -> str:
+    "Megatron-LM's arguments (megatron/training/arguments.py)."
+    words = [
+        f"--{k}-model-parallel-size {v}"
+        if k in ("tensor", "pipeline", "expert")
+        else f"--{k}-parallel-size {v}"
+        for k, v in split.items()
+    ]
+    words += [f"--num-virtual-stages-per-pipeline-rank {s.vpp}"] * (s.vpp > 1)
+    words += [f"--expert-tensor-parallel-size {s.expert_tp}"] * (s.ep > 1 and s.tp > 1)
+    words += ["--sequence-parallel"] * s.sequence_parallel + ["--use-distributed-optimizer"] * (s.zero == 1)
+    words += ["--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params"] * (s.zero == 3)
+    words += {
+        "none": [],
+        "selective": ["--recompute-activations"],
+        "full": ["--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"],
+    }[s.recompute]
+    words += {
+        "bf16-mixed": ["--bf16"],
+        "bf16": ["--bf16"],
+        "fp16-mixed": ["--fp16"],
+        "fp8-mixed": ["--bf16 --fp8-format hybrid"],
+        "mxfp8-mixed": ["--bf16 --fp8-format e4m3 --fp8-recipe mxfp8"],
+    }.get(s.precision, [])
+    words += ["--optimizer-cpu-offload"] * (s.offload == "optimizer")
+    batch = f"--seq-length {w.seq_len} --micro-batch-size {w.micro_batch} --global-batch-size {w.micro_batch * w.microbatches(s) * s.dp}"
+    return " ".join([*words, batch])
 
 # %% ../../nbs/launch/02_job.ipynb #597d8e9a
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./@-]*")
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", "none", "nan", "inf"}
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, str): return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return (
+            value
+            if _PLAIN.fullmatch(value) and value.lower() not in _WORDS
+            else json.dumps(value, ensure_ascii=False)
+        )
     return json.dumps(value)
 
 def yaml_text(
@@ -153,7 +284,8 @@ def yaml_text(
 ) -> str:
     "A value as YAML."
     pad = "  " * depth
-    if isinstance(value, dict) and value: return "".join(f"{pad}{_scalar(k)}:{_after(v, depth)}" for k, v in value.items())
+    if isinstance(value, dict) and value:
+        return "".join(f"{pad}{_scalar(k)}:{_after(v, depth)}" for k, v in value.items())
     if isinstance(value, list) and value: return "".join(f"{pad}-{_item(v, depth)}" for v in value)
     return pad + _scalar(value) + "\n"
 
@@ -173,7 +305,9 @@ def shell_line(
     words: Sequence[str],
 ) -> str:
     "A command line that a shell reads as these words; `$NAME` stays a variable."
-    return " ".join(w if re.fullmatch(r"[\w=:./@-]*\$\{?\w+\}?[\w=:./@-]*", w) else shlex.quote(w) for w in words)
+    return " ".join(
+        w if re.fullmatch(r"[\w=:./@-]*\$\{?\w+\}?[\w=:./@-]*", w) else shlex.quote(w) for w in words
+    )
 
 # %% ../../nbs/launch/02_job.ipynb #9d42faaf
 @dataclass(frozen=True)
@@ -204,3 +338,4 @@ class Emitted:
     files: dict[str, str]  # name → text
     command: str
     notes: tuple[str, ...] = ()
+    complete: bool = False  # the files name the trainer too, and say themselves what they leave out

@@ -23,7 +23,13 @@ def torchrun_words(
     "The torchrun line as words."
     size = [f"--nproc-per-node={job.on_node}"]
     if job.nodes == 1: return ["torchrun", "--standalone", *size, *job.command]
-    meet = [f"--nnodes={job.nodes}", *size, f"--rdzv-id={job.name}", "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{PORT}"]
+    meet = [
+        f"--nnodes={job.nodes}",
+        *size,
+        f"--rdzv-id={job.name}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={head}:{PORT}",
+    ]
     return ["torchrun", *meet, *job.command]
 
 def _exports(job: Job) -> str: return "".join(f"export {k}={v}\n" for k, v in job.environment.items())
@@ -32,9 +38,16 @@ def torchrun(
     job: Job,
 ) -> Emitted:
     "`run.sh`: one torchrun line, to be started on every node."
-    need = "" if job.nodes == 1 else ': "${HEAD_NODE:?set HEAD_NODE to the name of the first node, and start this script on every node}"\n'
-    text = f"#!/bin/bash\nset -euo pipefail\ncd \"$(dirname \"$0\")\"\n{need}{_exports(job)}exec {shell_line(torchrun_words(job))}\n"
-    return Emitted({"run.sh": text, **job.files}, "bash run.sh" if job.nodes == 1 else "HEAD_NODE=first-node bash run.sh   # on every node")
+    need = (
+        ""
+        if job.nodes == 1
+        else ': "${HEAD_NODE:?set HEAD_NODE to the name of the first node, and start this script on every node}"\n'
+    )
+    text = f'#!/bin/bash\nset -euo pipefail\ncd "$(dirname "$0")"\n{need}{_exports(job)}exec {shell_line(torchrun_words(job))}\n'
+    return Emitted(
+        {"run.sh": text, **job.files},
+        "bash run.sh" if job.nodes == 1 else "HEAD_NODE=first-node bash run.sh   # on every node",
+    )
 
 # %% ../../nbs/launch/03_torchrun_slurm.ipynb #d38dcb63
 def _limit(hours: float | None) -> str:
@@ -47,12 +60,26 @@ def slurm(
 ) -> Emitted:
     "`job.sbatch`."
     cpus = 2 if job.cpu else 8 * job.on_node
-    ask = {"job-name": job.name, "nodes": job.nodes, "ntasks-per-node": 1, "cpus-per-task": cpus, "time": _limit(job.hours),
-           "output": f"{job.name}-%j.out"}
+    ask = {
+        "job-name": job.name,
+        "nodes": job.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": cpus,
+        "time": _limit(job.hours),
+        "output": f"{job.name}-%j.out",
+    }
     if not job.cpu: ask |= {"gpus-per-node": job.on_node, "exclusive": None}
     lines = [f"#SBATCH --{k}={v}" if v is not None else f"#SBATCH --{k}" for k, v in ask.items()]
-    head = ['export HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'] if job.nodes > 1 else []
+    head = (
+        ['export HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"']
+        if job.nodes > 1
+        else []
+    )
     body = ["set -euo pipefail", 'cd "${SLURM_SUBMIT_DIR:-.}"', *head, *_exports(job).splitlines(),
             f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {shell_line(torchrun_words(job))}"]
     note = "sbatch --test-only job.sbatch asks your cluster whether it could run this, without submitting"
-    return Emitted({"job.sbatch": "\n".join(["#!/bin/bash", *lines, "", *body, ""]), **job.files}, "sbatch job.sbatch", (note,))
+    return Emitted(
+        {"job.sbatch": "\n".join(["#!/bin/bash", *lines, "", *body, ""]), **job.files},
+        "sbatch job.sbatch",
+        (note,),
+    )

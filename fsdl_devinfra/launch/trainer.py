@@ -30,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, default=64, help="images in a step, over all ranks")
     p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--out", help="write losses as JSON")
-    p.add_argument("--deepspeed", metavar="FILE", help="train with DeepSpeed, as this file says; the batch is its own")
+    p.add_argument(
+        "--deepspeed", metavar="FILE", help="train with DeepSpeed, as this file says; the batch is its own"
+    )
     return p
 
 def check_degrees(
@@ -43,12 +45,27 @@ def check_degrees(
     "Raise `BadInput` where the digits model cannot be spread like that."
     own = "or give a script of your own"
     if dp * tp * pp != world:
-        raise BadInput(f"dp·tp·pp is {dp * tp * pp} and there are {world} processes", "Start as many processes, or change the degrees")
+        raise BadInput(
+            f"dp·tp·pp is {dp * tp * pp} and there are {world} processes",
+            "Start as many processes, or change the degrees",
+        )
     if pp > 1 and (dp > 1 or tp > 1):
-        raise BadInput("the digits trainer combines a pipeline with nothing else", f"Set dp and tp to 1, {own}")
-    if pp > 2: raise BadInput(f"the digits model has 2 layers and cannot fill {pp} pipeline stages", f"Use pp 2 at most, {own}")
-    if 4 % tp: raise BadInput(f"the digits model's 4 heads cannot be divided among {tp} tensor-parallel ranks", f"Use tp 2 or 4, {own}")
-    if batch % (dp * max(pp, 1)): raise BadInput(f"a batch of {batch} cannot be divided among {dp * pp} ranks", f"Use a multiple of {dp * pp}")
+        raise BadInput(
+            "the digits trainer combines a pipeline with nothing else", f"Set dp and tp to 1, {own}"
+        )
+    if pp > 2:
+        raise BadInput(
+            f"the digits model has 2 layers and cannot fill {pp} pipeline stages", f"Use pp 2 at most, {own}"
+        )
+    if 4 % tp:
+        raise BadInput(
+            f"the digits model's 4 heads cannot be divided among {tp} tensor-parallel ranks",
+            f"Use tp 2 or 4, {own}",
+        )
+    if batch % (dp * max(pp, 1)):
+        raise BadInput(
+            f"a batch of {batch} cannot be divided among {dp * pp} ranks", f"Use a multiple of {dp * pp}"
+        )
 
 # %% ../../nbs/launch/01_trainer.ipynb #1d3edd3b
 Data = Callable[[], tuple[Any, Any]]  # images [n, 1, 8, 8] and labels [n]
@@ -71,8 +88,11 @@ def tensor_parallel(
     mesh: Any,  # of one dimension
 ) -> Any:
     "Split attention by heads and the MLP by its width: column-wise in, row-wise out."
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-    plan = {f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")}
+    from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+    plan: dict[str, ParallelStyle] = {
+        f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")
+    }
     plan |= {"attention.out": RowwiseParallel(), "mlp.0": ColwiseParallel(), "mlp.2": RowwiseParallel()}
     for block in model.blocks:
         block.attention.heads //= mesh.size()  # of this rank
@@ -107,7 +127,9 @@ def spread(
     return model, mesh.get_group("dp") if dp > 1 else None
 
 # %% ../../nbs/launch/01_trainer.ipynb #d4bbc2aa
-def _train(model: Any, group: Any, data: Data, dp: int, tp: int, options: argparse.Namespace, device: str) -> list[float]:
+def _train(
+    model: Any, group: Any, data: Data, dp: int, tp: int, options: argparse.Namespace, device: str
+) -> list[float]:
     import torch
     import torch.distributed as dist
     from torch.nn import functional as F
@@ -116,9 +138,13 @@ def _train(model: Any, group: Any, data: Data, dp: int, tp: int, options: argpar
     for step in range(options.steps):
         images, labels = (t.to(device).chunk(dp)[rank] for t in _batch(data, step, options.batch))
         loss = F.cross_entropy(model(images), labels)
-        loss.backward(); optimizer.step(); optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
         total = loss.detach().clone()
-        if group is not None: dist.all_reduce(total, group=group); total /= dp
+        if group is not None:
+            dist.all_reduce(total, group=group)
+            total /= dp
         losses.append(float(total))
     return losses
 
@@ -137,7 +163,12 @@ def stage_module(
             each = len(model.blocks) // stages
             self.blocks = nn.ModuleList(model.blocks[stage * each:(stage + 1) * each])
             self.first, self.last = stage == 0, stage == stages - 1
-            if self.first: self.patches, self.class_token, self.positions = model.patches, model.class_token, model.positions
+            if self.first:
+                self.patches, self.class_token, self.positions = (
+                    model.patches,
+                    model.class_token,
+                    model.positions,
+                )
             if self.last: self.norm, self.head = model.norm, model.head
         def forward(self, x):
             if self.first:
@@ -154,7 +185,9 @@ def _train_pipeline(model: Any, data: Data, pp: int, options: argparse.Namespace
     from torch.nn import functional as F
     rank = int(os.environ["RANK"])
     part = stage_module(model, rank, pp)
-    schedule = Schedule1F1B(PipelineStage(part, rank, pp, torch.device(device)), n_microbatches=2 * pp, loss_fn=F.cross_entropy)
+    schedule = Schedule1F1B(
+        PipelineStage(part, rank, pp, torch.device(device)), n_microbatches=2 * pp, loss_fn=F.cross_entropy
+    )
     optimizer = torch.optim.AdamW(part.parameters(), lr=options.lr, foreach=False)
     losses = []
     for step in range(options.steps):
@@ -163,7 +196,8 @@ def _train_pipeline(model: Any, data: Data, pp: int, options: argparse.Namespace
         if rank == 0: schedule.step(images)
         elif rank == pp - 1: schedule.step(target=labels, losses=seen)
         else: schedule.step()
-        optimizer.step(); optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         total = torch.stack(seen).mean().detach() if seen else torch.zeros((), device=device)
         dist.broadcast(total, src=pp - 1)
         losses.append(float(total))
@@ -174,24 +208,29 @@ def deepspeed_settings(
     path: str | Path,  # ds_config.json
 ) -> dict[str, Any]:
     "DeepSpeed's file. Raises `BadInput` for one that is none."
-    try: found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise BadInput(f"{path} cannot be read ({e})", "Give the ds_config.json that launch wrote") from None
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise BadInput(f"{path} cannot be read ({e})", "Give the ds_config.json that launch wrote") from None
     wanted = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_optimization")
     missing = [k for k in wanted if not isinstance(found, dict) or k not in found]
-    if missing: raise BadInput(f"{path} says nothing of {missing[0]}", "Give the ds_config.json that launch wrote")
+    if missing:
+        raise BadInput(f"{path} says nothing of {missing[0]}", "Give the ds_config.json that launch wrote")
     return found
 
 def _engine(model: Any, settings: dict[str, Any], lr: float) -> Any:
     import torch
-    try: import deepspeed
+    try: import deepspeed  # pyright: ignore[reportMissingImports]  # an extra of the user's
     except ImportError: raise BadInput("DeepSpeed is not installed", "pip install deepspeed") from None
     if "offload_optimizer" in settings["zero_optimization"]:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
+        from deepspeed.ops.adam import DeepSpeedCPUAdam  # pyright: ignore[reportMissingImports]
         optimizer = DeepSpeedCPUAdam(model.parameters(), lr=lr, weight_decay=1e-2)
     else: optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2, foreach=False)
     return deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
 
-def _train_deepspeed(model: Any, settings: dict[str, Any], data: Data, options: argparse.Namespace) -> list[float]:
+def _train_deepspeed(
+    model: Any, settings: dict[str, Any], data: Data, options: argparse.Namespace
+) -> list[float]:
     import torch.distributed as dist
     from torch.nn import functional as F
     engine, losses = _engine(model, settings, options.lr), []
@@ -199,11 +238,14 @@ def _train_deepspeed(model: Any, settings: dict[str, Any], data: Data, options: 
     size = settings["train_micro_batch_size_per_gpu"] * parts * ranks
     kind = next(engine.parameters()).dtype
     for step in range(options.steps):
-        images, labels = (t.to(engine.device).chunk(ranks)[rank].chunk(parts) for t in _batch(data, step, size))
+        images, labels = (
+            t.to(engine.device).chunk(ranks)[rank].chunk(parts) for t in _batch(data, step, size)
+        )
         total = 0.0
         for x, y in zip(images, labels, strict=True):
             loss = F.cross_entropy(engine(x.to(kind)).float(), y)
-            engine.backward(loss); engine.step()
+            engine.backward(loss)
+            engine.step()
             total = total + loss.detach() / parts
         dist.all_reduce(total)
         losses.append(float(total) / ranks)
@@ -230,10 +272,27 @@ def train(
         model = _model(make).to(device)
         if settings is not None: losses = _train_deepspeed(model, settings, data, options)
         elif options.pp > 1: losses = _train_pipeline(model, data, options.pp, options, device)
-        else: losses = _train(*spread(model, options.dp, options.tp, options.zero, device), data, options.dp, options.tp, options, device)
+        else:
+            losses = _train(
+                *spread(model, options.dp, options.tp, options.zero, device),
+                data,
+                options.dp,
+                options.tp,
+                options,
+                device,
+            )
     finally:
         if world > 1 and not joined: torch.distributed.destroy_process_group()
-    return dict(world=world, dp=options.dp, tp=options.tp, pp=options.pp, zero=options.zero, device=device, losses=losses)
+    return dict(
+        world=world,
+        dp=options.dp,
+        tp=options.tp,
+        pp=options.pp,
+        zero=options.zero,
+        device=device,
+        losses=losses,
+    )
+
 
 def main(
     make: Callable[[], Any],
@@ -242,8 +301,11 @@ def main(
 ) -> int:
     "Train; rank 0 prints the losses and writes `--out`."
     argv = list(sys.argv[1:] if argv is None else argv)
-    try: found = train(make, data, argv)
-    except BadInput as e: print(f"train_digits: {e}", file=sys.stderr); return 2
+    try:
+        found = train(make, data, argv)
+    except BadInput as e:
+        print(f"train_digits: {e}", file=sys.stderr)
+        return 2
     if int(os.environ.get("RANK", 0)) == 0:
         out = parser().parse_args(argv).out
         if out: write_atomic(out, json.dumps(found))

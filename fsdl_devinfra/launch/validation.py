@@ -6,18 +6,28 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
+import importlib.metadata
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckError
-from .job import Emitted, Job
+from .clusters import sky_name
+from .containers import PACKAGES, interpreter_lines, ray
+from .expected import (Values, accelerate_file, batch_script, deepspeed_file, docker_lines, hosts_file, kubeflow_file,
+                                           kubernetes_file, ray_constants, read_values, run_script, skypilot_file)
+from .finetuning import axolotl_settings, llama_factory_settings, trl_settings
+from .job import DIGITS_SCRIPT, Emitted, Job, yaml_text
+from .pretraining import Code, bridge_settings, megatron_bridge, titan_settings, torchtitan
 
 # %% auto #0
 __all__ = ['LOADERS', 'OWN', 'read_by_loader', 'check_deepspeed', 'validate']
@@ -25,13 +35,30 @@ __all__ = ['LOADERS', 'OWN', 'read_by_loader', 'check_deepspeed', 'validate']
 # %% ../../nbs/launch/07_validation.ipynb #d16b042d
 #: target → (module that must be there, its name for people, program)
 LOADERS = {
-    "torchrun": ("torch", "torchrun's argument parser", """
-import re, shlex
-from torch.distributed.run import parse_args
+    # the parser is built from torchrun's own source: importing torch for it takes ten seconds on a busy machine
+    "torchrun": (
+        "torch",
+        "torchrun's argument parser",
+        """
+import argparse, ast, enum, importlib.util, pathlib, shlex
+home = pathlib.Path(importlib.util.find_spec("torch").submodule_search_locations[0])
+scope = {"ArgumentParser": argparse.ArgumentParser, "REMAINDER": argparse.REMAINDER, "Enum": enum.Enum}
+def take(file, name, known_as=None):
+    tree = ast.parse((home / file).read_text(encoding="utf-8"))
+    found = next(n for n in tree.body if getattr(n, "name", "") == name)
+    exec(compile(ast.Module([found], []), file, "exec"), scope)
+    scope[known_as or name] = scope[name]
+exec((home / "distributed/argparse_util.py").read_text(encoding="utf-8"), scope)
+if (home / "numa/binding.py").exists(): take("numa/binding.py", "AffinityMode", "_AffinityMode")
+take("distributed/run.py", "get_args_parser")
 line = next(l for l in open("run.sh").read().splitlines() if l.startswith("exec torchrun"))
-parse_args(shlex.split(line)[2:])
-"""),
-    "accelerate": ("accelerate", "accelerate's configuration loader", """
+scope["get_args_parser"]().parse_args(shlex.split(line)[2:])
+""",
+    ),
+    "accelerate": (
+        "accelerate",
+        "accelerate's configuration loader",
+        """
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 import yaml
@@ -41,8 +68,12 @@ known = {a.dest for a in launch_command_parser()._actions}
 for block in ("fsdp_config", "parallelism_config"):
     unknown = sorted(set(raw.get(block) or {}) - known)
     if unknown: raise SystemExit(f"accelerate does not know {block}.{unknown[0]}")
-"""),
-    "deepspeed": ("deepspeed", "DeepSpeed's configuration model", """
+""",
+    ),
+    "deepspeed": (
+        "deepspeed",
+        "DeepSpeed's configuration model",
+        """
 import json, os
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from deepspeed.runtime.config import DeepSpeedConfig
@@ -50,12 +81,20 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 raw = json.load(open("ds_config.json"))
 DeepSpeedZeroConfig(**raw["zero_optimization"])
 DeepSpeedConfig({k: v for k, v in raw.items() if k != "train_batch_size"})  # without a world it takes one process for all there are
-"""),
-    "kubernetes": ("kubernetes_validate", "Kubernetes' own schemas", """
+""",
+    ),
+    "kubernetes": (
+        "kubernetes_validate",
+        "Kubernetes' own schemas",
+        """
 import kubernetes_validate, yaml
 for document in yaml.safe_load_all(open("job.yaml")): kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
-"""),
-    "kubeflow": ("kubeflow_trainer_api", "Kubeflow's trainer models", """
+""",
+    ),
+    "kubeflow": (
+        "kubeflow_trainer_api",
+        "Kubeflow's trainer models",
+        """
 import yaml
 from kubeflow_trainer_api import models
 raw = yaml.safe_load(open("trainjob.yaml"))
@@ -67,22 +106,46 @@ def same(a, b, where):
         if k not in b: raise SystemExit(f"Kubeflow drops {where}{k}")
         same(a[k], b[k], where + k + ".")
 same(raw, back, "")
-"""),
-    "skypilot": ("sky", "SkyPilot's schemas", """
+""",
+    ),
+    "skypilot": (
+        "sky",
+        "SkyPilot's schemas",
+        """
 import jsonschema, sky, yaml
 from sky.utils import schemas
 raw = yaml.safe_load(open("task.yaml"))
 jsonschema.validate(raw, schemas.get_task_schema())
 jsonschema.validate(raw["resources"], schemas.get_resources_schema())
 sky.Task.from_yaml("task.yaml")
-"""),
-    "ray": ("ray", "Ray Train's configuration", """
+""",
+    ),
+    "trl": (
+        "trl",
+        "TRL's argument parser",
+        """
+import warnings
+warnings.simplefilter("ignore")
+from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
+import yaml
+raw = yaml.safe_load(open("sft.yaml"))
+if raw.pop("bf16") or raw.pop("fp16", False): pass  # a machine without a GPU refuses them
+raw.pop("fp16", None)
+yaml.safe_dump({**raw, "bf16": False}, open("read.yaml", "w"))
+TrlParser((ScriptArguments, SFTConfig, ModelConfig)).parse_args_and_config(["--config", "read.yaml"])
+""",
+    ),
+    "ray": (
+        "ray",
+        "Ray Train's configuration",
+        """
 import ast
 from ray.train import ScalingConfig
 tree = ast.parse(open("ray_train.py").read())
 call = next(n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "ScalingConfig")
 ScalingConfig(**{k.arg: ast.literal_eval(k.value) for k in call.keywords})
-"""),
+""",
+    ),
 }
 
 def read_by_loader(
@@ -93,28 +156,75 @@ def read_by_loader(
 ) -> str | None:  # the loader's name, or None where it is not installed
     "Let the launcher's own loader read the files. Raises `CheckError` with what it says."
     import importlib.util
-    if target not in LOADERS or python == sys.executable and importlib.util.find_spec(LOADERS[target][0]) is None: return None
+
+    if (
+        target not in LOADERS
+        or python == sys.executable
+        and importlib.util.find_spec(LOADERS[target][0]) is None
+    ):
+        return None
     module, name, program = LOADERS[target]
     with tempfile.TemporaryDirectory() as folder:
         for path, text in files.items(): Path(folder, path).write_text(text, encoding="utf-8")
-        try: done = subprocess.run([python, "-c", program], cwd=folder, capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired: return None
+        try:
+            done = subprocess.run(
+                [python, "-c", program], cwd=folder, capture_output=True, text=True, timeout=timeout
+            )
+        except subprocess.TimeoutExpired:
+            return None
     if done.returncode:
         last = " ".join((done.stderr or done.stdout).strip().splitlines()[-1:])[:300]
-        raise CheckError(f"{name} refuses the file: {last}", "This is a fault in fsdl-devinfra, or the launcher has changed: please report it")
+        raise CheckError(
+            f"{name} refuses the file: {last}",
+            "This is a fault in fsdl-devinfra, or the launcher has changed: please report it",
+        )
     return name
 
 # %% ../../nbs/launch/07_validation.ipynb #ea226c63
 #: DeepSpeed's top-level keys that are used here (its documentation, "DeepSpeed Configuration JSON")
-_DEEPSPEED_KEYS = {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping",
-                   "zero_optimization", "bf16", "fp16"}
-_ACCELERATE_KEYS = {"compute_environment", "debug", "distributed_type", "mixed_precision", "use_cpu", "machine_rank", "num_machines",
-                    "num_processes", "main_training_function", "rdzv_backend", "same_network", "main_process_ip", "main_process_port",
-                    "deepspeed_config", "fsdp_config", "parallelism_config", "dynamo_config"}
-_SLURM_KEYS = {"job-name", "nodes", "ntasks-per-node", "cpus-per-task", "time", "output", "gpus-per-node", "exclusive"}
+_DEEPSPEED_KEYS = {
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "train_batch_size",
+    "gradient_clipping",
+    "zero_optimization",
+    "bf16",
+    "fp16",
+}
+_ACCELERATE_KEYS = {
+    "compute_environment",
+    "debug",
+    "distributed_type",
+    "mixed_precision",
+    "use_cpu",
+    "machine_rank",
+    "num_machines",
+    "num_processes",
+    "main_training_function",
+    "rdzv_backend",
+    "same_network",
+    "main_process_ip",
+    "main_process_port",
+    "deepspeed_config",
+    "fsdp_config",
+    "parallelism_config",
+    "dynamo_config",
+}
+_SLURM_KEYS = {
+    "job-name",
+    "nodes",
+    "ntasks-per-node",
+    "cpus-per-task",
+    "time",
+    "output",
+    "gpus-per-node",
+    "exclusive",
+}
 _SKY_KEYS = {"name", "num_nodes", "resources", "workdir", "envs", "setup", "run"}
 
-def _fail(what: str) -> CheckError: return CheckError(what, "This is a fault in fsdl-devinfra: please report it")
+def _fail(what: str) -> CheckError:
+    return CheckError(what, "This is a fault in fsdl-devinfra: please report it")
+
 
 def _known(found: Mapping[str, Any] | set[str], known: set[str], where: str) -> None:
     unknown = sorted(set(found) - known)
@@ -126,15 +236,21 @@ def check_deepspeed(
 ) -> None:
     "Known keys, and the three batch sizes against the world."
     _known(config, _DEEPSPEED_KEYS, "ds_config.json")
-    micro, accum, whole = (config[k] for k in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"))
+    micro, accum, whole = (
+        config[k]
+        for k in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
+    )
     ranks = job.gpus // (job.strategy.tp * job.strategy.pp)
-    if micro * accum * ranks != whole: raise _fail(f"train_batch_size {whole} is not {micro} × {accum} × {ranks}")
+    if micro * accum * ranks != whole:
+        raise _fail(f"train_batch_size {whole} is not {micro} × {accum} × {ranks}")
     if config["zero_optimization"]["stage"] not in (0, 1, 2, 3): raise _fail("there is no such ZeRO stage")
 
 def _processes(job: Job, words: str) -> None:
     "The torchrun line starts as many processes as the plan has GPUs."
     nodes, each = re.search(r"--nnodes=(\d+)", words), re.search(r"--nproc-per-node=(\d+)", words)
-    if not each or int(each[1]) * (int(nodes[1]) if nodes else 1) != job.gpus: raise _fail(f"the torchrun line does not start {job.gpus} processes")
+    if not each or int(each[1]) * (int(nodes[1]) if nodes else 1) != job.gpus:
+        raise _fail(f"the torchrun line does not start {job.gpus} processes")
+
 
 def _shell(text: str) -> None:
     if not shutil.which("bash"): return
@@ -142,15 +258,36 @@ def _shell(text: str) -> None:
     if done.returncode: raise _fail(f"bash cannot parse the script: {done.stderr.strip()[:200]}")
 
 # %% ../../nbs/launch/07_validation.ipynb #2a6702fc
-def _torchrun(job: Job, files: Mapping[str, str]) -> None: _shell(files["run.sh"]); _processes(job, files["run.sh"])
+def _says(files: Mapping[str, str], path: str, expected: Values) -> None:
+    "Every value of a file is the plan's."
+    try: found = read_values(path, files[path])
+    except (ValueError, IndexError): raise _fail(f"{path} cannot be read back") from None
+    for key in sorted({*found, *expected}):
+        if found.get(key) != expected.get(key) or type(found.get(key)) is not type(expected.get(key)):
+            raise _fail(f"{path} says {key.strip('.')} {found.get(key)!r}, and the plan {expected.get(key)!r}")
+
+def _digits(files: Mapping[str, str]) -> None:
+    if "train_digits.py" in files and files["train_digits.py"] != DIGITS_SCRIPT:
+        raise _fail("train_digits.py is not the trainer of this package")
+
+def _torchrun(job: Job, files: Mapping[str, str], words: Sequence[str] | None = None) -> None:
+    _shell(files["run.sh"])
+    _processes(job, files["run.sh"])
+    _says(files, "run.sh", run_script(job, words or job.command))
+
 
 def _slurm(job: Job, files: Mapping[str, str]) -> None:
     text = files["job.sbatch"]
-    _shell(text); _processes(job, text)
+    _shell(text)
+    _processes(job, text)
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, flags=re.M))
     _known(asked, _SLURM_KEYS, "job.sbatch")
-    if not re.fullmatch(r"\d+-\d\d:\d\d:\d\d", asked["time"]): raise _fail(f"{asked['time']} is no time limit")
-    if int(asked["nodes"]) != job.nodes: raise _fail(f"the script asks for {asked['nodes']} nodes and the plan needs {job.nodes}")
+    if not re.fullmatch(r"\d+-\d\d:\d\d:\d\d", asked["time"]):
+        raise _fail(f"{asked['time']} is no time limit")
+    if int(asked["nodes"]) != job.nodes:
+        raise _fail(f"the script asks for {asked['nodes']} nodes and the plan needs {job.nodes}")
+    _says(files, "job.sbatch", batch_script(job))
+
 
 def _plain_yaml(text: str) -> dict[str, str]:
     "Top-level keys and plain values of YAML that this package wrote."
@@ -161,43 +298,194 @@ def _accelerate(job: Job, files: Mapping[str, str]) -> None:
     _known(top, _ACCELERATE_KEYS, "accelerate.yaml")
     if (int(top["num_processes"]), int(top["num_machines"])) != (job.gpus, job.nodes):
         raise _fail("accelerate.yaml does not start as many processes as the plan has GPUs")
-    if "ds_config.json" in files: check_deepspeed(job, json.loads(files["ds_config.json"]))
+    _says(files, "accelerate.yaml", accelerate_file(job))
+    if "ds_config.json" in files: _deepspeed(job, files)
 
-def _deepspeed(job: Job, files: Mapping[str, str]) -> None: check_deepspeed(job, json.loads(files["ds_config.json"]))
+def _deepspeed(job: Job, files: Mapping[str, str]) -> None:
+    check_deepspeed(job, json.loads(files["ds_config.json"]))
+    _says(files, "ds_config.json", deepspeed_file(job))
+    if "hostfile" in files: _says(files, "hostfile", hosts_file(job))
+
 
 def _kubernetes(job: Job, files: Mapping[str, str]) -> None:
     text = files["job.yaml"]
     _processes(job, text)
-    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", job.name): raise _fail(f"{job.name!r} is no name for Kubernetes")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", job.name):
+        raise _fail(f"{job.name!r} is no name for Kubernetes")
     if f"completions: {job.nodes}\n" not in text or f"parallelism: {job.nodes}\n" not in text:
         raise _fail("the Job does not start as many pods as the plan has nodes")
+    _says(files, "job.yaml", kubernetes_file(job))
 
 def _kubeflow(job: Job, files: Mapping[str, str]) -> None:
     text = files["trainjob.yaml"]
     if f"numNodes: {job.nodes}\n" not in text or f"numProcPerNode: {job.on_node}\n" not in text:
         raise _fail("the TrainJob does not start as many processes as the plan has GPUs")
+    _says(files, "trainjob.yaml", kubeflow_file(job))
 
 def _skypilot(job: Job, files: Mapping[str, str]) -> None:
     top = _plain_yaml(files["task.yaml"])
     _known(top, _SKY_KEYS, "task.yaml")
     _processes(job, files["task.yaml"])
-    if int(top["num_nodes"]) != job.nodes: raise _fail("the task does not ask for as many nodes as the plan has")
+    if int(top["num_nodes"]) != job.nodes:
+        raise _fail("the task does not ask for as many nodes as the plan has")
+    _says(files, "task.yaml", skypilot_file(job, sky_name(job.gpu)))
+
 
 def _ray(job: Job, files: Mapping[str, str]) -> None:
-    tree = ast.parse(files["ray_train.py"])
-    call = next(n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "ScalingConfig")
-    asked = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    if asked["num_workers"] != job.gpus: raise _fail("Ray would not start as many workers as the plan has GPUs")
+    text = files["ray_train.py"]
+    try: tree = ast.parse(text)
+    except SyntaxError: raise _fail("Python cannot read ray_train.py") from None
+    call = next(
+        (n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "ScalingConfig"), None
+    )
+    if call is None: raise _fail("ray_train.py asks for no workers")
+    asked = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    asked |= {n.targets[0].id: ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
+              and isinstance(n.targets[0], ast.Name) and n.targets[0].id in ("COMMAND", "ENVIRONMENT")}
+    if asked["num_workers"] != job.gpus:
+        raise _fail("Ray would not start as many workers as the plan has GPUs")
+    for key, value in ray_constants(job).items():
+        if asked.get(key) != value: raise _fail(f"ray_train.py says {key} {asked.get(key)}, and the plan {value}")
+    if text != ray(job).files["ray_train.py"]: raise _fail("ray_train.py is not the program that was meant")
+
+
+@functools.cache
+def _suits() -> tuple[str, str]:
+    "Image and Python that suit this environment."
+    from fsdl_devinfra.env.environment import capture
+    from fsdl_devinfra.env.restoration import base_image
+    env = capture()
+    return base_image(env)[0], env.python.get("version") or "3.12"
+
+def _pins(job: Job) -> list[str]:
+    "Lines of requirements.txt, as the installed distributions say."
+    found = []
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name}=={importlib.metadata.version(name).split('+')[0]}")
+    deep = job.strategy.framework == "deepspeed" and not any(pin.startswith("deepspeed==") for pin in found)
+    return found + ["deepspeed"] * deep
 
 def _docker(job: Job, files: Mapping[str, str]) -> None:
     known = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "CMD"}
     for line in files["Dockerfile"].splitlines():
-        if line and line.split()[0] not in known: raise _fail(f"{line.split()[0]} is no instruction of a Dockerfile")
-    if not isinstance(json.loads(files["Dockerfile"].split("CMD ", 1)[1]), list): raise _fail("the command of the Dockerfile is no list")
+        if line and line.split()[0] not in known:
+            raise _fail(f"{line.split()[0]} is no instruction of a Dockerfile")
+    try: command = json.loads(files["Dockerfile"].partition("CMD ")[2])
+    except ValueError: command = None
+    if not isinstance(command, list): raise _fail("the command of the Dockerfile is no list")
+    image, version = _suits()
+    _says(files, "Dockerfile", docker_lines(job, image, interpreter_lines(image, version)))
+    if files["requirements.txt"].splitlines() != _pins(job):
+        raise _fail("requirements.txt does not name the versions that are installed")
+
+
+def _assigned(text: str) -> dict[str, str]:
+    "`config.path = value` in the function `planned` of a file: path → value as Python writes it."
+    try:
+        function = next(
+            n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == "planned"
+        )
+    except (SyntaxError, StopIteration):
+        raise _fail("the file holds no function that Python can read") from None
+    lines = [
+        n for n in function.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Attribute)
+    ]
+    return {ast.unparse(n.targets[0]).removeprefix("config."): ast.unparse(n.value) for n in lines}
+
+def _same(found: Mapping[str, str], expected: Mapping[str, str], where: str) -> None:
+    "The file says of every key what the plan says."
+    for key in sorted({*found, *expected}):
+        if found.get(key) != expected.get(key):
+            raise _fail(f"{where} says {key} {found.get(key)}, and the plan {expected.get(key)}")
+
+
+def _python_values(settings: Mapping[str, Any]) -> dict[str, str]:
+    def written(value: Any) -> str: return value if isinstance(value, Code) else repr(value)
+    return {key: ast.unparse(ast.parse(written(value), mode="eval").body) for key, value in settings.items()}
+
+def _further(job: Job) -> list[str]:
+    "What the user wrote after the configuration to begin with."
+    return list(job.script[1:] if job.script and ":" in job.script[0] else job.script)
+
+def _around(files: Mapping[str, str], emitted: Mapping[str, str], path: str) -> None:
+    "What is no value of the plan (imports, the function around the values) is as it was written."
+    def rest(text): return [line for line in text.splitlines() if not line.startswith("    config.")]
+    if rest(files[path]) != rest(emitted[path]): raise _fail(f"{path} is not the program that was meant")
+
+def _torchtitan(job: Job, files: Mapping[str, str]) -> None:
+    found = _assigned(files["plan_config.py"])
+    words = ["-m", "torchtitan.train", "--module", "plan_config", "--config", "planned"]
+    _torchrun(job, files, [*words, *_further(job)])
+    _around(files, torchtitan(job).files, "plan_config.py")
+    _same(found, _python_values(titan_settings(job)[0]), "plan_config.py")
+    degrees = [int(v) for k, v in found.items() if k.endswith("_degree") and "expert" not in k]
+    if math.prod(degrees) != job.gpus:
+        raise _fail(f"the degrees of plan_config.py do not multiply to {job.gpus} GPUs")
+
+
+def _megatron_bridge(job: Job, files: Mapping[str, str]) -> None:
+    found = _assigned(files["pretrain_plan.py"])
+    _torchrun(job, files, ["pretrain_plan.py", *_further(job)])
+    _around(files, megatron_bridge(job).files, "pretrain_plan.py")
+    _same(found, _python_values(bridge_settings(job)[0]), "pretrain_plan.py")
+    split = math.prod(
+        int(found[f"model.{k}_size"])
+        for k in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")
+    )
+    ranks = job.gpus // split
+    if job.gpus % split or int(found["train.global_batch_size"]) % (
+        int(found["train.micro_batch_size"]) * ranks
+    ):
+        raise _fail("pretrain_plan.py has a batch that its data-parallel ranks cannot share")
+
+def _trainer(job: Job, files: Mapping[str, str], name: str, settings: Mapping[str, Any]) -> None:
+    "A trainer's YAML line by line, and the files of those who shard."
+    _same(_yaml_lines(files[name]), _yaml_lines(yaml_text(dict(settings))), name)
+    program = {"axolotl.yaml": "axolotl.cli.train", "train.yaml": "llamafactory.launcher"}.get(name, "")
+    if "run.sh" in files: _torchrun(job, files, ["-m", program, name, *job.script])
+    if "accelerate.yaml" in files: _accelerate(job, files)
+    elif "ds_config.json" in files: _deepspeed(job, files)
+
+def _yaml_lines(text: str) -> dict[str, str]:
+    "Each line's key with its depth → what follows it, of YAML that this package wrote."
+    return {line.rsplit(": ", 1)[0]: line.rsplit(": ", 1)[-1] for line in text.splitlines()}
+
+def _trl(job: Job, files: Mapping[str, str]) -> None: _trainer(job, files, "sft.yaml", trl_settings(job))
+def _axolotl(job: Job, files: Mapping[str, str]) -> None:
+    _trainer(job, files, "axolotl.yaml", axolotl_settings(job))
+
+
+def _llama_factory(job: Job, files: Mapping[str, str]) -> None:
+    _trainer(job, files, "train.yaml", llama_factory_settings(job))
+
 
 OWN: dict[str, Callable[[Job, Mapping[str, str]], None]] = dict(
-    torchrun=_torchrun, slurm=_slurm, accelerate=_accelerate, deepspeed=_deepspeed, kubernetes=_kubernetes, kubeflow=_kubeflow,
-    skypilot=_skypilot, ray=_ray, docker=_docker)
+    torchrun=_torchrun,
+    slurm=_slurm,
+    accelerate=_accelerate,
+    deepspeed=_deepspeed,
+    kubernetes=_kubernetes,
+    kubeflow=_kubeflow,
+    skypilot=_skypilot,
+    ray=_ray,
+    docker=_docker,
+)
+OWN |= {"torchtitan": _torchtitan, "megatron-bridge": _megatron_bridge, "trl": _trl, "axolotl": _axolotl,
+        "llama-factory": _llama_factory}
+
+def _or_fail(check: Callable[[Job, Mapping[str, str]], None]) -> Callable[[Job, Mapping[str, str]], None]:
+    "A check that also says of a file which it cannot even read that it is wrong; the trainer of this package beside it is checked too."
+    @functools.wraps(check)
+    def checked(job: Job, files: Mapping[str, str]) -> None:
+        try:
+            check(job, files)
+            _digits(files)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, SyntaxError) as e:
+            raise _fail(f"a file cannot be read back: {e}") from None
+    return checked
+
+OWN = {target: _or_fail(check) for target, check in OWN.items()}
 
 def validate(
     target: str,
@@ -207,8 +495,18 @@ def validate(
     "Check emitted files with our own checks and with the launcher's loader. Raises `CheckError`."
     OWN[target](job, emitted.files)
     loader = read_by_loader(target, emitted.files)
-    also = read_by_loader("deepspeed", emitted.files) if target == "accelerate" and "ds_config.json" in emitted.files else None
-    ours = "fsdl-devinfra's own checks" + ({"torchrun": " and bash", "slurm": " and bash"}.get(target, "") if shutil.which("bash") else "")
+    if loader is None and target not in LOADERS:
+        loader = _of_a_part("accelerate", "accelerate.yaml", emitted.files)
+    also = _of_a_part("deepspeed", "ds_config.json", emitted.files) if target != "deepspeed" else None
+    ours = "fsdl-devinfra's own checks" + (
+        {"torchrun": " and bash", "slurm": " and bash"}.get(target, "") if shutil.which("bash") else ""
+    )
     names = [n for n in (loader, also, ours) if n]
     missing = f" ({LOADERS[target][0]} is not installed)" if target in LOADERS and loader is None else ""
+    if emitted.complete and target not in LOADERS: missing = f" ({target} itself has not read its file)"
     return " and ".join(names) + missing
+
+def _of_a_part(loader: str, file: str, files: Mapping[str, str]) -> str | None:
+    "Who read one of the files, and which."
+    found = read_by_loader(loader, files) if file in files else None
+    return f"{found} ({file})" if found else None

@@ -11,134 +11,156 @@ from .strategy import Strategy, Workload
 # %% auto #0
 __all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'drops', 'norm_bytes', 'attention_bytes', 'core_bytes',
            'mlp_bytes', 'adapter_bytes', 'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes',
-           'loss_doubt', 'logits', 'cross_entropy_bytes', 'linear_cross_entropy_bytes']
+           'keeps_output', 'loss_doubt', 'logits', 'cross_entropy_bytes', 'linear_cross_entropy_bytes']
 
 # %% ../../nbs/memory/04_activations.ipynb #e6ee2cf3
 def element_bytes(
-    s: Strategy,
+    strategy: Strategy,
 ) -> int:
     "Bytes of one activation."
-    return 4 if s.precision == "fp32" else 2
+    return 4 if strategy.precision == "fp32" else 2
 
 def fused_kernels(
-    s: Strategy,
+    strategy: Strategy,
 ) -> bool:
     "Whether norms and gated MLPs run as single kernels."
-    return s.compile or s.framework == "megatron"
+    return strategy.compile or strategy.framework == "megatron"
 
 def autocast(
-    s: Strategy,
+    strategy: Strategy,
 ) -> bool:
     "Whether weights are fp32 and PyTorch casts what goes into products: mixed precision without FSDP, DeepSpeed or Megatron."
-    return s.framework == "fsdp" and s.zero < 2 and s.precision.endswith("mixed") and not s.lora_rank
+    replicated = strategy.torch_native and strategy.zero < 2
+    return replicated and strategy.precision.endswith("mixed") and not strategy.lora_rank
 
 def drops(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> bool:
     "Whether it is trained with dropout. Where a model does not say, Megatron's default for GELU models is 0.1, and everybody else's none."
-    return a.dropout if a.dropout is not None else s.framework == "megatron" and not a.gated
+    if model.dropout is not None: return model.dropout
+    return strategy.framework == "megatron" and not model.gated
 
 def norm_bytes(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> float:  # per token, for the two norms and the dropouts of a layer
     "Inputs and outputs of the norms, and the masks of the residual dropouts."
-    b, rank = element_bytes(s), s.tp if s.sequence_parallel else 1
-    kept = b if fused_kernels(s) or not _rms(a) else b + 4
-    outputs = 2 * b
-    if autocast(s): kept, outputs = (4 if fused_kernels(s) or not _rms(a) else 8), b * (2 if fused_kernels(s) else _casts(a))
-    gathered = rank if s.framework == "megatron" else 1  # Megatron keeps its shard of a norm's output and gathers it again
-    return a.hidden * (2 * kept / rank + outputs / gathered + (2 / rank if drops(a, s) else 0))
+    wide, rank = element_bytes(strategy), strategy.tp if strategy.sequence_parallel else 1
+    fused = fused_kernels(strategy)
+    residual = 4 if autocast(strategy) else wide
+    kept = residual if fused or not _rms(model) else residual + 4
+    outputs = wide * (_casts(model) if autocast(strategy) and not fused else 2)
+    # Megatron keeps its shard of a norm's output and gathers it again
+    gathered = rank if strategy.framework == "megatron" else 1
+    masks = 2 / rank if drops(model, strategy) else 0
+    return model.hidden * (2 * kept / rank + outputs / gathered + masks)
 
-def _casts(a: Architecture) -> int:
-    "Products that read a norm's output, each of which autocast gives a copy of its own: queries, keys and values; gate and up."
-    return (1 if a.family in ("gpt2", "gpt_neox", "bloom", "mpt", "falcon", "phi3", "qwen") else 3) + (2 if a.gated else 1)
+def _casts(model: Architecture) -> int:
+    "Products that read a norm's output, each of which autocast gives a copy: queries, keys and values; gate and up."
+    return (1 if model.fused_qkv else 3) + (2 if model.gated else 1)
 
-def _rms(a: Architecture) -> bool: return a.gated and a.kind == "decoder"
+
+def _rms(model: Architecture) -> bool: return model.gated and model.kind == "decoder"
 
 # %% ../../nbs/memory/04_activations.ipynb #782bd75b
 def attention_bytes(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> float:  # per token
     "Queries, keys, values and the result."
-    b, q = element_bytes(s), a.heads * (a.query_dim or a.head_dim)
-    value = a.heads * (a.value_dim or a.head_dim)
-    kv = a.kv_heads * a.head_dim
-    shared = kv if s.framework == "megatron" else q if kv != a.heads * a.head_dim else kv
-    keys = q + value if a.kv_lora_rank else 2 * shared
-    low_rank = b * (a.kv_lora_rank + a.query_lora_rank) * 2
-    return (b * (q + keys + value) + (4 * a.heads if s.attention == "flash" else 0)) / s.tp + low_rank
+    wide, queries = element_bytes(strategy), model.heads * (model.query_dim or model.head_dim)
+    value = model.heads * (model.value_dim or model.head_dim)
+    kv = model.kv_heads * model.head_dim
+    repeated = strategy.framework != "megatron" and kv != model.heads * model.head_dim
+    keys = queries + value if model.kv_lora_rank else 2 * (queries if repeated else kv)
+    low_rank = wide * (model.kv_lora_rank + model.query_lora_rank) * 2
+    sums = 4 * model.heads if strategy.attention == "flash" else 0
+    return (wide * (queries + keys + value) + sums) / strategy.tp + low_rank
 
 def core_bytes(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
 ) -> float:  # per token
     "The attention probabilities, where they are kept."
-    if s.attention == "flash": return 0.0
-    b = element_bytes(s)
-    each = b + (1 + b if drops(a, s) else 4 if b == 2 and s.framework != "megatron" else 0)  # eager softmax runs in fp32
-    return a.heads * w.seq_len * each / s.tp  # of this rank's queries with the keys of the whole sequence; a window only masks
+    if strategy.attention == "flash": return 0.0
+    wide = element_bytes(strategy)
+    # eager softmax runs in fp32, and its result is kept beside the 16-bit one
+    softmax = 4 if wide == 2 and strategy.framework != "megatron" else 0
+    each = wide + softmax
+    if drops(model, strategy):
+        each = wide + 1 + wide  # a mask, and what it leaves
+        if autocast(strategy): each += softmax + 2  # and the scores that the division by the root of the width gave
+    # of this rank's queries with the keys of the whole sequence; a window only masks
+    return model.heads * workload.seq_len * each / strategy.tp
 
 # %% ../../nbs/memory/04_activations.ipynb #54ddaeb8
 def mlp_bytes(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> float:  # per token
     "Intermediate tensors of the MLP or of the experts, averaged over the layers."
-    b = element_bytes(s)
-    tensors = (3 if fused_kernels(s) else 4) if a.gated else 2
-    dense = b * a.ffn * tensors / s.tp
-    if not a.experts: return dense
-    routed = a.experts_per_token * (b * a.expert_ffn * tensors / s.tp + 2 * b * a.hidden) + b * a.shared_ffn * tensors / s.tp + 8 * a.experts
-    share = a.dense_layers / max(a.layers, 1)
+    wide = element_bytes(strategy)
+    tensors = (3 if fused_kernels(strategy) else 4) if model.gated else 2
+    dense = wide * model.ffn * tensors / strategy.tp
+    if not model.experts: return dense
+    one = wide * model.expert_ffn * tensors / strategy.tp + 2 * wide * model.hidden
+    shared = wide * model.shared_ffn * tensors / strategy.tp
+    routed = model.experts_per_token * one + shared + 8 * model.experts
+    share = model.dense_layers / max(model.layers, 1)
     return share * dense + (1 - share) * routed
 
 # %% ../../nbs/memory/04_activations.ipynb #07e17a17
 def adapter_bytes(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> float:  # per token
     "Inputs that LoRA's adapters keep beyond what the layer keeps anyway."
-    if not s.lora_rank: return 0.0
-    b, q, mask = element_bytes(s), a.heads * a.head_dim / s.tp, 1
-    attention = mask * a.hidden + ((b + mask) * q if s.lora_targets != "attention-qv" else 0)
-    if s.lora_targets != "all-linear" or a.experts: return attention
-    up = (b + 2 * mask if a.gated else mask) * a.hidden  # gate and up each copy what the norm gave
-    return attention + up + (mask if a.gated else b + mask) * a.ffn / s.tp
+    if not strategy.lora_rank: return 0.0
+    wide, queries, mask = element_bytes(strategy), model.heads * model.head_dim / strategy.tp, 1
+    output = (wide + mask) * queries if strategy.lora_targets != "attention-qv" else 0
+    attention = mask * model.hidden + output
+    if strategy.lora_targets != "all-linear" or model.experts: return attention
+    up = (wide + 2 * mask if model.gated else mask) * model.hidden  # gate and up each copy what the norm gave
+    return attention + up + (mask if model.gated else wide + mask) * model.ffn / strategy.tp
 
 # %% ../../nbs/memory/04_activations.ipynb #f6e0d2af
 def layer_bytes(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
     recompute: str | None = None,  # default: that of `s`
 ) -> float:  # per token
     "Bytes that one layer keeps for its backward pass, for each token."
-    b, rank, mode = element_bytes(s), s.tp if s.sequence_parallel else 1, recompute or s.recompute
-    if mode == "full": return b * a.hidden / rank
-    if mode == "selective" and s.framework == "fsdp": return _every_second_product(a, s, rank)
-    kept = norm_bytes(a, s) + attention_bytes(a, s) + mlp_bytes(a, s) + adapter_bytes(a, s)
-    return kept if mode == "selective" else kept + core_bytes(a, s, w)
+    rank, mode = strategy.tp if strategy.sequence_parallel else 1, recompute or strategy.recompute
+    if mode == "full": return element_bytes(strategy) * model.hidden / rank
+    if mode == "selective" and strategy.torch_native: return _every_second_product(model, strategy, rank)
+    kept = norm_bytes(model, strategy) + attention_bytes(model, strategy)
+    kept += mlp_bytes(model, strategy) + adapter_bytes(model, strategy)
+    return kept if mode == "selective" else kept + core_bytes(model, strategy, workload)
 
-def _every_second_product(a: Architecture, s: Strategy, rank: int) -> float:
-    b, q, kv = element_bytes(s), a.heads * a.head_dim, a.kv_heads * a.head_dim
-    width = (a.experts_per_token * a.expert_ffn + a.shared_ffn) if a.experts else a.ffn
-    residual = a.hidden / rank * (1 if s.compile else 2)
-    return b * residual + (b * (2 * q + kv + width) + 4 * a.heads) / s.tp
+def _every_second_product(model: Architecture, strategy: Strategy, rank: int) -> float:
+    "torchtitan's policy: the input, queries, values, the gate and what attention gives."
+    wide, queries, kv = element_bytes(strategy), model.heads * model.head_dim, model.kv_heads * model.head_dim
+    residual = model.hidden / rank * (1 if strategy.compile else 2)
+    return wide * residual + (wide * (2 * queries + kv + _mlp_width(model)) + 4 * model.heads) / strategy.tp
+
+def _mlp_width(model: Architecture) -> int:
+    "The width of an MLP, or of all experts that see a token."
+    return model.experts_per_token * model.expert_ffn + model.shared_ffn if model.experts else model.ffn
 
 def backward_bytes(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
 ) -> float:  # per token
-    "Gradients alive while one MLP is differentiated: of its result, its input (one for each matrix that reads it), and its widest tensors."
-    b = element_bytes(s)
-    copies = 2 if s.tp > 1 and s.framework == "fsdp" and w.micro_batch > 1 else 1  # gathering along dimension 1 copies where it is not the first
-    width = (a.experts_per_token * a.expert_ffn + a.shared_ffn) if a.experts else a.ffn
-    return b * ((4 if a.gated else 3) * copies * a.hidden + (3 if a.gated else 2) * width / s.tp)
+    "Gradients alive while one MLP is differentiated: of its result, its input (one a matrix), and its widest tensors."
+    # gathering along dimension 1 copies where it is not the first
+    copies = 2 if strategy.tp > 1 and strategy.torch_native and workload.micro_batch > 1 else 1
+    inputs, widest = (4, 3) if model.gated else (3, 2)
+    elements = inputs * copies * model.hidden + widest * _mlp_width(model) / strategy.tp
+    return element_bytes(strategy) * elements
 
 # %% ../../nbs/memory/04_activations.ipynb #817f6c88
 def pipeline_penalty(
@@ -150,37 +172,55 @@ def pipeline_penalty(
 
 # %% ../../nbs/memory/04_activations.ipynb #be0f395d
 def logit_bytes(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> tuple[float, float]:  # (allocated, reserved), bytes per logit
     "What the loss holds for every logit at its fullest moment."
-    if s.loss == "chunked": return (4.0, 4.0) if s.compile else (5.25, 5.25)
-    if a.family == "mpt": return 4.0, 4.0
-    if s.precision == "fp32" or s.framework == "megatron": return 12.0, 12.0
-    if s.framework == "deepspeed": return 8.0, 8.0
-    return (16.0, 18.0) if s.tp > 1 else (12.0, 14.0)
+    if strategy.loss == "chunked": return (4.0, 4.0) if strategy.compile else (5.25, 5.25)
+    if model.family == "mpt": return 4.0, 4.0
+    if strategy.precision == "fp32" or strategy.framework == "megatron": return 12.0, 12.0
+    if strategy.framework == "deepspeed": return 8.0, 8.0
+    if strategy.framework == "hf" and strategy.tp == 1:
+        return (16.0, 18.0) if strategy.trainer < (5, 0) else (14.0, 14.0)
+    return (16.0, 18.0) if strategy.tp > 1 or keeps_output(strategy) else (12.0, 14.0)
+
+def keeps_output(
+    strategy: Strategy,
+) -> bool:
+    "Whether a loop is assumed to hold a model's whole output, and so its fp32 logits, until the backward pass is over."
+    return bool(strategy.lora_rank) and strategy.framework == "fsdp" and strategy.dp * strategy.cp > 1
 
 def loss_doubt(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> tuple[float, float]:  # relative, downwards and upwards
     "How far the loss may be off: versions of one framework differ by whole copies of the logits."
-    if s.loss == "full" and s.framework == "deepspeed" and a.family != "qwen" and s.precision != "fp32": return 0.1, 14 / 8 - 1
-    if s.loss != "full" or a.family == "mpt" or s.precision == "fp32" or s.framework != "fsdp": return 0.1, 0.1
-    direct = 6 if s.precision == "bf16" else 8  # a loss of 16-bit logits as they are: log-softmax, its gradient and that of the logits
-    held, least = logit_bytes(a, s)[0], 4 if s.compile else 12 if s.tp > 1 else direct
-    return 1 - least / held, 2 / held
+    half = strategy.loss == "full" and strategy.precision != "fp32"
+    if half and strategy.framework == "deepspeed" and model.family != "qwen": return 0.1, 14 / 8 - 1
+    if not half or model.family == "mpt" or not strategy.torch_native: return 0.1, 0.1
+    said = logit_bytes(model, strategy)[0]
+    # from a loop that keeps only the loss to an old one that keeps the output
+    if strategy.framework == "hf": return 1 - 12 / said, max(18 / said - 1, 0.1)
+    # adapters are trained by loops around Transformers, which may keep the whole output
+    more = 4 if strategy.lora_rank and strategy.tp == 1 and not keeps_output(strategy) else 2
+    return 1 - _least_logit_bytes(strategy) / said, more / said
+
+def _least_logit_bytes(strategy: Strategy) -> int:
+    "Bytes of a logit in the loop that holds least: its loss is compiled, or takes 16-bit logits as they are."
+    if strategy.compile: return 4
+    if strategy.tp > 1: return 12
+    return 6 if strategy.precision == "bf16" else 8  # log-softmax, its gradient and that of the logits
 
 #: bytes per token and element of the hidden state of Liger's fused linear cross-entropy (its benchmark data: 56.6 kB at 4096)
 FUSED_LOSS = 56_600 / 4096
 
 def logits(
-    a: Architecture,
+    model: Architecture,
     tokens: float,  # on this rank
     sequences: int,  # on this rank
 ) -> float:
     "How many logits the head makes: a vocabulary for each token, or a few classes for each sequence."
-    return sequences * a.classes if a.classes else tokens * a.vocab
+    return sequences * model.classes if model.classes else tokens * model.vocab
 
 # %% ../../nbs/memory/04_activations.ipynb #e46df4fb
 def cross_entropy_bytes(

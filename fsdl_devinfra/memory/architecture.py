@@ -9,29 +9,62 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 from ..core.errors import BadInput, CheckError
 from ..core.results import Result
 from ..core.units import count_text
+from .mixers import MIXERS, layer_kinds
+from .packing import Packing, packing_of, stored_bytes
 
 # %% auto #0
-__all__ = ['FAMILIES', 'NoTransformer', 'family_of', 'Parts', 'Architecture', 'count_parameters', 'parts_of', 'from_config',
-           'from_model', 'from_numbers', 'from_parameters']
+__all__ = ['FAMILIES', 'TRAITS', 'NoTransformer', 'Traits', 'traits_of', 'family_of', 'Parts', 'Architecture', 'count_parameters',
+           'parts_of']
 
 # %% ../../nbs/memory/01_architecture.ipynb #49024e44
 _SPELLINGS = {
     "hidden": ("hidden_size", "d_model", "n_embd", "dim", "n_embed", "embed_dim"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth"),
-    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "attention_heads"),
+    "heads": (
+        "num_attention_heads",
+        "n_head",
+        "n_heads",
+        "num_heads",
+        "encoder_attention_heads",
+        "attention_heads",
+    ),
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "multi_query_group_num"),
     "head_dim": ("head_dim", "d_kv", "kv_channels"),
-    "ffn": ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "ffn_hidden_size", "encoder_ffn_dim", "hidden_dim"),
+    "ffn": (
+        "intermediate_size",
+        "ffn_dim",
+        "d_ff",
+        "n_inner",
+        "ffn_hidden_size",
+        "encoder_ffn_dim",
+        "hidden_dim",
+    ),
     "vocab": ("vocab_size", "padded_vocab_size"),
-    "positions": ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length", "model_max_length", "max_sequence_length"),
+    "positions": (
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "n_ctx",
+        "seq_length",
+        "model_max_length",
+        "max_sequence_length",
+    ),
     "window": ("sliding_window", "window_size"),
     "experts": ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"),
-    "experts_per_token": ("num_experts_per_tok", "moe_top_k", "moe_k", "top_k_experts", "num_selected_experts"),
+    "experts_per_token": (
+        "num_experts_per_tok",
+        "num_experts_per_token",
+        "moe_top_k",
+        "moe_k",
+        "top_k_experts",
+        "num_selected_experts",
+    ),
     "expert_ffn": ("moe_intermediate_size", "expert_intermediate_size"),
 }
 
@@ -41,8 +74,12 @@ def _read(config: Mapping[str, Any], what: str, default: int | None = None) -> i
     if key is None: return default
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
-        raise BadInput(f"the configuration says {key} = {value!r}, which is not a whole number", "Check config.json")
+        raise BadInput(
+            f"the configuration says {key} = {value!r}, which is not a whole number", "Check config.json"
+        )
     return _sensible(key, int(value))
+
+def _given(value: int | None, default: int) -> int: return default if value is None else value
 
 _LARGEST, _LONGEST = 10**7, 10**9  # of one dimension, of a sequence; a hidden size of a billion is a typing error
 
@@ -56,7 +93,13 @@ class NoTransformer(BadInput):
 
 _TRACED = "With the torch and transformers extras installed, `memory` and `preflight` trace a step of it"
 
-_NAMES = {"hidden": "hidden size", "layers": "number of layers", "heads": "number of attention heads", "vocab": "size of the vocabulary"}
+_NAMES = {
+    "hidden": "hidden size",
+    "layers": "number of layers",
+    "heads": "number of attention heads",
+    "vocab": "size of the vocabulary",
+}
+
 
 def _needed(config: Mapping[str, Any], what: str, default: int | None = None) -> int:
     value = _read(config, what, default)
@@ -81,6 +124,8 @@ qwen3_moe    | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0      
 gemma        | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
 gemma2       | 1     | 1    | 4     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
 gemma3_text  | 1     | 1    | 4     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+gemma3n_text | 1     | 1    | 4     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+gemma4_text  | 1     | 1    | 4     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
 phi3         | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 olmo2        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 olmo         | 1     | 0    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
@@ -107,6 +152,13 @@ helium       | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0      
 ernie4_5     | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
 ernie4_5_moe | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
 dots1        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+qwen3_next   | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+kimi_linear  | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+jamba        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+granitemoehybrid | 1 | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+falcon_h1    | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+nemotron_h   | 0     | 1    | 1     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+lfm2         | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
 persimmon    | 0     | 2    | 2     | 1   | 1   | 1   | 0    |         | 0          | 0         | 0
 openai-gpt   | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
 xglm         | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 0          | 0         | 1
@@ -136,7 +188,102 @@ def _table(text: str) -> dict[str, dict[str, int | None]]:
     head, *lines = [[c.strip() for c in line.split("|")] for line in text.strip().splitlines()]
     return {line[0]: {k: int(v) if v else None for k, v in zip(head[1:], line[1:])} for line in lines}
 
+#: what only some families have, a row a family or a model type; where a cell is empty the default holds:
+#:   qkv_bias, out_bias  the key that says whether there is one (default `attention_bias` for both); "own": the table above, whatever is said
+#:   mlp_bias            keys that say so, tried in turn; default: the table above
+#:   mlp_more            parameters of an MLP that are no matrix: slopes of its activation, or a norm before its last product
+#:   query_key_norm      head: a norm of each head; pair: of each head, with a bias; width: of all heads together; output: of what attention
+#:                       gives; sinks: a number a head. After a colon the key that turns it on, and what holds where it is not there
+#:   router_bias, expert_bias, shared_gate   1 where the router, the experts, or a gate of the shared expert has parameters of its own
+#:   one_qkv             1 where queries, keys and values are one product
+#:   last_norm           0 where no norm follows the last layer
+#:   segments            1 where kinds of segments are embedded
+_TRAITS = """
+family       | qkv_bias     | out_bias           | mlp_bias          | mlp_more | query_key_norm      | router_bias | expert_bias | shared_gate | one_qkv | last_norm | segments
+llama        |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
+internlm3    | qkv_bias     | qkv_bias           | bias              |          |                     |   |   |   |   |   |
+mistral      |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
+arcee        |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
+nemotron     |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
+starcoder2   |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
+modernbert   |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
+seed_oss     |              | attention_out_bias | mlp_bias use_bias |          |                     |   |   |   |   |   |
+helium       |              | own                | mlp_bias use_bias |          |                     |   |   |   |   |   |
+ernie4_5     | use_bias     | use_bias           | mlp_bias use_bias |          |                     |   |   |   |   |   |
+ernie4_5_moe | use_bias     | use_bias           | mlp_bias use_bias |          |                     | 1 |   |   |   |   |
+stablelm     | use_qkv_bias | own                |                   |          |                     |   |   |   |   |   |
+falcon       | bias         | bias               | bias              |          |                     |   |   |   | 1 |   |
+qwen         |              |                    |                   |          |                     |   |   |   | 1 |   |
+qwen2        | own          | own                |                   |          |                     |   |   |   |   |   |
+qwen2_moe    |              | own                |                   |          |                     |   |   | 1 |   |   |
+qwen3        |              |                    |                   |          | head                |   |   |   |   |   |
+qwen3_moe    |              |                    |                   |          | head                |   |   |   |   |   |
+qwen3_next   |              |                    |                   |          |                     |   |   | 1 |   |   |
+gemma3_text  |              |                    |                   |          | head                |   |   |   |   |   |
+exaone4      |              |                    |                   |          | head                |   |   |   |   |   |
+dots1        |              |                    |                   |          | head                |   |   |   |   |   |
+apertus      |              |                    |                   | slopes   | head                |   |   |   |   |   |
+bitnet       |              |                    |                   | norm     | output              |   |   |   |   |   |
+glm          |              | own                |                   |          |                     |   |   |   |   |   |
+glm4         |              | own                |                   |          |                     |   |   |   |   |   |
+glm4_moe     |              | own                |                   |          | head:use_qk_norm    |   |   |   |   |   |
+persimmon    |              | own                |                   |          | pair:qk_layernorm 1 |   |   |   |   |   |
+phi          |              |                    |                   |          | pair:qk_layernorm 0 |   |   |   |   |   |
+phi3         |              |                    |                   |          |                     |   |   |   | 1 |   |
+olmo2        |              |                    |                   |          | width               |   |   |   |   |   |
+olmoe        |              |                    |                   |          | width               |   |   |   |   |   |
+cohere       |              |                    |                   |          | width:use_qk_norm   |   |   |   |   |   |
+cohere2      |              |                    |                   |          | width:use_qk_norm   |   |   |   |   |   |
+gpt_oss      |              |                    |                   |          | sinks               | 1 | 1 |   |   |   |
+deepseek_v3  |              |                    |                   |          |                     | 1 |   |   |   |   |
+kimi_linear  |              |                    |                   |          |                     | 1 |   |   |   |   |
+nemotron_h   |              |                    |                   |          |                     | 1 |   |   |   |   |
+lfm2_moe     |              |                    |                   |          |                     | 1 |   |   |   |   |
+gpt2         |              |                    |                   |          |                     |   |   |   | 1 |   |
+gpt_bigcode  |              |                    |                   |          |                     |   |   |   | 1 |   |
+gpt_neox     |              |                    |                   |          |                     |   |   |   | 1 |   |
+bloom        |              |                    |                   |          |                     |   |   |   | 1 |   |
+mpt          |              |                    |                   |          |                     |   |   |   | 1 |   |
+openai-gpt   |              |                    |                   |          |                     |   |   |   |   | 0 |
+bert         |              |                    |                   |          |                     |   |   |   |   | 0 | 1
+roberta      |              |                    |                   |          |                     |   |   |   |   | 0 | 1
+electra      |              |                    |                   |          |                     |   |   |   |   | 0 | 1
+distilbert   |              |                    |                   |          |                     |   |   |   |   | 0 |
+"""
+
+class Traits(NamedTuple):
+    "What only some families have: the columns of the table above."
+    qkv_bias: str = "attention_bias"
+    out_bias: str = "attention_bias"
+    mlp_bias: str = ""
+    mlp_more: str = ""
+    query_key_norm: str = ""
+    router_bias: bool = False
+    expert_bias: bool = False
+    shared_gate: bool = False
+    one_qkv: bool = False
+    last_norm: bool = True
+    segments: bool = False
+
+def _traits(text: str) -> dict[str, Traits]:
+    "The table, with words for words and truths for numbers."
+    head, *lines = [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
+
+    def row(cells: list[str]) -> Traits:
+        said: dict[str, Any] = {name: cell for name, cell in zip(head[1:], cells) if cell}
+        numbers: dict[str, Any] = {name: cell == "1" for name, cell in said.items() if cell in ("0", "1")}
+        return Traits(**(said | numbers))
+    return {line[0]: row(line[1:]) for line in lines}
+
 FAMILIES = _table(_FAMILIES)
+TRAITS = _traits(_TRAITS)
+
+def traits_of(
+    family: str,  # a row of `FAMILIES`
+    model_type: str = "",  # where a model type of the family differs from it
+) -> Traits:
+    "What only some families have. A family without a row has the defaults."
+    return TRAITS.get(model_type) or TRAITS.get(family) or Traits()
 _ALIKE = {kind: family for family, kinds in {
     "falcon": "RefinedWeb RefinedWebModel",
     "vit": "deit digits-vit dinov2 siglip_vision_model",
@@ -146,28 +293,38 @@ _ALIKE = {kind: family for family, kinds in {
     "bart": "mbart plbart mvp marian pegasus m2m_100 blenderbot blenderbot-small",
     "llama": "internlm2 internlm3 yi baichuan granite granitemoe granitemoeshared smollm3 cwm minicpm3",
     "mistral": "ministral ministral3",
-    "qwen2": "qwen2_vl qwen2_5_vl qwen2_vl_text",
-    "qwen3": "hunyuan_v1_dense",
+    "qwen2": "qwen2_vl qwen2_5_vl qwen2_vl_text qwen2_5_vl_text",
+    "qwen3": "hunyuan_v1_dense qwen3_vl_text", "qwen3_moe": "qwen3_vl_moe_text",
     "olmo2": "olmo3", "olmoe": "flex_olmo", "gptj": "codegen", "opt": "biogpt",
-    "deepseek_v3": "kimi_k2", "gemma3_text": "gemma3", "llama4_text": "llama4",
+    "qwen3_next": "qwen3_5_text qwen3_5_moe_text", "granitemoehybrid": "bamba", "lfm2": "lfm2_moe",
+    "deepseek_v3": "kimi_k2 glm4_moe_lite deepseek_v32 glm_moe_dsa", "gemma4_text": "gemma4_unified_text",
+    "gemma3_text": "gemma3", "llama4_text": "llama4",
 }.items() for kind in kinds.split()}
 
 #: recurrent layers, whole or in part
-_RECURRENT = frozenset("""mamba mamba2 falcon_mamba rwkv jamba bamba zamba zamba2 recurrent_gemma xlstm falcon_h1 nemotron_h
-    granitemoehybrid lfm2 qwen3_next minimax""".split())
+_RECURRENT = frozenset("mamba mamba2 falcon_mamba rwkv zamba zamba2 recurrent_gemma xlstm minimax".split())
 #: built otherwise, and why no formula here counts them
-_STRANGE = {kind: why for why, kinds in {
-    "its layers share their weights": "albert",
-    "its attention has matrices of its own for positions": "deberta deberta-v2 xlnet longformer big_bird reformer",
-    "it has two towers": "clip siglip siglip2 chinese_clip align altclip blip",
-    "it is no transformer of one kind of layer": "swin swinv2 convnext convnextv2 resnet segformer detr yolos wav2vec2 hubert sam",
-    "its layers or embeddings have widths of their own": "mobilebert squeezebert convbert luke rembert roc_bert funnel nomic_bert",
-}.items() for kind in kinds.split()}
+_STRANGE = {
+    kind: why
+    for why, kinds in {
+        "its layers share their weights": "albert",
+        "its attention has matrices of its own for positions": "deberta deberta-v2 xlnet longformer big_bird reformer",
+        "it has two towers": "clip siglip siglip2 chinese_clip align altclip blip",
+        "it is no transformer of one kind of layer": "swin swinv2 convnext convnextv2 resnet segformer detr yolos wav2vec2 hubert sam",
+        "its layers or embeddings have widths of their own": "mobilebert squeezebert convbert luke rembert roc_bert funnel nomic_bert",
+    }.items()
+    for kind in kinds.split()
+}
 
 def _is_known(config: Mapping[str, Any]) -> bool:
     "Whether a configuration is, or may be, that of a transformer: then a missing dimension is a mistake in it."
     kind = str(config.get("model_type") or "")
-    return kind in FAMILIES or kind in _ALIKE or not (kind or config.get("architectures") or config.get("architecture"))
+    return (
+        kind in FAMILIES
+        or kind in _ALIKE
+        or not (kind or config.get("architectures") or config.get("architecture"))
+    )
+
 
 #: kinds of layers that are attention, as `layer_types` names them
 _ATTENTION = frozenset("full_attention sliding_attention chunked_attention attention".split())
@@ -176,9 +333,17 @@ def _refuse_unlike(kind: str, config: Mapping[str, Any]) -> None:
     "Raise `NoTransformer` for an unknown type whose configuration shows that it is built neither like Llama nor like GPT-2."
     layers = config.get("layer_types")
     mixed = isinstance(layers, (list, tuple)) and not _ATTENTION.issuperset(map(str, layers))
-    why = ("an encoder and a decoder of an unknown kind" if config.get("is_encoder_decoder")
-           else "images of an unknown kind" if "patch_size" in config
-           else "convolutions over sound" if "conv_dim" in config else "layers that are not all attention" if mixed else "")
+    why = (
+        "an encoder and a decoder of an unknown kind"
+        if config.get("is_encoder_decoder")
+        else "images of an unknown kind"
+        if "patch_size" in config
+        else "convolutions over sound"
+        if "conv_dim" in config
+        else "layers that are not all attention"
+        if mixed
+        else ""
+    )
     if why: raise NoTransformer(f"{kind} cannot be counted by formula: it has {why}", _TRACED)
 
 def family_of(
@@ -187,14 +352,22 @@ def family_of(
     "The family that a configuration belongs to."
     kind = str(config.get("model_type", ""))
     if kind in _RECURRENT:
-        raise BadInput(f"{kind} cannot be counted by formula: its layers are not all attention",
-                       "Run a step on a GPU and look: its kernels have no counterpart on a CPU that could be traced")
-    if kind in _STRANGE: raise NoTransformer(f"{kind} cannot be counted by formula: {_STRANGE[kind]}", _TRACED)
+        raise BadInput(
+            f"{kind} cannot be counted by formula: its layers are not all attention",
+            "Run a step on a GPU and look: its kernels have no counterpart on a CPU that could be traced",
+        )
+    if kind in _STRANGE:
+        raise NoTransformer(f"{kind} cannot be counted by formula: {_STRANGE[kind]}", _TRACED)
     kind = _ALIKE.get(kind, kind)
     if kind in FAMILIES: return kind
     if kind: _refuse_unlike(kind, config)
     if "image_size" in config and "patch_size" in config: return "vit"
-    gated = str(config.get("hidden_act", config.get("activation_function", "silu"))) in ("silu", "swiglu", "geglu", "swish")
+    gated = str(config.get("hidden_act", config.get("activation_function", "silu"))) in (
+        "silu",
+        "swiglu",
+        "geglu",
+        "swish",
+    )
     return "llama" if gated else "gpt2"
 
 # %% ../../nbs/memory/01_architecture.ipynb #1c42a18b
@@ -211,49 +384,50 @@ class Parts:
     @property
     def total(self) -> int: return self.embedding + self.head + self.layer + self.expert + self.other
 
-#: families whose output projection does as it likes, whatever is said of queries, keys and values
-_BIAS_KEYS = {"stablelm": "use_qkv_bias", "falcon": "bias", "ernie4_5": "use_bias", "ernie4_5_moe": "use_bias"}
-_OUT_APART = ("qwen2", "qwen2_moe", "glm", "glm4", "glm4_moe", "stablelm", "persimmon", "helium")
+def _said(config: Mapping[str, Any], keys: str, usual: int | None) -> int:
+    "Whether the first of `keys` that a configuration has says yes; `usual` where it has none."
+    found = next((bool(config[key]) for key in keys.split() if config.get(key) is not None), bool(usual))
+    return int(found)
 
-def _said_bias(config: Mapping[str, Any], key: str) -> int | None: return None if config.get(key) is None else int(bool(config[key]))
+def _its_traits(a: "Architecture", config: Mapping[str, Any]) -> Traits:
+    return traits_of(a.family, str(config.get("model_type") or ""))
+
 
 def _attention(a: "Architecture", f: Mapping[str, int | None], config: Mapping[str, Any]) -> int:
     "Parameters of one attention block, its inner norms included."
     h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
     if a.kv_lora_rank: return _latent_attention(a, config)
-    said = _said_bias(config, _BIAS_KEYS.get(a.family, "attention_bias"))
-    if config.get("model_type") == "internlm3": said = _said_bias(config, "qkv_bias")
-    qkv_bias = f["qkv"] if said is None or a.family == "qwen2" else said
-    out_bias = f["out"] if said is None or a.family in _OUT_APART else said
-    if a.family == "seed_oss": out_bias = int(bool(config.get("attention_out_bias")))
+    traits = _its_traits(a, config)
+    qkv_bias, out_bias = _said(config, traits.qkv_bias, f["qkv"]), _said(config, traits.out_bias, f["out"])
     return h * (q + 2 * kv) + q * h + qkv_bias * (q + 2 * kv) + out_bias * h + _inner(a, q + kv, config)
 
 def _inner(a: "Architecture", width: int, config: Mapping[str, Any]) -> int:
     "Norms of queries and keys, of one head or of all; gpt-oss has a sink a head."
-    if a.family in ("qwen3", "qwen3_moe", "gemma3_text", "exaone4", "apertus", "dots1"): return 2 * a.head_dim
-    if a.family == "glm4_moe" and config.get("use_qk_norm"): return 2 * a.head_dim
-    if a.family in ("persimmon", "phi"): return 4 * a.head_dim if config.get("qk_layernorm", a.family == "persimmon") else 0
-    if a.family == "bitnet": return a.hidden  # a norm before the output projection
-    if a.family in ("olmo2", "olmoe") or config.get("use_qk_norm") and a.family.startswith("cohere") or config.get("qk_layernorm"): return width
-    return a.heads if a.family == "gpt_oss" else 0
+    kind, _, condition = _its_traits(a, config).query_key_norm.partition(":")
+    key, usual = [*condition.split(), "", "0"][:2] if condition else ("", "")
+    sizes = {"head": 2 * a.head_dim, "pair": 4 * a.head_dim, "width": width, "output": a.hidden, "sinks": a.heads}
+    if kind and (not key or config.get(key, usual == "1")): return sizes[kind]
+    return width if config.get("qk_layernorm") else 0
 
 def _latent_attention(a: "Architecture", config: Mapping[str, Any]) -> int:
     "DeepSeek's multi-head latent attention: low-rank queries and keys with a norm between."
     nope, rope, value = (int(config[k]) for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
     rank = config.get("q_lora_rank") or 0
-    query = a.hidden * rank + rank + rank * a.heads * (nope + rope) if rank else a.hidden * a.heads * (nope + rope)
+    query = (
+        a.hidden * rank + rank + rank * a.heads * (nope + rope)
+        if rank
+        else a.hidden * a.heads * (nope + rope)
+    )
     keys = a.hidden * (a.kv_lora_rank + rope) + a.kv_lora_rank + a.kv_lora_rank * a.heads * (nope + value)
     bias = (rank + a.kv_lora_rank + rope + a.hidden) * int(bool(config.get("attention_bias")))  # of the narrow products and the output
     return query + keys + a.heads * value * a.hidden + bias
 
-_SAYS_BIAS = ("llama", "starcoder2", "mistral", "arcee", "ernie4_5", "ernie4_5_moe", "nemotron", "seed_oss", "helium", "modernbert")
-
 def _mlp(a: "Architecture", f: Mapping[str, int | None], ffn: int, config: Mapping[str, Any]) -> int:
-    bias = f["mlp"]
-    if a.family in _SAYS_BIAS: bias = int(bool(config.get("mlp_bias", config.get("use_bias", bias))))
-    if a.family == "falcon" or config.get("model_type") == "internlm3": bias = int(bool(config.get("bias")))
-    apart = {"apertus": 2, "bitnet": ffn}.get(a.family, 0)  # the two slopes of its activation; a norm before the last product
-    return a.hidden * ffn * (3 if a.gated else 2) + bias * (ffn * (2 if a.gated else 1) + a.hidden) + apart
+    "Parameters of one MLP of width `ffn`."
+    traits, gates = _its_traits(a, config), 2 if a.gated else 1
+    bias = _said(config, traits.mlp_bias, f["mlp"])
+    more = {"slopes": 2, "norm": ffn}.get(traits.mlp_more, 0)
+    return a.hidden * ffn * (gates + 1) + bias * (ffn * gates + a.hidden) + more
 
 # %% ../../nbs/memory/01_architecture.ipynb #bd44dd21
 @dataclass(frozen=True)
@@ -276,6 +450,8 @@ class Architecture(Result):
     positions: int = 4096  # longest sequence
     window: int | None = None  # sliding attention window
     windowed_layers: int = 0  # layers that look no further than the window
+    wide_kv_heads: int = 0  # key-value heads of the layers without a window, where these have heads of another width
+    wide_head_dim: int = 0
     experts: int = 0
     experts_per_token: int = 0
     expert_ffn: int = 0
@@ -285,10 +461,18 @@ class Architecture(Result):
     query_lora_rank: int = 0
     query_dim: int = 0  # width of one query/key head under latent attention
     rope_dim: int = 0  # the part of a key under latent attention that carries its position
+    index_dim: int = 0  # of sparse attention: width of the key by which a token is chosen
     value_dim: int = 0
     decoder_layers: int = 0  # of an encoder-decoder
     classes: int = 0  # a classifier's labels
+    attention_layers: int | None = None  # layers that attend; None: all
+    mixer_layers: int = 0  # layers with a recurrent mixer: Mamba, linear attention, convolution
+    mixer_state: int = 0  # elements of the recurrent state of one sequence, in one such layer
+    mixer_window: int = 0  # elements that its convolution remembers
+    mixer_width: int = 0  # elements that training keeps for each token of such a layer
+    tower: int = 0  # of `parts.other`: parameters of a vision tower and what joins it to the language model
     parts: Parts = Parts()
+    packing: Packing | None = None  # how the weights are stored, where they are quantised
     dtype: str = "bfloat16"  # of the weights on disk
     # what the parameter count rests on: numbers, config, headers, or guess where the configuration says less or more than is counted
     source: str = "numbers"
@@ -301,7 +485,109 @@ class Architecture(Result):
     @property
     def active_parameters(self) -> int:
         "Parameters that one token passes through."
-        return self.parts.total - self.parts.expert + (self.parts.expert * self.experts_per_token // self.experts if self.experts else 0)
+        looked_up = 0 if self.tied else self.parts.embedding  # one row of it is read
+        passed = self.parts.expert * self.experts_per_token // self.experts if self.experts else 0
+        return self.parts.total - looked_up - self.parts.expert + passed
+
+    @property
+    def fused_qkv(self) -> bool:
+        "Whether queries, keys and values are one product."
+        return traits_of(self.family).one_qkv
+
+    @property
+    def attending(self) -> int:
+        "Layers that attend."
+        return self.layers if self.attention_layers is None else self.attention_layers
+
+    @classmethod
+    def from_config(cls,
+        config: Mapping[str, Any],  # config.json as a dictionary
+        shapes: Mapping[str, Any] | None = None,  # tensor name → shape, or → (dtype, shape), from the headers
+        name: str = "",  # how to call it
+    ) -> Architecture:
+        "An `Architecture` from a Transformers configuration. Raises `BadInput` with the field that is missing or absurd."
+        return _of_headers(_counted(config, name), shapes or {})
+
+    @classmethod
+    def from_model(cls,
+        model: str,  # MODEL: a Hub id, a folder, a .gguf file, or "builtin:digits"
+    ) -> Architecture:
+        "An `Architecture` from a repository or a GGUF file: config.json and headers only, no weights."
+        from fsdl_devinfra.hub.popular import configuration
+        from fsdl_devinfra.memory.gguf import is_gguf
+        if not str(model).strip():
+            raise BadInput("the name of the model is empty", "Name a model, or builtin:digits")
+        if is_gguf(model): return cls.from_gguf(model)
+        config, tensors = configuration(model)
+        return cls.from_config(config, tensors, name=str(model))
+
+    @classmethod
+    def from_gguf(cls,
+        path: str | Path,  # a .gguf file, of a split model any part, or a folder with one model
+        name: str = "",  # how to call it
+    ) -> Architecture:
+        "An `Architecture` whose parameters and bytes come from the headers of a GGUF model. Raises `BadInput`."
+        from fsdl_devinfra.memory.gguf import gguf_model
+        read = gguf_model(path)
+        counted = cls.from_config(read.config, name=name or str(path))
+        return replace(counted, parts=Parts(**read.elements, norm=read.norm), packing=read.packing, source="headers")
+
+    @classmethod
+    def from_numbers(cls,
+        layers: int,
+        hidden: int,
+        heads: int,
+        vocab: int,
+        ffn: int | None = None,  # default: 4·hidden, or 8/3·hidden where gated
+        kv_heads: int | None = None,  # default: heads
+        gated: bool = True,
+        tied: bool = False,
+        dropout: bool | None = None,  # None: what the framework does by default
+        positions: int = 4096,
+        name: str = "model",
+    ) -> Architecture:
+        "An `Architecture` from plain numbers, as papers give them."
+        kind = "llama" if gated else "gpt2"
+        a = cls.from_config(
+            dict(
+                model_type=kind,
+                num_hidden_layers=layers,
+                hidden_size=hidden,
+                num_attention_heads=heads,
+                vocab_size=vocab,
+                num_key_value_heads=kv_heads or heads,
+                intermediate_size=ffn or (-(-8 * hidden // 3) if gated else 4 * hidden),
+                tie_word_embeddings=tied,
+                max_position_embeddings=positions,
+            ),
+            name=name,
+        )
+        a = replace(a, dropout=dropout)
+        if gated: return a
+        return replace(a, parts=replace(a.parts, other=2 * hidden))  # positions are rotary or ALiBi unless a configuration says otherwise
+
+    @classmethod
+    def from_parameters(cls,
+        parameters: int,  # how many
+    ) -> Architecture:
+        "Parameters without dimensions: enough for the bytes of the states."
+        if parameters < 1 or parameters > 10**15:
+            raise BadInput(
+                f"a model of {parameters} parameters cannot be estimated", "Give a number between 1 and 10^15"
+            )
+        return cls(
+            name=f"{count_text(parameters)} parameters",
+            family="",
+            kind="states",
+            layers=0,
+            hidden=0,
+            heads=0,
+            kv_heads=0,
+            head_dim=0,
+            ffn=0,
+            vocab=0,
+            parts=Parts(other=parameters),
+        )
 
 # %% ../../nbs/memory/01_architecture.ipynb #c7724f45
 _KINDS = {**dict.fromkeys(("t5", "bart", "whisper"), "encoder-decoder"),
@@ -311,27 +597,81 @@ def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
     "An `Architecture` without its parameter count."
     family = family_of(config)
     f = FAMILIES[family]
-    hidden, layers, heads = _needed(config, "hidden"), _needed(config, "layers"), _needed(config, "heads")
+    listed = config.get("layers_block_type") or config.get("layer_types")
+    hidden, heads = _needed(config, "hidden"), _needed(config, "heads")
+    layers = _needed(config, "layers", len(listed) if isinstance(listed, (list, tuple)) else None)
     _sensible("layers", layers, 1)
     vision = "image_size" in config and "patch_size" in config
     kind = "vision" if vision else _KINDS.get(family, "decoder")
     if kind == "encoder-decoder": _whole_pair(config, family)
-    if hidden % heads and not config.get("head_dim") and not config.get("d_kv"):
+    apart = config.get("kv_lora_rank") or any(config.get(key) for key in _SPELLINGS["head_dim"])
+    if hidden % heads and not apart:
         raise BadInput(f"the hidden size {hidden} cannot be divided among {heads} heads", "Check config.json")
     experts = _read(config, "experts", 0) or 0
+    if experts == 1 and config.get("model_type") == "jamba": experts = 0
     task = _task(config)
     classes = _labels(config, task) if task or not vision else _given_labels(config)  # a vision model of no named class has the labels that it gives
     tied = _ties(config, f, kind, bool(classes))
-    positions = _patches(config) if vision else _read(config, "positions", 0) or (512 if kind == "encoder-decoder" else 4096)
+    positions = (
+        _patches(config)
+        if vision
+        else _read(config, "positions", 0) or (512 if kind == "encoder-decoder" else 4096)
+    )
+    window, windowed = _window(config, layers)
     return Architecture(
-        name=name, family=family, kind=kind, layers=layers, hidden=hidden, heads=heads, kv_heads=_kv_heads(config, family, heads),
-        head_dim=_read(config, "head_dim") or hidden // heads, ffn=_ffn(config, family, hidden),
-        vocab=(classes or 2) if vision else _needed(config, "vocab"), gated=_gated(config, f),
-        classes=classes or (hidden if _headless(task, kind, tied) else 0), tied=tied,
-        dropout=_dropout(config, f), positions=positions, **_window(config, layers),
-        decoder_layers=_decoder_layers(config, layers) if kind == "encoder-decoder" and task != "encoder" else 0,
-        dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").replace("torch.", ""), source="config",
-        **_experts(config, experts, layers), **_latent(config))
+        name=name,
+        family=family,
+        kind=kind,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=_kv_heads(config, family, heads),
+        head_dim=_read(config, "head_dim") or hidden // heads,
+        ffn=_ffn(config, family, hidden),
+        vocab=(classes or 2) if vision else _needed(config, "vocab"),
+        gated=_gated(config, f),
+        classes=classes or (hidden if _headless(task, kind, tied) else 0),
+        tied=tied,
+        dropout=_dropout(config, f),
+        positions=positions,
+        window=window,
+        windowed_layers=windowed,
+        decoder_layers=_decoder_layers(config, layers)
+        if kind == "encoder-decoder" and task != "encoder"
+        else 0,
+        dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").replace("torch.", ""),
+        source="config",
+        **_experts(config, experts, layers),
+        **_latent(config),
+        **_mixers(config, layers),
+        **_wide(config, family, layers),
+    )
+
+def _wide(config: Mapping[str, Any], family: str, layers: int) -> dict[str, Any]:
+    "The heads of Gemma 4's layers without a window."
+    kinds: list[Any] = list(config.get("layer_types") or [])[:layers]
+    if family != "gemma4_text" or "full_attention" not in kinds: return {}
+    usual = _read(config, "kv_heads") or _needed(config, "heads")
+    width, kv_heads = _wide_heads(config, kinds.index("full_attention"), usual)
+    return dict(wide_head_dim=width, wide_kv_heads=kv_heads)
+
+def _wide_heads(config: Mapping[str, Any], layer: int, usual: int) -> tuple[int, int]:
+    "Width and key-value heads of a layer that sees everything: as its own settings say, else as all such layers have them."
+    settings = config.get("per_layer_config") or {}
+    said = settings.get(f"{layer:02}") or settings.get(str(layer)) or {}
+    width = said.get("head_dim") or config.get("global_head_dim") or 512  # the default of Transformers' Gemma4TextConfig
+    apart = config.get("num_global_key_value_heads") if config.get("attention_k_eq_v") else None
+    return int(width), int(said.get("num_key_value_heads") or apart or usual)
+
+def _mixers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    "What a hybrid's layers without attention are."
+    count, borrowing = MIXERS.get(str(config.get("model_type"))), int(config.get("num_kv_shared_layers") or 0)
+    if borrowing: return dict(attention_layers=max(layers - borrowing, 0))  # the others read the keys and values of earlier layers
+    if not count: return {}
+    kinds, mixer = layer_kinds(config, layers), count(config)
+    mixing = sum(kind in ("mixer", "both") for kind in kinds)
+    return dict(attention_layers=sum(kind in ("attention", "both") for kind in kinds), mixer_layers=mixing,
+                mixer_state=mixer.state, mixer_window=mixer.window, mixer_width=mixer.width)
 
 def _decoder_layers(config: Mapping[str, Any], layers: int) -> int:
     return int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers)
@@ -339,8 +679,16 @@ def _decoder_layers(config: Mapping[str, Any], layers: int) -> int:
 def _whole_pair(config: Mapping[str, Any], family: str) -> None:
     "Raise `NoTransformer` where only one half of an encoder-decoder is meant, or its embeddings are not shared."
     name = str(next(iter(config.get("architectures") or ()), ""))
-    if "CausalLM" in name or "TokenClassification" in name or "AudioClassification" in name or "Encoder" in name and family != "t5":
-        raise NoTransformer(f"{name} cannot be counted by formula: it is one half of an encoder-decoder", _TRACED)
+    if (
+        "CausalLM" in name
+        or "TokenClassification" in name
+        or "AudioClassification" in name
+        or "Encoder" in name
+        and family != "t5"
+    ):
+        raise NoTransformer(
+            f"{name} cannot be counted by formula: it is one half of an encoder-decoder", _TRACED
+        )
     untied = family == "bart" and config.get("tie_word_embeddings") is False
     if untied or config.get("share_encoder_decoder_embeddings") is False or config.get("use_prompt"):
         why = "its embeddings are not one matrix, or prompts are trained with it"
@@ -358,31 +706,47 @@ def _ties(config: Mapping[str, Any], f: Mapping[str, int | None], kind: str, cla
 #: model type → every how many layers one attends to everything, where the configuration does not list its layers
 _EVERY = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gpt_oss": 2, "exaone4": 4, "olmo3": 4}
 
-def _window(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+def _window(config: Mapping[str, Any], layers: int) -> tuple[int | None, int]:
     "The window of attention, and how many layers have it."
     window = _read(config, "window") if config.get("use_sliding_window") is not False else None
-    if not window: return {"window": None}
-    listed, every = config.get("layer_types"), config.get("sliding_window_pattern") or _EVERY.get(str(config.get("model_type")))
-    if isinstance(listed, (list, tuple)): return dict(window=window, windowed_layers=min(sum(k != "full_attention" for k in listed), layers))
+    if not window: return None, 0
+    listed, every = (
+        config.get("layer_types"),
+        config.get("sliding_window_pattern") or _EVERY.get(str(config.get("model_type"))),
+    )
+    if isinstance(listed, (list, tuple)):
+        return window, min(sum(k != "full_attention" for k in listed), layers)
     if isinstance(every, str): every = len(every)  # EXAONE writes LLLG
     if config.get("use_sliding_window") and config.get("max_window_layers") is not None:
-        return dict(window=window, windowed_layers=max(layers - int(config["max_window_layers"]), 0))
-    return dict(window=window, windowed_layers=layers - layers // _sensible("sliding_window_pattern", int(every), 1) if every else layers)
+        return window, max(layers - int(config["max_window_layers"]), 0)
+    return window, layers - layers // _sensible("sliding_window_pattern", int(every), 1) if every else layers
 
 def _gated(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool:
     return "gated" in str(config["feed_forward_proj"]) if "feed_forward_proj" in config else bool(f["gated"])
 
-_TASKS = {"sequence": "SequenceClassification|ImageClassification", "token": "TokenClassification",
-          "question": "QuestionAnswering", "choice": "MultipleChoice", "next": "NextSentencePrediction", "pretraining": "PreTraining",
-          "language": "LM|LMHeadModel|ConditionalGeneration|DoubleHeads", "encoder": "EncoderModel", "none": "Model"}
+_TASKS = {
+    "sequence": "SequenceClassification|ImageClassification",
+    "token": "TokenClassification",
+    "question": "QuestionAnswering",
+    "choice": "MultipleChoice",
+    "next": "NextSentencePrediction",
+    "pretraining": "PreTraining",
+    "language": "LM|LMHeadModel|ConditionalGeneration|DoubleHeads",
+    "encoder": "EncoderModel",
+    "none": "Model",
+}
 
 def _task(config: Mapping[str, Any]) -> str:
     "What the head of a model is for, from the name of its class; nothing where no class is named."
     name = next((str(a) for a in config.get("architectures") or ()), "")
-    task = next((task for task, words in _TASKS.items() if re.search(f"(?:{words})(?:WithNoAttention)?$", name)), "")
+    task = next(
+        (task for task, words in _TASKS.items() if re.search(f"(?:{words})(?:WithNoAttention)?$", name)), ""
+    )
     return "language" if task == "none" and "AutoModelForCausalLM" in (config.get("auto_map") or ()) else task  # ChatGLMModel has a head
 
-def _given_labels(config: Mapping[str, Any]) -> int: return len(config.get("id2label") or ()) or int(config.get("num_labels") or 0)
+def _given_labels(config: Mapping[str, Any]) -> int:
+    return len(config.get("id2label") or ()) or int(config.get("num_labels") or 0)
+
 
 def _labels(config: Mapping[str, Any], task: str) -> int:
     "Outputs of a classifier of sequences, tokens, choices, or of the ends of an answer; 0 for other heads."
@@ -392,14 +756,17 @@ def _labels(config: Mapping[str, Any], task: str) -> int:
 def _patches(config: Mapping[str, Any]) -> int:
     "Tokens of an image: its patches and the class token."
     size, patch = (v if isinstance(v, int) else v[0] for v in (config["image_size"], config["patch_size"]))
-    if patch < 1 or size < patch: raise BadInput(f"an image of {size} pixels has no patches of {patch}", "Check config.json")
+    if patch < 1 or size < patch:
+        raise BadInput(f"an image of {size} pixels has no patches of {patch}", "Check config.json")
     return (size // patch) ** 2 + 1
 
 def _kv_heads(config: Mapping[str, Any], family: str, heads: int) -> int:
-    inner = config.get("attn_config") if isinstance(config.get("attn_config"), Mapping) else {}
+    said = config.get("attn_config")
+    inner = said if isinstance(said, Mapping) else {}
     if inner.get("kv_n_heads"): return int(inner["kv_n_heads"])
     if inner.get("attn_type") == "multiquery_attention": return 1
-    if family == "falcon" and not config.get("new_decoder_architecture"): return 1 if config.get("multi_query", True) else heads
+    if family == "falcon" and not config.get("new_decoder_architecture"):
+        return 1 if config.get("multi_query", True) else heads
     if family == "gpt_bigcode": return 1 if config.get("multi_query", True) else heads
     kv = _read(config, "kv_heads", heads) or heads
     if heads % kv: raise BadInput(f"{heads} heads cannot share {kv} key-value heads", "Check config.json")
@@ -407,45 +774,116 @@ def _kv_heads(config: Mapping[str, Any], family: str, heads: int) -> int:
 
 def _ffn(config: Mapping[str, Any], family: str, hidden: int) -> int:
     if family == "mpt" and config.get("expansion_ratio"): return int(config["expansion_ratio"] * hidden)
-    if config.get("model_type") == "llama4_text" and config.get("intermediate_size_mlp"): return int(config["intermediate_size_mlp"])
-    if config.get("mlp_ratio") and not config.get("intermediate_size"): return int(config["mlp_ratio"] * hidden)
-    ffn = _sensible("intermediate_size", _read(config, "ffn", 4 * hidden), 1)
+    if config.get("model_type") == "llama4_text" and config.get("intermediate_size_mlp"):
+        return int(config["intermediate_size_mlp"])
+    if config.get("mlp_ratio") and not config.get("intermediate_size"):
+        return int(config["mlp_ratio"] * hidden)
+    if family == "lfm2" and config.get("block_auto_adjust_ff_dim"): return _adjusted(config)
+    listed = config.get("intermediate_size")
+    if family == "gemma3n_text" and isinstance(listed, (list, tuple)) and listed:  # one width a layer: the widest is computed with
+        config = {**config, "intermediate_size": max(map(int, listed))}
+    ffn = _sensible("intermediate_size", _given(_read(config, "ffn"), 4 * hidden), 1)
     return ffn // 2 if family == "qwen" else ffn  # the first Qwen writes the width of gate and up together
 
+def _adjusted(config: Mapping[str, Any]) -> int:
+    "LFM2's width of an MLP: two thirds of what is written, rounded up."
+    width = int(2 * int(config.get("block_ff_dim") or config["intermediate_size"]) / 3)
+    width = int(float(config.get("block_ffn_dim_multiplier") or 1.0) * width)
+    multiple = int(config.get("block_multiple_of") or 256)
+    return -(-width // multiple) * multiple
+
 def _dropout(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool | None:
-    keys = ("hidden_dropout_prob", "resid_pdrop", "hidden_dropout", "dropout", "dropout_rate", "attention_dropout")
+    keys = (
+        "hidden_dropout_prob",
+        "resid_pdrop",
+        "hidden_dropout",
+        "dropout",
+        "dropout_rate",
+        "attention_dropout",
+    )
     said = [config[k] for k in keys if isinstance(config.get(k), (int, float))]
     return max(said) > 0 if said else None if f["dropout"] is None else bool(f["dropout"])
 
-def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, int]:
+def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, Any]:
     if not experts: return {}
     llama4 = config.get("model_type") == "llama4_text"
-    width = _read(config, "expert_ffn") or (int(config["intermediate_size"]) if llama4 else _read(config, "ffn")) or 0
-    shared = (width if llama4 else config.get("shared_expert_intermediate_size") or config.get("shared_intermediate_size")
-              or _shared_count(config) * width)
-    active = _sensible("num_experts_per_tok", _read(config, "experts_per_token", 2), 1)
-    if active > experts: raise BadInput(f"the configuration sends each token to {active} of {experts} experts", "Check config.json")
+    width = (
+        _read(config, "expert_ffn")
+        or (int(config["intermediate_size"]) if llama4 else _read(config, "ffn"))
+        or 0
+    )
+    shared = (
+        width
+        if llama4
+        else config.get("shared_expert_intermediate_size")
+        or config.get("shared_intermediate_size")
+        or _shared_count(config) * width
+    )
+    active = _sensible("num_experts_per_tok", _given(_read(config, "experts_per_token"), 2), 1)
+    if active > experts:
+        raise BadInput(
+            f"the configuration sends each token to {active} of {experts} experts", "Check config.json"
+        )
     dense = layers - sum(_is_sparse(config, i) for i in range(min(layers, 10**4)))
-    return dict(experts=experts, experts_per_token=active, expert_ffn=width, shared_ffn=int(shared), dense_layers=min(dense, layers))
+    return dict(
+        experts=experts,
+        experts_per_token=active,
+        expert_ffn=width,
+        shared_ffn=int(shared),
+        dense_layers=min(dense, layers),
+    )
 
-def _shared_count(config: Mapping[str, Any]) -> int: return int(config.get("n_shared_experts") or config.get("moe_num_shared_experts") or 0)
+
+def _shared_count(config: Mapping[str, Any]) -> int:
+    return next(
+        (
+            int(config[k])
+            for k in ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+            if config.get(k)
+        ),
+        0,
+    )
+
 
 def _is_sparse(config: Mapping[str, Any], layer: int) -> bool:
     "Whether a layer of a mixture-of-experts model has experts."
-    step = _sensible("decoder_sparse_step", int(config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1), 1)
+    listed = config.get("mlp_layer_types")
+    if isinstance(listed, (list, tuple)) and layer < len(listed): return listed[layer] == "sparse"
+    if "expert_layer_period" in config:
+        return (layer - int(config.get("expert_layer_offset") or 0)) % int(config["expert_layer_period"]) == 0
+    if "num_dense_layers" in config: return layer >= int(config["num_dense_layers"] or 0)
+    step = _sensible(
+        "decoder_sparse_step",
+        int(config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1),
+        1,
+    )
     if "moe_layer_interval" in config:  # ERNIE 4.5
-        first, last, every = (int(config.get(k) or 0) for k in ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"))
+        first, last, every = (
+            int(config.get(k) or 0)
+            for k in ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")
+        )
         return layer >= first and (last < 0 or layer <= last) and (layer + 1) % max(every, 1) == 0
-    return layer >= int(config.get("first_k_dense_replace") or 0) and layer not in (config.get("mlp_only_layers") or ()) and (layer + 1) % step == 0
+    return (
+        layer >= int(config.get("first_k_dense_replace") or 0)
+        and layer not in (config.get("mlp_only_layers") or ())
+        and (layer + 1) % step == 0
+    )
 
-def _latent(config: Mapping[str, Any]) -> dict[str, int]:
+
+def _latent(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config.get("kv_lora_rank"): return {}
     missing = [k for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim") if not config.get(k)]
     if missing: raise BadInput(f"the configuration has kv_lora_rank and no {missing[0]}", "Check config.json")
-    for key in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"): _sensible(key, int(config.get(key) or 0))
-    return dict(kv_lora_rank=int(config["kv_lora_rank"]), query_lora_rank=int(config.get("q_lora_rank") or 0),
-                query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), rope_dim=int(config["qk_rope_head_dim"]),
-                value_dim=int(config["v_head_dim"]))
+    for key in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+        _sensible(key, int(config.get(key) or 0))
+    return dict(
+        kv_lora_rank=int(config["kv_lora_rank"]),
+        query_lora_rank=int(config.get("q_lora_rank") or 0),
+        query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]),
+        rope_dim=int(config["qk_rope_head_dim"]),
+        index_dim=int(config.get("index_head_dim") or 0),
+        value_dim=int(config["v_head_dim"]),
+    )
 
 # %% ../../nbs/memory/01_architecture.ipynb #f3a198c7
 def count_parameters(
@@ -455,40 +893,134 @@ def count_parameters(
     "Where the parameters are, from the dimensions and the table of families."
     f = FAMILIES[a.family]
     if a.kind == "vision": return _count_vision(a, config)
-    if a.kind == "encoder-decoder": return _count_t5(a, config) if a.family == "t5" else _count_bart(a, config)
+    if a.kind == "encoder-decoder":
+        return _count_t5(a, config) if a.family == "t5" else _count_bart(a, config)
+    if a.family in ("gemma3n_text", "gemma4_text"): return _count_gemma(a, config)
+    if a.mixer_layers or a.attention_layers is not None: return _count_hybrid(a, f, config)
     norms, norm = _norms(a, f, config)
     attention, sparse = _attention(a, f, config), a.layers - a.dense_layers if a.experts else 0
     layer = a.layers * (attention + norms) + (a.layers - sparse) * _mlp(a, f, a.ffn, config)
-    # the router, and its bias
-    layer += sparse * (a.hidden * a.experts + _shared(a) + (a.experts if a.family in ("deepseek_v3", "gpt_oss", "ernie4_5_moe") else 0))
-    expert = sparse * a.experts * (3 * a.hidden * a.expert_ffn + (2 * a.expert_ffn + a.hidden if a.family == "gpt_oss" else 0))
+    layer += _indexers(a, config)
+    traits = _its_traits(a, config)
+    router = a.hidden * a.experts + (a.experts if traits.router_bias else 0)
+    gate = a.hidden if traits.shared_gate and a.shared_ffn else 0
+    layer += sparse * (router + 3 * a.hidden * a.shared_ffn + gate)
+    biases = 2 * a.expert_ffn + a.hidden if traits.expert_bias else 0
+    expert = sparse * a.experts * (3 * a.hidden * a.expert_ffn + biases)
     if a.family == "modernbert": layer -= a.hidden  # its first layer has no norm before attention
-    return Parts(*_ends(a, f, config), layer, expert, a.layers * norms, _besides(a, f, norm, config) + _encoder_head(a, config))
+    return Parts(
+        *_ends(a, f, config),
+        layer,
+        expert,
+        a.layers * norms,
+        _besides(a, f, norm, config) + _encoder_head(a, config),
+    )
+
+
+def _indexers(a: Architecture, config: Mapping[str, Any]) -> int:
+    "What chooses the tokens of DeepSeek's sparse attention: queries, a key and its norm, weights of the heads. Some layers reuse a choice."
+    if not a.index_dim: return 0
+    heads = int(config.get("index_n_heads") or 64)
+    choosing = [kind for kind in config.get("indexer_types") or ["full"] * a.layers if kind != "shared"]
+    one = a.query_lora_rank * heads * a.index_dim + a.hidden * a.index_dim + 2 * a.index_dim + a.hidden * heads
+    return len(choosing) * one
+
+def _count_hybrid(a: Architecture, f: Mapping[str, int | None], config: Mapping[str, Any]) -> Parts:
+    "A hybrid: its mixers, the attention of the layers that attend, and an MLP or experts in each layer, or in layers of their own."
+    kind = str(config.get("model_type"))
+    kinds = layer_kinds(config, a.layers)
+    norms, norm = _norms(a, f, config)
+    gate = (
+        a.hidden * a.heads * a.head_dim + 2 * a.head_dim
+        if a.family == "qwen3_next"
+        else 2 * a.head_dim
+        if a.family == "lfm2"
+        else 0
+    )
+    layer = (
+        a.attending * (_attention(a, f, config) + gate)
+        + a.mixer_layers * MIXERS[kind](config).parameters
+        + a.layers * norms
+    )
+    alone = kind == "nemotron_h"  # whose layers are a mixer, attention, an MLP or experts, never two of them
+    sparse = kinds.count("moe") if alone else a.layers - a.dense_layers if a.experts else 0
+    dense = kinds.count("mlp") if alone else a.layers - sparse
+    layer += dense * _mlp(a, f, a.ffn, config)
+    matrices = 3 if a.gated else 2
+    traits = _its_traits(a, config)
+    bias = a.experts if traits.router_bias else 0
+    shared = matrices * a.hidden * a.shared_ffn + (a.hidden if traits.shared_gate else 0)
+    narrow = int(config.get("moe_latent_size") or 0)
+    layer += sparse * (a.hidden * a.experts + bias + shared + 2 * a.hidden * narrow)
+    expert = sparse * a.experts * matrices * (narrow or a.hidden) * a.expert_ffn
+    return Parts(*_ends(a, f, config), layer, expert, a.layers * norms, norm * a.hidden)
+
+def _count_gemma(a: Architecture, config: Mapping[str, Any]) -> Parts:
+    "Gemma 3n and 4: an embedding of its own for each layer, layers that borrow keys and values, heads of two widths."
+    own, layers = int(config.get("hidden_size_per_layer_input") or 0), range(a.layers)
+    around = 4 * a.hidden + (2 * a.hidden * own + a.hidden if own else 0)
+    other, experts = a.hidden, 0
+    if own:
+        table = int(config.get("vocab_size_per_layer_input") or a.vocab) * a.layers * own
+        other += table + a.hidden * a.layers * own + own
+    if a.family == "gemma3n_text":
+        streams, rank = int(config.get("altup_num_inputs") or 4), int(config.get("laurel_rank") or 64)
+        around += 2 * a.hidden + streams**2 + streams**3 + a.hidden * streams  # alternating updates
+        around += 2 * a.hidden * rank + a.hidden  # the learned residual
+        other += 2 * (streams - 1) * a.hidden**2
+    if config.get("enable_moe_block"):
+        around += 4 * a.hidden + (a.hidden + 1) * a.experts  # norms, the router and its scales
+        experts = a.layers * a.experts * 3 * a.hidden * a.expert_ffn
+    layer = sum(_gemma_attention(a, config, i) + 3 * a.hidden * _gemma_ffn(a, config, i) + around for i in layers)
+    return Parts(*_ends(a, FAMILIES[a.family], config), layer, experts, a.layers * 4 * a.hidden, other)
+
+def _borrows(a: Architecture, config: Mapping[str, Any], layer: int) -> bool:
+    "Whether a layer reads keys and values that an earlier one made."
+    return layer >= a.layers - int(config.get("num_kv_shared_layers") or 0)
+
+def _gemma_ffn(a: Architecture, config: Mapping[str, Any], layer: int) -> int:
+    listed = config.get("intermediate_size")
+    if isinstance(listed, (list, tuple)): return int(listed[layer])
+    return a.ffn * (2 if config.get("use_double_wide_mlp") and _borrows(a, config, layer) else 1)
+
+def _gemma_attention(a: Architecture, config: Mapping[str, Any], layer: int) -> int:
+    "One block of attention with its norms. Layers without a window have wider heads in Gemma 4."
+    kinds, width, kv_heads = config.get("layer_types") or (), a.head_dim, a.kv_heads
+    sees_all, shared = layer < len(kinds) and kinds[layer] == "full_attention", bool(config.get("attention_k_eq_v"))
+    if sees_all and a.family == "gemma4_text":
+        width, kv_heads = _wide_heads(config, layer, a.kv_heads)
+    queries, keys = a.heads * width, kv_heads * width
+    bias = int(bool(config.get("attention_bias")))
+    count = 2 * a.hidden * queries + width + bias * (queries + a.hidden)
+    if _borrows(a, config, layer): return count
+    products = 1 if sees_all and shared else 2  # the key is the value too
+    return count + products * (a.hidden + bias) * keys + width
 
 def _besides(a: Architecture, f: Mapping[str, int | None], norm: int, config: Mapping[str, Any]) -> int:
     "Parameters around the layers: norms, positions, kinds of segments."
     width = int(config.get("embedding_size") or a.hidden) if a.family == "electra" else a.hidden
-    last = a.family not in ("bert", "roberta", "distilbert", "electra", "openai-gpt") and config.get("do_layer_norm_before") is not False
+    traits = _its_traits(a, config)
+    last = traits.last_norm and config.get("do_layer_norm_before") is not False
     other = norm * a.hidden if last else 0  # the norm after the last layer
     if f["embed_norm"]: other += norm * width
     if f["learned"] is not None and not config.get("alibi"): other += (a.positions + f["learned"]) * width
-    if a.family in ("bert", "roberta", "electra"): other += int(config.get("type_vocab_size", 2)) * width
-    if config.get("use_task_id") and config.get("model_type") == "ernie": other += int(config.get("task_type_vocab_size") or 3) * width
+    if traits.segments: other += int(config.get("type_vocab_size", 2)) * width
+    if config.get("use_task_id") and config.get("model_type") == "ernie":
+        other += int(config.get("task_type_vocab_size") or 3) * width
     return other + (width * a.hidden + a.hidden if width != a.hidden else 0)
 
 def _norms(a: Architecture, f: Mapping[str, int | None], config: Mapping[str, Any]) -> tuple[int, int]:
     "Parameters of the norms of a layer, and vectors in a norm."
-    count = f["norms"]
-    if a.family == "falcon": count = 2 if config.get("new_decoder_architecture") or not config.get("parallel_attn", True) else 1
+    count, vectors = f["norms"] or 0, f["norm"] or 0
+    if a.family == "falcon":
+        count = 2 if config.get("new_decoder_architecture") or not config.get("parallel_attn", True) else 1
     if a.family == "stablelm" and config.get("use_parallel_residual"): count = 1
-    return count * f["norm"] * a.hidden, f["norm"]
-
-def _shared(a: Architecture) -> int:
-    return 3 * a.hidden * a.shared_ffn + (a.hidden if a.family == "qwen2_moe" and a.shared_ffn else 0)
+    return count * vectors * a.hidden, vectors
 
 def _ends(a: Architecture, f: Mapping[str, int | None], config: Mapping[str, Any]) -> tuple[int, int]:
     "Parameters of the embedding and of the output head."
-    if a.family == "electra": return a.vocab * int(config.get("embedding_size") or a.hidden), _answer(a, config)
+    if a.family == "electra":
+        return a.vocab * int(config.get("embedding_size") or a.hidden), _answer(a, config)
     width = int(config.get("word_embed_proj_dim") or a.hidden)
     embedding = a.vocab * width + (2 * a.hidden * width if width != a.hidden else 0)
     task = _task(config)
@@ -509,21 +1041,35 @@ def _encoder_head(a: Architecture, config: Mapping[str, Any]) -> int:
     dense, width = h * h + h, int(config.get("embedding_size") or h) if a.family == "electra" else h
     if a.family == "electra" and task == "pretraining": return dense + h + 1
     masked = h * width + 3 * width + a.vocab
-    if config.get("tie_word_embeddings") is False: masked += a.vocab * width + (a.vocab if a.family in ("bert", "roberta") else 0)
+    if config.get("tie_word_embeddings") is False:
+        masked += a.vocab * width + (a.vocab if a.family in ("bert", "roberta") else 0)
     if a.family == "modernbert": return _modern_head(a, config, task)
     if task == "language": return masked
     if task == "pretraining": return masked + dense + 2 * h + 2
-    pooled = {"bert": "none sequence choice next", "roberta": "none sequence choice", "electra": "sequence choice",
-              "distilbert": "sequence choice"}[a.family]
+    pooled = {
+        "bert": "none sequence choice next",
+        "roberta": "none sequence choice",
+        "electra": "sequence choice",
+        "distilbert": "sequence choice",
+    }[a.family]
     return dense if task in pooled.split() else 0
 
 def _modern_head(a: Architecture, config: Mapping[str, Any], task: str) -> int:
     "ModernBERT's dense layer and norm before any answer, and the bias of its norms, which it leaves out unless told."
     norms = 2 * a.layers + 1 if config.get("norm_bias") else 0
     if task in ("", "none"): return norms * a.hidden
-    head = a.hidden * (a.hidden + 1 + int(bool(config.get("norm_bias"))) + int(bool(config.get("classifier_bias")))) + norms * a.hidden
+    head = (
+        a.hidden
+        * (a.hidden + 1 + int(bool(config.get("norm_bias"))) + int(bool(config.get("classifier_bias"))))
+        + norms * a.hidden
+    )
     if task != "language": return head
-    return head + (a.vocab if config.get("decoder_bias", True) else 0) + (a.vocab * a.hidden if config.get("tie_word_embeddings") is False else 0)
+    return (
+        head
+        + (a.vocab if config.get("decoder_bias", True) else 0)
+        + (a.vocab * a.hidden if config.get("tie_word_embeddings") is False else 0)
+    )
+
 
 def _count_t5(a: Architecture, config: Mapping[str, Any]) -> Parts:
     inner = a.heads * a.head_dim
@@ -534,7 +1080,15 @@ def _count_t5(a: Architecture, config: Mapping[str, Any]) -> Parts:
     buckets = shared * int(config.get("relative_attention_num_buckets", 32)) * a.heads
     layer = a.layers * encoder + a.decoder_layers * decoder
     head = _pair_head(a, config)
-    return Parts(a.vocab * a.hidden, head, layer, 0, (2 * a.layers + 3 * a.decoder_layers) * a.hidden, buckets + stacks * a.hidden)
+    return Parts(
+        a.vocab * a.hidden,
+        head,
+        layer,
+        0,
+        (2 * a.layers + 3 * a.decoder_layers) * a.hidden,
+        buckets + stacks * a.hidden,
+    )
+
 
 def _pair_head(a: Architecture, config: Mapping[str, Any]) -> int:
     "The head of an encoder-decoder: that of a language model unless tied, or a classifier with a dense layer of its own."
@@ -545,9 +1099,18 @@ def _pair_head(a: Architecture, config: Mapping[str, Any]) -> int:
 
 #: model type → rows that its position tables have beyond the longest sequence (none: they are computed),
 #: norms after the embeddings, and after the last layers
-_PAIRS = {"bart": (2, 1, 0), "mbart": (2, 1, 1), "plbart": (2, 1, 0), "mvp": (2, 1, 0), "marian": (0, 0, 0), "pegasus": (0, 0, 1),
-          "m2m_100": (None, 0, 1),
-          "blenderbot": (0, 0, 1), "blenderbot-small": (0, 1, 0), "whisper": (0, 0, 1)}
+_PAIRS = {
+    "bart": (2, 1, 0),
+    "mbart": (2, 1, 1),
+    "plbart": (2, 1, 0),
+    "mvp": (2, 1, 0),
+    "marian": (0, 0, 0),
+    "pegasus": (0, 0, 1),
+    "m2m_100": (None, 0, 1),
+    "blenderbot": (0, 0, 1),
+    "blenderbot-small": (0, 1, 0),
+    "whisper": (0, 0, 1),
+}
 
 def _count_bart(a: Architecture, config: Mapping[str, Any]) -> Parts:
     "BART and its kin, and Whisper: no bias on its keys, two convolutions before the encoder."
@@ -557,10 +1120,21 @@ def _count_bart(a: Architecture, config: Mapping[str, Any]) -> Parts:
     mlp, its = (2 * h * f + f + h for f in (a.ffn, int(config.get("decoder_ffn_dim") or a.ffn)))
     encoder, decoder = 4 * h * h + bias + mlp + 4 * h, 8 * h * h + 2 * bias + its + 6 * h
     positions = 0 if beyond is None else 2 * (a.positions + beyond)
-    if ears: positions = int(config.get("max_source_positions", 1500)) + int(config.get("max_target_positions", 448))
+    if ears:
+        positions = int(config.get("max_source_positions", 1500)) + int(
+            config.get("max_target_positions", 448)
+        )
     convolutions = 3 * h * int(config.get("num_mel_bins", 80)) + h + 3 * h * h + h if ears else 0
     layer, norms = a.layers * encoder + a.decoder_layers * decoder, (4 * a.layers + 6 * a.decoder_layers) * h
-    return Parts(a.vocab * h, _pair_head(a, config), layer, 0, norms, positions * h + convolutions + 4 * h * (first + last))
+    return Parts(
+        a.vocab * h,
+        _pair_head(a, config),
+        layer,
+        0,
+        norms,
+        positions * h + convolutions + 4 * h * (first + last),
+    )
+
 
 def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
     h, kind = a.hidden, config.get("model_type")
@@ -573,7 +1147,11 @@ def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
     if kind == "deit": other += 2 * h  # a token to distil into, and its position
     # a factor a channel after attention and MLP; a token for masked patches; the class and the mean of the patches are classified
     if kind == "dinov2":
-        scale, other, head = 2 * h, other + (h if config.get("use_mask_token", True) else 0), 0 if alone else (2 * h + 1) * a.classes
+        scale, other, head = (
+            2 * h,
+            other + (h if config.get("use_mask_token", True) else 0),
+            0 if alone else (2 * h + 1) * a.classes,
+        )
         narrow = (int(a.ffn * 2 / 3) + 7) // 8 * 8
         if config.get("use_swiglu_ffn"): mlp = 3 * h * narrow + 2 * narrow + h
     if kind == "siglip_vision_model":
@@ -582,21 +1160,26 @@ def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
 
 # %% ../../nbs/memory/01_architecture.ipynb #a1293d74
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block|encoder|decoder|layer_stack)\.(\d+)\.")
-_BUFFER = re.compile(r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq"
-                     r"|position_ids|num_batches_tracked|running_mean|running_var)$")
-_INPUT = re.compile(r"(?:^|\.)(?:wte|embed_tokens|tok_embeddings|word_embeddings|embed_in|shared|patch_embeddings?[\w.]*|patch_embed[\w.]*)(?:\.|$)")
+_BUFFER = re.compile(
+    r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq"
+    r"|position_ids|num_batches_tracked|running_mean|running_var)$"
+)
+_INPUT = re.compile(
+    r"(?:^|\.)(?:wte|embed_tokens|tok_embeddings|word_embeddings|embed_in|shared|patch_embeddings?[\w.]*|patch_embed[\w.]*)(?:\.|$)"
+)
 _OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|classifier|score|head)\.(?:weight|bias)$")
 _PACKED = re.compile(r"^(?:I8|U8|I32|int8|uint8|int32|F4|.*(?:qweight|qint))", re.I)
 
 def _place(name: str) -> str:
-    if _LAYER.search("." + name): return "expert" if re.search(r"experts?\.", name) and "shared_expert" not in name else "layer"
+    if _LAYER.search("." + name):
+        return "expert" if re.search(r"experts?\.", name) and "shared_expert" not in name else "layer"
     return "embedding" if _INPUT.search(name) else "head" if _OUTPUT.search(name) else "other"
 
 def parts_of(
     shapes: Mapping[str, Sequence[int]],  # tensor name → shape
 ) -> Parts:
     "Where the parameters are, from the names and shapes of the tensors."
-    found = dict.fromkeys(("embedding", "head", "layer", "expert", "norm", "other"), 0)
+    found: dict[str, int] = dict.fromkeys(("embedding", "head", "layer", "expert", "norm", "other"), 0)
     for name, shape in shapes.items():
         if _BUFFER.search(name): continue
         size, place = math.prod(shape), _place(name)
@@ -606,95 +1189,158 @@ def parts_of(
 
 def _typed_shapes(index: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
     "Name → (dtype, shape) for whatever a reader of headers gives: entries with those attributes, pairs, or bare shapes."
+
     def entry(v: Any) -> tuple[str, tuple[int, ...]]:
         if hasattr(v, "shape"): return str(getattr(v, "dtype", "")), tuple(v.shape)
         if len(v) >= 2 and isinstance(v[0], str): return v[0], tuple(v[1])
         return "", tuple(v)
     return {name: entry(v) for name, v in index.items()}
 
+def _packed(a: Architecture, typed: Mapping[str, tuple[str, tuple[int, ...]]]) -> Architecture:
+    "`a` with the bytes of a weight from the headers of a packed checkpoint, whose shapes do not say how many weights there are."
+    held: dict[str, float] = dict.fromkeys(("layer", "expert", "rest"), 0.0)
+    for name, entry in typed.items():
+        place = _place(name)
+        held[place if place in held else "rest"] += stored_bytes([entry])
+    p = a.parts
+    rest = p.embedding + p.head + p.other
+    method = a.packing.method if a.packing else "packed"
+    each = {
+        place: held[place] / max(count, 1)
+        for place, count in (("layer", p.layer), ("expert", p.expert), ("rest", rest))
+    }
+    return replace(a, packing=Packing(method, each["layer"], each["expert"] or 2.0, each["rest"], exact=True))
+
 def _of_headers(a: Architecture, index: Mapping[str, Any]) -> Architecture:
     "`a` with the parameter count of the headers, where they can tell it."
     typed = _typed_shapes(index)
-    if any(_PACKED.match(dtype) and len(shape) > 1 for dtype, shape in typed.values()): return a
+    if any(_PACKED.match(dtype) and len(shape) > 1 for dtype, shape in typed.values()):
+        return _packed(a, typed)
     parts = parts_of({name: shape for name, (_, shape) in typed.items()})
     if parts.total == 0: return a
     return replace(a, parts=parts, source="headers", tied=a.tied or (a.parts.head > 0 and parts.head == 0))
 
 # %% ../../nbs/memory/01_architecture.ipynb #04159630
+#: what stands beside `text_config` and is true of the language model
+_OUTSIDE = (
+    "architectures",
+    "quantization_config",
+    "compression_config",
+    "tie_word_embeddings",
+    "vision_config",
+)
+
+#: model types whose vision tower is counted: how its blocks are built
+_TOWERS = {
+    "gemma3": "siglip",
+    "qwen2_5_vl": "qwen2.5",
+    "qwen2_vl": "qwen2",
+    "qwen3_5": "qwen3",
+    "qwen3_5_moe": "qwen3",
+    "qwen3_vl": "qwen3",
+    "qwen3_vl_moe": "qwen3",
+}
+
+def _has_tower(config: Mapping[str, Any], key: str) -> bool:
+    return key == "vision_config" and str(config.get("model_type")) in _TOWERS
+
+
+def _tower(config: Mapping[str, Any], hidden: int) -> int:
+    "Parameters of a vision tower, and of what joins it to a language model of width `hidden`."
+    vision, built = config.get("vision_config"), _TOWERS.get(str(config.get("model_type")))
+    if not isinstance(vision, Mapping) or not built: return 0
+    width = int((vision.get("embed_dim") if built == "qwen2" else None) or vision.get("hidden_size") or 1152)
+    patch = int(vision.get("patch_size") or 14)
+    ffn = int(vision.get("intermediate_size") or (4 * width if built == "qwen2" else 4304))
+    mlp = 3 * width * ffn + 2 * ffn + width if built == "qwen2.5" else 2 * width * ffn + ffn + width
+    norm = width if built == "qwen2.5" else 2 * width
+    block = 4 * width * width + 4 * width + mlp + 2 * norm
+    depth = int(vision.get("depth") or vision.get("num_hidden_layers") or 27)
+    if built == "siglip":
+        places = (int(vision.get("image_size") or 896) // patch) ** 2
+        if vision.get("vision_use_head"): depth, places = depth + 1, places - 1  # pooled by a block of attention, without its first norm
+        return (
+            depth * block + 3 * patch**2 * width + width + places * width + 2 * width + width * hidden + width
+        )
+    said = vision.get("hidden_size") if built == "qwen2" else vision.get("out_hidden_size")  # Qwen2-VL calls the width that it gives so
+    merged, out = width * int(vision.get("spatial_merge_size") or 2) ** 2, int(said or hidden)
+    merger = norm + merged * merged + merged + merged * out + out
+    patches = 3 * int(vision.get("temporal_patch_size") or 2) * patch**2 * width
+    if built != "qwen3": return depth * block + patches + merger
+    deep = len(vision.get("deepstack_visual_indexes") or ()) * (
+        2 * merged + merged * merged + merged + merged * out + out
+    )
+    return (
+        depth * block
+        + patches
+        + width
+        + int(vision.get("num_position_embeddings") or 2304) * width
+        + merger
+        + deep
+    )
+
+
 def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     "The part of a configuration that is counted, and whether more than it is there or its type is unknown."
     kind = str(config.get("model_type", ""))
     if kind in _STRANGE or kind in _RECURRENT: family_of(config)
     known = not kind or kind in FAMILIES or kind in _ALIKE
-    many = any(isinstance(config.get(k), Mapping) for k in ("vision_config", "audio_config"))
+    many = any(
+        isinstance(config.get(k), Mapping) and not _has_tower(config, k)
+        for k in ("vision_config", "audio_config", "encoder_config", "projector_config")
+    )
+    many = many or not known and "patch_size" in config and isinstance(config.get("text_config"), Mapping)
     inner = config.get("text_config")
     if isinstance(inner, Mapping) and not any(k in config for k in _SPELLINGS["hidden"]):
-        config = {**inner, "architectures": config.get("architectures")}
+        config = {**inner, **{k: config[k] for k in _OUTSIDE if k in config}}
     if many and not _is_known(config) and family_of(config) == "gpt2":
         raise NoTransformer(f"{kind} cannot be counted by formula: it has towers of an unknown kind", _TRACED)
     experts = config.get("ffn_config")  # DBRX
     if isinstance(experts, Mapping):
-        config = {**{k: v for k, v in experts.items() if k in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")}, **config}
-    return {k: v for k, v in config.items() if not (isinstance(v, float) and v != v)}, many or not known
+        config = {
+            **{k: v for k, v in experts.items() if k in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")},
+            **config,
+        }
+    read = str(config.get("model_type", "")) in MIXERS or str(config.get("model_type", "")) in {
+        *FAMILIES,
+        *_ALIKE,
+    }
+    return {k: v for k, v in config.items() if not (isinstance(v, float) and v != v)}, many or not (
+        known or read
+    )
 
-def from_config(
-    config: Mapping[str, Any],  # config.json as a dictionary
-    shapes: Mapping[str, Any] | None = None,  # tensor name → shape, or → (dtype, shape), from the headers
-    name: str = "",  # how to call it
-) -> Architecture:
-    "An `Architecture` from a Transformers configuration. Raises `BadInput` with the field that is missing or absurd."
-    if not isinstance(config, Mapping): raise BadInput("the configuration is not a JSON object", "Check config.json")
-    config, guessed = _language_model(config)
+
+def _attention_share(a: Architecture, config: Mapping[str, Any]) -> float:
+    "The share of attention in the matrices of the layers, routed experts left out."
+    if a.kind != "decoder" or not a.parts.layer: return 0.3
+    return min(a.attending * _attention(a, FAMILIES[a.family], config) / a.parts.layer, 1.0)
+
+def _counted(whole: Mapping[str, Any], name: str) -> Architecture:
+    "Dimensions, parameters, tower and packing of a configuration. Raises `BadInput` with the field that is missing or absurd."
+    if not isinstance(whole, Mapping):
+        raise BadInput("the configuration is not a JSON object", "Check config.json")
+    config, guessed = _language_model(whole)
     try:
-        a = _dimensions(config, name or str(config.get("_name_or_path") or config.get("model_type") or "model"))
-        a = replace(a, parts=count_parameters(a, config), source="guess" if guessed else "config")
-    except CheckError: raise
+        a = _dimensions(
+            config, name or str(config.get("_name_or_path") or config.get("model_type") or "model")
+        )
+        parts, tower = count_parameters(a, config), _tower(whole, a.hidden)
+        a = replace(
+            a,
+            parts=replace(parts, other=parts.other + tower),
+            tower=tower,
+            source="guess" if guessed else "config",
+        )
+        a = replace(a, packing=packing_of(config, _attention_share(a, config), a.layers))
+    except CheckError:
+        raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as e:
-        raise BadInput(f"the configuration has a field of the wrong type ({' '.join(str(e).split())[:120]})", "Check config.json") from None
+        raise BadInput(
+            f"the configuration has a field of the wrong type ({' '.join(str(e).split())[:120]})",
+            "Check config.json",
+        ) from None
     if min(a.parts.embedding, a.parts.layer, a.parts.expert, a.parts.other) < 0 or a.parameters > 10**15:
-        raise BadInput(f"the configuration makes {a.parameters:.3g} parameters, which no model has", "Check config.json")
-    return _of_headers(a, shapes or {})
-
-def from_model(
-    model: str,  # MODEL: a Hub id, a folder, or "builtin:digits"
-) -> Architecture:
-    "An `Architecture` from a repository: config.json and headers only, no weights."
-    from fsdl_devinfra.hub import inspect
-    found = inspect(model)
-    if found.config is None:
-        raise BadInput(f"{model} has no config.json", "Name a folder or a repository that has one, or give --params with --states-only")
-    return from_config(found.config, {n: (t.dtype, t.shape) for n, t in found.tensor_index.items()}, name=str(model))
-
-def from_numbers(
-    layers: int,
-    hidden: int,
-    heads: int,
-    vocab: int,
-    ffn: int | None = None,  # default: 4·hidden, or 8/3·hidden where gated
-    kv_heads: int | None = None,  # default: heads
-    gated: bool = True,
-    tied: bool = False,
-    dropout: bool | None = None,  # None: what the framework does by default
-    positions: int = 4096,
-    name: str = "model",
-) -> Architecture:
-    "An `Architecture` from plain numbers, as papers give them."
-    kind = "llama" if gated else "gpt2"
-    a = from_config(dict(model_type=kind, num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, vocab_size=vocab,
-                         num_key_value_heads=kv_heads or heads,
-                         intermediate_size=ffn or (-(-8 * hidden // 3) if gated else 4 * hidden), tie_word_embeddings=tied,
-                         max_position_embeddings=positions), name=name)
-    a = replace(a, dropout=dropout)
-    if gated: return a
-    return replace(a, parts=replace(a.parts, other=2 * hidden))  # positions are rotary or ALiBi unless a configuration says otherwise
-
-def from_parameters(
-    parameters: int,  # how many
-) -> Architecture:
-    "Parameters without dimensions: enough for the bytes of the states."
-    if parameters < 1 or parameters > 10**15:
-        raise BadInput(f"a model of {parameters} parameters cannot be estimated", "Give a number between 1 and 10^15")
-    return Architecture(name=f"{count_text(parameters)} parameters", family="", kind="states", layers=0, hidden=0, heads=0, kv_heads=0, head_dim=0,
-                        ffn=0, vocab=0, parts=Parts(other=parameters))
-
-for _f in (from_config, from_model, from_numbers, from_parameters): setattr(Architecture, _f.__name__, staticmethod(_f))
+        raise BadInput(
+            f"the configuration makes {a.parameters:.3g} parameters, which no model has", "Check config.json"
+        )
+    return a

@@ -6,105 +6,36 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from ..core.command import Outcome, add_json, at_least
-from ..core.console import status
-from ..core.devices import find_device
+from ..core.command import Outcome, Parser, add_json, at_least
+from ..core.console import limit_bar, status
+from ..core.device_table import Device, find_device
 from ..core.errors import FAILS, HOLDS, BadInput
-from ..core.units import parse_count, size_text
+from ..core.units import size_text
 from .architecture import Architecture, NoTransformer
 from .footprint import Footprint, estimate
-from .strategy import CHOICES, Strategy, Workload, default_workload
+from .options import (add_image_options, add_model_options, add_strategy_options, model_from_args, model_name,
+                                          strategy_from_args, workload_from_args)
+from .overview_screen import is_bare, overview_outcome
+from .logs import check_log, compare_log, compared_text, ground_truth_rows, log_text, rows_text
+from .serving import CACHE_TYPES, ENGINES, ServeOptions, serve, serving_text, serving_verdict
+from .solving import SOLVED, solve
+from .trainer_files import options_from_file, read_file
+from .strategy import Strategy, Workload
+from .traced import named_as_code, traced
 
 # %% auto #0
-__all__ = ['add_model_options', 'add_strategy_options', 'strategy_from_args', 'workload_from_args', 'architecture_from_args',
-           'model_from_args', 'register', 'memory']
-
-# %% ../../nbs/memory/10_commands.ipynb #61094d1f
-def add_model_options(
-    parser: argparse.ArgumentParser,
-) -> None:
-    "`MODEL`, or `--params` in its place."
-    parser.add_argument("model", nargs="?", default=None, metavar="MODEL", help="Hub id, folder, or nothing for the small model in the package")
-    parser.add_argument("--params", metavar="N", help="a number of parameters in place of a model, with --states-only")
-
-_HELP = {
-    "dp": "data-parallel replicas", "tp": "tensor-parallel ranks", "pp": "pipeline stages", "vpp": "virtual stages a rank",
-    "cp": "context-parallel ranks", "ep": "expert-parallel ranks, inside dp·cp",
-    "offload": "what lives in host memory", "precision": "of training", "base_weights": "how frozen weights are quantised",
-    "optimizer": "which states are kept",
-    "lora_targets": "what LoRA adapts", "recompute": "activation checkpointing", "attention": "kernel", "loss": "how logits are held",
-    "framework": "megatron includes Megatron-DeepSpeed",
-}
-
-def add_strategy_options(
-    parser: argparse.ArgumentParser,
-) -> None:
-    "The options of `memory`, `plan` and `cost` that describe how a model is trained."
-    g = parser.add_argument_group("how it is trained")
-    for name in ("dp", "tp", "pp", "vpp", "cp", "ep"):
-        g.add_argument(f"--{name}", type=at_least(1), default=1, metavar="N", help=f"{_HELP[name]} [1]")
-    g.add_argument("--sp", action=argparse.BooleanOptionalAction, default=None, help="sequence parallelism [on when tp > 1]")
-    g.add_argument("--async-tp", action="store_true", help="overlap tensor-parallel communication with products, through symmetric memory")
-    g.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=0, help="what ZeRO shards; 3 is FSDP's full shard [0]")
-    g.add_argument("--shard-group", type=at_least(1), metavar="N", help="ranks that share one copy (HSDP)")
-    for name, options in CHOICES.items():
-        g.add_argument("--" + name.replace("_", "-"), choices=[o for o in options if o], default=options[0],
-                       help=f"{_HELP[name]} [{options[0] or 'not quantised'}]")
-    g.add_argument("--optimizer-in-backward", action="store_true", help="step each parameter as soon as its gradient is there")
-    g.add_argument("--lora-rank", type=at_least(1), metavar="R", help="train adapters of this rank only")
-    g.add_argument("--compile", action="store_true", help="torch.compile")
-    g.add_argument("--inference", action="store_true", help="weights and a KV cache only")
-    g.add_argument("--kv-cache-tokens", type=at_least(1), metavar="N", help="tokens in the cache, of all sequences")
-    g.add_argument("--states-only", action="store_true", help="count parameters, gradients and optimizer only")
-    w = parser.add_argument_group("what goes through it")
-    w.add_argument("--seq-len", type=at_least(1), metavar="N", help="tokens of a whole sequence [the configuration's, at most 4096]")
-    w.add_argument("--micro-batch", type=at_least(1), default=1, metavar="N", help="sequences that go through together [1]")
-    w.add_argument("--grad-accum", type=at_least(1), metavar="N", help="micro-batches in a step [1; with pp, pp]")
-
-_STRATEGY = ("dp", "tp", "pp", "vpp", "cp", "ep", "sp", "async_tp", "zero", "shard_group", *CHOICES, "optimizer_in_backward", "lora_rank", "compile",
-             "inference", "states_only")
-
-def strategy_from_args(
-    args: argparse.Namespace,
-) -> Strategy:
-    "The `Strategy` that the options describe."
-    return Strategy(**{name: getattr(args, name) for name in _STRATEGY})
-
-def workload_from_args(
-    args: argparse.Namespace,
-    architecture: Architecture,
-) -> Workload:
-    "The `Workload` that the options describe."
-    return default_workload(architecture, seq_len=args.seq_len, micro_batch=args.micro_batch, grad_accum=args.grad_accum,
-                            kv_cache_tokens=args.kv_cache_tokens)
-
-def architecture_from_args(
-    args: argparse.Namespace,
-) -> Architecture:
-    "The `Architecture` of MODEL, or of `--params`."
-    return model_from_args(args)[0]
-
-def model_from_args(
-    args: argparse.Namespace,
-) -> tuple[Architecture, dict[str, Any] | None]:
-    "The `Architecture` of MODEL and its configuration, or that of `--params` and None."
-    if args.params is None:
-        from fsdl_devinfra.hub import inspect
-        name = args.model or "builtin:digits"
-        found = inspect(name)
-        if found.config is None:
-            raise BadInput(f"{name} has no config.json", "Name a folder or a repository that has one, or give --params with --states-only")
-        return Architecture.from_config(found.config, found.tensor_index, name=name), found.config
-    if args.model: raise BadInput("both a model and --params were given", "Give one of them")
-    if not args.states_only: raise BadInput("a number of parameters says nothing about activations", "Add --states-only, or name a model")
-    return Architecture.from_parameters(parse_count(args.params)), None
+__all__ = ['register', 'memory']
 
 # %% ../../nbs/memory/10_commands.ipynb #c6f6337e
 _EXAMPLES = """
 fsdl-devinfra memory ./my-model --gpu a100-80
 fsdl-devinfra memory org/model --zero 3 --dp 8 --recompute full --gpu h100
+fsdl-devinfra memory ./model-Q4_K_M.gguf --serve llama.cpp --max-model-len 8192 --gpu rtx-4090
+fsdl-devinfra memory check-log vllm.log --of llama-3.1-8b --serve vllm --max-model-len 8192 --gpu h100
 fsdl-devinfra memory --params 7.5B --states-only --zero 2 --dp 64 --framework deepspeed --json
 """
 
@@ -114,46 +45,266 @@ def register(
     "Give `memory` its options."
     parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
     add_model_options(parser)
+    parser.add_argument(
+        "log", nargs="?", default=None, metavar="FILE", help="the log, after check-log in place of MODEL"
+    )
     add_strategy_options(parser)
     parser.add_argument("--gpu", metavar="NAME", help="say whether it fits on this GPU")
-    parser.add_argument("--as", dest="measure", choices=("reserved", "allocated", "device"), default="reserved", help="what the peak says [reserved]")
-    parser.add_argument("--trace", action="store_true", help="run the step on fake tensors too, and compare (needs torch and transformers, no GPU)")
-    parser.add_argument("--measure", dest="run_steps", action="store_true", help="run real steps on this machine too, and record the peaks")
+    add_image_options(parser)
+    parser.add_argument(
+        "--as",
+        dest="measure",
+        choices=("reserved", "allocated", "device"),
+        default="reserved",
+        help="figure to report as the peak; whether it fits is always judged on device [reserved]",
+    )
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="run the step on fake tensors too, and compare (needs torch and transformers, no GPU)",
+    )
+    parser.add_argument(
+        "--measure",
+        dest="run_steps",
+        action="store_true",
+        help="run real steps on this machine too, and record the peaks",
+    )
+    parser.add_argument(
+        "--of",
+        dest="ran",
+        metavar="MODEL",
+        help="with check-log: the model that ran; compares the log with what was expected",
+    )
+    parser.add_argument(
+        "--row",
+        action="store_true",
+        help="with check-log and --of: the measurement as a row of the ground truth",
+    )
+    parser.add_argument("--solve", choices=SOLVED, help="the largest that fits on --gpu")
+    parser.add_argument(
+        "--config",
+        dest="trainer_file",
+        metavar="FILE",
+        help="a trainer's own JSON or YAML file in place of options",
+    )
+    _add_serve_options(parser)
     add_json(parser)
     parser.set_defaults(run=memory)
+
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    g = parser.add_argument_group("serving, with the engine's own option names (--tp, --pp and --ep too)")
+    g.add_argument("--serve", choices=ENGINES, help="what this engine holds, and how many tokens fit")
+    g.add_argument("--max-model-len", type=at_least(1), metavar="N", help="longest request in tokens [the model's]")
+    g.add_argument(
+        "--gpu-memory-utilization",
+        type=float,
+        metavar="U",
+        help="share of the GPU that the engine may use [vLLM 0.92; SGLang's depends on the GPU]",
+    )
+    g.add_argument(
+        "--max-num-batched-tokens", type=at_least(1), metavar="N", help="tokens per step [the engine's]"
+    )
+    g.add_argument(
+        "--max-num-seqs",
+        type=at_least(1),
+        metavar="N",
+        help="requests at once; llama.cpp: slots [the engine's]",
+    )
+    g.add_argument(
+        "--kv-cache-dtype",
+        choices=list(CACHE_TYPES),
+        default="auto",
+        metavar="T",
+        help="dtype of the KV cache [auto]",
+    )
+
 
 def memory(
     args: argparse.Namespace,
 ) -> Outcome:
     "`fsdl-devinfra memory`."
+    if named_as_code(args.model): return traced(args, strategy_from_args(args), _text)
+    if args.model == "check-log": return _checked_log(args)
+    if args.log:
+        raise BadInput(
+            f"{args.log} is one argument too many", "Name one MODEL, or write: memory check-log FILE"
+        )
+    _check_combination(args)
     device = find_device(args.gpu) if args.gpu is not None else None
-    try: a, config = model_from_args(args)
-    except NoTransformer as e: return _counted(args, device, e)
+    read = options_from_file(read_file(args.trainer_file)) if args.trainer_file else {}
+    for option, value in read.items(): setattr(args, option, value)
+    try:
+        a, config = model_from_args(args)
+    except NoTransformer as e:
+        return (_counted_states if args.states_only or args.inference else _counted)(args, device, e)
+    if args.serve: return _served(args, a, device)
     s, w = strategy_from_args(args), workload_from_args(args, a)
+    if args.solve: return _solved(args, a, s, w, device)
     found = estimate(a, s, w, device, args.measure)
+    found = replace(found, assumptions=[*_notes(args.model, device), *found.assumptions])
+    if is_bare(args, _usual()): return overview_outcome(a, found, " and ".join(_notes(args.model, None)))
+    if read:
+        said = ", ".join(f"{option.replace('_', '-')} {value}" for option, value in read.items())
+        found = replace(found, assumptions=[f"Read from {args.trainer_file}: {said}", *found.assumptions])
     document, text = found.to_dict(), [] if args.json else [_text(found)]
     if args.trace: document, text = _with_trace(config, found, document, text)
     if args.run_steps: document, text = _with_measurement(config, a, s, w, document, text)
     return Outcome(document, "\n\n".join(text), FAILS if found.fits == "no" else HOLDS)
 
+_SERVING_ONLY = ("max_model_len", "gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs")
+
+def _check_combination(args: argparse.Namespace) -> None:
+    "Refuse options that would be ignored."
+    if args.serve and args.solve:
+        raise BadInput("--serve already says how many tokens fit", "Leave --solve out")
+    if (args.row or args.ran) and args.model != "check-log":
+        hint = "Write: fsdl-devinfra memory check-log FILE --of MODEL"
+        raise BadInput("--of and --row belong to check-log", hint)
+    for name in _SERVING_ONLY:
+        if getattr(args, name) is not None and not args.serve:
+            option = "--" + name.replace("_", "-")
+            raise BadInput(f"{option} is an option of a serving engine", f"Add --serve, or leave {option} out")
+
+def _notes(model: str | None, device: Device | None) -> list[str]:
+    "What an answer rests on besides the model's own files and measured hardware."
+    from fsdl_devinfra.hub.popular import origin_note
+    return [note for note in (origin_note(model), device.note if device else "") if note]
+
 def _counted(args: argparse.Namespace, device: Any, why: NoTransformer) -> Outcome:
     "A model without a closed form: its step is run on fake tensors. Raises `why` where there is no module to run."
-    from fsdl_devinfra.hub import inspect
+    from fsdl_devinfra.hub.popular import configuration
     from fsdl_devinfra.memory.modules import estimate_module, inputs_of, module_of
-    if args.run_steps: raise BadInput("a model that is no transformer cannot be measured here", "Leave --measure out")
-    name = args.model or "builtin:digits"
-    config, strategy = inspect(name).config or {}, strategy_from_args(args)
+
+    if args.run_steps:
+        raise BadInput("a model that is no transformer cannot be measured here", "Leave --measure out")
+    name = model_name(args)
+    config, strategy = configuration(name)[0], strategy_from_args(args)
     try: module = module_of(config)
     except BadInput: raise why from None
     status("no closed form for this model: tracing its step on fake tensors")
-    found = estimate_module(module, inputs_of(module, config, args.micro_batch or 1, args.seq_len or 512), strategy, device, args.measure, name=name)
+    found = estimate_module(
+        module,
+        inputs_of(module, config, args.micro_batch or 1, args.seq_len or 512),
+        strategy,
+        device,
+        args.measure,
+        name=name,
+    )
+    return Outcome(found.to_dict(), "" if args.json else _text(found), FAILS if found.fits == "no" else HOLDS)
+
+def _checked_log(args: argparse.Namespace) -> Outcome:
+    "`memory check-log FILE`."
+    if not args.log: raise BadInput("no log was named", "Write: fsdl-devinfra memory check-log FILE")
+    held, tokens = check_log(args.log)
+    document, text = {"held": [h.to_dict() for h in held], "kv_tokens": tokens}, [log_text(held, tokens)]
+    if args.ran or args.params:
+        document, text = _beside_expected(args, held, tokens, document, text)
+    elif args.row:
+        raise BadInput("a row needs the model that ran", "Add --of MODEL and the options of the run")
+    return Outcome(document, "" if args.json else "\n\n".join(text), HOLDS)
+
+def _beside_expected(
+    args: argparse.Namespace, held: list, tokens: int | None, document: dict, text: list[str]
+) -> tuple[dict, list[str]]:
+    "The figures of a log beside what was expected of the run that the options describe."
+    args.model = args.ran
+    device = find_device(args.gpu) if args.gpu is not None else None
+    a, config = model_from_args(args)
+    if args.serve:
+        served, found = serve(a, _serve_options(args), device)
+        serving = served.to_dict()
+    else:
+        serving, found = (
+            None,
+            estimate(
+                a, strategy_from_args(args), workload_from_args(args, a), device, args.measure, advice=False
+            ),
+        )
+    compared = compare_log(held, found, serving)
+    document["compared"] = [
+        dict(part=c.part, held_bytes=c.held_bytes, expected_bytes=c.expected_bytes) for c in compared
+    ]
+    text = [*text, compared_text(compared)]
+    if not args.row: return document, text
+    rows = ground_truth_rows(held, found, Path(args.log).stem, serving, tokens, config)
+    return document | {"rows": rows}, [*text, "As rows of the ground truth:\n" + rows_text(rows)]
+
+def _serve_options(args: argparse.Namespace) -> ServeOptions:
+    return ServeOptions(
+        args.serve,
+        args.tp,
+        args.pp,
+        args.ep,
+        args.max_model_len,
+        args.gpu_memory_utilization,
+        args.max_num_batched_tokens,
+        args.max_num_seqs,
+        args.kv_cache_dtype,
+        args.base_weights,
+    )
+
+def _served(args: argparse.Namespace, a: Architecture, device: Any) -> Outcome:
+    "`memory MODEL --serve ENGINE`."
+    serving, found = serve(a, _serve_options(args), device)
+    text = (
+        ""
+        if args.json
+        else "\n\n".join(
+            [
+                serving_verdict(serving, found) + ".",
+                serving_text(serving),
+                *_remedies_block(found),
+                "Assumptions:\n" + "\n".join("- " + note for note in found.assumptions),
+            ]
+        )
+    )
+    return Outcome(
+        found.to_dict() | {"serving": serving.to_dict()}, text, FAILS if found.fits == "no" else HOLDS
+    )
+
+
+def _solved(args: argparse.Namespace, a: Architecture, s: Strategy, w: Workload, device: Any) -> Outcome:
+    "`memory MODEL --solve WHAT --gpu NAME`."
+    if device is None: raise BadInput("the largest that fits depends on the GPU", "Add --gpu NAME")
+    largest, found = solve(args.solve, a, s, w, device, args.measure)
+    said = (
+        f"The largest {args.solve} that fits on {device.name} is {largest:,}"
+        if largest
+        else f"No {args.solve} fits on {device.name}"
+    )
+    document = found.to_dict() | {"solve": {"what": args.solve, "largest": largest}}
+    return Outcome(document, "" if args.json else said + ".\n\n" + _text(found), HOLDS if largest else FAILS)
+
+
+
+def _counted_states(args: argparse.Namespace, device: Any, why: NoTransformer) -> Outcome:
+    "States, or weights, of a model without a closed form: its module is built on the meta device, and no step is run."
+    from fsdl_devinfra.hub import inspect
+    from fsdl_devinfra.memory.modules import module_of
+    name = model_name(args)
+    try: module = module_of(inspect(name).config or {})
+    except BadInput: raise why from None
+    a = Architecture.from_parameters(sum(p.numel() for p in module.parameters()))
+    strategy = replace(strategy_from_args(args), states_only=True)
+    found = estimate(replace(a, name=name), strategy, workload_from_args(args, a), device, args.measure)
+    note = (
+        "Counted on the module's own shapes; of inference the weights alone"
+        if args.inference
+        else "Counted on the module's own shapes"
+    )
+    found = replace(found, assumptions=[note, *found.assumptions])
     return Outcome(found.to_dict(), "" if args.json else _text(found), FAILS if found.fits == "no" else HOLDS)
 
 def _configured(config: dict[str, Any] | None) -> dict[str, Any]:
-    if config is None: raise BadInput("a number of parameters cannot be run", "Name a model")
+    if config is None:
+        raise BadInput(
+            "a number of parameters, or a GGUF file, cannot be run", "Name a model with a config.json"
+        )
     return config
 
-def _with_trace(config: dict[str, Any] | None, found: Footprint, document: dict, text: list[str]) -> tuple[dict, list[str]]:
+def _with_trace(
+    config: dict[str, Any] | None, found: Footprint, document: dict, text: list[str]
+) -> tuple[dict, list[str]]:
     from fsdl_devinfra.memory.trace import compare, comparison_text, trace
     status("tracing the step on fake tensors")
     traced = trace(_configured(config), found.strategy, found.workload)
@@ -169,12 +320,26 @@ def _with_measurement(config: dict[str, Any] | None, a: Architecture, s: Strateg
     status(f"training {s.dp} rank{'s' * (s.dp > 1)} for a few steps")
     m = measure(_configured(config), s, w)
     rows, out = rows_of(a, s, w, m), io.StringIO()
-    lines = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    lines.writeheader(); lines.writerows(rows)
-    return document | {"measured": m.to_dict() | {"rows": rows}}, text + ["Measured, as rows of the ground truth:\n" + out.getvalue().rstrip()]
+    lines: csv.DictWriter[str] = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(rows)
+    return document | {"measured": m.to_dict() | {"rows": rows}}, text + [
+        "Measured, as rows of the ground truth:\n" + out.getvalue().rstrip()
+    ]
+
+
+def _remedies_block(f: Footprint) -> list[str]:
+    if not f.remedies: return []
+    return ["What would make it fit, cheapest first:\n" + "\n".join("- " + r for r in f.remedies)]
 
 def _text(f: Footprint) -> str:
-    blocks = [f.verdict() + ".", f.table()]
-    if f.remedies: blocks.append("What would make it fit, cheapest first:\n" + "\n".join("- " + r for r in f.remedies))
+    bar = [limit_bar(f.device_bytes.low, f.device_bytes.high, f.gpu.memory_bytes)] if f.gpu else []
+    blocks = ["\n".join([f.verdict() + ".", *bar]), f.table(), *_remedies_block(f)]
     if f.host_bytes: blocks.append(f"Host memory for each rank: {size_text(f.host_bytes)}")
     return "\n\n".join(blocks + ["Assumptions:\n" + "\n".join("- " + n for n in f.assumptions)])
+
+def _usual() -> argparse.Namespace:
+    "What the command gets without any argument."
+    parser = Parser("memory")
+    register(parser)
+    return parser.parse_args([])

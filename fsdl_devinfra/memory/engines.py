@@ -6,23 +6,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .activations import FUSED_LOSS, backward_bytes, drops, element_bytes, layer_bytes, logit_bytes, logits
 from .architecture import Architecture
-from .states import FROZEN, adapter_parameters, moments, recipe
+from .lengths import Holes
+from .states import FROZEN, Recipe, adapter_parameters, moments, recipe
 from .strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'PREFETCH', 'Share', 'stages',
-           'in_flight', 'share', 'sharded', 'Flow', 'flow', 'Phase', 'trainable', 'kept_shares', 'fsdp', 'replicated',
-           'deepspeed', 'megatron', 'cache_bytes', 'inference', 'states_only', 'engine_of', 'workspace_bytes',
+__all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'PREFETCH', 'FUSED_SINCE',
+           'NO_FLOW', 'PHASES', 'HELD', 'Stage', 'stages', 'in_flight', 'Share', 'share', 'sharded', 'Flow', 'flow',
+           'Phase', 'trainable', 'frozen_bytes', 'kept_shares', 'Step', 'step_on', 'Held', 'held', 'rows_of',
+           'timeline', 'kept_activations', 'head_input', 'loss_tensors', 'loss_leftovers', 'recomputed_layer',
+           'sharded_weights', 'sharded_gradients', 'gather_buffer', 'gathered_units', 'received_gradients',
+           'reduced_bytes', 'layer_in_reduction', 'waiting_gradients', 'root_in_reduction', 'sharded_optimizer',
+           'whole_weights', 'frozen_weights', 'autocast_copies', 'ddp_buckets', 'accumulated_gradients',
+           'gradients_in_backward', 'gradients_at_the_end', 'gradients_in_step', 'holes_of_gradients', 'first_layer',
+           'whole_optimizer', 'step_copies', 'possible_copies', 'zero_weights', 'whole_frozen_weights',
+           'zero_gradients', 'zero_optimizer', 'zero_step', 'live_parameters', 'unpacked_leftovers',
+           'megatron_deepspeed', 'wider_gradients', 'megatron_weights', 'megatron_gradients', 'megatron_optimizer',
+           'megatron_buffers', 'megatron_settled', 'megatron_spare', 'flat_copy', 'copies_in_step', 'largest_gradient',
+           'megatron_backward', 'layer_leftovers', 'activation_leftovers', 'cache_bytes', 'served_weights',
+           'inference_weights', 'inference_gathered', 'inference_cache', 'prefill_work', 'inference_scores',
+           'state_weights', 'state_gradients', 'state_optimizer', 'engine_of', 'workspace_bytes', 'communicators',
            'runtime_bytes']
 
 # %% ../../nbs/memory/05_engines.ipynb #32466ea6
 #: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB, BigScience chronicles, 2022);
 #: CUDA 11.7 and later load lazily
-CONTEXT = {"megatron": 1.65e9, "deepspeed": 1.3e9, "fsdp": 1.3e9}
+CONTEXT = {"megatron": 1.65e9, "deepspeed": 1.3e9, "fsdp": 1.3e9, "hf": 1.3e9}
 #: one NCCL communicator: channel buffers for every peer (order of magnitude from NVIDIA's Megatron performance guide; 0.1 to 0.5 GB)
 COMMUNICATOR = 0.3e9
 #: share of allocated memory that the caching allocator holds above it: 20 MiB segments for blocks of 1 to 10 MiB, 2 MiB rounding above, holes
@@ -32,8 +46,52 @@ BUCKET = 1e9
 #: DeepSpeed ZeRO-3, elements: stage3_max_live_parameters and sub_group_size; stage3_prefetch_bucket_size
 LIVE_PARAMETERS = SUB_GROUP = 1e9
 PREFETCH = 5e7
+#: the Transformers whose Trainer takes the fused AdamW by default, with torch 2.8 and later (`training_args.py` of 4.53.3, where it is
+#: not so, and of 4.54.1, where it is)
+FUSED_SINCE = (4, 54)
 
 # %% ../../nbs/memory/05_engines.ipynb #3de02594
+class Stage(NamedTuple):
+    "One stage of a pipeline."
+    name: str
+    layers: int
+    has_embedding: bool
+    has_head: bool
+    position: int  # from 0
+
+def stages(
+    model: Architecture,
+    strategy: Strategy,
+) -> list[Stage]:
+    "The pipeline stages that may be the fullest."
+    layers, last = model.layers + model.decoder_layers, strategy.pp - 1
+    if strategy.pp == 1: return [Stage("the only stage", layers, True, True, 0)]
+    each, rest = divmod(layers, strategy.pp)
+    # DeepSpeed fills the stages in turn: 78 layers on 12 are eleven times 7, and 1
+    if not strategy.torch_native and rest and (layers + 2) % strategy.pp:
+        full = -(-layers // strategy.pp)
+        left = max(layers - full * last, 0)
+        return [Stage("the first stage", full, True, False, 0), Stage("the last stage", left, False, True, last)]
+    spare = max(rest - (strategy.pp - 2), 0)  # more left over than there are middle stages
+    ends = [
+        Stage("the first stage", each + (spare > 0), True, False, 0),
+        Stage("the last stage", each + (spare > 1), False, True, last),
+    ]
+    if strategy.pp == 2: return ends
+    return [*ends, Stage("the second stage", each + (rest > 0), False, False, 1)]
+
+def in_flight(
+    strategy: Strategy,
+    workload: Workload,
+    position: int,  # of the stage, from 0
+) -> float:
+    "Micro-batches whose activations a stage holds at once: 1F1B, or interleaved where vpp > 1."
+    batches, stages, chunks = workload.microbatches(strategy), strategy.pp, strategy.vpp
+    if stages == 1: return 1
+    if chunks == 1: return min(batches, stages - position)
+    return min(batches * chunks, (chunks - 1) * stages + 2 * (stages - position - 1) + 1) / chunks
+
+# %% ../../nbs/memory/05_engines.ipynb #3de02595
 class Share(NamedTuple):
     "What one GPU of one pipeline stage is responsible for, in parameters and tokens, before ZeRO."
     name: str
@@ -53,56 +111,48 @@ class Share(NamedTuple):
     @property
     def parameters(self) -> float: return self.layers * self.layer + self.root
 
-def stages(
-    a: Architecture,
-    s: Strategy,
-) -> list[tuple[str, int, bool, bool, int]]:  # (name, layers, holds the embedding, holds the head, position)
-    "The pipeline stages that may be the fullest."
-    layers = a.layers + a.decoder_layers
-    if s.pp == 1: return [("the only stage", layers, True, True, 0)]
-    each, rest = divmod(layers, s.pp)
-    if s.framework != "fsdp" and rest and (layers + 2) % s.pp:  # DeepSpeed fills the stages in turn: 78 layers on 12 are eleven times 7, and 1
-        full = -(-layers // s.pp)
-        return [("the first stage", full, True, False, 0), ("the last stage", max(layers - full * (s.pp - 1), 0), False, True, s.pp - 1)]
-    spare = max(rest - (s.pp - 2), 0)  # more left over than there are middle stages
-    found = [("the first stage", each + (spare > 0), True, False, 0), ("the last stage", each + (spare > 1), False, True, s.pp - 1)]
-    return found + ([("the second stage", each + (rest > 0), False, False, 1)] if s.pp > 2 else [])
-
-def in_flight(
-    s: Strategy,
-    w: Workload,
-    position: int,  # of the stage, from 0
-) -> float:
-    "Micro-batches whose activations a stage holds at once: 1F1B, or interleaved where vpp > 1."
-    m, p, v = w.microbatches(s), s.pp, s.vpp
-    if p == 1: return 1
-    if v == 1: return min(m, p - position)
-    return min(m * v, (v - 1) * p + 2 * (p - position - 1) + 1) / v
+def _narrow(model: Architecture) -> int:
+    "The narrow products of latent attention, which every tensor-parallel rank holds whole."
+    if not model.kv_lora_rank: return 0
+    return model.layers * model.hidden * (model.query_lora_rank + model.kv_lora_rank + model.rope_dim)
 
 def share(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    stage: tuple[str, int, bool, bool, int],  # one of `stages`
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    stage: Stage,  # one of `stages`
 ) -> Share:
     "What one GPU of `stage` holds."
-    name, layers, first, last, position = stage
-    p, depth = a.parts, max(a.layers + a.decoder_layers, 1)
-    expert = p.expert / depth / s.ep / s.tp
-    dense = ((p.layer - p.norm) / s.tp + p.norm) / depth
-    embedding = p.embedding / s.tp if first or (last and a.tied) else 0.0
-    other = p.other if first and last else p.other / 2
-    return Share(name, layers, embedding, p.head / s.tp if last else 0.0, other, dense + expert, expert,
-                 w.micro_batch * w.seq_len / s.cp, in_flight(s, w, position), last)
+    parts, depth = model.parts, max(model.layers + model.decoder_layers, 1)
+    expert = parts.expert / depth / strategy.ep / strategy.expert_tp
+    whole = parts.norm + _narrow(model)
+    dense = ((parts.layer - whole) / strategy.tp + whole) / depth
+    around = parts.other - model.tower + model.tower / strategy.tp
+    return Share(
+        name=stage.name,
+        layers=stage.layers,
+        embedding=parts.embedding / strategy.tp if stage.has_embedding or (stage.has_head and model.tied) else 0.0,
+        head=parts.head / strategy.tp if stage.has_head else 0.0,
+        other=around if stage.has_embedding and stage.has_head else around / 2,
+        layer=dense + expert,
+        expert=expert,
+        tokens=workload.micro_batch * workload.seq_len / strategy.cp,
+        in_flight=in_flight(strategy, workload, stage.position),
+        has_head=stage.has_head,
+    )
 
 # %% ../../nbs/memory/05_engines.ipynb #28d28ce3
 def sharded(
-    x: Share,
-    s: Strategy,
+    share: Share,
+    strategy: Strategy,
 ) -> float:
-    "Parameters of `x` that one rank keeps when they are sharded."
-    n, experts = s.shards, x.layers * x.expert
-    return (x.parameters - experts) / n + experts / max(n / s.ep, 1)
+    "Parameters of `share` that one rank keeps when they are sharded."
+    experts = share.layers * share.expert
+    return (share.parameters - experts) / strategy.shards + experts / _expert_shards(strategy)
+
+def _expert_shards(strategy: Strategy) -> float:
+    "Ranks over which the experts of one expert-parallel rank are divided."
+    return max(strategy.shards * strategy.tp / (strategy.ep * strategy.expert_tp), 1)
 
 # %% ../../nbs/memory/05_engines.ipynb #c6ee3001
 class Flow(NamedTuple):
@@ -111,46 +161,59 @@ class Flow(NamedTuple):
     again: float  # while one layer is recomputed and differentiated
     head: float  # final norm and input of the output head
     loss: float  # logits and what the loss makes of them, allocated
-    pooled: float  # freed by the loss, kept by the allocator, of no use to anybody
+    pooled: float  # freed by the loss, kept by the allocator
     unpacked: float  # 16-bit copies of the quantised weights of one layer, and the largest on its way
     hidden: float  # one hidden state of a micro-batch
     host: float  # offloaded to host memory
 
+NO_FLOW = Flow(0, 0, 0, 0, 0, 0, 0, 0)
+
 def flow(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    x: Share,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    share: Share,
 ) -> Flow:
-    "What a training step holds in activations on the GPU of share `x`."
-    if not a.layers or s.states_only: return Flow(0, 0, 0, 0, 0, 0, 0, 0)
-    b, rank = element_bytes(s), s.tp if s.sequence_parallel else 1
-    hidden, layer = b * a.hidden * x.tokens / rank, layer_bytes(a, s, w) * x.tokens
-    kept = x.layers * x.in_flight * layer
-    again = backward_bytes(a, s, w) * x.tokens + max(layer_bytes(a, s, w, "none") * x.tokens - layer, 0)  # what was kept is not made again
-    if s.pp > 1: kept += hidden * x.in_flight * (_sent(s) + (0.5 if drops(a, s) and x.embedding and not x.has_head else 0))
-    host = kept if s.offload == "activations" else 0.0
+    "What a training step holds in activations on the GPU of `share`."
+    if not model.layers or strategy.states_only: return NO_FLOW
+    rank = strategy.tp if strategy.sequence_parallel else 1
+    hidden = element_bytes(strategy) * model.hidden * share.tokens / rank
+    layer = layer_bytes(model, strategy, workload) * share.tokens
+    kept = share.layers * share.in_flight * layer + _handed_on(model, strategy, share, hidden)
+    # what was kept is not made again
+    made = max(layer_bytes(model, strategy, workload, "none") * share.tokens - layer, 0)
+    again = backward_bytes(model, strategy, workload) * share.tokens + made
+    host = kept if strategy.offload == "activations" else 0.0
     if host: kept = min(kept, 2 * layer)  # one layer on its way out, one on its way in
-    head, loss, pooled = _loss(a, s, w, x, hidden, b) if x.has_head else (0.0, 0.0, 0.0)
-    unpacked = _unpacked(a, s, x)
+    head, loss, pooled = _loss(model, strategy, workload, share, hidden) if share.has_head else (0.0, 0.0, 0.0)
+    unpacked = _unpacked(model, strategy, share)
     return Flow(kept, again + unpacked, head, loss, pooled, unpacked, hidden, host)
 
-def _unpacked(a: Architecture, s: Strategy, x: Share) -> float:
-    "GPTQ's weights are products' operands in 16 bits: kept for the backward pass, and shifted out of 32-bit words on the way (4 + 1 bytes)."
-    return 2 * x.layer + (4 + 1) * a.hidden * max(a.ffn, a.expert_ffn) / s.tp if s.base_weights == "int4-gptq" and s.lora_rank else 0.0
+# %% ../../nbs/memory/05_engines.ipynb #c6ee3002
+def _handed_on(model: Architecture, strategy: Strategy, share: Share, hidden: float) -> float:
+    "What a stage keeps of the outputs that it has sent, and of the embedding's dropout."
+    if strategy.pp == 1: return 0.0
+    sent = 1 / strategy.tp if strategy.framework == "megatron" and not strategy.sequence_parallel else 1.0
+    mask = 0.5 if drops(model, strategy) and share.embedding and not share.has_head else 0
+    return hidden * share.in_flight * (sent + mask)
 
-def _sent(s: Strategy) -> float:
-    "The share of a stage's output that it keeps after sending it."
-    return 1 / s.tp if s.framework == "megatron" and not s.sequence_parallel else 1.0
+def _unpacked(model: Architecture, strategy: Strategy, share: Share) -> float:
+    "GPTQ's weights are operands in 16 bits: kept for the backward pass, and shifted out of 32-bit words (4 + 1 bytes)."
+    if strategy.base_weights != "int4-gptq" or not strategy.lora_rank: return 0.0
+    return 2 * share.layer + (4 + 1) * model.hidden * max(model.ffn, model.expert_ffn) / strategy.tp
 
-def _loss(a: Architecture, s: Strategy, w: Workload, x: Share, hidden: float, b: int) -> tuple[float, float, float]:
-    gathered = b * a.hidden * x.tokens * (2 if s.tp > 1 and w.micro_batch > 1 else 1)
+def _loss(
+    model: Architecture, strategy: Strategy, workload: Workload, share: Share, hidden: float
+) -> tuple[float, float, float]:
+    "Bytes of the head's input, of the loss, and of what the loss leaves in the allocator's pool."
+    copies = 2 if strategy.tp > 1 and workload.micro_batch > 1 else 1
+    gathered = element_bytes(strategy) * model.hidden * share.tokens * copies
     head = 3 * hidden + gathered  # the norm's fp32 input, its output, and the input of the product
-    if a.classes: return head, logits(a, x.tokens, w.micro_batch) * 12.0, 0.0
-    if s.loss == "fused": return head, FUSED_LOSS * a.hidden * x.tokens, 0.0
-    allocated, reserved = logit_bytes(a, s)
-    count = logits(a, x.tokens, w.micro_batch) / s.tp
-    return head, allocated * count, (reserved - allocated) * count
+    count = logits(model, share.tokens, workload.micro_batch)
+    if model.classes: return head, count * 12.0, 0.0
+    if strategy.loss == "fused": return head, FUSED_LOSS * model.hidden * share.tokens, 0.0
+    allocated, reserved = logit_bytes(model, strategy)
+    return head, allocated * (count / strategy.tp), (reserved - allocated) * (count / strategy.tp)
 
 # %% ../../nbs/memory/05_engines.ipynb #c379880b
 class Phase(NamedTuple):
@@ -166,237 +229,618 @@ class Phase(NamedTuple):
     cached: float = 0.0  # freed by an earlier phase, too small for this one
     settled: float = 0.0  # of the allocated: frozen weights and flat buffers, which leave no holes
     maybe: float = 0.0  # taken by a variant of the engine: in the upper bound alone
+    spare: float = 0.0  # not taken by a variant of the engine: outside the lower bound
+    holes: Holes = Holes(0.0, 0.0, 0.0)  # held since batches of other lengths
 
     @property
-    def allocated(self) -> float: return self.parameters + self.gradients + self.optimizer + self.activations + self.loss + self.communication
+    def allocated(self) -> float:
+        states = self.parameters + self.gradients + self.optimizer
+        return states + self.activations + self.loss + self.communication
+
+# %% ../../nbs/memory/05_engines.ipynb #c379880d
+def _unquantised(strategy: Strategy) -> int:
+    "Bytes of a frozen weight that nothing quantises."
+    return 4 if strategy.precision == "fp32" and not strategy.base_weights else 2
 
 def trainable(
-    a: Architecture,
-    s: Strategy,
-    x: Share,
+    model: Architecture,
+    strategy: Strategy,
+    share: Share,
 ) -> tuple[float, float]:  # parameters, bytes
-    "Trainable parameters of `x`, and the bytes of its frozen ones."
-    if not s.lora_rank: return x.parameters, 0.0
-    depth = max(a.layers + a.decoder_layers, 1)
-    linear = x.layers * x.layer - a.parts.norm * x.layers / depth
-    wide = 4 if s.precision == "fp32" and not s.base_weights else 2
-    frozen = linear * (FROZEN[s.base_weights] if s.base_weights else wide) + (x.parameters - linear) * wide
-    return adapter_parameters(a, s.lora_rank, s.lora_targets) / s.tp * x.layers / depth, frozen
+    "Trainable parameters of `share`, and the bytes of its frozen ones."
+    if not strategy.lora_rank: return share.parameters, 0.0
+    depth = max(model.layers + model.decoder_layers, 1)
+    adapters = adapter_parameters(model, strategy.lora_rank, strategy.lora_targets)
+    return adapters / strategy.tp * share.layers / depth, frozen_bytes(model, strategy, share, _unquantised(strategy))
+
+def frozen_bytes(
+    model: Architecture,
+    strategy: Strategy,
+    share: Share,
+    wide: float,  # bytes of a weight that nothing quantises
+) -> float:
+    "Bytes of weights that are not trained: as `--base-weights` says, else as the checkpoint stores them, else unpacked."
+    layers = share.layers * share.layer
+    linear = layers - model.parts.norm * share.layers / max(model.layers + model.decoder_layers, 1)
+    rest = share.parameters - linear
+    if strategy.base_weights: return linear * FROZEN[strategy.base_weights] + rest * wide
+    packing, experts = model.packing, share.layers * share.expert
+    if packing is None: return share.parameters * wide
+    packed = experts * packing.expert
+    if packing.exact: return (layers - experts) * packing.dense + packed + share.root * packing.other
+    return (linear - experts) * packing.dense + packed + rest * wide
 
 def kept_shares(
-    x: Share,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
+    share: Share,
 ) -> tuple[float, float]:  # of what is trained, of what is frozen
-    "The share of what is trained, and of what is frozen, that one rank keeps where it is sharded: adapters are no experts."
-    whole = sharded(x, s) / x.parameters
-    return 1 / s.shards if s.lora_rank else whole, whole
+    "The share of what is trained, and of the frozen bytes, that one rank keeps where it is sharded: adapters are no experts."
+    if not strategy.lora_rank:
+        whole = sharded(share, strategy) / share.parameters
+        return whole, whole
+    _, frozen = trainable(model, strategy, share)
+    experts = share.layers * share.expert * _stored_expert(model, strategy)
+    kept = (frozen - experts) / strategy.shards + experts / _expert_shards(strategy)
+    return 1 / strategy.shards, kept / max(frozen, 1.0)
+
+def _stored_expert(model: Architecture, strategy: Strategy) -> float:
+    "Bytes of a frozen weight of a routed expert."
+    if strategy.base_weights: return FROZEN[strategy.base_weights]
+    return model.packing.expert if model.packing else _unquantised(strategy)
+
+# %% ../../nbs/memory/05_engines.ipynb #c379880f
+class Step(NamedTuple):
+    "A training step or an inference on one GPU, and what follows from it for every engine."
+    model: Architecture
+    strategy: Strategy
+    workload: Workload
+    share: Share
+    flow: Flow
+    recipe: Recipe
+    trained: float  # parameters
+    frozen: float  # bytes
+    kept: float  # the share of what is trained that a rank keeps where it is sharded
+    kept_frozen: float  # the share of the frozen bytes
+
+    @property
+    def microbatches(self) -> int: return self.workload.microbatches(self.strategy)
+
+    @property
+    def wide(self) -> int:
+        "Bytes in which parameters and gradients travel: those that they are computed with."
+        return element_bytes(self.strategy)
+
+    @property
+    def mixed(self) -> bool: return self.strategy.precision.endswith("mixed")
+
+    @property
+    def offloaded(self) -> bool:
+        "Whether the optimizer lives in host memory."
+        return self.strategy.offload in ("optimizer", "parameters")
+
+    @property
+    def waits_for_others(self) -> bool:
+        "Whether a later stage makes the loss."
+        return self.strategy.pp > 1 and not self.share.has_head
+
+def step_on(
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    share: Share,
+    flow: Flow,
+) -> Step:
+    "The step of `workload` on the GPU of `share`."
+    states = trainable(model, strategy, share), kept_shares(model, strategy, share)
+    return Step(model, strategy, workload, share, flow, recipe(strategy), *states[0], *states[1])
+
+# %% ../../nbs/memory/05_engines.ipynb #c3798811
+#: engine → its phases, in order
+PHASES = {
+    "fsdp": "forward loss backward reduction optimizer",
+    "replicated": "forward loss backward reduction optimizer",
+    "deepspeed": "forward loss backward optimizer",
+    "megatron": "forward loss backward optimizer",
+    "inference": "prefill decode",
+    "states": "states",
+}
+_TRAINING = "fsdp replicated deepspeed megatron"
+
+class Held(NamedTuple):
+    "A row of the table of engines."
+    part: str  # a field of `Phase`
+    what: str  # in words
+    engines: str
+    phases: str  # "" where it is held in all of them
+    size: Callable[[Step], float]  # bytes
+
+HELD: list[Held] = []
+
+def held(part: str, engines: str, phases: str = "") -> Callable[[Callable[[Step], float]], Callable[[Step], float]]:
+    "Put a size into the table; its docstring says what it is the size of."
+
+    def noted(size: Callable[[Step], float]) -> Callable[[Step], float]:
+        HELD.append(Held(part, size.__doc__ or "", engines, phases, size))
+        return size
+    return noted
+
+@lru_cache(maxsize=None)
+def rows_of(
+    engine: str,  # a key of `PHASES`
+) -> tuple[Held, ...]:
+    "The rows of one engine."
+    return tuple(row for row in HELD if engine in row.engines.split())
+
+def timeline(
+    engine: str,  # a key of `PHASES`
+    step: Step,
+) -> list[Phase]:
+    "The phases of a step, from the rows of an engine."
+    phases, places = _placed(engine)
+    bytes_in: list[list[Any]] = [[name, *_NOTHING] for name in phases]
+    for size, column, where in places:
+        found = size(step)
+        if found:
+            for phase in where: bytes_in[phase][column] += found
+    return [Phase(*values) for values in bytes_in]
+
+_NOTHING = [0.0] * (len(Phase._fields) - 2)  # neither name nor holes
+
+@lru_cache(maxsize=None)
+def _placed(engine: str) -> tuple[list[str], list[tuple[Callable[[Step], float], int, list[int]]]]:
+    "The phases of an engine, and of each of its rows the size, the field of `Phase` and the phases."
+    phases = PHASES[engine].split()
+    places = [
+        (row.size, Phase._fields.index(row.part), [phases.index(name) for name in (row.phases.split() or phases)])
+        for row in rows_of(engine)
+    ]
+    return phases, places
+
+
+# %% ../../nbs/memory/05_engines.ipynb #c3798813
+@held("activations", _TRAINING, "forward loss backward")
+def kept_activations(step: Step) -> float:
+    "what the layers keep for the backward pass, of all micro-batches in flight"
+    return step.flow.kept
+
+@held("activations", _TRAINING, "loss")
+def head_input(step: Step) -> float:
+    "the last norm and the input of the output head"
+    return step.flow.head
+
+@held("loss", _TRAINING, "loss")
+def loss_tensors(step: Step) -> float:
+    "logits and what the loss makes of them"
+    return step.flow.loss
+
+@held("pool", _TRAINING, "loss")
+def loss_leftovers(step: Step) -> float:
+    "freed by the loss, too small for what comes next"
+    return step.flow.pooled
+
+@held("activations", "fsdp replicated deepspeed", "backward")
+def recomputed_layer(step: Step) -> float:
+    "one layer that is recomputed and differentiated"
+    return step.flow.again
 
 # %% ../../nbs/memory/05_engines.ipynb #dcae645a
-def fsdp(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    x: Share,
-    f: Flow,
-) -> list[Phase]:
-    "The phases of a step with parameters sharded (zero 3), or gathered once a step (zero 2)."
-    r, (train, frozen), (ratio, still) = recipe(s), trainable(a, s, x), kept_shares(x, s)
-    wide = 4 if s.precision == "fp32" else 2
-    reduced, layer, m = 4 if s.precision.endswith("mixed") else wide, x.layer, w.microbatches(s)
-    whole = s.pp > 1 or s.zero == 2
-    gathered = wide * (x.root + layer * (x.layers if whole else 1))
-    pool = max(wide * x.root, 2 * wide * layer)
-    held, sharded_grad = ratio * train * r.weight + still * frozen, ratio * train * r.grad
-    optimizer, offloaded = ratio * train * r.optimizer, s.offload in ("optimizer", "parameters")
-    frozen_layers = bool(s.lora_rank)
-    waiting = 0.0 if frozen_layers else _waiting(s, x, m, wide)
-    reduce = 0.0 if frozen_layers else (wide + 2 * reduced) * layer
-    base = dict(parameters=0.0 if s.offload == "parameters" else held, optimizer=0.0 if offloaded else optimizer)
-    grads = 0.0 if s.offload == "parameters" else sharded_grad
-    received = f.hidden * m if s.pp > 1 and not x.has_head else 0.0
-    return [
-        Phase("forward", **base, activations=f.kept, communication=gathered, pool=grads + pool),
-        Phase("loss", **base, activations=f.kept + f.head, loss=f.loss, communication=gathered, pool=grads + pool + f.pooled),
-        Phase("backward", **base, activations=f.kept + f.again + received,
-              communication=gathered + waiting + (wide * layer if whole else reduce + wide * layer), pool=grads + pool),
-        Phase("reduction", **base, gradients=grads, communication=gathered + (0 if frozen_layers else (wide + reduced) * x.root)
-              + (waiting if whole else 0), pool=pool),
-        Phase("optimizer", **base, gradients=grads, communication=gathered, pool=pool, maybe=_foreach(s) * ratio * train),
-    ]
+def _gathers_once(step: Step) -> bool:
+    "Whether parameters stay whole between forward and backward pass: with a pipeline, and at ZeRO-2."
+    return step.strategy.pp > 1 or step.strategy.zero == 2
 
-def _waiting(s: Strategy, x: Share, microbatches: int, wide: int) -> float:
-    "Gradients that wait for their reduction: those of the head, or of the whole stage until the last micro-batch."
-    if s.pp == 1: return wide * (x.head or x.embedding)
-    size = (4 if microbatches > 1 else wide) * x.parameters
-    return size / s.vpp if s.vpp > 1 and microbatches <= s.pp else size
+@held("parameters", "fsdp")
+def sharded_weights(step: Step) -> float:
+    "sharded weights, and frozen ones"
+    if step.strategy.offload == "parameters": return 0.0
+    return step.kept * step.trained * step.recipe.weight + step.kept_frozen * step.frozen
+
+@held("gradients", "fsdp", "reduction optimizer")
+@held("pool", "fsdp", "forward loss backward")
+def sharded_gradients(step: Step) -> float:
+    "sharded gradients; before they exist, their place on the stream that reduces them"
+    if step.strategy.offload == "parameters": return 0.0
+    return step.kept * step.trained * step.recipe.grad
+
+@held("pool", "fsdp")
+def gather_buffer(step: Step) -> float:
+    "the buffer of the stream that gathers: the largest unit, or two layers"
+    return max(step.wide * step.share.root, 2 * step.wide * step.share.layer)
+
+@held("communication", "fsdp")
+def gathered_units(step: Step) -> float:
+    "gathered parameters: the root unit and a layer, or all layers"
+    layers = step.share.layers if _gathers_once(step) else 1
+    return step.wide * (step.share.root + step.share.layer * layers)
+
+@held("activations", "fsdp", "backward")
+def received_gradients(step: Step) -> float:
+    "gradients of hidden states that the next stage sent"
+    return step.flow.hidden * step.microbatches if step.waits_for_others else 0.0
+
+# %% ../../nbs/memory/05_engines.ipynb #dcae645b
+def reduced_bytes(strategy: Strategy, wide: int) -> int:
+    "Bytes of an element of what FSDP reduces: fp32 in mixed precision unless `--grad-dtype` says."
+    if strategy.grad_dtype: return 4 if strategy.grad_dtype == "fp32" else 2
+    return 4 if strategy.precision.endswith("mixed") else wide
+
+@held("communication", "fsdp", "backward")
+def layer_in_reduction(step: Step) -> float:
+    "the gradient of a layer, and its copies on the way to the other ranks"
+    gradient = step.wide * step.share.layer
+    if step.strategy.lora_rank or _gathers_once(step): return gradient
+    copies = step.wide + 2 * reduced_bytes(step.strategy, step.wide)
+    return copies * step.share.layer + gradient
+
+@held("communication", "fsdp", "backward")
+def waiting_gradients(step: Step) -> float:
+    "gradients that wait for their reduction: of the head, or of the whole stage until the last micro-batch"
+    if step.strategy.lora_rank: return 0.0
+    share, strategy = step.share, step.strategy
+    if strategy.pp == 1: return step.wide * (share.head or share.embedding)
+    size = (4 if step.microbatches > 1 else step.wide) * share.parameters
+    one_chunk = strategy.vpp > 1 and step.microbatches <= strategy.pp
+    return size / strategy.vpp if one_chunk else size
+
+@held("communication", "fsdp", "reduction")
+def root_in_reduction(step: Step) -> float:
+    "the gradient of the root unit and its copy, and gradients that waited"
+    if step.strategy.lora_rank: return 0.0
+    root = (step.wide + reduced_bytes(step.strategy, step.wide)) * step.share.root
+    return root + (waiting_gradients(step) if _gathers_once(step) else 0)
+
+@held("optimizer", "fsdp")
+def sharded_optimizer(step: Step) -> float:
+    "moments of the optimizer and its master copy, sharded"
+    return 0.0 if step.offloaded else step.kept * step.trained * step.recipe.optimizer
 
 # %% ../../nbs/memory/05_engines.ipynb #cce5ed6a
-def replicated(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    x: Share,
-    f: Flow,
-) -> list[Phase]:
-    "The phases of a step of plain PyTorch: one GPU, or DDP (zero 1: with a sharded optimizer)."
-    r, (train, frozen) = recipe(s), trainable(a, s, x)
-    ratio = kept_shares(x, s)[0] if s.zero else 1.0
-    cast = 2 * train if s.precision.endswith("mixed") and not s.lora_rank else 0.0
-    buckets = r.grad * train if s.dp * s.cp > 1 else 0.0
-    each = r.grad * (x.layer if not s.lora_rank else train / max(x.layers, 1))
-    whole = r.grad * train
-    grads = each + r.grad * max(x.embedding, x.head) if s.optimizer_in_backward else whole
-    accumulated = whole if w.microbatches(s) > 1 and not s.optimizer_in_backward else 0.0
-    # gradients are freed after the step, and the optimizer's states lie between them
-    holes = 0.0 if accumulated or s.optimizer_in_backward else whole
-    optimizer = 0.0 if s.offload in ("optimizer", "parameters") else ratio * train * r.optimizer
-    base = dict(parameters=train * r.weight + frozen, optimizer=optimizer, settled=frozen)
-    step = base | dict(communication=buckets)
-    compute = step | dict(parameters=base["parameters"] + cast)
-    tied = 0.0 if s.lora_rank else element_bytes(s) * x.embedding  # the embedding's gradient before it is added
-    return [
-        Phase("forward", **compute, gradients=accumulated, activations=f.kept, pool=holes),
-        Phase("loss", **compute, gradients=accumulated, activations=f.kept + f.head, loss=f.loss, pool=holes + f.pooled),
-        Phase("backward", **compute, gradients=accumulated or each, activations=f.kept + f.again, pool=holes),
-        Phase("reduction", **compute, gradients=grads, activations=f.kept / max(x.layers, 1) + tied),
-        Phase("optimizer", **step, gradients=0.0 if s.optimizer_in_backward else whole, maybe=_foreach(s) * ratio * train),
-    ]
+def _accumulates(step: Step) -> bool:
+    "Whether gradients stay from one micro-batch to the next."
+    return step.microbatches > 1 and not step.strategy.optimizer_in_backward
 
-def _foreach(s: Strategy) -> float:
-    "Bytes a parameter that AdamW takes for a moment unless it is fused."
-    return moments(s) / 2 if s.optimizer == "adamw" and not s.optimizer_in_backward and s.offload not in ("optimizer", "parameters") else 0.0
+def _whole_gradients(step: Step) -> float: return step.recipe.grad * step.trained
+
+def _layer_gradients(step: Step) -> float:
+    "Gradients of one layer."
+    layers = max(step.share.layers, 1)
+    return step.recipe.grad * (step.trained / layers if step.strategy.lora_rank else step.share.layer)
+
+@held("parameters", "replicated")
+def whole_weights(step: Step) -> float:
+    "weights, trained and frozen"
+    return step.trained * step.recipe.weight + step.frozen
+
+@held("settled", "replicated")
+def frozen_weights(step: Step) -> float:
+    "frozen weights, loaded before anything else"
+    return step.frozen
+
+@held("parameters", "replicated", "forward loss backward reduction")
+def autocast_copies(step: Step) -> float:
+    "16-bit copies of the weights, which autocast keeps until the pass is over"
+    return 2 * step.trained if step.mixed and not step.strategy.lora_rank else 0.0
+
+@held("communication", "replicated")
+def ddp_buckets(step: Step) -> float:
+    "buckets of DDP, as large as the gradients"
+    return _whole_gradients(step) if step.strategy.dp * step.strategy.cp > 1 else 0.0
+
+# %% ../../nbs/memory/05_engines.ipynb #cce5ed6b
+@held("gradients", "replicated", "forward loss")
+def accumulated_gradients(step: Step) -> float:
+    "gradients of earlier micro-batches"
+    return _whole_gradients(step) if _accumulates(step) else 0.0
+
+@held("gradients", "replicated", "backward")
+def gradients_in_backward(step: Step) -> float:
+    "gradients while the first layers are differentiated"
+    return accumulated_gradients(step) or _layer_gradients(step)
+
+@held("gradients", "replicated", "reduction")
+def gradients_at_the_end(step: Step) -> float:
+    "gradients at the end of the backward pass: all, or of one layer where the optimizer runs in it"
+    if not step.strategy.optimizer_in_backward: return _whole_gradients(step)
+    return _layer_gradients(step) + step.recipe.grad * max(step.share.embedding, step.share.head)
+
+@held("gradients", "replicated", "optimizer")
+def gradients_in_step(step: Step) -> float:
+    "gradients that the optimizer reads"
+    return 0.0 if step.strategy.optimizer_in_backward else _whole_gradients(step)
+
+@held("pool", "replicated", "forward loss backward")
+def holes_of_gradients(step: Step) -> float:
+    "holes that the last step's gradients left: the optimizer's states lie between them"
+    return 0.0 if step.strategy.optimizer_in_backward or _accumulates(step) else _whole_gradients(step)
+
+@held("activations", "replicated", "reduction")
+def first_layer(step: Step) -> float:
+    "what the first layer keeps, and the gradient of the embedding before it is added"
+    embedding = 0.0 if step.strategy.lora_rank else step.wide * step.share.embedding
+    return step.flow.kept / max(step.share.layers, 1) + embedding
+
+# %% ../../nbs/memory/05_engines.ipynb #cce5ed6c
+@held("optimizer", "replicated")
+def whole_optimizer(step: Step) -> float:
+    "moments of the optimizer, sharded at ZeRO-1"
+    return 0.0 if step.offloaded else _own(step) * step.recipe.optimizer
+
+def _own(step: Step) -> float:
+    "Parameters that this rank's optimizer looks after."
+    return step.kept * step.trained if step.strategy.zero else step.trained
+
+def _copies(step: Step) -> float:
+    "Bytes that an AdamW takes for a moment unless it is fused."
+    strategy = step.strategy
+    if strategy.optimizer != "adamw" or strategy.optimizer_in_backward or step.offloaded: return 0.0
+    return moments(strategy) / 2 * _own(step)
+
+def _takes_copies(strategy: Strategy) -> bool:
+    "Whether AdamW is surely PyTorch's default kernel, which copies: in a Trainer of before 4.54; other loops may have it."
+    return strategy.framework == "hf" and strategy.trainer < FUSED_SINCE
+
+@held("optimizer", "fsdp replicated", "optimizer")
+def step_copies(step: Step) -> float:
+    "copies of half of the moments in the step of AdamW's default kernel"
+    return _copies(step) if _takes_copies(step.strategy) else 0.0
+
+@held("maybe", "fsdp replicated", "optimizer")
+def possible_copies(step: Step) -> float:
+    "copies of half of the moments, where the kernel is not known"
+    return 0.0 if _takes_copies(step.strategy) else _copies(step)
 
 # %% ../../nbs/memory/05_engines.ipynb #53392d3f
-def deepspeed(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    x: Share,
-    f: Flow,
-) -> list[Phase]:
-    "The phases of a step of DeepSpeed, at any stage of ZeRO."
-    r, (train, frozen), (shard, still) = recipe(s), trainable(a, s, x), kept_shares(x, s)
-    parameters = train * r.weight * shard + frozen * still if s.zero == 3 else train * r.weight + frozen
-    gradients = train * r.grad * (shard if s.zero >= 2 else 1)
-    half = s.precision != "fp32"
-    step = 4 * (min(SUB_GROUP, train * shard) if s.zero == 3 else train * (shard if s.zero else 1)) if half else 0.0
-    module = max(x.head, x.embedding, x.layer / 3)
-    live = 2 * (min(LIVE_PARAMETERS, x.parameters) + 2 * module + PREFETCH) if s.zero == 3 else 0.0
-    communication = live + (BUCKET if s.zero else 0.0)
-    offloaded = s.offload in ("optimizer", "parameters")
-    if offloaded: step, gradients = 0.0, (0.0 if s.zero >= 2 else gradients)
-    base = dict(parameters=0.0 if s.offload == "parameters" else parameters, gradients=gradients, communication=communication,
-                settled=frozen if s.zero < 3 else 0.0,
-                optimizer=0.0 if offloaded else train * r.optimizer * (shard if s.zero else 1))
-    return [
-        Phase("forward", **base, activations=f.kept),
-        Phase("loss", **base, activations=f.kept + f.head, loss=f.loss, pool=f.pooled),
-        Phase("backward", **base, activations=f.kept + f.again),
-        Phase("optimizer", **(base | dict(optimizer=base["optimizer"] + step)), cached=f.unpacked),
-    ]
+def _sharded_from(stage: int, step: Step) -> float:
+    "The share that a rank keeps of what ZeRO shards from `stage` on."
+    return step.kept if step.strategy.zero >= stage else 1
+
+@held("parameters", "deepspeed")
+def zero_weights(step: Step) -> float:
+    "weights, sharded at ZeRO-3"
+    if step.strategy.offload == "parameters": return 0.0
+    trained = step.trained * step.recipe.weight
+    if step.strategy.zero < 3: return trained + step.frozen
+    return trained * step.kept + step.frozen * step.kept_frozen
+
+@held("settled", "deepspeed")
+def whole_frozen_weights(step: Step) -> float:
+    "frozen weights, loaded before anything else"
+    return step.frozen if step.strategy.zero < 3 else 0.0
+
+@held("gradients", "deepspeed")
+def zero_gradients(step: Step) -> float:
+    "gradients, sharded from ZeRO-2 on; in host memory where the optimizer is there"
+    if step.offloaded and step.strategy.zero >= 2: return 0.0
+    return step.trained * step.recipe.grad * _sharded_from(2, step)
+
+@held("optimizer", "deepspeed")
+def zero_optimizer(step: Step) -> float:
+    "moments and master copy, sharded from ZeRO-1 on"
+    return 0.0 if step.offloaded else step.trained * step.recipe.optimizer * _sharded_from(1, step)
+
+@held("optimizer", "deepspeed", "optimizer")
+def zero_step(step: Step) -> float:
+    "the shard of the gradients in fp32, a sub-group at a time at ZeRO-3"
+    if step.strategy.precision == "fp32" or step.offloaded: return 0.0
+    own = step.trained * _sharded_from(1, step)
+    return 4 * (min(SUB_GROUP, own) if step.strategy.zero == 3 else own)
+
+@held("communication", "deepspeed")
+def live_parameters(step: Step) -> float:
+    "gathered parameters that stay alive, one more module twice, and the bucket of gradients"
+    bucket = BUCKET * step.wide / 2 if step.strategy.zero else 0.0
+    if step.strategy.zero < 3: return bucket
+    module = max(step.share.head, step.share.embedding, step.share.layer / 3)
+    return step.wide * (min(LIVE_PARAMETERS, step.share.parameters) + 2 * module + PREFETCH) + bucket
+
+@held("cached", "deepspeed", "optimizer")
+def unpacked_leftovers(step: Step) -> float:
+    "16-bit copies of packed weights, freed in pieces that the step cannot use"
+    return step.flow.unpacked
 
 # %% ../../nbs/memory/05_engines.ipynb #e40bb087
-def megatron(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    x: Share,
-    f: Flow,
-) -> list[Phase]:
-    "The phases of a step of Megatron-LM or Megatron-DeepSpeed, with or without ZeRO-1."
-    r, (train, frozen) = recipe(s), trainable(a, s, x)
-    shard, _ = kept_shares(x, s)
-    main = 4 * train if s.precision in ("bf16-mixed", "fp8-mixed") else 0.0
-    copy = (2 * train * shard, 4 * train * shard) if s.precision == "fp16-mixed" else (0.0, 0.0)
-    largest = 0.0 if s.lora_rank else (4 if main else r.grad) * max(x.embedding, x.layer / 3)
-    bucket = BUCKET if s.zero and s.dp * s.cp > 1 else 0.0
-    optimizer = 0.0 if s.offload in ("optimizer", "parameters") else train * r.optimizer * shard
-    weights, restored = train * r.weight + frozen, f.hidden if s.pp > 1 and not x.has_head else 0.0  # the output of a stage, gathered again
-    base = dict(settled=weights + optimizer + main, parameters=weights, gradients=train * r.grad, optimizer=optimizer, communication=main + bucket)
-    return [
-        Phase("forward", **base, activations=f.kept, pool=copy[0]),
-        Phase("loss", **base, activations=f.kept + f.head, loss=f.loss, pool=copy[0] + f.pooled),
-        Phase("backward", **base, activations=f.kept + restored + max(f.again, largest), cached=min(f.again, largest), pool=copy[0]),
-        Phase("optimizer", **(base | dict(optimizer=optimizer + sum(copy))), cached=f.kept),
-    ]
+def megatron_deepspeed(
+    strategy: Strategy,
+) -> bool:
+    "Whether it is Megatron-DeepSpeed, which knows no sequence parallelism, and not Megatron-LM."
+    return strategy.framework == "megatron" and strategy.tp > 1 and not strategy.sequence_parallel
+
+def _accumulated(strategy: Strategy, grad: float) -> float:
+    "Bytes a parameter that Megatron's gradients take above `grad`: all of an fp32 copy, or what an fp32 buffer is wider."
+    if not strategy.precision.endswith("mixed"): return 0.0
+    wide = strategy.grad_dtype == "fp32" or strategy.grad_dtype is None and strategy.precision != "fp16-mixed"
+    return 0.0 if not wide else 4.0 if megatron_deepspeed(strategy) else 4.0 - grad
+
+def wider_gradients(step: Step) -> float:
+    "Bytes that gradients take because they are added up in fp32."
+    return _accumulated(step.strategy, step.recipe.grad) * step.trained
+
+@held("parameters", "megatron")
+def megatron_weights(step: Step) -> float:
+    "weights, whole"
+    return step.trained * step.recipe.weight + step.frozen
+
+@held("gradients", "megatron")
+def megatron_gradients(step: Step) -> float:
+    "gradients, whole"
+    return step.trained * step.recipe.grad
+
+@held("optimizer", "megatron")
+def megatron_optimizer(step: Step) -> float:
+    "moments and master copy, sharded by the distributed optimizer"
+    return 0.0 if step.offloaded else step.trained * step.recipe.optimizer * step.kept
+
+@held("communication", "megatron")
+def megatron_buffers(step: Step) -> float:
+    "what gradients take to be added up in fp32, and Megatron-DeepSpeed's bucket"
+    strategy = step.strategy
+    bucket = BUCKET if megatron_deepspeed(strategy) and strategy.zero and strategy.dp * strategy.cp > 1 else 0.0
+    return wider_gradients(step) + bucket
+
+@held("settled", "megatron")
+def megatron_settled(step: Step) -> float:
+    "flat buffers of weights, optimizer and fp32 gradients"
+    return megatron_weights(step) + megatron_optimizer(step) + wider_gradients(step)
+
+@held("spare", "megatron")
+def megatron_spare(step: Step) -> float:
+    "fp32 gradients, which recipes for speed do without"
+    unsaid = step.strategy.grad_dtype is None and not megatron_deepspeed(step.strategy)
+    return wider_gradients(step) if unsaid else 0.0
+
+# %% ../../nbs/memory/05_engines.ipynb #e40bb088
+def _copies_for_step(step: Step, each: float) -> float:
+    "`each` bytes for every gradient of this rank's share, where they are not in fp32 already."
+    return each * step.trained * step.kept if step.mixed and not wider_gradients(step) else 0.0
+
+@held("pool", "megatron", "forward loss backward")
+def flat_copy(step: Step) -> float:
+    "the flat 16-bit copy of the last step's gradients, for which no free block was large enough"
+    return _copies_for_step(step, 2)
+
+@held("optimizer", "megatron", "optimizer")
+def copies_in_step(step: Step) -> float:
+    "this rank's share of the gradients, flat in 16 bits and in fp32"
+    return _copies_for_step(step, 2) + _copies_for_step(step, 4)
+
+def largest_gradient(step: Step) -> float:
+    "Bytes of the gradient of the largest matrix, before it is added to its sum."
+    if step.strategy.lora_rank: return 0.0
+    fp32 = wider_gradients(step) and megatron_deepspeed(step.strategy)
+    return (4 if fp32 else step.recipe.grad) * max(step.share.embedding, step.share.layer / 3)
+
+@held("activations", "megatron", "backward")
+def megatron_backward(step: Step) -> float:
+    "the output of the stage, gathered again; one layer that is differentiated, or the gradient of the largest matrix"
+    restored = step.flow.hidden if step.waits_for_others else 0.0
+    return restored + max(step.flow.again, largest_gradient(step))
+
+@held("cached", "megatron", "backward")
+def layer_leftovers(step: Step) -> float:
+    "blocks of a layer, too small for the gradient of the largest matrix"
+    return min(step.flow.again, largest_gradient(step))
+
+@held("cached", "megatron", "optimizer")
+def activation_leftovers(step: Step) -> float:
+    "blocks of activations, too small for the buffers of the step"
+    return step.flow.kept
 
 # %% ../../nbs/memory/05_engines.ipynb #6715bbe6
 def cache_bytes(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
 ) -> float:  # per layer
     "Keys and values that inference keeps, for all sequences: the mean of layers with and without a window."
-    tokens = w.kv_cache_tokens or w.micro_batch * w.seq_len
-    if a.window and not w.kv_cache_tokens:
-        tokens -= max(tokens - w.micro_batch * a.window, 0) * a.windowed_layers / max(a.layers, 1)
-    each = a.kv_lora_rank + a.rope_dim if a.kv_lora_rank else 2 * max(a.kv_heads / s.tp, 1) * a.head_dim
-    return tokens * each * element_bytes(s) / s.cp
+    layers, wide = max(model.layers, 1), element_bytes(strategy)
+    tokens = every = workload.kv_cache_tokens or workload.micro_batch * workload.seq_len
+    if model.window: tokens -= max(tokens - workload.micro_batch * model.window, 0) * model.windowed_layers / layers
+    heads = max(model.kv_heads / strategy.tp, 1)
+    each = model.kv_lora_rank + model.rope_dim if model.kv_lora_rank else 2 * heads * model.head_dim
+    kept = tokens * (each + model.index_dim)
+    if model.wide_head_dim:
+        more = 2 * max(model.wide_kv_heads / strategy.tp, 1) * model.wide_head_dim - each
+        kept += every * more * (1 - model.windowed_layers / layers)
+    remembered = 4 * model.mixer_state + wide * model.mixer_window
+    states = workload.micro_batch * remembered * model.mixer_layers / strategy.tp
+    return (kept * wide / strategy.cp * model.attending + states) / layers
 
-def inference(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    x: Share,
-    f: Flow,
-) -> list[Phase]:
-    "Prefill and decoding."
-    b, depth = element_bytes(s), max(a.layers + a.decoder_layers, 1)
-    linear = x.layers * x.layer - a.parts.norm * x.layers / depth
-    weights = linear * (FROZEN[s.base_weights] if s.base_weights else b) + (x.parameters - linear) * b
-    if s.zero == 3: weights *= sharded(x, s) / x.parameters
-    gathered = 2 * b * x.layer + b * x.root if s.zero == 3 else 0.0
-    decoder = a.kind in ("decoder", "encoder-decoder")
-    cache = x.layers * cache_bytes(a, s, w) if decoder and not s.states_only else 0.0
-    width = (2 if a.gated else 1) * max(a.ffn, a.experts_per_token * a.expert_ffn) / s.tp
-    work = 0.0 if s.states_only or not a.layers else x.tokens * b * (4 * a.hidden + width)
-    count = w.micro_batch * (a.classes or a.vocab) if decoder else logits(a, x.tokens, w.micro_batch)
-    scores = 0.0 if s.states_only or not x.has_head else count * 6 / s.tp
-    base = dict(parameters=weights, communication=0.0 if s.states_only else gathered)
-    return [Phase("prefill", **base, activations=cache + work, loss=scores), Phase("decode", **base, activations=cache, loss=scores)]
+def served_weights(
+    model: Architecture,
+    strategy: Strategy,
+    share: Share,
+) -> float:
+    "Bytes of the weights that inference holds on the GPU of `share`."
+    weights = frozen_bytes(model, strategy, share, element_bytes(strategy))
+    return weights * (sharded(share, strategy) / share.parameters) if strategy.zero == 3 else weights
+
+def _generates(step: Step) -> bool: return step.model.kind in ("decoder", "encoder-decoder")
+
+@held("parameters", "inference")
+def inference_weights(step: Step) -> float:
+    "weights"
+    return served_weights(step.model, step.strategy, step.share)
+
+@held("communication", "inference")
+def inference_gathered(step: Step) -> float:
+    "layers that are gathered where weights are sharded"
+    if step.strategy.states_only or step.strategy.zero < 3: return 0.0
+    return 2 * step.wide * step.share.layer + step.wide * step.share.root
+
+@held("activations", "inference")
+def inference_cache(step: Step) -> float:
+    "keys, values and states of all sequences"
+    if not _generates(step) or step.strategy.states_only: return 0.0
+    return step.share.layers * cache_bytes(step.model, step.strategy, step.workload)
+
+@held("activations", "inference", "prefill")
+def prefill_work(step: Step) -> float:
+    "one layer's work on the prompt"
+    model, strategy = step.model, step.strategy
+    if strategy.states_only or not model.layers: return 0.0
+    width = (2 if model.gated else 1) * max(model.ffn, model.experts_per_token * model.expert_ffn) / strategy.tp
+    return step.share.tokens * step.wide * (4 * model.hidden + width)
+
+@held("loss", "inference")
+def inference_scores(step: Step) -> float:
+    "logits of the last tokens, in 16 and 32 bits"
+    model, sequences = step.model, step.workload.micro_batch
+    if step.strategy.states_only or not step.share.has_head: return 0.0
+    if _generates(step): count = sequences * (model.classes or model.vocab)
+    else: count = logits(model, step.share.tokens, sequences)
+    return count * 6 / step.strategy.tp
 
 # %% ../../nbs/memory/05_engines.ipynb #d0ecf343
-def states_only(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    x: Share,
-    f: Flow,
-) -> list[Phase]:
-    "Parameters, gradients and optimizer, sharded as ZeRO says."
-    r, (train, frozen) = recipe(s), trainable(a, s, x)
-    shard, still = kept_shares(x, s)
-    z1, z2, z3 = (shard if s.zero >= stage else 1 for stage in (1, 2, 3))
-    held = s.offload != "parameters"
-    return [Phase("states", parameters=(train * r.weight * z3 + frozen * (still if s.zero == 3 else 1)) * held, gradients=train * r.grad * z2 * held,
-                  optimizer=train * r.optimizer * z1 if s.offload not in ("optimizer", "parameters") else 0.0)]
+@held("parameters", "states")
+def state_weights(step: Step) -> float:
+    "weights, sharded at ZeRO-3"
+    if step.strategy.offload == "parameters": return 0.0
+    frozen = step.frozen * (step.kept_frozen if step.strategy.zero == 3 else 1)
+    return step.trained * step.recipe.weight * _sharded_from(3, step) + frozen
+
+@held("gradients", "states")
+def state_gradients(step: Step) -> float:
+    "gradients, sharded from ZeRO-2 on"
+    if step.strategy.offload == "parameters": return 0.0
+    return step.trained * step.recipe.grad * _sharded_from(2, step)
+
+@held("optimizer", "states")
+def state_optimizer(step: Step) -> float:
+    "moments and master copy, sharded from ZeRO-1 on"
+    return 0.0 if step.offloaded else step.trained * step.recipe.optimizer * _sharded_from(1, step)
 
 def engine_of(
-    s: Strategy,
-) -> Callable[..., Any]:  # a function of architecture, strategy, workload, share and flow
-    "The engine that runs `s`."
-    if s.inference: return inference
-    if s.states_only: return states_only
-    if s.framework == "fsdp": return fsdp if s.zero >= 2 else replicated
-    if s.framework == "megatron" and s.zero < 2: return megatron
-    return deepspeed
+    strategy: Strategy,
+) -> str:  # a key of `PHASES`
+    "The engine that runs `strategy`."
+    if strategy.inference: return "inference"
+    if strategy.states_only: return "states"
+    if strategy.torch_native: return "fsdp" if strategy.zero >= 2 else "replicated"
+    return "megatron" if strategy.framework == "megatron" and strategy.zero < 2 else "deepspeed"
 
 # %% ../../nbs/memory/05_engines.ipynb #c136ef0b
 def workspace_bytes(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
 ) -> float:
     "Symmetric memory of asynchronous tensor parallelism."
-    if not s.async_tp or s.tp == 1 or s.states_only: return 0.0
-    return 2 * element_bytes(s) * a.hidden * w.micro_batch * w.seq_len / s.cp / s.tp
+    if not strategy.async_tp or strategy.tp == 1 or strategy.states_only: return 0.0
+    tokens = workload.micro_batch * workload.seq_len / strategy.cp
+    return 2 * element_bytes(strategy) * model.hidden * tokens / strategy.tp
+
+def communicators(
+    strategy: Strategy,
+) -> int:
+    "Groups of ranks that talk to each other."
+    s = strategy
+    if s.framework != "megatron": return sum(ranks > 1 for ranks in (s.dp, s.tp, s.pp, s.cp, s.ep))
+    return 1 + 2 * (s.tp > 1) + 2 * (s.dp * s.cp > 1) + 2 * (s.tp * s.pp > 1) + 3 * (s.pp > 1) + (s.ep > 1)
 
 def runtime_bytes(
-    s: Strategy,
+    strategy: Strategy,
     workspace: float = 0.0,  # of `workspace_bytes`
 ) -> float:
     "Context, kernels, communicators, and a workspace."
-    if s.states_only: return 0.0
-    if s.framework == "megatron": groups = 1 + 2 * (s.tp > 1) + 2 * (s.dp * s.cp > 1) + 2 * (s.tp * s.pp > 1) + 3 * (s.pp > 1) + (s.ep > 1)
-    else: groups = sum(n > 1 for n in (s.dp, s.tp, s.pp, s.cp, s.ep))
-    return CONTEXT[s.framework] + COMMUNICATOR * groups + workspace
+    if strategy.states_only: return 0.0
+    return CONTEXT[strategy.framework] + COMMUNICATOR * communicators(strategy) + workspace

@@ -6,36 +6,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
+from typing import Any, ClassVar, NamedTuple
 
 from ..core.charts import Chart, stacked_bars
 from ..core.console import table_text
-from ..core.devices import Device
+from ..core.device_table import Device
+from ..core.estimates import Estimate
 from ..core.errors import BadInput, unknown_name
 from ..core.results import Result
 from ..core.units import GIB, size_text
-from .activations import loss_doubt
+from .activations import layer_bytes, loss_doubt
 from .architecture import Architecture
-from .engines import FRAGMENTATION, Flow, Phase, Share, engine_of, flow, kept_shares, runtime_bytes, share, stages, trainable, workspace_bytes
-from .states import recipe
-from .strategy import Strategy, Workload, check, default_workload
+from .engines import FRAGMENTATION, Phase, Step, engine_of, flow, megatron_deepspeed
+from .engines import runtime_bytes, share, stages, step_on, timeline, workspace_bytes
+from .lengths import DRAWN, NO_HOLES, ORDERS, Holes, Lengths, holes
+from .strategy import NARROW, Strategy, Workload, check, default_workload
 
 # %% auto #0
-__all__ = ['PARTS', 'MEASURES', 'DOUBT', 'UNKNOWN', 'Range', 'Gpu', 'ModelSummary', 'Footprint', 'doubts', 'bounds', 'estimate',
-           'device_peak']
+__all__ = ['PARTS', 'MEASURES', 'DOUBT', 'UNKNOWN', 'REMEDIES', 'SMALLER_WEIGHTS', 'Run', 'Gpu', 'ModelSummary', 'Footprint',
+           'doubts', 'bounds', 'Fullest', 'estimate', 'device_peak', 'Remedy', 'command_options']
 
 # %% ../../nbs/memory/06_footprint.ipynb #bf47fe62
 PARTS = ("parameters", "gradients", "optimizer", "activations", "loss", "communication", "runtime", "reserve")
 MEASURES = ("allocated", "reserved", "device")
-
-@dataclass(frozen=True)
-class Range:
-    "A size in bytes with its bounds."
-    value: int
-    low: int
-    high: int
 
 @dataclass(frozen=True)
 class Gpu:
@@ -61,10 +58,10 @@ class Footprint(Result):
     strategy: Strategy
     workload: Workload
     per_gpu_bytes: dict[str, int]  # the eight parts at the peak; their sum is the device figure
-    peak_bytes: Range  # the figure that `measure` names
+    peak_bytes: Estimate  # the figure that `measure` names
     peak_phase: str
     measure: str  # allocated, reserved or device
-    device_bytes: Range  # what the GPU must have
+    device_bytes: Estimate  # what the GPU must have
     host_bytes: int  # RAM of one rank, for what is offloaded
     fullest_stage: str
     timeline: dict[str, dict[str, int]]  # phase → part → bytes
@@ -72,27 +69,55 @@ class Footprint(Result):
     remedies: list[str]  # what would make it fit, cheapest first
     gpu: Gpu | None = None
     fits: str | None = None  # yes, no, tight; null without a GPU
+    warnings: list[str] = field(default_factory=list)  # what runs and is not what the model was made for
+    kv_cache_bytes: int = 0  # of the activations: keys, values and states that inference keeps
+
+    def named_parts(self) -> dict[str, int]:
+        "The parts at the peak as people read them: the cache of inference apart from the activations."
+        if not self.kv_cache_bytes: return self.per_gpu_bytes
+        parts = {
+            "parameters": self.per_gpu_bytes["parameters"],
+            "KV cache": self.kv_cache_bytes,
+        } | self.per_gpu_bytes
+        return parts | {"activations": self.per_gpu_bytes["activations"] - self.kv_cache_bytes}
 
     def verdict(self) -> str:
         "One sentence: whether it fits, how much it takes, in which phase, and what most of it is."
-        biggest = max(self.per_gpu_bytes, key=lambda k: self.per_gpu_bytes[k])
+        parts = self.named_parts()
+        biggest = max(parts, key=lambda k: parts[k])
         answer = {"yes": "It fits", "tight": "It is tight", "no": "It does not fit"}.get(self.fits or "")
-        head = f"{answer} on {self.gpu.name} ({size_text(self.gpu.memory_bytes)}): " if answer and self.gpu else ""
+        head = (
+            f"{answer} on {self.gpu.name} ({size_text(self.gpu.memory_bytes)}): "
+            if answer and self.gpu
+            else ""
+        )
         d, n = self.device_bytes, self.strategy.gpus
-        where = "one GPU" if n == 1 else f"each of {n} GPUs" if self.strategy.pp == 1 else f"a GPU of {self.fullest_stage}"
+        where = (
+            "one GPU"
+            if n == 1
+            else f"each of {n} GPUs"
+            if self.strategy.pp == 1
+            else f"a GPU of {self.fullest_stage}"
+        )
         span = "" if d.low == d.high else f" (between {size_text(d.low)} and {size_text(d.high)})"
-        most = f"{size_text(self.per_gpu_bytes[biggest])} of it is {biggest}"
-        return f"{head}{self.model.name} takes {size_text(d.value)}{span} on {where}; the peak is in the {self.peak_phase} phase, and {most}"
+        most = f"{size_text(parts[biggest])} of it is {biggest}"
+        beware = "".join(f". {warning}" for warning in self.warnings)
+        return f"{head}{self.model.name} takes {size_text(d.value)}{span} on {where}; the peak is in the {self.peak_phase} phase, and {most}{beware}"
 
     def chart(self) -> Chart:
         "The timeline as stacked bars, with the memory of the GPU as a line."
         rows = {phase: {k: v / GIB for k, v in parts.items()} for phase, parts in self.timeline.items()}
-        limit = dict(limit=self.gpu.memory_bytes / GIB, limit_name=self.gpu.name) if self.gpu else {}
-        return stacked_bars(rows, "GiB on the fullest GPU, by phase", show="{:.3g}".format, **limit)
+        title, show = "GiB on the fullest GPU, by phase", "{:.3g}".format
+        if self.gpu is None: return stacked_bars(rows, title, show=show)
+        return stacked_bars(
+            rows, title, show=show, limit=self.gpu.memory_bytes / GIB, limit_name=self.gpu.name
+        )
 
     def table(self) -> str:
         "The parts at the peak, and the three figures, as plain text."
-        return table_text(["part", "at the peak"], [[k, size_text(v)] for k, v in self.per_gpu_bytes.items() if v])
+        return table_text(
+            ["part", "at the peak"], [[k, size_text(v)] for k, v in self.named_parts().items() if v]
+        )
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -102,18 +127,31 @@ class Footprint(Result):
 
 # %% ../../nbs/memory/06_footprint.ipynb #3ec881be
 #: relative doubt of each part, downwards and upwards (judged from the spread between versions of the engines)
-DOUBT = {"parameters": (0.01, 0.01), "gradients": (0.01, 0.01), "optimizer": (0.01, 0.01), "activations": (0.08, 0.08), "loss": (0.1, 0.1),
-         "communication": (0.15, 0.15), "runtime": (0.25, 0.25), "reserve": (0.7, 0.5)}
+DOUBT = {
+    "parameters": (0.01, 0.01),
+    "gradients": (0.01, 0.01),
+    "optimizer": (0.01, 0.01),
+    "activations": (0.08, 0.08),
+    "loss": (0.1, 0.1),
+    "communication": (0.15, 0.15),
+    "runtime": (0.25, 0.25),
+    "reserve": (0.7, 0.5),
+}
 UNKNOWN = 0.05  # of the whole
 
 def doubts(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
 ) -> dict[str, tuple[float, float]]:  # part → relative doubt, downwards and upwards
     "`DOUBT`, and what `s` leaves open."
-    own = {"loss": loss_doubt(a, s)}
-    if s.framework == "deepspeed": own["communication"] = (0.4, 0.4)
-    if s.framework == "fsdp" and s.base_weights in ("nf4", "int8"): own["activations"] = (0.08, 1.0)
+    own = {"loss": loss_doubt(model, strategy)}
+    if strategy.framework == "deepspeed": own["communication"] = (0.4, 0.4)
+    if strategy.torch_native and strategy.base_weights in ("nf4", "int8"): own["activations"] = (0.08, 1.0)
+    # XLA recomputes by itself where memory runs short
+    if strategy.kernels == "jax" and model.layers and not strategy.inference:
+        least = layer_bytes(model, strategy, workload, "full") / layer_bytes(model, strategy, workload)
+        own["activations"] = (1 - least * 0.92, 0.08)
     return DOUBT | own
 
 def bounds(
@@ -123,32 +161,71 @@ def bounds(
 ) -> tuple[float, float]:  # bytes below and above
     "How far the sum of `parts` may be off."
     own = parts | {"reserve": max(parts.get("reserve", 0.0) - cached, 0.0)}
-    sides = [sum((doubt[k][side] * v) ** 2 for k, v in own.items()) + (UNKNOWN * sum(parts.values())) ** 2 for side in (0, 1)]
+    sides = [
+        sum((doubt[k][side] * v) ** 2 for k, v in own.items()) + (UNKNOWN * sum(parts.values())) ** 2
+        for side in (0, 1)
+    ]
     return math.sqrt(sides[0] + cached ** 2), math.sqrt(sides[1] + (doubt["activations"][1] * cached) ** 2)
 
 # %% ../../nbs/memory/06_footprint.ipynb #a0a191db
 def _parts(phase: Phase, runtime: float, states_only: bool) -> dict[str, float]:
     live = phase.allocated
-    reserve = 0.0 if states_only else phase.pool + phase.cached + FRAGMENTATION * (live + phase.pool - phase.settled)
-    return dict(parameters=phase.parameters, gradients=phase.gradients, optimizer=phase.optimizer, activations=phase.activations,
-                loss=phase.loss, communication=phase.communication, runtime=runtime, reserve=reserve)
+    reserve = (
+        0.0
+        if states_only
+        else phase.pool
+        + phase.cached
+        + phase.holes.value
+        + FRAGMENTATION * (live + phase.pool - phase.settled)
+    )
+    return dict(
+        parameters=phase.parameters,
+        gradients=phase.gradients,
+        optimizer=phase.optimizer,
+        activations=phase.activations,
+        loss=phase.loss,
+        communication=phase.communication,
+        runtime=runtime,
+        reserve=reserve,
+    )
 
 def _counted(parts: dict[str, float], measure: str) -> dict[str, float]:
     "The parts that a measure counts."
     left_out = {"allocated": ("runtime", "reserve"), "reserved": ("runtime",), "device": ()}[measure]
     return {k: v for k, v in parts.items() if k not in left_out}
 
-def _range(timeline: dict[str, dict[str, float]], measure: str, doubt: Mapping[str, tuple[float, float]] | None, phases: Mapping[str, Phase],
-           limit: float | None = None) -> Range:
+def _sides(
+    parts: dict[str, float], phase: Phase, measure: str, doubt: Mapping[str, tuple[float, float]]
+) -> tuple[float, float]:
+    "How far a phase may be off: `bounds`, and what other orders of the samples leave behind."
+    if measure == "allocated":
+        down, up = bounds(parts, 0.0, doubt)
+        return down + phase.spare, up
+    down, up = bounds(parts | {"reserve": parts["reserve"] - phase.holes.value}, phase.cached, doubt)
+    return down + phase.spare + phase.holes.value - phase.holes.low, up + phase.holes.high - phase.holes.value
+
+class Fullest(NamedTuple):
+    "The stage with the highest peak."
+    step: Step
+    parts: dict[str, dict[str, float]]  # phase → part → bytes
+    phases: dict[str, Phase]
+
+def _range(
+    held: Fullest,
+    measure: str,
+    doubt: Mapping[str, tuple[float, float]] | None,
+    limit: float | None = None,
+) -> Estimate:
     "The highest value of all phases, the highest lower bound and the highest upper one."
-    seen = [(_counted(parts, measure), phases[name]) for name, parts in timeline.items()]
-    values = [sum(parts.values()) for parts, _ in seen]
-    sides = [(0.0, 0.0) if doubt is None else bounds(parts, p.cached if measure != "allocated" else 0.0, doubt) for parts, p in seen]
-    value, low = max(values), max(v - down for v, (down, _) in zip(values, sides))
-    high = max(v + up + p.maybe for v, (_, up), (_, p) in zip(values, sides, seen))
-    live = max(v - parts.get("reserve", 0.0) for v, (parts, _) in zip(values, seen))
+    value = low = high = live = 0.0
+    for name, phase in held.phases.items():
+        parts = _counted(held.parts[name], measure)
+        here = sum(parts.values())
+        down, up = (0.0, 0.0) if doubt is None else _sides(parts, phase, measure, doubt)
+        value, low, high = max(value, here), max(low, here - down), max(high, here + up + phase.maybe)
+        live = max(live, here - parts.get("reserve", 0.0))
     capped = limit if limit is not None and live <= limit < value else value
-    return Range(round(capped), round(min(low, capped)), round(high))
+    return Estimate(round(capped), round(min(low, capped)), round(high))
 
 def estimate(
     architecture: Architecture,  # the model
@@ -160,167 +237,476 @@ def estimate(
 ) -> Footprint:
     "What the fullest GPU must hold. Raises `BadInput` where the strategy cannot run the model."
     if measure not in MEASURES: raise unknown_name("figure", str(measure), list(MEASURES))
-    s = strategy or Strategy()
-    w = workload or default_workload(architecture)
-    check(architecture, s, w)
-    _possible(s, device)
-    x, f, timeline, phases = _fullest(architecture, s, w, measure)
-    name = max(timeline, key=lambda p: sum(_counted(timeline[p], measure).values()))
+    strategy = strategy or Strategy()
+    workload = workload or default_workload(architecture)
+    check(architecture, strategy, workload)
+    _possible(strategy, device)
+    held = _fullest(architecture, strategy, workload, measure)
+    name = max(held.parts, key=lambda phase: sum(_counted(held.parts[phase], measure).values()))
     limit = float(device.memory_bytes) if device else None
-    runtime = timeline[name]["runtime"]
-    doubt = None if s.states_only else doubts(architecture, s)
-    peak = _range(timeline, measure, doubt, phases, None if limit is None else limit - (0 if measure == "device" else runtime))
+    parts = _given_back(held.parts, limit)
+    doubt = None if strategy.states_only else doubts(architecture, strategy, workload)
+    below = None if limit is None else limit - (0 if measure == "device" else parts[name]["runtime"])
     # another stage may be the fullest on the device
-    _, _, *fullest = (x, f, timeline, phases) if measure != "allocated" else _fullest(architecture, s, w, "device")
-    whole = _range(fullest[0], "device", doubt, fullest[1], limit)
-    fits = _fits(whole, limit)
-    m = ModelSummary(architecture.name, architecture.parameters, architecture.active_parameters, architecture.layers + architecture.decoder_layers,
-                     architecture.hidden, architecture.source)
-    found = Footprint(m, s, w, _rounded(timeline[name]), peak, name, measure, whole, round(_host(architecture, s, x, f)),
-                      x.name, {p: _rounded(parts) for p, parts in timeline.items()},
-                      _assumptions(architecture, s, w), [], Gpu(device.name, device.memory_bytes) if device else None, fits)
-    return replace(found, remedies=_remedies(architecture, s, w, device)) if advice and device and fits in ("no", "tight") else found
+    on_device = held if measure != "allocated" else _fullest(architecture, strategy, workload, "device")
+    whole = _range(on_device, "device", doubt, limit)
+    fits, reserve = _fits(whole, limit), _reserve_note(held.phases, name, parts[name]["reserve"])
+    found = Footprint(
+        model=_summary(architecture),
+        strategy=strategy,
+        workload=workload,
+        per_gpu_bytes=_rounded(parts[name]),
+        peak_bytes=_range(held, measure, doubt, below),
+        peak_phase=name,
+        measure=measure,
+        device_bytes=whole,
+        host_bytes=round(_host(held.step)),
+        fullest_stage=held.step.share.name,
+        timeline={phase: _rounded(those) for phase, those in parts.items()},
+        assumptions=_assumptions(architecture, strategy, workload, reserve),
+        remedies=[],
+        gpu=Gpu(device.name, device.memory_bytes) if device else None,
+        fits=fits,
+        warnings=_warnings(architecture, workload, strategy),
+        kv_cache_bytes=round(held.phases["decode"].activations) if "decode" in held.phases else 0,
+    )
+    if not advice or device is None or fits not in ("no", "tight"): return found
+    return replace(found, remedies=_remedies(architecture, strategy, workload, device))
+
+def _summary(model: Architecture) -> ModelSummary:
+    return ModelSummary(
+        name=model.name,
+        parameters=model.parameters,
+        active_parameters=model.active_parameters,
+        layers=model.layers + model.decoder_layers,
+        hidden=model.hidden,
+        source=model.source,
+    )
+
+def _warnings(model: Architecture, workload: Workload, strategy: Strategy) -> list[str]:
+    unbounded = strategy.states_only or not model.positions or model.kind == "vision"
+    if unbounded or workload.seq_len <= model.positions: return []
+    made_for = f"the {model.positions:,} positions that {model.name} was made for"
+    return [f"A sequence of {workload.seq_len:,} tokens is longer than {made_for}"]
+
+
+def _given_back(phases: dict[str, dict[str, float]], limit: float | None) -> dict[str, dict[str, float]]:
+    "The parts of all phases on a GPU of `limit` bytes: the reserve shrinks to what live tensors leave, where they fit."
+    live = {name: sum(parts.values()) - parts["reserve"] for name, parts in phases.items()}
+    if limit is None or max(live.values()) > limit: return phases
+
+    def capped(name: str) -> dict[str, float]:
+        return phases[name] | {"reserve": min(phases[name]["reserve"], limit - live[name])}
+    return {name: capped(name) for name in phases}
 
 def _rounded(parts: dict[str, float]) -> dict[str, int]: return {k: round(v) for k, v in parts.items()}
 
-def _fits(whole: Range, limit: float | None) -> str | None:
+def _fits(whole: Estimate, limit: float | None) -> str | None:
     if limit is None: return None
     return "yes" if whole.high <= limit else "no" if whole.low > limit else "tight"
 
+def _with_holes(phases: list[Phase], found: Holes) -> list[Phase]:
+    "The phases with what changing lengths leave behind, where activations are alive."
+    if found == NO_HOLES: return phases
+    return [p._replace(holes=found) if p.name in ("forward", "loss", "backward") else p for p in phases]
+
 def _height(p: Phase, measure: str) -> float:
     "Bytes of a phase as `measure` counts them, without the runtime, which is the same in all."
-    return p.allocated if measure == "allocated" else (p.allocated + p.pool) * (1 + FRAGMENTATION) - FRAGMENTATION * p.settled + p.cached
+    if measure == "allocated": return p.allocated
+    return (p.allocated + p.pool) * (1 + FRAGMENTATION) - FRAGMENTATION * p.settled + p.cached + p.holes.value
 
-def _fullest(a: Architecture, s: Strategy, w: Workload, measure: str) -> tuple:
-    "Share, flow and timeline of the stage with the highest peak."
-    engine, runtime, best, found = engine_of(s), runtime_bytes(s, workspace_bytes(a, s, w)), -1.0, None
-    for stage in stages(a, s):
-        x = share(a, s, w, stage)
-        f = flow(a, s, w, x)
-        phases = engine(a, s, w, x, f)
-        peak = max(_height(p, measure) for p in phases)
-        if peak > best: best, found = peak, (x, f, phases)
-    x, f, phases = found
-    return x, f, {p.name: _parts(p, runtime, s.states_only) for p in phases}, {p.name: p for p in phases}
+def _steps(model: Architecture, strategy: Strategy, workload: Workload) -> Iterator[tuple[Step, list[Phase]]]:
+    "The step and its phases, on each stage that may be the fullest."
+    engine, left = engine_of(strategy), holes(model, strategy, workload)
+    for stage in stages(model, strategy):
+        its = share(model, strategy, workload, stage)
+        step = step_on(model, strategy, workload, its, flow(model, strategy, workload, its))
+        yield step, _with_holes(timeline(engine, step), left)
+
+def _fullest(model: Architecture, strategy: Strategy, workload: Workload, measure: str) -> Fullest:
+    "The stage with the highest peak."
+    runtime = runtime_bytes(strategy, workspace_bytes(model, strategy, workload))
+    steps = _steps(model, strategy, workload)
+    step, phases = max(steps, key=lambda found: max(_height(phase, measure) for phase in found[1]))
+    parts = {phase.name: _parts(phase, runtime, strategy.states_only) for phase in phases}
+    return Fullest(step, parts, {phase.name: phase for phase in phases})
 
 def device_peak(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
 ) -> float:  # bytes
-    "The value of `estimate(...).device_bytes` and nothing else, for planners that try thousands of strategies. Does not check `s`."
-    engine, best = engine_of(s), 0.0
-    for stage in stages(a, s):
-        x = share(a, s, w, stage)
-        best = max(best, max(p.allocated if s.states_only else _height(p, "device") for p in engine(a, s, w, x, flow(a, s, w, x))))
-    return best + runtime_bytes(s, workspace_bytes(a, s, w))
+    "The value of `estimate(...).device_bytes` alone, for planners that try thousands of strategies, which it does not check."
+    measure = "allocated" if strategy.states_only else "device"
+    phases = [phase for _, of_stage in _steps(model, strategy, workload) for phase in of_stage]
+    highest = max(_height(phase, measure) for phase in phases)
+    return highest + runtime_bytes(strategy, workspace_bytes(model, strategy, workload))
 
-def _possible(s: Strategy, device: Device | None) -> None:
-    if device and s.precision == "fp8-mixed" and not device.fp8:
-        raise BadInput(f"{device.name} has no 8-bit floating point units", "Use bf16-mixed, or an H100 or newer")
+def _possible(strategy: Strategy, device: Device | None) -> None:
+    if device and strategy.precision in NARROW and not device.fp8:
+        raise BadInput(
+            f"{device.name} has no 8-bit floating point units", "Use bf16-mixed, or an H100 or newer"
+        )
 
 # %% ../../nbs/memory/06_footprint.ipynb #799bf412
-def _host(a: Architecture, s: Strategy, x: Share, f: Flow) -> float:
-    (train, frozen), (kept, still), r = trainable(a, s, x), kept_shares(x, s) if s.zero else (1.0, 1.0), recipe(s)
-    paged = (2 + 8 / 256) * train * kept if s.optimizer == "adamw-8bit-paged" else 0.0
-    if s.offload not in ("optimizer", "parameters"): return f.host + paged
-    whole = s.offload == "parameters"
-    each = r.optimizer + (r.weight + r.grad if whole else 0) if s.framework == "fsdp" else r.optimizer + 4 + (2 if whole else 0)
-    return train * kept * each + (frozen * still if whole else 0.0)
+def _host(step: Step) -> float:
+    "Bytes of host memory that one rank takes for what is offloaded."
+    strategy, recipe = step.strategy, step.recipe
+    trained = step.trained * (step.kept if strategy.zero else 1.0)
+    paged = (2 + 8 / 256) * trained if strategy.optimizer == "adamw-8bit-paged" else 0.0
+    if not step.offloaded: return step.flow.host + paged
+    whole = strategy.offload == "parameters"
+    each = recipe.optimizer
+    if strategy.torch_native: each += recipe.weight + recipe.grad if whole else 0
+    else: each += 4 + (2 if whole else 0)
+    frozen = step.frozen * (step.kept_frozen if strategy.zero else 1.0)
+    return trained * each + (frozen if whole else 0.0)
 
 # %% ../../nbs/memory/06_footprint.ipynb #bed760c9
-_ORIGIN = {"headers": "from the headers of the weights", "config": "from the configuration", "numbers": "from the numbers given",
-           "guess": "guessed: the model's type is unknown and taken to be built like Llama, "
-                    "or it has more than a language model, which alone is counted"}
+_ORIGIN = {
+    "headers": "from the headers of the weights",
+    "config": "from the configuration",
+    "numbers": "from the numbers given",
+    "guess": "guessed: the model's type is unknown and taken to be built like Llama, "
+    "or it has more than a language model, which alone is counted",
+}
 
-def _assumptions(a: Architecture, s: Strategy, w: Workload) -> list[str]:
-    notes = [f"Parameters: {a.parameters:,} {_ORIGIN[a.source]}"]
-    if s.states_only: return notes + ["Only parameters, gradients and optimizer are counted: no activations, buffers or runtime"]
-    runtime = size_text(runtime_bytes(s))
-    notes += [_engine_note(s), f"Allocator: {FRAGMENTATION:.0%} of what is allocated is held in addition; CUDA context and communicators {runtime}"]
-    if s.inference: return notes + ["Inference: the cache is as long as the sequences, in 16 bits; weights in 16 bits unless quantised"]
-    batch = f"{w.micro_batch} sequence{'s' * (w.micro_batch > 1)} of {w.seq_len} tokens"
-    notes.append(f"Activations: {batch}, {s.recompute} recomputation, {s.attention} attention")
-    if s.pp > 1:
-        notes.append(f"Pipeline: {'interleaved ' if s.vpp > 1 else ''}1F1B with {w.microbatches(s)} micro-batches; the fullest stage is reported")
-    if s.async_tp and s.tp == 1: notes.append("Asynchronous tensor parallelism does nothing without tensor parallelism")
-    if s.async_tp and s.tp > 1:
-        notes.append(f"Asynchronous tensor parallelism: {size_text(workspace_bytes(a, s, w))} of symmetric memory, outside the allocator")
-    if s.compile and s.loss == "full" and s.framework == "fsdp":
-        notes.append("Compiled: the layers; the lower bound is for a loss that is compiled with them")
-    if a.experts: notes.append("Experts: tokens are spread evenly over them; an imbalance adds to activations")
-    if s.lora_rank: notes.append("LoRA: adapters are trained as the precision says; frozen weights are held in 16 bits unless quantised")
-    if s.optimizer == "sgd": notes.append("SGD is taken to have momentum")
-    if s.optimizer == "muon":
-        notes.append("Muon is taken to train every parameter; where AdamW trains embedding and head, these hold a second moment more")
-    if s.base_weights in ("nf4", "int8") and not s.inference:
-        notes.append("Quantised: bitsandbytes 0.43.2 or later; earlier ones keep the input of every product, which the upper bound allows for")
-    if s.optimizer == "adamw":
-        notes.append("AdamW is a fused kernel; the upper bound is for PyTorch's default, whose step holds half of the moments once more")
+def _reserve_note(phases: Mapping[str, Phase], name: str, reserve: float) -> str:
+    "What the allocator holds beyond the live tensors of phase `name`, and what that is made of."
+    p, last = phases[name], phases.get("optimizer", phases[name])
+    freed, fragments = p.pool + p.cached, FRAGMENTATION * (p.allocated + p.pool - p.settled)
+    gradients = min(max(last.gradients - p.gradients, 0.0), p.pool)
+    those = f" ({size_text(round(gradients))} of it the last step's gradients)" if gradients else ""
+    made = [f"{size_text(round(freed))} in freed blocks that stay cached{those}"] if freed else []
+    if p.holes.value: made.append(f"{size_text(round(p.holes.value))} left by batches of other lengths")
+    made.append(f"{size_text(round(fragments))} of fragmentation, taken as {FRAGMENTATION:.0%}")
+    spare = freed + p.holes.value + fragments - reserve
+    back = f", less {size_text(round(spare))} that it gives back to fit" if spare > 1 else ""
+    return f"{size_text(round(reserve))} is reserved beyond what is allocated at the peak: {', '.join(made)}{back}"
+
+def _assumptions(model: Architecture, strategy: Strategy, workload: Workload, reserve: str) -> list[str]:
+    "What is taken for granted, one sentence each. `reserve` is the sentence on what the allocator holds."
+    counted = f"Parameters: {model.parameters:,} {_ORIGIN[model.source]}"
+    if strategy.states_only:
+        return [counted, "Only parameters, gradients and optimizer are counted: no activations, buffers or runtime"]
+    runtime = size_text(runtime_bytes(strategy))
+    notes = [counted, _engine_note(strategy), f"Allocator: {reserve}; CUDA context and communicators {runtime}"]
+    if strategy.inference:
+        weights = f"weights {_stored(model, strategy)}"
+        return [*notes, f"Inference: the cache is as long as the sequences, in 16 bits; {weights}"]
+    return [*notes, *_batch_notes(strategy, workload), *_run_notes(model, strategy, workload)]
+
+_LENGTHS = {
+    "longest": "batches are padded to their longest sample; the value is for equal lengths, the upper bound for changing ones "
+    "(--lengths) without expandable_segments",
+    "fixed": "every batch has one length",
+    "packed": "samples are packed to one length",
+}
+
+def _batch_notes(strategy: Strategy, workload: Workload) -> list[str]:
+    again = "no" if strategy.recompute == "none" else strategy.recompute
+    batch = f"{workload.micro_batch} sequence{'s' * (workload.micro_batch > 1)} of {workload.seq_len} tokens"
+    notes = [f"Activations: {batch}, {again} activation checkpointing, {strategy.attention} attention"]
+    if strategy.framework == "hf":
+        given = workload.lengths is not None and strategy.padding == "longest"
+        padded = _lengths_note(workload) if given else _LENGTHS[strategy.padding]
+        notes.append(f"Trainer of Transformers {'.'.join(map(str, strategy.trainer))}; {padded}")
+    if strategy.pp > 1:
+        schedule = "interleaved 1F1B" if strategy.vpp > 1 else "1F1B"
+        batches = workload.microbatches(strategy)
+        notes.append(f"Pipeline: {schedule}, micro-batches per step: {batches}; the fullest stage is reported")
     return notes
 
-def _engine_note(s: Strategy) -> str:
-    if s.framework == "megatron":
-        return "Megatron: 16-bit weights and gradients whole, optimizer sharded with zero 1; gradients accumulated in fp32 under bf16"
-    if s.framework == "deepspeed":
+def _run_notes(model: Architecture, strategy: Strategy, workload: Workload) -> list[str]:
+    "What a run with these options takes for granted: each sentence with the options that call for it."
+    workspace = size_text(workspace_bytes(model, strategy, workload))
+    adam = strategy.optimizer == "adamw"
+    said = {
+        "Asynchronous tensor parallelism does nothing without tensor parallelism":
+            strategy.async_tp and strategy.tp == 1,
+        f"Asynchronous tensor parallelism: {workspace} of symmetric memory, outside the allocator":
+            strategy.async_tp and strategy.tp > 1,
+        "Compiled: the layers; the lower bound is for a loss that is compiled with them":
+            strategy.compile and strategy.loss == "full" and strategy.torch_native,
+        "Experts: tokens are spread evenly over them; an imbalance adds to activations": model.experts,
+        f"LoRA: adapters are trained as the precision says; frozen weights are held {_stored(model, strategy)}":
+            strategy.lora_rank,
+        "SGD is taken to have momentum": strategy.optimizer == "sgd",
+        "Muon is taken to train every parameter; where AdamW trains embedding and head, these hold a second moment more":
+            strategy.optimizer == "muon",
+        "Quantised: bitsandbytes 0.43.2 or later; earlier ones keep the input of every product, "
+        "which the upper bound allows for": strategy.base_weights in ("nf4", "int8"),
+        "AdamW is a fused kernel; the upper bound is for PyTorch's default, whose step holds half of the moments once more":
+            adam,
+    }
+    return [note for note, holds in said.items() if holds]
+
+def _lengths_note(workload: Workload) -> str:
+    "What is assumed of the lengths of samples."
+    said = Lengths.parse(workload.lengths or "")
+    if said.samples:
+        order = f"in the order of {workload.lengths}"
+        return f"batches are padded to their longest sample, {order}, replayed through the allocator"
+    longer = "left out" if said.dropped else "cut"
+    return (
+        f"batches are padded to their longest sample: {said.mean:,.0f} ± {said.spread:,.0f} tokens, log-normal, longer ones {longer}; "
+        f"{DRAWN} batches in {ORDERS} orders, replayed through the allocator"
+    )
+
+def _stored(model: Architecture, strategy: Strategy) -> str:
+    "How frozen weights are held."
+    if strategy.base_weights: return f"in {strategy.base_weights}, as asked for"
+    return f"as the checkpoint stores them ({model.packing.method})" if model.packing else "in 16 bits"
+
+def _engine_note(strategy: Strategy) -> str:
+    if strategy.framework == "megatron":
+        if megatron_deepspeed(strategy):
+            whole = "Megatron-DeepSpeed (--no-sp): 16-bit weights and gradients whole, optimizer sharded with zero 1"
+            return whole + "; fp32 copies of gradients under bf16"
+        said = {None: "fp32 under bf16; the lower bound is for 16-bit ones", "fp32": "fp32", "bf16": "bf16"}[
+            strategy.grad_dtype
+        ]
+        return f"Megatron-LM: weights and gradients whole, optimizer sharded with zero 1; gradients are added up in {said}"
+    if strategy.framework == "deepspeed":
         return "DeepSpeed: default buckets of 5e8 elements and, with ZeRO-3, a billion live parameters; the loss is computed in 16 bits"
-    if s.zero >= 2: return "FSDP2: one unit a layer and a root unit for embedding and head, reduction in fp32, two layers gathered at a time"
-    return "Plain PyTorch" + (" with DDP, whose buckets copy the gradients" if s.dp * s.cp > 1
-                              else " on one GPU") + ("; mixed precision is autocast" if s.precision.endswith("mixed") else "")
+    if strategy.zero >= 2:
+        return "FSDP2: one unit a layer and a root unit for embedding and head, reduction in fp32, two layers gathered at a time"
+    return (
+        "Plain PyTorch"
+        + (" with DDP, whose buckets copy the gradients" if strategy.dp * strategy.cp > 1 else " on one GPU")
+        + ("; mixed precision is autocast" if strategy.precision.endswith("mixed") else "")
+    )
 
 # %% ../../nbs/memory/06_footprint.ipynb #40de9453
-def _changes(a: Architecture, s: Strategy, w: Workload) -> list[tuple[str, Strategy, Workload]]:
-    "Single changes, cheapest first."
-    def to(**kw): return replace(s, **kw)
-    more = w.microbatches(s) * 2
-    options = [
-        ("use flash attention", s.attention == "eager", to(attention="flash"), w),
-        ("compute the loss in chunks (--loss chunked)", s.loss == "full" and a.kind == "decoder" and s.framework == "fsdp", to(loss="chunked"), w),
-        ("use a fused loss (--loss fused)", s.loss != "fused" and a.kind == "decoder", to(loss="fused"), w),
-        ("compile the model (--compile)", not s.compile and s.framework == "fsdp", to(compile=True), w),
-        ("halve the micro-batch and double the accumulation", w.micro_batch > 1 and w.micro_batch % 2 == 0 and not s.optimizer_in_backward, s,
-         replace(w, micro_batch=max(w.micro_batch // 2, 1), grad_accum=more)),
-        ("shard the optimizer (--zero 1)", s.zero == 0 and s.dp * s.cp > 1, to(zero=1), w),
-        ("shard everything (--zero 3)", s.zero < 3 and s.dp * s.cp > 1 and (s.pp == 1 or s.framework == "fsdp") and s.framework != "megatron",
-         to(zero=3), w),
-        ("recompute activations in part (--recompute selective)", s.recompute == "none", to(recompute="selective"), w),
-        ("recompute all activations (--recompute full)", s.recompute != "full", to(recompute="full"), w),
-        (f"give half of the data-parallel ranks to tensor parallelism (--dp {s.dp // 2} --tp {2 * s.tp})", s.dp % 2 == 0 and s.tp < 8,
-         to(dp=max(s.dp // 2, 1), tp=2 * s.tp), w),
-        (f"give half of the data-parallel ranks to a pipeline (--dp {s.dp // 2} --pp {2 * s.pp})",
-         s.dp % 2 == 0 and (s.zero < 2 or s.framework == "fsdp"), to(dp=max(s.dp // 2, 1), pp=2 * s.pp), replace(w, grad_accum=2 * more)),
-        (f"give three quarters of the data-parallel ranks to a pipeline (--dp {s.dp // 4} --pp {4 * s.pp})",
-         s.dp % 4 == 0 and (s.zero < 2 or s.framework == "fsdp"), to(dp=max(s.dp // 4, 1), pp=4 * s.pp), replace(w, grad_accum=4 * more)),
-        ("use an 8-bit optimizer (--optimizer adamw-8bit)", s.optimizer == "adamw", to(optimizer="adamw-8bit"), w),
-        ("offload the optimizer (--offload optimizer)", s.offload == "none" and (s.framework != "deepspeed" or s.zero > 0),
-         to(offload="optimizer"), w),
-        ("offload the parameters too (--offload parameters)", s.offload in ("none", "optimizer") and s.zero == 3, to(offload="parameters"), w),
-        ("train adapters only (--lora-rank 16)", not s.lora_rank and a.layers > 0, to(lora_rank=16, optimizer_in_backward=False), w),
-    ]
-    if s.inference:
-        to8 = ("quantise the weights to 8 bits (--base-weights int8)", replace(s, base_weights="int8"), w)
-        to4 = ("quantise the weights to 4 bits (--base-weights int4-gptq)", replace(s, base_weights="int4-gptq"), w)
-        return [to8] * (s.base_weights is None) + [to4]
-    return [(say, strategy, workload) for say, sensible, strategy, workload in options if sensible]
+class Remedy(NamedTuple):
+    "A change of a run."
+    name: str
+    strategy: Mapping[str, Any]  # fields of the strategy
+    applies: Callable[[Architecture, Strategy, Workload], bool] = lambda model, strategy, workload: True
 
-def _remedies(a: Architecture, s: Strategy, w: Workload, device: Device, at_most: int = 4) -> list[str]:
-    "Single changes that make it fit; failing that, the shortest chain of them; failing that, more GPUs."
-    def judged(strategy, workload):
-        try: return estimate(a, strategy, workload, device, advice=False).fits
-        except BadInput: return "no"
-    single = [say for say, strategy, workload in _changes(a, s, w) if judged(strategy, workload) == "yes"]
-    return single[:at_most] or _chain(a, s, w, device, judged)
+def _replicated(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
+    return strategy.zero < 3 and strategy.dp * strategy.cp > 1
 
-def _chain(a: Architecture, s: Strategy, w: Workload, device: Device, judged) -> list[str]:
-    said, strategy, workload = [], s, w
-    for _ in range(8):
-        left = [c for c in _changes(a, strategy, workload) if "adapters" not in c[0] and "give " not in c[0]]
-        if not left: break
-        say, strategy, workload = left[0]
-        said.append(say)
-        if judged(strategy, workload) == "yes": return [", then ".join(said)]
+
+def _predicts_words(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
+    return model.kind == "decoder" and strategy.loss == "full"
+
+
+def _forgets_nothing(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
+    return strategy.recompute == "none"
+
+
+def _wide_adam(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
+    return strategy.optimizer == "adamw"
+
+
+def _trains_all(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
+    return model.layers > 0 and not strategy.base_weights
+
+
+def _keeps_optimizer(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
+    return strategy.offload == "none"
+
+
+def _loss_in_chunks(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
+    return _predicts_words(model, strategy, workload) and strategy.torch_native
+
+
+def _adapters_and_chunks(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
+    return _trains_all(model, strategy, workload) and _loss_in_chunks(model, strategy, workload)
+
+
+_FULL = dict(recompute="full")
+_SMALL_ADAM = dict(optimizer="adamw-8bit")
+_ADAPTERS = dict(lora_rank=16, recompute="full", optimizer_in_backward=False)
+
+#: what may make training fit on the GPUs that are there
+REMEDIES = (
+    Remedy("flash attention", dict(attention="flash")),
+    Remedy("the loss in chunks", dict(loss="chunked"), _loss_in_chunks),
+    Remedy("a fused loss", dict(loss="fused"), _predicts_words),
+    Remedy(
+        "the optimizer sharded",
+        dict(zero=1),
+        lambda model, strategy, workload: strategy.zero == 0 and strategy.dp * strategy.cp > 1,
+    ),
+    Remedy("everything sharded", dict(zero=3), _replicated),
+    Remedy("selective activation checkpointing", dict(recompute="selective"), _forgets_nothing),
+    Remedy("full activation checkpointing", _FULL),
+    Remedy(
+        "full activation checkpointing and the loss in chunks",
+        _FULL | dict(loss="chunked"),
+        _loss_in_chunks,
+    ),
+    Remedy("everything sharded, with full activation checkpointing", _FULL | dict(zero=3), _replicated),
+    Remedy("an 8-bit optimizer", _SMALL_ADAM, _wide_adam),
+    Remedy("an 8-bit optimizer and full activation checkpointing", _SMALL_ADAM | _FULL, _wide_adam),
+    Remedy(
+        "an optimizer in the backward pass, in 8 bits, and full activation checkpointing",
+        _SMALL_ADAM | _FULL | dict(optimizer_in_backward=True),
+        lambda model, strategy, workload: strategy.torch_native and _wide_adam(model, strategy, workload),
+    ),
+    Remedy("QLoRA with full activation checkpointing", _ADAPTERS | dict(base_weights="nf4"), _trains_all),
+    Remedy(
+        "QLoRA with full activation checkpointing and the loss in chunks",
+        _ADAPTERS | dict(base_weights="nf4", loss="chunked"),
+        _adapters_and_chunks,
+    ),
+    Remedy("LoRA with full activation checkpointing", _ADAPTERS, _trains_all),
+    Remedy(
+        "LoRA with full activation checkpointing and the loss in chunks",
+        _ADAPTERS | dict(loss="chunked"),
+        _adapters_and_chunks,
+    ),
+    Remedy("the optimizer offloaded", dict(offload="optimizer"), _keeps_optimizer),
+    Remedy(
+        "the optimizer offloaded, with full activation checkpointing",
+        _FULL | dict(offload="optimizer"),
+        _keeps_optimizer,
+    ),
+    Remedy(
+        "the parameters offloaded, with full activation checkpointing",
+        _FULL | dict(offload="parameters"),
+        lambda model, strategy, workload: strategy.zero == 3,
+    ),
+)
+
+#: what may make inference fit
+SMALLER_WEIGHTS = (
+    Remedy(
+        "weights in 8 bits",
+        dict(base_weights="int8"),
+        lambda model, strategy, workload: strategy.base_weights is None and model.packing is None,
+    ),
+    Remedy(
+        "weights in 4 bits",
+        dict(base_weights="int4-gptq"),
+        lambda model, strategy, workload: strategy.base_weights != "int4-gptq",
+    ),
+)
+
+# %% ../../nbs/memory/06_footprint.ipynb #512408a4
+def _rearranged(strategy: Strategy, workload: Workload) -> Iterator[tuple[str, Strategy, Workload]]:
+    "Other uses of the same GPUs."
+    if workload.micro_batch % 2 == 0 and not strategy.inference:
+        yield (
+            "half the micro-batch, twice the accumulation",
+            strategy,
+            replace(workload, micro_batch=workload.micro_batch // 2, grad_accum=2 * workload.microbatches(strategy)),
+        )
+    if strategy.dp % 2 == 0 and strategy.tp < 8:
+        yield (
+            "tensor parallelism in place of half of the data parallelism",
+            replace(strategy, dp=strategy.dp // 2, tp=2 * strategy.tp),
+            workload,
+        )
+    for part in (2, 4):
+        if strategy.dp % part == 0 and not strategy.inference:
+            deeper = replace(strategy, dp=strategy.dp // part, pp=part * strategy.pp)
+            yield (
+                "a pipeline in place of data parallelism",
+                deeper,
+                replace(workload, grad_accum=part * workload.microbatches(strategy)),
+            )
+
+
+def _wider(strategy: Strategy, workload: Workload) -> Iterator[tuple[str, Strategy, Workload]]:
+    "The same run on more GPUs."
     for factor in (2, 4, 8, 16, 32, 64, 128):
-        wider = replace(s, dp=s.dp * factor, zero=3 if s.framework == "fsdp" or s.pp == 1 else 1, shard_group=None, recompute="full")
-        if judged(wider, w) == "yes":
-            return [f"shard over {wider.dp} data-parallel ranks (--dp {wider.dp} --zero {wider.zero}) with full recomputation"]
-    return ["no single-node change is enough: use a smaller model, or tensor and pipeline parallelism (see fsdl-devinfra plan)"]
+        if strategy.inference:
+            more = replace(strategy, tp=strategy.tp * factor)
+        else:
+            more = replace(
+                strategy,
+                dp=strategy.dp * factor,
+                zero=3 if strategy.torch_native or strategy.pp == 1 else 1,
+                shard_group=None,
+                recompute="full",
+            )
+        yield (
+            f"{more.gpus} GPUs" if strategy.inference else f"{more.gpus} GPUs, sharded, with full activation checkpointing",
+            more,
+            workload,
+        )
+
+
+def _changed(remedy: Remedy, model: Architecture, strategy: Strategy, workload: Workload) -> Strategy | None:
+    "The strategy with `remedy`, or None where it changes nothing or makes no sense. A LoRA rank that was given stays."
+    if not remedy.applies(model, strategy, workload): return None
+    changes = {k: v for k, v in remedy.strategy.items() if k != "lora_rank" or strategy.lora_rank is None}
+    changed = replace(strategy, **changes)
+    return None if changed == strategy else changed
+
+Run = tuple[str, Strategy, Workload]
+
+def _candidates(model: Architecture, strategy: Strategy, workload: Workload) -> Iterator[Run]:
+    "Runs that may fit on the same GPUs, cheapest first."
+    for remedy in SMALLER_WEIGHTS if strategy.inference else REMEDIES:
+        changed = _changed(remedy, model, strategy, workload)
+        if changed: yield remedy.name, changed, workload
+    yield from _rearranged(strategy, workload)
+
+def _shorter(model: Architecture, strategy: Strategy, workload: Workload) -> Iterator[Run]:
+    "The last resort on a small GPU: QLoRA on shorter sequences, each length half of the one before."
+    trains = _trains_all(model, strategy, workload) or strategy.base_weights
+    if strategy.inference or strategy.gpus > 1 or model.kind != "decoder" or not trains: return
+    least = replace(
+        strategy,
+        **{"lora_rank": 16}
+        | _ADAPTERS
+        | dict(base_weights=strategy.base_weights or "nf4", lora_rank=strategy.lora_rank or 16),
+    )
+    if strategy.torch_native: least = replace(least, loss="chunked")
+    for length in (workload.seq_len // 2, workload.seq_len // 4, workload.seq_len // 8):
+        if length >= 256:
+            yield f"QLoRA on sequences of {length} tokens", least, replace(workload, seq_len=length, micro_batch=1)
+
+
+def command_options(
+    strategy: Strategy,
+    workload: Workload,
+) -> list[str]:
+    "The options of `memory`, `plan` and `cost` that describe a run, each once; defaults are left out."
+    usual, options = Strategy(), []
+    for field_ in fields(Strategy):
+        value, flag = getattr(strategy, field_.name), "--" + field_.name.replace("_", "-")
+        if value == getattr(usual, field_.name) or (field_.name == "compile" and strategy.kernels == "compile"):
+            continue
+        if field_.name == "sp": options.append("--sp" if value else "--no-sp")
+        else: options += [flag] if value is True else [flag, str(value)]
+    for name in ("seq_len", "micro_batch", "grad_accum", "kv_cache_tokens", "lengths"):
+        value = getattr(workload, name)
+        if value is not None and (name, value) != ("micro_batch", 1):
+            options += ["--" + name.replace("_", "-"), str(value)]
+    return options
+
+def _command(model: Architecture, strategy: Strategy, workload: Workload, device: Device) -> str:
+    usual = default_workload(model)
+    options = command_options(strategy, workload)
+    if workload.seq_len == usual.seq_len:
+        at = options.index("--seq-len")
+        del options[at:at + 2]
+    return shlex.join(["fsdl-devinfra", "memory", model.name, "--gpu", device.name, *options])
+
+def _remedies(
+    model: Architecture, strategy: Strategy, workload: Workload, device: Device, at_most: int = 4
+) -> list[str]:
+    "What makes it fit: on the same GPUs, cheapest first, and with the least of more GPUs; failing that, what is tight."
+
+    def judged(found: Iterator[tuple[str, Strategy, Workload]], wanted: str) -> Iterator[str]:
+        seen = set()
+        for name, strategy, workload in found:
+            if (strategy, workload) in seen: continue
+            seen.add((strategy, workload))
+            try: said = estimate(model, strategy, workload, device, advice=False)
+            except BadInput: continue
+            takes = size_text(said.device_bytes.value) + (" (tight)" if wanted == "tight" else "")
+            if said.fits == wanted: yield f"{name}, {takes}: {_command(model, strategy, workload, device)}"
+    here = list(islice(judged(_candidates(model, strategy, workload), "yes"), at_most))
+    if len(here) == at_most: return here
+    less = islice(judged(_shorter(model, strategy, workload), "yes"), 0 if here else 1)
+    more = [*less, *islice(judged(_wider(strategy, workload), "yes"), 1)]
+    tight = islice(judged(_candidates(model, strategy, workload), "tight"), 0 if here else 2)
+    return [*here, *tight, *more] or [
+        "no change here is enough: use a smaller model, or tensor and pipeline parallelism (see fsdl-devinfra plan)"
+    ]

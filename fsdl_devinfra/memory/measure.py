@@ -47,21 +47,40 @@ def measure(
 ) -> Measurement:
     "Run real training steps and record what they took. Raises `BadInput` for what it cannot run, `MissingExtra` without torch and transformers."
     s, w = strategy or Strategy(), workload or Workload()
-    need("torch", "torch", "measuring"); need("transformers", "transformers", "building the model")
+    need("torch", "torch", "measuring")
+    need("transformers", "transformers", "building the model")
     _measurable(s)
-    job = json.dumps({"config": dict(config), "strategy": s.to_dict(), "workload": w.to_dict(), "steps": steps})
-    done = subprocess.run(_command(s.dp), env={**os.environ, "FSDL_DEVINFRA_MEASURE": job, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
-                          capture_output=True, text=True, timeout=timeout)
+    job = json.dumps(
+        {"config": dict(config), "strategy": s.to_dict(), "workload": w.to_dict(), "steps": steps}
+    )
+    done = subprocess.run(
+        _command(s.dp),
+        env={
+            **os.environ,
+            "FSDL_DEVINFRA_MEASURE": job,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"schema"')]
     if done.returncode or not lines:
-        raise CheckError(f"the training steps did not run ({_reason(done.stderr)})", "Use a smaller batch, or look at the estimate without --measure")
+        raise CheckError(
+            f"the training steps did not run ({_reason(done.stderr)})",
+            "Use a smaller batch, or look at the estimate without --measure",
+        )
     return Measurement.from_dict(json.loads(lines[-1]))
 
 def _measurable(s: Strategy) -> None:
     "What the steps below can do. Raises `BadInput`."
     _traceable(replace(s, lora_rank=None, optimizer_in_backward=False, loss="full"))
-    if s.loss == "fused": raise BadInput("the fused loss is a kernel of a library that is not used here", "Use --loss full or chunked")
-    if s.precision == "fp8-mixed": raise BadInput("8-bit floating point cannot be measured here", "Use another --precision")
+    if s.loss == "fused":
+        raise BadInput(
+            "the fused loss is a kernel of a library that is not used here", "Use --loss full or chunked"
+        )
+    if s.precision == "fp8-mixed":
+        raise BadInput("8-bit floating point cannot be measured here", "Use another --precision")
     if s.dp > 1 and (s.lora_rank or s.optimizer_in_backward or s.loss != "full"):
         raise BadInput("on several ranks, plain training of all parameters can be measured",
                        "Leave LoRA, --loss and the optimizer in the backward pass out, or measure one rank")
@@ -70,12 +89,16 @@ def _measurable(s: Strategy) -> None:
 
 def _command(ranks: int) -> list[str]:
     module = "fsdl_devinfra.memory.measure_worker"
-    several = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
+    several = (
+        ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
+    )
     return [sys.executable, "-m", *several, module]
 
 def _reason(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if "Error" in line or "error" in line] or text.strip().splitlines()
-    return (lines or ["no reason given"])[-1][:300]
+    "The last line that names an error; torchrun's own summary of its ranks (`error_file: …`) says nothing."
+    said = [line.strip() for line in text.splitlines() if line.strip() and "error_file" not in line]
+    errors = [line for line in said if "Error" in line or "error" in line or line.startswith("terminate called")]
+    return (errors or said or ["no reason given"])[-1][:300]
 
 # %% ../../nbs/memory/11_measure.ipynb #9e94535e
 def work() -> None:
@@ -88,7 +111,7 @@ def work() -> None:
     device = f"cuda:{rank}" if cuda else "cpu"
     if cuda: torch.cuda.set_device(rank)
     if s.dp > 1: dist.init_process_group("nccl" if cuda else "gloo")
-    found = _train(told["config"], s, w, device, told["steps"])
+    found: dict[str, Any] = _train(told["config"], s, w, device, told["steps"])
     if s.dp > 1:
         gathered: list[Any] = [None] * s.dp
         dist.all_gather_object(gathered, found)
@@ -97,8 +120,14 @@ def work() -> None:
     if rank == 0:
         import transformers
         name = torch.cuda.get_device_name() if cuda else "cpu"
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__} | ({"cuda": str(torch.version.cuda)} if cuda else {})
-        print(json.dumps(Measurement(name, s.dp, told["steps"], versions=versions, **found).to_dict()), flush=True)
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__} | (
+            {"cuda": str(torch.version.cuda)} if cuda else {}
+        )
+        print(
+            json.dumps(Measurement(name, s.dp, told["steps"], versions=versions, **found).to_dict()),
+            flush=True,
+        )
+
 
 def _train(config: dict[str, Any], s: Strategy, w: Workload, device: str, steps: int) -> dict[str, Any]:
     import time
@@ -107,7 +136,10 @@ def _train(config: dict[str, Any], s: Strategy, w: Workload, device: str, steps:
     if s.precision == "bf16": torch.set_default_dtype(torch.bfloat16)
     before = _peak_resident()
     module = _real_module(config, s, device)
-    update, scaler = _optimizer(module, s), torch.amp.GradScaler(device.split(":")[0], enabled=s.precision == "fp16-mixed")
+    update, scaler = (
+        _optimizer(module, s),
+        torch.amp.GradScaler(device.split(":")[0], enabled=s.precision == "fp16-mixed"),
+    )
     inputs = {k: v.to(device) for k, v in _inputs(config, w).items()}
     half = torch.float16 if s.precision == "fp16-mixed" else torch.bfloat16
     took = 0.0
@@ -115,24 +147,44 @@ def _train(config: dict[str, Any], s: Strategy, w: Workload, device: str, steps:
         if cuda and step == steps - 1: torch.cuda.reset_peak_memory_stats()
         start = time.monotonic()
         for _ in range(w.grad_accum or 1):
-            with torch.autocast(device.split(":")[0], half, enabled=s.zero == 0 and s.precision.endswith("mixed")):
-                loss = _chunked_loss(module, inputs) if s.loss == "chunked" else _loss(module(**inputs).logits, inputs)
+            with torch.autocast(
+                device.split(":")[0], half, enabled=s.zero == 0 and s.precision.endswith("mixed")
+            ):
+                loss = (
+                    _chunked_loss(module, inputs)
+                    if s.loss == "chunked"
+                    else _loss(module(**inputs).logits, inputs)
+                )
             scaler.scale(loss).backward()
         update(scaler)
         if cuda: torch.cuda.synchronize()
         took = time.monotonic() - start
     if not cuda:
-        return dict(allocated_bytes=None, reserved_bytes=None, device_bytes=None, resident_bytes=max(_peak_resident() - before, 0),
-                    step_seconds=round(took, 4))
+        return dict(
+            allocated_bytes=None,
+            reserved_bytes=None,
+            device_bytes=None,
+            resident_bytes=max(_peak_resident() - before, 0),
+            step_seconds=round(took, 4),
+        )
     free, total = torch.cuda.mem_get_info()
-    return dict(allocated_bytes=torch.cuda.max_memory_allocated(), reserved_bytes=torch.cuda.max_memory_reserved(), device_bytes=total - free,
-                resident_bytes=None, step_seconds=round(took, 4))
+    return dict(
+        allocated_bytes=torch.cuda.max_memory_allocated(),
+        reserved_bytes=torch.cuda.max_memory_reserved(),
+        device_bytes=total - free,
+        resident_bytes=None,
+        step_seconds=round(took, 4),
+    )
 
 def _optimizer(module: Any, s: Strategy) -> Callable[[Any], None]:
     "What ends a step: one optimizer, or one for each parameter that runs as soon as its gradient is there."
     import torch
-    kind, options = {"adamw": (torch.optim.AdamW, dict(fused=True)), "sgd": (torch.optim.SGD, dict(lr=0.01, momentum=0.9)),
-                     "none": (None, {})}[s.optimizer]
+
+    kind, options = {
+        "adamw": (torch.optim.AdamW, dict(fused=True)),
+        "sgd": (torch.optim.SGD, dict(lr=0.01, momentum=0.9)),
+        "none": (None, {}),
+    }[s.optimizer]
     def make(p: list) -> Any:
         if kind is None or s.zero != 1 or s.dp == 1: return kind(p, **options) if kind else None
         from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -141,11 +193,17 @@ def _optimizer(module: Any, s: Strategy) -> Callable[[Any], None]:
     if not s.optimizer_in_backward:
         optimizer = make(trained)
         def step(scaler: Any) -> None:
-            if optimizer: scaler.step(optimizer); scaler.update()
+            if optimizer:
+                scaler.step(optimizer)
+                scaler.update()
             module.zero_grad()
         return step
     each = {p: make([p]) for p in trained}
-    def at_once(p: Any) -> None: each[p].step(); p.grad = None
+
+    def at_once(p: Any) -> None:
+        each[p].step()
+        p.grad = None
+
     for p in trained: p.register_post_accumulate_grad_hook(at_once)
     return lambda scaler: None
 
@@ -155,7 +213,10 @@ def _chunked_loss(module: Any, inputs: dict[str, Any], chunks: int = 8) -> Any:
     hidden = module.base_model(**inputs)[0]
     logits = [module.get_output_embeddings()(piece) for piece in hidden.chunk(chunks, dim=1)]
     pairs = zip(logits, inputs["input_ids"].chunk(chunks, dim=1))
-    losses = (torch.nn.functional.cross_entropy(x.flatten(0, 1).float(), y.flatten(), reduction="sum") for x, y in pairs)
+    losses = (
+        torch.nn.functional.cross_entropy(x.flatten(0, 1).float(), y.flatten(), reduction="sum")
+        for x, y in pairs
+    )
     return sum(losses) / inputs["input_ids"].numel()
 
 def _real_module(config: dict[str, Any], s: Strategy, device: str) -> Any:
@@ -169,31 +230,46 @@ def _real_module(config: dict[str, Any], s: Strategy, device: str) -> Any:
         _shard(module, s, init_device_mesh(device.split(":")[0], (s.dp,)))
     module.to_empty(device=device)
     with torch.no_grad():
-        for p in [*module.parameters(), *module.buffers()]: (p.to_local() if hasattr(p, "to_local") else p).zero_()
+        for p in [*module.parameters(), *module.buffers()]:
+            (p.to_local() if hasattr(p, "to_local") else p).zero_()
     if s.compile:
         for layer in _layers_of(module): layer.compile()
     return torch.nn.parallel.DistributedDataParallel(module) if s.dp > 1 and s.zero < 2 else module
 
-_TARGETS = {"attention-qv": ("q_proj", "v_proj"), "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-            "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2")}
+_TARGETS = {
+    "attention-qv": ("q_proj", "v_proj"),
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2"),
+}
+
 
 def _adapt(module: Any, s: Strategy) -> None:
     "Freeze the model in 16 bits, and put low-rank adapters beside its projections. Raises `BadInput` where it has none of the usual names."
     import torch
-    half = torch.float16 if s.precision == "fp16-mixed" else torch.float32 if s.precision == "fp32" else torch.bfloat16
+
+    half = (
+        torch.float16
+        if s.precision == "fp16-mixed"
+        else torch.float32
+        if s.precision == "fp32"
+        else torch.bfloat16
+    )
+    rank = s.lora_rank or 1
     class Adapted(torch.nn.Module):
         def __init__(self, frozen: Any) -> None:
             super().__init__()
             self.frozen = frozen
-            self.down = torch.nn.Linear(frozen.in_features, s.lora_rank, bias=False, device="meta")
-            self.up = torch.nn.Linear(s.lora_rank, frozen.out_features, bias=False, device="meta")
+            self.down = torch.nn.Linear(frozen.in_features, rank, bias=False, device="meta")
+            self.up = torch.nn.Linear(rank, frozen.out_features, bias=False, device="meta")
         def forward(self, x: Any) -> Any: return self.frozen(x) + self.up(self.down(x))
     module.to(half).requires_grad_(False)
     found = [(parent, name, child) for parent in module.modules() for name, child in parent.named_children()
              if name in _TARGETS[s.lora_targets] and isinstance(child, torch.nn.Linear)]
     if not found:
-        raise BadInput(f"{type(module).__name__} has no projections called {', '.join(_TARGETS[s.lora_targets])}",
-                       "Measure LoRA on a Llama-like model")
+        raise BadInput(
+            f"{type(module).__name__} has no projections called {', '.join(_TARGETS[s.lora_targets])}",
+            "Measure LoRA on a Llama-like model",
+        )
     for parent, name, child in found: setattr(parent, name, Adapted(child))
     module.enable_input_require_grads()  # or recomputed layers would see no input that needs a gradient
 
@@ -202,9 +278,11 @@ def _peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 # %% ../../nbs/memory/11_measure.ipynb #b0b735f0
-COLUMNS = ("id,source,model,layers,hidden,ffn,heads,kv_heads,vocab,mlp,tied,seq,micro_batch,grad_accum,dp,tp,sp,pp,vpp,cp,zero,recompute,"
-           "attention,precision,optimizer,optimizer_in_backward,lora_rank,lora_targets,base_weights,offload,compile,loss,async_tp,framework,"
-           "gpu,measured_gib,meaning,scored,note").split(",")
+COLUMNS = (
+    "id,source,model,layers,hidden,ffn,heads,kv_heads,vocab,mlp,tied,seq,micro_batch,grad_accum,dp,tp,sp,pp,vpp,cp,zero,recompute,"
+    "attention,precision,optimizer,optimizer_in_backward,lora_rank,lora_targets,base_weights,offload,compile,loss,async_tp,framework,"
+    "gpu,measured_gib,meaning,scored,note"
+).split(",")
 
 def rows_of(
     a: Architecture,
@@ -214,15 +292,47 @@ def rows_of(
 ) -> list[dict[str, Any]]:  # one a figure
     "A measurement as rows of the ground truth."
     base = dict.fromkeys(COLUMNS, "") | dict(
-        source="fsdl-devinfra memory --measure", model=a.name, layers=a.layers, hidden=a.hidden, ffn=a.ffn, heads=a.heads, kv_heads=a.kv_heads,
-        vocab=a.vocab, mlp="swiglu" if a.gated else "gelu",
-        tied=int(a.tied), seq=w.seq_len, micro_batch=w.micro_batch, grad_accum=w.grad_accum or "", dp=s.dp, tp=s.tp, sp=0, pp=s.pp, cp=s.cp,
-        zero=s.zero, recompute=s.recompute, attention=s.attention,
-        precision=s.precision, optimizer=s.optimizer, optimizer_in_backward=int(s.optimizer_in_backward) or "", lora_rank=s.lora_rank or "",
+        source="fsdl-devinfra memory --measure",
+        model=a.name,
+        layers=a.layers,
+        hidden=a.hidden,
+        ffn=a.ffn,
+        heads=a.heads,
+        kv_heads=a.kv_heads,
+        vocab=a.vocab,
+        mlp="swiglu" if a.gated else "gelu",
+        tied=int(a.tied),
+        seq=w.seq_len,
+        micro_batch=w.micro_batch,
+        grad_accum=w.grad_accum or "",
+        dp=s.dp,
+        tp=s.tp,
+        sp=0,
+        pp=s.pp,
+        cp=s.cp,
+        zero=s.zero,
+        recompute=s.recompute,
+        attention=s.attention,
+        precision=s.precision,
+        optimizer=s.optimizer,
+        optimizer_in_backward=int(s.optimizer_in_backward) or "",
+        lora_rank=s.lora_rank or "",
         lora_targets=s.lora_targets if s.lora_rank else "",
-        loss=s.loss if s.loss != "full" else "", compile=int(s.compile) or "", framework=s.framework, gpu=m.device, scored=int(m.device != "cpu"),
-        note=", ".join(f"{k} {v}" for k, v in m.versions.items()))
-    said = {"peak allocated bytes": m.allocated_bytes, "peak reserved bytes": m.reserved_bytes, "nvidia-smi style used bytes": m.device_bytes,
-            "peak resident memory of a CPU process": m.resident_bytes}
-    return [base | dict(id=f"{a.name}-{i}", measured_gib=round(v / GIB, 3), meaning=what) for i, (what, v) in enumerate(said.items())
-            if v is not None]
+        loss=s.loss if s.loss != "full" else "",
+        compile=int(s.compile) or "",
+        framework=s.framework,
+        gpu=m.device,
+        scored=int(m.device != "cpu"),
+        note=", ".join(f"{k} {v}" for k, v in m.versions.items()),
+    )
+    said = {
+        "peak allocated bytes": m.allocated_bytes,
+        "peak reserved bytes": m.reserved_bytes,
+        "nvidia-smi style used bytes": m.device_bytes,
+        "peak resident memory of a CPU process": m.resident_bytes,
+    }
+    return [
+        base | dict(id=f"{a.name}-{i}", measured_gib=round(v / GIB, 3), meaning=what)
+        for i, (what, v) in enumerate(said.items())
+        if v is not None
+    ]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from .measure import work
 
@@ -15,6 +16,9 @@ __all__ = ['main']
 # %% ../../nbs/memory/12_measure_worker.ipynb #75183599
 def main() -> None:
     "Run the measurement that the environment describes; nothing where none is described."
-    if "FSDL_DEVINFRA_MEASURE" in os.environ: work()
+    if "FSDL_DEVINFRA_MEASURE" not in os.environ: return
+    work()
+    sys.stdout.flush()
+    os._exit(0)  # before Python 3.14 a thread of gloo can abort the end of the interpreter
 
-if __name__ == "__main__": main()
+if __name__ == "__main__" and globals().get("__package__"): main()  # a notebook is __main__ too

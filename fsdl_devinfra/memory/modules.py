@@ -5,152 +5,22 @@
 # %% ../../nbs/memory/13_modules.ipynb #d47e27b9
 from __future__ import annotations
 
-import contextlib
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..core.devices import Device
-from ..core.errors import BadInput, CheckError, need
-from .engines import FRAGMENTATION, runtime_bytes
-from .footprint import Footprint, Gpu, ModelSummary, Range, bounds
-from .strategy import Strategy, Workload
+from ..core.device_table import Device
+from ..core.errors import BadInput, need
+from .footprint import Footprint
+from .strategy import Strategy
+from .traced import footprint_of, refuse_traced, step_options, trace_of
 
 if TYPE_CHECKING:
     from torch import nn
 
 # %% auto #0
-__all__ = ['COUNTED_DOUBT', 'estimate_module', 'module_of', 'inputs_of']
-
-# %% ../../nbs/memory/13_modules.ipynb #75a8db28
-def _fake_of(module: "nn.Module", mode: Any) -> "nn.Module":
-    "The same module with fake tensors."
-    import torch
-    memo: dict[int, Any] = {}
-    with mode:
-        for t in [*module.parameters(), *module.buffers()]:
-            fake = torch.empty(t.shape, dtype=t.dtype)
-            memo[id(t)] = torch.nn.Parameter(fake, t.requires_grad) if isinstance(t, torch.nn.Parameter) else fake
-        return copy.deepcopy(module, memo)
-
-# %% ../../nbs/memory/13_modules.ipynb #81cdc9e6
-#: functions that autocast runs in fp32 on CUDA (PyTorch documentation, Automatic Mixed Precision package)
-_FP32 = frozenset("""acos asin binary_cross_entropy_with_logits cosh cosine_embedding_loss cdist cosine_similarity cross_entropy cumprod
-    cumsum dist erfinv exp expm1 group_norm hinge_embedding_loss kl_div l1_loss layer_norm log log10 log_softmax log1p log2
-    margin_ranking_loss mse_loss multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist poisson_nll_loss pow prod
-    reciprocal rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin softplus sum renorm tan triplet_margin_loss""".split())
-
-def _like_cuda(mixed: bool) -> Any:
-    "A mode in which functions keep what they keep on CUDA."
-    import torch
-    from torch.overrides import TorchFunctionMode
-    def wide(x: Any) -> Any: return x.float() if isinstance(x, torch.Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
-    class Mode(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs, name = dict(kwargs or {}), getattr(function, "__name__", "")
-            if function is torch.nn.functional.dropout: return _dropout(*args, **kwargs)
-            if mixed and name in _FP32: args, kwargs = tuple(map(wide, args)), {k: wide(v) for k, v in kwargs.items()}
-            return function(*args, **kwargs)
-    return Mode()
-
-def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    import torch
-    return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
-
-# %% ../../nbs/memory/13_modules.ipynb #3d0b58f4
-_OPTIMIZERS = {"adamw": lambda torch, p: torch.optim.AdamW(p, foreach=False),
-               "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=False), "none": lambda torch, p: None}
-_KINDS = {"PARAM": "parameters", "BUFFER": "parameters", "GRAD": "gradients", "OPT": "optimizer", "ACT": "activations", "TEMP": "activations",
-          "INP": "activations", "OTH": "activations"}
-
-def _mean_of(result: Any) -> Any:
-    "A number to differentiate: the loss that a model returns, or the mean of its first floating output."
-    import torch
-    from torch.utils._pytree import tree_leaves
-    if getattr(result, "loss", None) is not None: return result.loss
-    if hasattr(result, "to_tuple"): result = result.to_tuple()
-    found = next((t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.is_floating_point() and t.requires_grad), None)
-    if found is None: raise BadInput("no output of the module can be differentiated", "Give loss=, a function of what the module returns")
-    return found.float().mean()
-
-def _parts_of(tracker: Any, which: str) -> dict[str, int]:
-    parts = dict.fromkeys(("parameters", "gradients", "optimizer", "activations"), 0)
-    for kinds in tracker.get_tracker_snapshot(which).values():
-        for kind, size in kinds.items():
-            name = _KINDS.get(str(getattr(kind, "name", kind)).upper())
-            if name: parts[name] += int(size)
-    return parts
-
-@contextlib.contextmanager
-def _traced(name: str) -> Iterator[None]:
-    "What tracing cannot do, in one sentence."
-    try: yield
-    except CheckError: raise
-    except Exception as e:  # noqa: BLE001 - whatever a module does when it runs
-        first = next((line for line in str(e).splitlines() if line.strip()), "")
-        if type(e).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
-            first = "it looks at the values of tensors, which a trace does not have"
-        raise CheckError(f"{name} could not be traced ({type(e).__name__}: {first[:200]})",
-                         "Check the inputs; a module that computes with values needs a real step") from None
-
-def _phases(module: "nn.Module", inputs: Any, s: Strategy, loss: Callable | None) -> dict[str, dict[str, int]]:
-    "Phase → part → bytes."
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.distributed._tools.mem_tracker import MemTracker
-    from torch.utils._pytree import tree_map
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(s.precision.removesuffix("-mixed"), torch.float32)
-    mode, mixed = FakeTensorMode(allow_non_fake_inputs=True), s.precision.endswith("-mixed")
-    model = _fake_of(module, mode).train()
-    with mode:
-        if s.precision == "bf16": model = model.to(half)
-        def place(t: Any) -> Any:
-            if not isinstance(t, torch.Tensor): return t
-            return torch.empty(t.shape, dtype=half if s.precision == "bf16" and t.is_floating_point() else t.dtype)
-        given = tree_map(place, inputs if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,))
-        optimizer = _OPTIMIZERS[s.optimizer](torch, [p for p in model.parameters() if p.requires_grad])
-        def forward() -> Any:
-            with torch.autocast("cpu", half, enabled=mixed), _like_cuda(mixed):
-                result = model(**given) if isinstance(given, Mapping) else model(*given)
-                return (loss or _mean_of)(result)
-        def update() -> None:
-            if optimizer: optimizer.step()
-            model.zero_grad()
-        forward().backward(); update()
-        tracker = MemTracker(); tracker.track_external(*(x for x in (model, optimizer) if x is not None))
-        with tracker:
-            value = forward(); after = _parts_of(tracker, "peak")
-            value.backward(); del value; highest = _parts_of(tracker, "peak")
-            if optimizer: optimizer.step()
-            return {"forward": after, "backward": highest, "optimizer step": _parts_of(tracker, "current")}
+__all__ = ['estimate_module', 'module_of', 'inputs_of']
 
 # %% ../../nbs/memory/13_modules.ipynb #b02f60d6
-#: relative doubt of counted activations: CPU kernels stand in for those of a GPU, and cuDNN's workspace is not seen (judged, not fitted)
-COUNTED_DOUBT = 0.15
-
-def _refuse(s: Strategy) -> None:
-    "A module without layers that are alike is estimated whole."
-    split = next((n for n in ("tp", "pp", "cp", "ep") if getattr(s, n) > 1), None)
-    if split or s.zero:
-        raise BadInput(f"a module that is no transformer has no {split or 'ZeRO'} here", "Estimate it on one GPU or with --dp, or give a transformer")
-    other = s.lora_rank or s.base_weights or s.inference or s.optimizer_in_backward or s.compile
-    if other or s.framework != "fsdp" or s.offload != "none" or s.recompute != "none":
-        raise BadInput("of a module that is no transformer, plain training in PyTorch is known", "Leave the other options out")
-    if s.optimizer not in _OPTIMIZERS: raise BadInput(f"{s.optimizer} cannot be traced", f"Use {', '.join(_OPTIMIZERS)}")
-    if s.precision not in ("fp32", "bf16", "bf16-mixed", "fp16-mixed"):
-        raise BadInput(f"{s.precision} cannot be traced", "Use fp32, bf16, bf16-mixed or fp16-mixed")
-
-def _whole(parts: dict[str, int], s: Strategy) -> dict[str, int]:
-    "The eight parts of a phase."
-    live = parts | {"loss": 0, "communication": parts["gradients"] if s.dp > 1 else 0}
-    return live | {"runtime": round(runtime_bytes(s)), "reserve": 0 if s.states_only else round(FRAGMENTATION * sum(live.values()))}
-
-def _ranged(parts: dict[str, int], left_out: tuple[str, ...]) -> Range:
-    kept = {k: float(v) for k, v in parts.items() if k not in left_out}
-    down, up = bounds(kept); more = COUNTED_DOUBT * kept["activations"]
-    value = sum(kept.values())
-    return Range(round(value), round(value - (down**2 + more**2) ** 0.5), round(value + (up**2 + more**2) ** 0.5))
-
 def estimate_module(
     module: "nn.Module",  # with weights or on the meta device; it is not changed
     inputs: Any,  # of `forward`: a mapping of names, a tuple, or one tensor; only shapes and types matter
@@ -165,34 +35,26 @@ def estimate_module(
     Raises `BadInput` for what cannot be traced, `CheckError` where the module does not run."""
     need("torch", "torch", "tracing a module")
     s = strategy or Strategy()
-    _refuse(s)
-    with _traced(name or type(module).__name__): timeline = {k: _whole(v, s) for k, v in _phases(module, inputs, s, loss).items()}
-    left_out = {"allocated": ("runtime", "reserve"), "reserved": ("runtime",), "device": ()}[measure]
-    top = max(timeline, key=lambda k: sum(timeline[k].values()))
-    device_range, n = _ranged(timeline[top], ()), sum(p.numel() for p in module.parameters())
-    fits = (None if device is None else "yes" if device_range.high <= device.memory_bytes else "no" if device_range.low > device.memory_bytes
-            else "tight")
-    return Footprint(ModelSummary(name or type(module).__name__, n, n, 0, 0, "module"), s, Workload(seq_len=1, micro_batch=_batch_of(inputs)),
-                     timeline[top], _ranged(timeline[top], left_out), top, measure,
-                     device_range, 0, "", timeline, _assumptions(s), _remedies(fits), Gpu(device.name, device.memory_bytes) if device else None, fits)
+    refuse_traced(s)
+    options = step_options(s, device.name if device else "")
+    trace = trace_of(module, inputs, s, options, loss, name or type(module).__name__)
+    return footprint_of(
+        trace, s, sum(p.numel() for p in module.parameters()), _batch_of(inputs), device, measure
+    )
+
 
 def _batch_of(inputs: Any) -> int:
     "The first dimension of the first tensor."
     from torch.utils._pytree import tree_leaves
-    return next((int(t.shape[0]) for t in tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs) if hasattr(t, "shape")
-                 and len(t.shape)), 1)
 
-def _remedies(fits: str | None) -> list[str]:
-    return [] if fits in (None, "yes") else ["a smaller batch", "bf16-mixed, where the step was in fp32",
-                                             "recomputing activations, with torch.utils.checkpoint", "a GPU with more memory"]
-
-def _assumptions(s: Strategy) -> list[str]:
-    ranks = [f"DistributedDataParallel on {s.dp} ranks keeps one copy of the gradients in its buckets"] if s.dp > 1 else []
-    return ["Counted on fake tensors over one training step of the module as it is: parameters, gradients, optimizer states and what autograd keeps",
-            "CPU kernels stand in for those of a GPU, with CUDA's autocast and dropout; cuDNN's workspace is not counted, "
-            "and attention without a flash kernel on CPU is counted whole",
-            f"Precision {s.precision}; optimizer {s.optimizer}", *ranks,
-            f"Allocator: {FRAGMENTATION:.0%} of what is allocated is held in addition"]
+    return next(
+        (
+            int(t.shape[0])
+            for t in tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs)
+            if hasattr(t, "shape") and len(t.shape)
+        ),
+        1,
+    )
 
 # %% ../../nbs/memory/13_modules.ipynb #f8fe8157
 def module_of(
@@ -217,12 +79,24 @@ def inputs_of(
     "Inputs in the shape that a model takes. Raises `BadInput` where that is not known."
     import inspect
     import torch
-    name = getattr(module, "main_input_name", None) or next(iter(inspect.signature(module.forward).parameters))
+
+    name = getattr(module, "main_input_name", None) or next(
+        iter(inspect.signature(module.forward).parameters)
+    )
     size = config.get("image_size") or 224
-    height, width = (size, size) if isinstance(size, int) else size.values() if isinstance(size, Mapping) else size
-    shapes = {"pixel_values": (batch, config.get("num_channels") or 3, height, width), "x": (batch, 3, height, width),
-              "input_values": (batch, 160 * length),
-              "input_features": (batch, config.get("num_mel_bins") or 80, 2 * (config.get("max_source_positions") or 1500))}
+    height, width = (
+        (size, size) if isinstance(size, int) else size.values() if isinstance(size, Mapping) else size
+    )
+    shapes = {
+        "pixel_values": (batch, config.get("num_channels") or 3, height, width),
+        "x": (batch, 3, height, width),
+        "input_values": (batch, 160 * length),
+        "input_features": (
+            batch,
+            config.get("num_mel_bins") or 80,
+            2 * (config.get("max_source_positions") or 1500),
+        ),
+    }
     if name == "input_ids": return {name: torch.zeros(batch, length, dtype=torch.long, device="meta")}
     if name not in shapes:
         raise BadInput(f"{type(module).__name__} takes {name}, and its shape is not known",

@@ -22,7 +22,17 @@ class Recipe:
     optimizer: float  # the master copy included, where there is one
 
 #: bytes of optimizer state per parameter where moments are kept in 32 bits
-MOMENTS = {"adamw": 8.0, "adamw-8bit": 2 + 8 / 256, "adamw-8bit-paged": 0.0, "sgd": 4.0, "adafactor": 0.01, "lion": 4.0, "muon": 4.0, "none": 0.0}
+MOMENTS = {
+    "adamw": 8.0,
+    "adamw-8bit": 2 + 8 / 256,
+    "adamw-8bit-paged": 0.0,
+    "sgd": 4.0,
+    "sgd-plain": 0.0,
+    "adafactor": 0.01,
+    "lion": 4.0,
+    "muon": 4.0,
+    "none": 0.0,
+}
 
 def moments(
     s: Strategy,
@@ -37,12 +47,14 @@ def recipe(
     "What the framework of `s` holds for each trainable parameter."
     if s.precision == "fp32": return Recipe(4, 4, moments(s))
     if s.precision == "bf16": return Recipe(2, 2, moments(s))
-    if s.framework == "fsdp": return Recipe(4, 4, moments(s))
-    return Recipe(2, 2, 4 + moments(s) if s.optimizer != "none" else 0)
+    if s.torch_native: return Recipe(4, 4, moments(s))
+    wide = s.grad_dtype == "fp32" and s.framework == "deepspeed"  # Megatron's is a buffer for communication
+    return Recipe(2, 4 if wide else 2, 4 + moments(s) if s.optimizer != "none" else 0)
 
 # %% ../../nbs/memory/03_states.ipynb #9d90020e
 #: bytes per frozen weight of a linear layer
-FROZEN = {None: 2.0, "int8": 1 + 4 / 4096, "nf4": 0.5 + 0.127 / 8, "int4-gptq": 0.5 + 2.5 / 128}
+FROZEN = {None: 2.0, "int8": 1 + 4 / 4096, "nf4": 0.5 + 0.127 / 8, "int4-gptq": 0.5 + 2.5 / 128, "fp8": 1.0,
+          "mxfp4": 0.5 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
 
 def adapter_parameters(
     a: Architecture,
@@ -59,13 +71,16 @@ def _attention_adapters(a: Architecture, only_qv: bool) -> int:
     h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
     if a.kv_lora_rank: return _latent_adapters(a, only_qv)
     if only_qv: return (h + q) + (h + kv)
-    fused = a.family in ("qwen", "gpt2", "gpt_neox", "bloom", "falcon", "mpt", "phi3", "gpt_bigcode")  # one matrix for q, k and v
-    return (h + q + 2 * kv if fused else (h + q) + 2 * (h + kv)) + (q + h)
+    return (h + q + 2 * kv if a.fused_qkv else (h + q) + 2 * (h + kv)) + (q + h)
 
 def _latent_adapters(a: Architecture, only_qv: bool) -> int:
     "Of latent attention, whose queries, and whose keys and values together, have a narrow matrix before the wide one."
     query, keys = a.heads * a.query_dim, a.heads * (a.query_dim - a.rope_dim + a.value_dim)
-    queries = (a.hidden + a.query_lora_rank) + (a.query_lora_rank + query) if a.query_lora_rank else a.hidden + query
+    queries = (
+        (a.hidden + a.query_lora_rank) + (a.query_lora_rank + query)
+        if a.query_lora_rank
+        else a.hidden + query
+    )
     both = queries + (a.hidden + a.kv_lora_rank + a.rope_dim) + (a.kv_lora_rank + keys)
     return both if only_qv else both + a.heads * a.value_dim + a.hidden
 
@@ -76,8 +91,11 @@ def sharded_states(
 ) -> tuple[float, float, float]:  # bytes of parameters, gradients, optimizer
     "The states that one GPU holds between steps, without any framework extra."
     r, n = recipe(s), s.shards
-    return (parameters * r.weight / (n if s.zero == 3 else 1), parameters * r.grad / (n if s.zero >= 2 else 1),
-            parameters * r.optimizer / (n if s.zero >= 1 else 1))
+    return (
+        parameters * r.weight / (n if s.zero == 3 else 1),
+        parameters * r.grad / (n if s.zero >= 2 else 1),
+        parameters * r.optimizer / (n if s.zero >= 1 else 1),
+    )
 
 # %% ../../nbs/memory/03_states.ipynb #f83ff98e
 def deepspeed_estimate(
@@ -97,7 +115,12 @@ def deepspeed_estimate(
         if offload_optimizer: return 2 * P, int(P * max(4 * gpus, 16) * buffer_factor)
         return 2 * P + int(18 * P / gpus), int(P * 4 * n * buffer_factor)
     largest = 4 * largest_layer
-    if offload_parameters: return largest, int(18 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 18 / nodes) * buffer_factor)
+    if offload_parameters:
+        return largest, int(
+            18 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 18 / nodes) * buffer_factor
+        )
     if offload_optimizer:
-        return largest + int(2 * P / gpus), int(16 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 16 / nodes) * buffer_factor)
+        return largest + int(2 * P / gpus), int(
+            16 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 16 / nodes) * buffer_factor
+        )
     return largest + int(18 * P / gpus), int((largest_layer if zero_init else P) * 4 * n * buffer_factor)

@@ -5,6 +5,7 @@
 # %% ../../nbs/memory/02_strategy.ipynb #735ba6d9
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,21 +14,40 @@ from ..core.results import Result
 from .architecture import Architecture
 
 # %% auto #0
-__all__ = ['CHOICES', 'Strategy', 'Workload', 'default_workload', 'refusal', 'check']
+__all__ = ['NEWEST_TRAINER', 'CHOICES', 'NARROW', 'Strategy', 'Workload', 'default_workload', 'refusal', 'check']
 
 # %% ../../nbs/memory/02_strategy.ipynb #2ded86cf
+#: the Transformers whose sources were read for `hf`
+NEWEST_TRAINER = (5, 24)
+
 #: what each named choice may be; the first is the default
 CHOICES = {
     "offload": ("none", "optimizer", "parameters", "activations"),
-    "precision": ("bf16-mixed", "fp16-mixed", "fp32", "bf16", "fp8-mixed"),
-    "base_weights": (None, "int8", "nf4", "int4-gptq"),
-    "optimizer": ("adamw", "adamw-8bit", "adamw-8bit-paged", "sgd", "adafactor", "lion", "muon", "none"),
+    "precision": ("bf16-mixed", "fp16-mixed", "fp32", "bf16", "fp8-mixed", "mxfp8-mixed", "nvfp4-mixed"),
+    "grad_dtype": (None, "fp32", "bf16"),
+    "base_weights": (None, "int8", "nf4", "int4-gptq", "fp8", "mxfp4", "nvfp4"),
+    "optimizer": (
+        "adamw",
+        "adamw-8bit",
+        "adamw-8bit-paged",
+        "sgd",
+        "sgd-plain",
+        "adafactor",
+        "lion",
+        "muon",
+        "none",
+    ),
     "lora_targets": ("all-linear", "attention", "attention-qv"),
     "recompute": ("none", "selective", "full"),
     "attention": ("flash", "eager"),
     "loss": ("full", "chunked", "fused"),
-    "framework": ("fsdp", "deepspeed", "megatron"),
+    "framework": ("fsdp", "deepspeed", "megatron", "hf"),
+    "padding": ("longest", "fixed", "packed"),
+    "kernels": (None, "torch", "compile", "te", "megatron", "jax"),
+    "schedule": ("1f1b", "dualpipe"),
 }
+#: precisions whose matrix products run on values of 8 or 4 bits
+NARROW = ("fp8-mixed", "mxfp8-mixed", "nvfp4-mixed")
 
 @dataclass(frozen=True)
 class Strategy(Result):
@@ -36,15 +56,16 @@ class Strategy(Result):
     dp: int = 1  # data-parallel replicas
     tp: int = 1  # tensor-parallel ranks
     pp: int = 1  # pipeline stages
-    vpp: int = 1  # virtual stages a rank (interleaved schedule)
+    vpp: int = 1  # virtual pipeline stages per GPU (interleaved schedule)
     cp: int = 1  # context-parallel ranks
-    ep: int = 1  # expert-parallel ranks, inside dp·cp
+    ep: int = 1  # expert-parallel ranks, inside dp·cp, or across tp too where they do not fit inside
     sp: bool | None = None  # sequence parallelism; None: on when tp > 1
     async_tp: bool = False
     zero: int = 0  # 0: replicated, 1: optimizer, 2: + gradients, 3: + parameters (FSDP full shard)
     shard_group: int | None = None  # ranks that share one copy (HSDP); None: all dp·cp
     offload: str = "none"
     precision: str = "bf16-mixed"
+    grad_dtype: str | None = None  # in which gradients are added up and reduced; None: the framework's
     base_weights: str | None = None  # how frozen weights are quantised
     optimizer: str = "adamw"
     optimizer_in_backward: bool = False
@@ -55,22 +76,70 @@ class Strategy(Result):
     loss: str = "full"
     compile: bool = False
     framework: str = "fsdp"
+    kernels: str | None = None  # what computes a layer; None: the framework's usual
+    schedule: str = "1f1b"  # of the pipeline
+    padding: str = "longest"  # of a batch of text, where the framework is hf
+    trainer_version: str | None = None  # of Transformers, where the framework is hf; None: the newest
     inference: bool = False
     states_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("dp", "tp", "pp", "vpp", "cp", "ep"): _whole(name, getattr(self, name), 1)
-        if self.zero not in (0, 1, 2, 3) or isinstance(self.zero, bool): raise BadInput(f"zero cannot be {self.zero!r}", "Choose 0, 1, 2 or 3")
+        if self.zero not in (0, 1, 2, 3) or isinstance(self.zero, bool):
+            raise BadInput(f"zero cannot be {self.zero!r}", "Choose 0, 1, 2 or 3")
         for name in ("shard_group", "lora_rank"):
             if getattr(self, name) is not None: _whole(name, getattr(self, name), 1)
+        if self.trainer_version is not None: _ = self.trainer
         for name, options in CHOICES.items():
             if getattr(self, name) not in options:
-                raise unknown_name(name.replace("_", " "), str(getattr(self, name)), [str(o) for o in options if o])
+                raise unknown_name(
+                    name.replace("_", " "), str(getattr(self, name)), [str(o) for o in options if o]
+                )
+        if self.kernels == "compile": object.__setattr__(self, "compile", True)
+        if self.kernels == "torch" and self.compile:
+            raise BadInput(
+                "the kernels of eager PyTorch are not compiled",
+                "Set kernels to compile, or leave compile out",
+            )
+
+    @property
+    def software(self) -> str:
+        "The kernels that run: those that were said, or the usual ones of the framework."
+        if self.kernels: return self.kernels
+        if self.framework == "megatron": return "megatron"
+        return "compile" if self.compile else "torch"
+
+    @property
+    def expert_tp(self) -> int:
+        "Tensor-parallel ranks that share one expert: all of them, or fewer where expert parallelism runs across them."
+        ranks = self.dp * self.cp * self.tp
+        return next((t for t in range(self.tp, 0, -1) if self.tp % t == 0 and ranks % (self.ep * t) == 0), 1)
+
+    @property
+    def expert_replicas(self) -> int:
+        "Ranks that hold the same part of the same experts."
+        return max(1, self.dp * self.cp * self.tp // (self.ep * self.expert_tp))
 
     @property
     def gpus(self) -> int:
         "How many GPUs it takes."
         return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def torch_native(self) -> bool:
+        "Whether PyTorch itself shards and casts: FSDP, DDP or one GPU, with or without the Trainer of Transformers."
+        return self.framework in ("fsdp", "hf")
+
+    @property
+    def trainer(self) -> tuple[int, int]:
+        "Major and minor version of Transformers that `hf` means."
+        if self.trainer_version is None: return NEWEST_TRAINER
+        found = re.match(r"v?(\d+)\.(\d+)", self.trainer_version)
+        if not found:
+            raise BadInput(
+                f"{self.trainer_version!r} is no version of Transformers", "Write it as 4.45 or 5.24.0"
+            )
+        return int(found.group(1)), int(found.group(2))
 
     @property
     def shards(self) -> int:
@@ -95,12 +164,18 @@ class Workload(Result):
     micro_batch: int = 1  # sequences that go through together
     grad_accum: int | None = None  # micro-batches in a step; None: 1, and with a pipeline its number of stages
     kv_cache_tokens: int | None = None  # for inference: tokens kept for all sequences; None: micro_batch · seq_len
+    lengths: str | None = None  # of the samples: "MEAN,SPREAD", "MEAN,SPREAD,dropped" or a file; None: all of seq_len
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "micro_batch"): _whole(name, getattr(self, name), 1)
         for name in ("grad_accum", "kv_cache_tokens"):
-            if getattr(self, name) is not None and not (isinstance(getattr(self, name), int) and 1 <= getattr(self, name) <= 10**12):
-                raise BadInput(f"{name.replace('_', ' ')} cannot be {getattr(self, name)!r}", "Give a whole number of at least 1")
+            if getattr(self, name) is not None and not (
+                isinstance(getattr(self, name), int) and 1 <= getattr(self, name) <= 10**12
+            ):
+                raise BadInput(
+                    f"{name.replace('_', ' ')} cannot be {getattr(self, name)!r}",
+                    "Give a whole number of at least 1",
+                )
 
     def microbatches(self,
         strategy: Strategy,
@@ -123,22 +198,45 @@ def refusal(
     w: Workload,
 ) -> tuple[str, str] | None:  # (what is impossible, what to do), or None
     "The first reason why `s` cannot run `a`, if there is one."
-    return next((found for rule in (_split_tensors, _split_layers, _split_sequence, _split_experts, _shard, _mix) if (found := rule(a, s, w))), None)
+    return next(
+        (
+            found
+            for rule in (_split_tensors, _split_layers, _split_sequence, _split_experts, _shard, _mix)
+            if (found := rule(a, s, w))
+        ),
+        None,
+    )
+
 
 def _split_tensors(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
     if s.tp == 1 or not a.heads: return None
-    if a.heads % s.tp: return f"{a.heads} attention heads cannot be divided among {s.tp} tensor-parallel ranks", f"Use a tp that divides {a.heads}"
+    if a.heads % s.tp:
+        return (
+            f"{a.heads} attention heads cannot be divided among {s.tp} tensor-parallel ranks",
+            f"Use a tp that divides {a.heads}",
+        )
     if a.kv_heads % s.tp and s.tp % a.kv_heads:
         return (f"{a.kv_heads} key-value heads cannot be divided among {s.tp} tensor-parallel ranks",
                 f"Use a tp that divides {a.kv_heads} or is a multiple of it")
-    if a.ffn % s.tp: return f"an MLP of {a.ffn} cannot be divided among {s.tp} tensor-parallel ranks", f"Use a tp that divides {a.ffn}"
+    if a.ffn % s.tp:
+        return (
+            f"an MLP of {a.ffn} cannot be divided among {s.tp} tensor-parallel ranks",
+            f"Use a tp that divides {a.ffn}",
+        )
     return None
 
 def _split_layers(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
     layers = a.layers + a.decoder_layers
-    if s.pp > 1 and layers and s.pp * s.vpp > layers:
-        return f"{layers} layers cannot be dealt out to {s.pp * s.vpp} pipeline stages", f"Use pp·vpp of at most {layers}"
+    most = layers + 2 * (s.framework == "megatron" and s.vpp > 1)  # Megatron may count the embedding and the head as layers
+    if s.pp > 1 and layers and s.pp * s.vpp > most:
+        return (
+            f"{layers} layers cannot be dealt out to {s.pp * s.vpp} pipeline stages",
+            f"Use pp·vpp of at most {most}",
+        )
     if s.vpp > 1 and s.pp == 1: return "virtual stages need a pipeline", "Set pp to 2 or more, or vpp to 1"
+    if s.schedule == "dualpipe" and s.pp % 2:
+        return "DualPipe sends micro-batches from both ends of an even pipeline", "Use an even pp"
+    if s.schedule == "dualpipe" and s.vpp > 1: return "DualPipe has its own chunks", "Set vpp to 1"
     if s.vpp > 1 and w.microbatches(s) % s.pp:
         return (f"the interleaved schedule cannot deal {w.microbatches(s)} micro-batches to {s.pp} stages",
                 f"Use a grad_accum that is a multiple of {s.pp}")
@@ -146,39 +244,70 @@ def _split_layers(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] 
 
 def _split_sequence(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
     if s.cp > 1 and w.seq_len % s.cp:
-        return f"a sequence of {w.seq_len} cannot be divided among {s.cp} context-parallel ranks", f"Use a seq_len that is a multiple of {s.cp}"
+        return (
+            f"a sequence of {w.seq_len} cannot be divided among {s.cp} context-parallel ranks",
+            f"Use a seq_len that is a multiple of {s.cp}",
+        )
     if s.sp and s.tp == 1:
-        return "sequence parallelism divides what tensor parallelism leaves whole, and tp is 1", "Set tp to 2 or more, or leave sp out"
+        return (
+            "sequence parallelism divides what tensor parallelism leaves whole, and tp is 1",
+            "Set tp to 2 or more, or leave sp out",
+        )
     if s.sequence_parallel and a.heads and (w.seq_len // s.cp) % s.tp:
-        return f"a sequence of {w.seq_len // s.cp} cannot be divided among {s.tp} sequence-parallel ranks", "Use another seq_len, or --no-sp"
+        return (
+            f"a sequence of {w.seq_len // s.cp} cannot be divided among {s.tp} sequence-parallel ranks",
+            "Use another seq_len, or --no-sp",
+        )
     return None
 
 def _split_experts(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
     if s.ep == 1: return None
     if not a.experts: return "expert parallelism needs a model with experts", "Set ep to 1"
-    if a.experts % s.ep: return f"{a.experts} experts cannot be divided among {s.ep} expert-parallel ranks", f"Use an ep that divides {a.experts}"
-    if (s.dp * s.cp) % s.ep: return f"ep {s.ep} must lie inside dp·cp, which is {s.dp * s.cp}", "Use an ep that divides dp·cp"
+    if a.experts % s.ep:
+        return (
+            f"{a.experts} experts cannot be divided among {s.ep} expert-parallel ranks",
+            f"Use an ep that divides {a.experts}",
+        )
+    ranks = s.dp * s.cp * s.tp
+    if ranks % s.ep:
+        return (
+            f"ep {s.ep} must divide dp·cp·tp, which is {ranks}",
+            "Use an ep that divides dp·cp, or dp·cp·tp",
+        )
     return None
 
 def _shard(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
-    if s.shard_group and s.zero != 3: return "a shard group (HSDP) needs full sharding", "Set zero to 3, or leave shard_group out"
+    if s.shard_group and s.zero != 3:
+        return "a shard group (HSDP) needs full sharding", "Set zero to 3, or leave shard_group out"
     if s.shard_group and (s.dp * s.cp) % s.shard_group:
-        return f"{s.dp * s.cp} ranks cannot be divided into shard groups of {s.shard_group}", "Use a shard_group that divides dp·cp"
-    if s.zero >= 2 and s.pp > 1 and s.framework != "fsdp":
+        return (
+            f"{s.dp * s.cp} ranks cannot be divided into shard groups of {s.shard_group}",
+            "Use a shard_group that divides dp·cp",
+        )
+    if s.zero >= 2 and s.pp > 1 and not s.torch_native:
         why = "each micro-batch would reduce and free the gradients that the next one adds to"
-        return f"ZeRO-{s.zero} and a pipeline cannot be combined in {s.framework}: {why}", "Use zero 1, or framework fsdp"
+        return (
+            f"ZeRO-{s.zero} and a pipeline cannot be combined in {s.framework}: {why}",
+            "Use zero 1, or framework fsdp",
+        )
     if s.offload == "optimizer" and s.framework == "deepspeed" and s.zero == 0:
         return "DeepSpeed offloads an optimizer that ZeRO holds", "Set zero to 1, 2 or 3"
-    if s.offload == "parameters" and s.zero != 3: return "only sharded parameters can be offloaded", "Set zero to 3"
+    if s.offload == "parameters" and s.zero != 3:
+        return "only sharded parameters can be offloaded", "Set zero to 3"
     return None
 
 def _mix(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
     if s.base_weights and not s.lora_rank and not s.inference:
         return "quantised weights cannot be trained", "Give a lora_rank, or leave base_weights out"
-    if s.inference and s.lora_rank: return "inference has no LoRA optimizer to account for", "Merge the adapter: leave lora_rank out"
+    if s.inference and s.lora_rank:
+        return "inference has no LoRA optimizer to account for", "Merge the adapter: leave lora_rank out"
     if s.optimizer_in_backward and w.microbatches(s) > 1:
-        return "an optimizer in the backward pass frees each gradient at once, so that micro-batches cannot add them up", "Set grad_accum to 1"
-    if s.optimizer_in_backward and s.framework != "fsdp": return f"{s.framework} has no optimizer in the backward pass", "Use framework fsdp"
+        return (
+            "an optimizer in the backward pass frees each gradient at once, so that micro-batches cannot add them up",
+            "Set grad_accum to 1",
+        )
+    if s.optimizer_in_backward and not s.torch_native:
+        return f"{s.framework} has no optimizer in the backward pass", "Use framework fsdp"
     return None
 
 def check(

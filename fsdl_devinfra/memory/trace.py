@@ -62,14 +62,20 @@ def trace(
 ) -> Trace:
     "Trace a training step without a GPU. Raises `BadInput` for what it cannot trace, `MissingExtra` without torch and transformers."
     s, w = strategy or Strategy(), workload or Workload()
-    need("torch", "torch", "tracing"); need("transformers", "transformers", "tracing a configuration")
+    need("torch", "torch", "tracing")
+    need("transformers", "transformers", "tracing a configuration")
     _traceable(s)
     job = json.dumps({"config": dict(config), "strategy": s.to_dict(), "workload": w.to_dict()})
-    done = subprocess.run([sys.executable, "-c", _WORKER], input=job, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [sys.executable, "-c", _WORKER], input=job, capture_output=True, text=True, timeout=timeout
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise CheckError(f"the trace did not run ({reason[:300]})", "Leave --trace out, or trace the module in Python with saved_bytes")
+        raise CheckError(
+            f"the trace did not run ({reason[:300]})",
+            "Leave --trace out, or trace the module in Python with saved_bytes",
+        )
     return Trace.from_dict(json.loads(lines[-1]))
 
 def _traceable(s: Strategy) -> None:
@@ -77,9 +83,14 @@ def _traceable(s: Strategy) -> None:
     for name in ("tp", "pp", "cp", "ep"):
         if getattr(s, name) > 1: raise BadInput(f"a trace has no {name}", f"Leave {name} out")
     if s.lora_rank or s.base_weights or s.inference or s.offload != "none" or s.optimizer_in_backward:
-        raise BadInput("a trace knows full training on the GPU only", "Leave LoRA, quantisation, offload and inference out")
-    if s.optimizer not in ("adamw", "sgd", "none"): raise BadInput(f"{s.optimizer} cannot be traced", "Use adamw or sgd")
-    if s.zero == 2: raise BadInput("a trace knows one GPU, replicas and full sharding", "Use --zero 0, 1 or 3")
+        raise BadInput(
+            "a trace knows full training on the GPU only",
+            "Leave LoRA, quantisation, offload and inference out",
+        )
+    if s.optimizer not in ("adamw", "sgd", "none"):
+        raise BadInput(f"{s.optimizer} cannot be traced", "Use adamw or sgd")
+    if s.zero == 2:
+        raise BadInput("a trace knows one GPU, replicas and full sharding", "Use --zero 0, 1 or 3")
 
 # %% ../../nbs/memory/09_trace.ipynb #a6b0063a
 def _replicate(parts: dict[str, int], s: Strategy) -> dict[str, int]:
@@ -106,13 +117,18 @@ def _work(job: str) -> None:
         two, three = (_step({**config, key: n}, s, w) for n in (2, 3))
         parts, traced = {k: two[k] + (three[k] - two[k]) * (layers - 2) for k in two}, [2, 3]
     parts = _replicate(parts, s)
-    found = Trace(layers, traced, parts, sum(parts.values()), round(time.monotonic() - start, 1), torch.__version__)
+    found = Trace(
+        layers, traced, parts, sum(parts.values()), round(time.monotonic() - start, 1), torch.__version__
+    )
     print(json.dumps(found.to_dict()))
 
 def _mend() -> None:
     "Keep DTensor's sharding propagation out of the tracker's count (see above; torch 2.13)."
     import torch.distributed.tensor._sharding_prop as propagation
-    if hasattr(propagation, "detect_fake_mode"): propagation.detect_fake_mode = lambda *args, **kwargs: None
+
+    if hasattr(propagation, "detect_fake_mode"):
+        setattr(propagation, "detect_fake_mode", lambda *args, **kwargs: None)
+
 
 def _pretend(ranks: int) -> None:
     import torch.distributed as dist
@@ -123,11 +139,20 @@ def _build(config: dict[str, Any], device: str) -> Any:
     "The model of a configuration, without weights."
     import torch
     import transformers
-    kind = "vit" if "image_size" in config and config.get("model_type") == "digits-vit" else config["model_type"]
+
+    kind = (
+        "vit" if "image_size" in config and config.get("model_type") == "digits-vit" else config["model_type"]
+    )
     known = transformers.AutoConfig.for_model(**{**config, "model_type": kind, "use_cache": False})
-    auto = (transformers.AutoModelForImageClassification if "image_size" in config else
-            transformers.AutoModelForSequenceClassification if any("SequenceClassification" in a for a in config.get("architectures") or ()) else
-            transformers.AutoModelForMaskedLM if kind in ("bert", "roberta", "distilbert") else transformers.AutoModelForCausalLM)
+    auto = (
+        transformers.AutoModelForImageClassification
+        if "image_size" in config
+        else transformers.AutoModelForSequenceClassification
+        if any("SequenceClassification" in a for a in config.get("architectures") or ())
+        else transformers.AutoModelForMaskedLM
+        if kind in ("bert", "roberta", "distilbert")
+        else transformers.AutoModelForCausalLM
+    )
     with _without_initialisation(), torch.device(device): return auto.from_config(known)
 
 def _without_initialisation() -> Any:
@@ -139,7 +164,11 @@ def _without_initialisation() -> Any:
 def _inputs(config: dict[str, Any], w: Workload) -> Any:
     import torch
     if "image_size" in config:
-        return {"pixel_values": torch.zeros(w.micro_batch, config.get("num_channels", 3), config["image_size"], config["image_size"])}
+        return {
+            "pixel_values": torch.zeros(
+                w.micro_batch, config.get("num_channels", 3), config["image_size"], config["image_size"]
+            )
+        }
     return {"input_ids": torch.zeros(w.micro_batch, w.seq_len, dtype=torch.long)}
 
 def _layers_of(module: Any) -> list:
@@ -163,11 +192,16 @@ def _every_second(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> Any:
     from torch.utils.checkpoint import CheckpointPolicy
     counts = _every_second.__dict__.setdefault("counts", {False: 0, True: 0})
     if op == torch.ops.aten.mm.default: counts[ctx.is_recompute] += 1
-    keep = "scaled_dot_product" in str(op) or (op == torch.ops.aten.mm.default and counts[ctx.is_recompute] % 2)
+    keep = "scaled_dot_product" in str(op) or (
+        op == torch.ops.aten.mm.default and counts[ctx.is_recompute] % 2
+    )
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
-_OPTIMIZERS = {"adamw": lambda torch, p: torch.optim.AdamW(p, foreach=True), "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-               "none": lambda torch, p: None}
+_OPTIMIZERS = {
+    "adamw": lambda torch, p: torch.optim.AdamW(p, foreach=True),
+    "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "none": lambda torch, p: None,
+}
 
 def _step(config: dict[str, Any], s: Strategy, w: Workload) -> dict[str, int]:
     "Two steps under the tracker; the parts at the peak of the second."
@@ -178,17 +212,27 @@ def _step(config: dict[str, Any], s: Strategy, w: Workload) -> dict[str, int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         if s.precision == "bf16": torch.set_default_dtype(torch.bfloat16)
         module = _build(config, "meta" if s.zero == 3 else "cpu")  # fully_shard turns meta tensors into fake ones; alone they cannot be swapped
-        module.train(); _recompute(module, s)
-        if mesh is not None: _shard(module, s, mesh); module.to_empty(device="cpu")
+        module.train()
+        _recompute(module, s)
+        if mesh is not None:
+            _shard(module, s, mesh)
+            module.to_empty(device="cpu")
         optimizer = _OPTIMIZERS[s.optimizer](torch, module.parameters())
         tracker = _tracker(module, optimizer, s)
         inputs = _inputs(config, w)
-        cast = torch.autocast("cpu", torch.bfloat16) if s.zero == 0 and s.precision.endswith("mixed") else contextlib.nullcontext()
+        cast = (
+            torch.autocast("cpu", torch.bfloat16)
+            if s.zero == 0 and s.precision.endswith("mixed")
+            else contextlib.nullcontext()
+        )
         with tracker:
             for step in range(2):
                 with cast: loss = _loss(module(**inputs).logits, inputs)
-                loss.backward(); del loss
-                if optimizer: optimizer.step(); optimizer.zero_grad()
+                loss.backward()
+                del loss
+                if optimizer:
+                    optimizer.step()
+                    optimizer.zero_grad()
                 if step == 0: tracker.reset_mod_stats()
         return _sum_parts(tracker.get_tracker_snapshot("peak"))
 
@@ -199,7 +243,12 @@ def _mesh(s: Strategy) -> Any:
 def _shard(module: Any, s: Strategy, mesh: Any) -> None:
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if s.precision.endswith("mixed") else MixedPrecisionPolicy()
+
+    policy = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if s.precision.endswith("mixed")
+        else MixedPrecisionPolicy()
+    )
     for layer in _layers_of(module): fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
 
@@ -214,30 +263,53 @@ def _tracker(module: Any, optimizer: Any, s: Strategy) -> Any:
 
 def _loss(logits: Any, inputs: dict[str, Any]) -> Any:
     import torch
-    if logits.dim() < 3: return torch.nn.functional.cross_entropy(logits.float(), torch.zeros(logits.shape[0], dtype=torch.long))
+
+    if logits.dim() < 3:
+        return torch.nn.functional.cross_entropy(
+            logits.float(), torch.zeros(logits.shape[0], dtype=torch.long)
+        )
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), inputs["input_ids"].flatten())
 
 #: what the tracker calls it → what we call it
-_KINDS = {"SHARDED_PARAM": "parameters", "PARAM": "parameters", "BUFFER": "parameters", "SHARDED_GRAD": "gradients", "GRAD": "gradients",
-          "OPT": "optimizer",
-          "ACT": "activations and loss", "TEMP": "activations and loss", "INP": "activations and loss",
-          "UNSHARDED_PARAM": "communication", "UNSHARDED_GRAD": "communication", "ALL_GATHER": "communication", "REDUCE_SCATTER": "communication"}
+_KINDS = {
+    "SHARDED_PARAM": "parameters",
+    "PARAM": "parameters",
+    "BUFFER": "parameters",
+    "SHARDED_GRAD": "gradients",
+    "GRAD": "gradients",
+    "OPT": "optimizer",
+    "ACT": "activations and loss",
+    "TEMP": "activations and loss",
+    "INP": "activations and loss",
+    "UNSHARDED_PARAM": "communication",
+    "UNSHARDED_GRAD": "communication",
+    "ALL_GATHER": "communication",
+    "REDUCE_SCATTER": "communication",
+}
 
 def _sum_parts(snapshot: Mapping[Any, Mapping[Any, int]]) -> dict[str, int]:
-    parts = dict.fromkeys(("parameters", "gradients", "optimizer", "activations and loss", "communication"), 0)
+    parts: dict[str, int] = dict.fromkeys(
+        ("parameters", "gradients", "optimizer", "activations and loss", "communication"), 0
+    )
     for kinds in snapshot.values():
         for kind, size in kinds.items():
             name = getattr(kind, "name", str(kind)).upper()
-            name = {"OPTSTATE": "OPT", "ACTIVATION": "ACT", "PARAMETER": "PARAM", "GRADIENT": "GRAD", "INPUTS": "INP"}.get(name, name)
+            name = {
+                "OPTSTATE": "OPT",
+                "ACTIVATION": "ACT",
+                "PARAMETER": "PARAM",
+                "GRADIENT": "GRAD",
+                "INPUTS": "INP",
+            }.get(name, name)
             if name in _KINDS: parts[_KINDS[name]] += int(size)
     return parts
 
 # %% ../../nbs/memory/09_trace.ipynb #2bc5a4b0
 _WHY = {
     "activations and loss": "the trace runs the layers as Transformers writes them, on CPU kernels: "
-                            "with dropout in attention there is no flash kernel, and the probabilities are kept",
+    "with dropout in attention there is no flash kernel, and the probabilities are kept",
     "communication": "the estimate takes FSDP's buffers at their fullest, the trace those that are live at the moment of its peak; "
-                     "DDP's buckets are reckoned in both",
+    "DDP's buckets are reckoned in both",
     "gradients": "the peaks may lie in different phases",
     "parameters": "the estimate counts the 16-bit copies that autocast caches",
     "optimizer": "padding of the shards",
@@ -248,15 +320,29 @@ def compare(
     traced: Trace,
 ) -> list[tuple[str, int, int, str]]:  # part, estimated bytes, traced bytes, why they differ
     "The parts of an estimate and of a trace, side by side."
-    timeline = {name: sum(v for k, v in parts.items() if k not in ("runtime", "reserve")) for name, parts in said.timeline.items()}
+    timeline = {
+        name: sum(v for k, v in parts.items() if k not in ("runtime", "reserve"))
+        for name, parts in said.timeline.items()
+    }
     p = said.timeline[max(timeline, key=lambda k: timeline[k])]
     mine = {"parameters": p["parameters"], "gradients": p["gradients"], "optimizer": p["optimizer"],
             "activations and loss": p["activations"] + p["loss"], "communication": p["communication"]}
-    rows = [(k, mine[k], traced.parts[k], "" if abs(mine[k] - traced.parts[k]) <= 0.03 * max(traced.peak_bytes, 1) else _WHY[k]) for k in mine]
+    rows = [
+        (
+            k,
+            mine[k],
+            traced.parts[k],
+            "" if abs(mine[k] - traced.parts[k]) <= 0.03 * max(traced.peak_bytes, 1) else _WHY[k],
+        )
+        for k in mine
+    ]
     return rows + [("allocated at the peak", sum(mine.values()), traced.peak_bytes, "")]
 
 def comparison_text(
     rows: list[tuple[str, int, int, str]],  # of `compare`
 ) -> str:
     "The comparison as a table."
-    return table_text(["part", "estimated", "traced", "why they differ"], [[k, size_text(a), size_text(b), why] for k, a, b, why in rows])
+    return table_text(
+        ["part", "estimated", "traced", "why they differ"],
+        [[k, size_text(a), size_text(b), why] for k, a, b, why in rows],
+    )

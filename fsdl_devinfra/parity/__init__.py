@@ -5,29 +5,100 @@
 # %% ../../nbs/parity/00_overview.ipynb #f103a298
 from __future__ import annotations
 
-from .backends import Backend, NotRun, callable_backend, onnx_backend, provider_name, session
-from .causes import Cause
-from .check import Case, Divergence, ParityReport, check
-from .export import Export, Port, export
-from .generation import GenerationExport, GenerationReport, compare_generation, export_generation
-from .inputs import example_inputs, flatten, free_dims
-from .localize import Localization, localize
-from .reference import reference, run_torch
-from .report import assert_parity, write_report
-from .rule import OutputComparison, Rule, compare
-from .safety import FileFacts, inspect_file
-from .shapes import ShapeSearch, parse_shapes, search_shapes
+from typing import TYPE_CHECKING
 
-_all_ = ["Backend", "NotRun", "callable_backend", "onnx_backend", "provider_name", "session", "Case", "Cause", "Divergence", "ParityReport", "check",
-         "Export", "Port", "export",
-         "GenerationExport", "GenerationReport", "compare_generation", "export_generation", "example_inputs", "flatten", "free_dims",
-         "Localization", "localize",
-         "reference", "run_torch", "assert_parity", "write_report", "OutputComparison", "Rule", "compare", "FileFacts", "inspect_file",
-         "ShapeSearch", "parse_shapes", "search_shapes"]
+from ..core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from fsdl_devinfra.parity.backends import Backend, NotRun, callable_backend, onnx_backend, provider_name, session
+    from fsdl_devinfra.parity.causes import Cause
+    from fsdl_devinfra.parity.checking import Case, Divergence, ParityReport, assert_parity, check
+    from fsdl_devinfra.parity.compiled import compiled_function
+    from fsdl_devinfra.parity.exporting import Export, TensorSpec, export
+    from fsdl_devinfra.parity.files import compare_files
+    from fsdl_devinfra.parity.generation import GenerationExport, GenerationReport, compare_generation, export_generation
+    from fsdl_devinfra.parity.inputs import example_inputs, flatten, free_dims
+    from fsdl_devinfra.parity.localization import Localization, localize
+    from fsdl_devinfra.parity.minimal import SmallestFailure
+    from fsdl_devinfra.parity.original import reference, run_torch
+    from fsdl_devinfra.parity.reduced import Budget, ReducedReport, check_reduced
+    from fsdl_devinfra.parity.report import write_report
+    from fsdl_devinfra.parity.rule import OutputComparison, Rule, compare
+    from fsdl_devinfra.parity.safety import FileFacts, inspect_file
+    from fsdl_devinfra.parity.shapes import ShapeSearch, parse_shapes, search_shapes
+    from fsdl_devinfra.parity.timing import Latency, latencies
+
+_EXPORTS = {
+    "backends": "Backend NotRun callable_backend onnx_backend provider_name session",
+    "causes": "Cause",
+    "checking": "Case Divergence ParityReport assert_parity check",
+    "compiled": "compiled_function",
+    "exporting": "Export TensorSpec export",
+    "files": "compare_files",
+    "generation": "GenerationExport GenerationReport compare_generation export_generation",
+    "inputs": "example_inputs flatten free_dims",
+    "localization": "Localization localize",
+    "minimal": "SmallestFailure",
+    "original": "reference run_torch",
+    "reduced": "Budget ReducedReport check_reduced",
+    "report": "write_report",
+    "rule": "OutputComparison Rule compare",
+    "safety": "FileFacts inspect_file",
+    "shapes": "ShapeSearch parse_shapes search_shapes",
+    "timing": "Latency latencies",
+}
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+
+_all_ = [
+    "Backend",
+    "NotRun",
+    "callable_backend",
+    "onnx_backend",
+    "provider_name",
+    "session",
+    "Cause",
+    "Case",
+    "Divergence",
+    "ParityReport",
+    "check",
+    "Export",
+    "TensorSpec",
+    "export",
+    "GenerationExport",
+    "GenerationReport",
+    "compare_generation",
+    "export_generation",
+    "example_inputs",
+    "flatten",
+    "free_dims",
+    "Localization",
+    "localize",
+    "reference",
+    "run_torch",
+    "assert_parity",
+    "write_report",
+    "OutputComparison",
+    "Rule",
+    "compare",
+    "FileFacts",
+    "inspect_file",
+    "ShapeSearch",
+    "parse_shapes",
+    "search_shapes",
+    "compiled_function",
+    "compare_files",
+    "SmallestFailure",
+    "Budget",
+    "ReducedReport",
+    "check_reduced",
+    "Latency",
+    "latencies",
+]
 
 # %% auto #0
-__all__ = ['Backend', 'NotRun', 'callable_backend', 'onnx_backend', 'provider_name', 'session', 'Case', 'Cause', 'Divergence',
-           'ParityReport', 'check', 'Export', 'Port', 'export', 'GenerationExport', 'GenerationReport',
+__all__ = ['Backend', 'NotRun', 'callable_backend', 'onnx_backend', 'provider_name', 'session', 'Cause', 'Case', 'Divergence',
+           'ParityReport', 'check', 'Export', 'TensorSpec', 'export', 'GenerationExport', 'GenerationReport',
            'compare_generation', 'export_generation', 'example_inputs', 'flatten', 'free_dims', 'Localization',
            'localize', 'reference', 'run_torch', 'assert_parity', 'write_report', 'OutputComparison', 'Rule', 'compare',
-           'FileFacts', 'inspect_file', 'ShapeSearch', 'parse_shapes', 'search_shapes']
+           'FileFacts', 'inspect_file', 'ShapeSearch', 'parse_shapes', 'search_shapes', 'compiled_function',
+           'compare_files', 'SmallestFailure', 'Budget', 'ReducedReport', 'check_reduced', 'Latency', 'latencies']

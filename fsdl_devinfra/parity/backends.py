@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,31 +21,48 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['PROVIDERS', 'REFERENCE', 'LEVELS', 'provider_name', 'NotRun', 'Session', 'session', 'Backend', 'onnx_backend',
-           'callable_backend']
+__all__ = ['PROVIDERS', 'REFERENCE', 'OPENVINO', 'LEVELS', 'provider_name', 'NotRun', 'Session', 'in_type', 'session', 'Backend',
+           'onnx_backend', 'callable_backend', 'versions']
 
 # %% ../../nbs/parity/05_backends.ipynb #f32d98a7
 #: short name → ONNX Runtime's
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
-             "rocm": "ROCMExecutionProvider", "migraphx": "MIGraphXExecutionProvider", "openvino": "OpenVINOExecutionProvider",
-             "coreml": "CoreMLExecutionProvider", "dml": "DmlExecutionProvider", "webgpu": "WebGpuExecutionProvider",
-                                                                                 "xnnpack": "XnnpackExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
 REFERENCE = "reference"  # the evaluator of the onnx package
+OPENVINO = "openvino"  # the openvino package; ONNX Runtime's own provider is called OpenVINOExecutionProvider
 
 def provider_name(
     name: str,  # "cpu", "cuda", "tensorrt", …, "reference", or ONNX Runtime's own name
 ) -> str:  # ONNX Runtime's own name, or "reference"
     "The full name of a provider. Raises `BadInput` for one that does not exist."
-    full = {p.lower(): p for p in PROVIDERS.values()} | PROVIDERS | {REFERENCE: REFERENCE}
+    full = {p.lower(): p for p in PROVIDERS.values()} | PROVIDERS | {REFERENCE: REFERENCE, OPENVINO: OPENVINO}
     if name.lower() in full: return full[name.lower()]
     if name.endswith("ExecutionProvider"): return name  # a plug-in that this table does not know
-    raise BadInput(f"no execution provider is called {name!r}", f"Choose one of {', '.join([*PROVIDERS, REFERENCE])}")
+    raise BadInput(
+        f"no execution provider is called {name!r}",
+        f"Choose one of {', '.join([*PROVIDERS, OPENVINO, REFERENCE])}",
+    )
 
 # %% ../../nbs/parity/05_backends.ipynb #7cb6ffda
 class NotRun(CheckError):
     "What was asked for is not there, so nothing was compared."
 
-LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
+LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
 
 @dataclass
 class Session:
@@ -65,10 +84,32 @@ class Session:
     ) -> dict[str, "np.ndarray"]:  # output → array
         "One forward. Raises `BadInput` with the runtime's own reason."
         names = list(outputs) if outputs is not None else self.outputs
-        try: values = self.inner.run(names, {k: v for k, v in feeds.items() if k in self.inputs})
+        asked = self.inputs
+        try:
+            values = self.inner.run(
+                names, {k: in_type(v, asked[k].type) for k, v in feeds.items() if k in asked}
+            )
         except Exception as e:
-            raise BadInput(f"{self.used} cannot run this file on these inputs ({_first_line(e)})", "Check shapes and types of the inputs") from e
+            raise BadInput(
+                f"{self.used} cannot run this file on these inputs ({_first_line(e)})",
+                "Check shapes and types of the inputs",
+            ) from e
         return dict(zip(names, values))
+
+#: numpy's names of the types that ONNX Runtime states otherwise
+_NUMPY_TYPE = {"float": "float32", "double": "float64"}
+
+def in_type(
+    array: "np.ndarray",
+    wanted: str,  # ONNX Runtime's words, e.g. "tensor(float16)"
+) -> "np.ndarray":
+    "The array in the type that the file asks for, where numpy has it. A file in fp16 may keep its inputs in float32, or not."
+    import numpy as np
+    name = wanted.removeprefix("tensor(").removesuffix(")")
+    try: kind = np.dtype(_NUMPY_TYPE.get(name, name))
+    except TypeError: return array  # bfloat16, sequences
+    if array.dtype == kind: return array
+    with np.errstate(over="ignore"): return array.astype(kind)
 
 def _first_line(error: BaseException) -> str:
     "A message of the runtime in one line, without the place of the file."
@@ -83,26 +124,38 @@ def session(
     disabled: Sequence[str] = (),  # optimisers to leave out, by name
     save_to: str | Path | None = None,  # write the optimised graph here
     folder: str | Path | None = None,  # of external weights, where `model` is bytes
+    threads: int = 0,  # inside an operator; 0: the runtime's own choice
 ) -> Session:
     "Load a model on one provider. Raises `NotRun` where it did not get there."
     ort = need("onnxruntime", "onnx", "running ONNX files")
     asked = provider_name(provider)
     if asked not in ort.get_available_providers():
-        raise NotRun(f"{asked} is not in this build of ONNX Runtime (it has {', '.join(ort.get_available_providers())})", _how_to_get(asked))
+        raise NotRun(
+            f"{asked} is not in this build of ONNX Runtime (it has {', '.join(ort.get_available_providers())})",
+            _how_to_get(asked),
+        )
     if asked in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]): _load_cuda(ort)
     settings = ort.SessionOptions()
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
     settings.log_severity_level = 4
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if folder: settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if threads: settings.intra_op_num_threads = threads
+    if folder:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if save_to: settings.optimized_model_filepath = str(save_to)
     wanted: list[Any] = [(asked, dict(options))] if options else [asked]
     if asked != PROVIDERS["cpu"]: wanted.append(PROVIDERS["cpu"])
     source = model if isinstance(model, bytes) else str(model)
     try:
         with _silent():
-            inner = ort.InferenceSession(source, settings, providers=wanted, **({"disabled_optimizers": list(disabled)} if disabled else {}))
-    except Exception as e: raise _load_failure(asked, e) from e
+            inner = ort.InferenceSession(
+                source,
+                settings,
+                providers=wanted,
+                **({"disabled_optimizers": list(disabled)} if disabled else {}),
+            )
+    except Exception as e:
+        raise _load_failure(asked, e) from e
     return _placed(inner, asked)
 
 def _load_cuda(ort: Any) -> None:
@@ -112,12 +165,18 @@ def _load_cuda(ort: Any) -> None:
 def _placed(inner: Any, asked: str) -> Session:
     "Proof of place: what the session registered, and where its nodes went."
     if asked not in inner.get_providers():
-        raise NotRun(f"{asked} could not be loaded and the session fell back to {', '.join(inner.get_providers())}", _how_to_get(asked))
+        raise NotRun(
+            f"{asked} could not be loaded and the session fell back to {', '.join(inner.get_providers())}",
+            _how_to_get(asked),
+        )
     nodes = _assignment(inner)
     total = sum(nodes.values())
     if total and not nodes.get(asked):
-        raise NotRun(f"{asked} was loaded and took none of the {total} nodes", "Every operator fell back: check precision and operators")
-    used = max(nodes, key=nodes.get) if nodes else inner.get_providers()[0]
+        raise NotRun(
+            f"{asked} was loaded and took none of the {total} nodes",
+            "Every operator fell back: check precision and operators",
+        )
+    used = max(nodes, key=lambda n: nodes[n]) if nodes else inner.get_providers()[0]
     return Session(inner, asked, used, nodes.get(asked, 0) / total if total else None, nodes)
 
 def _assignment(inner: Any) -> dict[str, int]:
@@ -131,13 +190,20 @@ def _assignment(inner: Any) -> dict[str, int]:
 def _load_failure(asked: str, error: BaseException) -> CheckError:
     text = _first_line(error)
     if "NOT_IMPLEMENTED" in text or "Could not find an implementation" in text:
-        return NotRun(f"{asked} has no kernel for an operator of this file ({text})", "Use another precision or provider")
-    return BadInput(f"ONNX Runtime cannot load this file ({text})", "Export it again, or check it with onnx.checker")
+        return NotRun(
+            f"{asked} has no kernel for an operator of this file ({text})",
+            "Use another precision or provider",
+        )
+    return BadInput(
+        f"ONNX Runtime cannot load this file ({text})", "Export it again, or check it with onnx.checker"
+    )
+
 
 def _how_to_get(asked: str) -> str:
     if asked == PROVIDERS["cuda"]:
         return "pip install 'fsdl-devinfra[onnx-gpu]' on a machine with an NVIDIA driver for CUDA 13 (onnxruntime-gpu takes the place of onnxruntime)"
-    if asked == PROVIDERS["tensorrt"]: return "pip install 'fsdl-devinfra[onnx-gpu]' and TensorRT 10 on a machine with an NVIDIA driver for CUDA 13"
+    if asked == PROVIDERS["tensorrt"]:
+        return "pip install 'fsdl-devinfra[onnx-gpu]' and TensorRT 10 on a machine with an NVIDIA driver for CUDA 13"
     return "Install a build of ONNX Runtime that has it"
 
 @contextlib.contextmanager
@@ -161,23 +227,69 @@ def onnx_backend(
     provider: str = "cpu",  # or "reference"
     level: str = "all",
     options: Mapping[str, Any] | None = None,
+    folder: Path | None = None,  # of external weights, where `model` is bytes
+    threads: int = 0,  # inside an operator; 0: the runtime's own choice
 ) -> Backend:
     "A backend that runs an ONNX file. Raises `NotRun`."
     if provider_name(provider) == REFERENCE: return _reference_backend(model)
-    made = session(model, provider, level, options)
-    told = [] if made.share in (None, 1.0) else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"]
+    if provider_name(provider) == OPENVINO: return _openvino_backend(model, folder, threads)
+    made = session(model, provider, level, options, folder=folder, threads=threads)
+    told = (
+        [] if made.share in (None, 1.0) else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"]
+    )
     return Backend(provider, made.used, made.run, made.share, told)
 
 def _reference_backend(model: str | Path | bytes) -> Backend:
     onnx = need("onnx", "onnx", "the reference evaluator")
     from onnx.reference import ReferenceEvaluator
     loaded = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
-    evaluator = ReferenceEvaluator(loaded)
+    evaluator: Any = ReferenceEvaluator(loaded)
     def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
-        try: return dict(zip(evaluator.output_names, evaluator.run(None, {k: v for k, v in feeds.items() if k in evaluator.input_names})))
+        try:
+            return dict(
+                zip(
+                    evaluator.output_names,
+                    evaluator.run(None, {k: v for k, v in feeds.items() if k in evaluator.input_names}),
+                )
+            )
         except Exception as e:
-            raise BadInput(f"the ONNX reference evaluator cannot run this file ({_first_line(e)})", "Use a provider of ONNX Runtime") from e
+            raise BadInput(
+                f"the ONNX reference evaluator cannot run this file ({_first_line(e)})",
+                "Use a provider of ONNX Runtime",
+            ) from e
     return Backend(REFERENCE, f"onnx.reference {onnx.__version__}", run)
+
+def _openvino_backend(model: str | Path | bytes, folder: Path | None, threads: int) -> Backend:
+    "OpenVINO on the CPU, told to compute in float32: its own choice is bfloat16 where the processor has it."
+    try:
+        openvino: Any = importlib.import_module("openvino")
+    except ModuleNotFoundError:
+        raise NotRun("openvino is not installed", "pip install 'fsdl-devinfra[openvino]'") from None
+    settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+    core = openvino.Core()
+    try:
+        compiled = core.compile_model(
+            core.read_model(model if isinstance(model, bytes) else str(model)), "CPU", settings
+        )
+    except Exception as e:
+        raise NotRun(f"OpenVINO cannot load this file ({_first_line(e)})", "Use another provider") from e
+    wanted = {name: p.get_element_type().to_dtype() for p in compiled.inputs for name in p.get_names()}
+    def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
+        try:
+            got = compiled({k: v.astype(wanted[k], copy=False) for k, v in feeds.items() if k in wanted})
+        except Exception as e:
+            raise BadInput(
+                f"OpenVINO cannot run this file on these inputs ({_first_line(e)})", "Check shapes and types"
+            ) from e
+        return {p.get_any_name(): got[p].copy() for p in compiled.outputs}
+
+    return Backend(
+        OPENVINO,
+        f"OpenVINO {openvino.__version__.split('-')[0]} CPU",
+        run,
+        notes=["OpenVINO computes in float32, as told"],
+    )
+
 
 def callable_backend(
     function: Callable[..., Any],  # keyword arrays → array, tuple or dictionary of arrays
@@ -188,6 +300,27 @@ def callable_backend(
     def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
         value = function(**feeds)
         if isinstance(value, Mapping): return {k: np.asarray(v) for k, v in value.items()}
-        if isinstance(value, (tuple, list)): return {f"output.{i}": np.asarray(v) for i, v in enumerate(value)}
+        if isinstance(value, (tuple, list)):
+            return {f"output.{i}": np.asarray(v) for i, v in enumerate(value)}
         return {"output": np.asarray(value)}
     return Backend(name or getattr(function, "__name__", "callable"), "callable", run)
+
+# %% ../../nbs/parity/05_backends.ipynb #1764ef11
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "numpy",
+)
+
+
+def versions() -> dict[str, str]:  # library → version, installed ones only
+    "The libraries that take part in an export or a comparison."
+    found = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError): found[name] = version(name)
+    return found

@@ -10,20 +10,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckError
-from .backends import session
-from .export import Capture
+from .backends import PROVIDERS, _reference_backend, provider_name, session
+from .exporting import Capture, capture
 from .graph import Graph, convert, file_precision, load_graph
-from .localize import ValueError_, _shallow, run_program
-from .rule import Rule
+from .inputs import with_sizes
+from .localization import OperatorError, _numpy, _shallow, localize, run_program, value_error
+from .original import as_arrays, cast_inputs, reference, run_torch
+from .rule import Rule, compare_outputs
 
 if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['PASSES', 'OPSETS', 'LARGEST', 'Cause', 'Scene', 'by_optimisation', 'in_training', 'in_inference', 'by_train_mode',
-           'Difference', 'differences', 'undone', 'by_restoring', 'own_differences', 'fresh', 'all_differences',
-           'healing', 'by_fresh_export', 'by_evaluator', 'opset_of', 'relabelled', 'by_opset', 'by_export_opset',
-           'overflowing', 'by_overflow', 'by_tf32', 'by_attribute', 'by_shape', 'find_causes', 'by_trace']
+__all__ = ['PASSES', 'OPSETS', 'LARGEST', 'Cause', 'FailureContext', 'by_optimisation', 'in_training', 'in_inference',
+           'by_train_mode', 'Difference', 'differences', 'undone', 'by_restoring', 'own_differences',
+           'reexported_graph', 'all_differences', 'restoring_operator', 'by_fresh_export', 'by_evaluator', 'opset_of',
+           'relabelled', 'by_opset', 'by_export_opset', 'overflowing', 'by_overflow', 'by_tf32', 'by_attribute',
+           'by_shape', 'find_causes', 'by_trace']
 
 # %% ../../nbs/parity/08_causes.ipynb #a08c1f7b
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Cause:
     evidence: str  # what was switched, and the figures before and after
 
 @dataclass
-class Scene:
+class FailureContext:
     "A failing case, ready for experiments."
     graph: Graph  # of the file, in the precision of the case
     captured: Capture  # the module, traced again
@@ -44,9 +47,10 @@ class Scene:
     precision: str = "fp32"
     provider: str = "cpu"
     rule: Rule = Rule()
-    clean: Graph | None = None  # the fresh translation
+    clean: Any = None  # Graph, the fresh translation; made where it is not given
     level: str = "all"  # of graph optimisation, in the failing case
     ties: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # of integer outputs: where rounding decides
+    noise: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # of float outputs: what rounding does to each value
 
     def __post_init__(self) -> None:
         if self.clean is None: self.clean = load_graph(self.captured.model)
@@ -54,14 +58,17 @@ class Scene:
     def error(self, graph: Graph | None = None, level: str = "", **how: Any) -> float:
         "The worst ratio of a variant of the file."
         graph = graph or self.graph
-        try: got = session(graph.data(), self.provider, level or self.level, folder=graph.folder, **how).run(self.feeds)
-        except CheckError: return float("inf")
+        try:
+            got = session(graph.data(), self.provider, level or self.level, folder=graph.folder, **how).run(
+                self.feeds
+            )
+        except CheckError:
+            return float("inf")
         return self.ratio(got)
 
     def ratio(self, got: Mapping[str, "np.ndarray"]) -> float:
         "The worst ratio of outputs. Matched as in the check."
-        from fsdl_devinfra.parity.check import compare_outputs
-        found = compare_outputs(got, self.own, self.truth, self.precision, self.rule, self.ties)
+        found = compare_outputs(got, self.own, self.truth, self.precision, self.rule, self.ties, self.noise)
         return max((_as_number(o, self.rule) for o in found), default=0.0)
 
     @property
@@ -73,19 +80,60 @@ def _as_number(o: Any, rule: Rule) -> float:
     if rule.fixed: return float("inf") if o.verdict == "fail" else 0.0
     return o.ratio
 
-def _times(ratio: float) -> str: return "not finite" if ratio == float("inf") else f"{ratio:.3g} × torch's own"
-def _change(before: float, after: float) -> str: return f"error {_times(before)} before, {_times(after)} after"
+def _times(ratio: float) -> str:
+    return "not finite" if ratio == float("inf") else f"{ratio:.3g} × torch's own"
+
+
+def _change(before: float, after: float) -> str:
+    return f"error {_times(before)} before, {_times(after)} after"
 
 # %% ../../nbs/parity/08_causes.ipynb #0a86acd3
 #: passes of ONNX Runtime that change arithmetic, by the names that `disabled_optimizers` takes
-PASSES = ("GeluFusionL1", "GeluFusionL2", "LayerNormFusionL1", "LayerNormFusionL2", "SimplifiedLayerNormFusion", "SkipLayerNormFusion",
-          "AttentionFusion", "EmbedLayerNormFusion", "FastGeluFusion", "BiasGeluFusion", "BiasSoftmaxFusion", "BiasDropoutFusion",
-          "MatMulAddFusion", "MatmulTransposeFusion", "MatMulScaleFusion", "MatMulActivationFusion", "GemmActivationFusion",
-          "ConvAddFusion", "ConvMulFusion", "ConvBNFusion", "ConvActivationFusion", "ConvAddActivationFusion", "NchwcTransformer",
-          "QuickGeluFusion", "GroupQueryAttentionFusion", "ConstantFolding", "TransposeOptimizer", "CommonSubexpressionElimination",
-          "NotWhereFusion", "ReshapeFusion", "DynamicQuantizeMatMulFusion", "MatMulNBitsFusion", "MatMulBNFusion", "GemmTransposeFusion",
-          "GemmSumFusion", "PadFusion", "DivMulFusion", "ClipQuantFusion", "ReluQuantFusion", "FreeDimensionOverrideTransformer",
-          "IsInfReduceSumFusion", "Level1_RuleBasedTransformer", "Level2_RuleBasedTransformer")
+PASSES = (
+    "GeluFusionL1",
+    "GeluFusionL2",
+    "LayerNormFusionL1",
+    "LayerNormFusionL2",
+    "SimplifiedLayerNormFusion",
+    "SkipLayerNormFusion",
+    "AttentionFusion",
+    "EmbedLayerNormFusion",
+    "FastGeluFusion",
+    "BiasGeluFusion",
+    "BiasSoftmaxFusion",
+    "BiasDropoutFusion",
+    "MatMulAddFusion",
+    "MatmulTransposeFusion",
+    "MatMulScaleFusion",
+    "MatMulActivationFusion",
+    "GemmActivationFusion",
+    "ConvAddFusion",
+    "ConvMulFusion",
+    "ConvBNFusion",
+    "ConvActivationFusion",
+    "ConvAddActivationFusion",
+    "NchwcTransformer",
+    "QuickGeluFusion",
+    "GroupQueryAttentionFusion",
+    "ConstantFolding",
+    "TransposeOptimizer",
+    "CommonSubexpressionElimination",
+    "NotWhereFusion",
+    "ReshapeFusion",
+    "DynamicQuantizeMatMulFusion",
+    "MatMulNBitsFusion",
+    "MatMulBNFusion",
+    "GemmTransposeFusion",
+    "GemmSumFusion",
+    "PadFusion",
+    "DivMulFusion",
+    "ClipQuantFusion",
+    "ReluQuantFusion",
+    "FreeDimensionOverrideTransformer",
+    "IsInfReduceSumFusion",
+    "Level1_RuleBasedTransformer",
+    "Level2_RuleBasedTransformer",
+)
 
 def by_optimisation(
     error: Callable[..., float],  # (level=…, disabled=…) → worst ratio
@@ -99,7 +147,12 @@ def by_optimisation(
     level = next(l for l in ("basic", "extended", "all") if l == "all" or error(level=l) > good)
     single = next((p for p in passes if error(level="all", disabled=[p]) <= good), None)
     which = f"; leaving out {single} alone is enough" if single else ""
-    return [Cause("optimisation pass", f"without graph optimisation: {_change(before, plain)}; it appears at level {level}{which}")]
+    return [
+        Cause(
+            "optimisation pass",
+            f"without graph optimisation: {_change(before, plain)}; it appears at level {level}{which}",
+        )
+    ]
 
 # %% ../../nbs/parity/08_causes.ipynb #20d6f908
 def in_training(
@@ -107,7 +160,8 @@ def in_training(
 ) -> list[str]:  # names of nodes
     "Layers of a file that behave as in training."
     def awake(n: Any) -> bool:
-        if n.op_type == "BatchNormalization": return any(a.name == "training_mode" and a.i for a in n.attribute)
+        if n.op_type == "BatchNormalization":
+            return any(a.name == "training_mode" and a.i for a in n.attribute)
         switched = n.op_type == "Dropout" and len(n.input) > 2 and bool(n.input[2])
         return switched and not (graph.is_constant(n.input[2]) and not graph.array(n.input[2]).any())
     return [n.name or n.op_type for n in graph.nodes if awake(n)]
@@ -120,22 +174,32 @@ def in_inference(
     proto, changed = _shallow(graph), in_training(graph)
     kept = []
     for node in proto.graph.node:
-        if (node.name or node.op_type) not in changed: kept.append(node); continue
-        if node.op_type == "Dropout": kept.append(onnx.helper.make_node("Identity", [node.input[0]], [node.output[0]], name=node.name)); continue
+        if (node.name or node.op_type) not in changed:
+            kept.append(node)
+            continue
+        if node.op_type == "Dropout":
+            kept.append(onnx.helper.make_node("Identity", [node.input[0]], [node.output[0]], name=node.name))
+            continue
         attributes = [a for a in node.attribute if a.name != "training_mode"]
-        del node.attribute[:]; node.attribute.extend(attributes)
+        del node.attribute[:]
+        node.attribute.extend(attributes)
         del node.output[1:]
         kept.append(node)
-    del proto.graph.node[:]; proto.graph.node.extend(kept)
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
     return Graph(proto, graph.folder), changed
 
-def by_train_mode(scene: Scene, before: float) -> list[Cause]:
+def by_train_mode(context: FailureContext, before: float) -> list[Cause]:
     "Whether layers in training mode make the difference."
-    quiet, changed = in_inference(scene.graph)
+    quiet, changed = in_inference(context.graph)
     if not changed: return []
-    after = scene.error(quiet)
+    after = context.error(quiet)
     told = f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} in training mode"
-    return [Cause("train mode", f"{told}; in inference mode: {_change(before, after)}")] if after < before else []
+    return (
+        [Cause("train mode", f"{told}; in inference mode: {_change(before, after)}")]
+        if after < before
+        else []
+    )
 
 # %% ../../nbs/parity/08_causes.ipynb #de6ba4c1
 @dataclass(frozen=True)
@@ -156,7 +220,11 @@ def differences(
     if [graph.nodes[i].op_type for i in mine] != [clean.nodes[i].op_type for i in theirs]:
         if not mine or not theirs: return []
         say = lambda g, nodes: " → ".join(g.nodes[i].op_type for i in nodes)
-        return [Difference("nodes", mine[-1], f"{say(graph, mine)} in the file, {say(clean, theirs)} in a fresh export")]
+        return [
+            Difference(
+                "nodes", mine[-1], f"{say(graph, mine)} in the file, {say(clean, theirs)} in a fresh export"
+            )
+        ]
     return [d for a, b in zip(mine, theirs) for d in _node_differences(graph, clean, a, b)]
 
 def _node_differences(graph: Graph, clean: Graph, a: int, b: int) -> Iterator[Difference]:
@@ -165,10 +233,22 @@ def _node_differences(graph: Graph, clean: Graph, a: int, b: int) -> Iterator[Di
     for key in sorted({x.name for x in left.attribute} | {x.name for x in right.attribute}):
         old, new = _attribute(left, key), _attribute(right, key)
         if _plain(old) != _plain(new):
-            yield Difference("attribute", a, f"{name}.{key} is {_plain(old)} in the file and {_plain(new)} in a fresh export",
-                             _set_attribute(a, key, new))
+            yield Difference(
+                "attribute",
+                a,
+                f"{name}.{key} is {_plain(old)} in the file and {_plain(new)} in a fresh export",
+                _set_attribute(a, key, new),
+            )
     for i in range(max(len(left.input), len(right.input))):
-        yield from _input_difference(graph, clean, a, i, left.input[i] if i < len(left.input) else "", right.input[i] if i < len(right.input) else "")
+        yield from _input_difference(
+            graph,
+            clean,
+            a,
+            i,
+            left.input[i] if i < len(left.input) else "",
+            right.input[i] if i < len(right.input) else "",
+        )
+
 
 def _attribute(node: Any, name: str) -> Any: return next((x for x in node.attribute if x.name == name), None)
 
@@ -183,7 +263,9 @@ def _set_attribute(index: int, name: str, new: Any) -> Callable[[Any], None]:
     def undo(proto: Any) -> None:
         node = proto.graph.node[index]
         kept = [x for x in node.attribute if x.name != name] + ([new] if new is not None else [])
-        del node.attribute[:]; node.attribute.extend(kept)
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
     return undo
 
 def _input_difference(graph: Graph, clean: Graph, a: int, i: int, old: str, new: str) -> Iterator[Difference]:
@@ -191,24 +273,41 @@ def _input_difference(graph: Graph, clean: Graph, a: int, i: int, old: str, new:
     known_old, known_new = bool(old) and graph.is_constant(old), bool(new) and clean.is_constant(new)
     if known_old and known_new:
         x, y = graph.array(old), clean.array(new)
-        if not _same(x, y): yield Difference("constant", a, f"{old}, read by {name}, {_how(x, y)}", _set_constant(a, i, y))
+        if not _same(x, y):
+            yield Difference("constant", a, f"{old}, read by {name}, {_how(x, y)}", _set_constant(a, i, y))
     elif known_old != known_new:
-        what = f"{name} reads {old or 'nothing'} where a fresh export has {'a constant' if new else 'nothing'}"
-        if known_old: what = f"{name} reads the constant {old} = {_short(graph.array(old))} where a fresh export computes the value"
+        what = (
+            f"{name} reads {old or 'nothing'} where a fresh export has {'a constant' if new else 'nothing'}"
+        )
+        if known_old:
+            what = f"{name} reads the constant {old} = {_short(graph.array(old))} where a fresh export computes the value"
         undo = _rewire(a, i, new) if new in graph.producer or new in graph.inputs else None
         yield Difference("baked" if known_old and new else "wiring", a, what, undo)
     elif old != new and _made_by(graph, old) != _made_by(clean, new):
-        yield Difference("wiring", a, f"{name} reads {old} ({_made_by(graph, old)}) where a fresh export reads {new} ({_made_by(clean, new)})",
-                         _rewire(a, i, new) if new in graph.producer or new in graph.inputs else None)
+        yield Difference(
+            "wiring",
+            a,
+            f"{name} reads {old} ({_made_by(graph, old)}) where a fresh export reads {new} ({_made_by(clean, new)})",
+            _rewire(a, i, new) if new in graph.producer or new in graph.inputs else None,
+        )
 
 def _made_by(graph: Graph, value: str) -> str:
     if value not in graph.producer: return f"input {value}" if value else "nothing"
     o = graph.origins[graph.producer[value]]
-    return f"{o.fx}" if o is not None else f"{graph.nodes[graph.producer[value]].op_type} of no torch operator"
+    return (
+        f"{o.fx}" if o is not None else f"{graph.nodes[graph.producer[value]].op_type} of no torch operator"
+    )
+
 
 def _same(x: "np.ndarray", y: "np.ndarray") -> bool:
     import numpy as np
-    return x.shape == y.shape and x.dtype == y.dtype and bool(np.array_equal(x, y, equal_nan=x.dtype.kind == "f"))
+
+    return (
+        x.shape == y.shape
+        and x.dtype == y.dtype
+        and bool(np.array_equal(x, y, equal_nan=x.dtype.kind == "f"))
+    )
+
 
 def _how(x: "np.ndarray", y: "np.ndarray") -> str:
     "How two constants differ, in words."
@@ -216,9 +315,17 @@ def _how(x: "np.ndarray", y: "np.ndarray") -> str:
     if x.shape != y.shape: return f"has shape {list(x.shape)} instead of {list(y.shape)}"
     wrong = ~((x == y) | ((x != x) & (y != y)))
     if x.size <= 4: return f"is {_short(x)} in the file and {_short(y)} in the module"
-    nan = f", {int(np.isnan(x[wrong].astype(float)).sum())} of them NaN" if x.dtype.kind == "f" and np.isnan(x.astype(float)[wrong]).any() else ""
+    nan = (
+        f", {int(np.isnan(x[wrong].astype(float)).sum())} of them NaN"
+        if x.dtype.kind == "f" and np.isnan(x.astype(float)[wrong]).any()
+        else ""
+    )
     only_nan = bool(nan) and bool(np.isnan(x[wrong].astype(float)).all())
-    most = float("nan") if only_nan else np.nanmax(np.abs(x[wrong].astype(np.float64) - y[wrong].astype(np.float64)))
+    most = (
+        float("nan")
+        if only_nan
+        else np.nanmax(np.abs(x[wrong].astype(np.float64) - y[wrong].astype(np.float64)))
+    )
     return f"differs from the module's at {int(wrong.sum())} of {x.size} values, by up to {most:.3g}{nan}"
 
 def _short(x: "np.ndarray") -> str:
@@ -250,86 +357,129 @@ def undone(
 def _kind_of(d: Difference, graph: Graph) -> str:
     if d.kind == "baked": return "baked shape"
     if d.kind == "constant":
-        changed = next((graph.array(v) for v in graph.nodes[d.node].input if v and graph.is_constant(v) and f"{v}," in d.what), None)
+        changed = next(
+            (
+                graph.array(v)
+                for v in graph.nodes[d.node].input
+                if v and graph.is_constant(v) and f"{v}," in d.what
+            ),
+            None,
+        )
         if changed is None or changed.dtype.kind == "f" and changed.size > 1: return "weight"
         if changed.dtype.kind in "iu" and changed.size > 1: return "baked shape"
     return "operator semantics"
 
 def by_restoring(
-    scene: Scene,
-    suspect: ValueError_,
+    context: FailureContext,
+    suspect: OperatorError,
     before: float,
 ) -> list[Cause]:
     "Which difference from a fresh translation makes the operator wrong."
-    found = own_differences(scene, suspect)
-    told = [(d, _put_back(scene, suspect, [d], before)) for d in found]
-    causes = [Cause(_kind_of(d, scene.graph), f"{d.what}; put back: {change}") for d, change in told if change]
-    causes += [Cause(_kind_of(d, scene.graph), f"{d.what} (it could not be undone alone)") for d in found if d.undo is None]
-    if not causes and (change := _put_back(scene, suspect, found, before)):
-        causes = [Cause(_kind_of(d, scene.graph), f"{d.what}; all {len(found)} differences put back: {change}") for d in found]
-    foreign = _foreign(scene.graph, suspect)
+    found = own_differences(context, suspect)
+    told = [(d, _put_back(context, suspect, [d], before)) for d in found]
+    causes = [
+        Cause(_kind_of(d, context.graph), f"{d.what}; put back: {change}") for d, change in told if change
+    ]
+    causes += [
+        Cause(_kind_of(d, context.graph), f"{d.what} (it could not be undone alone)")
+        for d in found
+        if d.undo is None
+    ]
+    if not causes and (change := _put_back(context, suspect, found, before)):
+        causes = [
+            Cause(_kind_of(d, context.graph), f"{d.what}; all {len(found)} differences put back: {change}")
+            for d in found
+        ]
+    foreign = _foreign(context.graph, suspect)
     if foreign and not any("no torch operator" in c.evidence for c in causes):
-        causes.append(Cause("operator semantics",
-                            f"{foreign} lies before {suspect.value} and came from no torch operator; a fresh export has no such node"))
+        causes.append(
+            Cause(
+                "operator semantics",
+                f"{foreign} lies before {suspect.value} and came from no torch operator; a fresh export has no such node",
+            )
+        )
     return causes
 
-def own_differences(scene: Scene, suspect: ValueError_) -> list[Difference]:
+def own_differences(context: FailureContext, suspect: OperatorError) -> list[Difference]:
     "What the suspect operator itself has otherwise than in a fresh translation."
-    fx = _fx_of(scene.graph, suspect)
-    return differences(scene.graph, fresh(scene), fx) if fx else []
+    fx = _fx_of(context.graph, suspect)
+    return differences(context.graph, reexported_graph(context), fx) if fx else []
 
-def _put_back(scene: Scene, suspect: ValueError_, changes: Sequence[Difference], before: float) -> str:
+def _put_back(
+    context: FailureContext, suspect: OperatorError, changes: Sequence[Difference], before: float
+) -> str:
     "What undoing does to the outputs, or else (another fault covers them) to the operator alone; empty where it does not help."
     if not any(d.undo for d in changes): return ""
-    changed = undone(scene.graph, changes)
-    after = scene.error(changed)
-    if after <= scene.good or after < before / 2: return _change(before, after)
-    alone = _alone(scene, changed, suspect)
-    return f"the operator alone has {_change(suspect.ratio, alone)}; another fault remains" if alone <= scene.good < suspect.ratio else ""
+    changed = undone(context.graph, changes)
+    after = context.error(changed)
+    if after <= context.good or after < before / 2: return _change(before, after)
+    alone = _alone(context, changed, suspect)
+    return (
+        f"the operator alone has {_change(suspect.ratio, alone)}; another fault remains"
+        if alone <= context.good < suspect.ratio
+        else ""
+    )
 
-def _alone(scene: Scene, graph: Graph, suspect: ValueError_) -> float:
+
+def _alone(context: FailureContext, graph: Graph, suspect: OperatorError) -> float:
     "The ratio of one operator on torch's inputs."
-    from fsdl_devinfra.parity.localize import localize
-    try: found = localize(graph, scene.captured, scene.inputs, scene.precision, scene.provider)
+    try: found = localize(graph, context.captured, context.inputs, context.precision, context.provider)
     except CheckError: return float("inf")
     return next((v.ratio for v in found.values if v.value == suspect.value), float("inf"))
 
-def fresh(scene: Scene) -> Graph:
+def reexported_graph(context: FailureContext) -> Graph:
     "The fresh translation in the precision of the case."
-    return scene.clean if scene.precision == file_precision(scene.clean) else convert(scene.clean, scene.precision)
+    return (
+        context.clean
+        if context.precision == file_precision(context.clean)
+        else convert(context.clean, context.precision)
+    )
 
-def all_differences(scene: Scene) -> dict[str, list[Difference]]:  # operator → what is different, only where something is
+
+def all_differences(context: FailureContext) -> dict[str, list[Difference]]:  # operator → what is different, only where something is
     "What the whole file has otherwise than a fresh translation."
-    clean = fresh(scene)
-    found = {fx: differences(scene.graph, clean, fx) for fx in scene.graph.units()}
+    clean = reexported_graph(context)
+    found = {fx: differences(context.graph, clean, fx) for fx in context.graph.units()}
     return {fx: d for fx, d in found.items() if d}
 
-def healing(
-    scene: Scene,
+def restoring_operator(
+    context: FailureContext,
     most: int = 16,  # operators to try
 ) -> str:  # its name in the traced program; empty where no single one does
     "The operator that makes the whole file right once it is as in a fresh translation."
-    tries = [(fx, d) for fx, d in all_differences(scene).items() if any(x.undo for x in d)][:most]
-    return next((fx for fx, d in tries if scene.error(undone(scene.graph, d)) <= scene.good), "")
+    tries = [(fx, d) for fx, d in all_differences(context).items() if any(x.undo for x in d)][:most]
+    return next((fx for fx, d in tries if context.error(undone(context.graph, d)) <= context.good), "")
 
-def by_fresh_export(scene: Scene, before: float, most: int = 5) -> list[Cause]:
+def by_fresh_export(context: FailureContext, before: float, most: int = 5) -> list[Cause]:
     "Where the operator in question is as in a fresh export, and that is right: what is different elsewhere in the file."
-    right = scene.error(fresh(scene))
-    if not right <= scene.good < before: return []
-    everything = all_differences(scene)
-    one = healing(scene)
+    right = context.error(reexported_graph(context))
+    if not right <= context.good < before: return []
+    everything = all_differences(context)
+    one = restoring_operator(context)
     found = everything[one] if one else [d for group in everything.values() for d in group]
-    after = scene.error(undone(scene.graph, found)) if any(d.undo for d in found) else before
+    after = context.error(undone(context.graph, found)) if any(d.undo for d in found) else before
     told = "put back" if len(found) == 1 else f"all {len(found)} differences from a fresh export put back"
-    if after <= scene.good: return [Cause(_kind_of(d, scene.graph), f"{d.what}; {told}: {_change(before, after)}") for d in found[:most]]
-    return [Cause("operator semantics", f"a fresh export is right: {_change(before, right)}; the file is built otherwise"
-                  + "".join(f"; {d.what}" for d in found[:most]))]
+    if after <= context.good:
+        return [
+            Cause(_kind_of(d, context.graph), f"{d.what}; {told}: {_change(before, after)}")
+            for d in found[:most]
+        ]
+    return [
+        Cause(
+            "operator semantics",
+            f"a fresh export is right: {_change(before, right)}; the file is built otherwise"
+            + "".join(f"; {d.what}" for d in found[:most]),
+        )
+    ]
 
-def _fx_of(graph: Graph, suspect: ValueError_) -> str:
+def _fx_of(graph: Graph, suspect: OperatorError) -> str:
     if suspect.fx in graph.units(): return suspect.fx
-    return next((o.fx for n, o in zip(graph.nodes, graph.origins) if o is not None and n.name == suspect.node), "")
+    return next(
+        (o.fx for n, o in zip(graph.nodes, graph.origins) if o is not None and n.name == suspect.node), ""
+    )
 
-def _foreign(graph: Graph, suspect: ValueError_) -> str:
+
+def _foreign(graph: Graph, suspect: OperatorError) -> str:
     "A node without origin between the suspect value and the values it is computed from."
     todo, seen = [suspect.value], set()
     while todo:
@@ -337,25 +487,42 @@ def _foreign(graph: Graph, suspect: ValueError_) -> str:
         i = graph.producer.get(value)
         if i is None or i in seen: continue
         seen.add(i)
-        if graph.origins[i] is None and graph.nodes[i].op_type not in ("Constant", "Cast", "Identity", "Split"):
+        if graph.origins[i] is None and graph.nodes[i].op_type not in (
+            "Constant",
+            "Cast",
+            "Identity",
+            "Split",
+        ):
             return f"{graph.nodes[i].op_type} {graph.nodes[i].name}".strip()
         before = [(v, graph.origins[graph.producer[v]]) for v in graph.nodes[i].input if v in graph.producer]
         todo += [v for v, origin in before if origin is None or origin.fx == _fx_of(graph, suspect)]
     return ""
 
 # %% ../../nbs/parity/08_causes.ipynb #92f5eeb7
-def by_evaluator(scene: Scene, suspect: ValueError_) -> list[Cause]:
+def by_evaluator(context: FailureContext, suspect: OperatorError) -> list[Cause]:
     "Exporter or kernel: what the ONNX reference evaluator makes of the file."
-    from fsdl_devinfra.parity.backends import _reference_backend
-    if scene.graph.folder is not None and any(t.data_location for t in scene.graph.proto.graph.initializer): return []
-    try: after = scene.ratio(_reference_backend(scene.graph.data()).run(scene.feeds))
+    if context.graph.folder is not None and any(
+        t.data_location for t in context.graph.proto.graph.initializer
+    ):
+        return []
+    try: after = context.ratio(_reference_backend(context.graph.data()).run(context.feeds))
     except Exception: return []
-    if after <= scene.good:
+    if after <= context.good:
         alone = f"alone {suspect.isolated:.2g} of the largest value, torch {suspect.own:.2g}"
-        return [Cause("runtime kernel", f"the ONNX reference evaluator runs the same file with {_times(after)}: the file is right, "
-                                        f"and {suspect.op} is less exact on {scene.provider} than in torch ({alone})")]
-    return [Cause("exporter bug", f"a fresh export has the same nodes, and the ONNX reference evaluator gives {_times(after)} as well: "
-                                  f"the translation of {suspect.op} is not the same function")]
+        return [
+            Cause(
+                "runtime kernel",
+                f"the ONNX reference evaluator runs the same file with {_times(after)}: the file is right, "
+                f"and {suspect.op} is less exact on {context.provider} than in torch ({alone})",
+            )
+        ]
+    return [
+        Cause(
+            "exporter bug",
+            f"a fresh export has the same nodes, and the ONNX reference evaluator gives {_times(after)} as well: "
+            f"the translation of {suspect.op} is not the same function",
+        )
+    ]
 
 # %% ../../nbs/parity/08_causes.ipynb #5d2965c6
 OPSETS = tuple(range(11, 24))  # that are tried
@@ -376,29 +543,43 @@ def relabelled(
         if o.domain in ("", "ai.onnx"): o.version = opset
     return Graph(proto, graph.folder)
 
-def by_opset(scene: Scene, before: float) -> list[Cause]:
+def by_opset(context: FailureContext, before: float) -> list[Cause]:
     "Whether the nodes are right when they are read under another opset: first a fresh export's, then the nearest."
-    own, fresh = opset_of(scene.graph), opset_of(scene.clean)
+    own, fresh = opset_of(context.graph), opset_of(context.clean)
     for other in sorted(set(OPSETS) | {fresh}, key=lambda o: (o != fresh, abs(o - own))):
-        after = scene.error(relabelled(scene.graph, other)) if other != own else before
-        if after <= scene.good < before:
-            return [Cause("operator semantics",
-                          f"the file declares opset {own} and its nodes mean what the module does under opset {other}: {_change(before, after)}")]
+        after = context.error(relabelled(context.graph, other)) if other != own else before
+        if after <= context.good < before:
+            return [
+                Cause(
+                    "operator semantics",
+                    f"the file declares opset {own} and its nodes mean what the module does under opset {other}: {_change(before, after)}",
+                )
+            ]
     return []
 
 def by_export_opset(
-    scene: Scene,
+    context: FailureContext,
     module: Any,
     before: float,
     opsets: Sequence[int] = (18, 21, 23),  # to export at
 ) -> list[Cause]:
     "Whether an export at another opset is right."
-    from fsdl_devinfra.parity.export import capture
-    tried, own = [], opset_of(scene.graph)
+    tried, own = [], opset_of(context.graph)
     for opset in [o for o in opsets if o != own]:
-        try: after = scene.error(load_graph(capture(module, scene.captured.inputs or scene.inputs, scene.captured.dims, opset).model))
-        except CheckError: continue
-        if after <= scene.good: return [Cause("exporter bug", f"exported at opset {opset} instead of {own}: {_change(before, after)}")]
+        try:
+            after = context.error(
+                load_graph(
+                    capture(
+                        module, context.captured.inputs or context.inputs, context.captured.dims, opset
+                    ).model
+                )
+            )
+        except CheckError:
+            continue
+        if after <= context.good:
+            return [
+                Cause("exporter bug", f"exported at opset {opset} instead of {own}: {_change(before, after)}")
+            ]
         tried.append(f"{opset}: {_times(after)}")
     return [Cause("exporter bug", f"the fault stays at other opsets ({', '.join(tried)})")] if tried else []
 
@@ -413,70 +594,109 @@ def overflowing(
     "Operators whose values do not fit into a precision, computed in float32."
     import torch
     steps = run_program(captured, inputs, "fp32", widen=True)
-    def largest(v): return float(v.abs().max()) if isinstance(v, torch.Tensor) and v.is_floating_point() and v.numel() else 0.0
-    sizes = {n: largest(torch.nan_to_num(s.own, posinf=0.0, neginf=0.0)) if isinstance(s.own, torch.Tensor) and s.own.is_floating_point() else 0.0
-             for n, s in steps.items() if s.op}
+
+    def largest(v):
+        return (
+            float(v.abs().max())
+            if isinstance(v, torch.Tensor) and v.is_floating_point() and v.numel()
+            else 0.0
+        )
+
+    sizes = {
+        n: largest(torch.nan_to_num(s.own, posinf=0.0, neginf=0.0))
+        if isinstance(s.own, torch.Tensor) and s.own.is_floating_point()
+        else 0.0
+        for n, s in steps.items()
+        if s.op
+    }
     return {n: v for n, v in sizes.items() if LARGEST[precision] < v < 1e37}
 
-def by_overflow(scene: Scene, before: float) -> list[Cause]:
+def by_overflow(context: FailureContext, before: float) -> list[Cause]:
     "Whether values that do not fit into the precision make the difference."
-    if scene.precision not in LARGEST: return []
-    big = overflowing(scene.captured, scene.inputs, scene.precision)
+    if context.precision not in LARGEST: return []
+    big = overflowing(context.captured, context.inputs, context.precision)
     if not big: return []
-    steps = run_program(scene.captured, scene.inputs, "fp32")
+    steps = run_program(context.captured, context.inputs, "fp32")
     readers = {n for n, s in steps.items() if set(s.inputs) & set(big)}
     first = next(n for n in steps if n in big)
     place = f"{steps[first].op} in {steps[first].module or 'the model'}"
-    where = f"{place} gives {big[first]:.4g}, {scene.precision} ends at {LARGEST[scene.precision]:.4g}"
+    where = f"{place} gives {big[first]:.4g}, {context.precision} ends at {LARGEST[context.precision]:.4g}"
     after = None
-    if file_precision(scene.clean) == "fp32": after = scene.error(convert(scene.clean, scene.precision, keep=sorted(set(big) | readers)))
-    told = f"; with {len(set(big) | readers)} operators in fp32: {_change(before, after)}" if after is not None else ""
-    return [Cause(f"{scene.precision} overflow", where + told)]
+    if file_precision(context.clean) == "fp32":
+        after = context.error(convert(context.clean, context.precision, keep=sorted(set(big) | readers)))
+    told = (
+        f"; with {len(set(big) | readers)} operators in fp32: {_change(before, after)}"
+        if after is not None
+        else ""
+    )
+    return [Cause(f"{context.precision} overflow", where + told)]
 
 # %% ../../nbs/parity/08_causes.ipynb #b44dcc73
-def by_tf32(scene: Scene, before: float) -> list[Cause]:
+def by_tf32(context: FailureContext, before: float) -> list[Cause]:
     "Whether TF32 makes the difference. CUDA only."
-    from fsdl_devinfra.parity.backends import PROVIDERS, provider_name
-    if provider_name(scene.provider) != PROVIDERS["cuda"] or scene.precision != "fp32": return []
-    after = scene.error(options={"use_tf32": 0})
-    return [Cause("TF32", f"with use_tf32=0: {_change(before, after)}")] if after <= scene.good < before else []
+    if provider_name(context.provider) != PROVIDERS["cuda"] or context.precision != "fp32": return []
+    after = context.error(options={"use_tf32": 0})
+    return (
+        [Cause("TF32", f"with use_tf32=0: {_change(before, after)}")]
+        if after <= context.good < before
+        else []
+    )
 
 # %% ../../nbs/parity/08_causes.ipynb #0ddfc22a
-def by_attribute(scene: Scene, suspect: ValueError_) -> list[Cause]:
+def by_attribute(context: FailureContext, suspect: OperatorError) -> list[Cause]:
     "Whether float32 attributes are all that is wrong with an operator of a float64 file."
-    if scene.precision != "fp64": return []
+    if context.precision != "fp64": return []
     import numpy as np
     import torch
-    from fsdl_devinfra.parity.localize import _numpy, value_error
-    steps = run_program(scene.captured, scene.inputs, "fp64")
-    node = next((n for n in scene.captured.program.graph.nodes if n.name == suspect.fx and n.op == "call_function"), None)
-    numbers = [a for a in [*node.args, *node.kwargs.values()] if isinstance(a, float)] if node is not None else []
+    from torch.fx.node import map_arg
+    steps = run_program(context.captured, context.inputs, "fp64")
+    node = next(
+        (n for n in context.captured.program.graph.nodes if n.name == suspect.fx and n.op == "call_function"),
+        None,
+    )
+    numbers = (
+        [a for a in [*node.args, *node.kwargs.values()] if isinstance(a, float)] if node is not None else []
+    )
     rounded = {a: float(np.float32(a)) for a in numbers}
     if all(a == b for a, b in rounded.items()): return []
     def of(value: Any) -> Any: return rounded.get(value, value) if isinstance(value, float) else value
-    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: steps[n.name].own)
+    if node is None: return []
+    args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: steps[n.name].own)
     with torch.no_grad(): got = node.target(*map(of, args), **{k: of(v) for k, v in kwargs.items()})
     if not isinstance(got, torch.Tensor): return []
-    after = value_error(_numpy(got), _numpy(steps[suspect.fx].own), _numpy(steps[suspect.fx].truth), "fp64")[0]
+    after = value_error(_numpy(got), _numpy(steps[suspect.fx].own), _numpy(steps[suspect.fx].truth), "fp64")[
+        0
+    ]
     told = f"torch with {', '.join(map(str, numbers))} rounded to float32, as ONNX keeps attributes, has an error of {after:.2g}"
-    return [Cause("float32 attribute", f"{told}; the file has {suspect.isolated:.2g}")] if suspect.isolated <= 2 * after else []
+    return (
+        [Cause("float32 attribute", f"{told}; the file has {suspect.isolated:.2g}")]
+        if suspect.isolated <= 2 * after
+        else []
+    )
 
 # %% ../../nbs/parity/08_causes.ipynb #9f724853
-def by_shape(scene: Scene, module: Any, before: float) -> list[Cause]:
+def by_shape(context: FailureContext, module: Any, before: float) -> list[Cause]:
     "Whether the file is right at the sizes that it was traced with."
-    from fsdl_devinfra.parity.inputs import with_sizes
-    dims = {k: {i: d for i, d in enumerate(v) if isinstance(d, str)} for k, v in scene.graph.sizes().items() if k in scene.inputs}
-    here = {d: scene.inputs[k].shape[i] for k, axes in dims.items() for i, d in axes.items()}
-    guesses = _sizes_in(scene.graph)
+    dims = {
+        k: {i: d for i, d in enumerate(v) if isinstance(d, str)}
+        for k, v in context.graph.sizes().items()
+        if k in context.inputs
+    }
+    here = {d: context.inputs[k].shape[i] for k, axes in dims.items() for i, d in axes.items()}
+    guesses = _sizes_in(context.graph)
     for name, size in here.items():
         for other in guesses:
             if other == size: continue
-            inputs = with_sizes(scene.inputs, dims, {name: other})
-            after = _error_at(scene, module, inputs)
-            if after <= scene.good:
-                return [Cause("baked shape",
-                              f"wrong at {name}={size} and right at {name}={other}: {_change(before, after)}; "
-                              f"the file holds {name}={other} as a constant")]
+            inputs = with_sizes(context.inputs, dims, {name: other})
+            after = _error_at(context, module, inputs)
+            if after <= context.good:
+                return [
+                    Cause(
+                        "baked shape",
+                        f"wrong at {name}={size} and right at {name}={other}: {_change(before, after)}; "
+                        f"the file holds {name}={other} as a constant",
+                    )
+                ]
     return []
 
 def _sizes_in(graph: Graph, most: int = 12) -> list[int]:
@@ -484,45 +704,65 @@ def _sizes_in(graph: Graph, most: int = 12) -> list[int]:
     from collections import Counter
     counts: Counter[int] = Counter()
     for t in graph.proto.graph.initializer:
-        if t.data_type == 7 and len(t.dims) <= 1 and sum(t.dims) <= 8: counts.update(int(v) for v in graph.array(t.name).reshape(-1) if 1 < v < 4096)
+        if t.data_type == 7 and len(t.dims) <= 1 and sum(t.dims) <= 8:
+            counts.update(int(v) for v in graph.array(t.name).reshape(-1) if 1 < v < 4096)
     for i in graph.proto.graph.initializer:
         counts.update(d for d in i.dims if 1 < d < 4096 and len(i.dims) > 1)
     return [v for v, _ in sorted(counts.items(), key=lambda c: (c[1], c[0]))][:most]
 
-def _error_at(scene: Scene, module: Any, inputs: Mapping[str, Any]) -> float:
-    from fsdl_devinfra.parity.reference import as_arrays, cast_inputs, reference, run_torch
-    try: truth, own = as_arrays(reference(module, inputs)), as_arrays(run_torch(module, inputs, scene.precision))
-    except Exception: return float("inf")
-    other = Scene(scene.graph, scene.captured, inputs, as_arrays(cast_inputs(inputs, scene.precision)), own, truth, scene.precision, scene.provider,
-                  scene.rule, scene.clean, scene.level)
+def _error_at(context: FailureContext, module: Any, inputs: Mapping[str, Any]) -> float:
+    try:
+        truth, own = (
+            as_arrays(reference(module, inputs)),
+            as_arrays(run_torch(module, inputs, context.precision)),
+        )
+    except Exception:
+        return float("inf")
+    other = FailureContext(
+        context.graph,
+        context.captured,
+        inputs,
+        as_arrays(cast_inputs(inputs, context.precision)),
+        own,
+        truth,
+        context.precision,
+        context.provider,
+        context.rule,
+        context.clean,
+        context.level,
+    )
     return other.error()
 
 # %% ../../nbs/parity/08_causes.ipynb #782bec2a
 def find_causes(
-    scene: Scene,
+    context: FailureContext,
     module: Any,  # the original
-    suspect: ValueError_ | None,  # where the localization points
+    suspect: OperatorError | None,  # where the localization points
 ) -> list[Cause]:
     "Why a case fails, by experiment."
-    before = scene.error()
-    causes = by_train_mode(scene, before) + by_overflow(scene, before) + by_tf32(scene, before)
-    if not causes: causes += by_optimisation(scene.error, before, scene.good)
-    if suspect is not None: causes += by_restoring(scene, suspect, before)
-    if not causes: causes += by_opset(scene, before)
-    if not causes: causes += by_fresh_export(scene, before)
-    if not causes and suspect is not None: causes += by_attribute(scene, suspect) or by_evaluator(scene, suspect)
+    before = context.error()
+    causes = by_train_mode(context, before) + by_overflow(context, before) + by_tf32(context, before)
+    if not causes: causes += by_optimisation(context.error, before, context.good)
+    if suspect is not None: causes += by_restoring(context, suspect, before)
+    if not causes: causes += by_opset(context, before)
+    if not causes: causes += by_fresh_export(context, before)
+    if not causes and suspect is not None:
+        causes += by_attribute(context, suspect) or by_evaluator(context, suspect)
     if all(c.kind == "exporter bug" for c in causes):
-        causes += by_shape(scene, module, before) or (by_export_opset(scene, module, before) if causes else [])
-    if not causes: causes += by_trace(scene, before)
+        causes += by_shape(context, module, before) or (
+            by_export_opset(context, module, before) if causes else []
+        )
+    if not causes: causes += by_trace(context, before)
     return list({c.evidence: c for c in causes}.values())
 
-def by_trace(scene: Scene, before: float) -> list[Cause]:
+def by_trace(context: FailureContext, before: float) -> list[Cause]:
     "Whether already the traced program differs from the module."
-    from fsdl_devinfra.parity.localize import _numpy
-    steps = run_program(scene.captured, scene.inputs, scene.precision)
-    names = [s.arg.name for s in scene.captured.program.graph_signature.output_specs]
-    got = {o: _numpy(steps[n].own) for o, n in zip(scene.truth, names) if n in steps}
-    after = scene.ratio(got)
-    if after <= scene.good: return []
+    steps = run_program(context.captured, context.inputs, context.precision)
+    names = [s.arg.name for s in context.captured.program.graph_signature.output_specs]
+    got = {o: _numpy(steps[n].own) for o, n in zip(context.truth, names) if n in steps}
+    after = context.ratio(got)
+    if after <= context.good: return []
     told = "the trace has fixed something that depends on the inputs"
-    return [Cause("exporter bug", f"the traced program itself differs from the module: {_times(after)}; {told}")]
+    return [
+        Cause("exporter bug", f"the traced program itself differs from the module: {_times(after)}; {told}")
+    ]

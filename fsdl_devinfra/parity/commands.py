@@ -6,32 +6,185 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..core.command import Outcome, Parser, add_json
 from ..core.console import table_text
-from ..core.errors import BadInput, CheckError
-from ..core.units import size_text
+from ..core.errors import BadInput, CheckError, need
+from ..core.units import count_of, size_text
 
 # %% auto #0
-__all__ = ['run_export', 'run_check', 'register']
+__all__ = ['SCRIPTED', 'own_module', 'read_weights', 'named_in', 'read_inputs', 'read_map', 'run_export', 'run_check',
+           'repeat_command', 'register']
 
 # %% ../../nbs/parity/20_commands.ipynb #a56fc22f
 def _load(model: str | None) -> Any:
     "The module that MODEL names."
     from fsdl_devinfra.hub import load
-    from fsdl_devinfra.parity.export import quiet
+    from fsdl_devinfra.parity.exporting import quiet
+
+    if model and _is_own(model): return own_module(model)
     try:
         with quiet(): return load(model)
     except CheckError as e:
-        if "into=" not in e.mend: raise
-        raise type(e)(e.message,
-                      "Put its config.json beside the weights, or use Python: export(module, inputs, path) and check(module, path, inputs)") from e
+        if "into=" not in e.hint:
+            raise
+        raise type(e)(
+            e.message,
+            "Put its config.json beside the weights, or use Python: export(module, inputs, path) and check(module, path, inputs)",
+        ) from e
     except ImportError as e:
-        if not isinstance(e.__cause__ or e.__context__, KeyboardInterrupt): raise
+        if not isinstance(e.__cause__ or e.__context__, KeyboardInterrupt):
+            raise
         raise KeyboardInterrupt from e  # transformers makes an import error of an interruption while it imports
 
+
+def _is_own(model: str) -> bool:
+    "Whether MODEL is a file of the user's with code in it."
+    return model.endswith((".pt2", *SCRIPTED)) or re.search(r"\.py:\w+$", model) is not None
+
+def own_module(
+    model: str,  # FILE.py:NAME or FILE.pt2
+) -> Any:
+    "The module that a file of the user's gives. A Python file is run, because the user named it."
+    torch = need("torch", "torch", "parity")
+    if model.endswith((".pt2", *SCRIPTED)): return _saved_program(model)
+    made = named_in(model)
+    if isinstance(made, torch.nn.Module): return made
+    try:
+        module = made()
+    except TypeError as e:
+        raise BadInput(
+            f"{model} cannot be called without arguments ({e})", "Name a function that gives the module"
+        ) from e
+    if isinstance(module, torch.nn.Module): return module
+    raise BadInput(
+        f"{model} gives {type(module).__name__}, not an nn.Module",
+        "Name a class or a function that gives one",
+    )
+
+
+SCRIPTED = (".ts", ".torchscript", ".jit")  # endings of TorchScript files
+
+def _saved_program(model: str) -> Any:
+    "What torch.export.save or torch.jit.save wrote."
+    import torch
+
+    if not Path(model).is_file():
+        raise BadInput(
+            f"there is no file {model}", "Name a program that torch.export.save or torch.jit.save wrote"
+        )
+    try:
+        if model.endswith(SCRIPTED): return _scripted(torch.jit.load(model, map_location="cpu").eval())
+        program = torch.export.load(model)
+    except Exception as e:
+        raise BadInput(
+            f"{model} cannot be loaded ({type(e).__name__})", "Save it again with this version of torch"
+        ) from e
+    module, example = program.module(), program.example_inputs
+    args, kwargs = example or ((), {})
+    names = list(inspect.signature(module.forward).parameters)
+    known = {**dict(zip(names, args)), **kwargs}
+    if known: setattr(module, "example_inputs", lambda batch=2: known)  # what it was traced with
+    for m in module.modules(): m.training = False  # its mode is built in
+    return module
+
+def _scripted(script: Any) -> Any:
+    "A TorchScript module whose parameters can be asked for."
+    from torch import nn
+    names = [a.name for a in script.forward.schema.arguments if a.name != "self"]
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any: return self.script(*args, **kwargs)
+    kinds = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", *names)]
+    setattr(forward, "__signature__", inspect.Signature(kinds))
+    module = type("TorchScript", (nn.Module,), {"forward": forward})()
+    module.script = script
+    return module.eval()
+
+def read_weights(
+    module: Any,
+    path: str,  # .safetensors, or what torch.save wrote
+) -> Any:  # the module with these weights
+    "A state dict for a class. Pickles are read as weights only: no code in them is run."
+    import torch
+
+    if not Path(path).is_file():
+        raise BadInput(f"there is no file {path}", "Name a state dict: .safetensors or what torch.save wrote")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+            state = load_file(path)
+        else: state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise BadInput(
+            f"{path} holds no state dict ({type(e).__name__})",
+            "Write it with torch.save(model.state_dict(), FILE)",
+        ) from e
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as e:
+        raise BadInput(
+            f"{path} is not of {type(module).__name__} ({' '.join(str(e).split())[:200]})",
+            "Name the class that it was saved from",
+        ) from e
+    return module
+
+def named_in(
+    source: str,  # FILE.py:NAME
+) -> Any:
+    "What a Python file calls NAME. Raises `BadInput`."
+    import importlib.util
+    import sys
+    path, _, name = source.rpartition(":")
+    if not Path(path).is_file(): raise BadInput(f"there is no file {path}", "Write FILE.py:NAME")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None: raise BadInput(f"{path} is no Python file", "Write FILE.py:NAME")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise BadInput(
+            f"{path} fails when it is run ({type(e).__name__}: {e})", "Run it with python first"
+        ) from e
+    finally: sys.path.pop(0)
+    if not hasattr(module, name):
+        raise BadInput(
+            f"{path} has no {name}", f"It has {', '.join(k for k in vars(module) if k[0] != '_')[:200]}"
+        )
+    return getattr(module, name)
+
+def read_inputs(
+    source: str,  # FILE.npz, or loader.py:NAME
+) -> Any:  # a dictionary of arrays, or a list of them
+    "The user's own inputs. NAME is a dictionary, a list of them, or a function that gives either."
+    if source.endswith(".npz"):
+        import numpy as np
+        try:
+            with np.load(source, allow_pickle=False) as arrays: return {k: arrays[k] for k in arrays.files}
+        except (OSError, ValueError) as e:
+            raise BadInput(
+                f"{source} cannot be read ({e})", "Write it with numpy.savez(FILE, name=array)"
+            ) from e
+    if not re.search(r"\.py:\w+$", source):
+        raise BadInput(f"{source} is neither FILE.npz nor FILE.py:NAME", "Write --inputs batch.npz")
+    made = named_in(source)
+    made = made() if callable(made) else made
+    return made if isinstance(made, dict) else list(made)
+
+def read_map(
+    pairs: list[str] | None,  # FILE_NAME=MODEL_NAME
+) -> dict[str, str]:
+    "Which input of the file is which of the model."
+    split = [p.partition("=") for p in pairs or []]
+    if any(not a or not b for a, _, b in split):
+        raise BadInput("--map takes FILE_NAME=MODEL_NAME", "For instance --map images=pixel_values")
+    return {a: b for a, _, b in split}
 
 def _lock(model: str) -> Any:
     "The lock of MODEL for the provenance, where it can be made without a network."
@@ -43,7 +196,7 @@ def run_export(
     args: argparse.Namespace,  # model, output, generation
 ) -> Outcome:
     "`onnx export`"
-    from fsdl_devinfra.parity.export import export
+    from fsdl_devinfra.parity.exporting import export
     module = _load(args.model)
     if args.generation: return _export_generation(module, args)
     made = export(module, None, Path(args.output) / "model.onnx", lock=_lock(args.model))
@@ -52,7 +205,10 @@ def run_export(
 def _exported_text(made: Any) -> str:
     rows = [[p.name, p.dtype, " × ".join(map(str, p.shape))] for p in made.inputs + made.outputs]
     head = f"{made.path}: {size_text(made.size_bytes)}, opset {made.opset}, by {made.exporter}'s exporter"
-    return "\n".join([head, table_text(["value", "type", "shape"], rows), *(f"not free: {f}" for f in made.fixed)])
+    return "\n".join(
+        [head, table_text(["value", "type", "shape"], rows), *(f"not free: {f}" for f in made.fixed)]
+    )
+
 
 def _export_generation(module: Any, args: argparse.Namespace) -> Outcome:
     from fsdl_devinfra.parity.generation import export_generation
@@ -76,50 +232,250 @@ def run_check(
     if args.output and Path(args.output).suffix.lower() not in (".html", ".md", ".json"):
         raise BadInput(f"{args.output} is no kind of report", "End the name in .html, .md or .json")
     rule, folder = _rule(args), Path(args.onnx)
-    if (folder / "decode.onnx").is_file() and not (folder / "model.onnx").is_file(): report = _generated(args, folder, rule)
-    else: file = _file(args.onnx); report = _checked(_load(args.model), file, args, rule)
+    _sensible(args)
+    if (folder / "decode.onnx").is_file() and not (folder / "model.onnx").is_file():
+        report = _generated(args, folder, rule)
+    else: report = _one_file(args, rule)
+    if hasattr(report, "coverage"): report = replace(report, command=repeat_command(args))
     if args.output: write_report(report, args.output)
     document = report.to_dict()
     if report.status == 2: document |= _not_run(report)
     return Outcome(document, text(report), report.status)
 
+def _sensible(args: argparse.Namespace) -> None:
+    "Options that only go with others."
+    for option, value in (("--budget", args.budget), ("--metric", args.metric), ("--mixed", args.mixed)):
+        if value is not None and not args.as_kind:
+            raise BadInput(f"{option} speaks of a reduced file", "Add --as int8 or --as fp16")
+    if args.threads is not None and args.latency is None:
+        raise BadInput("--threads speaks of the latency", "Add --latency")
+    if args.reduce and args.as_kind:
+        raise BadInput("--reduce looks for a fault, and --as for a loss", "Leave one of them out")
+    if args.reduce and not args.reduce.endswith(".onnx"):
+        raise BadInput(f"{args.reduce} is no ONNX file", "End the name in .onnx")
+    if args.as_kind and args.shapes:
+        raise BadInput("--shapes and --as do not go together", "Give --inputs of the sizes that matter")
+    if args.model.endswith(".onnx"):
+        _passed_over(args, "an .onnx file as MODEL", "It is in the file already", "weights")
+    if args.onnx.endswith(".pt2"):
+        options = ("as_kind", "provider", "precision", "shapes", "map", "reduce", "latency")
+        _passed_over(args, "a compiled package", "It is as it was compiled: leave that option out", *options)
+    if args.as_kind:
+        from fsdl_devinfra.parity.reduced import parse_budget
+        _passed_over(args, "--as", "Say with --budget what the file may lose", "precision", "atol", "rtol")
+        parse_budget(args.as_kind, args.budget)
+
+def _passed_over(args: argparse.Namespace, what: str, hint: str, *options: str) -> None:
+    "Refuse options that would say nothing here: a verdict must not look as if it had heard them."
+    for option in options:
+        if getattr(args, option) is not None:
+            raise BadInput(f"--{option.removesuffix('_kind')} does not go with {what}", hint)
+
+def _one_file(args: argparse.Namespace, rule: Any) -> Any:
+    "The report on one file, whatever it is compared with."
+    file = _file(args.onnx)  # first: a model may have to be fetched
+    model = _model(args)
+    if args.onnx.endswith(".pt2"): return _compiled(model, args, rule)
+    if args.as_kind: report = _reduced(model, file, args)
+    elif isinstance(model, Path): report = _two_files(model, file, args, rule)
+    else: report = _checked(model, file, args, rule)
+    if report.verdict == "fail" and not args.as_kind: report = _hinted(report, model, file)
+    if args.reduce and report.verdict == "fail": report = _cut_down(report, model, file, args)
+    if args.latency is not None: report = _timed(report, model, file, args)
+    return report
+
+def _model(args: argparse.Namespace) -> Any:
+    "The module that MODEL names, or the path of an .onnx file."
+    if args.model.endswith(".onnx"): return _file(args.model)
+    module = _load(args.model)
+    return read_weights(module, args.weights) if args.weights else module
+
+def _inputs(args: argparse.Namespace, model: Any) -> Any:
+    "The user's inputs; the held-out images for the small model in the package; else None."
+    if args.inputs: return read_inputs(args.inputs)
+    if args.model != "builtin:digits" or not args.as_kind: return None
+    from fsdl_devinfra.hub.digits import held_out
+    return dict(zip(("pixel_values", "labels"), held_out()))
+
+def _reduced(model: Any, file: Path, args: argparse.Namespace) -> Any:
+    from fsdl_devinfra.parity.reduced import check_reduced, parse_budget
+    metric = named_in(args.metric) if args.metric else None
+    return check_reduced(
+        model,
+        file,
+        args.as_kind,
+        _inputs(args, model),
+        args.provider or ["cpu"],
+        parse_budget(args.as_kind, args.budget),
+        read_map(args.map),
+        metric,
+        args.mixed,
+    )
+
+def _two_files(first: Path, second: Path, args: argparse.Namespace, rule: Any) -> Any:
+    from fsdl_devinfra.parity.files import compare_files
+    from fsdl_devinfra.parity.graph import file_precision, load_graph
+    if args.shapes: raise BadInput("--shapes needs a module", "For two files give --inputs, or neither")
+    own = file_precision(load_graph(second))
+    if set(args.precision or []) - {own}:
+        raise BadInput(
+            f"two files are compared in their own precision, and {second} is in {own}",
+            "Leave --precision out, or name a module first",
+        )
+    given = read_inputs(args.inputs) if args.inputs else None
+    return compare_files(first, second, given, args.provider or ["cpu"], rule, read_map(args.map))
+
+def _hinted(report: Any, model: Any, file: Path) -> Any:
+    "What to write where the file was reduced on purpose."
+    from fsdl_devinfra.parity.graph import file_precision, load_graph
+    from fsdl_devinfra.parity.original import own_precision
+    from fsdl_devinfra.parity.reduced import reduction_hint
+    own = file_precision(load_graph(model)) if isinstance(model, Path) else own_precision(model)
+    hint = reduction_hint(load_graph(file), own)
+    return replace(report, notes=[hint, *report.notes]) if hint else report
+
+def _cut_down(report: Any, model: Any, file: Path, args: argparse.Namespace) -> Any:
+    "Write the smallest file that still fails, and say so."
+    from fsdl_devinfra.parity.minimal import smallest_of
+    given = read_inputs(args.inputs) if args.inputs else None
+    if given is not None and not isinstance(model, Path): given = _without_labels(model, file, given)
+    try: made = smallest_of(model, file, args.reduce, report, given, read_map(args.map))
+    except CheckError as e: return replace(report, notes=[f"no smaller file: {e.message}", *report.notes])
+    if made is None:
+        return replace(report, notes=["no smaller file: no part of this one fails by itself", *report.notes])
+    return replace(report, smallest=made.to_dict(), notes=[str(made), *report.notes])
+
+def _timed(report: Any, model: Any, file: Path, args: argparse.Namespace) -> Any:
+    from fsdl_devinfra.parity.checking import input_sets
+    from fsdl_devinfra.parity.timing import latencies
+    given = _inputs(args, model)
+    module = None if isinstance(model, Path) else model
+    found = latencies(
+        module,
+        file,
+        input_sets(given)[0] if given else None,
+        args.provider or ["cpu"],
+        args.threads or 0,
+        args.latency,
+        read_map(args.map),
+    )
+    return replace(report, latency=found)
+
+def _compiled(model: Any, args: argparse.Namespace, rule: Any) -> Any:
+    "A package of AOTInductor in the place of an .onnx file."
+    from fsdl_devinfra.parity.checking import check
+    from fsdl_devinfra.parity.compiled import compiled_function
+
+    if isinstance(model, Path) or args.as_kind:
+        raise BadInput("a compiled package is compared with a module", "Name the module first, without --as")
+    given = read_inputs(args.inputs) if args.inputs else None
+    return check(model, compiled_function(args.onnx), given, rule=rule, keep=_keeps(args))
+
+def repeat_command(
+    args: argparse.Namespace,  # of `onnx check`
+) -> str:
+    "The command line that repeats a check."
+    words = ["fsdl-devinfra", "onnx", "check", args.model, args.onnx]
+    several = {"--provider": args.provider, "--precision": args.precision, "--map": args.map}
+    single = {
+        "--as": args.as_kind,
+        "--budget": args.budget,
+        "--metric": args.metric,
+        "--weights": args.weights,
+        "--shapes": args.shapes,
+        "--inputs": args.inputs,
+        "--atol": args.atol,
+        "--rtol": args.rtol,
+    }
+    for option, values in several.items(): words += [w for v in values or [] for w in (option, v)]
+    for option, value in single.items(): words += [option, str(value)] if value is not None else []
+    return shlex.join(words)
+
 def _generated(args: argparse.Namespace, folder: Path, rule: Any) -> Any:
     from fsdl_devinfra.parity.generation import generation_check
+    options = ("as_kind", "precision", "shapes", "inputs", "map", "weights", "reduce", "latency")
+    hint = "Leave that option out, or name one of the .onnx files"
+    _passed_over(args, "files for generation", hint, *options)
+    if len(args.provider or []) > 1:
+        raise BadInput("files for generation take one --provider", "Ask once for each")
     return generation_check(_load(args.model), folder, (args.provider or ["cpu"])[0], rule)
 
 def _file(path: str) -> Path:
-    from fsdl_devinfra.parity.check import _existing
+    from fsdl_devinfra.parity.checking import _existing
     return _existing(path)
 
+def _keeps(args: argparse.Namespace) -> bool:
+    "Whether the float64 reference may lie on the disk: not of the user's own code, which may change."
+    return not args.no_cache and not _is_own(args.model)
+
+def _without_labels(module: Any, file: Path, given: Any) -> Any:
+    "What the model or the file takes: a batch may hold labels too, for a metric."
+    from fsdl_devinfra.parity.graph import load_graph
+    asked = inspect.signature(module.forward).parameters
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in asked.values()): return given
+    takes = {*asked, *load_graph(file).inputs}
+    def kept(s: Any) -> Any: return {k: v for k, v in s.items() if k in takes} or s
+    return kept(given) if isinstance(given, dict) else [kept(s) for s in given]
+
 def _checked(module: Any, file: Path, args: argparse.Namespace, rule: Any) -> Any:
-    from fsdl_devinfra.parity.check import check
+    from fsdl_devinfra.parity.checking import check, input_sets
     from fsdl_devinfra.parity.graph import load_graph
     from fsdl_devinfra.parity.inputs import example_inputs
     from fsdl_devinfra.parity.shapes import grid_inputs, parse_shapes
-    keep = not args.no_cache
-    if not args.shapes: return check(module, file, None, args.provider or ["cpu"], args.precision, rule, keep=keep)
-    grid, example = parse_shapes(args.shapes), example_inputs(module)
+    keep, names = _keeps(args), read_map(args.map)
+    given = _without_labels(module, file, read_inputs(args.inputs)) if args.inputs else None
+    if not args.shapes:
+        return check(
+            module, file, given, args.provider or ["cpu"], args.precision, rule, keep=keep, names=names
+        )
+    grid, example = parse_shapes(args.shapes), input_sets(given)[0] if given else example_inputs(module)
     sets = grid_inputs(load_graph(file), example, grid, module)
-    report = check(module, file, sets, args.provider or ["cpu"], args.precision, rule, keep=keep)
-    return _searched(report, module, file, args, grid, example, rule) if grid.ranges and report.verdict == "pass" else report
+    report = check(
+        module,
+        file,
+        sets,
+        args.provider or ["cpu"],
+        args.precision,
+        rule,
+        keep=keep,
+        widen=False,
+        names=names,
+    )
+    return (
+        _searched(report, module, file, args, grid, example, rule)
+        if grid.ranges and report.verdict == "pass"
+        else report
+    )
 
-def _searched(report: Any, module: Any, file: Path, args: argparse.Namespace, grid: Any, example: Any, rule: Any) -> Any:
+
+def _searched(
+    report: Any, module: Any, file: Path, args: argparse.Namespace, grid: Any, example: Any, rule: Any
+) -> Any:
     "Search the ranges, and check the smallest shape that fails as a case of its own."
     from dataclasses import replace
-    from fsdl_devinfra.parity.check import check
+    from fsdl_devinfra.parity.checking import check
     from fsdl_devinfra.parity.graph import load_graph
     from fsdl_devinfra.parity.shapes import Grid, grid_inputs, search_shapes
     found = search_shapes(module, file, grid, example, (args.provider or ["cpu"])[0], model_name=args.model)
-    told = f"{found.tried} shapes compared" + (f", {found.refused} that the module itself does not take" if found.refused else "")
+    told = f"{count_of(found.tried, 'shape')} compared" + (
+        f", {found.refused} that the module itself does not take" if found.refused else ""
+    )
     if found.failing is None: return replace(report, notes=[*report.notes, told])
-    smallest = grid_inputs(load_graph(file), example, Grid({k: [v] for k, v in found.failing.items()}, {}), module)
-    failing = check(module, file, smallest, args.provider or ["cpu"], args.precision, rule)
-    return replace(failing, cases=report.cases + failing.cases, notes=[*failing.notes, told, f"repeat it: {found.command}"])
+    smallest = grid_inputs(
+        load_graph(file), example, Grid({k: [v] for k, v in found.failing.items()}, {}), module
+    )
+    failing = check(module, file, smallest, args.provider or ["cpu"], args.precision, rule, widen=False)
+    return replace(
+        failing,
+        cases=report.cases + failing.cases,
+        notes=[*failing.notes, told, f"repeat it: {found.command}"],
+    )
+
 
 def _not_run(report: Any) -> dict[str, str]:
     notes = [note for c in report.cases if c.verdict == "not-run" for note in c.notes]
-    error, _, mend = (notes[0] if notes else "nothing was compared").partition(". ")
-    return {"error": error, "mend": mend or "Ask for a provider that this machine has, e.g. --provider cpu"}
+    error, _, hint = (notes[0] if notes else "nothing was compared").partition(". ")
+    return {"error": error, "hint": hint or "Ask for a provider that this machine has, e.g. --provider cpu"}
 
 # %% ../../nbs/parity/20_commands.ipynb #e52a9df4
 _EXPORT = """
@@ -131,7 +487,12 @@ _CHECK = """
 fsdl-devinfra onnx check builtin:digits out/model.onnx
 fsdl-devinfra onnx check ./my-model out/model.onnx --provider cuda --provider cpu --precision fp32 --precision fp16
 fsdl-devinfra onnx check ./my-model out/model.onnx --shapes batch=1,2,7,sequence=1,16 -o report.html
+fsdl-devinfra onnx check my_model.py:MyNet model.onnx --inputs batch.npz --map images=pixel_values
 fsdl-devinfra onnx check ./my-model out/model.onnx --shapes batch=1..8,sequence=1..64
+fsdl-devinfra onnx check ./my-model model-int8.onnx --as int8 --inputs batch.npz --budget sqnr=25,top1=0.98 --mixed better.onnx
+fsdl-devinfra onnx check before.onnx after.onnx    one file against another
+fsdl-devinfra onnx check my_model.py:MyNet model.onnx --inputs batch.npz --reduce smallest.onnx
+fsdl-devinfra onnx check builtin:digits out/model.onnx --latency --threads 1
 """
 
 def register(
@@ -140,28 +501,128 @@ def register(
     "Add `export` and `check`."
     parser.epilog = "examples:\n  fsdl-devinfra onnx export -o out\n  fsdl-devinfra onnx check builtin:digits out/model.onnx"
     kinds = parser.add_subparsers(dest="onnx_command", metavar="COMMAND", required=True, parser_class=Parser)
-    _register_export(kinds.add_parser("export", help="export to ONNX, with provenance",
-                                      description="Export a model to ONNX, with named dimensions and provenance.", examples=_EXPORT))
-    _register_check(kinds.add_parser("check", help="is the file the same function?",
-                                     description="Compare an ONNX file with its model: verdict, first wrong operator, cause.", examples=_CHECK))
+    _register_export(
+        kinds.add_parser(
+            "export",
+            help="export to ONNX, with provenance",
+            description="Export a model to ONNX, with named dimensions and provenance.",
+            examples=_EXPORT,
+        )
+    )
+    _register_check(
+        kinds.add_parser(
+            "check",
+            help="is the file the same function?",
+            description="Compare an ONNX file with its model: verdict, first wrong operator, cause.",
+            examples=_CHECK,
+        )
+    )
+
 
 def _register_export(e: argparse.ArgumentParser) -> None:
-    e.add_argument("model", nargs="?", default="builtin:digits", metavar="MODEL", help="Hub id, local folder, or builtin:digits [%(default)s]")
+    e.add_argument(
+        "model",
+        nargs="?",
+        default="builtin:digits",
+        metavar="MODEL",
+        help="Hub id, local folder, or builtin:digits [%(default)s]",
+    )
     e.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for model.onnx")
-    e.add_argument("--generation", action="store_true", help="prefill and decode with a key/value cache, instead of one forward")
+    e.add_argument(
+        "--generation",
+        action="store_true",
+        help="prefill and decode with a key/value cache, instead of one forward",
+    )
     e.set_defaults(run=run_export)
     add_json(e)
 
+def _runs(text: str) -> int:
+    "A number of at least one."
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
 def _register_check(c: argparse.ArgumentParser) -> None:
-    c.add_argument("model", metavar="MODEL", help="Hub id, local folder, or builtin:digits")
-    c.add_argument("onnx", metavar="ONNX", help="the .onnx file, or the folder that holds model.onnx")
-    c.add_argument("--provider", action="append", metavar="NAME",
-                   help="cpu, cuda, tensorrt, reference, or ONNX Runtime's name; may be repeated [cpu]")
-    c.add_argument("--precision", action="append", choices=["fp32", "fp16", "bf16"], help="may be repeated [the file's own]")
-    c.add_argument("--shapes", metavar="GRID", help="sizes or ranges of the free dimensions: batch=1,2,7,sequence=1..64")
-    c.add_argument("--atol", type=float, metavar="A", help="a fixed absolute tolerance instead of the measured one")
-    c.add_argument("--rtol", type=float, metavar="R", help="a fixed relative tolerance instead of the measured one")
-    c.add_argument("--no-cache", action="store_true", help="compute the float64 reference anew and do not keep it")
+    c.add_argument(
+        "model",
+        metavar="MODEL",
+        help="Hub id, local folder, FILE.py:NAME, FILE.pt2, TorchScript (.ts), another .onnx file, or builtin:digits",
+    )
+    c.add_argument(
+        "onnx",
+        metavar="ONNX",
+        help="the .onnx file, the folder that holds model.onnx, or a .pt2 package of AOTInductor",
+    )
+    c.add_argument("--weights", metavar="FILE", help="a state dict for the class that FILE.py:NAME names")
+    c.add_argument(
+        "--provider",
+        action="append",
+        metavar="NAME",
+        help="cpu, cuda, tensorrt, openvino, reference, or ONNX Runtime's name; may be repeated [cpu]",
+    )
+    c.add_argument(
+        "--precision",
+        action="append",
+        choices=["fp32", "fp16", "bf16"],
+        help="may be repeated [the file's own]",
+    )
+    c.add_argument(
+        "--shapes", metavar="GRID", help="sizes or ranges of the free dimensions: batch=1,2,7,sequence=1..64"
+    )
+    c.add_argument("--inputs", metavar="FILE", help="your own inputs: batch.npz, or loader.py:NAME")
+    c.add_argument(
+        "--map",
+        action="append",
+        metavar="FILE_NAME=MODEL_NAME",
+        help="an input that has another name in the file; may be repeated",
+    )
+    c.add_argument(
+        "--as",
+        dest="as_kind",
+        choices=["fp16", "int8"],
+        help="the file was reduced on purpose: judge how much it lost",
+    )
+    c.add_argument(
+        "--budget",
+        metavar="LIST",
+        help="what it may lose: sqnr=20,top1=0.95,kl=0.1,metric=0.01 [fp16: sqnr=40,top1=0.99,kl=0.001]",
+    )
+    c.add_argument(
+        "--metric",
+        metavar="FILE.py:NAME",
+        help="your own metric(outputs, inputs), more is better; labels lie in --inputs",
+    )
+    c.add_argument(
+        "--mixed", metavar="FILE", help="write a better file, with the layers that lose most left in fp32"
+    )
+    c.add_argument(
+        "--reduce",
+        metavar="FILE",
+        help="where it fails: write the smallest .onnx that still does, its inputs and a bug report",
+    )
+    c.add_argument(
+        "--latency",
+        type=_runs,
+        nargs="?",
+        const=50,
+        metavar="RUNS",
+        help="measure every provider too [50 calls]",
+    )
+    c.add_argument(
+        "--threads",
+        type=_runs,
+        metavar="N",
+        help="threads inside an operator, for --latency [the runtime's own choice]",
+    )
+    c.add_argument(
+        "--atol", type=float, metavar="A", help="a fixed absolute tolerance instead of the measured one"
+    )
+    c.add_argument(
+        "--rtol", type=float, metavar="R", help="a fixed relative tolerance instead of the measured one"
+    )
+    c.add_argument(
+        "--no-cache", action="store_true", help="compute the float64 reference anew and do not keep it"
+    )
     c.add_argument("-o", "--output", metavar="FILE", help="write the report: .html, .md or .json")
     c.set_defaults(run=run_check)
     add_json(c)

@@ -5,6 +5,7 @@
 # %% ../../nbs/parity/13_generation.ipynb #2b097d17
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.errors import BadInput
 from ..core.results import Result
-from .backends import Session, session
-from .check import Case, ParityReport, policy
-from .export import Capture, _failure, _provenance, is_transformers, quiet, short_traces, versions, write_model
+from .backends import NotRun, Session, session, versions
+from .checking import Case, ParityReport, policy
+from .exporting import Capture, _failure, _provenance, is_transformers, quiet, short_traces, write_model
 from .inputs import example_inputs, inference, setting
-from .reference import as_arrays, reference
+from .original import as_arrays, reference, rounding_noise
 from .rule import OutputComparison, Rule, compare
+from .safety import inspect_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +46,10 @@ def export_generation(
 ) -> GenerationExport:
     "Export prefill and decode (and the encoder, where there is one) with a key/value cache. Raises `BadInput`."
     if not is_transformers(module) or not getattr(module, "can_generate", lambda: False)():
-        raise BadInput(f"{type(module).__name__} does not generate text", "Leave out --generation, or give a causal language model of transformers")
+        raise BadInput(
+            f"{type(module).__name__} does not generate text",
+            "Leave out --generation, or give a causal language model of transformers",
+        )
     with quiet():
         try: made = _graphs(module, prompt)
         except Exception as e: raise _failure(module, e, "transformers") from e
@@ -62,14 +67,19 @@ def has_encoder(module: "nn.Module") -> bool:
 def _graphs(module: "nn.Module", prompt: "Tensor | None") -> dict[str, Any]:  # name → onnx_ir.Model
     "The components, exported."
     import torch
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
-    config = OnnxConfig(dynamic=True)
+    tool: Any = importlib.import_module("transformers.exporters.exporter_onnx")
+    exporter, config = tool.OnnxExporter, tool.OnnxConfig(dynamic=True)
     if has_encoder(module):
-        def traced(part, inputs): return next(iter(OnnxExporter().export(part, inputs, config=config).components.values())).program
+
+        def traced(part, inputs):
+            return next(iter(exporter().export(part, inputs, config=config).components.values())).program
+
         return _encoder_graphs(module, traced)
     ids = example_inputs(module)["input_ids"] if prompt is None else prompt
     with inference(module, use_cache=True):
-        made = OnnxExporter().export_for_generation(module, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config=config)
+        made = exporter().export_for_generation(
+            module, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config=config
+        )
     return {name: component.program for name, component in made.components.items()}
 
 # %% ../../nbs/parity/13_generation.ipynb #5c5a8ba5
@@ -94,22 +104,36 @@ def read(
     given: Mapping[str, "Tensor"],  # what the encoder reads
 ) -> dict[str, Any]:  # what every step reads
     "Run the encoder. It has no cache, and some refuse to hear of one."
-    with inference(module.get_encoder()) as encoder: out = encoder(**given, return_dict=True)
+    with inference(_encoder_of(module)) as encoder: out = encoder(**given, return_dict=True)
     return {k: v for k, v in given.items() if k == "attention_mask"} | {"encoder_outputs": out}
+
+def _encoder_of(module: Any) -> "nn.Module": return module.get_encoder()
 
 def _encoder_graphs(module: "nn.Module", export: Any) -> dict[str, Any]:  # name → onnx_ir.Model
     given, ids = encoder_inputs(module), decoder_prompt(module)
     each = read(module, given) | {"use_cache": True}
-    with inference(module.get_encoder()) as encoder: made = {"encoder": export(encoder, dict(given))}
+    with inference(_encoder_of(module)) as encoder: made = {"encoder": export(encoder, dict(given))}
     with inference(module, use_cache=True):
         cache = module(decoder_input_ids=ids, **each).past_key_values
-        return made | {"prefill": export(module, {"decoder_input_ids": ids, **each}),
-                       "decode": export(module, {"decoder_input_ids": ids[:, -1:], **each, "past_key_values": cache})}
+        return made | {
+            "prefill": export(module, {"decoder_input_ids": ids, **each}),
+            "decode": export(module, {"decoder_input_ids": ids[:, -1:], **each, "past_key_values": cache}),
+        }
 
 # %% ../../nbs/parity/13_generation.ipynb #dac62c21
 def _cache_key(name: str) -> str:
-    "`past_key_values.layers.0.keys` from any of the names that the exporter gives it."
-    return name.removeprefix("input.").removeprefix("output.")
+    "`layers.0.keys` from any of the names that exporters give it: `past_key_values.layers.0.keys`, `output.layers.0.keys`, `cache.layers.0.keys`, …"
+    head, found, tail = name.partition("self_attention_cache.")
+    if not found: head, found, tail = name.partition("cross_attention_cache.")
+    return (
+        found + tail
+        if found
+        else name.removeprefix("input.")
+        .removeprefix("output.")
+        .removeprefix("cache.")
+        .removeprefix("past_key_values.")
+    )
+
 
 def greedy_onnx(
     prefill: Session,
@@ -127,16 +151,25 @@ def greedy_onnx(
         tokens.append(logits[-1].argmax(-1))
         if step == steps - 1: break
         cache |= {_cache_key(k): v for k, v in out.items() if k != "logits"}
-        feeds = _feeds(decode, tokens[-1][:, None], np.array([prompt.shape[1] + step]), total=prompt.shape[1] + step + 1) | dict(each or {})
+        feeds = _feeds(
+            decode, tokens[-1][:, None], np.array([prompt.shape[1] + step]), total=prompt.shape[1] + step + 1
+        ) | dict(each or {})
         out = decode.run(feeds | {k: cache[_cache_key(k)] for k in decode.inputs if _cache_key(k) in cache})
     return np.stack(tokens, 1), logits
 
-def _feeds(graph: Session, ids: "np.ndarray", positions: "np.ndarray", total: int | None = None) -> dict[str, "np.ndarray"]:
+def _feeds(
+    graph: Session, ids: "np.ndarray", positions: "np.ndarray", total: int | None = None
+) -> dict[str, "np.ndarray"]:
     "What a graph asks for besides the cache."
     import numpy as np
     batch = len(ids)
-    known = {"input_ids": ids, "decoder_input_ids": ids, "position_ids": np.broadcast_to(positions, (batch, len(positions))).astype(np.int64),
-             "attention_mask": np.ones((batch, total or ids.shape[1]), np.int64), "cache_position": positions.astype(np.int64)}
+    known = {
+        "input_ids": ids,
+        "decoder_input_ids": ids,
+        "position_ids": np.broadcast_to(positions, (batch, len(positions))).astype(np.int64),
+        "attention_mask": np.ones((batch, total or ids.shape[1]), np.int64),
+        "cache_position": positions.astype(np.int64),
+    }
     return {k: np.ascontiguousarray(known[k]) for k in graph.inputs if k in known}
 
 def encoded(
@@ -145,7 +178,10 @@ def encoded(
 ) -> dict[str, "np.ndarray"]:  # what every step reads
     "The encoder's output under the names that the decoder's graphs give it."
     out = encoder.run(given)
-    return {f"encoder_outputs.{k}": v for k, v in out.items()} | {k: v for k, v in given.items() if k == "attention_mask"}
+    return {f"encoder_outputs.{k}": v for k, v in out.items()} | {
+        k: v for k, v in given.items() if k == "attention_mask"
+    }
+
 
 def greedy_torch(
     module: "nn.Module",
@@ -159,7 +195,12 @@ def greedy_torch(
     each = {} if given is None else read(module, given)
     with inference(module, use_cache=True):
         for _ in range(steps):
-            out = module(**{"input_ids" if given is None else "decoder_input_ids": ids}, **each, past_key_values=cache, use_cache=True)
+            out = module(
+                **{"input_ids" if given is None else "decoder_input_ids": ids},
+                **each,
+                past_key_values=cache,
+                use_cache=True,
+            )
             cache = out.past_key_values
             logits.append(out.logits[:, -1].float().numpy())
             ids = out.logits[:, -1].argmax(-1, keepdim=True)
@@ -192,23 +233,69 @@ def compare_generation(
     import numpy as np
     import torch
     given = encoder_inputs(module) if has_encoder(module) else None
-    if prompt is None: prompt = example_inputs(module)["input_ids"] if given is None else decoder_prompt(module)
-    steps = min(steps, max(1, int(setting(module.config, "max_target_positions", "max_position_embeddings", "n_positions",
-                                          default=1 << 30)) - prompt.shape[1]))
+    if prompt is None:
+        prompt = example_inputs(module)["input_ids"] if given is None else decoder_prompt(module)
+    steps = min(
+        steps,
+        max(
+            1,
+            int(
+                setting(
+                    module.config,
+                    "max_target_positions",
+                    "max_position_embeddings",
+                    "n_positions",
+                    default=1 << 30,
+                )
+            )
+            - prompt.shape[1],
+        ),
+    )
     graphs = [session(_component(folder, name), provider) for name in ("prefill", "decode")]
-    each = None if given is None else encoded(session(_component(folder, "encoder"), provider), as_arrays(given))
+    each = (
+        None if given is None else encoded(session(_component(folder, "encoder"), provider), as_arrays(given))
+    )
     tokens, logits = greedy_torch(module, prompt, steps, given)
-    got_tokens, got_logits = greedy_onnx(*graphs, prompt.numpy(), steps, each)
+    got_tokens, got_logits = greedy_onnx(graphs[0], graphs[1], prompt.numpy(), steps, each)
     whole = torch.cat([prompt, torch.from_numpy(tokens[:, :-1])], 1)
     truth = reference(module, {"input_ids": whole} if given is None
                       else {**given, "decoder_input_ids": whole})["logits"][:, prompt.shape[1] - 1:].numpy()
     differ = np.flatnonzero((tokens != got_tokens).any(0))
     first = int(differ[0]) if len(differ) else None
-    compared = [compare(f"logits[{i}]", got_logits[i], logits[i], truth[:, i], rule=rule, logits=True)
-                for i in range(steps if first is None else first + 1)]
+    asked = {"input_ids": whole} if given is None else {**given, "decoder_input_ids": whole}
+    at = range(steps if first is None else first + 1)
+    compared = [
+        compare(f"logits[{i}]", got_logits[i], logits[i], truth[:, i], rule=rule, logits=True) for i in at
+    ]
+    if any(c.verdict == "fail" for c in compared):  # what does rounding do to these logits?
+        noise = rounding_noise(module, asked, "fp32", {"logits": reference(module, asked)["logits"].numpy()})[
+            "logits"
+        ][:, prompt.shape[1] - 1 :]
+        compared = [
+            compare(
+                f"logits[{i}]",
+                got_logits[i],
+                logits[i],
+                truth[:, i],
+                rule=rule,
+                logits=True,
+                noise=noise[:, i],
+            )
+            for i in at
+        ]
     margin, tie = _tie(logits, got_logits, tokens, got_tokens, first)
     wrong = any(c.verdict == "fail" for c in compared) or (first is not None and not tie)
-    return GenerationReport("fail" if wrong else "pass", compared, steps if first is None else first, steps, first, margin, tie, graphs[1].used)
+    return GenerationReport(
+        "fail" if wrong else "pass",
+        compared,
+        steps if first is None else first,
+        steps,
+        first,
+        margin,
+        tie,
+        graphs[1].used,
+    )
+
 
 def _tie(logits: list["np.ndarray"], got: list["np.ndarray"], tokens: "np.ndarray", got_tokens: "np.ndarray",
          step: int | None) -> tuple[float | None, bool]:
@@ -223,7 +310,10 @@ def _tie(logits: list["np.ndarray"], got: list["np.ndarray"], tokens: "np.ndarra
 def _component(folder: str | Path, name: str) -> Path:
     file = Path(folder) / f"{name}.onnx"
     if not file.is_file():
-        raise BadInput(f"there is no {name}.onnx in {Path(folder).name}", "Make it: fsdl-devinfra onnx export MODEL -o DIR --generation")
+        raise BadInput(
+            f"there is no {name}.onnx in {Path(folder).name}",
+            "Make it: fsdl-devinfra onnx export MODEL -o DIR --generation",
+        )
     return file
 
 def generation_check(
@@ -234,18 +324,37 @@ def generation_check(
     steps: int = 16,
 ) -> ParityReport:
     "The comparison as a parity report."
-    from fsdl_devinfra.parity.backends import NotRun
-    from fsdl_devinfra.parity.safety import inspect_file
-    for name in ("prefill", "decode", *(["encoder"] if has_encoder(module) else [])): inspect_file(_component(folder, name))
-    example = {**encoder_inputs(module),
-               "decoder_input_ids": decoder_prompt(module)} if has_encoder(module) else {"input_ids": example_inputs(module)["input_ids"]}
+    for name in ("prefill", "decode", *(["encoder"] if has_encoder(module) else [])):
+        inspect_file(_component(folder, name))
+    example = (
+        {**encoder_inputs(module), "decoder_input_ids": decoder_prompt(module)}
+        if has_encoder(module)
+        else {"input_ids": example_inputs(module)["input_ids"]}
+    )
     shapes = {k: list(v.shape) for k, v in example.items()}
     try: found = compare_generation(module, folder, None, steps, provider, rule)
     except NotRun as e:
-        return ParityReport("not-run", [Case(provider, None, "fp32", shapes, "not-run", notes=[str(e)])], model=type(module).__name__,
-                            onnx=str(folder), rule=str(rule), policy=policy(), versions=versions())
+        return ParityReport(
+            "not-run",
+            [Case(provider, None, "fp32", shapes, "not-run", notes=[str(e)])],
+            model=type(module).__name__,
+            onnx=str(folder),
+            rule=str(rule),
+            policy=policy(),
+            versions=versions(),
+        )
     told = f"{found.same_tokens} of {found.asked_steps} generated tokens agree" + (
         f"; they part at step {found.first_divergent_step} with a margin of {found.margin:.2e}, {'a tie' if found.tie else 'not a tie'}"
-        if found.first_divergent_step is not None else "")
+        if found.first_divergent_step is not None
+        else ""
+    )
     case = Case(provider, found.provider_used, "fp32", shapes, found.verdict, found.steps, notes=[told])
-    return ParityReport(found.verdict, [case], model=type(module).__name__, onnx=str(folder), rule=str(rule), policy=policy(), versions=versions())
+    return ParityReport(
+        found.verdict,
+        [case],
+        model=type(module).__name__,
+        onnx=str(folder),
+        rule=str(rule),
+        policy=policy(),
+        versions=versions(),
+    )

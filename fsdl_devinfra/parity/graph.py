@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput, need
-from .export import source_line
+from .exporting import source_line
 
 if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'load_graph', 'file_precision', 'convert']
+__all__ = ['RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'nodes_before', 'load_graph', 'file_precision', 'convert']
 
 # %% ../../nbs/parity/06_graph.ipynb #e0a8e808
 @dataclass(frozen=True)
@@ -45,7 +45,13 @@ def origin(
     told = notes(node)
     match = re.match(r"%(\S+) :.*?target=([^\]]+)\]", told.get("fx_node", ""))
     if not match: return None
-    return Origin(match[1], match[2].removeprefix("torch.ops."), _module_path(told.get("name_scopes", "")), source_line(told.get("stack_trace", "")))
+    return Origin(
+        match[1],
+        match[2].removeprefix("torch.ops."),
+        _module_path(told.get("name_scopes", "")),
+        source_line(told.get("stack_trace", "")),
+    )
+
 
 def _module_path(scopes: str) -> str:
     "The innermost module of `['', 'blocks.0', 'blocks.0.mlp', 'linear']`: the last entry is the operator itself."
@@ -102,8 +108,14 @@ class Graph:
 
     def sizes(self) -> dict[str, list[int | str | None]]:
         "input → its dimensions: a size, a name, or None."
-        return {i.name: [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in i.type.tensor_type.shape.dim]
-                for i in self.proto.graph.input if i.name in self.inputs}
+        return {
+            i.name: [
+                d.dim_value if d.HasField("dim_value") else d.dim_param or None
+                for d in i.type.tensor_type.shape.dim
+            ]
+            for i in self.proto.graph.input
+            if i.name in self.inputs
+        }
 
     def data(self) -> bytes:
         "The model as bytes, for a session."
@@ -117,6 +129,20 @@ def _reads(node: Any) -> Iterator[str]:
             own = {v for n in inner.node for v in n.output} | {i.name for i in inner.input}
             yield from (v for n in inner.node for v in _reads(n) if v not in own)
 
+def nodes_before(
+    graph: Graph,
+    value: str,
+    known: Collection[str] = (),  # values to stop at
+) -> list[int]:  # indices of nodes, the one that makes `value` first
+    "The nodes that make a value from known ones, from inputs and from weights."
+    todo, found = [value], {}
+    while todo:
+        at = graph.producer.get(todo.pop())
+        if at is None or at in found: continue
+        found[at] = None
+        todo += [v for v in _reads(graph.nodes[at]) if v not in known]
+    return list(found)
+
 def load_graph(
     source: Any,  # path, bytes, onnx.ModelProto or onnx_ir.Model
 ) -> Graph:
@@ -124,8 +150,12 @@ def load_graph(
     onnx = need("onnx", "onnx", "reading ONNX files")
     if isinstance(source, bytes): return Graph(onnx.load_model_from_string(source))
     if isinstance(source, (str, Path)):
-        try: return Graph(onnx.load(str(source), load_external_data=False), Path(source).parent)
-        except Exception as e: raise BadInput(f"{Path(source).name} is not an ONNX file ({type(e).__name__})", "Export it again") from e
+        try:
+            return Graph(onnx.load(str(source), load_external_data=False), Path(source).parent)
+        except Exception as e:
+            raise BadInput(
+                f"{Path(source).name} is not an ONNX file ({type(e).__name__})", "Export it again"
+            ) from e
     if isinstance(source, onnx.ModelProto): return Graph(source)
     import onnx_ir
     return Graph(onnx_ir.serde.serialize_model(source))
@@ -146,7 +176,12 @@ def file_precision(
             count = 1
             for d in t.dims: count *= d
             sizes[names[t.data_type]] += count
-    if not sizes: sizes.update(names[i.type.tensor_type.elem_type] for i in graph.proto.graph.input if i.type.tensor_type.elem_type in names)
+    if not sizes:
+        sizes.update(
+            names[i.type.tensor_type.elem_type]
+            for i in graph.proto.graph.input
+            if i.type.tensor_type.elem_type in names
+        )
     return sizes.most_common(1)[0][0] if sizes else "fp32"
 
 def convert(
@@ -157,7 +192,9 @@ def convert(
     "The same model in another precision. Inputs and outputs are converted too (for bf16 they stay float32: numpy has no such type)."
     import onnx
     from onnx import TensorProto
-    proto = onnx.ModelProto(); proto.CopyFrom(graph.proto)
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(graph.proto)
     if graph.folder: onnx.load_external_data_for_model(proto, str(graph.folder))
     low = getattr(TensorProto, _KINDS[precision])
     kept = {i for i, o in enumerate(graph.origins) if o is not None and o.fx in set(keep)}
@@ -179,9 +216,13 @@ def _retype(proto: Any, low: int, keep_ports: bool) -> None:
     _rename(g, inner | outer)
     import onnx.helper as helper
     first = [helper.make_node("Cast", [k], [v], name=f"cast_{k}", to=low) for k, v in inner.items()]
-    last = [helper.make_node("Cast", [v], [k], name=f"cast_{k}", to=TensorProto.FLOAT) for k, v in outer.items()]
+    last = [
+        helper.make_node("Cast", [v], [k], name=f"cast_{k}", to=TensorProto.FLOAT) for k, v in outer.items()
+    ]
     nodes = [*first, *g.node, *last]
-    del g.node[:]; g.node.extend(nodes)
+    del g.node[:]
+    g.node.extend(nodes)
+
 
 def _rename(g: Any, names: Mapping[str, str]) -> None:
     for node in g.node:
@@ -200,7 +241,9 @@ def _retype_tensor(t: Any, low: int) -> None:
     kind = onnx.helper.tensor_dtype_to_np_dtype(low)
     wide = numpy_helper.to_array(t)
     with np.errstate(over="ignore"): array = wide.astype(kind)
-    limit = onnx.numpy_helper.to_array(onnx.helper.make_tensor("", low, [1], [65504.0 if low == TensorProto.FLOAT16 else 3.3895314e38]))[0]
+    limit = onnx.numpy_helper.to_array(
+        onnx.helper.make_tensor("", low, [1], [65504.0 if low == TensorProto.FLOAT16 else 3.3895314e38])
+    )[0]
     lowest = np.isfinite(wide) & (np.abs(wide) >= np.finfo(np.float32).max)
     if lowest.any(): array = np.where(lowest, np.where(wide > 0, limit, -limit).astype(kind), array)
     t.CopyFrom(numpy_helper.from_array(array, t.name))
@@ -227,18 +270,37 @@ def _cast_where_needed(proto: Any, low: int, kept: set[int]) -> None:
                  and n.input[0] in {i.name for i in proto.graph.input})
     nodes = []
     for index, node in enumerate(proto.graph.node):
-        narrow_in, narrow_out = _narrow_ports(node, opset, said, whole=index - offset in kept or node.op_type in RECURRENT)
+        narrow_in, narrow_out = _narrow_ports(
+            node, opset, said, whole=index - offset in kept or node.op_type in RECURRENT
+        )
         for i in narrow_in:
             if node.input[i] in floats:
-                nodes.append(helper.make_node("Cast", [node.input[i]], [f"{node.input[i]}__{index}_{i}"], name=f"up_{index}_{i}",
-                                              to=TensorProto.FLOAT))
+                nodes.append(
+                    helper.make_node(
+                        "Cast",
+                        [node.input[i]],
+                        [f"{node.input[i]}__{index}_{i}"],
+                        name=f"up_{index}_{i}",
+                        to=TensorProto.FLOAT,
+                    )
+                )
                 node.input[i] = f"{node.input[i]}__{index}_{i}"
         nodes.append(node)
         for o in narrow_out:
             if node.output[o] in floats:
-                nodes.append(helper.make_node("Cast", [f"{node.output[o]}__wide"], [node.output[o]], name=f"down_{index}_{o}", to=low))
+                nodes.append(
+                    helper.make_node(
+                        "Cast",
+                        [f"{node.output[o]}__wide"],
+                        [node.output[o]],
+                        name=f"down_{index}_{o}",
+                        to=low,
+                    )
+                )
                 node.output[o] = f"{node.output[o]}__wide"
-    del proto.graph.node[:]; proto.graph.node.extend(nodes)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
 
 def _narrow_ports(node: Any, opset: Mapping[str, int], said: str, whole: bool) -> tuple[list[int], list[int]]:
     "Positions of inputs and outputs that do not take the type `said`; all of them where the node is to stay `whole`."
@@ -248,7 +310,11 @@ def _narrow_ports(node: Any, opset: Mapping[str, int], said: str, whole: bool) -
     try: schema = onnx.defs.get_schema(node.op_type, opset.get(node.domain, 1), node.domain)
     except onnx.defs.SchemaError: return inputs, outputs
     def takes(ports, i): return said in ports[min(i, len(ports) - 1)].types if ports else True
-    return [i for i in inputs if not takes(schema.inputs, i)], [i for i in outputs if not takes(schema.outputs, i)]
+
+    return [i for i in inputs if not takes(schema.inputs, i)], [
+        i for i in outputs if not takes(schema.outputs, i)
+    ]
+
 
 def _float_values(proto: Any, low: int) -> set[str]:
     "Values that are in the low precision, by type inference."
@@ -258,7 +324,11 @@ def _float_values(proto: Any, low: int) -> set[str]:
     try: inferred = onnx.shape_inference.infer_shapes(_without_weights(proto)).graph
     except Exception: inferred = g
     known |= {v for n in inferred.node if n.op_type in RECURRENT for v in n.output if v}
-    known |= {i.name for i in [*inferred.value_info, *inferred.input, *inferred.output] if i.type.tensor_type.elem_type == low}
+    known |= {
+        i.name
+        for i in [*inferred.value_info, *inferred.input, *inferred.output]
+        if i.type.tensor_type.elem_type == low
+    }
     return known
 
 def _without_weights(proto: Any) -> Any: return proto

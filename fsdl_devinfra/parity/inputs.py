@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['MAKERS', 'setting', 'config_of', 'example_inputs', 'flatten', 'lone_name', 'inference', 'call', 'stretched', 'runs',
-           'with_sizes', 'free_dims']
+__all__ = ['MAKERS', 'setting', 'config_of', 'example_inputs', 'flatten', 'lone_name', 'inference', 'call', 'flat_inputs',
+           'stretched', 'runs', 'with_sizes', 'free_dims']
 
 # %% ../../nbs/parity/01_inputs.ipynb #089da178
 def setting(
@@ -26,7 +26,13 @@ def setting(
     default: Any = None,  # when none is there
 ) -> Any:
     "The first of `names` that `config` or one of its sub-configurations sets."
-    parts = [config, *(_get(config, part) for part in ("text_config", "vision_config", "audio_config", "encoder", "decoder"))]
+    parts = [
+        config,
+        *(
+            _get(config, part)
+            for part in ("text_config", "vision_config", "audio_config", "encoder", "decoder")
+        ),
+    ]
     found = (_get(part, name) for part in parts if part is not None for name in names)
     return next((value for value in found if value is not None), default)
 
@@ -43,7 +49,10 @@ def _get(config: Any, name: str) -> Any:
 def _ids(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
     import torch
     size = int(setting(config, "vocab_size", default=100))
-    special = {setting(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")}
+    special = {
+        setting(config, name)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+    }
     usual = torch.tensor([i for i in range(size) if i not in special] or [0])
     return usual[torch.randint(0, len(usual), (batch, length), generator=generator)]
 
@@ -56,13 +65,29 @@ def _mask(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
 def _image(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
     import torch
     size = setting(config, "image_size", default=32)
-    height, width = (size["height"], size["width"]) if isinstance(size, Mapping) else (size, size) if isinstance(size, int) else tuple(size)
-    return torch.randn(batch, int(setting(config, "num_channels", "in_channels", default=3)), height, width, generator=generator)
+    height, width = (
+        (size["height"], size["width"])
+        if isinstance(size, Mapping)
+        else (size, size)
+        if isinstance(size, int)
+        else tuple(size)
+    )
+    return torch.randn(
+        batch,
+        int(setting(config, "num_channels", "in_channels", default=3)),
+        height,
+        width,
+        generator=generator,
+    )
+
 
 def _features(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
     import torch
     frames = 2 * int(setting(config, "max_source_positions", default=50))
-    return torch.randn(batch, int(setting(config, "num_mel_bins", "feature_size", default=80)), frames, generator=generator)
+    return torch.randn(
+        batch, int(setting(config, "num_mel_bins", "feature_size", default=80)), frames, generator=generator
+    )
+
 
 def _wave(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
     import torch
@@ -84,8 +109,9 @@ def example_inputs(
     "Inputs that `module` takes, from its configuration. Raises `BadInput` where that says too little."
     torch = need("torch", "torch", "example inputs")
     config = config if config is not None else config_of(module)
-    own = getattr(module, "example_inputs", None)
-    if callable(own): return dict(own(batch))
+    own: Any = getattr(module, "example_inputs", None)
+    made: Any = own(batch) if callable(own) else None
+    if made is not None: return dict(made)
     generator = torch.Generator().manual_seed(seed)
     names = _wanted(module, config)
     if not names: return _image_of_timm(module, batch, generator)
@@ -95,7 +121,8 @@ def _wanted(module: "nn.Module", config: Any) -> list[str]:
     "The parameters of `forward` that an ordinary call gives."
     takes = list(inspect.signature(module.forward).parameters)
     names = [name for name in takes if name in MAKERS]
-    if not setting(config, "is_encoder_decoder", default=False): names = [n for n in names if n != "decoder_input_ids"]
+    if not setting(config, "is_encoder_decoder", default=False):
+        names = [n for n in names if n != "decoder_input_ids"]
     if "input_ids" not in names: names = [n for n in names if n != "attention_mask"]  # some image models take one too, of another length
     audio = {"input_features", "input_values"} & set(names)
     if audio: names = [n for n in names if n not in ("input_ids", "attention_mask")]
@@ -105,7 +132,10 @@ def _image_of_timm(module: "nn.Module", batch: int, generator: Any) -> dict[str,
     import torch
     size = (getattr(module, "default_cfg", None) or {}).get("input_size")
     if size is None:
-        raise BadInput(f"the inputs of {type(module).__name__} cannot be derived", "Give them: inputs={'name of a parameter of forward': tensor, …}")
+        raise BadInput(
+            f"the inputs of {type(module).__name__} cannot be derived",
+            "Give them: inputs={'name of a parameter of forward': tensor, …}",
+        )
     first = next(iter(inspect.signature(module.forward).parameters))
     return {first: torch.randn(batch, *size, generator=generator)}
 
@@ -118,8 +148,10 @@ def flatten(
     "The tensors in `value` under dotted names; what is not a tensor (None, numbers, strings) is left out."
     import torch
     if isinstance(value, torch.Tensor): return {lone: value}
-    if isinstance(value, Mapping): items = [(f"{prefix}{k}", v) for k, v in value.items()]
-    elif dataclasses.is_dataclass(value): items = [(f"{prefix}{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value)]
+    if isinstance(value, Mapping):
+        items = [(f"{prefix}{k}", v) for k, v in value.items()]
+    elif dataclasses.is_dataclass(value):
+        items = [(f"{prefix}{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value)]
     elif isinstance(value, (tuple, list)): items = [(f"{lone}.{i}", v) for i, v in enumerate(value)]
     elif hasattr(value, "layers") and hasattr(value, "get_seq_length"): return _flatten_cache(value, lone)
     else: return {}
@@ -127,8 +159,12 @@ def flatten(
 
 def _flatten_cache(cache: Any, lone: str) -> dict[str, "Tensor"]:
     "Keys and values of a transformers cache, layer by layer."
-    return {f"{lone}.{i}.{kind}": getattr(layer, kind) for i, layer in enumerate(cache.layers) for kind in ("keys", "values")
-            if getattr(layer, kind, None) is not None}
+    return {
+        f"{lone}.{i}.{kind}": getattr(layer, kind)
+        for i, layer in enumerate(cache.layers)
+        for kind in ("keys", "values")
+        if getattr(layer, kind, None) is not None
+    }
 
 def lone_name(module: "nn.Module") -> str:
     "What the only output of `module` is called: its `output_names`, `logits` where its configuration speaks of labels, else `output`."
@@ -151,7 +187,7 @@ def inference(
                if c is not None and not isinstance(c, Mapping) and getattr(c, "use_cache", None) is not None]
     before = [c.use_cache for c in configs]
     try:
-        module.eval()
+        with contextlib.suppress(NotImplementedError): module.eval()  # an exported program has its mode built in
         for c in configs: c.use_cache = use_cache
         with torch.no_grad(): yield module
     finally:
@@ -163,13 +199,31 @@ def call(
     inputs: Mapping[str, "Tensor"],  # parameter of `forward` → tensor
 ) -> dict[str, "Tensor"]:  # flat outputs
     "Run `module` for inference."
-    with inference(module): return flatten(module(**inputs), lone_name(module))
+    with inference(module):
+        if _takes_positions(module): return flatten(module(*inputs.values()), lone_name(module))
+        return flatten(module(**inputs), lone_name(module))
+
+def _takes_positions(module: "nn.Module") -> bool:
+    "Whether a module came out of `torch.export` with its inputs by position: it then refuses their names."
+    spec = getattr(module, "_in_spec", None)
+    return spec is not None and getattr(spec, "num_children", 0) == 2 and not spec.child(1).num_leaves
+
+def flat_inputs(
+    inputs: Mapping[str, Any],  # parameter of `forward` → tensor, or list of tensors
+) -> dict[str, Any]:  # name → tensor
+    "Inputs as a file has them: the members of a list `xs` are called `xs_0`, `xs_1`, ..."
+    found: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, (list, tuple)): found |= {f"{name}_{i}": v for i, v in enumerate(value)}
+        else: found[name] = value
+    return found
 
 # %% ../../nbs/parity/01_inputs.ipynb #2c4b6979
 def _name_of(parameter: str, axis: int, rank: int, integer: bool) -> str:
     "The usual name of a dimension."
     if axis == 0: return "batch"
-    if axis == 1 and rank == 2 and integer: return "decoder_sequence" if parameter.startswith("decoder_") else "sequence"
+    if axis == 1 and rank == 2 and integer:
+        return "decoder_sequence" if parameter.startswith("decoder_") else "sequence"
     if axis == 1 and rank == 3: return f"{parameter}_length"
     if rank == 4 and axis in (2, 3): return f"{parameter}_{'height' if axis == 2 else 'width'}"
     return f"{parameter}_dim{axis}"

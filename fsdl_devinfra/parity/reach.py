@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .graph import Graph
-from .inputs import runs, with_sizes
+from .inputs import call, config_of, runs, setting, with_sizes
+from .localization import run_graph
+from .original import as_arrays
 from .rule import EPS
 
 if TYPE_CHECKING:
@@ -19,31 +21,230 @@ if TYPE_CHECKING:
     from torch import nn
 
 # %% auto #0
-__all__ = ['named_dims', 'other_sizes', 'WeightDifference', 'held_by', 'weight_differences', 'with_weight', 'unreached',
-           'reaching']
+__all__ = ['LARGE', 'LONGEST', 'named_dims', 'other_sizes', 'FreeSizes', 'is_mask', 'varied', 'unusual', 'values_of', 'padded',
+           'longest', 'largest_that_runs', 'WeightDifference', 'weights_of', 'weight_differences', 'with_weight',
+           'unreached', 'reaching']
 
 # %% ../../nbs/parity/14_reach.ipynb #6fc2080d
 def named_dims(
     graph: Graph,
 ) -> dict[str, dict[int, str]]:  # input → axis → name
-    "The free dimensions of a file, without expressions such as `2*s0` and without names that are numbers."
-    return {k: {i: d for i, d in enumerate(v) if isinstance(d, str) and re.fullmatch(r"[A-Za-z_]\w*", d)} for k, v in graph.sizes().items()}
+    "The free dimensions of a file, without expressions such as `2*s0` and without names that are numbers. A cache is empty: its length adds nothing."
+    sizes = {k: [_without_past(d) for d in v] for k, v in graph.sizes().items()}
+    return {
+        k: {i: d for i, d in enumerate(v) if isinstance(d, str) and re.fullmatch(r"[A-Za-z_]\w*", d)}
+        for k, v in sizes.items()
+    }
+
+
+def _without_past(size: Any) -> Any:
+    "`past_sequence_length + sequence_length`, as optimum calls the length of a mask, is the sequence where nothing is past."
+    if not isinstance(size, str) or "+" not in size: return size
+    return " + ".join(term for term in re.split(r"\s*\+\s*", size) if "past" not in term)
 
 def other_sizes(
     module: "nn.Module",
     graph: Graph,  # of the file
     inputs: Mapping[str, Any],  # an example
 ) -> list[dict[str, Any]]:  # inputs, smaller and larger
-    "The example at other sizes, as far as file and module leave them free."
-    dims = {k: {i: d for i, d in axes.items() if i < 2 or inputs[k].ndim < 4} for k, axes in named_dims(graph).items() if k in inputs and axes}
-    here = {name: inputs[k].shape[axis] for k, axes in dims.items() for axis, name in axes.items()}
-    batch = {axes[0] for axes in dims.values() if 0 in axes}
-    tokens = {name for k, axes in dims.items() if not inputs[k].is_floating_point() for name in axes.values()}
-    larger = {name: size + max(1, size // 4) for name, size in here.items()}
-    tries = [[dict.fromkeys(batch, 1)], [dict.fromkeys(batch | tokens, 1)] if tokens - batch else [],
-             [larger, {name: larger[name] for name in batch}]]
-    points = [[with_sizes(inputs, dims, sizes) for sizes in group if any(here[d] != s for d, s in sizes.items())] for group in tries]
-    return [found for group in points for found in [next((p for p in group if runs(module, p)), None)] if found is not None]
+    "The example at other sizes, as far as file and module leave them free; with other values, paddings and lengths on the way."
+    free = FreeSizes.of(graph, inputs)
+    larger = {name: max(size + max(1, size // 4), 3) for name, size in free.here.items()}
+    groups = [
+        [dict.fromkeys(free.batch, 1)],
+        [dict.fromkeys(free.batch | free.tokens, 1)] if free.tokens else [],
+        [larger, {name: larger[name] for name in free.batch}],
+    ]
+    found = [
+        point for sizes in groups if (point := _first_that_runs(module, free, inputs, sizes)) is not None
+    ]
+    if (long := longest(module, free, inputs)) is not None: found.append(long)
+    return found
+
+@dataclass(frozen=True)
+class FreeSizes:
+    "The free dimensions of a file, by what they count."
+    dims: Mapping[str, Mapping[int, str]]  # input → axis → name
+    here: Mapping[str, int]  # name → size in the example
+    batch: frozenset[str]  # names of first axes
+    tokens: frozenset[str]  # names of the other axes of integer inputs: positions of a sequence
+    steps: frozenset[str]  # the same of float inputs with three axes: frames, points of a series
+
+    @classmethod
+    def of(cls,
+        graph: Graph,
+        inputs: Mapping[str, Any],  # an example
+    ) -> "FreeSizes":
+        "Sort the free dimensions. Height and width of an image are left out."
+        dims = {k: {i: d for i, d in axes.items() if i < 2 or inputs[k].ndim < 4}
+                for k, axes in named_dims(graph).items() if k in inputs and hasattr(inputs[k], "ndim")}
+        here = {name: inputs[k].shape[axis] for k, axes in dims.items() for axis, name in axes.items()}
+        batch = frozenset(axes[0] for axes in dims.values() if 0 in axes)
+        integers = {k for k in dims if not inputs[k].is_floating_point()}
+        tokens = frozenset(n for k in integers for n in dims[k].values()) - batch
+        series = {k for k in dims if inputs[k].ndim == 3 and k not in integers}
+        steps = frozenset(dims[k][1] for k in series if 1 in dims[k]) - batch - tokens
+        return cls(dims=dims, here=here, batch=batch, tokens=tokens, steps=steps)
+
+def _first_that_runs(
+    module: "nn.Module", free: FreeSizes, inputs: Mapping[str, Any], groups: Sequence[Mapping[str, int]]
+) -> dict[str, Any] | None:
+    "The example at the first of several sizes that differ from its own and that the module takes."
+    for sizes in groups:
+        if not any(free.here[name] != size for name, size in sizes.items()): continue
+        point = varied(with_sizes(inputs, free.dims, sizes), inputs, free)
+        for tried in (point, with_sizes(inputs, free.dims, sizes)):
+            if runs(module, tried): return tried
+    return None
+
+def is_mask(
+    name: str,  # of an input
+    tensor: Any,
+) -> bool:
+    "Whether an input says which positions are padding."
+    return "mask" in name and getattr(tensor, "ndim", 0) == 2 and not tensor.is_floating_point()
+
+def varied(
+    point: Mapping[str, Any],  # stretched from the example
+    example: Mapping[str, Any],
+    free: FreeSizes,
+) -> dict[str, Any]:
+    "Rows that are no copies of each other: values moved along, and of masks one row without padding, one padded left, one right."
+    import torch
+    out = dict(point)
+    for name, tensor in point.items():
+        if 0 not in free.dims.get(name, {}) or tensor.ndim < 2: continue
+        rows = list(tensor)
+        if is_mask(name, tensor) and len(rows) >= 2:
+            rows = [padded(row, ("none", "left", "right")[i % 3]) for i, row in enumerate(rows)]
+        elif not is_mask(name, tensor):
+            first = example[name].shape[0]
+            rows = [row if i < first else row.roll(i, dims=-1) for i, row in enumerate(rows)]
+        out[name] = torch.stack(rows)
+    return out
+
+LARGE = 100.0  # times the values of the example
+
+def unusual(
+    module: "nn.Module",
+    graph: Graph,  # of the file
+    inputs: Mapping[str, Any],  # an example
+) -> list[dict[str, Any]]:  # one set of inputs, or none where the module takes none of this or the batch is fixed
+    "Four samples: zeros, large values, one value repeated, and the example's own, all of it padding where there is a mask."
+    free = FreeSizes.of(graph, inputs)
+    if not free.batch: return []
+    point = with_sizes(inputs, free.dims, dict.fromkeys(free.batch, 4))
+    rows = {k for k in point if 0 in free.dims.get(k, {}) and point[k].ndim >= 2}
+    masks, largest = {k for k in rows if is_mask(k, point[k])}, setting(config_of(module), "vocab_size")
+    hidden = {k: _all_padding(v) for k, v in point.items() if k in masks}
+    shown = {k: _extreme(v, largest) for k, v in point.items() if k in rows - masks}
+    return next(
+        (
+            [{**point, **new}]
+            for new in ({**shown, **hidden}, hidden, shown)
+            if new and _finite(module, {**point, **new})
+        ),
+        [],
+    )
+
+
+def _all_padding(mask: Any) -> Any:
+    import torch
+    out = torch.ones_like(mask)
+    out[-1] = 0
+    return out
+
+def _extreme(tensor: Any, largest: Any) -> Any:
+    "Rows of zeros, of large values, of one value; of a vocabulary, its first and last token."
+    out = tensor.clone()
+    out[0] = 0
+    if tensor.is_floating_point(): out[1] = LARGE * tensor[1]
+    elif isinstance(largest, int) and tensor.max() < largest: out[1] = largest - 1
+    out[2] = tensor[2].reshape(-1)[0]
+    return out
+
+def _finite(module: "nn.Module", point: Mapping[str, Any]) -> bool:
+    "Whether the module takes inputs and gives finite numbers."
+    if not runs(module, point): return False
+    return all(bool(v.isfinite().all()) for v in call(module, point).values() if v.is_floating_point())
+
+def values_of(
+    tensor: Any,  # the first axis counts samples
+) -> set[str]:  # of "zeros", "repeated", "large", "ordinary"
+    "What sort of values samples hold: large is fifty times the smallest of the other samples."
+    if tensor.ndim < 2 or not tensor.numel(): return {"ordinary"}
+    flat = tensor.reshape(len(tensor), -1).double()
+    most, same = flat.abs().amax(1), (flat == flat[:, :1]).all(1) & (flat.shape[1] > 1)
+    usual = most[most > 0].min() if bool((most > 0).any()) else most.max()
+    def kind(size: Any, alike: Any) -> str:
+        if size == 0: return "zeros"
+        return (
+            "large"
+            if tensor.is_floating_point() and size >= LARGE / 2 * usual
+            else "repeated"
+            if alike
+            else "ordinary"
+        )
+
+    return {kind(size, alike) for size, alike in zip(most, same)}
+
+def padded(
+    row: Any,  # of a mask
+    side: str,  # "none", "left" or "right"
+) -> Any:
+    "A row of a mask that hides a third of the positions on one side."
+    import torch
+    count, out = len(row) // 3, torch.ones_like(row)
+    if side == "left": out[:count] = 0
+    if side == "right" and count: out[-count:] = 0
+    return out
+
+#: positions that are tried at most, by the parameters of the model: a long sequence of a large model costs minutes
+LONGEST = {50e6: 2048, 500e6: 1024, 1e15: 256}
+
+def longest(
+    module: "nn.Module",
+    free: FreeSizes,
+    inputs: Mapping[str, Any],  # an example
+) -> dict[str, Any] | None:
+    "One sample at the largest length that the module takes: its configuration's, else found by doubling."
+    names = free.tokens or free.steps
+    if not names: return None
+    count = sum(p.numel() for p in module.parameters())
+    most = next(size for limit, size in LONGEST.items() if count <= limit)
+    here = max(free.here[n] for n in names)
+    def at(size: int) -> dict[str, Any]:
+        return with_sizes(inputs, free.dims, dict.fromkeys(free.batch, 1) | dict.fromkeys(names, size))
+
+    told = setting(
+        config_of(module),
+        "max_position_embeddings",
+        "n_positions",
+        "max_sequence_length",
+        "max_seq_len",
+        "n_ctx",
+    )
+    if free.tokens and isinstance(told, int):
+        tries = [n for n in (min(told, most), min(told, most) - 2, min(told, most) // 2) if n > here]
+        return next((at(n) for n in tries if runs(module, at(n))), None)
+    size = largest_that_runs(lambda n: runs(module, at(n)), here, min(most, 512))
+    return at(size) if size > here else None
+
+def largest_that_runs(
+    takes: Any,  # size → whether the model takes it
+    known: int,  # a size that it takes
+    most: int,  # never more
+) -> int:
+    "The largest size that is taken: doubled until one is refused, then halved towards it."
+    low, high = known, min(2 * known, most)
+    while high > low and takes(high):
+        if high == most: return high
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if takes(middle): low = middle
+        else: high = middle
+    return low
 
 # %% ../../nbs/parity/14_reach.ipynb #02651bf0
 @dataclass(frozen=True)
@@ -58,11 +259,16 @@ class WeightDifference:
     def __str__(self) -> str:
         return f"{self.name} differs from the module's at {self.count} of {self.size} values, by up to {self.most:.3g} of the largest"
 
-def held_by(
+
+def weights_of(
     module: "nn.Module",
 ) -> dict[str, Any]:  # name → tensor
     "Parameters and buffers, under all their names."
-    return {**dict(module.named_buffers(remove_duplicate=False)), **dict(module.named_parameters(remove_duplicate=False))}
+    return {
+        **dict(module.named_buffers(remove_duplicate=False)),
+        **dict(module.named_parameters(remove_duplicate=False)),
+    }
+
 
 def weight_differences(
     held: Mapping[str, Any],  # name → tensor or array: what the weights should be
@@ -70,12 +276,14 @@ def weight_differences(
     precision: str = "fp32",  # of the file
 ) -> list[WeightDifference]:  # those with the fewest differing values first
     "Compare weights by name."
-    found = [_difference(name, graph, held[name], precision) for name, t in graph.initializers.items() if name in held
-             and list(t.dims) == list(held[name].shape)]
+    found = [
+        _difference(name, graph, held[name], precision)
+        for name, t in graph.initializers.items()
+        if name in held and list(t.dims) == list(held[name].shape)
+    ]
     return sorted((d for d in found if d is not None), key=lambda d: d.count / d.size)
 
 def _array(value: Any) -> "np.ndarray":
-    from fsdl_devinfra.parity.reference import as_arrays
     return as_arrays({"": value})[""] if hasattr(value, "detach") else value
 
 def _difference(name: str, graph: Graph, held: Any, precision: str) -> WeightDifference | None:
@@ -89,7 +297,13 @@ def _difference(name: str, graph: Graph, held: Any, precision: str) -> WeightDif
     wrong = ~(apart <= 16 * EPS[precision]) & ~((mine == theirs) | (np.isnan(mine) & np.isnan(theirs)))
     if not wrong.any(): return None
     rows = np.flatnonzero(wrong.reshape(len(wrong), -1).any(1))[:64] if wrong.ndim else []
-    return WeightDifference(name, int(wrong.sum()), wrong.size, float(np.nan_to_num(apart[wrong], nan=np.inf).max()), tuple(int(r) for r in rows))
+    return WeightDifference(
+        name,
+        int(wrong.sum()),
+        wrong.size,
+        float(np.nan_to_num(apart[wrong], nan=np.inf).max()),
+        tuple(int(r) for r in rows),
+    )
 
 # %% ../../nbs/parity/14_reach.ipynb #2c88152e
 def with_weight(
@@ -99,7 +313,9 @@ def with_weight(
 ) -> Graph:
     "The file with another value of one weight."
     import onnx
-    proto = onnx.ModelProto(); proto.CopyFrom(graph.proto)
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(graph.proto)
     tensor = next(t for t in proto.graph.initializer if t.name == name)
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(kind), name))
@@ -114,9 +330,13 @@ def unreached(
     **how: Any,  # provider, level, options
 ) -> list[WeightDifference]:
     "Weights of the file that are not the module's and that these inputs do not reach."
-    from fsdl_devinfra.parity.localize import run_graph
     before = run_graph(graph, feeds, **how)
-    return [d for d in found[:most] if _same_bits(before, run_graph(with_weight(graph, d.name, _array(held[d.name])), feeds, **how))]
+    return [
+        d
+        for d in found[:most]
+        if _same_bits(before, run_graph(with_weight(graph, d.name, _array(held[d.name])), feeds, **how))
+    ]
+
 
 def _same_bits(a: Mapping[str, "np.ndarray"], b: Mapping[str, "np.ndarray"]) -> bool:
     return all(a[k].tobytes() == b[k].tobytes() for k in a)
@@ -134,9 +354,16 @@ def reaching(
     for name in _indices_of(graph, weight.name):
         if name not in inputs or not weight.rows: continue
         rows = torch.tensor(weight.rows, dtype=inputs[name].dtype)
-        point = {**inputs, name: rows[torch.arange(inputs[name].numel()) % len(rows)].reshape(inputs[name].shape)}
+        point = {
+            **inputs,
+            name: rows[torch.arange(inputs[name].numel()) % len(rows)].reshape(inputs[name].shape),
+        }
         if runs(module, point): return point
-    dims = {k: {i: d for i, d in axes.items() if i > 0} for k, axes in named_dims(graph).items() if k in inputs and not inputs[k].is_floating_point()}
+    dims = {
+        k: {i: d for i, d in axes.items() if i > 0}
+        for k, axes in named_dims(graph).items()
+        if k in inputs and not inputs[k].is_floating_point()
+    }
     for length in [max(weight.rows, default=0) + n for n in (1, 0, -1)]:
         if not 1 < length <= longest: continue
         point = with_sizes(inputs, dims, {d: length for axes in dims.values() for d in axes.values()})

@@ -14,15 +14,31 @@ from ..core.errors import BadInput
 from ..core.results import write_atomic
 
 if TYPE_CHECKING:
-    from fsdl_devinfra.parity.check import Case, ParityReport
+    from fsdl_devinfra.parity.checking import Case, ParityReport
 
 # %% auto #0
-__all__ = ['rows', 'headline', 'explanation', 'text', 'markdown', 'html_body', 'html', 'write_report', 'assert_parity']
+__all__ = ['rows', 'headline', 'explanation', 'coverage_text', 'next_step', 'text', 'markdown', 'html_body', 'html',
+           'write_report']
 
 # %% ../../nbs/parity/11_report.ipynb #b79c621b
-_HEADER = ["asked", "ran on", "precision", "shapes", "output", "verdict", "max abs", "error", "torch's own", "ratio", "top-1"]
+_HEADER = [
+    "asked",
+    "ran on",
+    "precision",
+    "shapes",
+    "output",
+    "verdict",
+    "max abs",
+    "error",
+    "torch's own",
+    "ratio",
+    "top-1",
+]
 
-def _shapes(shapes: dict[str, list[int]]) -> str: return ", ".join(f"{k} {'×'.join(map(str, v))}" for k, v in shapes.items())
+
+def _shapes(shapes: dict[str, list[int]]) -> str:
+    return ", ".join(f"{k} {'×'.join(map(str, v))}" for k, v in shapes.items())
+
 
 def rows(
     report: "ParityReport",
@@ -35,31 +51,108 @@ def _rows(case: "Case") -> list[list[str]]:
     if case.share is not None and case.share < 1: used += f" ({case.share:.0%} of nodes)"
     head = [case.provider, used, case.precision, _shapes(case.shapes)]
     if not case.outputs: return [[*head, "-", case.verdict, "-", "-", "-", "-", "-"]]
-    return [[*head, o.name, o.verdict, f"{o.max_abs:.2e}", f"{o.error:.1e}", f"{o.reference_error:.1e}", f"{o.ratio:.2f}",
-             "-" if o.top1 is None else f"{o.top1:.1%}"] for o in case.outputs]
+    return [
+        [
+            *head,
+            o.name,
+            o.verdict,
+            f"{o.max_abs:.2e}",
+            f"{o.error:.1e}",
+            f"{o.reference_error:.1e}",
+            f"{o.ratio:.2f}",
+            "-" if o.top1 is None else f"{o.top1:.1%}",
+        ]
+        for o in case.outputs
+    ]
 
 def headline(
     report: "ParityReport",
 ) -> str:
     "The verdict in one sentence."
+    if said := getattr(report, "said", ""): return said
     failed, count = [c for c in report.cases if c.verdict == "fail"], len(report.cases)
     if report.verdict == "pass":
-        return f"pass: {report.onnx or 'the backend'} is the same function as {report.model} in {count} of {count} case{'s' if count > 1 else ''}"
-    if report.verdict == "not-run": return f"not run: {sum(c.verdict == 'not-run' for c in report.cases)} of {count} cases could not be checked here"
+        return f"pass: {report.onnx or 'the backend'} gives the same results as {report.model} in {count} of {count} case{'s' if count > 1 else ''}"
+    if report.verdict == "not-run":
+        return f"not run: {sum(c.verdict == 'not-run' for c in report.cases)} of {count} cases could not be checked here"
     share = f"{len(failed)} of {count} case{'s' if count > 1 else ''}"
-    return f"fail: {report.onnx or 'the backend'} is not the same function as {report.model} in {share}"
+    return f"fail: {report.onnx or 'the backend'} does not give the same results as {report.model} in {share}"
 
 def explanation(
     report: "ParityReport",
 ) -> list[str]:  # sentences
     "Where and why."
     d, found = report.first_divergence, []
-    if d: found.append(f"first wrong operator: {d.op} in {d.module or 'the model'}" + (f" at {d.source}" if d.source else "") +
-                       f" (ONNX node {d.onnx_node}, value {d.value}; relative error alone {d.isolated_error:.2e}, "
-                       f"with what precedes {d.cumulative_error:.2e})")
+    if d:
+        found.append(
+            f"first wrong operator: {d.op} in {d.module or 'the model'}"
+            + (f" at {d.source}" if d.source else "")
+            + f" (ONNX node {d.onnx_node}, value {d.value}; relative error alone {d.isolated_error:.2e}, "
+            f"with what precedes {d.cumulative_error:.2e})"
+        )
     found += [f"cause: {c.kind}: {c.evidence}" for c in report.causes]
     found += [f"{o.name}: {o.why}" for c in report.cases for o in c.outputs if o.why]
-    return list(dict.fromkeys([*found, *report.notes, *(n for c in report.cases for n in c.notes)]))
+    covered = coverage_text(report.coverage)
+    return list(
+        dict.fromkeys(
+            [
+                *found,
+                *([covered] if covered else []),
+                *report.notes,
+                *(n for c in report.cases for n in c.notes),
+            ]
+        )
+    )
+
+
+def coverage_text(
+    coverage: dict[str, Any],  # of a report
+) -> str:
+    "What was tried, and what was not, in one line."
+    if not coverage: return ""
+    lengths = f"lengths {', '.join(map(str, coverage['lengths']))}; " if coverage["lengths"] else ""
+    paddings = f"padding {', '.join(coverage['paddings'])}; " if coverage["paddings"] else ""
+    batches = f"batches of {', '.join(map(str, coverage['batches']))}; "
+    reached = coverage["weights_reached"]
+    weights = f"; {reached:.0%} of the weights reached" if reached is not None else ""
+    left = f"; not covered: {'; '.join(coverage['not_covered'])}" if coverage["not_covered"] else ""
+    return f"covered: {lengths}{paddings}{batches}{coverage['channels']} rows and channels compared on their own scale{weights}{left}"
+
+
+def next_step(
+    report: "ParityReport",
+) -> str:
+    "What to do now."
+    if report.verdict == "pass":
+        return "Use the file; check it again after every conversion (fp16, int8, another opset)"
+    if report.verdict == "not-run" and getattr(report, "reduced_as", "") and not getattr(report, "tool", ""):
+        return "Check it without --as: nothing in the file was reduced"
+    if report.verdict == "not-run": return "Repeat the check where the provider is installed"
+    kinds = {c.kind for c in report.causes}
+    if getattr(report, "reduced_as", ""): return _reduced_step(report, kinds)
+    if "weight" in kinds: return "Export again from the weights that were compared"
+    if "baked shape" in kinds: return "Export again with that dimension free (dynamic_shapes, dynamic_axes)"
+    if "optimisation pass" in kinds: return "Turn the pass off in the session, and report it to ONNX Runtime"
+    if "train mode" in kinds: return "Call model.eval() before the export"
+    return "Look at the operator named above, or export again with fsdl-devinfra onnx export"
+
+def _reduced_step(report: Any, kinds: set[str]) -> str:
+    if "calibration" in kinds: return "Calibrate again on data like those that the file will see"
+    if report.proposal and report.proposal.keep_fp32: return f"{report.proposal}: write it with --mixed FILE"
+    return "Keep the layers named above in fp32, or choose another budget with --budget"
+
+_COLOUR = {"pass": "#1a7f37", "fail": "#cf222e", "not-run": "#9a6700"}
+
+def _about(report: "ParityReport") -> dict[str, str]:
+    "Which model, when, and how to repeat it."
+    told = {
+        "Model": f"{report.model} (sha256 {report.model_hash}…)" if report.model_hash else "",
+        "Date": report.date,
+        "Repeat with": report.command,
+        "Next": next_step(report),
+        "Settings": ", ".join(f"{k}: {v}" for k, v in report.policy.items()),
+    }
+    return {k: v for k, v in told.items() if v}
 
 def _versions(report: "ParityReport") -> str: return ", ".join(f"{k} {v}" for k, v in report.versions.items())
 
@@ -68,15 +161,40 @@ def text(
 ) -> str:
     "For a terminal."
     narrow = [[r[0], r[1], r[2], r[4], r[5], r[6], r[9], r[10], r[3]] for r in rows(report)]
-    table = table_text(["asked", "ran on", "precision", "output", "verdict", "max abs", "ratio", "top-1", "shapes"], narrow, width=150)
-    return "\n".join([headline(report), table, *explanation(report), f"rule: {report.rule}"])
+    table = table_text(
+        ["asked", "ran on", "precision", "output", "verdict", "max abs", "ratio", "top-1", "shapes"],
+        narrow,
+        width=150,
+    )
+    return "\n".join(
+        [headline(report), table, *_tables(report), *explanation(report), f"rule: {report.rule}"]
+    )
+
+
+def _tables(report: "ParityReport") -> list[str]:
+    "What some reports have besides: layers of a reduced file, latencies."
+    from fsdl_devinfra.parity.timing import latency_table
+    verdicts = {p: "fail" if "fail" in [c.verdict for c in report.cases if c.provider == p] else v
+                for p, v in ((c.provider, c.verdict) for c in report.cases)}
+    return [
+        *getattr(report, "lines", list)(),
+        *([latency_table(report.latency, verdicts)] if report.latency else []),
+    ]
+
 
 def markdown(
     report: "ParityReport",
 ) -> str:
     "For a pull request."
-    parts = [f"# Parity: {headline(report)}", table_markdown(_HEADER, rows(report)), "\n".join(f"- {line}" for line in explanation(report)),
-             f"Rule: {report.rule}", f"Settings: {report.policy}" if report.policy else "", f"Versions: {_versions(report)}"]
+    parts = [
+        f"# Parity: {headline(report)}",
+        table_markdown(_HEADER, rows(report)),
+        *(f"```\n{t}\n```" for t in _tables(report)),
+        "\n".join(f"- {line}" for line in explanation(report)),
+        f"Rule: {report.rule}",
+        "\n".join(f"- {k}: {v}" for k, v in _about(report).items()),
+        f"Versions: {_versions(report)}",
+    ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 def html_body(
@@ -86,11 +204,17 @@ def html_body(
     lines = "".join(f"<li>{escape(line)}</li>" for line in explanation(report))
     depth = report.localization.chart().svg if report.localization and report.localization.values else ""
     plots = (report.chart().svg if any(c.outputs for c in report.cases) else "") + depth
-    return (f"<p><strong>{escape(headline(report))}</strong></p>{table_html(_HEADER, rows(report))}<ul>{lines}</ul>{plots}"
-            f"<p>Rule: {escape(report.rule)}</p><p>Settings: {escape(str(report.policy))}</p><p>Versions: {escape(_versions(report))}</p>")
+    tables = "".join(f"<pre>{escape(t)}</pre>" for t in _tables(report))
+    about = "".join(f"<p>{k}: {escape(v)}</p>" for k, v in _about(report).items())
+    colour = _COLOUR.get(report.verdict, "inherit")
+    return (f'<p style="color:{colour}"><strong>{escape(headline(report))}</strong></p>'
+            f"{table_html(_HEADER, rows(report))}{tables}<ul>{lines}</ul>{plots}"
+            f"<p>Rule: {escape(report.rule)}</p>{about}<p>Versions: {escape(_versions(report))}</p>")
 
-_STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}"
-          "td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}svg{max-width:100%}")
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}"
+    "td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}svg{max-width:100%}"
+)
 
 def html(
     report: "ParityReport",
@@ -106,18 +230,6 @@ def write_report(
     "Write a report in the format that the name ends in."
     writers: dict[str, Any] = {".html": html, ".md": markdown, ".json": lambda r: r.to_json()}
     kind = Path(path).suffix.lower()
-    if kind not in writers: raise BadInput(f"{path} is no kind of report", "End the name in .html, .md or .json")
+    if kind not in writers:
+        raise BadInput(f"{path} is no kind of report", "End the name in .html, .md or .json")
     return write_atomic(path, writers[kind](report))
-
-# %% ../../nbs/parity/11_report.ipynb #0433acc3
-def assert_parity(
-    model: Any,  # the original module
-    onnx: Any,  # the .onnx file, or a function of arrays
-    inputs: Any = None,  # as for `check`
-    **how: Any,  # providers, precisions, rule, …
-) -> "ParityReport":
-    "Assert that an ONNX file is the same function as `model`."
-    from fsdl_devinfra.parity.check import check
-    report = check(model, onnx, inputs, **how)
-    if report.verdict != "pass": raise AssertionError(text(report))
-    return report

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from ..core.units import count_of
 
 if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['FACTOR', 'FLOOR_ULPS', 'TINY', 'EPS', 'MOST', 'INTEGERS', 'Rule', 'OutputComparison', 'scale_of', 'compare',
-           'ulp_histogram']
+__all__ = ['FACTOR', 'FLOOR_ULPS', 'TINY', 'EPS', 'MOST', 'STEP', 'INTEGERS', 'Rule', 'OutputComparison', 'scale_of', 'Block',
+           'blocks', 'surroundings', 'times_room', 'compare', 'ulp_histogram', 'matched_outputs', 'compare_outputs']
 
 # %% ../../nbs/parity/03_rule.ipynb #99968b82
 FACTOR = 8.0  # times torch's own error that a backend may have
@@ -27,6 +31,7 @@ EPS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7, "f
 @dataclass(frozen=True)
 class Rule:
     "When two outputs are the same function. With `atol` or `rtol`, the fixed tolerance of numpy's `allclose` instead."
+
     factor: float = FACTOR
     floor_ulps: float = FLOOR_ULPS
     atol: float | None = None
@@ -38,14 +43,19 @@ class Rule:
         return self.atol is not None or self.rtol is not None
 
     def __str__(self) -> str:
-        if self.fixed: return f"fixed tolerance: |difference| ≤ {self.atol or 0:g} + {self.rtol or 0:g}·|reference|, as asked for"
-        return (f"error against float64 ≤ {self.factor:g} × torch's own in the same precision (at least {self.floor_ulps:g} units in the last place)"
-                "; NaN and inf by position; integers exact, save where rounding decides")
+        if self.fixed:
+            return f"fixed tolerance: |difference| ≤ {self.atol or 0:g} + {self.rtol or 0:g}·|reference|, as asked for"
+        return (
+            f"error against float64 ≤ {self.factor:g} × torch's own in the same precision (at least {self.floor_ulps:g} units in the last place)"
+            " or what rounding was measured to do there, for the whole output and for every row, head and channel on its own scale"
+            "; NaN and inf by position; integers exact, save where rounding decides"
+        )
 
 # %% ../../nbs/parity/03_rule.ipynb #6e179625
 @dataclass(frozen=True)
 class OutputComparison:
     "One output of one case. `error` and `reference_error` are relative to the largest value of the true output."
+
     name: str
     max_abs: float  # largest |backend − float64|, in the output's own unit
     error: float  # the same, relative to the largest |float64|
@@ -54,10 +64,13 @@ class OutputComparison:
     verdict: str  # "pass" or "fail"
     why: str = ""  # in words, where it failed
     nonfinite: int = 0  # positions where one of both is NaN or infinite and the other is not the same
+    nan: int = 0  # positions where both are NaN: no value was compared
     cosine: float | None = None  # of the angle between backend and float64
     sqnr_db: float | None = None  # signal to quantisation noise, decibels
     top1: float | None = None  # share of rows whose largest entry agrees with float64
     kl: float | None = None  # mean Kullback-Leibler divergence of the softmax, nats
+    block: str = ""  # the part of the output with the largest ratio, where that decides; see `blocks`
+    channels: int = 0  # parts of the output that were judged on a scale of their own
     ulp: list[int] = field(default_factory=list)  # values off by 0, 1, 2, 3-4, 5-8, … units in the last place
     per_sample: list[float] = field(default_factory=list)  # error of each sample (first axis), relative as `error`
     per_sample_reference: list[float] = field(default_factory=list)  # torch's, likewise
@@ -70,8 +83,13 @@ def _kinds(a: "np.ndarray", *largest: float) -> "np.ndarray":
     return kinds
 
 #: the largest finite number, per precision (IEEE 754; bfloat16 as for EPS)
-MOST = {"fp64": sys.float_info.max, "fp32": (2 - 2.0**-23) * 2.0**127, "tf32": (2 - 2.0**-23) * 2.0**127, "bf16": (2 - 2.0**-7) * 2.0**127,
-        "fp16": 65504.0}
+MOST = {
+    "fp64": sys.float_info.max,
+    "fp32": (2 - 2.0**-23) * 2.0**127,
+    "tf32": (2 - 2.0**-23) * 2.0**127,
+    "bf16": (2 - 2.0**-7) * 2.0**127,
+    "fp16": 65504.0,
+}
 
 def scale_of(
     truth: "np.ndarray",  # finite values, float64
@@ -90,6 +108,73 @@ def scale_of(
 def _largest(a: "np.ndarray") -> float:
     return float(a.max()) if a.size else 0.0
 
+#: the distance between the smallest numbers, per precision: nothing is held more exactly
+STEP = {"fp64": 2.0**-1074, "fp32": 2.0**-149, "tf32": 2.0**-149, "bf16": 2.0**-133, "fp16": 2.0**-24}
+
+@dataclass(frozen=True)
+class Block:
+    "A part of an output that is wrong on its own scale."
+    where: str  # axis and index
+    error: float  # relative to the largest value of the part
+    ratio: float  # to what rounding does there
+
+    def __str__(self) -> str:
+        return f"error at {self.where} is {self.ratio:.3g} times what rounding does there ({self.error:.2g} of its largest value)"
+
+def blocks(
+    difference: "np.ndarray",  # |backend − float64|
+    own: "np.ndarray",  # |torch − float64|
+    truth: "np.ndarray",  # float64; zero where it is not finite
+    scale: float,  # of the whole output
+    precision: str,
+    rule: Rule,
+    noise: "np.ndarray | None" = None,  # what rounding does to each value, where that was measured
+) -> tuple[int, Block | None]:  # how many parts were judged, and the worst of those that are wrong
+    "Every index of every axis, judged by its own largest value and by torch's error there."
+    import numpy as np
+    judged, worst = 0, None
+    if truth.ndim < 2 or not truth.size: return 0, None
+    for axis in [a for a, size in enumerate(truth.shape) if size > 1]:
+        others = tuple(a for a in range(truth.ndim) if a != axis)
+        size, error, mine = (np.abs(a).max(axis=others) for a in (truth, difference, own))
+        judged += len(size)
+        moved = noise.max(axis=others) if noise is not None else 0.0
+        floor = rule.floor_ulps * (EPS[precision] * np.maximum(size, TINY) + STEP[precision])
+        ratios = np.where(
+            size < scale,
+            error / np.maximum(np.maximum(mine, moved), np.maximum(floor, 2.0**-52 * scale)),
+            0.0,
+        )
+        at = int(ratios.argmax())
+        if ratios[at] > max(rule.factor, worst.ratio if worst else 0.0):
+            worst = Block(
+                f"index {at} of axis {axis}", float(error[at] / max(size[at], TINY)), float(ratios[at])
+            )
+    return judged, worst
+
+def surroundings(
+    noise: "np.ndarray",  # what rounding does to each value
+) -> "np.ndarray":  # of the same shape
+    "The least of what rounding does in the row, the head and the channel that a value is in: a single value is drawn too seldom."
+    import numpy as np
+    axes = [a for a, size in enumerate(noise.shape) if size > 1]
+    if len(axes) < 2: return noise
+    most = [noise.max(axis=tuple(a for a in range(noise.ndim) if a != axis), keepdims=True) for axis in axes]
+    return np.minimum.reduce([np.broadcast_to(m, noise.shape) for m in most])
+
+def times_room(
+    difference: "np.ndarray",  # |backend − float64|
+    own: "np.ndarray",  # |torch − float64|
+    scale: float,  # of the whole output
+    precision: str,
+    rule: Rule,
+    noise: "np.ndarray",  # what rounding does to each value
+) -> float:  # at most `rule.factor` where it passes
+    "The largest error over torch's own, where rounding was measured to do no more than that; else over what it does there."
+    import numpy as np
+    least = max(_largest(own), rule.floor_ulps * EPS[precision] * scale)
+    return _largest(difference / np.maximum(least, surroundings(noise)))
+
 def compare(
     name: str,  # of the output
     got: "np.ndarray",  # what the backend gave
@@ -99,69 +184,173 @@ def compare(
     rule: Rule = Rule(),  # when it passes
     logits: bool | None = None,  # rows are scores of classes; None: by the name
     ties: "np.ndarray | None" = None,  # of integers: where rounding decides, see `reference.ties`
+    noise: "np.ndarray | None" = None,  # of floats: what rounding does to each value, see `original.rounding_noise`
 ) -> OutputComparison:
-    "Compare one output by the rule."
+    "Compare one output by the rule: as a whole, and every row, head and channel on its own scale."
     import numpy as np
-    if got.shape != truth.shape: return _unlike(name, f"shape {list(got.shape)} instead of {list(truth.shape)}")
-    if (got.dtype.kind in "biu") != (torch_value.dtype.kind in "biu"): return _unlike(name, f"type {got.dtype} instead of {torch_value.dtype}")
-    if got.dtype.kind in "biu": return _exact(name, got, torch_value, ties)
+
+    if (exact := _without_scale(name, got, torch_value, truth, ties)) is not None: return exact
     got, torch_value, truth = (np.asarray(a, np.float64) for a in (got, torch_value, truth))
-    most = MOST[precision]
-    mine, theirs, true = _kinds(got, most), _kinds(torch_value, most), _kinds(truth, most, MOST["fp32"], MOST["fp64"])
-    odd = int((mine != true).sum())
-    finite = (mine == 0) & (true == 0)
-    scale = scale_of(truth[true == 0], torch_value[true == 0])
-    difference = np.where(finite, np.abs(_minus(got, truth)), 0.0)
-    own = np.where((theirs == 0) & (true == 0), np.abs(_minus(torch_value, truth)), 0.0)
-    error, reference = _largest(difference) / scale, _largest(own) / scale
-    ratio = error / max(reference, rule.floor_ulps * EPS[precision])
-    passed, why = _verdict(rule, odd, ratio, difference, truth)
-    return OutputComparison(name, _largest(difference), error, reference, ratio, "pass" if passed else "fail", why, odd,
-                            **_shown(name, got, torch_value, truth, finite, precision, logits), **_per_sample(difference, own, scale))
+    d = _Distances.of(got, torch_value, truth, precision)
+    reference = _largest(d.own) / d.scale
+    ratio, why = _as_a_whole(d, precision, rule, noise)
+    passed = not d.odd and (not _over_fixed(rule, d) if rule.fixed else ratio <= rule.factor)
+    judged, worst = (0, None) if rule.fixed else blocks(d.difference, d.own, d.truth, d.scale, precision, rule, noise)
+    if passed and worst is not None: passed, ratio, why = False, worst.ratio, str(worst)
+    else: worst = None
+    return OutputComparison(
+        name=name,
+        max_abs=_largest(d.difference),
+        error=_largest(d.difference) / d.scale,
+        reference_error=reference,
+        ratio=ratio,
+        verdict="pass" if passed else "fail",
+        why=why,
+        nonfinite=d.odd,
+        nan=d.nan,
+        block=worst.where if worst else "",
+        channels=judged,
+        **_shown(name, got, torch_value, truth, d.finite, precision, logits),
+        **_per_sample(d.difference, d.own, d.scale),
+    )
+
+@dataclass(frozen=True)
+class _Distances:
+    "How far a backend and torch are from the truth, value by value; zero where there is no number to compare."
+    difference: "np.ndarray"  # |backend − float64|
+    own: "np.ndarray"  # |torch − float64|
+    truth: "np.ndarray"
+    finite: "np.ndarray"  # where backend and truth are numbers
+    scale: float  # the largest value that was computed
+    odd: int  # positions where one side is NaN or infinite and the other is not the same
+    nan: int  # positions where both are NaN
+
+    @classmethod
+    def of(cls,
+        got: "np.ndarray",  # float64, like the others
+        torch_value: "np.ndarray",
+        truth: "np.ndarray",
+        precision: str,
+    ) -> "_Distances":
+        "Measure them."
+        import numpy as np
+        most = MOST[precision]
+        mine, theirs, true = _kinds(got, most), _kinds(torch_value, most), _kinds(truth, most, MOST["fp32"], MOST["fp64"])
+        finite = (mine == 0) & (true == 0)
+        return cls(
+            difference=np.where(finite, np.abs(_minus(got, truth)), 0.0),
+            own=np.where((theirs == 0) & (true == 0), np.abs(_minus(torch_value, truth)), 0.0),
+            truth=np.where(true == 0, truth, 0.0),
+            finite=finite,
+            scale=scale_of(truth[true == 0], torch_value[true == 0]),
+            odd=int((mine != true).sum()),
+            nan=int(((mine == 1) & (true == 1)).sum()),
+        )
+
+def _as_a_whole(
+    d: _Distances, precision: str, rule: Rule, noise: "np.ndarray | None"
+) -> tuple[float, str]:  # error over what is allowed once, and what there is to say
+    bare = _largest(d.difference) / d.scale / max(_largest(d.own) / d.scale, rule.floor_ulps * EPS[precision])
+    ratio = bare if noise is None else times_room(d.difference, d.own, d.scale, precision, rule, noise)
+    if d.odd: return ratio, f"{count_of(d.odd, 'value')} NaN or infinite on one side only"
+    if rule.fixed:
+        over = _over_fixed(rule, d)
+        return ratio, f"{count_of(over, 'value')} beyond the fixed tolerance" if over else ""
+    if bare <= rule.factor: return ratio, ""
+    if noise is None: return ratio, f"error is {bare:.3g} times torch's own"
+    return ratio, f"error is {bare:.3g} times torch's own, and {ratio:.3g} times what rounding was measured to do there"
+
+def _over_fixed(rule: Rule, d: _Distances) -> int:
+    "How many values are beyond a fixed tolerance."
+    import numpy as np
+    return int((d.difference > (rule.atol or 0) + (rule.rtol or 0) * np.abs(d.truth)).sum())
+
+def _without_scale(
+    name: str, got: "np.ndarray", torch_value: "np.ndarray", truth: "np.ndarray", ties: "np.ndarray | None"
+) -> OutputComparison | None:
+    "Where shape, type or integers decide; None for floats."
+    if got.shape != truth.shape:
+        return _unlike(name, f"shape {list(got.shape)} instead of {list(truth.shape)}")
+    if (got.dtype.kind in "biu") != (torch_value.dtype.kind in "biu"):
+        return _unlike(name, f"type {got.dtype} instead of {torch_value.dtype}")
+    return _exact(name, got, torch_value, ties) if got.dtype.kind in "biu" else None
 
 def _minus(a: "np.ndarray", b: "np.ndarray") -> "np.ndarray":
     import numpy as np
     with np.errstate(invalid="ignore", over="ignore"): return a - b
 
-def _verdict(rule: Rule, odd: int, ratio: float, difference: "np.ndarray", truth: "np.ndarray") -> tuple[bool, str]:
-    import numpy as np
-    if odd: return False, f"{odd} value{'s' if odd > 1 else ''} NaN or infinite on one side only"
-    if rule.fixed:
-        allowed = (rule.atol or 0) + (rule.rtol or 0) * np.abs(np.where(np.isfinite(truth), truth, 0.0))
-        over = int((difference > allowed).sum())
-        return over == 0, f"{over} values beyond the fixed tolerance" if over else ""
-    return ratio <= rule.factor, "" if ratio <= rule.factor else f"error is {ratio:.3g} times torch's own"
-
 def _unlike(name: str, why: str) -> OutputComparison:
-    return OutputComparison(name, math.inf, math.inf, 0.0, math.inf, "fail", why)
+    return OutputComparison(
+        name=name,
+        max_abs=math.inf,
+        error=math.inf,
+        reference_error=0.0,
+        ratio=math.inf,
+        verdict="fail",
+        why=why,
+    )
+
 
 INTEGERS = "integers or booleans differ"
 
-def _exact(name: str, got: "np.ndarray", want: "np.ndarray", ties: "np.ndarray | None" = None) -> OutputComparison:
+def _exact(
+    name: str, got: "np.ndarray", want: "np.ndarray", ties: "np.ndarray | None" = None
+) -> OutputComparison:
     import numpy as np
     differ = np.asarray(got) != np.asarray(want)
     wrong = differ if ties is None or ties.shape != differ.shape else differ & ~ties
     count, most = int(wrong.sum()), _largest(np.abs(_minus(got.astype(np.float64), want.astype(np.float64))))
     share, tied = count / max(wrong.size, 1), int(differ.sum()) - count
-    why = f"{count} {INTEGERS}" if count else f"{tied} integers or booleans differ where rounding decides" if tied else ""
-    return OutputComparison(name, most, share, 0.0, math.inf if count else 0.0, "fail" if count else "pass", why)
+    why = (
+        f"{count} {INTEGERS}"
+        if count
+        else f"{tied} integers or booleans differ where rounding decides"
+        if tied
+        else ""
+    )
+    return OutputComparison(
+        name=name,
+        max_abs=most,
+        error=share,
+        reference_error=0.0,
+        ratio=math.inf if count else 0.0,
+        verdict="fail" if count else "pass",
+        why=why,
+    )
 
-def _per_sample(difference: "np.ndarray", own: "np.ndarray", scale: float, most: int = 4096) -> dict[str, list[float]]:
+def _per_sample(
+    difference: "np.ndarray", own: "np.ndarray", scale: float, most: int = 4096
+) -> dict[str, Any]:
     if difference.ndim == 0 or difference.size == 0 or len(difference) > most: return {}
     rows = [a.reshape(len(a), -1).max(axis=1) / scale for a in (difference, own)]
     return {"per_sample": rows[0].tolist(), "per_sample_reference": rows[1].tolist()}
 
 # %% ../../nbs/parity/03_rule.ipynb #6eb7e2d4
-def _shown(name: str, got: "np.ndarray", own: "np.ndarray", truth: "np.ndarray", finite: "np.ndarray", precision: str,
-           logits: bool | None) -> dict[str, Any]:
+def _shown(
+    name: str,
+    got: "np.ndarray",
+    own: "np.ndarray",
+    truth: "np.ndarray",
+    finite: "np.ndarray",
+    precision: str,
+    logits: bool | None,
+) -> dict[str, Any]:
     import numpy as np
     a, b = got[finite], truth[finite]
     norms, noise = float(np.linalg.norm(a) * np.linalg.norm(b)), float(np.linalg.norm(a - b))
-    shown: dict[str, Any] = {"cosine": float(a @ b) / norms if norms else None,
-                             "sqnr_db": 20 * math.log10(float(np.linalg.norm(b)) / noise) if noise and np.any(b) else None,
-                             "ulp": ulp_histogram(got, own, precision)}
+    shown: dict[str, Any] = {
+        "cosine": float(a @ b) / norms if norms else None,
+        "sqnr_db": 20 * math.log10(float(np.linalg.norm(b)) / noise) if noise and np.any(b) else None,
+        "ulp": ulp_histogram(got, own, precision),
+    }
     is_logits = logits if logits is not None else "logits" in name
-    if is_logits and truth.ndim >= 2 and truth.shape[-1] > 1 and np.isfinite(got).all() and np.isfinite(truth).all():
+    if (
+        is_logits
+        and truth.ndim >= 2
+        and truth.shape[-1] > 1
+        and np.isfinite(got).all()
+        and np.isfinite(truth).all()
+    ):
         shown |= {"top1": _top1(got, truth), "kl": _kl(truth, got)}
     return shown
 
@@ -170,7 +359,12 @@ def _top1(got: "np.ndarray", truth: "np.ndarray") -> float:
 
 def _kl(truth: "np.ndarray", got: "np.ndarray") -> float:
     import numpy as np
-    def log_softmax(x): return x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+
+    def log_softmax(x):
+        return (
+            x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        )
+
     p, q = log_softmax(truth), log_softmax(got)
     return max(0.0, float((np.exp(p) * (p - q)).sum(-1).mean()))
 
@@ -186,3 +380,56 @@ def ulp_histogram(
     ulps = np.rint(np.abs(got[finite] - own[finite]) / (EPS[precision] * 2.0 ** np.floor(np.log2(size))))
     bins = np.where(ulps < 1, 0, 1 + np.ceil(np.log2(np.maximum(ulps, 1)))).astype(int)
     return np.bincount(np.minimum(bins, 24)).tolist() if bins.size else []
+
+# %% ../../nbs/parity/03_rule.ipynb #8e0d1846
+def matched_outputs(
+    truth: Mapping[str, Any],  # of the module
+    got: Mapping[str, Any],  # of the file
+) -> list[tuple[str, str | None]]:
+    "(name in torch, name in the file or None); by position only where no name is known."
+    got = {n: v for n, v in got.items() if not n.startswith("present") or n in truth}  # the cache that a file for generation gives besides
+    if set(truth) <= set(got): return [(n, n) for n in truth]
+    if len(truth) == len(got) and not set(truth) & set(got): return list(zip(truth, got))
+    return [(n, n if n in got else None) for n in truth]
+
+def compare_outputs(
+    got: Mapping[str, "np.ndarray"],  # of the backend
+    own: Mapping[str, "np.ndarray"],  # of torch in the same precision
+    truth: Mapping[str, "np.ndarray"],  # of torch in float64
+    precision: str = "fp32",
+    rule: Rule = Rule(),
+    ties: Mapping[str, "np.ndarray"] = MappingProxyType({}),  # of integer outputs: where rounding decides
+    noise: Mapping[str, "np.ndarray"] = MappingProxyType({}),  # of float outputs: what rounding does to each value
+) -> list[OutputComparison]:
+    "All outputs of one case."
+    pairs = matched_outputs(truth, got)
+    found = [
+        compare(
+            name,
+            got[there],
+            own[name],
+            truth[name],
+            precision,
+            rule,
+            ties=ties.get(name),
+            noise=noise.get(name),
+        )
+        if there is not None
+        else OutputComparison(
+            name,
+            math.inf,
+            math.inf,
+            0.0,
+            math.inf,
+            "fail",
+            f"missing output: the backend gives only {', '.join(got) or 'nothing'}",
+        )
+        for name, there in pairs
+    ]
+    extra = [n for n in got if n not in {there for _, there in pairs} and not n.startswith("present")]
+    return found + [
+        OutputComparison(
+            n, math.inf, math.inf, 0.0, math.inf, "fail", "extra output: the module gives no such thing"
+        )
+        for n in extra
+    ]

@@ -21,8 +21,15 @@ __all__ = ['MODEL_LIMIT', 'STANDARD_DOMAINS', 'RUNTIME_DOMAINS', 'FileFacts', 'i
 MODEL_LIMIT = 2 * GIB  # what a protobuf message can hold
 STANDARD_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"}
 #: domains whose operators ONNX Runtime brings itself
-RUNTIME_DOMAINS = {"com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental", "com.ms.internal.nhwc", "pkg.onnxscript.torch_lib",
-                   "pkg.onnxscript.torch_lib.common", "org.pytorch.aten"}
+RUNTIME_DOMAINS = {
+    "com.microsoft",
+    "com.microsoft.nchwc",
+    "com.microsoft.experimental",
+    "com.ms.internal.nhwc",
+    "pkg.onnxscript.torch_lib",
+    "pkg.onnxscript.torch_lib.common",
+    "org.pytorch.aten",
+}
 
 @dataclass(frozen=True)
 class FileFacts(Result):
@@ -48,20 +55,40 @@ def inspected(path: str | Path, limit: int | None = None) -> tuple[FileFacts, An
     onnx = need("onnx", "onnx", "reading ONNX files")
     path = Path(path)
     size = path.stat().st_size
-    if size > MODEL_LIMIT: raise BadInput(f"{path.name} is {size_text(size)}, more than a protobuf can hold", "Export it again with external data")
-    try: model = onnx.load(str(path), load_external_data=False)
-    except Exception as e: raise BadInput(f"{path.name} is not an ONNX file ({type(e).__name__})", "Export it again") from e
-    if not model.graph.node and not model.graph.output: raise BadInput(f"{path.name} holds no graph", "Export it again")
-    external = {name: _external(path, tensor) for tensor in _tensors(model.graph) for name in [_location(tensor)] if name is not None}
+    if size > MODEL_LIMIT:
+        raise BadInput(
+            f"{path.name} is {size_text(size)}, more than a protobuf can hold",
+            "Export it again with external data",
+        )
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as e:
+        raise BadInput(f"{path.name} is not an ONNX file ({type(e).__name__})", "Export it again") from e
+    if not model.graph.node and not model.graph.output:
+        raise BadInput(f"{path.name} holds no graph", "Export it again")
+    external = {
+        name: _external(path, tensor)
+        for tensor in _tensors(model.graph)
+        for name in [_location(tensor)]
+        if name is not None
+    }
     total = size + sum(external.values())
     if limit is not None and total > limit:
         raise BadInput(f"{path.name} and its weights are {size_text(total)}, the limit is {size_text(limit)}",
                        "Raise the limit if you trust the file")
-    domains = sorted({n.domain for n in _nodes(model.graph)} | {n.domain for f in model.functions for n in f.node})
+    domains = sorted(
+        {n.domain for n in _nodes(model.graph)} | {n.domain for f in model.functions for n in f.node}
+    )
     own = {f.domain for f in model.functions}
-    facts = FileFacts(size, sum(external.values()), sorted(external), domains,
-                      [d for d in domains if d not in STANDARD_DOMAINS | RUNTIME_DOMAINS | own],
-                     next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0), len(model.graph.node))
+    facts = FileFacts(
+        size,
+        sum(external.values()),
+        sorted(external),
+        domains,
+        [d for d in domains if d not in STANDARD_DOMAINS | RUNTIME_DOMAINS | own],
+        next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        len(model.graph.node),
+    )
     return facts, model
 
 def _nodes(graph: Any) -> Iterator[Any]:
@@ -87,14 +114,28 @@ def _external(path: Path, tensor: Any) -> int:
     name, folder = _location(tensor) or "", path.parent.resolve()
     pure = Path(name.replace("\\", "/"))
     if not name or pure.is_absolute() or ".." in pure.parts or ":" in name or "\0" in name:
-        raise BadInput(f"{path.name} wants to read weights from {name!r}, outside its own folder", "Do not use this file")
+        raise BadInput(
+            f"{path.name} wants to read weights from {name!r}, outside its own folder", "Do not use this file"
+        )
     file = folder / pure
-    if not file.exists(): raise BadInput(f"the weights {name} of {path.name} are not there", "Put the file beside the model")
+    if not file.exists():
+        raise BadInput(f"the weights {name} of {path.name} are not there", "Put the file beside the model")
     if folder not in file.resolve().parents:
-        raise BadInput(f"the weights {name} of {path.name} are a link that leads out of the folder", "Replace the link by the file")
-    if not file.is_file(): raise BadInput(f"the weights {name} of {path.name} are not a regular file", "Do not use this file")
-    said = {e.key: int(e.value) for e in tensor.external_data if e.key in ("offset", "length") and e.value.lstrip("-").isdigit()}
+        raise BadInput(
+            f"the weights {name} of {path.name} are a link that leads out of the folder",
+            "Replace the link by the file",
+        )
+    if not file.is_file():
+        raise BadInput(f"the weights {name} of {path.name} are not a regular file", "Do not use this file")
+    said = {
+        e.key: int(e.value)
+        for e in tensor.external_data
+        if e.key in ("offset", "length") and e.value.lstrip("-").isdigit()
+    }
     start, length, size = said.get("offset", 0), said.get("length", 0), file.stat().st_size
     if start < 0 or length < 0 or start + length > size:
-        raise BadInput(f"{tensor.name} lies beyond the end of {name}: the file is cut short or was changed", "Export it again")
+        raise BadInput(
+            f"{tensor.name} lies beyond the end of {name}: the file is cut short or was changed",
+            "Export it again",
+        )
     return size

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.errors import BadInput, CheckError, need
 from ..core.results import Result
+from .backends import session
 from .graph import Graph, load_graph
 from .inputs import example_inputs, free_dims, runs, with_sizes
+from .original import as_arrays, reference, run_torch
 from .reach import named_dims
+from .rule import compare_outputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,11 +41,19 @@ def parse_shapes(
     left = text
     for m in reversed(found): left = left[:m.start()] + left[m.end():]
     if not found or left.strip(" ,;x\t\n"):
-        raise BadInput(f"{text!r} is no grid of shapes", "Write it like batch=1,2,7,sequence=1,16 or batch=1..8,sequence=1..64")
+        raise BadInput(
+            f"{text!r} is no grid of shapes",
+            "Write it like batch=1,2,7,sequence=1,16 or batch=1..8,sequence=1..64",
+        )
     sizes = {m[1]: [int(v) for v in m[2].split(",")] for m in found if ".." not in m[2]}
-    ranges = {m[1]: tuple(int(v) for v in m[2].split("..")) for m in found if ".." in m[2]}
-    if any(v < 1 for values in sizes.values() for v in values) or any(a < 1 or b < a for a, b in ranges.values()):
-        raise BadInput(f"{text!r} has a size below one or a range that ends before it starts", "Sizes begin at 1")
+    ends = {m[1]: [int(v) for v in m[2].split("..")] for m in found if ".." in m[2]}
+    ranges = {name: (low, high) for name, (low, high) in ends.items()}
+    if any(v < 1 for values in sizes.values() for v in values) or any(
+        a < 1 or b < a for a, b in ranges.values()
+    ):
+        raise BadInput(
+            f"{text!r} has a size below one or a range that ends before it starts", "Sizes begin at 1"
+        )
     return Grid(sizes, ranges)
 
 # %% ../../nbs/parity/12_shapes.ipynb #c774e1be
@@ -57,12 +68,19 @@ def grid_dims(
     if module is not None and not set(asked) <= _names(dims):
         for k, axes in free_dims(module, {k: v for k, v in inputs.items() if hasattr(v, "shape")}).items():
             for axis, name in axes.items():
-                if k in graph.sizes() and dims.get(k, {}).get(axis) not in asked: dims.setdefault(k, {})[axis] = name
+                if k in graph.sizes() and dims.get(k, {}).get(axis) not in asked:
+                    dims.setdefault(k, {})[axis] = name
     unknown = set(asked) - _names(dims)
-    if unknown: raise BadInput(f"this file has no free dimension {', '.join(sorted(unknown))}", f"It has {', '.join(sorted(_names(dims))) or 'none'}")
+    if unknown:
+        raise BadInput(
+            f"this file has no free dimension {', '.join(sorted(unknown))}",
+            f"It has {', '.join(sorted(_names(dims))) or 'none'}",
+        )
     return dims
 
-def _names(dims: Mapping[str, Mapping[int, str]]) -> set[str]: return {d for axes in dims.values() for d in axes.values()}
+def _names(dims: Mapping[str, Mapping[int, str]]) -> set[str]:
+    return {d for axes in dims.values() for d in axes.values()}
+
 
 def grid_inputs(
     graph: Graph,  # of the file
@@ -89,10 +107,18 @@ def dimension_faults(
         for axis, name in axes.items():
             if parameter not in said: continue
             here = said[parameter][axis]
-            if isinstance(here, int): found.append(f"{parameter}[{axis}] ({name}) is fixed at {here} in the file and free in the module")
+            if isinstance(here, int):
+                found.append(
+                    f"{parameter}[{axis}] ({name}) is fixed at {here} in the file and free in the module"
+                )
             else: names.setdefault(name, {}).setdefault(here, []).append(f"{parameter}[{axis}]")
     def told(symbols): return ", ".join(f"{s} ({' '.join(where)})" for s, where in symbols.items())
-    return found + [f"{name} has {len(symbols)} names in the file: {told(symbols)}" for name, symbols in names.items() if len(symbols) > 1]
+
+    return found + [
+        f"{name} has {len(symbols)} names in the file: {told(symbols)}"
+        for name, symbols in names.items()
+        if len(symbols) > 1
+    ]
 
 # %% ../../nbs/parity/12_shapes.ipynb #1136074e
 @dataclass(frozen=True)
@@ -117,23 +143,46 @@ def search(
     def result(point: tuple[int, ...]) -> str:
         if point not in seen: seen[point] = agrees(dict(zip(ranges, point)))
         return seen[point]
-    bad = [p for p in itertools.product(*(sorted({a, b}) for a, b in ranges.values())) if result(p) not in ("", "refused")]
-    strategy = hypothesis.strategies.tuples(*(hypothesis.strategies.integers(a, b) for a, b in ranges.values()))
+
+    bad = [
+        p
+        for p in itertools.product(*(sorted({a, b}) for a, b in ranges.values()))
+        if result(p) not in ("", "refused")
+    ]
+    strategy = hypothesis.strategies.tuples(
+        *(hypothesis.strategies.integers(a, b) for a, b in ranges.values())
+    )
     settings = hypothesis.settings(max_examples=samples, database=None, derandomize=False, deadline=None,
                                    suppress_health_check=list(hypothesis.HealthCheck))
     import random
-    try: found = hypothesis.find(strategy, lambda p: result(p) not in ("", "refused"), settings=settings, random=random.Random(0))
-    except hypothesis.errors.NoSuchExample: found = None
+
+    try:
+        found = hypothesis.find(
+            strategy, lambda p: result(p) not in ("", "refused"), settings=settings, random=random.Random(0)
+        )
+    except hypothesis.errors.NoSuchExample:
+        found = None
     candidates = bad + ([found] if found is not None else [])
     smallest = _shrink(min(candidates, key=lambda p: (sum(p), p)), ranges, result) if candidates else None
     sizes = dict(zip(ranges, smallest)) if smallest else None
     refused = sum(v == "refused" for v in seen.values())
-    return ShapeSearch(len(seen) - refused, refused, sizes, seen[smallest] if smallest else "", command(sizes) if sizes else "")
+    return ShapeSearch(
+        len(seen) - refused,
+        refused,
+        sizes,
+        seen[smallest] if smallest else "",
+        command(sizes) if sizes else "",
+    )
 
-def _shrink(point: tuple[int, ...], ranges: Mapping[str, tuple[int, int]], result: Callable[[tuple[int, ...]], str]) -> tuple[int, ...]:
+
+def _shrink(
+    point: tuple[int, ...], ranges: Mapping[str, tuple[int, int]], result: Callable[[tuple[int, ...]], str]
+) -> tuple[int, ...]:
     "Make each size as small as it can be while the shape still fails."
     for axis, (low, _) in enumerate(ranges.values()):
-        for size in sorted({low, low + 1, low + 2, (low + point[axis]) // 2, point[axis] - 1} & set(range(low, point[axis]))):
+        for size in sorted(
+            {low, low + 1, low + 2, (low + point[axis]) // 2, point[axis] - 1} & set(range(low, point[axis]))
+        ):
             other = (*point[:axis], size, *point[axis + 1:])
             if result(other) not in ("", "refused"): return _shrink(other, ranges, result)
     return point
@@ -149,9 +198,6 @@ def search_shapes(
     model_name: str = "MODEL",  # for the command
 ) -> ShapeSearch:
     "Search ranges of shapes for one where the file is not the module."
-    from fsdl_devinfra.parity.check import compare_outputs
-    from fsdl_devinfra.parity.backends import session
-    from fsdl_devinfra.parity.reference import as_arrays, reference, run_torch
     graph, example = load_graph(onnx), dict(inputs) if inputs is not None else example_inputs(module)
     dims = grid_dims(graph, example, {*grid.ranges, *grid.sizes}, module)
     opened = session(onnx, provider)
@@ -160,7 +206,18 @@ def search_shapes(
         if not runs(module, point): return "refused"
         try: got = opened.run(as_arrays(point))
         except CheckError as e: return e.message
-        return "; ".join(f"{o.name}: {o.why}" for o in compare_outputs(got, as_arrays(run_torch(module, point)), as_arrays(reference(module, point)))
-                         if o.verdict == "fail")
-    return search(agrees, grid.ranges, samples,
-                  lambda sizes: f"fsdl-devinfra onnx check {model_name} {onnx} --shapes {','.join(f'{k}={v}' for k, v in sizes.items())}")
+        return "; ".join(
+            f"{o.name}: {o.why}"
+            for o in compare_outputs(
+                got, as_arrays(run_torch(module, point)), as_arrays(reference(module, point))
+            )
+            if o.verdict == "fail"
+        )
+    return search(
+        agrees,
+        grid.ranges,
+        samples,
+        lambda sizes: (
+            f"fsdl-devinfra onnx check {model_name} {onnx} --shapes {','.join(f'{k}={v}' for k, v in sizes.items())}"
+        ),
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 import statistics
 import time
 
-from fsdl_devinfra.compute.plan import plan
-from fsdl_devinfra.core.devices import find_device
+from fsdl_devinfra.compute.planning import plan
+from fsdl_devinfra.core.device_table import find_device
 from fsdl_devinfra.memory import Architecture, Workload
 
 CASES = {

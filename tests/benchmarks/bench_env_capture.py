@@ -20,7 +20,7 @@ def rows():
     """`ours_s` and `peer_s` are medians of five, taken in turns; both must name the version of torch, and ours every distribution."""
     import compileall
     import fsdl_devinfra
-    from fsdl_devinfra.env.stamp import installed
+    from fsdl_devinfra.env.stamping import installed
     compileall.compile_dir(fsdl_devinfra.__path__[0], quiet=2)  # as pip does with every package it installs, torch for one
     ours, peer = [], []
     for _ in range(TIMES):

@@ -45,7 +45,7 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    from fsdl_devinfra.parity.export import versions
+    from fsdl_devinfra.parity.backends import versions
     found: dict[str, Any] = {"python": platform.python_version(), "versions": versions(), "gpu": None, "cuda": torch.version.cuda, "driver": None}
     if torch.cuda.is_available(): found |= {"gpu": torch.cuda.get_device_name(0), "compute_capability": list(torch.cuda.get_device_capability(0)), "cudnn": torch.backends.cudnn.version()}
     try:

@@ -48,8 +48,8 @@ def localize_rows() -> Iterator[Row]:
     "Seconds a value: errors of all intermediate values, ours and verify_onnx_program(compare_intermediates=True) on the same exported program."
     from torch.onnx.verification import verify_onnx_program
 
-    from fsdl_devinfra.parity.export import Capture
-    from fsdl_devinfra.parity.localize import localize
+    from fsdl_devinfra.parity.exporting import Capture
+    from fsdl_devinfra.parity.localization import localize
     for layers, hidden, with_peer in (2, 64, True), (12, 768, False):
         model, inputs = _bert(layers, hidden)
         program = _program(model, inputs)
@@ -76,7 +76,7 @@ def check_rows() -> Iterator[Row]:
     from fsdl_devinfra.parity import check, export
     from fsdl_devinfra.parity import check as _  # noqa: F401
     import importlib
-    module = importlib.import_module("fsdl_devinfra.parity.check")
+    module = importlib.import_module("fsdl_devinfra.parity.checking")
     model, inputs = _bert(6, 384)
     with tempfile.TemporaryDirectory() as folder:
         with _hush(): path = export(model, inputs, Path(folder) / "model.onnx").path
@@ -107,7 +107,7 @@ import sys, torch, tempfile, resource, threading, time, warnings, contextlib, io
 from pathlib import Path
 from torch import nn
 warnings.filterwarnings('ignore')
-import fsdl_devinfra.parity.check, onnx, onnxruntime, onnxscript
+import fsdl_devinfra.parity.checking, onnx, onnxruntime, onnxscript
 from fsdl_devinfra.parity import check, export
 peak = [0]
 def rss(): return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')

@@ -1,0 +1,113 @@
+"""Architectures of Transformers through the command: a tiny random model in a folder, `onnx export` and `onnx check`.
+
+python tests/studies/parity_architectures.py --seed 1 --count 60 --json rows.json
+
+The families are drawn from those whose tiny configuration can be built, saved and loaded; where one generates, the cache
+is exported and compared as well (`--generation`). The verdicts are the command's own exit status.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import hub_zoo
+
+from fsdl_devinfra.cli import main as command
+
+GENERATES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
+STATUS = {0: "pass", 1: "fail", 2: "not checked"}
+
+
+class TooLong(Exception): "The family took more time than it may."
+
+
+def _stop(*_: Any) -> None: raise TooLong
+
+
+def said(*arguments: str) -> tuple[int, str, str]:
+    "(exit status, standard output, standard error) of the command."
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: status = command(list(arguments))
+        except SystemExit as e: status = int(e.code or 0)
+    return status, out.getvalue(), err.getvalue()
+
+
+def last_line(text: str) -> str:
+    return next((line.strip()[:200] for line in text.splitlines() if line.strip()), "")
+
+
+def checked(folder: Path, generation: bool) -> dict[str, Any]:
+    "Export a model that lies in a folder, and check the file."
+    target = folder / ("with-cache" if generation else "onnx")
+    status, _, err = said("onnx", "export", str(folder), "-o", str(target), *(["--generation"] if generation else []))
+    if status: return {"verdict": "not exported", "why": last_line(err)}
+    status, out, err = said("onnx", "check", str(folder), str(target if generation else target / "model.onnx"), "--json")
+    if not out.strip(): return {"verdict": STATUS.get(status, f"status {status}"), "why": last_line(err)}
+    document = json.loads(out)
+    outputs = [o for c in document.get("cases", []) for o in c["outputs"]]
+    why = next((f"{o['name']}: {o['why']}" for o in outputs if o["verdict"] == "fail"), "")
+    return {"verdict": STATUS.get(status, f"status {status}"), "cases": len(document.get("cases", [])), "ratio": max((o["ratio"] for o in outputs), default=None),
+            "why": why or "; ".join(c["kind"] for c in document.get("causes", []))}
+
+
+def one(family: str, seed: int) -> dict[str, Any] | None:
+    "One family, or None where no tiny model of it can be made."
+    with tempfile.TemporaryDirectory() as room:
+        folder = Path(room)
+        try: auto = hub_zoo.made(family, seed, "float32", folder)
+        except TooLong: raise
+        except Exception: return None
+        row = {"family": family, "class": auto.__name__, **checked(folder, generation=False)}
+        if auto.__name__ in GENERATES: row["generation"] = checked(folder, generation=True)["verdict"]
+        return row
+
+
+def timed(family: str, seed: int, limit: int) -> dict[str, Any] | None:
+    "The same within a time."
+    started = time.time()
+    signal.signal(signal.SIGALRM, _stop)
+    signal.alarm(limit)
+    try: row = one(family, seed)
+    except TooLong: row = {"family": family, "verdict": f"not finished in {limit} s"}
+    except Exception as e: row = {"family": family, "verdict": "crash", "why": f"{type(e).__name__}: {str(e)[:200]}"}
+    finally: signal.alarm(0)
+    return None if row is None else row | {"seconds": round(time.time() - started)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--limit", type=int, default=300, help="seconds for one family")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    hub_zoo.quiet()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for family in args.only or hub_zoo.families(args.seed):
+        if len(rows) >= args.count: break
+        row = timed(family, args.seed, args.limit)
+        if row is None: continue
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        if args.json: args.json.write_text(json.dumps(rows, indent=1))
+    counts = Counter(r["verdict"] for r in rows)
+    print(f"seed {args.seed}: {len(rows)} architectures: {dict(counts)}")
+    if counts["fail"] or counts["crash"]: sys.exit(1)
+
+
+if __name__ == "__main__": main()

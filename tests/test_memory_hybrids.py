@@ -1,0 +1,75 @@
+"""Hybrids, towers and packed weights: what Transformers' own modules count, and what a configuration says is stored."""
+import pytest
+from fsdl_devinfra.memory import Architecture, Strategy, Workload, estimate
+
+#: model type -> (what its default configuration is given, parameters of the module that Transformers 5.24 builds from it on the meta device)
+COUNTS = {
+    "qwen3_next": (dict(num_hidden_layers=8), 13_797_675_136), "qwen3_5_text": (dict(num_hidden_layers=4), 2_899_186_752),
+    "qwen3_5_moe_text": (dict(num_hidden_layers=4), 4_381_469_760), "jamba": (dict(num_hidden_layers=8), 13_295_237_088),
+    "granitemoehybrid": (dict(num_hidden_layers=4, layer_types=["mamba", "mamba", "attention", "mamba"]), 5_018_284_672),
+    "bamba": (dict(num_hidden_layers=4, attn_layer_indices=[1]), 2_105_209_472), "falcon_h1": ({}, 8_514_961_408),
+    "lfm2": ({}, 2_705_497_600), "gemma3": ({}, 2_723_312_896), "qwen2_5_vl": ({}, 75_789_228_800), "qwen3_5": ({}, 9_407_453_936),
+    "qwen3_vl": ({}, 12_616_410_352)}
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_a_hybrid_or_a_tower_is_counted_exactly(kind):
+    transformers = pytest.importorskip("transformers")
+    given, expected = COUNTS[kind]
+    try: config = transformers.AutoConfig.for_model(kind, **given).to_dict()
+    except ValueError: pytest.skip(f"this Transformers does not know {kind}")
+    named = "ConditionalGeneration" if "vision_config" in config else "CausalLM"
+    a = Architecture.from_config(config | {"architectures": ["For" + named]})
+    assert a.parameters == expected and a.source == "config"
+
+LLAMA = dict(model_type="llama", hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+             intermediate_size=14336, vocab_size=128256, max_position_embeddings=131072)
+
+def _weights(config): return estimate(Architecture.from_config(config), Strategy(inference=True), Workload(128)).per_gpu_bytes["parameters"]
+
+@pytest.mark.parametrize("said, low, high", [
+    (dict(quant_method="awq", bits=4, group_size=128, zero_point=True), 5.2, 5.5),
+    (dict(quant_method="fp8", weight_block_size=[128, 128]), 8.3, 8.6),
+    (dict(quant_method="modelopt", quant_algo="NVFP4"), 5.5, 5.8),
+    (dict(quant_method="compressed-tensors", config_groups={"g": {"weights": {"num_bits": 8, "type": "int"}}}), 8.3, 8.6),
+    (dict(quant_method="bitsandbytes", load_in_4bit=True), 5.5, 5.8)])
+def test_a_quantised_checkpoint_counts_as_it_is_stored(said, low, high):
+    whole, packed = _weights(LLAMA) / 2**30, _weights(LLAMA | {"quantization_config": said}) / 2**30
+    assert 14.9 < whole < 15.0 and low < packed < high
+
+def test_layers_that_are_left_out_stay_in_16_bits():
+    said = dict(quant_method="fp8", modules_to_not_convert=[f"model.layers.{i}.mlp" for i in range(16)])
+    assert _weights(LLAMA | {"quantization_config": said}) > 1.2 * _weights(LLAMA | {"quantization_config": dict(quant_method="fp8")})
+
+def test_headers_give_packed_bytes_to_the_byte():
+    shapes = {"model.embed_tokens.weight": ("BF16", (1000, 64)), "lm_head.weight": ("BF16", (1000, 64)),
+              "model.layers.0.mlp.up_proj.qweight": ("I32", (64, 20)), "model.layers.0.mlp.up_proj.scales": ("F16", (1, 160))}
+    a = Architecture.from_config(dict(LLAMA, hidden_size=64, num_hidden_layers=1, intermediate_size=160, vocab_size=1000), shapes)
+    held = estimate(a, Strategy(inference=True), Workload(128)).per_gpu_bytes["parameters"]
+    assert held == 2 * 2 * 64_000 + 4 * 1280 + 2 * 160
+
+def test_mla_needs_no_whole_head_width():
+    a = Architecture.from_config(dict(model_type="glm4_moe_lite", hidden_size=2048, num_hidden_layers=3, num_attention_heads=20, kv_lora_rank=512,
+                                      q_lora_rank=768, qk_nope_head_dim=192, qk_rope_head_dim=64, v_head_dim=256, intermediate_size=10240,
+                                      moe_intermediate_size=1536, n_routed_experts=64, num_experts_per_tok=4, first_k_dense_replace=1, vocab_size=1000))
+    assert a.kv_lora_rank == 512 and a.dense_layers == 1
+
+def test_windows_count_when_cache_tokens_are_given():
+    config = dict(LLAMA, sliding_window=128, layer_types=["sliding_attention", "full_attention"] * 16)
+    held = {tokens: estimate(Architecture.from_config(c), Strategy(inference=True), Workload(128, 1, None, 32768)).per_gpu_bytes["activations"]
+            for tokens, c in (("windows", config), ("none", LLAMA))}
+    assert held["windows"] < 0.52 * held["none"]
+
+def test_active_parameters_leave_the_looked_up_embedding_out():
+    a = Architecture.from_config(LLAMA)
+    assert a.active_parameters == a.parameters - 128256 * 4096
+
+def test_deepspeed_in_fp32_moves_four_bytes():
+    a = Architecture.from_config(LLAMA)
+    wide, narrow = (estimate(a, Strategy(framework="deepspeed", zero=3, dp=8, precision=p), Workload(512)).per_gpu_bytes["communication"]
+                    for p in ("fp32", "bf16-mixed"))
+    assert wide == 2 * narrow
+
+def test_a_trainer_of_before_the_fused_kernel_copies_moments():
+    a = Architecture.from_config(LLAMA)
+    old, new = (estimate(a, Strategy(framework="hf", trainer_version=v, precision="bf16"), Workload(128)).peak_bytes.value for v in ("4.40", None))
+    assert old > new
