@@ -104,7 +104,7 @@ def started(bin: Path, target: str, strategy: Strategy, folder: Path) -> dict:
     job = Job("train-digits", strategy, Workload(17, 16, 2), "H100-SXM-80GB", 2, 8, cpu=True)
     found = launch(job, target)
     write_files(found, folder)
-    (folder / "train_digits.py").write_text(DIGITS_SCRIPT.replace("sys.exit(main(DigitsViT, held_out))", f"sys.exit(main(DigitsViT, held_out, [*sys.argv[1:], '--out', {str(out)!r}]))"))
+    (folder / "train_digits.py").write_text(DIGITS_SCRIPT.replace("leave(main(DigitsViT, held_out))", f"import sys; leave(main(DigitsViT, held_out, [*sys.argv[1:], '--out', {str(out)!r}]))"))
     env = {**os.environ, "PATH": f"{bin}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
     command = found.command.replace("accelerate launch", f"{bin / 'python'} -m accelerate.commands.launch")  # of this environment
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, timeout=300)

@@ -19,9 +19,6 @@ torch = pytest.importorskip("torch")
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 TOLERANCE = 1e-5  # fp32 sums in another order: 10 steps of a loss of 2.4
-#: Before Python 3.14 a C++ thread that asks for the interpreter's lock while the interpreter ends is unwound, and C++ aborts.
-#: Seen once in some 400 starts, after the training had ended and its losses were written: such a start is made again, once.
-TORN_DOWN = "terminate called without an active exception"
 WAYS = {"ddp": dict(dp=2), "fsdp2": dict(dp=2, zero=3), "tensor": dict(tp=2), "pipeline": dict(pp=2)}
 
 
@@ -42,9 +39,6 @@ def started(target: str, way: dict, folder: Path) -> list[float]:
     write_files(found, folder)
     (folder / "train_digits.py").write_text(DIGITS_SCRIPT)
     done = run_command(found.command, folder)
-    if TORN_DOWN in done.stderr and out.exists():
-        out.unlink()
-        done = run_command(found.command, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 
@@ -69,6 +63,18 @@ def test_accelerate_launch_starts_them_too(way, alone, tmp_path):
     got = started("accelerate", WAYS[way], tmp_path)
     assert got["world"] == 2
     assert max(abs(a - b) for a, b in zip(got["losses"], alone, strict=True)) < TOLERANCE
+
+
+#: What a thread of gloo does that is still alive while the interpreter ends, on demand.
+ABORTS = "import atexit, os, torch; from fsdl_devinfra.launch.trainer import leave; atexit.register(os.abort); print('trained'); "
+
+
+@pytest.mark.parametrize("world,end,status", [("2", "leave(0)", 0), ("2", "leave(2)", 2), ("2", "raise SystemExit(0)", -6), ("1", "leave(0)", -6)])
+def test_a_rank_that_is_done_does_not_wait_for_the_interpreter_to_end(world, end, status):
+    """CI failed once on a rank that aborted after its losses were written. The controls end in the ordinary way, and abort."""
+    done = subprocess.run([sys.executable, "-c", ABORTS + end], env={**ENV, "WORLD_SIZE": world}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stderr
+    if status >= 0: assert done.stdout == "trained\n"  # what was printed is not lost
 
 
 @pytest.mark.slow

@@ -77,13 +77,11 @@ class Job:
 
 #: the script that starts the trainer of this package
 DIGITS_SCRIPT = '''"""Train the small model of fsdl-devinfra: replace this with your own script."""
-import sys
-
 from fsdl_devinfra.hub.digits import DigitsViT, held_out
-from fsdl_devinfra.launch.trainer import main
+from fsdl_devinfra.launch.trainer import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main(DigitsViT, held_out))
+    leave(main(DigitsViT, held_out))
 '''
 
 # %% ../../nbs/launch/02_job.ipynb #1dc3fe89

@@ -11,14 +11,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..core.errors import BadInput, need
 from ..core.results import write_atomic
 
 # %% auto #0
 __all__ = ['Data', 'parser', 'check_degrees', 'tensor_parallel', 'fully_sharded', 'spread', 'stage_module', 'deepspeed_settings',
-           'train', 'main']
+           'train', 'main', 'leave']
 
 # %% ../../nbs/launch/01_trainer.ipynb #9d3172e6
 def parser() -> argparse.ArgumentParser:
@@ -311,3 +311,15 @@ def main(
         if out: write_atomic(out, json.dumps(found))
         print(f"loss {found['losses'][0]:.4f} -> {found['losses'][-1]:.4f} on {found['world']} process(es)")
     return 0
+
+# %% ../../nbs/launch/01_trainer.ipynb #a279e1e7
+def leave(
+    status: int,  # of `main`
+) -> NoReturn:
+    "End this process with `status`: a rank whose process group is gone ends at once, everything else by `SystemExit`."
+    torch = sys.modules.get("torch")
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks == 1 or torch is None or torch.distributed.is_initialized(): sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
