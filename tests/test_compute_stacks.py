@@ -120,8 +120,9 @@ def test_the_headline_is_the_simplest_that_is_near():
 
 
 def test_a_card_without_a_bridge_talks_through_pcie():
-    """link=0: no NVLink. The control keeps what the table says; other figures cannot be nothing."""
-    bridged, apart = find_device("RTX-3090-24GB"), find_device("apart=RTX-3090-24GB,link=0")
+    """A bridge is sold apart: it counts where somebody says that it is there. link=0 says that it is not; other figures cannot be nothing."""
+    bridged, apart = find_device("pair=RTX-3090-24GB,link=112.5"), find_device("apart=RTX-3090-24GB,link=0")
+    assert cluster("RTX-3090-24GB", 2).link == cluster(apart, 2).link
     assert cluster(bridged, 2).nvlink and not cluster(apart, 2).nvlink and cluster(apart, 2).link == cluster(apart, 2).pcie
     s, w = Strategy(dp=2, zero=3, lora_rank=64), Workload(512)
     assert rate(LLAMA, s, w, apart) < rate(LLAMA, s, w, bridged)

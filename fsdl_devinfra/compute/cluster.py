@@ -23,11 +23,19 @@ chip       | per_node | network | host_gb | source
 V100       | 8        | 12.5    | 1500    | NVIDIA DGX-2/DGX-1 guides: one 100 Gb/s card a pair of GPUs or better; 1.5 TB in a DGX-2
 A100       | 8        | 25      | 2000    | NVIDIA DGX A100 guide: eight 200 Gb/s cards; 2 TB in the 640 GB model
 A800       | 8        | 25      | 2000    | as A100
+H800       | 8        | 50      | 2000    | as H100; 50 GB/s a GPU (DeepSeek-V3 report, arXiv 2412.19437, 3.2.2)
+H20        | 8        | 50      | 2000    | as H100: the same board, HGX
+GH200      | 4        | 25      | 480     | JUPITER and Alps: four in a node, one 200 Gb/s link each; JUPITER: 120 GB of LPDDR5X each
 H100       | 8        | 50      | 2000    | NVIDIA DGX H100 guide: eight 400 Gb/s cards; 2 TB
 H200       | 8        | 50      | 2000    | NVIDIA DGX H200 guide: eight 400 Gb/s cards; 2 TB
+B100       | 8        | 50      | 2000    | as B200: the same board, HGX
 B200       | 8        | 50      | 2000    | NVIDIA DGX B200 guide: eight 400 Gb/s cards; 2 TB
 B300       | 8        | 100     | 2000    | NVIDIA DGX B300 guide: eight 800 Gb/s cards; 2 TB
 GB200      | 72       | 50      | 17000   | NVIDIA GB200 NVL72: 72 GPUs in one NVLink domain, one 400 Gb/s card a GPU; 17 TB LPDDR5X
+GB300      | 72       | 100     | 17000   | NVIDIA GB300 NVL72: as GB200, with one 800 Gb/s card (ConnectX-8) a GPU
+GB10       | 1        | 25      | 128     | NVIDIA DGX Spark: one chip, a 200 Gb/s card (ConnectX-7)
+Apple      | 1        | 1.25    | 128     | a Mac has one chip, and 10 Gb/s Ethernet at best
+Laptop     | 1        | 0.125   | 64      | a laptop has one GPU, and 1 Gb/s Ethernet
 MI250X     | 8        | 12.5    | 512     | Frontier node (OLCF user guide): four 200 Gb/s cards for eight dies; 512 GB
 MI300X     | 8        | 50      | 2000    | Azure ND MI300X v5: eight 400 Gb/s cards; 1850 GB
 MI325X     | 8        | 50      | 2000    | as MI300X
@@ -54,7 +62,8 @@ def _nodes() -> dict[str, tuple[int, float, int, str]]:
 def _node(device: Device) -> tuple[int, float, int, str]:
     table = _nodes()
     words = device.name.split("-")
-    return table.get("-".join(words[:2]), table.get(words[0], table["other"]))
+    names = ["Laptop"] if "Laptop" in words else ["-".join(words[:2]), words[0]]
+    return next((table[name] for name in names if name in table), table["other"])
 
 # %% ../../nbs/compute/01_cluster.ipynb #dbb1ce51
 #: GB/s in one direction, all links of a chip: v2 and v3 are four links of 496 and 656 Gb/s (N. Jouppi et al., CACM 2020),
@@ -82,6 +91,22 @@ class Cluster:
         "GB/s from one GPU to its host, one direction."
         return PCIE.get(self.device.pcie or 4, 32.0)
 
+    @property
+    def bridge(self) -> str:
+        "What a bridge between two cards would change; empty where there is none to buy."
+        d = self.device
+        if self.nvlink or not d.link or self.gpus == 1: return ""
+        described = f"--gpu 'pair={d.name},link={d.link:g}'"
+        return f"A bridge joins two {d.name} at {d.link / 2:g} GB/s; it is sold apart and not counted (with one: {described})"
+
+def _own_link(
+    device: Device,
+    neighbours: int,  # GPUs of the run in one node
+) -> float | None:  # GB/s, one direction; None: there is PCIe alone
+    "The link between the GPUs of a node, where all of them have it."
+    if device.link and (device.joined is None or neighbours <= device.joined): return device.link / 2
+    return next((rate for name, rate in TORUS.items() if device.name.startswith(name + "-")), None)
+
 def cluster(
     device: Device | str,  # or its name
     gpus: int,  # how many
@@ -98,11 +123,7 @@ def cluster(
             f"a network of {network} GB/s moves nothing", "Give the GB/s of one GPU, e.g. 50 for 400 Gb/s"
         )
     usual, net, host, _ = _node(d)
-    own = (
-        d.link / 2
-        if d.link
-        else next((rate for name, rate in TORUS.items() if d.name.startswith(name + "-")), None)
-    )
+    own = _own_link(d, min(gpus, per_node or usual))
     return Cluster(
         d,
         gpus,

@@ -761,6 +761,7 @@ def _assumptions(a: Architecture, s: Strategy, w: Workload, k: Cluster) -> list[
         f"GPUs per node: {k.per_node}; {k.link:g} GB/s {_link_name(k)} and {k.network:g} GB/s of network per GPU, one direction",
         f"{batch}; data loading, checkpoints and failures are not counted",
     ]
+    if k.bridge: notes.append(k.bridge)
     if precision_used(s.precision, k.device) != s.precision:
         notes.append(f"{k.device.name} has no bf16 units: fp16 is assumed")
     if k.device.name.startswith("TPU"):

@@ -201,6 +201,7 @@ class Device:
     pcie: int | None  # generation, 16 lanes
     watts: int | None
     source: str  # where the numbers come from
+    joined: int | None = None  # GPUs that `link` joins as the card is sold; None: all of a node
 
     @property
     def measured(self) -> bool:
@@ -230,6 +231,15 @@ _SHARED = (
 )
 _NOT_MEASURED = "the usable memory of {name} was not measured: {gib:.2f} GiB is assumed, which is on the low side"
 
+# %% ../../nbs/core/07_device_table.ipynb #622acc09
+#: cards whose link is a bridge: how many GPUs are joined as the product is sold (NVIDIA's NVLink bridge and H100 NVL product briefs,
+#: H200 NVL data sheet; AMD's MI210 data sheet: hives of two or four)
+_BRIDGED = {
+    **dict.fromkeys(("RTX-2080Ti-11GB", "RTX-3090-24GB", "RTX-A6000-48GB", "A40-48GB", "A30-24GB"), 0),
+    **dict.fromkeys(("A100-PCIe-40GB", "A100-PCIe-80GB", "A800-PCIe-80GB", "H100-PCIe-80GB", "H800-PCIe-80GB", "MI210-64GB"), 0),
+    **{"H100-NVL-94GB": 2, "H200-NVL-141GB": 4},
+}
+
 # %% ../../nbs/core/07_device_table.ipynb #4f77de05
 def _fields_of(row: dict[str, str]) -> dict[str, Any]:
     "The fields of `Device` from the cells of a row; an empty cell is None."
@@ -240,7 +250,7 @@ def _fields_of(row: dict[str, str]) -> dict[str, Any]:
 def devices() -> tuple[Device, ...]:
     "All devices of the table, smallest memory first."
     head, *lines = [[c.strip() for c in line.split("|")] for line in _TABLE.strip().splitlines()]
-    rows = [Device(**_fields_of(dict(zip(head, line)))) for line in lines]
+    rows = [Device(**_fields_of(dict(zip(head, line))), joined=_BRIDGED.get(line[0])) for line in lines]
     return tuple(sorted(rows, key=lambda d: (d.memory_bytes, d.name)))
 
 # %% ../../nbs/core/07_device_table.ipynb #9def1b0c
@@ -336,6 +346,7 @@ def device_like(
     if "nominal_gb" in changed: changed["usable_gib"] = None
     found = find_device(base) if base else _blank(changed)
     called = f"{found.name} ({name.strip()})" if base else f"{name.strip()}-{found.nominal_gb}GB"
+    if "link" in changed: changed["joined"] = None  # whoever gives a link has it
     return replace(found, name=called, source="described by the user", **changed)
 
 # %% ../../nbs/core/07_device_table.ipynb #4f77de0d
