@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fsdl_devinfra.memory.activations import layer_bytes
     from fsdl_devinfra.memory.architecture import Architecture, Parts
     from fsdl_devinfra.memory.options import add_strategy_options, strategy_from_args, workload_from_args
+    from fsdl_devinfra.memory.explanation import Explanation, explain
     from fsdl_devinfra.memory.footprint import MEASURES, PARTS, Footprint, device_peak, estimate
     from fsdl_devinfra.memory.modules import estimate_module
     from fsdl_devinfra.memory.serving import ServeOptions, Serving, serve
@@ -24,6 +25,7 @@ _EXPORTS = {
     "activations": "layer_bytes",
     "architecture": "Architecture Parts",
     "options": "add_strategy_options strategy_from_args workload_from_args",
+    "explanation": "Explanation explain",
     "footprint": "MEASURES PARTS Footprint device_peak estimate",
     "modules": "estimate_module",
     "serving": "ServeOptions Serving serve",
@@ -45,6 +47,8 @@ _all_ = [
     "Footprint",
     "device_peak",
     "estimate",
+    "Explanation",
+    "explain",
     "estimate_module",
     "deepspeed_estimate",
     "recipe",
@@ -64,6 +68,6 @@ _all_ = [
 
 # %% auto #0
 __all__ = ['layer_bytes', 'Architecture', 'Parts', 'add_strategy_options', 'strategy_from_args', 'workload_from_args', 'MEASURES',
-           'PARTS', 'Footprint', 'device_peak', 'estimate', 'estimate_module', 'deepspeed_estimate', 'recipe',
-           'sharded_states', 'CHOICES', 'Strategy', 'Workload', 'check', 'default_workload', 'refusal', 'ServeOptions',
-           'Serving', 'serve', 'Use', 'overview']
+           'PARTS', 'Footprint', 'device_peak', 'estimate', 'Explanation', 'explain', 'estimate_module',
+           'deepspeed_estimate', 'recipe', 'sharded_states', 'CHOICES', 'Strategy', 'Workload', 'check',
+           'default_workload', 'refusal', 'ServeOptions', 'Serving', 'serve', 'Use', 'overview']

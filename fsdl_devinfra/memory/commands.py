@@ -87,6 +87,11 @@ def register(
         metavar="FILE",
         help="a trainer's own JSON or YAML file in place of options",
     )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="take the peak apart: every tensor and buffer held, and what computed it",
+    )
     _add_serve_options(parser)
     add_json(parser)
     parser.set_defaults(run=memory)
@@ -147,6 +152,7 @@ def memory(
         said = ", ".join(f"{option.replace('_', '-')} {value}" for option, value in read.items())
         found = replace(found, assumptions=[f"Read from {args.trainer_file}: {said}", *found.assumptions])
     document, text = found.to_dict(), [] if args.json else [_text(found)]
+    if args.explain: document, text = _with_explanation(a, found, device, document, text)
     if args.trace: document, text = _with_trace(config, found, document, text)
     if args.run_steps: document, text = _with_measurement(config, a, s, w, document, text)
     return Outcome(document, "\n\n".join(text), FAILS if found.fits == "no" else HOLDS)
@@ -155,6 +161,9 @@ _SERVING_ONLY = ("max_model_len", "gpu_memory_utilization", "max_num_batched_tok
 
 def _check_combination(args: argparse.Namespace) -> None:
     "Refuse options that would be ignored."
+    if args.explain and (args.serve or args.solve):
+        hint = "Leave out --serve or --solve, or --explain"
+        raise BadInput("--explain takes the estimate of a training or inference step apart", hint)
     if args.serve and args.solve:
         raise BadInput("--serve already says how many tokens fit", "Leave --solve out")
     if (args.row or args.ran) and args.model != "check-log":
@@ -294,6 +303,13 @@ def _counted_states(args: argparse.Namespace, device: Any, why: NoTransformer) -
     )
     found = replace(found, assumptions=[note, *found.assumptions])
     return Outcome(found.to_dict(), "" if args.json else _text(found), FAILS if found.fits == "no" else HOLDS)
+
+def _with_explanation(
+    a: Architecture, found: Footprint, device: Any, document: dict, text: list[str]
+) -> tuple[dict, list[str]]:
+    from fsdl_devinfra.memory.explanation import explain
+    explained = explain(a, found.strategy, found.workload, device, found.measure)
+    return document | {"explanation": explained.to_dict()}, text + [str(explained)] * bool(text)
 
 def _configured(config: dict[str, Any] | None) -> dict[str, Any]:
     if config is None:
