@@ -28,7 +28,8 @@ from .strategy import NARROW, Strategy, Workload, check, default_workload
 
 # %% auto #0
 __all__ = ['PARTS', 'MEASURES', 'DOUBT', 'UNKNOWN', 'REMEDIES', 'SMALLER_WEIGHTS', 'Run', 'Gpu', 'ModelSummary', 'Footprint',
-           'doubts', 'bounds', 'Fullest', 'estimate', 'device_peak', 'Remedy', 'command_options']
+           'doubts', 'bounds', 'Fullest', 'estimate', 'device_peak', 'Remedy', 'command_options',
+           'checkpointing_left_open']
 
 # %% ../../nbs/memory/06_footprint.ipynb #bf47fe62
 PARTS = ("parameters", "gradients", "optimizer", "activations", "loss", "communication", "runtime", "reserve")
@@ -710,3 +711,28 @@ def _remedies(
     return [*here, *tight, *more] or [
         "no change here is enough: use a smaller model, or tensor and pipeline parallelism (see fsdl-devinfra plan)"
     ]
+
+# %% ../../nbs/memory/06_footprint.ipynb #6f0ab5e2
+def checkpointing_left_open(
+    found: Footprint,  # of a run whose activation checkpointing nobody said
+    architecture: Architecture,
+    device: Device | None,
+) -> Footprint:
+    "`found`; tight, and down to full activation checkpointing, where that makes it fit."
+    if device is None or found.fits != "no" or found.strategy.recompute != "none": return found
+    again = replace(found.strategy, recompute="full")
+    lean = estimate(architecture, again, found.workload, device, found.measure, advice=False)
+    if lean.fits == "no": return found
+    without, with_it = size_text(found.device_bytes.value), size_text(lean.device_bytes.value)
+    sizes = f"{without} without it and {with_it} with --recompute full, of {size_text(device.memory_bytes)}"
+    return replace(
+        found,
+        fits="tight",
+        device_bytes=_down_to(found.device_bytes, lean.device_bytes),
+        peak_bytes=_down_to(found.peak_bytes, lean.peak_bytes),
+        warnings=[*found.warnings, f"It fits only with activation checkpointing, which was not said: {sizes}"],
+    )
+
+def _down_to(range_: Estimate, lean: Estimate) -> Estimate:
+    "`range_`, with the lower end of `lean` where that is lower."
+    return Estimate(range_.value, min(range_.low, lean.low), range_.high)
