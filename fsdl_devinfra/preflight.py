@@ -389,6 +389,7 @@ def memory_step(run: PreflightContext) -> tuple[bool, str, Any]:
     "Whether training fits."
     from fsdl_devinfra.memory import Strategy, default_workload, estimate
     from fsdl_devinfra.memory.architecture import NoTransformer
+    from fsdl_devinfra.memory.footprint import checkpointing_left_open
     if is_code(run.model): return _traced_memory(run)
     try: architecture = _architecture(run)
     except NoTransformer: return _counted_memory(run)
@@ -398,7 +399,8 @@ def memory_step(run: PreflightContext) -> tuple[bool, str, Any]:
             estimate(architecture, Strategy(dp=run.gpus, zero=zero), workload, device)
             for zero in ((0, 3) if run.gpus > 1 else (0,))
         ]
-        return next((f for f in tried if f.fits != "no"), tried[-1])
+        plain = next((f for f in tried if f.fits != "no"), tried[-1])
+        return checkpointing_left_open(plain, architecture, device)
     return _judged(run, on)
 
 def _judged(run: PreflightContext, on: Callable[[Device], Any]) -> tuple[bool, str, Any]:
@@ -608,11 +610,18 @@ def _machine() -> str:
 def _check_model(name: str) -> None:
     "A model that is not there, or has no configuration, is a mistake in the call and not a finding."
     from fsdl_devinfra.hub import resolve
+    from fsdl_devinfra.memory.gguf import is_gguf
     if is_code(name):
         file = name.rpartition(":")[0]
         if file != "timm" and not Path(file).is_file():
             raise BadInput(f"there is no file {file}", "Write FILE.py:NAME")
         return
+    if is_gguf(name):
+        raise BadInput(
+            f"{name} is a GGUF model, and preflight loads PyTorch models",
+            f"For its bytes: fsdl-devinfra hub lock {name}; for what it takes: "
+            f"fsdl-devinfra memory {name} --serve llama.cpp --gpu NAME",
+        )
     folder = resolve(name).folder
     if folder and not (Path(folder) / "config.json").is_file():
         raise BadInput(

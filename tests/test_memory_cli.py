@@ -38,6 +38,40 @@ def test_exit_status_says_whether_it_fits(folder, capsys):
     status, d = said(capsys, folder())
     assert status == 0 and d["fits"] is None and d["gpu"] is None
 
+#: 4 × 4096 tokens of an 8B on eight H100 fit only with activation checkpointing; on A10G nothing helps, on B200 nothing is needed
+OPEN = ("--gpus", "8", "--zero", "3", "--micro-batch", "4", "--seq-len", "4096", "--gpu")
+
+@pytest.mark.parametrize("gpu, recompute, fits, status", [
+    ("h100", [], "tight", 0), ("h100", ["--recompute", "none"], "no", 1), ("h100", ["--recompute", "full"], "yes", 0),
+    ("a10g", [], "no", 1), ("a10g", ["--recompute", "full"], "no", 1), ("b200", [], "yes", 0), ("b200", ["--recompute", "none"], "yes", 0)])
+def test_checkpointing_that_nobody_said_is_judged_alike(folder, capsys, gpu, recompute, fits, status):
+    """`memory` and `cost` give one verdict and one figure; a verdict of tight is a range that straddles the limit."""
+    asked = [*OPEN, gpu, *recompute]
+    code, document = said(capsys, folder(), "--dp", "8", *asked[2:])
+    assert (code, document["fits"]) == (status, fits)
+    assert main(["cost", folder(), *asked, "--json"]) == status
+    cost = json.loads(capsys.readouterr().out)
+    assert (cost["fits"], cost["peak_bytes"]) == (fits, document["device_bytes"]["value"])
+    whole, limit = document["device_bytes"], document["gpu"]["memory_bytes"]
+    assert fits == ("yes" if whole["high"] <= limit else "no" if whole["low"] > limit else "tight")
+    assert document["strategy"]["recompute"] == (recompute[1] if recompute else "none")
+    assert sum("which was not said" in warning for warning in document["warnings"]) == (fits == "tight")
+
+def test_checkpointing_that_nobody_said_changes_no_figure(folder, capsys):
+    documents = [said(capsys, folder(), "--dp", "8", *OPEN[2:], "h100", *more)[1] for more in ([], ["--recompute", "none"])]
+    changed = {key for key in documents[0] if documents[0][key] != documents[1][key]}
+    assert changed == {"fits", "peak_bytes", "device_bytes", "warnings"}
+    for key in ("peak_bytes", "device_bytes"):
+        assert [documents[0][key][end] == documents[1][key][end] for end in ("value", "high", "low")] == [True, True, False]
+
+def test_a_trainers_file_says_whether_it_checkpoints(folder, capsys, tmp_path):
+    file, asked = tmp_path / "trainer.json", [folder(), "--lora-rank", "16", "--seq-len", "4096", "--gpu", "a100-40"]
+    for checkpointing, fits in ((False, "no"), (True, "tight")):
+        file.write_text(json.dumps(dict(per_device_train_batch_size=1, gradient_checkpointing=checkpointing, bf16=True)))
+        document = said(capsys, *asked, "--config", str(file))[1]
+        assert document["fits"] == fits and not any("was not said" in w for w in document["warnings"])
+    assert any("was not said" in w for w in said(capsys, *asked, "--framework", "hf")[1]["warnings"])
+
 def test_fits_is_judged_on_the_device_figure(folder, capsys):
     documents = [said(capsys, folder(), "--gpu", "h100", "--dp", "8", "--zero", "3", "--as", m)[1] for m in ("allocated", "reserved", "device")]
     assert len({d["fits"] for d in documents}) == 1

@@ -73,3 +73,23 @@ def test_the_environment_step_tells_what_env_check_found(tmp_path, digits, monke
 def test_an_unknown_engine_is_refused_before_any_work(tmp_path):
     with pytest.raises(BadInput, match="vlm"): preflight(serve="vlm", output=tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("gpu, gpus, verdict", [("h100", 8, "pass"), ("t4", 8, "fail"), ("b200", 8, "pass")])
+def test_memory_of_a_preflight_leaves_checkpointing_open(gpu, gpus, verdict, tmp_path):
+    """80 layers of 4,096 tokens want it on an H100; a T4 has too little even so, and a B200 enough without."""
+    config = dict(model_type="llama", hidden_size=4096, num_hidden_layers=80, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336, vocab_size=32000, max_position_embeddings=4096)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    step = next(s for s in preflight(tmp_path / "model", gpu=gpu, gpus=gpus, output=tmp_path / "out", quiet=True).steps if s.name == "memory")
+    assert step.verdict == verdict and ("which was not said" in step.summary) == (gpu == "h100"), step.summary
+
+
+def test_a_gguf_model_is_sent_to_the_commands_that_read_it(tmp_path, digits):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/model.gguf").write_bytes(b"GGUF")
+    for name in (tmp_path / "m/model.gguf", tmp_path / "m"):
+        with pytest.raises(BadInput) as caught: preflight(name, output=tmp_path / "out", quiet=True)
+        assert f"hub lock {name}" in str(caught.value) and "--serve llama.cpp" in str(caught.value)
+    (digits / "model.gguf").write_bytes(b"GGUF")  # beside a config.json it is a copy, and the folder is checked
+    assert preflight(digits, output=tmp_path / "out", quiet=True).steps[3].verdict == "pass"

@@ -21,7 +21,7 @@ from ..core.device_table import Device
 from ..core.errors import FAILS, HOLDS, BadInput
 from ..core.units import size_text, time_text, usd_text
 from ..memory.architecture import Architecture
-from ..memory.footprint import estimate
+from ..memory.footprint import checkpointing_left_open, estimate
 from ..memory.options import add_image_options
 from ..memory.strategy import Strategy, Workload
 from ..memory.traced import named_as_code
@@ -65,7 +65,7 @@ def register(
         "--resale", type=number, default=0.0, metavar="SHARE", help="resale value then, as a share of the price [0]"
     )
     g.add_argument("--hosting-usd-per-month", type=number, default=0.0, metavar="USD", help="colocation [0]")
-    parser.set_defaults(run=cost_command, recompute=None)  # None: nobody said it
+    parser.set_defaults(run=cost_command)
 
 def _filled(s: Strategy, gpus: int | None) -> Strategy:
     "The strategy on `gpus` GPUs: what is more than its degrees is data parallelism."
@@ -83,8 +83,6 @@ def cost_command(
     "`fsdl-devinfra cost`."
     if args.model == "breakeven": return breakeven_command(args)
     if args.gpu is None: raise BadInput("cost needs a GPU", "Add --gpu, e.g. --gpu h100")
-    said = args.recompute is not None
-    args.recompute = args.recompute or "none"
     if named_as_code(args.model):
         from fsdl_devinfra.compute.traced_cost import traced_cost_command
         return traced_cost_command(args)
@@ -94,7 +92,7 @@ def cost_command(
     s = replace(s, kernels=s.software)
     found = cost(a, s, w, k, tokens_from_args(args), price_from_args(args, device, s.gpus))
     if args.calibrate: found = calibrated(found, read_steps(args.calibrate))
-    fit = fit_of(a, s, w, device, said)
+    fit = fit_of(a, s, w, device, args.recompute is not None)
     if fit.note: found = replace(found, assumptions=[fit.note, *found.assumptions])
     document = found.to_dict() | {"fits": fit.fits, "peak_bytes": fit.peak_bytes}
     refused = fit.fits == "no"
@@ -117,22 +115,15 @@ def fit_of(
     device: Device,
     said: bool,  # whether recomputation was
 ) -> Fit:
-    "Whether it fits. Where recomputation decides and nobody said it, that is tight: trainers set it by themselves."
-    held = estimate(a, s, w, device, "device", advice=False)
-    peak, room = round(held.device_bytes.value), size_text(device.memory_bytes)
+    "Whether it fits, as `memory` judges it: where activation checkpointing decides and nobody said it, that is tight."
+    plain = estimate(a, s, w, device, "device", advice=False)
+    held = plain if said else checkpointing_left_open(plain, a, device)
+    peak, room = plain.device_bytes.value, size_text(device.memory_bytes)
     if held.fits == "yes": return Fit("yes", peak)
+    if held != plain: return Fit("tight", peak, f"{held.warnings[-1]}; the figures are without it", True)
     verb = "does not fit" if held.fits == "no" else "may not fit"
     note = f"It {verb} on this GPU: {size_text(peak)} of {room}; the figures assume that it did"
-    if held.fits == "tight" or said: return Fit(str(held.fits), peak, note)
-    lean = estimate(a, replace(s, recompute="full"), w, device, "device", advice=False)
-    if lean.fits == "no": return Fit("no", peak, note)
-    sizes = f"{size_text(peak)} without it and {size_text(lean.device_bytes.value)} with --recompute full, of {room}"
-    return Fit(
-        "tight",
-        peak,
-        f"It fits only with activation checkpointing, which was not said: {sizes}; the figures are without it",
-        True,
-    )
+    return Fit(str(held.fits), peak, note)
 
 #: what `plan` chooses by itself, or what its line has already
 _CHOSEN = {

@@ -19,8 +19,8 @@ from .mixers import MIXERS, layer_kinds
 from .packing import Packing, packing_of, stored_bytes
 
 # %% auto #0
-__all__ = ['FAMILIES', 'TRAITS', 'NoTransformer', 'Traits', 'traits_of', 'family_of', 'Parts', 'Architecture', 'count_parameters',
-           'parts_of']
+__all__ = ['FAMILIES', 'TRAITS', 'Traits', 'traits_of', 'NoTransformer', 'family_of', 'Parts', 'Architecture', 'count_parameters',
+           'parts_of', 'TowerSizes']
 
 # %% ../../nbs/memory/01_architecture.ipynb #49024e44
 _SPELLINGS = {
@@ -68,9 +68,18 @@ _SPELLINGS = {
     "expert_ffn": ("moe_intermediate_size", "expert_intermediate_size"),
 }
 
+# %% ../../nbs/memory/01_architecture.ipynb #45a49f3c
+_LARGEST, _LONGEST = 10**7, 10**9  # of one dimension, of a sequence; a hidden size of a billion is a typing error
+
+def _sensible(key: str, value: int, low: int = 0) -> int:
+    if value < low or value > (_LONGEST if re.search("position|seq|length|window|ctx", key) else _LARGEST):
+        raise BadInput(f"the configuration says {key} = {value}, which no model has", "Check config.json")
+    return value
+
+# %% ../../nbs/memory/01_architecture.ipynb #8b8e58bf
 def _read(config: Mapping[str, Any], what: str, default: int | None = None) -> int | None:
     "The dimension `what` of a configuration, as a positive whole number."
-    key = next((k for k in _SPELLINGS[what] if config.get(k) is not None), None)
+    key = next((spelling for spelling in _SPELLINGS[what] if config.get(spelling) is not None), None)
     if key is None: return default
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
@@ -80,35 +89,6 @@ def _read(config: Mapping[str, Any], what: str, default: int | None = None) -> i
     return _sensible(key, int(value))
 
 def _given(value: int | None, default: int) -> int: return default if value is None else value
-
-_LARGEST, _LONGEST = 10**7, 10**9  # of one dimension, of a sequence; a hidden size of a billion is a typing error
-
-def _sensible(key: str, value: int, low: int = 0) -> int:
-    if value < low or value > (_LONGEST if re.search("position|seq|length|window|ctx", key) else _LARGEST):
-        raise BadInput(f"the configuration says {key} = {value}, which no model has", "Check config.json")
-    return value
-
-class NoTransformer(BadInput):
-    "A configuration that no formula here counts; a step of its module can be traced."
-
-_TRACED = "With the torch and transformers extras installed, `memory` and `preflight` trace a step of it"
-
-_NAMES = {
-    "hidden": "hidden size",
-    "layers": "number of layers",
-    "heads": "number of attention heads",
-    "vocab": "size of the vocabulary",
-}
-
-
-def _needed(config: Mapping[str, Any], what: str, default: int | None = None) -> int:
-    value = _read(config, what, default)
-    if not value:
-        names = " or ".join(_SPELLINGS[what][:3])
-        why = f"the configuration does not say the {_NAMES[what]} of the model"
-        if _is_known(config): raise BadInput(why, f"config.json needs {names}")
-        raise NoTransformer(why, f"config.json needs {names}. {_TRACED}")
-    return value
 
 # %% ../../nbs/memory/01_architecture.ipynb #948655d8
 _FAMILIES = """
@@ -188,6 +168,24 @@ def _table(text: str) -> dict[str, dict[str, int | None]]:
     head, *lines = [[c.strip() for c in line.split("|")] for line in text.strip().splitlines()]
     return {line[0]: {k: int(v) if v else None for k, v in zip(head[1:], line[1:])} for line in lines}
 
+FAMILIES = _table(_FAMILIES)
+
+# %% ../../nbs/memory/01_architecture.ipynb #43676856
+class Traits(NamedTuple):
+    "What only some families have: the columns of the table below."
+    qkv_bias: str = "attention_bias"
+    out_bias: str = "attention_bias"
+    mlp_bias: str = ""
+    mlp_more: str = ""
+    query_key_norm: str = ""
+    router_bias: bool = False
+    expert_bias: bool = False
+    shared_gate: bool = False
+    one_qkv: bool = False
+    last_norm: bool = True
+    segments: bool = False
+
+# %% ../../nbs/memory/01_architecture.ipynb #8bf6a9e5
 #: what only some families have, a row a family or a model type; where a cell is empty the default holds:
 #:   qkv_bias, out_bias  the key that says whether there is one (default `attention_bias` for both); "own": the table above, whatever is said
 #:   mlp_bias            keys that say so, tried in turn; default: the table above
@@ -251,20 +249,7 @@ electra      |              |                    |                   |          
 distilbert   |              |                    |                   |          |                     |   |   |   |   | 0 |
 """
 
-class Traits(NamedTuple):
-    "What only some families have: the columns of the table above."
-    qkv_bias: str = "attention_bias"
-    out_bias: str = "attention_bias"
-    mlp_bias: str = ""
-    mlp_more: str = ""
-    query_key_norm: str = ""
-    router_bias: bool = False
-    expert_bias: bool = False
-    shared_gate: bool = False
-    one_qkv: bool = False
-    last_norm: bool = True
-    segments: bool = False
-
+# %% ../../nbs/memory/01_architecture.ipynb #a22a3cd6
 def _traits(text: str) -> dict[str, Traits]:
     "The table, with words for words and truths for numbers."
     head, *lines = [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
@@ -275,7 +260,6 @@ def _traits(text: str) -> dict[str, Traits]:
         return Traits(**(said | numbers))
     return {line[0]: row(line[1:]) for line in lines}
 
-FAMILIES = _table(_FAMILIES)
 TRAITS = _traits(_TRAITS)
 
 def traits_of(
@@ -284,6 +268,8 @@ def traits_of(
 ) -> Traits:
     "What only some families have. A family without a row has the defaults."
     return TRAITS.get(model_type) or TRAITS.get(family) or Traits()
+
+# %% ../../nbs/memory/01_architecture.ipynb #0a32ea51
 _ALIKE = {kind: family for family, kinds in {
     "falcon": "RefinedWeb RefinedWebModel",
     "vit": "deit digits-vit dinov2 siglip_vision_model",
@@ -301,8 +287,10 @@ _ALIKE = {kind: family for family, kinds in {
     "gemma3_text": "gemma3", "llama4_text": "llama4",
 }.items() for kind in kinds.split()}
 
+# %% ../../nbs/memory/01_architecture.ipynb #82952b5d
 #: recurrent layers, whole or in part
 _RECURRENT = frozenset("mamba mamba2 falcon_mamba rwkv zamba zamba2 recurrent_gemma xlstm minimax".split())
+
 #: built otherwise, and why no formula here counts them
 _STRANGE = {
     kind: why
@@ -316,41 +304,56 @@ _STRANGE = {
     for kind in kinds.split()
 }
 
+# %% ../../nbs/memory/01_architecture.ipynb #c28a23e6
 def _is_known(config: Mapping[str, Any]) -> bool:
     "Whether a configuration is, or may be, that of a transformer: then a missing dimension is a mistake in it."
     kind = str(config.get("model_type") or "")
-    return (
-        kind in FAMILIES
-        or kind in _ALIKE
-        or not (kind or config.get("architectures") or config.get("architecture"))
-    )
+    unnamed = not (kind or config.get("architectures") or config.get("architecture"))
+    return kind in FAMILIES or kind in _ALIKE or unnamed
 
+# %% ../../nbs/memory/01_architecture.ipynb #62476ae1
+class NoTransformer(BadInput):
+    "A configuration that no formula here counts; a step of its module can be traced."
 
+_TRACED = "With the torch and transformers extras installed, `memory` and `preflight` trace a step of it"
+
+_NAMES = {
+    "hidden": "hidden size",
+    "layers": "number of layers",
+    "heads": "number of attention heads",
+    "vocab": "size of the vocabulary",
+}
+
+def _needed(config: Mapping[str, Any], what: str, default: int | None = None) -> int:
+    value = _read(config, what, default)
+    if not value:
+        names = " or ".join(_SPELLINGS[what][:3])
+        why = f"the configuration does not say the {_NAMES[what]} of the model"
+        if _is_known(config): raise BadInput(why, f"config.json needs {names}")
+        raise NoTransformer(why, f"config.json needs {names}. {_TRACED}")
+    return value
+
+# %% ../../nbs/memory/01_architecture.ipynb #a4a06b3c
 #: kinds of layers that are attention, as `layer_types` names them
 _ATTENTION = frozenset("full_attention sliding_attention chunked_attention attention".split())
 
-def _refuse_unlike(kind: str, config: Mapping[str, Any]) -> None:
-    "Raise `NoTransformer` for an unknown type whose configuration shows that it is built neither like Llama nor like GPT-2."
+def _is_mixed(config: Mapping[str, Any]) -> bool:
+    "Whether some layers are listed as something else than attention."
     layers = config.get("layer_types")
-    mixed = isinstance(layers, (list, tuple)) and not _ATTENTION.issuperset(map(str, layers))
-    why = (
-        "an encoder and a decoder of an unknown kind"
-        if config.get("is_encoder_decoder")
-        else "images of an unknown kind"
-        if "patch_size" in config
-        else "convolutions over sound"
-        if "conv_dim" in config
-        else "layers that are not all attention"
-        if mixed
-        else ""
-    )
-    if why: raise NoTransformer(f"{kind} cannot be counted by formula: it has {why}", _TRACED)
+    return isinstance(layers, (list, tuple)) and not _ATTENTION.issuperset(map(str, layers))
 
-def family_of(
-    config: Mapping[str, Any],  # config.json
-) -> str:  # a row of the table; "llama" for gated models that it does not know, "gpt2" for others
-    "The family that a configuration belongs to."
-    kind = str(config.get("model_type", ""))
+def _unlike(config: Mapping[str, Any]) -> str:
+    "What a configuration has that neither Llama nor GPT-2 has; nothing where there is no such thing."
+    if config.get("is_encoder_decoder"): return "an encoder and a decoder of an unknown kind"
+    if "patch_size" in config: return "images of an unknown kind"
+    if "conv_dim" in config: return "convolutions over sound"
+    return "layers that are not all attention" if _is_mixed(config) else ""
+
+# %% ../../nbs/memory/01_architecture.ipynb #34370b02
+_GATES = ("silu", "swiglu", "geglu", "swish")  # activations of a gated MLP
+
+def _refuse_strange(kind: str) -> None:
+    "Raise where a model type is known not to be countable."
     if kind in _RECURRENT:
         raise BadInput(
             f"{kind} cannot be counted by formula: its layers are not all attention",
@@ -358,17 +361,20 @@ def family_of(
         )
     if kind in _STRANGE:
         raise NoTransformer(f"{kind} cannot be counted by formula: {_STRANGE[kind]}", _TRACED)
-    kind = _ALIKE.get(kind, kind)
+
+def family_of(
+    config: Mapping[str, Any],  # config.json
+) -> str:  # a row of the table; "llama" for gated models that it does not know, "gpt2" for others
+    "The family that a configuration belongs to."
+    named = str(config.get("model_type", ""))
+    _refuse_strange(named)
+    kind = _ALIKE.get(named, named)
     if kind in FAMILIES: return kind
-    if kind: _refuse_unlike(kind, config)
+    why = _unlike(config) if kind else ""
+    if why: raise NoTransformer(f"{kind} cannot be counted by formula: it has {why}", _TRACED)
     if "image_size" in config and "patch_size" in config: return "vit"
-    gated = str(config.get("hidden_act", config.get("activation_function", "silu"))) in (
-        "silu",
-        "swiglu",
-        "geglu",
-        "swish",
-    )
-    return "llama" if gated else "gpt2"
+    activation = str(config.get("hidden_act", config.get("activation_function", "silu")))
+    return "llama" if activation in _GATES else "gpt2"
 
 # %% ../../nbs/memory/01_architecture.ipynb #1c42a18b
 @dataclass(frozen=True)
@@ -383,51 +389,6 @@ class Parts:
 
     @property
     def total(self) -> int: return self.embedding + self.head + self.layer + self.expert + self.other
-
-def _said(config: Mapping[str, Any], keys: str, usual: int | None) -> int:
-    "Whether the first of `keys` that a configuration has says yes; `usual` where it has none."
-    found = next((bool(config[key]) for key in keys.split() if config.get(key) is not None), bool(usual))
-    return int(found)
-
-def _its_traits(a: "Architecture", config: Mapping[str, Any]) -> Traits:
-    return traits_of(a.family, str(config.get("model_type") or ""))
-
-
-def _attention(a: "Architecture", f: Mapping[str, int | None], config: Mapping[str, Any]) -> int:
-    "Parameters of one attention block, its inner norms included."
-    h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
-    if a.kv_lora_rank: return _latent_attention(a, config)
-    traits = _its_traits(a, config)
-    qkv_bias, out_bias = _said(config, traits.qkv_bias, f["qkv"]), _said(config, traits.out_bias, f["out"])
-    return h * (q + 2 * kv) + q * h + qkv_bias * (q + 2 * kv) + out_bias * h + _inner(a, q + kv, config)
-
-def _inner(a: "Architecture", width: int, config: Mapping[str, Any]) -> int:
-    "Norms of queries and keys, of one head or of all; gpt-oss has a sink a head."
-    kind, _, condition = _its_traits(a, config).query_key_norm.partition(":")
-    key, usual = [*condition.split(), "", "0"][:2] if condition else ("", "")
-    sizes = {"head": 2 * a.head_dim, "pair": 4 * a.head_dim, "width": width, "output": a.hidden, "sinks": a.heads}
-    if kind and (not key or config.get(key, usual == "1")): return sizes[kind]
-    return width if config.get("qk_layernorm") else 0
-
-def _latent_attention(a: "Architecture", config: Mapping[str, Any]) -> int:
-    "DeepSeek's multi-head latent attention: low-rank queries and keys with a norm between."
-    nope, rope, value = (int(config[k]) for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
-    rank = config.get("q_lora_rank") or 0
-    query = (
-        a.hidden * rank + rank + rank * a.heads * (nope + rope)
-        if rank
-        else a.hidden * a.heads * (nope + rope)
-    )
-    keys = a.hidden * (a.kv_lora_rank + rope) + a.kv_lora_rank + a.kv_lora_rank * a.heads * (nope + value)
-    bias = (rank + a.kv_lora_rank + rope + a.hidden) * int(bool(config.get("attention_bias")))  # of the narrow products and the output
-    return query + keys + a.heads * value * a.hidden + bias
-
-def _mlp(a: "Architecture", f: Mapping[str, int | None], ffn: int, config: Mapping[str, Any]) -> int:
-    "Parameters of one MLP of width `ffn`."
-    traits, gates = _its_traits(a, config), 2 if a.gated else 1
-    bias = _said(config, traits.mlp_bias, f["mlp"])
-    more = {"slopes": 2, "norm": ffn}.get(traits.mlp_more, 0)
-    return a.hidden * ffn * (gates + 1) + bias * (ffn * gates + a.hidden) + more
 
 # %% ../../nbs/memory/01_architecture.ipynb #bd44dd21
 @dataclass(frozen=True)
@@ -589,141 +550,7 @@ class Architecture(Result):
             parts=Parts(other=parameters),
         )
 
-# %% ../../nbs/memory/01_architecture.ipynb #c7724f45
-_KINDS = {**dict.fromkeys(("t5", "bart", "whisper"), "encoder-decoder"),
-          **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "modernbert"), "encoder")}
-
-def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
-    "An `Architecture` without its parameter count."
-    family = family_of(config)
-    f = FAMILIES[family]
-    listed = config.get("layers_block_type") or config.get("layer_types")
-    hidden, heads = _needed(config, "hidden"), _needed(config, "heads")
-    layers = _needed(config, "layers", len(listed) if isinstance(listed, (list, tuple)) else None)
-    _sensible("layers", layers, 1)
-    vision = "image_size" in config and "patch_size" in config
-    kind = "vision" if vision else _KINDS.get(family, "decoder")
-    if kind == "encoder-decoder": _whole_pair(config, family)
-    apart = config.get("kv_lora_rank") or any(config.get(key) for key in _SPELLINGS["head_dim"])
-    if hidden % heads and not apart:
-        raise BadInput(f"the hidden size {hidden} cannot be divided among {heads} heads", "Check config.json")
-    experts = _read(config, "experts", 0) or 0
-    if experts == 1 and config.get("model_type") == "jamba": experts = 0
-    task = _task(config)
-    classes = _labels(config, task) if task or not vision else _given_labels(config)  # a vision model of no named class has the labels that it gives
-    tied = _ties(config, f, kind, bool(classes))
-    positions = (
-        _patches(config)
-        if vision
-        else _read(config, "positions", 0) or (512 if kind == "encoder-decoder" else 4096)
-    )
-    window, windowed = _window(config, layers)
-    return Architecture(
-        name=name,
-        family=family,
-        kind=kind,
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=_kv_heads(config, family, heads),
-        head_dim=_read(config, "head_dim") or hidden // heads,
-        ffn=_ffn(config, family, hidden),
-        vocab=(classes or 2) if vision else _needed(config, "vocab"),
-        gated=_gated(config, f),
-        classes=classes or (hidden if _headless(task, kind, tied) else 0),
-        tied=tied,
-        dropout=_dropout(config, f),
-        positions=positions,
-        window=window,
-        windowed_layers=windowed,
-        decoder_layers=_decoder_layers(config, layers)
-        if kind == "encoder-decoder" and task != "encoder"
-        else 0,
-        dtype=str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").replace("torch.", ""),
-        source="config",
-        **_experts(config, experts, layers),
-        **_latent(config),
-        **_mixers(config, layers),
-        **_wide(config, family, layers),
-    )
-
-def _wide(config: Mapping[str, Any], family: str, layers: int) -> dict[str, Any]:
-    "The heads of Gemma 4's layers without a window."
-    kinds: list[Any] = list(config.get("layer_types") or [])[:layers]
-    if family != "gemma4_text" or "full_attention" not in kinds: return {}
-    usual = _read(config, "kv_heads") or _needed(config, "heads")
-    width, kv_heads = _wide_heads(config, kinds.index("full_attention"), usual)
-    return dict(wide_head_dim=width, wide_kv_heads=kv_heads)
-
-def _wide_heads(config: Mapping[str, Any], layer: int, usual: int) -> tuple[int, int]:
-    "Width and key-value heads of a layer that sees everything: as its own settings say, else as all such layers have them."
-    settings = config.get("per_layer_config") or {}
-    said = settings.get(f"{layer:02}") or settings.get(str(layer)) or {}
-    width = said.get("head_dim") or config.get("global_head_dim") or 512  # the default of Transformers' Gemma4TextConfig
-    apart = config.get("num_global_key_value_heads") if config.get("attention_k_eq_v") else None
-    return int(width), int(said.get("num_key_value_heads") or apart or usual)
-
-def _mixers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    "What a hybrid's layers without attention are."
-    count, borrowing = MIXERS.get(str(config.get("model_type"))), int(config.get("num_kv_shared_layers") or 0)
-    if borrowing: return dict(attention_layers=max(layers - borrowing, 0))  # the others read the keys and values of earlier layers
-    if not count: return {}
-    kinds, mixer = layer_kinds(config, layers), count(config)
-    mixing = sum(kind in ("mixer", "both") for kind in kinds)
-    return dict(attention_layers=sum(kind in ("attention", "both") for kind in kinds), mixer_layers=mixing,
-                mixer_state=mixer.state, mixer_window=mixer.window, mixer_width=mixer.width)
-
-def _decoder_layers(config: Mapping[str, Any], layers: int) -> int:
-    return int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers)
-
-def _whole_pair(config: Mapping[str, Any], family: str) -> None:
-    "Raise `NoTransformer` where only one half of an encoder-decoder is meant, or its embeddings are not shared."
-    name = str(next(iter(config.get("architectures") or ()), ""))
-    if (
-        "CausalLM" in name
-        or "TokenClassification" in name
-        or "AudioClassification" in name
-        or "Encoder" in name
-        and family != "t5"
-    ):
-        raise NoTransformer(
-            f"{name} cannot be counted by formula: it is one half of an encoder-decoder", _TRACED
-        )
-    untied = family == "bart" and config.get("tie_word_embeddings") is False
-    if untied or config.get("share_encoder_decoder_embeddings") is False or config.get("use_prompt"):
-        why = "its embeddings are not one matrix, or prompts are trained with it"
-        raise NoTransformer(f"{config.get('model_type')} cannot be counted by formula: {why}", _TRACED)
-
-def _headless(task: str, kind: str, tied: bool) -> bool:
-    "Whether one vector a sequence is all that a model gives. With a head that is the embedding it can be trained as a language model all the same."
-    return task == "encoder" or task == "none" and (kind in ("encoder", "vision") or not tied)
-
-def _ties(config: Mapping[str, Any], f: Mapping[str, int | None], kind: str, classifies: bool) -> bool:
-    "Whether the output head is the embedding."
-    if kind == "vision" or classifies and kind != "encoder-decoder": return False
-    return bool(config.get("tie_word_embeddings", config.get("tie_embeddings", f["tied"])))
-
-#: model type → every how many layers one attends to everything, where the configuration does not list its layers
-_EVERY = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gpt_oss": 2, "exaone4": 4, "olmo3": 4}
-
-def _window(config: Mapping[str, Any], layers: int) -> tuple[int | None, int]:
-    "The window of attention, and how many layers have it."
-    window = _read(config, "window") if config.get("use_sliding_window") is not False else None
-    if not window: return None, 0
-    listed, every = (
-        config.get("layer_types"),
-        config.get("sliding_window_pattern") or _EVERY.get(str(config.get("model_type"))),
-    )
-    if isinstance(listed, (list, tuple)):
-        return window, min(sum(k != "full_attention" for k in listed), layers)
-    if isinstance(every, str): every = len(every)  # EXAONE writes LLLG
-    if config.get("use_sliding_window") and config.get("max_window_layers") is not None:
-        return window, max(layers - int(config["max_window_layers"]), 0)
-    return window, layers - layers // _sensible("sliding_window_pattern", int(every), 1) if every else layers
-
-def _gated(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool:
-    return "gated" in str(config["feed_forward_proj"]) if "feed_forward_proj" in config else bool(f["gated"])
-
+# %% ../../nbs/memory/01_architecture.ipynb #6b3cc1ae
 _TASKS = {
     "sequence": "SequenceClassification|ImageClassification",
     "token": "TokenClassification",
@@ -744,47 +571,85 @@ def _task(config: Mapping[str, Any]) -> str:
     )
     return "language" if task == "none" and "AutoModelForCausalLM" in (config.get("auto_map") or ()) else task  # ChatGLMModel has a head
 
+# %% ../../nbs/memory/01_architecture.ipynb #b96ea362
 def _given_labels(config: Mapping[str, Any]) -> int:
     return len(config.get("id2label") or ()) or int(config.get("num_labels") or 0)
-
 
 def _labels(config: Mapping[str, Any], task: str) -> int:
     "Outputs of a classifier of sequences, tokens, choices, or of the ends of an answer; 0 for other heads."
     if task in ("sequence", "token"): return _given_labels(config) or 2
     return {"question": 2, "choice": 1, "next": 2}.get(task, 0)
 
-def _patches(config: Mapping[str, Any]) -> int:
-    "Tokens of an image: its patches and the class token."
-    size, patch = (v if isinstance(v, int) else v[0] for v in (config["image_size"], config["patch_size"]))
-    if patch < 1 or size < patch:
-        raise BadInput(f"an image of {size} pixels has no patches of {patch}", "Check config.json")
-    return (size // patch) ** 2 + 1
+# %% ../../nbs/memory/01_architecture.ipynb #1532c9a6
+_KINDS = {**dict.fromkeys(("t5", "bart", "whisper"), "encoder-decoder"),
+          **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "modernbert"), "encoder")}
 
+def _kind(config: Mapping[str, Any], family: str) -> str:
+    "decoder, encoder, encoder-decoder or vision."
+    if "image_size" in config and "patch_size" in config: return "vision"
+    return _KINDS.get(family, "decoder")
+
+# %% ../../nbs/memory/01_architecture.ipynb #b5ed4d58
+def _is_half(name: str, family: str) -> bool:
+    "Whether a class is one half of an encoder-decoder; the encoder of T5 alone can be counted."
+    half = ("CausalLM", "TokenClassification", "AudioClassification")
+    return any(word in name for word in half) or "Encoder" in name and family != "t5"
+
+def _whole_pair(config: Mapping[str, Any], family: str) -> None:
+    "Raise `NoTransformer` where only one half of an encoder-decoder is meant, or its embeddings are not shared."
+    name = str(next(iter(config.get("architectures") or ()), ""))
+    if _is_half(name, family):
+        raise NoTransformer(
+            f"{name} cannot be counted by formula: it is one half of an encoder-decoder", _TRACED
+        )
+    untied = family == "bart" and config.get("tie_word_embeddings") is False
+    if untied or config.get("share_encoder_decoder_embeddings") is False or config.get("use_prompt"):
+        why = "its embeddings are not one matrix, or prompts are trained with it"
+        raise NoTransformer(f"{config.get('model_type')} cannot be counted by formula: {why}", _TRACED)
+
+# %% ../../nbs/memory/01_architecture.ipynb #df19f6e2
+def _ties(config: Mapping[str, Any], row: Mapping[str, int | None], kind: str, classifies: bool) -> bool:
+    "Whether the output head is the embedding."
+    if kind == "vision" or classifies and kind != "encoder-decoder": return False
+    return bool(config.get("tie_word_embeddings", config.get("tie_embeddings", row["tied"])))
+
+def _headless(task: str, kind: str, tied: bool) -> bool:
+    "Whether one vector a sequence is all that a model gives. With a head that is the embedding it can be trained as a language model all the same."
+    return task == "encoder" or task == "none" and (kind in ("encoder", "vision") or not tied)
+
+# %% ../../nbs/memory/01_architecture.ipynb #68469d37
 def _kv_heads(config: Mapping[str, Any], family: str, heads: int) -> int:
+    "Key-value heads: as many as heads, one for all, or a number between that divides them."
     said = config.get("attn_config")
     inner = said if isinstance(said, Mapping) else {}
     if inner.get("kv_n_heads"): return int(inner["kv_n_heads"])
     if inner.get("attn_type") == "multiquery_attention": return 1
-    if family == "falcon" and not config.get("new_decoder_architecture"):
-        return 1 if config.get("multi_query", True) else heads
-    if family == "gpt_bigcode": return 1 if config.get("multi_query", True) else heads
-    kv = _read(config, "kv_heads", heads) or heads
-    if heads % kv: raise BadInput(f"{heads} heads cannot share {kv} key-value heads", "Check config.json")
-    return kv
+    shares_one = family == "gpt_bigcode" or family == "falcon" and not config.get("new_decoder_architecture")
+    if shares_one: return 1 if config.get("multi_query", True) else heads
+    groups = _read(config, "kv_heads", heads) or heads
+    if heads % groups:
+        raise BadInput(f"{heads} heads cannot share {groups} key-value heads", "Check config.json")
+    return groups
 
+# %% ../../nbs/memory/01_architecture.ipynb #f0875f05
 def _ffn(config: Mapping[str, Any], family: str, hidden: int) -> int:
+    "Width of an MLP; four times the hidden size where nothing is said."
     if family == "mpt" and config.get("expansion_ratio"): return int(config["expansion_ratio"] * hidden)
     if config.get("model_type") == "llama4_text" and config.get("intermediate_size_mlp"):
         return int(config["intermediate_size_mlp"])
-    if config.get("mlp_ratio") and not config.get("intermediate_size"):
-        return int(config["mlp_ratio"] * hidden)
+    if config.get("mlp_ratio") and not config.get("intermediate_size"): return int(config["mlp_ratio"] * hidden)
     if family == "lfm2" and config.get("block_auto_adjust_ff_dim"): return _adjusted(config)
-    listed = config.get("intermediate_size")
-    if family == "gemma3n_text" and isinstance(listed, (list, tuple)) and listed:  # one width a layer: the widest is computed with
-        config = {**config, "intermediate_size": max(map(int, listed))}
-    ffn = _sensible("intermediate_size", _given(_read(config, "ffn"), 4 * hidden), 1)
+    width = _read(_with_widest(config, family), "ffn")
+    ffn = _sensible("intermediate_size", _given(width, 4 * hidden), 1)
     return ffn // 2 if family == "qwen" else ffn  # the first Qwen writes the width of gate and up together
 
+def _with_widest(config: Mapping[str, Any], family: str) -> Mapping[str, Any]:
+    "Gemma 3n gives a width for each layer: the widest is computed with."
+    listed = config.get("intermediate_size")
+    if family != "gemma3n_text" or not isinstance(listed, (list, tuple)) or not listed: return config
+    return {**config, "intermediate_size": max(map(int, listed))}
+
+# %% ../../nbs/memory/01_architecture.ipynb #05f1a53a
 def _adjusted(config: Mapping[str, Any]) -> int:
     "LFM2's width of an MLP: two thirds of what is written, rounded up."
     width = int(2 * int(config.get("block_ff_dim") or config["intermediate_size"]) / 3)
@@ -792,58 +657,109 @@ def _adjusted(config: Mapping[str, Any]) -> int:
     multiple = int(config.get("block_multiple_of") or 256)
     return -(-width // multiple) * multiple
 
-def _dropout(config: Mapping[str, Any], f: Mapping[str, int | None]) -> bool | None:
-    keys = (
-        "hidden_dropout_prob",
-        "resid_pdrop",
-        "hidden_dropout",
-        "dropout",
-        "dropout_rate",
-        "attention_dropout",
-    )
-    said = [config[k] for k in keys if isinstance(config.get(k), (int, float))]
-    return max(said) > 0 if said else None if f["dropout"] is None else bool(f["dropout"])
+# %% ../../nbs/memory/01_architecture.ipynb #498dce2e
+def _gated(config: Mapping[str, Any], row: Mapping[str, int | None]) -> bool:
+    "Whether an MLP has a gate: T5 says so itself."
+    return "gated" in str(config["feed_forward_proj"]) if "feed_forward_proj" in config else bool(row["gated"])
 
-def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, Any]:
-    if not experts: return {}
-    llama4 = config.get("model_type") == "llama4_text"
-    width = (
-        _read(config, "expert_ffn")
-        or (int(config["intermediate_size"]) if llama4 else _read(config, "ffn"))
-        or 0
-    )
-    shared = (
-        width
-        if llama4
-        else config.get("shared_expert_intermediate_size")
-        or config.get("shared_intermediate_size")
-        or _shared_count(config) * width
-    )
-    active = _sensible("num_experts_per_tok", _given(_read(config, "experts_per_token"), 2), 1)
-    if active > experts:
-        raise BadInput(
-            f"the configuration sends each token to {active} of {experts} experts", "Check config.json"
-        )
-    dense = layers - sum(_is_sparse(config, i) for i in range(min(layers, 10**4)))
+_DROPOUTS = (
+    "hidden_dropout_prob",
+    "resid_pdrop",
+    "hidden_dropout",
+    "dropout",
+    "dropout_rate",
+    "attention_dropout",
+)
+
+def _dropout(config: Mapping[str, Any], row: Mapping[str, int | None]) -> bool | None:
+    "Whether a model is trained with dropout; None where neither its configuration nor its family says."
+    said = [config[key] for key in _DROPOUTS if isinstance(config.get(key), (int, float))]
+    if said: return max(said) > 0
+    return None if row["dropout"] is None else bool(row["dropout"])
+
+# %% ../../nbs/memory/01_architecture.ipynb #1efd1046
+#: model type → every how many layers one attends to everything, where the configuration does not list its layers
+_EVERY = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gpt_oss": 2, "exaone4": 4, "olmo3": 4}
+
+def _windowed(config: Mapping[str, Any], layers: int) -> int:
+    "Layers that look no further than the window, where the configuration does not list them."
+    every = config.get("sliding_window_pattern") or _EVERY.get(str(config.get("model_type")))
+    if isinstance(every, str): every = len(every)  # EXAONE writes LLLG
+    if config.get("use_sliding_window") and config.get("max_window_layers") is not None:
+        return max(layers - int(config["max_window_layers"]), 0)
+    if not every: return layers
+    return layers - layers // _sensible("sliding_window_pattern", int(every), 1)
+
+def _window(config: Mapping[str, Any], layers: int) -> tuple[int | None, int]:
+    "The window of attention, and how many layers have it."
+    window = _read(config, "window") if config.get("use_sliding_window") is not False else None
+    if not window: return None, 0
+    listed = config.get("layer_types")
+    if not isinstance(listed, (list, tuple)): return window, _windowed(config, layers)
+    return window, min(sum(kind != "full_attention" for kind in listed), layers)
+
+# %% ../../nbs/memory/01_architecture.ipynb #16f4e8c8
+def _patches(config: Mapping[str, Any]) -> int:
+    "Tokens of an image: its patches and the class token."
+    size, patch = (side if isinstance(side, int) else side[0] for side in (config["image_size"], config["patch_size"]))
+    if patch < 1 or size < patch:
+        raise BadInput(f"an image of {size} pixels has no patches of {patch}", "Check config.json")
+    return (size // patch) ** 2 + 1
+
+def _positions(config: Mapping[str, Any], kind: str) -> int:
+    "The longest sequence."
+    if kind == "vision": return _patches(config)
+    return _read(config, "positions", 0) or (512 if kind == "encoder-decoder" else 4096)
+
+# %% ../../nbs/memory/01_architecture.ipynb #f15f8e4b
+def _wide(config: Mapping[str, Any], family: str, layers: int) -> dict[str, Any]:
+    "The heads of Gemma 4's layers without a window."
+    kinds: list[Any] = list(config.get("layer_types") or [])[:layers]
+    if family != "gemma4_text" or "full_attention" not in kinds: return {}
+    usual = _read(config, "kv_heads") or _needed(config, "heads")
+    width, kv_heads = _wide_heads(config, kinds.index("full_attention"), usual)
+    return dict(wide_head_dim=width, wide_kv_heads=kv_heads)
+
+def _wide_heads(config: Mapping[str, Any], layer: int, usual: int) -> tuple[int, int]:
+    "Width and key-value heads of a layer that sees everything: as its own settings say, else as all such layers have them."
+    settings = config.get("per_layer_config") or {}
+    said = settings.get(f"{layer:02}") or settings.get(str(layer)) or {}
+    width = said.get("head_dim") or config.get("global_head_dim") or 512  # the default of Transformers' Gemma4TextConfig
+    apart = config.get("num_global_key_value_heads") if config.get("attention_k_eq_v") else None
+    return int(width), int(said.get("num_key_value_heads") or apart or usual)
+
+# %% ../../nbs/memory/01_architecture.ipynb #f36108f5
+def _refuse_half_latent(config: Mapping[str, Any]) -> None:
+    "Raise where a dimension of latent attention is missing or absurd."
+    missing = [key for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim") if not config.get(key)]
+    if missing: raise BadInput(f"the configuration has kv_lora_rank and no {missing[0]}", "Check config.json")
+    for key in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+        _sensible(key, int(config.get(key) or 0))
+
+def _latent(config: Mapping[str, Any]) -> dict[str, Any]:
+    "The dimensions of multi-head latent attention."
+    if not config.get("kv_lora_rank"): return {}
+    _refuse_half_latent(config)
+    rope = int(config["qk_rope_head_dim"])
     return dict(
-        experts=experts,
-        experts_per_token=active,
-        expert_ffn=width,
-        shared_ffn=int(shared),
-        dense_layers=min(dense, layers),
+        kv_lora_rank=int(config["kv_lora_rank"]),
+        query_lora_rank=int(config.get("q_lora_rank") or 0),
+        query_dim=int(config["qk_nope_head_dim"]) + rope,
+        rope_dim=rope,
+        index_dim=int(config.get("index_head_dim") or 0),
+        value_dim=int(config["v_head_dim"]),
     )
 
+# %% ../../nbs/memory/01_architecture.ipynb #b2eaadc3
+def _in_interval(config: Mapping[str, Any], layer: int) -> bool:
+    "ERNIE 4.5: from a first to a last layer, every so many."
+    first, last, every = (int(config.get(f"moe_layer_{name}") or 0) for name in ("start_index", "end_index", "interval"))
+    return layer >= first and (last < 0 or layer <= last) and (layer + 1) % max(every, 1) == 0
 
-def _shared_count(config: Mapping[str, Any]) -> int:
-    return next(
-        (
-            int(config[k])
-            for k in ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
-            if config.get(k)
-        ),
-        0,
-    )
-
+def _on_step(config: Mapping[str, Any], layer: int, step: int) -> bool:
+    "After the first dense layers, every `step`-th, those left out that are named."
+    sparse = layer >= int(config.get("first_k_dense_replace") or 0) and layer not in (config.get("mlp_only_layers") or ())
+    return sparse and (layer + 1) % step == 0
 
 def _is_sparse(config: Mapping[str, Any], layer: int) -> bool:
     "Whether a layer of a mixture-of-experts model has experts."
@@ -852,251 +768,426 @@ def _is_sparse(config: Mapping[str, Any], layer: int) -> bool:
     if "expert_layer_period" in config:
         return (layer - int(config.get("expert_layer_offset") or 0)) % int(config["expert_layer_period"]) == 0
     if "num_dense_layers" in config: return layer >= int(config["num_dense_layers"] or 0)
-    step = _sensible(
-        "decoder_sparse_step",
-        int(config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1),
-        1,
-    )
-    if "moe_layer_interval" in config:  # ERNIE 4.5
-        first, last, every = (
-            int(config.get(k) or 0)
-            for k in ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")
+    said = config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1
+    step = _sensible("decoder_sparse_step", int(said), 1)
+    return _in_interval(config, layer) if "moe_layer_interval" in config else _on_step(config, layer, step)
+
+# %% ../../nbs/memory/01_architecture.ipynb #7a5968c2
+def _expert_count(config: Mapping[str, Any]) -> int:
+    "Routed experts; Jamba writes 1 for none."
+    experts = _read(config, "experts", 0) or 0
+    return 0 if experts == 1 and config.get("model_type") == "jamba" else experts
+
+def _expert_width(config: Mapping[str, Any]) -> int:
+    "Width of a routed expert; where nothing is said, that of an MLP."
+    said = _read(config, "expert_ffn")
+    if said: return said
+    if config.get("model_type") == "llama4_text": return int(config["intermediate_size"]) or 0
+    return _read(config, "ffn") or 0
+
+def _shared_count(config: Mapping[str, Any]) -> int:
+    "Shared experts."
+    keys = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
+    return next((int(config[key]) for key in keys if config.get(key)), 0)
+
+def _shared_width(config: Mapping[str, Any], width: int) -> Any:
+    "Width of the shared experts together, where one has `width`."
+    if config.get("model_type") == "llama4_text": return width
+    said = config.get("shared_expert_intermediate_size") or config.get("shared_intermediate_size")
+    return said or _shared_count(config) * width
+
+# %% ../../nbs/memory/01_architecture.ipynb #58f0f0fa
+def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, Any]:
+    "The dimensions of a mixture of experts."
+    if not experts: return {}
+    width = _expert_width(config)
+    shared = _shared_width(config, width)
+    active = _sensible("num_experts_per_tok", _given(_read(config, "experts_per_token"), 2), 1)
+    if active > experts:
+        raise BadInput(
+            f"the configuration sends each token to {active} of {experts} experts", "Check config.json"
         )
-        return layer >= first and (last < 0 or layer <= last) and (layer + 1) % max(every, 1) == 0
-    return (
-        layer >= int(config.get("first_k_dense_replace") or 0)
-        and layer not in (config.get("mlp_only_layers") or ())
-        and (layer + 1) % step == 0
-    )
-
-
-def _latent(config: Mapping[str, Any]) -> dict[str, Any]:
-    if not config.get("kv_lora_rank"): return {}
-    missing = [k for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim") if not config.get(k)]
-    if missing: raise BadInput(f"the configuration has kv_lora_rank and no {missing[0]}", "Check config.json")
-    for key in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
-        _sensible(key, int(config.get(key) or 0))
+    dense = layers - sum(_is_sparse(config, layer) for layer in range(min(layers, 10**4)))
     return dict(
-        kv_lora_rank=int(config["kv_lora_rank"]),
-        query_lora_rank=int(config.get("q_lora_rank") or 0),
-        query_dim=int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]),
-        rope_dim=int(config["qk_rope_head_dim"]),
-        index_dim=int(config.get("index_head_dim") or 0),
-        value_dim=int(config["v_head_dim"]),
+        experts=experts,
+        experts_per_token=active,
+        expert_ffn=width,
+        shared_ffn=int(shared),
+        dense_layers=min(dense, layers),
     )
 
-# %% ../../nbs/memory/01_architecture.ipynb #f3a198c7
-def count_parameters(
-    a: Architecture,  # with its dimensions
-    config: Mapping[str, Any],  # config.json, for what only one family has
-) -> Parts:
-    "Where the parameters are, from the dimensions and the table of families."
-    f = FAMILIES[a.family]
-    if a.kind == "vision": return _count_vision(a, config)
-    if a.kind == "encoder-decoder":
-        return _count_t5(a, config) if a.family == "t5" else _count_bart(a, config)
-    if a.family in ("gemma3n_text", "gemma4_text"): return _count_gemma(a, config)
-    if a.mixer_layers or a.attention_layers is not None: return _count_hybrid(a, f, config)
-    norms, norm = _norms(a, f, config)
-    attention, sparse = _attention(a, f, config), a.layers - a.dense_layers if a.experts else 0
-    layer = a.layers * (attention + norms) + (a.layers - sparse) * _mlp(a, f, a.ffn, config)
-    layer += _indexers(a, config)
-    traits = _its_traits(a, config)
-    router = a.hidden * a.experts + (a.experts if traits.router_bias else 0)
-    gate = a.hidden if traits.shared_gate and a.shared_ffn else 0
-    layer += sparse * (router + 3 * a.hidden * a.shared_ffn + gate)
-    biases = 2 * a.expert_ffn + a.hidden if traits.expert_bias else 0
-    expert = sparse * a.experts * (3 * a.hidden * a.expert_ffn + biases)
-    if a.family == "modernbert": layer -= a.hidden  # its first layer has no norm before attention
-    return Parts(
-        *_ends(a, f, config),
-        layer,
-        expert,
-        a.layers * norms,
-        _besides(a, f, norm, config) + _encoder_head(a, config),
+# %% ../../nbs/memory/01_architecture.ipynb #ecb57874
+def _mixers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    "What a hybrid's layers without attention are."
+    borrowing = int(config.get("num_kv_shared_layers") or 0)
+    if borrowing: return dict(attention_layers=max(layers - borrowing, 0))  # the others read the keys and values of earlier layers
+    count = MIXERS.get(str(config.get("model_type")))
+    if not count: return {}
+    kinds, mixer = layer_kinds(config, layers), count(config)
+    return dict(
+        attention_layers=sum(kind in ("attention", "both") for kind in kinds),
+        mixer_layers=sum(kind in ("mixer", "both") for kind in kinds),
+        mixer_state=mixer.state,
+        mixer_window=mixer.window,
+        mixer_width=mixer.width,
     )
 
+def _decoder_layers(config: Mapping[str, Any], layers: int) -> int:
+    return int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers)
 
-def _indexers(a: Architecture, config: Mapping[str, Any]) -> int:
-    "What chooses the tokens of DeepSeek's sparse attention: queries, a key and its norm, weights of the heads. Some layers reuse a choice."
-    if not a.index_dim: return 0
-    heads = int(config.get("index_n_heads") or 64)
-    choosing = [kind for kind in config.get("indexer_types") or ["full"] * a.layers if kind != "shared"]
-    one = a.query_lora_rank * heads * a.index_dim + a.hidden * a.index_dim + 2 * a.index_dim + a.hidden * heads
-    return len(choosing) * one
+# %% ../../nbs/memory/01_architecture.ipynb #4298bbe0
+def _layers(config: Mapping[str, Any]) -> int:
+    "Layers: a number, or a list of their kinds."
+    listed = config.get("layers_block_type") or config.get("layer_types")
+    layers = _needed(config, "layers", len(listed) if isinstance(listed, (list, tuple)) else None)
+    return _sensible("layers", layers, 1)
 
-def _count_hybrid(a: Architecture, f: Mapping[str, int | None], config: Mapping[str, Any]) -> Parts:
-    "A hybrid: its mixers, the attention of the layers that attend, and an MLP or experts in each layer, or in layers of their own."
-    kind = str(config.get("model_type"))
-    kinds = layer_kinds(config, a.layers)
-    norms, norm = _norms(a, f, config)
-    gate = (
-        a.hidden * a.heads * a.head_dim + 2 * a.head_dim
-        if a.family == "qwen3_next"
-        else 2 * a.head_dim
-        if a.family == "lfm2"
-        else 0
-    )
-    layer = (
-        a.attending * (_attention(a, f, config) + gate)
-        + a.mixer_layers * MIXERS[kind](config).parameters
-        + a.layers * norms
-    )
-    alone = kind == "nemotron_h"  # whose layers are a mixer, attention, an MLP or experts, never two of them
-    sparse = kinds.count("moe") if alone else a.layers - a.dense_layers if a.experts else 0
-    dense = kinds.count("mlp") if alone else a.layers - sparse
-    layer += dense * _mlp(a, f, a.ffn, config)
-    matrices = 3 if a.gated else 2
-    traits = _its_traits(a, config)
-    bias = a.experts if traits.router_bias else 0
-    shared = matrices * a.hidden * a.shared_ffn + (a.hidden if traits.shared_gate else 0)
-    narrow = int(config.get("moe_latent_size") or 0)
-    layer += sparse * (a.hidden * a.experts + bias + shared + 2 * a.hidden * narrow)
-    expert = sparse * a.experts * matrices * (narrow or a.hidden) * a.expert_ffn
-    return Parts(*_ends(a, f, config), layer, expert, a.layers * norms, norm * a.hidden)
+def _refuse_uneven(config: Mapping[str, Any], hidden: int, heads: int) -> None:
+    "Raise where heads have no width: it is not given, and does not follow."
+    apart = config.get("kv_lora_rank") or any(config.get(key) for key in _SPELLINGS["head_dim"])
+    if hidden % heads and not apart:
+        raise BadInput(f"the hidden size {hidden} cannot be divided among {heads} heads", "Check config.json")
 
-def _count_gemma(a: Architecture, config: Mapping[str, Any]) -> Parts:
-    "Gemma 3n and 4: an embedding of its own for each layer, layers that borrow keys and values, heads of two widths."
-    own, layers = int(config.get("hidden_size_per_layer_input") or 0), range(a.layers)
-    around = 4 * a.hidden + (2 * a.hidden * own + a.hidden if own else 0)
-    other, experts = a.hidden, 0
-    if own:
-        table = int(config.get("vocab_size_per_layer_input") or a.vocab) * a.layers * own
-        other += table + a.hidden * a.layers * own + own
-    if a.family == "gemma3n_text":
-        streams, rank = int(config.get("altup_num_inputs") or 4), int(config.get("laurel_rank") or 64)
-        around += 2 * a.hidden + streams**2 + streams**3 + a.hidden * streams  # alternating updates
-        around += 2 * a.hidden * rank + a.hidden  # the learned residual
-        other += 2 * (streams - 1) * a.hidden**2
-    if config.get("enable_moe_block"):
-        around += 4 * a.hidden + (a.hidden + 1) * a.experts  # norms, the router and its scales
-        experts = a.layers * a.experts * 3 * a.hidden * a.expert_ffn
-    layer = sum(_gemma_attention(a, config, i) + 3 * a.hidden * _gemma_ffn(a, config, i) + around for i in layers)
-    return Parts(*_ends(a, FAMILIES[a.family], config), layer, experts, a.layers * 4 * a.hidden, other)
-
-def _borrows(a: Architecture, config: Mapping[str, Any], layer: int) -> bool:
-    "Whether a layer reads keys and values that an earlier one made."
-    return layer >= a.layers - int(config.get("num_kv_shared_layers") or 0)
-
-def _gemma_ffn(a: Architecture, config: Mapping[str, Any], layer: int) -> int:
-    listed = config.get("intermediate_size")
-    if isinstance(listed, (list, tuple)): return int(listed[layer])
-    return a.ffn * (2 if config.get("use_double_wide_mlp") and _borrows(a, config, layer) else 1)
-
-def _gemma_attention(a: Architecture, config: Mapping[str, Any], layer: int) -> int:
-    "One block of attention with its norms. Layers without a window have wider heads in Gemma 4."
-    kinds, width, kv_heads = config.get("layer_types") or (), a.head_dim, a.kv_heads
-    sees_all, shared = layer < len(kinds) and kinds[layer] == "full_attention", bool(config.get("attention_k_eq_v"))
-    if sees_all and a.family == "gemma4_text":
-        width, kv_heads = _wide_heads(config, layer, a.kv_heads)
-    queries, keys = a.heads * width, kv_heads * width
-    bias = int(bool(config.get("attention_bias")))
-    count = 2 * a.hidden * queries + width + bias * (queries + a.hidden)
-    if _borrows(a, config, layer): return count
-    products = 1 if sees_all and shared else 2  # the key is the value too
-    return count + products * (a.hidden + bias) * keys + width
-
-def _besides(a: Architecture, f: Mapping[str, int | None], norm: int, config: Mapping[str, Any]) -> int:
-    "Parameters around the layers: norms, positions, kinds of segments."
-    width = int(config.get("embedding_size") or a.hidden) if a.family == "electra" else a.hidden
-    traits = _its_traits(a, config)
-    last = traits.last_norm and config.get("do_layer_norm_before") is not False
-    other = norm * a.hidden if last else 0  # the norm after the last layer
-    if f["embed_norm"]: other += norm * width
-    if f["learned"] is not None and not config.get("alibi"): other += (a.positions + f["learned"]) * width
-    if traits.segments: other += int(config.get("type_vocab_size", 2)) * width
-    if config.get("use_task_id") and config.get("model_type") == "ernie":
-        other += int(config.get("task_type_vocab_size") or 3) * width
-    return other + (width * a.hidden + a.hidden if width != a.hidden else 0)
-
-def _norms(a: Architecture, f: Mapping[str, int | None], config: Mapping[str, Any]) -> tuple[int, int]:
-    "Parameters of the norms of a layer, and vectors in a norm."
-    count, vectors = f["norms"] or 0, f["norm"] or 0
-    if a.family == "falcon":
-        count = 2 if config.get("new_decoder_architecture") or not config.get("parallel_attn", True) else 1
-    if a.family == "stablelm" and config.get("use_parallel_residual"): count = 1
-    return count * vectors * a.hidden, vectors
-
-def _ends(a: Architecture, f: Mapping[str, int | None], config: Mapping[str, Any]) -> tuple[int, int]:
-    "Parameters of the embedding and of the output head."
-    if a.family == "electra":
-        return a.vocab * int(config.get("embedding_size") or a.hidden), _answer(a, config)
-    width = int(config.get("word_embed_proj_dim") or a.hidden)
-    embedding = a.vocab * width + (2 * a.hidden * width if width != a.hidden else 0)
+def _classes(config: Mapping[str, Any], kind: str) -> int:
+    "Labels of a classifier. A vision model of no named class has the labels that it gives."
     task = _task(config)
-    if a.kind == "encoder" or _labels(config, task): return embedding, _answer(a, config)
-    bias = a.vocab if f["head_bias"] or config.get("lm_head_bias") else 0
-    return embedding, 0 if task == "none" else bias + (0 if a.tied else a.vocab * a.hidden)
+    return _labels(config, task) if task or kind != "vision" else _given_labels(config)
 
-def _answer(a: Architecture, config: Mapping[str, Any]) -> int:
+def _stored_dtype(config: Mapping[str, Any]) -> str:
+    "The dtype of the weights on disk."
+    return str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").replace("torch.", "")
+
+# %% ../../nbs/memory/01_architecture.ipynb #c7724f45
+def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
+    "An `Architecture` without its parameter count."
+    family = family_of(config)
+    row = FAMILIES[family]
+    hidden, heads = _needed(config, "hidden"), _needed(config, "heads")
+    layers, kind = _layers(config), _kind(config, family)
+    if kind == "encoder-decoder": _whole_pair(config, family)
+    _refuse_uneven(config, hidden, heads)
+    experts, task, classes = _expert_count(config), _task(config), _classes(config, kind)
+    tied = _ties(config, row, kind, bool(classes))
+    positions, (window, windowed) = _positions(config, kind), _window(config, layers)
+    return Architecture(
+        name=name,
+        family=family,
+        kind=kind,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=_kv_heads(config, family, heads),
+        head_dim=_read(config, "head_dim") or hidden // heads,
+        ffn=_ffn(config, family, hidden),
+        vocab=(classes or 2) if kind == "vision" else _needed(config, "vocab"),
+        gated=_gated(config, row),
+        classes=classes or (hidden if _headless(task, kind, tied) else 0),
+        tied=tied,
+        dropout=_dropout(config, row),
+        positions=positions,
+        window=window,
+        windowed_layers=windowed,
+        decoder_layers=_decoder_layers(config, layers) if kind == "encoder-decoder" and task != "encoder" else 0,
+        dtype=_stored_dtype(config),
+        source="config",
+        **_experts(config, experts, layers),
+        **_latent(config),
+        **_mixers(config, layers),
+        **_wide(config, family, layers),
+    )
+
+# %% ../../nbs/memory/01_architecture.ipynb #2bac1b7f
+def _row(model: Architecture) -> Mapping[str, int | None]: return FAMILIES[model.family]
+
+def _traits_of(model: Architecture, config: Mapping[str, Any]) -> Traits:
+    return traits_of(model.family, str(config.get("model_type") or ""))
+
+def _linear(inputs: int, outputs: int) -> int:
+    "Parameters of a product with a bias."
+    return inputs * outputs + outputs
+
+def _said(config: Mapping[str, Any], keys: str, usual: int | None) -> int:
+    "Whether the first of `keys` that a configuration has says yes; `usual` where it has none."
+    found = next((bool(config[key]) for key in keys.split() if config.get(key) is not None), bool(usual))
+    return int(found)
+
+# %% ../../nbs/memory/01_architecture.ipynb #51d879ce
+def _inner(model: Architecture, width: int, config: Mapping[str, Any]) -> int:
+    "Norms of queries and keys, of one head or of all; gpt-oss has a sink a head."
+    kind, _, condition = _traits_of(model, config).query_key_norm.partition(":")
+    key, usual = [*condition.split(), "", "0"][:2] if condition else ("", "")
+    sizes = {
+        "head": 2 * model.head_dim,
+        "pair": 4 * model.head_dim,
+        "width": width,
+        "output": model.hidden,
+        "sinks": model.heads,
+    }
+    if kind and (not key or config.get(key, usual == "1")): return sizes[kind]
+    return width if config.get("qk_layernorm") else 0
+
+def _attention(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Parameters of one attention block, its inner norms included."
+    if model.kv_lora_rank: return _latent_attention(model, config)
+    row, traits, hidden = _row(model), _traits_of(model, config), model.hidden
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    qkv_bias, out_bias = _said(config, traits.qkv_bias, row["qkv"]), _said(config, traits.out_bias, row["out"])
+    matrices = hidden * (queries + 2 * keys) + queries * hidden
+    biases = qkv_bias * (queries + 2 * keys) + out_bias * hidden
+    return matrices + biases + _inner(model, queries + keys, config)
+
+# %% ../../nbs/memory/01_architecture.ipynb #ff66f672
+def _latent_attention(model: Architecture, config: Mapping[str, Any]) -> int:
+    "DeepSeek's multi-head latent attention: low-rank queries and keys with a norm between."
+    nope, rope, value = (int(config[key]) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    rank, narrow, hidden = config.get("q_lora_rank") or 0, model.kv_lora_rank, model.hidden
+    width = model.heads * (nope + rope)
+    query = hidden * rank + rank + rank * width if rank else hidden * width
+    keys = hidden * (narrow + rope) + narrow + narrow * model.heads * (nope + value)
+    bias = (rank + narrow + rope + hidden) * int(bool(config.get("attention_bias")))  # of the narrow products and the output
+    return query + keys + model.heads * value * hidden + bias
+
+# %% ../../nbs/memory/01_architecture.ipynb #4bb0b91a
+def _mlp(model: Architecture, ffn: int, config: Mapping[str, Any]) -> int:
+    "Parameters of one MLP of width `ffn`."
+    traits, gates = _traits_of(model, config), 2 if model.gated else 1
+    bias = _said(config, traits.mlp_bias, _row(model)["mlp"])
+    more = {"slopes": 2, "norm": ffn}.get(traits.mlp_more, 0)
+    return model.hidden * ffn * (gates + 1) + bias * (ffn * gates + model.hidden) + more
+
+# %% ../../nbs/memory/01_architecture.ipynb #a44608b0
+def _norm_vectors(model: Architecture) -> int: return _row(model)["norm"] or 0
+
+def _norms(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Parameters of the norms of a layer."
+    count = _row(model)["norms"] or 0
+    if model.family == "falcon":
+        count = 2 if config.get("new_decoder_architecture") or not config.get("parallel_attn", True) else 1
+    if model.family == "stablelm" and config.get("use_parallel_residual"): count = 1
+    return count * _norm_vectors(model) * model.hidden
+
+# %% ../../nbs/memory/01_architecture.ipynb #740c1b5d
+def _answer(model: Architecture, config: Mapping[str, Any]) -> int:
     "The last layer of a classifier; a decoder's, of whole sequences, has no bias."
     task = _task(config)
-    labels = _labels(config, task)
-    return labels * (a.hidden + (0 if task == "sequence" and a.kind == "decoder" else 1))
+    bias = 0 if task == "sequence" and model.kind == "decoder" else 1
+    return _labels(config, task) * (model.hidden + bias)
 
-def _encoder_head(a: Architecture, config: Mapping[str, Any]) -> int:
-    "What stands between a BERT-like encoder and its answer: a pooler, a dense layer, the masked-language head."
-    if a.kind != "encoder": return 0
-    h, task = a.hidden, _task(config) or ("none" if a.family == "bert" else "")
-    dense, width = h * h + h, int(config.get("embedding_size") or h) if a.family == "electra" else h
-    if a.family == "electra" and task == "pretraining": return dense + h + 1
-    masked = h * width + 3 * width + a.vocab
-    if config.get("tie_word_embeddings") is False:
-        masked += a.vocab * width + (a.vocab if a.family in ("bert", "roberta") else 0)
-    if a.family == "modernbert": return _modern_head(a, config, task)
-    if task == "language": return masked
-    if task == "pretraining": return masked + dense + 2 * h + 2
-    pooled = {
-        "bert": "none sequence choice next",
-        "roberta": "none sequence choice",
-        "electra": "sequence choice",
-        "distilbert": "sequence choice",
-    }[a.family]
-    return dense if task in pooled.split() else 0
-
-def _modern_head(a: Architecture, config: Mapping[str, Any], task: str) -> int:
-    "ModernBERT's dense layer and norm before any answer, and the bias of its norms, which it leaves out unless told."
-    norms = 2 * a.layers + 1 if config.get("norm_bias") else 0
-    if task in ("", "none"): return norms * a.hidden
-    head = (
-        a.hidden
-        * (a.hidden + 1 + int(bool(config.get("norm_bias"))) + int(bool(config.get("classifier_bias"))))
-        + norms * a.hidden
-    )
-    if task != "language": return head
-    return (
-        head
-        + (a.vocab if config.get("decoder_bias", True) else 0)
-        + (a.vocab * a.hidden if config.get("tie_word_embeddings") is False else 0)
-    )
-
-
-def _count_t5(a: Architecture, config: Mapping[str, Any]) -> Parts:
-    inner = a.heads * a.head_dim
-    attention, mlp = 4 * a.hidden * inner, a.hidden * a.ffn * (3 if a.gated else 2)
-    encoder, decoder = attention + mlp + 2 * a.hidden, 2 * attention + mlp + 3 * a.hidden
-    stacks = 2 if a.decoder_layers else 1
-    shared = a.layers + a.decoder_layers if config.get("model_type") == "umt5" else stacks  # a table of relative positions a layer, or a stack
-    buckets = shared * int(config.get("relative_attention_num_buckets", 32)) * a.heads
-    layer = a.layers * encoder + a.decoder_layers * decoder
-    head = _pair_head(a, config)
-    return Parts(
-        a.vocab * a.hidden,
-        head,
-        layer,
-        0,
-        (2 * a.layers + 3 * a.decoder_layers) * a.hidden,
-        buckets + stacks * a.hidden,
-    )
-
-
-def _pair_head(a: Architecture, config: Mapping[str, Any]) -> int:
-    "The head of an encoder-decoder: that of a language model unless tied, or a classifier with a dense layer of its own."
+def _ends(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
+    "Parameters of the embedding and of the output head."
+    if model.family == "electra":
+        return model.vocab * int(config.get("embedding_size") or model.hidden), _answer(model, config)
+    width = int(config.get("word_embed_proj_dim") or model.hidden)
+    embedding = model.vocab * width + (2 * model.hidden * width if width != model.hidden else 0)
     task = _task(config)
-    labels, h = _labels(config, task), a.hidden
-    if labels: return labels * (h + 1) + (h * h + h if task == "sequence" else 0)
-    return 0 if a.tied or task in ("none", "encoder") else a.vocab * h
+    if model.kind == "encoder" or _labels(config, task): return embedding, _answer(model, config)
+    if task == "none": return embedding, 0
+    bias = model.vocab if _row(model)["head_bias"] or config.get("lm_head_bias") else 0
+    return embedding, bias + (0 if model.tied else model.vocab * model.hidden)
 
+# %% ../../nbs/memory/01_architecture.ipynb #5657f10d
+def _segments(model: Architecture, config: Mapping[str, Any], width: int) -> int:
+    "Embeddings of kinds of segments, and of ERNIE's tasks."
+    segments = int(config.get("type_vocab_size", 2)) * width if _traits_of(model, config).segments else 0
+    if not config.get("use_task_id") or config.get("model_type") != "ernie": return segments
+    return segments + int(config.get("task_type_vocab_size") or 3) * width
+
+def _besides(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Parameters around the layers: norms, positions, kinds of segments."
+    row, norm = _row(model), _norm_vectors(model)
+    width = int(config.get("embedding_size") or model.hidden) if model.family == "electra" else model.hidden
+    last = _traits_of(model, config).last_norm and config.get("do_layer_norm_before") is not False
+    other = norm * model.hidden if last else 0  # the norm after the last layer
+    if row["embed_norm"]: other += norm * width
+    if row["learned"] is not None and not config.get("alibi"): other += (model.positions + row["learned"]) * width
+    other += _segments(model, config, width)
+    return other + (_linear(width, model.hidden) if width != model.hidden else 0)
+
+# %% ../../nbs/memory/01_architecture.ipynb #71e50da7
+def _modern_head(model: Architecture, config: Mapping[str, Any], task: str) -> int:
+    "ModernBERT's dense layer and norm before any answer, and the bias of its norms, which it leaves out unless told."
+    norm_bias, dense_bias = (int(bool(config.get(f"{name}_bias"))) for name in ("norm", "classifier"))
+    norms = (2 * model.layers + 1 if norm_bias else 0) * model.hidden
+    if task in ("", "none"): return norms
+    head = model.hidden * (model.hidden + 1 + norm_bias + dense_bias) + norms
+    if task != "language": return head
+    bias = model.vocab if config.get("decoder_bias", True) else 0
+    return head + bias + (model.vocab * model.hidden if config.get("tie_word_embeddings") is False else 0)
+
+# %% ../../nbs/memory/01_architecture.ipynb #1cb6fea2
+def _masked_head(model: Architecture, config: Mapping[str, Any]) -> int:
+    "The head of a masked language model: a dense layer, a norm and a bias for each token."
+    width = int(config.get("embedding_size") or model.hidden) if model.family == "electra" else model.hidden
+    head = _linear(model.hidden, width) + 2 * width + model.vocab
+    if config.get("tie_word_embeddings") is not False: return head
+    return head + model.vocab * width + (model.vocab if model.family in ("bert", "roberta") else 0)
+
+#: family → tasks before which its encoder has a dense layer
+_POOLED = {
+    "bert": "none sequence choice next",
+    "roberta": "none sequence choice",
+    "electra": "sequence choice",
+    "distilbert": "sequence choice",
+}
+
+def _encoder_head(model: Architecture, config: Mapping[str, Any]) -> int:
+    "What stands between a BERT-like encoder and its answer: a pooler, a dense layer, the masked-language head."
+    if model.kind != "encoder": return 0
+    task = _task(config) or ("none" if model.family == "bert" else "")
+    if model.family == "modernbert": return _modern_head(model, config, task)
+    dense = _linear(model.hidden, model.hidden)
+    if task == "pretraining" and model.family == "electra": return dense + _linear(model.hidden, 1)
+    if task == "pretraining": return _masked_head(model, config) + dense + _linear(model.hidden, 2)
+    if task == "language": return _masked_head(model, config)
+    return dense if task in _POOLED[model.family].split() else 0
+
+# %% ../../nbs/memory/01_architecture.ipynb #0538feaf
+def _indexers(model: Architecture, config: Mapping[str, Any]) -> int:
+    "What chooses the tokens of DeepSeek's sparse attention: queries, a key and its norm, weights of the heads. Some layers reuse a choice."
+    width, hidden = model.index_dim, model.hidden
+    if not width: return 0
+    heads = int(config.get("index_n_heads") or 64)
+    choosing = [kind for kind in config.get("indexer_types") or ["full"] * model.layers if kind != "shared"]
+    one = model.query_lora_rank * heads * width + hidden * width + 2 * width + hidden * heads
+    return len(choosing) * one
+
+# %% ../../nbs/memory/01_architecture.ipynb #0a5975b7
+def _around_experts(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Router, shared experts and their gate, of one layer."
+    traits = _traits_of(model, config)
+    router = model.hidden * model.experts + (model.experts if traits.router_bias else 0)
+    gate = model.hidden if traits.shared_gate and model.shared_ffn else 0
+    return router + 3 * model.hidden * model.shared_ffn + gate
+
+def _one_expert(model: Architecture, config: Mapping[str, Any]) -> int:
+    "A routed expert."
+    biases = 2 * model.expert_ffn + model.hidden if _traits_of(model, config).expert_bias else 0
+    return 3 * model.hidden * model.expert_ffn + biases
+
+# %% ../../nbs/memory/01_architecture.ipynb #928ae837
+def _count_stack(model: Architecture, config: Mapping[str, Any]) -> Parts:
+    "A decoder or an encoder whose layers are all attention and MLP, or attention and experts."
+    norms = _norms(model, config)
+    sparse = model.layers - model.dense_layers if model.experts else 0
+    layer = model.layers * (_attention(model, config) + norms)
+    layer += (model.layers - sparse) * _mlp(model, model.ffn, config) + _indexers(model, config)
+    layer += sparse * _around_experts(model, config)
+    expert = sparse * model.experts * _one_expert(model, config)
+    if model.family == "modernbert": layer -= model.hidden  # its first layer has no norm before attention
+    besides = _besides(model, config) + _encoder_head(model, config)
+    return Parts(*_ends(model, config), layer, expert, model.layers * norms, besides)
+
+# %% ../../nbs/memory/01_architecture.ipynb #06a3f78d
+def _attention_gate(model: Architecture) -> int:
+    "What the attention of a hybrid has besides: a gate of the output, norms of queries and keys."
+    if model.family == "qwen3_next": return model.hidden * model.heads * model.head_dim + 2 * model.head_dim
+    return 2 * model.head_dim if model.family == "lfm2" else 0
+
+def _layers_of(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
+    "Layers with an MLP, and with experts. Nemotron-H's are a mixer, attention, an MLP or experts, never two of them."
+    kinds = layer_kinds(config, model.layers)
+    if str(config.get("model_type")) == "nemotron_h": return kinds.count("mlp"), kinds.count("moe")
+    sparse = model.layers - model.dense_layers if model.experts else 0
+    return model.layers - sparse, sparse
+
+def _hybrid_experts(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
+    "What stands around the experts of a hybrid's layer, and one expert. Nemotron's may compute in a narrower space."
+    matrices, traits = 3 if model.gated else 2, _traits_of(model, config)
+    narrow = int(config.get("moe_latent_size") or 0)
+    router = model.hidden * model.experts + (model.experts if traits.router_bias else 0)
+    shared = matrices * model.hidden * model.shared_ffn + (model.hidden if traits.shared_gate else 0)
+    return router + shared + 2 * model.hidden * narrow, matrices * (narrow or model.hidden) * model.expert_ffn
+
+# %% ../../nbs/memory/01_architecture.ipynb #ef58e7d9
+def _count_hybrid(model: Architecture, config: Mapping[str, Any]) -> Parts:
+    "A hybrid: its mixers, the attention of the layers that attend, and an MLP or experts in each layer, or in layers of their own."
+    norms, (dense, sparse) = _norms(model, config), _layers_of(model, config)
+    layer = model.attending * (_attention(model, config) + _attention_gate(model)) + model.layers * norms
+    layer += model.mixer_layers * MIXERS[str(config.get("model_type"))](config).parameters
+    around, one = _hybrid_experts(model, config)
+    layer += dense * _mlp(model, model.ffn, config) + sparse * around
+    last = _norm_vectors(model) * model.hidden
+    return Parts(*_ends(model, config), layer, sparse * model.experts * one, model.layers * norms, last)
+
+# %% ../../nbs/memory/01_architecture.ipynb #a72ec2d0
+def _borrows(model: Architecture, config: Mapping[str, Any], layer: int) -> bool:
+    "Whether a layer reads keys and values that an earlier one made."
+    return layer >= model.layers - int(config.get("num_kv_shared_layers") or 0)
+
+def _gemma_ffn(model: Architecture, config: Mapping[str, Any], layer: int) -> int:
+    "Width of the MLP of a layer."
+    listed = config.get("intermediate_size")
+    if isinstance(listed, (list, tuple)): return int(listed[layer])
+    return model.ffn * (2 if config.get("use_double_wide_mlp") and _borrows(model, config, layer) else 1)
+
+# %% ../../nbs/memory/01_architecture.ipynb #185df849
+def _gemma_attention(model: Architecture, config: Mapping[str, Any], layer: int) -> int:
+    "One block of attention with its norms. Layers without a window have wider heads in Gemma 4."
+    kinds, width, kv_heads = config.get("layer_types") or (), model.head_dim, model.kv_heads
+    sees_all = layer < len(kinds) and kinds[layer] == "full_attention"
+    if sees_all and model.family == "gemma4_text": width, kv_heads = _wide_heads(config, layer, model.kv_heads)
+    queries, keys, bias = model.heads * width, kv_heads * width, int(bool(config.get("attention_bias")))
+    count = 2 * model.hidden * queries + width + bias * (queries + model.hidden)
+    if _borrows(model, config, layer): return count
+    products = 1 if sees_all and config.get("attention_k_eq_v") else 2  # the key is the value too
+    return count + products * (model.hidden + bias) * keys + width
+
+# %% ../../nbs/memory/01_architecture.ipynb #cac79507
+def _layer_embeddings(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
+    "Of the embedding that each layer has of its own: what a layer holds, and what stands around the layers."
+    own = int(config.get("hidden_size_per_layer_input") or 0)
+    if not own: return 0, 0
+    table = int(config.get("vocab_size_per_layer_input") or model.vocab) * model.layers * own
+    return 2 * model.hidden * own + model.hidden, table + model.hidden * model.layers * own + own
+
+def _alternating(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
+    "Gemma 3n's alternating updates and learned residual: of a layer, and around the layers."
+    if model.family != "gemma3n_text": return 0, 0
+    streams, rank = int(config.get("altup_num_inputs") or 4), int(config.get("laurel_rank") or 64)
+    updates = 2 * model.hidden + streams**2 + streams**3 + model.hidden * streams
+    residual = 2 * model.hidden * rank + model.hidden
+    return updates + residual, 2 * (streams - 1) * model.hidden**2
+
+# %% ../../nbs/memory/01_architecture.ipynb #1c69fd4e
+def _gemma_experts(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
+    "Of Gemma 4's experts: norms, the router and its scales in a layer; and all experts of a layer."
+    if not config.get("enable_moe_block"): return 0, 0
+    around = 4 * model.hidden + (model.hidden + 1) * model.experts
+    return around, model.experts * 3 * model.hidden * model.expert_ffn
+
+def _count_gemma(model: Architecture, config: Mapping[str, Any]) -> Parts:
+    "Gemma 3n and 4: an embedding of its own for each layer, layers that borrow keys and values, heads of two widths."
+    (own, tables), (updates, streams) = _layer_embeddings(model, config), _alternating(model, config)
+    router, experts = _gemma_experts(model, config)
+    around = 4 * model.hidden + own + updates + router
+    def one(layer: int) -> int:
+        mlp = 3 * model.hidden * _gemma_ffn(model, config, layer)
+        return _gemma_attention(model, config, layer) + mlp + around
+    layers, norms = sum(map(one, range(model.layers))), model.layers * 4 * model.hidden
+    return Parts(*_ends(model, config), layers, model.layers * experts, norms, model.hidden + tables + streams)
+
+# %% ../../nbs/memory/01_architecture.ipynb #3e7a35f9
+def _pair_head(model: Architecture, config: Mapping[str, Any]) -> int:
+    "The head of an encoder-decoder: that of a language model unless tied, or a classifier with a dense layer of its own."
+    task, hidden = _task(config), model.hidden
+    labels = _labels(config, task)
+    if labels: return labels * (hidden + 1) + (_linear(hidden, hidden) if task == "sequence" else 0)
+    return 0 if model.tied or task in ("none", "encoder") else model.vocab * hidden
+
+def _count_t5(model: Architecture, config: Mapping[str, Any]) -> Parts:
+    "T5 and its kin: relative positions, no biases."
+    attention = 4 * model.hidden * model.heads * model.head_dim
+    mlp = model.hidden * model.ffn * (3 if model.gated else 2)
+    encoder, decoder = attention + mlp + 2 * model.hidden, 2 * attention + mlp + 3 * model.hidden
+    stacks = 2 if model.decoder_layers else 1
+    tables = model.layers + model.decoder_layers if config.get("model_type") == "umt5" else stacks  # of relative positions: a layer's, or a stack's
+    buckets = tables * int(config.get("relative_attention_num_buckets", 32)) * model.heads
+    layer = model.layers * encoder + model.decoder_layers * decoder
+    norms = (2 * model.layers + 3 * model.decoder_layers) * model.hidden
+    besides = buckets + stacks * model.hidden
+    return Parts(model.vocab * model.hidden, _pair_head(model, config), layer, 0, norms, besides)
+
+# %% ../../nbs/memory/01_architecture.ipynb #72b02461
 #: model type → rows that its position tables have beyond the longest sequence (none: they are computed),
 #: norms after the embeddings, and after the last layers
 _PAIRS = {
@@ -1112,62 +1203,101 @@ _PAIRS = {
     "whisper": (0, 0, 1),
 }
 
-def _count_bart(a: Architecture, config: Mapping[str, Any]) -> Parts:
+# %% ../../nbs/memory/01_architecture.ipynb #5636c5c1
+def _heard(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
+    "Of Whisper: rows of its position tables, and two convolutions before the encoder."
+    rows = int(config.get("max_source_positions", 1500)) + int(config.get("max_target_positions", 448))
+    hidden = model.hidden
+    return rows, _linear(3 * int(config.get("num_mel_bins", 80)), hidden) + _linear(3 * hidden, hidden)
+
+def _bart_layers(model: Architecture, config: Mapping[str, Any], attention: int) -> int:
+    "All layers of BART and its kin, where a block of attention has `attention` parameters."
+    hidden, decoder_ffn = model.hidden, int(config.get("decoder_ffn_dim") or model.ffn)
+    read, written = (_linear(hidden, ffn) + _linear(ffn, hidden) for ffn in (model.ffn, decoder_ffn))
+    encoder, decoder = attention + read + 4 * hidden, 2 * attention + written + 6 * hidden
+    return model.layers * encoder + model.decoder_layers * decoder
+
+def _count_bart(model: Architecture, config: Mapping[str, Any]) -> Parts:
     "BART and its kin, and Whisper: no bias on its keys, two convolutions before the encoder."
-    h, ears = a.hidden, a.family == "whisper"
+    hidden, is_whisper = model.hidden, model.family == "whisper"
     beyond, first, last = _PAIRS[str(config.get("model_type") or "bart")]
-    bias = (3 if ears else 4) * h
-    mlp, its = (2 * h * f + f + h for f in (a.ffn, int(config.get("decoder_ffn_dim") or a.ffn)))
-    encoder, decoder = 4 * h * h + bias + mlp + 4 * h, 8 * h * h + 2 * bias + its + 6 * h
-    positions = 0 if beyond is None else 2 * (a.positions + beyond)
-    if ears:
-        positions = int(config.get("max_source_positions", 1500)) + int(
-            config.get("max_target_positions", 448)
-        )
-    convolutions = 3 * h * int(config.get("num_mel_bins", 80)) + h + 3 * h * h + h if ears else 0
-    layer, norms = a.layers * encoder + a.decoder_layers * decoder, (4 * a.layers + 6 * a.decoder_layers) * h
-    return Parts(
-        a.vocab * h,
-        _pair_head(a, config),
-        layer,
-        0,
-        norms,
-        positions * h + convolutions + 4 * h * (first + last),
-    )
+    rows, convolutions = 0 if beyond is None else 2 * (model.positions + beyond), 0
+    if is_whisper: rows, convolutions = _heard(model, config)
+    layer = _bart_layers(model, config, 4 * hidden * hidden + (3 if is_whisper else 4) * hidden)
+    norms = (4 * model.layers + 6 * model.decoder_layers) * hidden
+    besides = rows * hidden + convolutions + 4 * hidden * (first + last)
+    return Parts(model.vocab * hidden, _pair_head(model, config), layer, 0, norms, besides)
 
-
-def _count_vision(a: Architecture, config: Mapping[str, Any]) -> Parts:
-    h, kind = a.hidden, config.get("model_type")
+# %% ../../nbs/memory/01_architecture.ipynb #79c5337f
+def _patch_embedding(model: Architecture, config: Mapping[str, Any]) -> int:
+    "The convolution that makes tokens of patches."
     patch = config["patch_size"] if isinstance(config["patch_size"], int) else config["patch_size"][0]
-    patches = int(config.get("num_channels", 3)) * patch**2 * h + h
-    attention = 4 * h * h + (3 if config.get("qkv_bias", True) else 0) * h + h
-    mlp, scale, other = 2 * h * a.ffn + a.ffn + h, 0, (a.positions + 1) * h + 2 * h
-    head, alone = (h + 1) * a.classes, _task(config) == "none"
-    if alone: head, other = 0, other + (h * h + h if kind in ("vit", "deit") else 0)  # a pooler
-    if kind == "deit": other += 2 * h  # a token to distil into, and its position
-    # a factor a channel after attention and MLP; a token for masked patches; the class and the mean of the patches are classified
-    if kind == "dinov2":
-        scale, other, head = (
-            2 * h,
-            other + (h if config.get("use_mask_token", True) else 0),
-            0 if alone else (2 * h + 1) * a.classes,
-        )
-        narrow = (int(a.ffn * 2 / 3) + 7) // 8 * 8
-        if config.get("use_swiglu_ffn"): mlp = 3 * h * narrow + 2 * narrow + h
-    if kind == "siglip_vision_model":
-        other += (4 * h * h + 4 * h + mlp + 3 * h if config.get("vision_use_head", True) else 0) - 2 * h  # pooled by attention, no class token
-    return Parts(patches, head, a.layers * (attention + mlp + 4 * h + scale), 0, a.layers * 4 * h, other)
+    return _linear(int(config.get("num_channels", 3)) * patch**2, model.hidden)
+
+def _vision_mlp(model: Architecture, config: Mapping[str, Any]) -> int:
+    "An MLP; DINOv2's may have a gate, and two thirds of the width in steps of 8."
+    hidden, narrow = model.hidden, (int(model.ffn * 2 / 3) + 7) // 8 * 8
+    gated = config.get("model_type") == "dinov2" and config.get("use_swiglu_ffn")
+    return 3 * hidden * narrow + 2 * narrow + hidden if gated else _linear(hidden, model.ffn) + _linear(model.ffn, hidden)
+
+def _vision_layer(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Attention, MLP, two norms; DINOv2 has a factor a channel after attention and MLP."
+    hidden = model.hidden
+    attention = 4 * hidden * hidden + (3 if config.get("qkv_bias", True) else 0) * hidden + hidden
+    scale = 2 * hidden if config.get("model_type") == "dinov2" else 0
+    return attention + _vision_mlp(model, config) + 4 * hidden + scale
+
+# %% ../../nbs/memory/01_architecture.ipynb #5a259769
+def _vision_head(model: Architecture, config: Mapping[str, Any]) -> int:
+    "A classifier; DINOv2 classifies the class token and the mean of the patches."
+    if _task(config) == "none": return 0
+    wide = 2 if config.get("model_type") == "dinov2" else 1
+    return (wide * model.hidden + 1) * model.classes
+
+def _vision_besides(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Positions, a class token, the last norm, and what a family has besides."
+    hidden, kind = model.hidden, config.get("model_type")
+    other = (model.positions + 1) * hidden + 2 * hidden
+    if _task(config) == "none" and kind in ("vit", "deit"): other += _linear(hidden, hidden)  # a pooler
+    if kind == "deit": other += 2 * hidden  # a token to distil into, and its position
+    if kind == "dinov2" and config.get("use_mask_token", True): other += hidden  # for masked patches
+    if kind != "siglip_vision_model": return other
+    pooler = 4 * hidden * hidden + 4 * hidden + _vision_mlp(model, config) + 3 * hidden  # pooled by attention, no class token
+    return other + (pooler if config.get("vision_use_head", True) else 0) - 2 * hidden
+
+def _count_vision(model: Architecture, config: Mapping[str, Any]) -> Parts:
+    "A vision transformer."
+    patches, head = _patch_embedding(model, config), _vision_head(model, config)
+    layers = model.layers * _vision_layer(model, config)
+    return Parts(patches, head, layers, 0, model.layers * 4 * model.hidden, _vision_besides(model, config))
+
+# %% ../../nbs/memory/01_architecture.ipynb #f3a198c7
+def count_parameters(
+    model: Architecture,  # with its dimensions
+    config: Mapping[str, Any],  # config.json, for what only one family has
+) -> Parts:
+    "Where the parameters are, from the dimensions and the table of families."
+    if model.kind == "vision": return _count_vision(model, config)
+    if model.family == "t5": return _count_t5(model, config)
+    if model.kind == "encoder-decoder": return _count_bart(model, config)
+    if model.family in ("gemma3n_text", "gemma4_text"): return _count_gemma(model, config)
+    if model.mixer_layers or model.attention_layers is not None: return _count_hybrid(model, config)
+    return _count_stack(model, config)
 
 # %% ../../nbs/memory/01_architecture.ipynb #a1293d74
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block|encoder|decoder|layer_stack)\.(\d+)\.")
+
 _BUFFER = re.compile(
     r"(?:^|\.)(?:attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq"
     r"|position_ids|num_batches_tracked|running_mean|running_var)$"
 )
+
 _INPUT = re.compile(
     r"(?:^|\.)(?:wte|embed_tokens|tok_embeddings|word_embeddings|embed_in|shared|patch_embeddings?[\w.]*|patch_embed[\w.]*)(?:\.|$)"
 )
+
 _OUTPUT = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|classifier|score|head)\.(?:weight|bias)$")
+
 _PACKED = re.compile(r"^(?:I8|U8|I32|int8|uint8|int32|F4|.*(?:qweight|qint))", re.I)
 
 def _place(name: str) -> str:
@@ -1175,6 +1305,7 @@ def _place(name: str) -> str:
         return "expert" if re.search(r"experts?\.", name) and "shared_expert" not in name else "layer"
     return "embedding" if _INPUT.search(name) else "head" if _OUTPUT.search(name) else "other"
 
+# %% ../../nbs/memory/01_architecture.ipynb #75298156
 def parts_of(
     shapes: Mapping[str, Sequence[int]],  # tensor name → shape
 ) -> Parts:
@@ -1187,49 +1318,46 @@ def parts_of(
         if place == "layer" and len(shape) == 1: found["norm"] += size
     return Parts(**found)
 
+# %% ../../nbs/memory/01_architecture.ipynb #4d1acc91
+def _typed(value: Any) -> tuple[str, tuple[int, ...]]:
+    "(dtype, shape) of an entry."
+    if hasattr(value, "shape"): return str(getattr(value, "dtype", "")), tuple(value.shape)
+    if len(value) >= 2 and isinstance(value[0], str): return value[0], tuple(value[1])
+    return "", tuple(value)
+
 def _typed_shapes(index: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
     "Name → (dtype, shape) for whatever a reader of headers gives: entries with those attributes, pairs, or bare shapes."
+    return {name: _typed(value) for name, value in index.items()}
 
-    def entry(v: Any) -> tuple[str, tuple[int, ...]]:
-        if hasattr(v, "shape"): return str(getattr(v, "dtype", "")), tuple(v.shape)
-        if len(v) >= 2 and isinstance(v[0], str): return v[0], tuple(v[1])
-        return "", tuple(v)
-    return {name: entry(v) for name, v in index.items()}
-
-def _packed(a: Architecture, typed: Mapping[str, tuple[str, tuple[int, ...]]]) -> Architecture:
-    "`a` with the bytes of a weight from the headers of a packed checkpoint, whose shapes do not say how many weights there are."
+# %% ../../nbs/memory/01_architecture.ipynb #f3397923
+def _stored(typed: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, float]:
+    "Bytes of the layers, of the routed experts and of the rest, as the headers say."
     held: dict[str, float] = dict.fromkeys(("layer", "expert", "rest"), 0.0)
     for name, entry in typed.items():
         place = _place(name)
         held[place if place in held else "rest"] += stored_bytes([entry])
-    p = a.parts
-    rest = p.embedding + p.head + p.other
-    method = a.packing.method if a.packing else "packed"
-    each = {
-        place: held[place] / max(count, 1)
-        for place, count in (("layer", p.layer), ("expert", p.expert), ("rest", rest))
-    }
-    return replace(a, packing=Packing(method, each["layer"], each["expert"] or 2.0, each["rest"], exact=True))
+    return held
 
-def _of_headers(a: Architecture, index: Mapping[str, Any]) -> Architecture:
-    "`a` with the parameter count of the headers, where they can tell it."
+def _packed(model: Architecture, typed: Mapping[str, tuple[str, tuple[int, ...]]]) -> Architecture:
+    "The model with the bytes of a weight from the headers of a packed checkpoint, whose shapes do not say how many weights there are."
+    held, parts = _stored(typed), model.parts
+    rest = held["rest"] / max(parts.embedding + parts.head + parts.other, 1)
+    layer, expert = held["layer"] / max(parts.layer, 1), held["expert"] / max(parts.expert, 1)
+    method = model.packing.method if model.packing else "packed"
+    return replace(model, packing=Packing(method, layer, expert or 2.0, rest, exact=True))
+
+# %% ../../nbs/memory/01_architecture.ipynb #a7ce1e7e
+def _of_headers(model: Architecture, index: Mapping[str, Any]) -> Architecture:
+    "The model with the parameter count of the headers, where they can tell it."
     typed = _typed_shapes(index)
     if any(_PACKED.match(dtype) and len(shape) > 1 for dtype, shape in typed.values()):
-        return _packed(a, typed)
+        return _packed(model, typed)
     parts = parts_of({name: shape for name, (_, shape) in typed.items()})
-    if parts.total == 0: return a
-    return replace(a, parts=parts, source="headers", tied=a.tied or (a.parts.head > 0 and parts.head == 0))
+    if parts.total == 0: return model
+    tied = model.tied or (model.parts.head > 0 and parts.head == 0)
+    return replace(model, parts=parts, source="headers", tied=tied)
 
-# %% ../../nbs/memory/01_architecture.ipynb #04159630
-#: what stands beside `text_config` and is true of the language model
-_OUTSIDE = (
-    "architectures",
-    "quantization_config",
-    "compression_config",
-    "tie_word_embeddings",
-    "vision_config",
-)
-
+# %% ../../nbs/memory/01_architecture.ipynb #3e229b40
 #: model types whose vision tower is counted: how its blocks are built
 _TOWERS = {
     "gemma3": "siglip",
@@ -1241,106 +1369,146 @@ _TOWERS = {
     "qwen3_vl_moe": "qwen3",
 }
 
-def _has_tower(config: Mapping[str, Any], key: str) -> bool:
-    return key == "vision_config" and str(config.get("model_type")) in _TOWERS
+class TowerSizes(NamedTuple):
+    "What is read of a vision tower."
+    width: int
+    patch: int  # pixels of a side
+    ffn: int
+    depth: int  # blocks
 
+def _tower_sizes(vision: Mapping[str, Any], built: str) -> TowerSizes:
+    "The dimensions of a tower; Qwen2-VL calls its width `embed_dim`."
+    width = int((vision.get("embed_dim") if built == "qwen2" else None) or vision.get("hidden_size") or 1152)
+    patch = int(vision.get("patch_size") or 14)
+    ffn = int(vision.get("intermediate_size") or (4 * width if built == "qwen2" else 4304))
+    return TowerSizes(width, patch, ffn, int(vision.get("depth") or vision.get("num_hidden_layers") or 27))
 
+# %% ../../nbs/memory/01_architecture.ipynb #853d377d
+def _tower_norm(sizes: TowerSizes, built: str) -> int: return sizes.width if built == "qwen2.5" else 2 * sizes.width
+
+def _tower_block(sizes: TowerSizes, built: str) -> int:
+    "Parameters of one block: attention with biases, MLP, two norms."
+    width, ffn = sizes.width, sizes.ffn
+    gated = 3 * width * ffn + 2 * ffn + width
+    mlp = gated if built == "qwen2.5" else _linear(width, ffn) + _linear(ffn, width)
+    return 4 * _linear(width, width) + mlp + 2 * _tower_norm(sizes, built)
+
+def _siglip_tower(vision: Mapping[str, Any], sizes: TowerSizes, hidden: int) -> int:
+    "Gemma's: learned positions, and one product with a norm that leads to the language model."
+    width, depth, places = sizes.width, sizes.depth, (int(vision.get("image_size") or 896) // sizes.patch) ** 2
+    if vision.get("vision_use_head"): depth, places = depth + 1, places - 1  # pooled by a block of attention, without its first norm
+    blocks, patches = depth * _tower_block(sizes, "siglip"), _linear(3 * sizes.patch**2, width)
+    return blocks + patches + places * width + 2 * width + width * hidden + width
+
+# %% ../../nbs/memory/01_architecture.ipynb #e237ae5e
+def _merger(vision: Mapping[str, Any], sizes: TowerSizes, built: str, hidden: int) -> tuple[int, int]:
+    "What joins neighbouring patches into one token of Qwen's language model: the two products, and the width between."
+    said = vision.get("hidden_size") if built == "qwen2" else vision.get("out_hidden_size")  # Qwen2-VL calls the width that it gives so
+    merged = sizes.width * int(vision.get("spatial_merge_size") or 2) ** 2
+    return _linear(merged, merged) + _linear(merged, int(said or hidden)), merged
+
+def _qwen_tower(vision: Mapping[str, Any], sizes: TowerSizes, built: str, hidden: int) -> int:
+    "Qwen's: patches over time, a merger; Qwen 3 has learned positions and further mergers from deeper blocks."
+    width, (joins, merged) = sizes.width, _merger(vision, sizes, built, hidden)
+    merger = _tower_norm(sizes, built) + joins
+    patches = 3 * int(vision.get("temporal_patch_size") or 2) * sizes.patch**2 * width
+    tower = sizes.depth * _tower_block(sizes, built) + patches + merger
+    if built != "qwen3": return tower
+    deep = len(vision.get("deepstack_visual_indexes") or ()) * (2 * merged + joins)
+    return tower + width + int(vision.get("num_position_embeddings") or 2304) * width + deep
+
+# %% ../../nbs/memory/01_architecture.ipynb #e38e3b4c
 def _tower(config: Mapping[str, Any], hidden: int) -> int:
     "Parameters of a vision tower, and of what joins it to a language model of width `hidden`."
     vision, built = config.get("vision_config"), _TOWERS.get(str(config.get("model_type")))
     if not isinstance(vision, Mapping) or not built: return 0
-    width = int((vision.get("embed_dim") if built == "qwen2" else None) or vision.get("hidden_size") or 1152)
-    patch = int(vision.get("patch_size") or 14)
-    ffn = int(vision.get("intermediate_size") or (4 * width if built == "qwen2" else 4304))
-    mlp = 3 * width * ffn + 2 * ffn + width if built == "qwen2.5" else 2 * width * ffn + ffn + width
-    norm = width if built == "qwen2.5" else 2 * width
-    block = 4 * width * width + 4 * width + mlp + 2 * norm
-    depth = int(vision.get("depth") or vision.get("num_hidden_layers") or 27)
-    if built == "siglip":
-        places = (int(vision.get("image_size") or 896) // patch) ** 2
-        if vision.get("vision_use_head"): depth, places = depth + 1, places - 1  # pooled by a block of attention, without its first norm
-        return (
-            depth * block + 3 * patch**2 * width + width + places * width + 2 * width + width * hidden + width
-        )
-    said = vision.get("hidden_size") if built == "qwen2" else vision.get("out_hidden_size")  # Qwen2-VL calls the width that it gives so
-    merged, out = width * int(vision.get("spatial_merge_size") or 2) ** 2, int(said or hidden)
-    merger = norm + merged * merged + merged + merged * out + out
-    patches = 3 * int(vision.get("temporal_patch_size") or 2) * patch**2 * width
-    if built != "qwen3": return depth * block + patches + merger
-    deep = len(vision.get("deepstack_visual_indexes") or ()) * (
-        2 * merged + merged * merged + merged + merged * out + out
-    )
-    return (
-        depth * block
-        + patches
-        + width
-        + int(vision.get("num_position_embeddings") or 2304) * width
-        + merger
-        + deep
-    )
+    sizes = _tower_sizes(vision, built)
+    return _siglip_tower(vision, sizes, hidden) if built == "siglip" else _qwen_tower(vision, sizes, built, hidden)
 
+def _has_tower(config: Mapping[str, Any], key: str) -> bool:
+    return key == "vision_config" and str(config.get("model_type")) in _TOWERS
+
+# %% ../../nbs/memory/01_architecture.ipynb #04159630
+#: what stands beside `text_config` and is true of the language model
+_OUTSIDE = (
+    "architectures",
+    "quantization_config",
+    "compression_config",
+    "tie_word_embeddings",
+    "vision_config",
+)
+
+def _unnested(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    "The configuration of the language model, where it is nested."
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping) or any(key in config for key in _SPELLINGS["hidden"]): return config
+    return {**inner, **{key: config[key] for key in _OUTSIDE if key in config}}
+
+def _flat_experts(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    "DBRX nests what it says of its experts."
+    experts = config.get("ffn_config")
+    if not isinstance(experts, Mapping): return config
+    kept = ("ffn_hidden_size", "moe_num_experts", "moe_top_k")
+    return {**{key: value for key, value in experts.items() if key in kept}, **config}
+
+# %% ../../nbs/memory/01_architecture.ipynb #e09ca3ac
+def _is_counted(kind: str) -> bool: return kind in FAMILIES or kind in _ALIKE
+
+def _has_more(config: Mapping[str, Any], known: bool) -> bool:
+    "Whether a configuration has towers that are not counted here."
+    nested = ("vision_config", "audio_config", "encoder_config", "projector_config")
+    if any(isinstance(config.get(key), Mapping) and not _has_tower(config, key) for key in nested): return True
+    return not known and "patch_size" in config and isinstance(config.get("text_config"), Mapping)
 
 def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     "The part of a configuration that is counted, and whether more than it is there or its type is unknown."
     kind = str(config.get("model_type", ""))
     if kind in _STRANGE or kind in _RECURRENT: family_of(config)
-    known = not kind or kind in FAMILIES or kind in _ALIKE
-    many = any(
-        isinstance(config.get(k), Mapping) and not _has_tower(config, k)
-        for k in ("vision_config", "audio_config", "encoder_config", "projector_config")
-    )
-    many = many or not known and "patch_size" in config and isinstance(config.get("text_config"), Mapping)
-    inner = config.get("text_config")
-    if isinstance(inner, Mapping) and not any(k in config for k in _SPELLINGS["hidden"]):
-        config = {**inner, **{k: config[k] for k in _OUTSIDE if k in config}}
-    if many and not _is_known(config) and family_of(config) == "gpt2":
+    known = not kind or _is_counted(kind)
+    more, inner = _has_more(config, known), _unnested(config)
+    if more and not _is_known(inner) and family_of(inner) == "gpt2":
         raise NoTransformer(f"{kind} cannot be counted by formula: it has towers of an unknown kind", _TRACED)
-    experts = config.get("ffn_config")  # DBRX
-    if isinstance(experts, Mapping):
-        config = {
-            **{k: v for k, v in experts.items() if k in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")},
-            **config,
-        }
-    read = str(config.get("model_type", "")) in MIXERS or str(config.get("model_type", "")) in {
-        *FAMILIES,
-        *_ALIKE,
-    }
-    return {k: v for k, v in config.items() if not (isinstance(v, float) and v != v)}, many or not (
-        known or read
-    )
+    inner = _flat_experts(inner)
+    named = str(inner.get("model_type", ""))
+    read = named in MIXERS or _is_counted(named)
+    said = {key: value for key, value in inner.items() if not (isinstance(value, float) and value != value)}
+    return said, more or not (known or read)
 
-
-def _attention_share(a: Architecture, config: Mapping[str, Any]) -> float:
+# %% ../../nbs/memory/01_architecture.ipynb #4d60d189
+def _attention_share(model: Architecture, config: Mapping[str, Any]) -> float:
     "The share of attention in the matrices of the layers, routed experts left out."
-    if a.kind != "decoder" or not a.parts.layer: return 0.3
-    return min(a.attending * _attention(a, FAMILIES[a.family], config) / a.parts.layer, 1.0)
+    if model.kind != "decoder" or not model.parts.layer: return 0.3
+    return min(model.attending * _attention(model, config) / model.parts.layer, 1.0)
+
+def _measured(whole: Mapping[str, Any], name: str) -> Architecture:
+    "Dimensions, parameters, tower and packing of a configuration, whatever it may hold."
+    config, guessed = _language_model(whole)
+    called = name or str(config.get("_name_or_path") or config.get("model_type") or "model")
+    model = _dimensions(config, called)
+    parts, tower = count_parameters(model, config), _tower(whole, model.hidden)
+    parts, source = replace(parts, other=parts.other + tower), "guess" if guessed else "config"
+    model = replace(model, parts=parts, tower=tower, source=source)
+    return replace(model, packing=packing_of(config, _attention_share(model, config), model.layers))
+
+# %% ../../nbs/memory/01_architecture.ipynb #8eba1d2a
+def _refuse_absurd(model: Architecture) -> None:
+    "Raise where a count came out that no model has."
+    parts = model.parts
+    if min(parts.embedding, parts.layer, parts.expert, parts.other) < 0 or model.parameters > 10**15:
+        raise BadInput(
+            f"the configuration makes {model.parameters:.3g} parameters, which no model has", "Check config.json"
+        )
 
 def _counted(whole: Mapping[str, Any], name: str) -> Architecture:
     "Dimensions, parameters, tower and packing of a configuration. Raises `BadInput` with the field that is missing or absurd."
     if not isinstance(whole, Mapping):
         raise BadInput("the configuration is not a JSON object", "Check config.json")
-    config, guessed = _language_model(whole)
-    try:
-        a = _dimensions(
-            config, name or str(config.get("_name_or_path") or config.get("model_type") or "model")
-        )
-        parts, tower = count_parameters(a, config), _tower(whole, a.hidden)
-        a = replace(
-            a,
-            parts=replace(parts, other=parts.other + tower),
-            tower=tower,
-            source="guess" if guessed else "config",
-        )
-        a = replace(a, packing=packing_of(config, _attention_share(a, config), a.layers))
-    except CheckError:
-        raise
+    try: model = _measured(whole, name)
+    except CheckError: raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as e:
         raise BadInput(
             f"the configuration has a field of the wrong type ({' '.join(str(e).split())[:120]})",
             "Check config.json",
         ) from None
-    if min(a.parts.embedding, a.parts.layer, a.parts.expert, a.parts.other) < 0 or a.parameters > 10**15:
-        raise BadInput(
-            f"the configuration makes {a.parameters:.3g} parameters, which no model has", "Check config.json"
-        )
-    return a
+    _refuse_absurd(model)
+    return model

@@ -16,7 +16,7 @@ from ..core.device_table import Device, find_device
 from ..core.errors import FAILS, HOLDS, BadInput
 from ..core.units import size_text
 from .architecture import Architecture, NoTransformer
-from .footprint import Footprint, estimate
+from .footprint import Footprint, checkpointing_left_open, estimate
 from .options import (add_image_options, add_model_options, add_strategy_options, model_from_args, model_name,
                                           strategy_from_args, workload_from_args)
 from .overview_screen import is_bare, overview_outcome
@@ -146,6 +146,7 @@ def memory(
     s, w = strategy_from_args(args), workload_from_args(args, a)
     if args.solve: return _solved(args, a, s, w, device)
     found = estimate(a, s, w, device, args.measure)
+    if args.recompute is None and not read: found = checkpointing_left_open(found, a, device)
     found = replace(found, assumptions=[*_notes(args.model, device), *found.assumptions])
     if is_bare(args, _usual()): return overview_outcome(a, found, " and ".join(_notes(args.model, None)))
     if read:

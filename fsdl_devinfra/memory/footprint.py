@@ -28,10 +28,12 @@ from .strategy import NARROW, Strategy, Workload, check, default_workload
 
 # %% auto #0
 __all__ = ['PARTS', 'MEASURES', 'DOUBT', 'UNKNOWN', 'REMEDIES', 'SMALLER_WEIGHTS', 'Run', 'Gpu', 'ModelSummary', 'Footprint',
-           'doubts', 'bounds', 'Fullest', 'estimate', 'device_peak', 'Remedy', 'command_options']
+           'doubts', 'bounds', 'Fullest', 'device_peak', 'estimate', 'Remedy', 'command_options',
+           'checkpointing_left_open']
 
-# %% ../../nbs/memory/06_footprint.ipynb #bf47fe62
+# %% ../../nbs/memory/06_footprint.ipynb #ca713792
 PARTS = ("parameters", "gradients", "optimizer", "activations", "loss", "communication", "runtime", "reserve")
+
 MEASURES = ("allocated", "reserved", "device")
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class ModelSummary:
     hidden: int
     source: str  # numbers, config, headers or guess: what the parameter count rests on
 
+# %% ../../nbs/memory/06_footprint.ipynb #bf47fe62
 @dataclass(frozen=True)
 class Footprint(Result):
     "What the fullest GPU holds at its peak, and when that is."
@@ -83,26 +86,21 @@ class Footprint(Result):
 
     def verdict(self) -> str:
         "One sentence: whether it fits, how much it takes, in which phase, and what most of it is."
-        parts = self.named_parts()
-        biggest = max(parts, key=lambda k: parts[k])
+        whole, parts = self.device_bytes, self.named_parts()
+        biggest = max(parts, key=lambda part: parts[part])
+        span = "" if whole.low == whole.high else f" (between {size_text(whole.low)} and {size_text(whole.high)})"
+        takes = f"{self.model.name} takes {size_text(whole.value)}{span} on {self._where()}"
+        peak = f"the peak is in the {self.peak_phase} phase, and {size_text(parts[biggest])} of it is {biggest}"
+        return f"{self._answer()}{takes}; {peak}" + "".join(f". {warning}" for warning in self.warnings)
+
+    def _answer(self) -> str:
         answer = {"yes": "It fits", "tight": "It is tight", "no": "It does not fit"}.get(self.fits or "")
-        head = (
-            f"{answer} on {self.gpu.name} ({size_text(self.gpu.memory_bytes)}): "
-            if answer and self.gpu
-            else ""
-        )
-        d, n = self.device_bytes, self.strategy.gpus
-        where = (
-            "one GPU"
-            if n == 1
-            else f"each of {n} GPUs"
-            if self.strategy.pp == 1
-            else f"a GPU of {self.fullest_stage}"
-        )
-        span = "" if d.low == d.high else f" (between {size_text(d.low)} and {size_text(d.high)})"
-        most = f"{size_text(parts[biggest])} of it is {biggest}"
-        beware = "".join(f". {warning}" for warning in self.warnings)
-        return f"{head}{self.model.name} takes {size_text(d.value)}{span} on {where}; the peak is in the {self.peak_phase} phase, and {most}{beware}"
+        if not answer or not self.gpu: return ""
+        return f"{answer} on {self.gpu.name} ({size_text(self.gpu.memory_bytes)}): "
+
+    def _where(self) -> str:
+        if self.strategy.gpus == 1: return "one GPU"
+        return f"each of {self.strategy.gpus} GPUs" if self.strategy.pp == 1 else f"a GPU of {self.fullest_stage}"
 
     def chart(self) -> Chart:
         "The timeline as stacked bars, with the memory of the GPU as a line."
@@ -137,23 +135,29 @@ DOUBT = {
     "runtime": (0.25, 0.25),
     "reserve": (0.7, 0.5),
 }
+
 UNKNOWN = 0.05  # of the whole
+
+# %% ../../nbs/memory/06_footprint.ipynb #99cac682
+def _xla_doubt(model: Architecture, strategy: Strategy, workload: Workload) -> tuple[float, float]:
+    "XLA recomputes by itself where memory runs short: down to what full activation checkpointing keeps."
+    least = layer_bytes(model, strategy, workload, "full") / layer_bytes(model, strategy, workload)
+    return 1 - least * 0.92, 0.08
 
 def doubts(
     model: Architecture,
     strategy: Strategy,
     workload: Workload,
 ) -> dict[str, tuple[float, float]]:  # part → relative doubt, downwards and upwards
-    "`DOUBT`, and what `s` leaves open."
+    "`DOUBT`, and what the strategy leaves open."
     own = {"loss": loss_doubt(model, strategy)}
     if strategy.framework == "deepspeed": own["communication"] = (0.4, 0.4)
     if strategy.torch_native and strategy.base_weights in ("nf4", "int8"): own["activations"] = (0.08, 1.0)
-    # XLA recomputes by itself where memory runs short
     if strategy.kernels == "jax" and model.layers and not strategy.inference:
-        least = layer_bytes(model, strategy, workload, "full") / layer_bytes(model, strategy, workload)
-        own["activations"] = (1 - least * 0.92, 0.08)
+        own["activations"] = _xla_doubt(model, strategy, workload)
     return DOUBT | own
 
+# %% ../../nbs/memory/06_footprint.ipynb #4dc89b48
 def bounds(
     parts: dict[str, float],  # the parts that count
     cached: float = 0.0,  # of the reserve: blocks that an earlier phase left
@@ -161,159 +165,35 @@ def bounds(
 ) -> tuple[float, float]:  # bytes below and above
     "How far the sum of `parts` may be off."
     own = parts | {"reserve": max(parts.get("reserve", 0.0) - cached, 0.0)}
-    sides = [
-        sum((doubt[k][side] * v) ** 2 for k, v in own.items()) + (UNKNOWN * sum(parts.values())) ** 2
-        for side in (0, 1)
-    ]
-    return math.sqrt(sides[0] + cached ** 2), math.sqrt(sides[1] + (doubt["activations"][1] * cached) ** 2)
+    whole = (UNKNOWN * sum(parts.values())) ** 2
+    down, up = (sum((doubt[part][side] * size) ** 2 for part, size in own.items()) + whole for side in (0, 1))
+    return math.sqrt(down + cached ** 2), math.sqrt(up + (doubt["activations"][1] * cached) ** 2)
 
 # %% ../../nbs/memory/06_footprint.ipynb #a0a191db
 def _parts(phase: Phase, runtime: float, states_only: bool) -> dict[str, float]:
-    live = phase.allocated
-    reserve = (
-        0.0
-        if states_only
-        else phase.pool
-        + phase.cached
-        + phase.holes.value
-        + FRAGMENTATION * (live + phase.pool - phase.settled)
-    )
-    return dict(
-        parameters=phase.parameters,
-        gradients=phase.gradients,
-        optimizer=phase.optimizer,
-        activations=phase.activations,
-        loss=phase.loss,
-        communication=phase.communication,
-        runtime=runtime,
-        reserve=reserve,
-    )
+    "The eight parts of a phase, in bytes."
+    fragments = FRAGMENTATION * (phase.allocated + phase.pool - phase.settled)
+    reserve = 0.0 if states_only else phase.pool + phase.cached + phase.holes.value + fragments
+    named = ("parameters", "gradients", "optimizer", "activations", "loss", "communication")
+    return {part: getattr(phase, part) for part in named} | dict(runtime=runtime, reserve=reserve)
 
 def _counted(parts: dict[str, float], measure: str) -> dict[str, float]:
     "The parts that a measure counts."
     left_out = {"allocated": ("runtime", "reserve"), "reserved": ("runtime",), "device": ()}[measure]
-    return {k: v for k, v in parts.items() if k not in left_out}
+    return {part: size for part, size in parts.items() if part not in left_out}
 
-def _sides(
-    parts: dict[str, float], phase: Phase, measure: str, doubt: Mapping[str, tuple[float, float]]
-) -> tuple[float, float]:
-    "How far a phase may be off: `bounds`, and what other orders of the samples leave behind."
-    if measure == "allocated":
-        down, up = bounds(parts, 0.0, doubt)
-        return down + phase.spare, up
-    down, up = bounds(parts | {"reserve": parts["reserve"] - phase.holes.value}, phase.cached, doubt)
-    return down + phase.spare + phase.holes.value - phase.holes.low, up + phase.holes.high - phase.holes.value
-
-class Fullest(NamedTuple):
-    "The stage with the highest peak."
-    step: Step
-    parts: dict[str, dict[str, float]]  # phase → part → bytes
-    phases: dict[str, Phase]
-
-def _range(
-    held: Fullest,
-    measure: str,
-    doubt: Mapping[str, tuple[float, float]] | None,
-    limit: float | None = None,
-) -> Estimate:
-    "The highest value of all phases, the highest lower bound and the highest upper one."
-    value = low = high = live = 0.0
-    for name, phase in held.phases.items():
-        parts = _counted(held.parts[name], measure)
-        here = sum(parts.values())
-        down, up = (0.0, 0.0) if doubt is None else _sides(parts, phase, measure, doubt)
-        value, low, high = max(value, here), max(low, here - down), max(high, here + up + phase.maybe)
-        live = max(live, here - parts.get("reserve", 0.0))
-    capped = limit if limit is not None and live <= limit < value else value
-    return Estimate(round(capped), round(min(low, capped)), round(high))
-
-def estimate(
-    architecture: Architecture,  # the model
-    strategy: Strategy | None = None,  # how it is spread; default: one GPU, bf16-mixed, AdamW
-    workload: Workload | None = None,  # the batch; default: one sequence of at most 4096 tokens
-    device: Device | None = None,  # judged against it where given
-    measure: str = "reserved",  # what `peak_bytes` says: allocated, reserved or device
-    advice: bool = True,  # look for what would make it fit
-) -> Footprint:
-    "What the fullest GPU must hold. Raises `BadInput` where the strategy cannot run the model."
-    if measure not in MEASURES: raise unknown_name("figure", str(measure), list(MEASURES))
-    strategy = strategy or Strategy()
-    workload = workload or default_workload(architecture)
-    check(architecture, strategy, workload)
-    _possible(strategy, device)
-    held = _fullest(architecture, strategy, workload, measure)
-    name = max(held.parts, key=lambda phase: sum(_counted(held.parts[phase], measure).values()))
-    limit = float(device.memory_bytes) if device else None
-    parts = _given_back(held.parts, limit)
-    doubt = None if strategy.states_only else doubts(architecture, strategy, workload)
-    below = None if limit is None else limit - (0 if measure == "device" else parts[name]["runtime"])
-    # another stage may be the fullest on the device
-    on_device = held if measure != "allocated" else _fullest(architecture, strategy, workload, "device")
-    whole = _range(on_device, "device", doubt, limit)
-    fits, reserve = _fits(whole, limit), _reserve_note(held.phases, name, parts[name]["reserve"])
-    found = Footprint(
-        model=_summary(architecture),
-        strategy=strategy,
-        workload=workload,
-        per_gpu_bytes=_rounded(parts[name]),
-        peak_bytes=_range(held, measure, doubt, below),
-        peak_phase=name,
-        measure=measure,
-        device_bytes=whole,
-        host_bytes=round(_host(held.step)),
-        fullest_stage=held.step.share.name,
-        timeline={phase: _rounded(those) for phase, those in parts.items()},
-        assumptions=_assumptions(architecture, strategy, workload, reserve),
-        remedies=[],
-        gpu=Gpu(device.name, device.memory_bytes) if device else None,
-        fits=fits,
-        warnings=_warnings(architecture, workload, strategy),
-        kv_cache_bytes=round(held.phases["decode"].activations) if "decode" in held.phases else 0,
-    )
-    if not advice or device is None or fits not in ("no", "tight"): return found
-    return replace(found, remedies=_remedies(architecture, strategy, workload, device))
-
-def _summary(model: Architecture) -> ModelSummary:
-    return ModelSummary(
-        name=model.name,
-        parameters=model.parameters,
-        active_parameters=model.active_parameters,
-        layers=model.layers + model.decoder_layers,
-        hidden=model.hidden,
-        source=model.source,
-    )
-
-def _warnings(model: Architecture, workload: Workload, strategy: Strategy) -> list[str]:
-    unbounded = strategy.states_only or not model.positions or model.kind == "vision"
-    if unbounded or workload.seq_len <= model.positions: return []
-    made_for = f"the {model.positions:,} positions that {model.name} was made for"
-    return [f"A sequence of {workload.seq_len:,} tokens is longer than {made_for}"]
-
-
-def _given_back(phases: dict[str, dict[str, float]], limit: float | None) -> dict[str, dict[str, float]]:
-    "The parts of all phases on a GPU of `limit` bytes: the reserve shrinks to what live tensors leave, where they fit."
-    live = {name: sum(parts.values()) - parts["reserve"] for name, parts in phases.items()}
-    if limit is None or max(live.values()) > limit: return phases
-
-    def capped(name: str) -> dict[str, float]:
-        return phases[name] | {"reserve": min(phases[name]["reserve"], limit - live[name])}
-    return {name: capped(name) for name in phases}
-
-def _rounded(parts: dict[str, float]) -> dict[str, int]: return {k: round(v) for k, v in parts.items()}
-
-def _fits(whole: Estimate, limit: float | None) -> str | None:
-    if limit is None: return None
-    return "yes" if whole.high <= limit else "no" if whole.low > limit else "tight"
-
+# %% ../../nbs/memory/06_footprint.ipynb #43bf77bb
 def _with_holes(phases: list[Phase], found: Holes) -> list[Phase]:
     "The phases with what changing lengths leave behind, where activations are alive."
     if found == NO_HOLES: return phases
-    return [p._replace(holes=found) if p.name in ("forward", "loss", "backward") else p for p in phases]
+    alive = ("forward", "loss", "backward")
+    return [phase._replace(holes=found) if phase.name in alive else phase for phase in phases]
 
-def _height(p: Phase, measure: str) -> float:
+def _height(phase: Phase, measure: str) -> float:
     "Bytes of a phase as `measure` counts them, without the runtime, which is the same in all."
-    if measure == "allocated": return p.allocated
-    return (p.allocated + p.pool) * (1 + FRAGMENTATION) - FRAGMENTATION * p.settled + p.cached + p.holes.value
+    if measure == "allocated": return phase.allocated
+    held = (phase.allocated + phase.pool) * (1 + FRAGMENTATION) - FRAGMENTATION * phase.settled
+    return held + phase.cached + phase.holes.value
 
 def _steps(model: Architecture, strategy: Strategy, workload: Workload) -> Iterator[tuple[Step, list[Phase]]]:
     "The step and its phases, on each stage that may be the fullest."
@@ -322,6 +202,13 @@ def _steps(model: Architecture, strategy: Strategy, workload: Workload) -> Itera
         its = share(model, strategy, workload, stage)
         step = step_on(model, strategy, workload, its, flow(model, strategy, workload, its))
         yield step, _with_holes(timeline(engine, step), left)
+
+# %% ../../nbs/memory/06_footprint.ipynb #8b1843e9
+class Fullest(NamedTuple):
+    "The stage with the highest peak."
+    step: Step
+    parts: dict[str, dict[str, float]]  # phase → part → bytes
+    phases: dict[str, Phase]
 
 def _fullest(model: Architecture, strategy: Strategy, workload: Workload, measure: str) -> Fullest:
     "The stage with the highest peak."
@@ -342,11 +229,50 @@ def device_peak(
     highest = max(_height(phase, measure) for phase in phases)
     return highest + runtime_bytes(strategy, workspace_bytes(model, strategy, workload))
 
-def _possible(strategy: Strategy, device: Device | None) -> None:
-    if device and strategy.precision in NARROW and not device.fp8:
-        raise BadInput(
-            f"{device.name} has no 8-bit floating point units", "Use bf16-mixed, or an H100 or newer"
-        )
+# %% ../../nbs/memory/06_footprint.ipynb #c86144aa
+def _sides(
+    parts: dict[str, float], phase: Phase, measure: str, doubt: Mapping[str, tuple[float, float]]
+) -> tuple[float, float]:
+    "How far a phase may be off: `bounds`, and what other orders of the samples leave behind."
+    if measure == "allocated":
+        down, up = bounds(parts, 0.0, doubt)
+        return down + phase.spare, up
+    down, up = bounds(parts | {"reserve": parts["reserve"] - phase.holes.value}, phase.cached, doubt)
+    return down + phase.spare + phase.holes.value - phase.holes.low, up + phase.holes.high - phase.holes.value
+
+def _range(
+    held: Fullest,
+    measure: str,
+    doubt: Mapping[str, tuple[float, float]] | None,
+    limit: float | None = None,
+) -> Estimate:
+    "The highest value of all phases, the highest lower bound and the highest upper one."
+    value = low = high = live = 0.0
+    for name, phase in held.phases.items():
+        parts = _counted(held.parts[name], measure)
+        here = sum(parts.values())
+        down, up = (0.0, 0.0) if doubt is None else _sides(parts, phase, measure, doubt)
+        value, low, high = max(value, here), max(low, here - down), max(high, here + up + phase.maybe)
+        live = max(live, here - parts.get("reserve", 0.0))
+    capped = limit if limit is not None and live <= limit < value else value
+    return Estimate(round(capped), round(min(low, capped)), round(high))
+
+# %% ../../nbs/memory/06_footprint.ipynb #64f33f62
+def _given_back(phases: dict[str, dict[str, float]], limit: float | None) -> dict[str, dict[str, float]]:
+    "The parts of all phases on a GPU of `limit` bytes: the reserve shrinks to what live tensors leave, where they fit."
+    live = {name: sum(parts.values()) - parts["reserve"] for name, parts in phases.items()}
+    if limit is None or max(live.values()) > limit: return phases
+
+    def capped(name: str) -> dict[str, float]:
+        return phases[name] | {"reserve": min(phases[name]["reserve"], limit - live[name])}
+    return {name: capped(name) for name in phases}
+
+def _rounded(parts: dict[str, float]) -> dict[str, int]: return {part: round(size) for part, size in parts.items()}
+
+# %% ../../nbs/memory/06_footprint.ipynb #7b623f66
+def _fits(whole: Estimate, limit: float | None) -> str | None:
+    if limit is None: return None
+    return "yes" if whole.high <= limit else "no" if whole.low > limit else "tight"
 
 # %% ../../nbs/memory/06_footprint.ipynb #799bf412
 def _host(step: Step) -> float:
@@ -356,45 +282,36 @@ def _host(step: Step) -> float:
     paged = (2 + 8 / 256) * trained if strategy.optimizer == "adamw-8bit-paged" else 0.0
     if not step.offloaded: return step.flow.host + paged
     whole = strategy.offload == "parameters"
-    each = recipe.optimizer
-    if strategy.torch_native: each += recipe.weight + recipe.grad if whole else 0
-    else: each += 4 + (2 if whole else 0)
+    if strategy.torch_native: weights = recipe.weight + recipe.grad if whole else 0
+    else: weights = 4 + (2 if whole else 0)
     frozen = step.frozen * (step.kept_frozen if strategy.zero else 1.0)
-    return trained * each + (frozen if whole else 0.0)
+    return trained * (recipe.optimizer + weights) + (frozen if whole else 0.0)
 
-# %% ../../nbs/memory/06_footprint.ipynb #bed760c9
-_ORIGIN = {
-    "headers": "from the headers of the weights",
-    "config": "from the configuration",
-    "numbers": "from the numbers given",
-    "guess": "guessed: the model's type is unknown and taken to be built like Llama, "
-    "or it has more than a language model, which alone is counted",
-}
-
+# %% ../../nbs/memory/06_footprint.ipynb #ff0536bd
 def _reserve_note(phases: Mapping[str, Phase], name: str, reserve: float) -> str:
     "What the allocator holds beyond the live tensors of phase `name`, and what that is made of."
-    p, last = phases[name], phases.get("optimizer", phases[name])
-    freed, fragments = p.pool + p.cached, FRAGMENTATION * (p.allocated + p.pool - p.settled)
-    gradients = min(max(last.gradients - p.gradients, 0.0), p.pool)
+    phase, last = phases[name], phases.get("optimizer", phases[name])
+    freed, fragments = phase.pool + phase.cached, FRAGMENTATION * (phase.allocated + phase.pool - phase.settled)
+    gradients = min(max(last.gradients - phase.gradients, 0.0), phase.pool)
     those = f" ({size_text(round(gradients))} of it the last step's gradients)" if gradients else ""
     made = [f"{size_text(round(freed))} in freed blocks that stay cached{those}"] if freed else []
-    if p.holes.value: made.append(f"{size_text(round(p.holes.value))} left by batches of other lengths")
+    if phase.holes.value: made.append(f"{size_text(round(phase.holes.value))} left by batches of other lengths")
     made.append(f"{size_text(round(fragments))} of fragmentation, taken as {FRAGMENTATION:.0%}")
-    spare = freed + p.holes.value + fragments - reserve
+    spare = freed + phase.holes.value + fragments - reserve
     back = f", less {size_text(round(spare))} that it gives back to fit" if spare > 1 else ""
     return f"{size_text(round(reserve))} is reserved beyond what is allocated at the peak: {', '.join(made)}{back}"
 
-def _assumptions(model: Architecture, strategy: Strategy, workload: Workload, reserve: str) -> list[str]:
-    "What is taken for granted, one sentence each. `reserve` is the sentence on what the allocator holds."
-    counted = f"Parameters: {model.parameters:,} {_ORIGIN[model.source]}"
-    if strategy.states_only:
-        return [counted, "Only parameters, gradients and optimizer are counted: no activations, buffers or runtime"]
-    runtime = size_text(runtime_bytes(strategy))
-    notes = [counted, _engine_note(strategy), f"Allocator: {reserve}; CUDA context and communicators {runtime}"]
-    if strategy.inference:
-        weights = f"weights {_stored(model, strategy)}"
-        return [*notes, f"Inference: the cache is as long as the sequences, in 16 bits; {weights}"]
-    return [*notes, *_batch_notes(strategy, workload), *_run_notes(model, strategy, workload)]
+# %% ../../nbs/memory/06_footprint.ipynb #51a6d66b
+def _lengths_note(workload: Workload) -> str:
+    "What is assumed of the lengths of samples."
+    said = Lengths.parse(workload.lengths or "")
+    if said.samples:
+        order = f"in the order of {workload.lengths}"
+        return f"batches are padded to their longest sample, {order}, replayed through the allocator"
+    longer = "left out" if said.dropped else "cut"
+    drawn = f"{said.mean:,.0f} ± {said.spread:,.0f} tokens, log-normal, longer ones {longer}"
+    replayed = f"{DRAWN} batches in {ORDERS} orders, replayed through the allocator"
+    return f"batches are padded to their longest sample: {drawn}; {replayed}"
 
 _LENGTHS = {
     "longest": "batches are padded to their longest sample; the value is for equal lengths, the upper bound for changing ones "
@@ -403,20 +320,32 @@ _LENGTHS = {
     "packed": "samples are packed to one length",
 }
 
+def _trainer_note(strategy: Strategy, workload: Workload) -> str:
+    "Which Trainer, and how it makes a batch of text."
+    given = workload.lengths is not None and strategy.padding == "longest"
+    padded = _lengths_note(workload) if given else _LENGTHS[strategy.padding]
+    return f"Trainer of Transformers {'.'.join(map(str, strategy.trainer))}; {padded}"
+
+# %% ../../nbs/memory/06_footprint.ipynb #bf858654
 def _batch_notes(strategy: Strategy, workload: Workload) -> list[str]:
+    "The batch, the Trainer and the schedule of the pipeline."
     again = "no" if strategy.recompute == "none" else strategy.recompute
     batch = f"{workload.micro_batch} sequence{'s' * (workload.micro_batch > 1)} of {workload.seq_len} tokens"
     notes = [f"Activations: {batch}, {again} activation checkpointing, {strategy.attention} attention"]
-    if strategy.framework == "hf":
-        given = workload.lengths is not None and strategy.padding == "longest"
-        padded = _lengths_note(workload) if given else _LENGTHS[strategy.padding]
-        notes.append(f"Trainer of Transformers {'.'.join(map(str, strategy.trainer))}; {padded}")
+    if strategy.framework == "hf": notes.append(_trainer_note(strategy, workload))
     if strategy.pp > 1:
         schedule = "interleaved 1F1B" if strategy.vpp > 1 else "1F1B"
         batches = workload.microbatches(strategy)
         notes.append(f"Pipeline: {schedule}, micro-batches per step: {batches}; the fullest stage is reported")
     return notes
 
+# %% ../../nbs/memory/06_footprint.ipynb #845b6113
+def _stored(model: Architecture, strategy: Strategy) -> str:
+    "How frozen weights are held."
+    if strategy.base_weights: return f"in {strategy.base_weights}, as asked for"
+    return f"as the checkpoint stores them ({model.packing.method})" if model.packing else "in 16 bits"
+
+# %% ../../nbs/memory/06_footprint.ipynb #c6866893
 def _run_notes(model: Architecture, strategy: Strategy, workload: Workload) -> list[str]:
     "What a run with these options takes for granted: each sentence with the options that call for it."
     workspace = size_text(workspace_bytes(model, strategy, workload))
@@ -441,83 +370,176 @@ def _run_notes(model: Architecture, strategy: Strategy, workload: Workload) -> l
     }
     return [note for note, holds in said.items() if holds]
 
-def _lengths_note(workload: Workload) -> str:
-    "What is assumed of the lengths of samples."
-    said = Lengths.parse(workload.lengths or "")
-    if said.samples:
-        order = f"in the order of {workload.lengths}"
-        return f"batches are padded to their longest sample, {order}, replayed through the allocator"
-    longer = "left out" if said.dropped else "cut"
-    return (
-        f"batches are padded to their longest sample: {said.mean:,.0f} ± {said.spread:,.0f} tokens, log-normal, longer ones {longer}; "
-        f"{DRAWN} batches in {ORDERS} orders, replayed through the allocator"
-    )
-
-def _stored(model: Architecture, strategy: Strategy) -> str:
-    "How frozen weights are held."
-    if strategy.base_weights: return f"in {strategy.base_weights}, as asked for"
-    return f"as the checkpoint stores them ({model.packing.method})" if model.packing else "in 16 bits"
+# %% ../../nbs/memory/06_footprint.ipynb #c01d7899
+def _megatron_note(strategy: Strategy) -> str:
+    "What Megatron-LM, or Megatron-DeepSpeed, is taken to hold."
+    if megatron_deepspeed(strategy):
+        whole = "Megatron-DeepSpeed (--no-sp): 16-bit weights and gradients whole, optimizer sharded with zero 1"
+        return whole + "; fp32 copies of gradients under bf16"
+    said = {None: "fp32 under bf16; the lower bound is for 16-bit ones", "fp32": "fp32", "bf16": "bf16"}
+    added = f"gradients are added up in {said[strategy.grad_dtype]}"
+    return f"Megatron-LM: weights and gradients whole, optimizer sharded with zero 1; {added}"
 
 def _engine_note(strategy: Strategy) -> str:
-    if strategy.framework == "megatron":
-        if megatron_deepspeed(strategy):
-            whole = "Megatron-DeepSpeed (--no-sp): 16-bit weights and gradients whole, optimizer sharded with zero 1"
-            return whole + "; fp32 copies of gradients under bf16"
-        said = {None: "fp32 under bf16; the lower bound is for 16-bit ones", "fp32": "fp32", "bf16": "bf16"}[
-            strategy.grad_dtype
-        ]
-        return f"Megatron-LM: weights and gradients whole, optimizer sharded with zero 1; gradients are added up in {said}"
+    "What the framework is taken to do."
+    if strategy.framework == "megatron": return _megatron_note(strategy)
     if strategy.framework == "deepspeed":
         return "DeepSpeed: default buckets of 5e8 elements and, with ZeRO-3, a billion live parameters; the loss is computed in 16 bits"
     if strategy.zero >= 2:
         return "FSDP2: one unit a layer and a root unit for embedding and head, reduction in fp32, two layers gathered at a time"
-    return (
-        "Plain PyTorch"
-        + (" with DDP, whose buckets copy the gradients" if strategy.dp * strategy.cp > 1 else " on one GPU")
-        + ("; mixed precision is autocast" if strategy.precision.endswith("mixed") else "")
+    many = strategy.dp * strategy.cp > 1
+    where = " with DDP, whose buckets copy the gradients" if many else " on one GPU"
+    mixed = "; mixed precision is autocast" if strategy.precision.endswith("mixed") else ""
+    return f"Plain PyTorch{where}{mixed}"
+
+# %% ../../nbs/memory/06_footprint.ipynb #bed760c9
+_ORIGIN = {
+    "headers": "from the headers of the weights",
+    "config": "from the configuration",
+    "numbers": "from the numbers given",
+    "guess": "guessed: the model's type is unknown and taken to be built like Llama, "
+    "or it has more than a language model, which alone is counted",
+}
+
+def _assumptions(model: Architecture, strategy: Strategy, workload: Workload, reserve: str) -> list[str]:
+    "What is taken for granted, one sentence each. `reserve` is the sentence on what the allocator holds."
+    counted = f"Parameters: {model.parameters:,} {_ORIGIN[model.source]}"
+    if strategy.states_only:
+        return [counted, "Only parameters, gradients and optimizer are counted: no activations, buffers or runtime"]
+    runtime = size_text(runtime_bytes(strategy))
+    notes = [counted, _engine_note(strategy), f"Allocator: {reserve}; CUDA context and communicators {runtime}"]
+    if strategy.inference:
+        weights = f"weights {_stored(model, strategy)}"
+        return [*notes, f"Inference: the cache is as long as the sequences, in 16 bits; {weights}"]
+    return [*notes, *_batch_notes(strategy, workload), *_run_notes(model, strategy, workload)]
+
+# %% ../../nbs/memory/06_footprint.ipynb #dae6a7d0
+def _warnings(model: Architecture, workload: Workload, strategy: Strategy) -> list[str]:
+    "What runs and is not what the model was made for."
+    unbounded = strategy.states_only or not model.positions or model.kind == "vision"
+    if unbounded or workload.seq_len <= model.positions: return []
+    made_for = f"the {model.positions:,} positions that {model.name} was made for"
+    return [f"A sequence of {workload.seq_len:,} tokens is longer than {made_for}"]
+
+def _possible(strategy: Strategy, device: Device | None) -> None:
+    "Raise where a GPU cannot compute in the precision."
+    if device and strategy.precision in NARROW and not device.fp8:
+        raise BadInput(
+            f"{device.name} has no 8-bit floating point units", "Use bf16-mixed, or an H100 or newer"
+        )
+
+# %% ../../nbs/memory/06_footprint.ipynb #f70e6edb
+def _summary(model: Architecture) -> ModelSummary:
+    return ModelSummary(
+        name=model.name,
+        parameters=model.parameters,
+        active_parameters=model.active_parameters,
+        layers=model.layers + model.decoder_layers,
+        hidden=model.hidden,
+        source=model.source,
     )
 
-# %% ../../nbs/memory/06_footprint.ipynb #40de9453
+def _ranges(
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    held: Fullest,
+    measure: str,
+    limit: float | None,  # bytes of the GPU
+    runtime: float,  # of them, what the allocator cannot have
+) -> tuple[Estimate, Estimate]:
+    "The figure that `measure` names, and that of the device, on which another stage may be the fullest."
+    doubt = None if strategy.states_only else doubts(model, strategy, workload)
+    below = None if limit is None else limit - (0 if measure == "device" else runtime)
+    on_device = held if measure != "allocated" else _fullest(model, strategy, workload, "device")
+    return _range(held, measure, doubt, below), _range(on_device, "device", doubt, limit)
+
+# %% ../../nbs/memory/06_footprint.ipynb #b95bd8b5
+def _judged(
+    model: Architecture, strategy: Strategy, workload: Workload, device: Device | None, measure: str
+) -> Footprint:
+    "The footprint, without remedies."
+    held = _fullest(model, strategy, workload, measure)
+    limit = float(device.memory_bytes) if device else None
+    parts = _given_back(held.parts, limit)
+    name = max(held.parts, key=lambda phase: sum(_counted(held.parts[phase], measure).values()))
+    peak, whole = _ranges(model, strategy, workload, held, measure, limit, parts[name]["runtime"])
+    reserve = _reserve_note(held.phases, name, parts[name]["reserve"])
+    return Footprint(
+        model=_summary(model),
+        strategy=strategy,
+        workload=workload,
+        per_gpu_bytes=_rounded(parts[name]),
+        peak_bytes=peak,
+        peak_phase=name,
+        measure=measure,
+        device_bytes=whole,
+        host_bytes=round(_host(held.step)),
+        fullest_stage=held.step.share.name,
+        timeline={phase: _rounded(those) for phase, those in parts.items()},
+        assumptions=_assumptions(model, strategy, workload, reserve),
+        remedies=[],
+        gpu=Gpu(device.name, device.memory_bytes) if device else None,
+        fits=_fits(whole, limit),
+        warnings=_warnings(model, workload, strategy),
+        kv_cache_bytes=round(held.phases["decode"].activations) if "decode" in held.phases else 0,
+    )
+
+def estimate(
+    architecture: Architecture,  # the model
+    strategy: Strategy | None = None,  # how it is spread; default: one GPU, bf16-mixed, AdamW
+    workload: Workload | None = None,  # the batch; default: one sequence of at most 4096 tokens
+    device: Device | None = None,  # judged against it where given
+    measure: str = "reserved",  # what `peak_bytes` says: allocated, reserved or device
+    advice: bool = True,  # look for what would make it fit
+) -> Footprint:
+    "What the fullest GPU must hold. Raises `BadInput` where the strategy cannot run the model."
+    if measure not in MEASURES: raise unknown_name("figure", str(measure), list(MEASURES))
+    strategy = strategy or Strategy()
+    workload = workload or default_workload(architecture)
+    check(architecture, strategy, workload)
+    _possible(strategy, device)
+    found = _judged(architecture, strategy, workload, device, measure)
+    if not advice or device is None or found.fits not in ("no", "tight"): return found
+    return replace(found, remedies=_remedies(architecture, strategy, workload, device))
+
+# %% ../../nbs/memory/06_footprint.ipynb #a14756ec
 class Remedy(NamedTuple):
     "A change of a run."
     name: str
     strategy: Mapping[str, Any]  # fields of the strategy
     applies: Callable[[Architecture, Strategy, Workload], bool] = lambda model, strategy, workload: True
 
+# %% ../../nbs/memory/06_footprint.ipynb #bb94bcc7
 def _replicated(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return strategy.zero < 3 and strategy.dp * strategy.cp > 1
-
 
 def _predicts_words(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return model.kind == "decoder" and strategy.loss == "full"
 
-
 def _forgets_nothing(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return strategy.recompute == "none"
-
 
 def _wide_adam(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return strategy.optimizer == "adamw"
 
-
 def _trains_all(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return model.layers > 0 and not strategy.base_weights
-
 
 def _keeps_optimizer(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return strategy.offload == "none"
 
-
 def _loss_in_chunks(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return _predicts_words(model, strategy, workload) and strategy.torch_native
-
 
 def _adapters_and_chunks(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return _trains_all(model, strategy, workload) and _loss_in_chunks(model, strategy, workload)
 
-
+# %% ../../nbs/memory/06_footprint.ipynb #40de9453
 _FULL = dict(recompute="full")
+
 _SMALL_ADAM = dict(optimizer="adamw-8bit")
+
 _ADAPTERS = dict(lora_rank=16, recompute="full", optimizer_in_backward=False)
 
 #: what may make training fit on the GPUs that are there
@@ -571,6 +593,7 @@ REMEDIES = (
     ),
 )
 
+# %% ../../nbs/memory/06_footprint.ipynb #99d67ca6
 #: what may make inference fit
 SMALLER_WEIGHTS = (
     Remedy(
@@ -585,60 +608,52 @@ SMALLER_WEIGHTS = (
     ),
 )
 
-# %% ../../nbs/memory/06_footprint.ipynb #512408a4
-def _rearranged(strategy: Strategy, workload: Workload) -> Iterator[tuple[str, Strategy, Workload]]:
-    "Other uses of the same GPUs."
-    if workload.micro_batch % 2 == 0 and not strategy.inference:
-        yield (
-            "half the micro-batch, twice the accumulation",
-            strategy,
-            replace(workload, micro_batch=workload.micro_batch // 2, grad_accum=2 * workload.microbatches(strategy)),
-        )
-    if strategy.dp % 2 == 0 and strategy.tp < 8:
-        yield (
-            "tensor parallelism in place of half of the data parallelism",
-            replace(strategy, dp=strategy.dp // 2, tp=2 * strategy.tp),
-            workload,
-        )
-    for part in (2, 4):
-        if strategy.dp % part == 0 and not strategy.inference:
-            deeper = replace(strategy, dp=strategy.dp // part, pp=part * strategy.pp)
-            yield (
-                "a pipeline in place of data parallelism",
-                deeper,
-                replace(workload, grad_accum=part * workload.microbatches(strategy)),
-            )
-
-
-def _wider(strategy: Strategy, workload: Workload) -> Iterator[tuple[str, Strategy, Workload]]:
-    "The same run on more GPUs."
-    for factor in (2, 4, 8, 16, 32, 64, 128):
-        if strategy.inference:
-            more = replace(strategy, tp=strategy.tp * factor)
-        else:
-            more = replace(
-                strategy,
-                dp=strategy.dp * factor,
-                zero=3 if strategy.torch_native or strategy.pp == 1 else 1,
-                shard_group=None,
-                recompute="full",
-            )
-        yield (
-            f"{more.gpus} GPUs" if strategy.inference else f"{more.gpus} GPUs, sharded, with full activation checkpointing",
-            more,
-            workload,
-        )
-
-
+# %% ../../nbs/memory/06_footprint.ipynb #0db3301a
 def _changed(remedy: Remedy, model: Architecture, strategy: Strategy, workload: Workload) -> Strategy | None:
     "The strategy with `remedy`, or None where it changes nothing or makes no sense. A LoRA rank that was given stays."
     if not remedy.applies(model, strategy, workload): return None
-    changes = {k: v for k, v in remedy.strategy.items() if k != "lora_rank" or strategy.lora_rank is None}
+    kept = strategy.lora_rank is not None
+    changes = {name: value for name, value in remedy.strategy.items() if name != "lora_rank" or not kept}
     changed = replace(strategy, **changes)
     return None if changed == strategy else changed
 
+# %% ../../nbs/memory/06_footprint.ipynb #512408a4
 Run = tuple[str, Strategy, Workload]
 
+def _smaller_batches(strategy: Strategy, workload: Workload) -> Iterator[Run]:
+    "Half of a micro-batch at a time."
+    if workload.micro_batch % 2 or strategy.inference: return
+    half = replace(workload, micro_batch=workload.micro_batch // 2, grad_accum=2 * workload.microbatches(strategy))
+    yield "half the micro-batch, twice the accumulation", strategy, half
+
+def _rearranged(strategy: Strategy, workload: Workload) -> Iterator[Run]:
+    "Other uses of the same GPUs."
+    yield from _smaller_batches(strategy, workload)
+    if strategy.dp % 2 == 0 and strategy.tp < 8:
+        wider = replace(strategy, dp=strategy.dp // 2, tp=2 * strategy.tp)
+        yield "tensor parallelism in place of half of the data parallelism", wider, workload
+    for part in (2, 4):
+        if strategy.dp % part or strategy.inference: continue
+        deeper = replace(strategy, dp=strategy.dp // part, pp=part * strategy.pp)
+        filled = replace(workload, grad_accum=part * workload.microbatches(strategy))
+        yield "a pipeline in place of data parallelism", deeper, filled
+
+# %% ../../nbs/memory/06_footprint.ipynb #3c5b21de
+def _sharded_over(strategy: Strategy, factor: int) -> Strategy:
+    "The strategy on `factor` times as many GPUs, sharded, with full activation checkpointing."
+    zero = 3 if strategy.torch_native or strategy.pp == 1 else 1
+    return replace(strategy, dp=strategy.dp * factor, zero=zero, shard_group=None, recompute="full")
+
+def _wider(strategy: Strategy, workload: Workload) -> Iterator[Run]:
+    "The same run on more GPUs."
+    for factor in (2, 4, 8, 16, 32, 64, 128):
+        if strategy.inference:
+            more, how = replace(strategy, tp=strategy.tp * factor), ""
+        else:
+            more, how = _sharded_over(strategy, factor), ", sharded, with full activation checkpointing"
+        yield f"{more.gpus} GPUs{how}", more, workload
+
+# %% ../../nbs/memory/06_footprint.ipynb #00b8579d
 def _candidates(model: Architecture, strategy: Strategy, workload: Workload) -> Iterator[Run]:
     "Runs that may fit on the same GPUs, cheapest first."
     for remedy in SMALLER_WEIGHTS if strategy.inference else REMEDIES:
@@ -646,22 +661,22 @@ def _candidates(model: Architecture, strategy: Strategy, workload: Workload) -> 
         if changed: yield remedy.name, changed, workload
     yield from _rearranged(strategy, workload)
 
+def _least(strategy: Strategy) -> Strategy:
+    "QLoRA as small as it gets: full activation checkpointing, the loss in chunks."
+    held = dict(base_weights=strategy.base_weights or "nf4", lora_rank=strategy.lora_rank or 16)
+    least = replace(strategy, **_ADAPTERS | held)
+    return replace(least, loss="chunked") if strategy.torch_native else least
+
 def _shorter(model: Architecture, strategy: Strategy, workload: Workload) -> Iterator[Run]:
     "The last resort on a small GPU: QLoRA on shorter sequences, each length half of the one before."
     trains = _trains_all(model, strategy, workload) or strategy.base_weights
     if strategy.inference or strategy.gpus > 1 or model.kind != "decoder" or not trains: return
-    least = replace(
-        strategy,
-        **{"lora_rank": 16}
-        | _ADAPTERS
-        | dict(base_weights=strategy.base_weights or "nf4", lora_rank=strategy.lora_rank or 16),
-    )
-    if strategy.torch_native: least = replace(least, loss="chunked")
+    least = _least(strategy)
     for length in (workload.seq_len // 2, workload.seq_len // 4, workload.seq_len // 8):
         if length >= 256:
             yield f"QLoRA on sequences of {length} tokens", least, replace(workload, seq_len=length, micro_batch=1)
 
-
+# %% ../../nbs/memory/06_footprint.ipynb #302b02f7
 def command_options(
     strategy: Strategy,
     workload: Workload,
@@ -670,10 +685,15 @@ def command_options(
     usual, options = Strategy(), []
     for field_ in fields(Strategy):
         value, flag = getattr(strategy, field_.name), "--" + field_.name.replace("_", "-")
-        if value == getattr(usual, field_.name) or (field_.name == "compile" and strategy.kernels == "compile"):
-            continue
+        implied = field_.name == "compile" and strategy.kernels == "compile"
+        if value == getattr(usual, field_.name) or implied: continue
         if field_.name == "sp": options.append("--sp" if value else "--no-sp")
         else: options += [flag] if value is True else [flag, str(value)]
+    return options + _load_options(workload)
+
+def _load_options(workload: Workload) -> list[str]:
+    "The options of the batch."
+    options = []
     for name in ("seq_len", "micro_batch", "grad_accum", "kv_cache_tokens", "lengths"):
         value = getattr(workload, name)
         if value is not None and (name, value) != ("micro_batch", 1):
@@ -681,6 +701,7 @@ def command_options(
     return options
 
 def _command(model: Architecture, strategy: Strategy, workload: Workload, device: Device) -> str:
+    "The `memory` command of a run; the usual length of a sequence is left out."
     usual = default_workload(model)
     options = command_options(strategy, workload)
     if workload.seq_len == usual.seq_len:
@@ -688,25 +709,54 @@ def _command(model: Architecture, strategy: Strategy, workload: Workload, device
         del options[at:at + 2]
     return shlex.join(["fsdl-devinfra", "memory", model.name, "--gpu", device.name, *options])
 
+# %% ../../nbs/memory/06_footprint.ipynb #db0234d7
+def _named(found: Iterator[Run], model: Architecture, device: Device, wanted: str) -> Iterator[str]:
+    "Those of `found` that are `wanted`, each once: its name, what it takes, and its command."
+    seen = set()
+    for name, strategy, workload in found:
+        if (strategy, workload) in seen: continue
+        seen.add((strategy, workload))
+        try: said = estimate(model, strategy, workload, device, advice=False)
+        except BadInput: continue
+        takes = size_text(said.device_bytes.value) + (" (tight)" if wanted == "tight" else "")
+        if said.fits == wanted: yield f"{name}, {takes}: {_command(model, strategy, workload, device)}"
+
 def _remedies(
     model: Architecture, strategy: Strategy, workload: Workload, device: Device, at_most: int = 4
 ) -> list[str]:
     "What makes it fit: on the same GPUs, cheapest first, and with the least of more GPUs; failing that, what is tight."
-
-    def judged(found: Iterator[tuple[str, Strategy, Workload]], wanted: str) -> Iterator[str]:
-        seen = set()
-        for name, strategy, workload in found:
-            if (strategy, workload) in seen: continue
-            seen.add((strategy, workload))
-            try: said = estimate(model, strategy, workload, device, advice=False)
-            except BadInput: continue
-            takes = size_text(said.device_bytes.value) + (" (tight)" if wanted == "tight" else "")
-            if said.fits == wanted: yield f"{name}, {takes}: {_command(model, strategy, workload, device)}"
-    here = list(islice(judged(_candidates(model, strategy, workload), "yes"), at_most))
+    def first(found: Iterator[Run], count: int, wanted: str = "yes") -> list[str]:
+        return list(islice(_named(found, model, device, wanted), count))
+    here = first(_candidates(model, strategy, workload), at_most)
     if len(here) == at_most: return here
-    less = islice(judged(_shorter(model, strategy, workload), "yes"), 0 if here else 1)
-    more = [*less, *islice(judged(_wider(strategy, workload), "yes"), 1)]
-    tight = islice(judged(_candidates(model, strategy, workload), "tight"), 0 if here else 2)
-    return [*here, *tight, *more] or [
+    tight = [] if here else first(_candidates(model, strategy, workload), 2, "tight")
+    less = [] if here else first(_shorter(model, strategy, workload), 1)
+    more = first(_wider(strategy, workload), 1)
+    return [*here, *tight, *less, *more] or [
         "no change here is enough: use a smaller model, or tensor and pipeline parallelism (see fsdl-devinfra plan)"
     ]
+
+# %% ../../nbs/memory/06_footprint.ipynb #6f0ab5e2
+def checkpointing_left_open(
+    found: Footprint,  # of a run whose activation checkpointing nobody said
+    architecture: Architecture,
+    device: Device | None,
+) -> Footprint:
+    "`found`; tight, and down to full activation checkpointing, where that makes it fit."
+    if device is None or found.fits != "no" or found.strategy.recompute != "none": return found
+    again = replace(found.strategy, recompute="full")
+    lean = estimate(architecture, again, found.workload, device, found.measure, advice=False)
+    if lean.fits == "no": return found
+    without, with_it = size_text(found.device_bytes.value), size_text(lean.device_bytes.value)
+    sizes = f"{without} without it and {with_it} with --recompute full, of {size_text(device.memory_bytes)}"
+    return replace(
+        found,
+        fits="tight",
+        device_bytes=_down_to(found.device_bytes, lean.device_bytes),
+        peak_bytes=_down_to(found.peak_bytes, lean.peak_bytes),
+        warnings=[*found.warnings, f"It fits only with activation checkpointing, which was not said: {sizes}"],
+    )
+
+def _down_to(range_: Estimate, lean: Estimate) -> Estimate:
+    "`range_`, with the lower end of `lean` where that is lower."
+    return Estimate(range_.value, min(range_.low, lean.low), range_.high)

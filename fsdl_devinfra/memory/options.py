@@ -96,6 +96,7 @@ def add_strategy_options(
     for name, options in CHOICES.items():
         g.add_argument("--" + name.replace("_", "-"), choices=[o for o in options if o], default=options[0],
                        help=f"{_HELP[name]} [{options[0] or _UNSAID[name]}]")
+    parser.set_defaults(recompute=None)  # None: nobody said it
     g.add_argument("--trainer-version", metavar="V", help="version of Transformers, with --framework hf [the newest]")
     g.add_argument(
         "--optimizer-in-backward",
@@ -161,7 +162,8 @@ def strategy_from_args(
     args: argparse.Namespace,
 ) -> Strategy:
     "The `Strategy` that the options describe."
-    return Strategy(**{name: getattr(args, name) for name in _STRATEGY})
+    said = {name: getattr(args, name) for name in _STRATEGY}
+    return Strategy(**said | {"recompute": said["recompute"] or "none"})
 
 def workload_from_args(
     args: argparse.Namespace,

@@ -9,7 +9,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ..core.device_table import Device
 from ..core.errors import BadInput, unknown_name
@@ -22,10 +22,10 @@ from .footprint import Footprint, Gpu, estimate
 from .strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['ENGINES', 'LARGE_GPU', 'SGLANG_SIZES', 'CACHE_TYPES', 'SAMPLER_BYTES', 'EngineDefaults', 'engine_defaults',
+__all__ = ['ENGINES', 'SGLANG_SIZES', 'LARGE_GPU', 'CACHE_TYPES', 'SAMPLER_BYTES', 'EngineDefaults', 'engine_defaults',
            'ServeOptions', 'token_bytes', 'wide_token_bytes', 'kept_tokens', 'RequestBytes', 'request_bytes',
-           'step_bytes', 'runtime_of', 'Serving', 'weight_bytes', 'replace_experts', 'serve', 'serving_verdict',
-           'serving_text']
+           'step_bytes', 'runtime_of', 'replace_experts', 'weight_bytes', 'Serving', 'Demand', 'serve',
+           'serving_verdict', 'serving_text']
 
 # %% ../../nbs/memory/07_serving.ipynb #76fd0721
 ENGINES = ("vllm", "sglang", "llama.cpp")
@@ -37,9 +37,7 @@ class EngineDefaults:
     batched_tokens: int  # of a step
     sequences: int
 
-#: GPUs of so much memory and more, A100s left out, get vLLM's larger step
-LARGE_GPU = 70 * GIB
-
+# %% ../../nbs/memory/07_serving.ipynb #2de65b97
 #: SGLang: below so many MiB → tokens of a step, largest batch of its CUDA graphs with fewer than four tensor-parallel ranks, and with more
 SGLANG_SIZES = (
     (20 * 1024, 2048, 8, 8),
@@ -48,6 +46,22 @@ SGLANG_SIZES = (
     (160 * 1024, 8192, 256, 512),
     (math.inf, 16384, 512, 512),
 )
+
+def _sglang_defaults(
+    device: Device | None, ranks: int, stages: int, batched_tokens: int | None
+) -> EngineDefaults:
+    "What SGLang takes for itself where nothing is said: by the memory of the GPU."
+    if device is None: return EngineDefaults(0.88, batched_tokens or 4096, 256)
+    whole = device.memory_bytes / 2**20
+    _, usual, few, many = next(row for row in SGLANG_SIZES if whole < row[0])
+    step = batched_tokens or usual
+    kept = 512 + 1.5 * max(step, 2048) + 2 * (few if ranks < 4 else many) + 1024 * ranks * stages / 8
+    if whole > 60 * 1024: kept = max(kept, 10 * 1024)
+    return EngineDefaults(round(1 - kept / whole, 3), step, 256)
+
+# %% ../../nbs/memory/07_serving.ipynb #a7e0037c
+#: GPUs of so much memory and more, A100s left out, get vLLM's larger step
+LARGE_GPU = 70 * GIB
 
 def engine_defaults(
     engine: str,
@@ -62,18 +76,7 @@ def engine_defaults(
     large = device is not None and device.memory_bytes >= LARGE_GPU and not device.name.startswith("A100")
     return EngineDefaults(0.92, 8192, 1024) if large else EngineDefaults(0.92, 2048, 256)
 
-def _sglang_defaults(
-    device: Device | None, ranks: int, stages: int, batched_tokens: int | None
-) -> EngineDefaults:
-    "SGLang keeps MiB for a step (1.5 a token), CUDA graphs (2 a sequence) and large groups, and gives the rest to weights and cache."
-    if device is None: return EngineDefaults(0.88, batched_tokens or 4096, 256)
-    whole = device.memory_bytes / 2**20
-    _, usual, few, many = next(row for row in SGLANG_SIZES if whole < row[0])
-    step = batched_tokens or usual
-    kept = 512 + 1.5 * max(step, 2048) + 2 * (few if ranks < 4 else many) + 1024 * ranks * stages / 8
-    if whole > 60 * 1024: kept = max(kept, 10 * 1024)
-    return EngineDefaults(round(1 - kept / whole, 3), step, 256)
-
+# %% ../../nbs/memory/07_serving.ipynb #bad3951a
 #: bytes of an element of the cache, by the engines' words
 CACHE_TYPES = {
     "auto": 2.0,
@@ -100,6 +103,7 @@ CACHE_TYPES = {
     "fp8_ds_mla": 656 / 576,
 }
 
+# %% ../../nbs/memory/07_serving.ipynb #4506f987
 @dataclass(frozen=True)
 class ServeOptions(Result):
     "The engine's own words."
@@ -123,36 +127,38 @@ class ServeOptions(Result):
         if share_of is not None and not 0 < share_of <= 1:
             raise BadInput(f"{share_of} of a GPU's memory cannot be used", "Give a share between 0 and 1")
 
-# %% ../../nbs/memory/07_serving.ipynb #3b6b8a42
+# %% ../../nbs/memory/07_serving.ipynb #17864245
 def token_bytes(
-    a: Architecture,
-    o: ServeOptions,
+    model: Architecture,
+    options: ServeOptions,
 ) -> float:  # in one layer, on one GPU
     "Bytes of one token in one layer that attends."
-    size = CACHE_TYPES[o.kv_cache_dtype]
+    size = CACHE_TYPES[options.kv_cache_dtype]
     # the key of a sparse attention's indexer: 8 bits and an fp32 scale (vLLM, `DeepseekV32IndexerCache`; SGLang does the same)
-    index = a.index_dim + 4 * a.index_dim / 128
-    if a.kv_lora_rank: return (a.kv_lora_rank + a.rope_dim) * size + index
-    return 2 * max(a.kv_heads / o.tp, 1) * a.head_dim * size
+    index = model.index_dim + 4 * model.index_dim / 128
+    if model.kv_lora_rank: return (model.kv_lora_rank + model.rope_dim) * size + index
+    return 2 * max(model.kv_heads / options.tp, 1) * model.head_dim * size
 
 def wide_token_bytes(
-    a: Architecture,
-    o: ServeOptions,
+    model: Architecture,
+    options: ServeOptions,
 ) -> float:  # in one layer, on one GPU
     "Bytes of one token in a layer without a window, where such layers have heads of another width."
-    return 2 * max(a.wide_kv_heads / o.tp, 1) * a.wide_head_dim * CACHE_TYPES[o.kv_cache_dtype]
+    return 2 * max(model.wide_kv_heads / options.tp, 1) * model.wide_head_dim * CACHE_TYPES[options.kv_cache_dtype]
 
+# %% ../../nbs/memory/07_serving.ipynb #520a0a14
 def kept_tokens(
-    a: Architecture,
-    o: ServeOptions,
+    model: Architecture,
+    options: ServeOptions,
     tokens: int,  # of a request
     batched: int,  # tokens of a step
 ) -> float:
     "Tokens of a request that a layer with a window keeps."
-    window = a.window or tokens
-    if o.engine == "llama.cpp": return min(tokens, -(-(window + batched) // 256) * 256)
+    window = model.window or tokens
+    if options.engine == "llama.cpp": return min(tokens, -(-(window + batched) // 256) * 256)
     return min(tokens, window - 1 + batched)
 
+# %% ../../nbs/memory/07_serving.ipynb #d931c231
 @dataclass(frozen=True)
 class RequestBytes:
     "What one request of a length holds on one GPU."
@@ -160,19 +166,20 @@ class RequestBytes:
     fixed: float  # recurrent states, and keys and values of an encoder
 
 def request_bytes(
-    a: Architecture,
-    o: ServeOptions,
+    model: Architecture,
+    options: ServeOptions,
     tokens: int,  # of the request
     batched: int,  # tokens of a step
 ) -> RequestBytes:
     "Cache and states of one request."
-    each, attending = token_bytes(a, o), a.decoder_layers or a.attending
-    windowed = min(a.windowed_layers, attending) if a.window else 0
-    whole = wide_token_bytes(a, o) if a.wide_head_dim else each
-    growing = whole * (attending - windowed) * tokens + each * windowed * kept_tokens(a, o, tokens, batched)
-    states = a.mixer_layers * (4 * a.mixer_state + 2 * a.mixer_window) / o.tp
-    encoder = each * a.decoder_layers * a.positions if a.decoder_layers else 0.0
-    return RequestBytes(growing / o.pp, (states + encoder) / o.pp)
+    each, attending = token_bytes(model, options), model.decoder_layers or model.attending
+    windowed = min(model.windowed_layers, attending) if model.window else 0
+    whole = wide_token_bytes(model, options) if model.wide_head_dim else each
+    near = each * windowed * kept_tokens(model, options, tokens, batched)
+    states = model.mixer_layers * (4 * model.mixer_state + 2 * model.mixer_window) / options.tp
+    encoder = each * model.decoder_layers * model.positions if model.decoder_layers else 0.0
+    growing = whole * (attending - windowed) * tokens + near
+    return RequestBytes(growing / options.pp, (states + encoder) / options.pp)
 
 # %% ../../nbs/memory/07_serving.ipynb #004d3267
 #: bytes a logit. vLLM (`v1/sample/sampler.py` and `ops/topk_topp_sampler.py`): itself in 16 bits, its fp32 copy, sorted value and index,
@@ -180,30 +187,59 @@ def request_bytes(
 #: and a probability; one fp32
 SAMPLER_BYTES = {"vllm": 2 + 4 + 4 + 8 + 4 + 4, "sglang": 2 + 4 + 4, "llama.cpp": 4}
 
+# %% ../../nbs/memory/07_serving.ipynb #89b3d023
+def _widest(model: Architecture, options: ServeOptions) -> float:
+    "Elements of a token beside the residual stream, where a layer is widest."
+    gate, queries = 3 if model.gated else 2, 2 * model.heads * (model.query_dim or model.head_dim)
+    attention = (queries + 2 * model.kv_heads * model.head_dim) / options.tp
+    dense = gate * (model.ffn + model.shared_ffn) / options.tp
+    routed = model.experts_per_token * (gate * model.expert_ffn / options.tp + model.hidden) if model.experts else 0.0
+    return max(attention, dense, routed, model.mixer_width / options.tp)
+
 def step_bytes(
-    a: Architecture,
-    o: ServeOptions,
+    model: Architecture,
+    options: ServeOptions,
     tokens: int,  # of the step
     sequences: int,  # whose next token is sampled
 ) -> float:
     "What the largest step takes beside weights and cache, on one GPU."
-    gate = 3 if a.gated else 2
-    attention = (2 * a.heads * (a.query_dim or a.head_dim) + 2 * a.kv_heads * a.head_dim) / o.tp
-    dense = gate * (a.ffn + a.shared_ffn) / o.tp
-    routed = a.experts_per_token * (gate * a.expert_ffn / o.tp + a.hidden) if a.experts else 0.0
-    mixer = a.mixer_width / o.tp
-    layers = 2 * tokens * (2 * a.hidden + max(attention, dense, routed, mixer))
-    sampled = tokens if o.engine == "llama.cpp" else min(sequences, tokens)
-    logits = sampled * a.vocab * SAMPLER_BYTES[o.engine]
-    return layers + logits if o.engine == "llama.cpp" else max(layers, logits)  # whose buffer is one for the whole graph
+    layers = 2 * tokens * (2 * model.hidden + _widest(model, options))
+    sampled = tokens if options.engine == "llama.cpp" else min(sequences, tokens)
+    logits = sampled * model.vocab * SAMPLER_BYTES[options.engine]
+    return layers + logits if options.engine == "llama.cpp" else max(layers, logits)  # whose buffer is one for the whole graph
 
+# %% ../../nbs/memory/07_serving.ipynb #5d55bb7b
 def runtime_of(
-    a: Architecture,
-    o: ServeOptions,
+    model: Architecture,
+    options: ServeOptions,
 ) -> float:
     "CUDA's context and kernels, communicators, and captured graphs (engines' start-up logs: 0.3 to 1.5 GiB)."
-    context = 0.45 * GIB if o.engine == "llama.cpp" else 0.6 * GIB
-    return context + (0.5 * GIB if o.tp * o.pp > 1 else 0.0)
+    context = 0.45 * GIB if options.engine == "llama.cpp" else 0.6 * GIB
+    return context + (0.5 * GIB if options.tp * options.pp > 1 else 0.0)
+
+# %% ../../nbs/memory/07_serving.ipynb #45091280
+def replace_experts(
+    held: Share,
+    options: ServeOptions,
+) -> Share:
+    "The share with its experts spread over the expert-parallel ranks."
+    expert = held.expert * options.tp / options.ep
+    return held._replace(expert=expert, layer=held.layer - held.expert + expert)
+
+def _strategy(options: ServeOptions) -> Strategy:
+    return Strategy(tp=options.tp, pp=options.pp, inference=True, base_weights=options.base_weights)
+
+def weight_bytes(
+    model: Architecture,
+    options: ServeOptions,
+) -> float:
+    "Weights on the fullest GPU."
+    strategy, workload, found = _strategy(options), Workload(1), []
+    for stage in stages(model, strategy):
+        held = share(model, strategy, workload, stage)
+        if options.ep > options.tp: held = replace_experts(held, options)
+        found.append(served_weights(model, strategy, held))
+    return max(found)
 
 # %% ../../nbs/memory/07_serving.ipynb #529d97b0
 @dataclass(frozen=True)
@@ -223,222 +259,240 @@ class Serving(Result):
     max_num_seqs: int
     max_num_batched_tokens: int
 
-def weight_bytes(
-    a: Architecture,
-    o: ServeOptions,
-) -> float:
-    "Weights on the fullest GPU."
-    s = Strategy(tp=o.tp, pp=o.pp, inference=True, base_weights=o.base_weights)
-    w, found = Workload(1), []
-    for stage in stages(a, s):
-        x = share(a, s, w, stage)
-        if o.ep > o.tp: x = replace_experts(x, o)
-        found.append(served_weights(a, s, x))
-    return max(found)
+# %% ../../nbs/memory/07_serving.ipynb #42d9d60b
+class Demand(NamedTuple):
+    "What an engine was asked for, with its defaults filled in, and what that takes of a GPU, in bytes."
+    usual: EngineDefaults
+    length: int  # tokens of a request
+    sequences: int
+    batched: int  # tokens of a step
+    weights: float
+    step: float
+    runtime: float
+    request: RequestBytes
 
-def replace_experts(
-    x: Share,
-    o: ServeOptions,
-) -> Share:
-    "The share with its experts spread over the expert-parallel ranks."
-    expert = x.expert * o.tp / o.ep
-    return x._replace(expert=expert, layer=x.layer - x.expert + expert)
+    @property
+    def whole(self) -> float:
+        "Bytes of one request."
+        return self.request.growing + self.request.fixed
 
-def _defaults(o: ServeOptions, device: Device | None) -> EngineDefaults:
-    return engine_defaults(o.engine, device, o.tp, o.pp, o.max_num_batched_tokens)
+def _defaults(options: ServeOptions, device: Device | None) -> EngineDefaults:
+    return engine_defaults(options.engine, device, options.tp, options.pp, options.max_num_batched_tokens)
 
-def _figures(a: Architecture, o: ServeOptions, device: Device | None, doubt: float) -> tuple[Serving, float]:
+def _demand(model: Architecture, options: ServeOptions, device: Device | None, doubt: float) -> Demand:
+    "What the engine needs, step and runtime `doubt` times as large."
+    usual = _defaults(options, device)
+    sequences = options.max_num_seqs or usual.sequences
+    length = options.max_model_len or model.positions or 4096
+    batched = min(options.max_num_batched_tokens or usual.batched_tokens, length * sequences)
+    weights, runtime = weight_bytes(model, options), runtime_of(model, options) * doubt
+    step = step_bytes(model, options, batched, sequences) * doubt
+    request = request_bytes(model, options, length, batched)
+    return Demand(usual, length, sequences, batched, weights, step, runtime, request)
+
+# %% ../../nbs/memory/07_serving.ipynb #ee508ff5
+def _pool(options: ServeOptions, device: Device | None, demand: Demand) -> float:
+    "Bytes that the cache has: what is left of the GPU, or what the requests take where no GPU limits them."
+    if options.engine == "llama.cpp": return demand.whole * demand.sequences
+    if device is None: return demand.whole * (options.max_num_seqs or 1)
+    limit, outside = float(device.memory_bytes), demand.step + demand.runtime
+    usable = (options.gpu_memory_utilization or demand.usual.utilization) * limit - demand.weights
+    if options.engine != "sglang": return max(usable - outside, 0.0)
+    return max(min(max(usable, 0.0), limit - demand.weights - demand.step - demand.runtime), 0.0)
+
+# %% ../../nbs/memory/07_serving.ipynb #013265a2
+def _figures(model: Architecture, options: ServeOptions, device: Device | None, doubt: float) -> tuple[Serving, float]:
     "The serving figures with step and runtime `doubt` times as large, and the bytes that the pool has."
-    d, limit = _defaults(o, device), float(device.memory_bytes) if device else None
-    sequences = o.max_num_seqs or d.sequences
-    length = o.max_model_len or a.positions or 4096
-    batched = min(o.max_num_batched_tokens or d.batched_tokens, length * sequences)
-    weights, runtime = weight_bytes(a, o), runtime_of(a, o) * doubt
-    step = step_bytes(a, o, batched, sequences) * doubt
-    request = request_bytes(a, o, length, batched)
-    whole = request.growing + request.fixed
-    used = sequences if o.engine == "llama.cpp" else o.max_num_seqs or 1
-    if o.engine == "llama.cpp" or limit is None: pool = whole * used
-    else:
-        utilization = o.gpu_memory_utilization or d.utilization
-        outside = 0.0 if o.engine == "sglang" else step + runtime
-        pool = max(utilization * limit - weights - outside, 0.0)
-        if o.engine == "sglang": pool = max(min(pool, limit - weights - step - runtime), 0.0)
-    concurrency = pool / whole if whole else 0.0
-    tokens = int(concurrency * length)
-    per_token = request.growing / length
+    demand = _demand(model, options, device, doubt)
+    pool = _pool(options, device, demand)
+    concurrency = pool / demand.whole if demand.whole else 0.0
+    tokens, per_token = int(concurrency * demand.length), demand.request.growing / demand.length
     return Serving(
-        o.engine,
-        round(weights),
-        round(step),
+        options.engine,
+        round(demand.weights),
+        round(demand.step),
         round(tokens * per_token),
         per_token,
         tokens,
         round(concurrency, 3),
-        round(concurrency * request.fixed),
-        round(runtime),
-        length,
-        sequences,
-        batched,
+        round(concurrency * demand.request.fixed),
+        round(demand.runtime),
+        demand.length,
+        demand.sequences,
+        demand.batched,
     ), pool
 
-def serve(
-    a: Architecture,
-    options: ServeOptions | None = None,
-    device: Device | None = None,  # the GPU; None: a cache for one request, or for `max_num_seqs`
-    advice: bool = True,  # look for what would make it fit
-) -> tuple[Serving, Footprint]:
-    "What a serving engine holds on one GPU. Raises `BadInput` where a request is longer than the model's positions."
-    o = options or ServeOptions()
-    if a.kind not in ("decoder", "encoder-decoder"):
-        raise BadInput(f"{a.name} generates nothing", "Serve a decoder, or ask for --inference")
-    if o.max_model_len and a.positions and o.max_model_len > a.positions:
-        raise BadInput(
-            f"a request of {o.max_model_len} tokens is longer than the {a.positions} positions of {a.name}",
-            f"Use --max-model-len {a.positions} or less",
-        )
-    if a.heads % o.tp:
-        raise BadInput(
-            f"{a.heads} attention heads cannot be divided among {o.tp} ranks",
-            f"Use a tp that divides {a.heads}",
-        )
-    found, _ = _figures(a, o, device, 1.0)
-    fits = _verdict(a, o, device)
-    footprint = _footprint(a, o, found, device, fits)
-    if device is None or fits == "yes" or not advice: return found, footprint
-    return found, replace(footprint, remedies=_remedies(a, o, found.max_model_len, device))
-
-def _verdict(a: Architecture, o: ServeOptions, device: Device | None) -> str | None:
+# %% ../../nbs/memory/07_serving.ipynb #f717b061
+def _verdict(model: Architecture, options: ServeOptions, device: Device | None) -> str | None:
+    "yes, tight or no; None without a GPU."
     if device is None: return None
     answers = set()
     for doubt in (0.6, 1.5):
-        found, pool = _figures(a, o, device, doubt)
+        found, pool = _figures(model, options, device, doubt)
         total = found.weights_bytes + found.activation_peak_bytes + found.runtime_bytes + pool
         answers.add(found.max_concurrency >= 1 and total <= device.memory_bytes)
     return "tight" if len(answers) == 2 else "yes" if True in answers else "no"
 
-def _footprint(
-    a: Architecture, o: ServeOptions, f: Serving, device: Device | None, fits: str | None
-) -> Footprint:
-    "The same figures as a footprint."
-    base = estimate(a, Strategy(inference=True), Workload(1), None, "device", advice=False)
-    parts = dict.fromkeys(base.per_gpu_bytes, 0) | dict(
-        parameters=f.weights_bytes,
-        activations=f.kv_cache_bytes + f.state_bytes + f.activation_peak_bytes,
-        runtime=f.runtime_bytes,
-    )
-    total = sum(parts.values())
-    loose = f.activation_peak_bytes + f.runtime_bytes
-    peak = Estimate(total, round(total - 0.4 * loose), round(total + 0.5 * loose))
-    return replace(
-        base,
-        strategy=Strategy(tp=o.tp, pp=o.pp, inference=True, base_weights=o.base_weights),
-        workload=Workload(f.max_model_len, 1),
-        per_gpu_bytes=parts,
-        peak_bytes=peak,
-        peak_phase="serving",
-        device_bytes=peak,
-        timeline={"serving": parts},
-        assumptions=_notes(a, o, f, base, device),
-        kv_cache_bytes=f.kv_cache_bytes + f.state_bytes,
-        gpu=Gpu(device.name, device.memory_bytes) if device else None,
-        fits=fits,
-    )
-
-def _changes(a: Architecture, o: ServeOptions, device: Device) -> Iterator[tuple[str, ServeOptions]]:
-    "Other ways to serve, cheapest first."
-    yield "shorter requests", o
-    if o.kv_cache_dtype == "auto" and (o.engine == "llama.cpp" or device.fp8):
-        yield "a cache in 8 bits", replace(o, kv_cache_dtype="q8_0" if o.engine == "llama.cpp" else "fp8")
-    if a.packing is None and o.base_weights is None:
-        yield "weights in 4 bits", replace(o, base_weights="int4-gptq")
-    if o.engine == "llama.cpp": return
-    for factor in (2, 4, 8, 16):
-        if a.heads % (o.tp * factor) == 0: yield f"{o.tp * factor * o.pp} GPUs", replace(o, tp=o.tp * factor)
-
-def _serve_command(a: Architecture, o: ServeOptions, device: Device) -> str:
-    usual, options = ServeOptions(o.engine), []
-    for field in fields(o):
-        value = getattr(o, field.name)
-        if value != getattr(usual, field.name): options += ["--" + field.name.replace("_", "-"), str(value)]
-    words = ["fsdl-devinfra", "memory", a.name, "--serve", o.engine, "--gpu", device.name, *options]
-    return shlex.join(words)
-
-#: requests are cut in half so often before another remedy is looked for
-_HALVINGS = 6
-
-def _remedies(a: Architecture, o: ServeOptions, length: int, device: Device, at_most: int = 3) -> list[str]:
-    "What makes it fit: each change with the longest requests that fit, the length that was asked for or half of it, and so on."
-    found = []
-    for name, changed in _changes(a, o, device):
-        for length_ in (length >> halving for halving in range(_HALVINGS + 1)):
-            if length_ < 1024 and length_ < length: break
-            shorter = changed if length_ == length else replace(changed, max_model_len=length_)
-            if _verdict(a, shorter, device) != "yes": continue
-            cut = f"{'' if changed is o else name + ', '}requests of at most {length_:,} tokens"
-            found.append(f"{name if length_ == length else cut}: {_serve_command(a, shorter, device)}")
-            break
-        if len(found) == at_most: break
-    return found or ["no change here is enough: use a smaller model, fewer bits or a larger GPU"]
-
+# %% ../../nbs/memory/07_serving.ipynb #a5ec32c7
 _ENGINE_NOTES = {
     "vllm": "Defaults are those of vLLM's API server in 2026, with a sampler that sorts all logits; CUDA's context and graphs are assumed",
     "sglang": "Defaults are those of SGLang's server_args.py in 2026; 256 requests at once, the sampler, CUDA's context and graphs are assumed",
     "llama.cpp": "Slots are those asked for, else one; the compute buffer is that of 512 tokens at a time, and CUDA's context is assumed",
 }
 
-def _notes(a: Architecture, o: ServeOptions, f: Serving, base: Footprint, device: Device | None) -> list[str]:
-    d = _defaults(o, device)
-    stored = (
-        f"as the checkpoint stores them ({a.packing.method})"
-        if a.packing and not o.base_weights
-        else o.base_weights or "in 16 bits"
-    )
-    requests = f"{f.max_num_seqs} requests at once" if f.max_num_seqs > 1 else "one request"
-    cache = f"the cache ({size_text(f.kv_cache_bytes)}) and " if f.kv_cache_bytes else ""
-    notes = [
-        base.assumptions[0],
-        f"Weights: {stored}; cache: {'in 16 bits' if o.kv_cache_dtype == 'auto' else o.kv_cache_dtype}",
-        f"A step is at most {f.max_num_batched_tokens} tokens of {requests}",
-        f"Activations hold {cache}the peak of a step ({size_text(f.activation_peak_bytes)})",
-    ]
-    if o.engine != "llama.cpp":
-        notes.append(f"The engine may use {o.gpu_memory_utilization or d.utilization:.0%} of the GPU")
-    notes.append(_ENGINE_NOTES[o.engine])
-    if f.state_bytes:
-        notes.append(f"States of layers that do not attend: {size_text(f.state_bytes)}, apart from the cache")
-    return notes
+def _stored(model: Architecture, options: ServeOptions) -> str:
+    "How the weights are held, in words."
+    if model.packing and not options.base_weights: return f"as the checkpoint stores them ({model.packing.method})"
+    return options.base_weights or "in 16 bits"
 
+def _notes(model: Architecture, options: ServeOptions, found: Serving, first: str, device: Device | None) -> list[str]:
+    "The assumptions: `first`, then weights, step, cache and engine."
+    requests = f"{found.max_num_seqs} requests at once" if found.max_num_seqs > 1 else "one request"
+    cache = f"the cache ({size_text(found.kv_cache_bytes)}) and " if found.kv_cache_bytes else ""
+    kept = "in 16 bits" if options.kv_cache_dtype == "auto" else options.kv_cache_dtype
+    share_of = options.gpu_memory_utilization or _defaults(options, device).utilization
+    states = f"States of layers that do not attend: {size_text(found.state_bytes)}, apart from the cache"
+    return [
+        first,
+        f"Weights: {_stored(model, options)}; cache: {kept}",
+        f"A step is at most {found.max_num_batched_tokens} tokens of {requests}",
+        f"Activations hold {cache}the peak of a step ({size_text(found.activation_peak_bytes)})",
+        *([f"The engine may use {share_of:.0%} of the GPU"] if options.engine != "llama.cpp" else []),
+        _ENGINE_NOTES[options.engine],
+        *([states] if found.state_bytes else []),
+    ]
+
+# %% ../../nbs/memory/07_serving.ipynb #9641cffc
+def _footprint(
+    model: Architecture, options: ServeOptions, found: Serving, device: Device | None, fits: str | None
+) -> Footprint:
+    "The same figures as a footprint."
+    base = estimate(model, Strategy(inference=True), Workload(1), None, "device", advice=False)
+    cache = found.kv_cache_bytes + found.state_bytes
+    parts = dict.fromkeys(base.per_gpu_bytes, 0) | dict(
+        parameters=found.weights_bytes,
+        activations=cache + found.activation_peak_bytes,
+        runtime=found.runtime_bytes,
+    )
+    total, loose = sum(parts.values()), found.activation_peak_bytes + found.runtime_bytes
+    peak = Estimate(total, round(total - 0.4 * loose), round(total + 0.5 * loose))
+    return replace(
+        base,
+        strategy=_strategy(options),
+        workload=Workload(found.max_model_len, 1),
+        per_gpu_bytes=parts,
+        peak_bytes=peak,
+        peak_phase="serving",
+        device_bytes=peak,
+        timeline={"serving": parts},
+        assumptions=_notes(model, options, found, base.assumptions[0], device),
+        kv_cache_bytes=cache,
+        gpu=Gpu(device.name, device.memory_bytes) if device else None,
+        fits=fits,
+    )
+
+# %% ../../nbs/memory/07_serving.ipynb #3c2937fd
+def _changes(model: Architecture, options: ServeOptions, device: Device) -> Iterator[tuple[str, ServeOptions]]:
+    "Other ways to serve, cheapest first."
+    local = options.engine == "llama.cpp"
+    yield "shorter requests", options
+    if options.kv_cache_dtype == "auto" and (local or device.fp8):
+        yield "a cache in 8 bits", replace(options, kv_cache_dtype="q8_0" if local else "fp8")
+    if model.packing is None and options.base_weights is None:
+        yield "weights in 4 bits", replace(options, base_weights="int4-gptq")
+    for ranks in () if local else [options.tp * factor for factor in (2, 4, 8, 16)]:
+        if model.heads % ranks == 0: yield f"{ranks * options.pp} GPUs", replace(options, tp=ranks)
+
+# %% ../../nbs/memory/07_serving.ipynb #21ded38a
+def _serve_command(model: Architecture, options: ServeOptions, device: Device) -> str:
+    "The command that serves so; defaults are left out."
+    usual, words = ServeOptions(options.engine), []
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value != getattr(usual, field.name): words += ["--" + field.name.replace("_", "-"), str(value)]
+    start = ["fsdl-devinfra", "memory", model.name, "--serve", options.engine, "--gpu", device.name]
+    return shlex.join([*start, *words])
+
+# %% ../../nbs/memory/07_serving.ipynb #86c5f227
+#: requests are cut in half so often before another remedy is looked for
+_HALVINGS = 6
+
+def _longest(model: Architecture, options: ServeOptions, length: int, device: Device) -> int | None:
+    "The length that fits: `length`, half of it, and so on, down to 1024 tokens; None where none does."
+    for shorter in (length >> halving for halving in range(_HALVINGS + 1)):
+        if shorter < 1024 and shorter < length: return None
+        changed = options if shorter == length else replace(options, max_model_len=shorter)
+        if _verdict(model, changed, device) == "yes": return shorter
+    return None
+
+def _remedies(model: Architecture, options: ServeOptions, length: int, device: Device, at_most: int = 3) -> list[str]:
+    "What makes it fit: each change with the longest requests that fit, the length that was asked for or half of it, and so on."
+    found = []
+    for name, changed in _changes(model, options, device):
+        fitting = _longest(model, changed, length, device)
+        if fitting is not None and fitting < length:
+            name = f"{'' if changed is options else name + ', '}requests of at most {fitting:,} tokens"
+            changed = replace(changed, max_model_len=fitting)
+        if fitting is not None: found.append(f"{name}: {_serve_command(model, changed, device)}")
+        if len(found) == at_most: break
+    return found or ["no change here is enough: use a smaller model, fewer bits or a larger GPU"]
+
+# %% ../../nbs/memory/07_serving.ipynb #32a70648
+def _refuse_unservable(model: Architecture, options: ServeOptions) -> None:
+    "Raise `BadInput` for a model that generates nothing, a request that is too long, or heads that cannot be divided."
+    if model.kind not in ("decoder", "encoder-decoder"):
+        raise BadInput(f"{model.name} generates nothing", "Serve a decoder, or ask for --inference")
+    asked, most = options.max_model_len, model.positions
+    if asked and most and asked > most:
+        raise BadInput(
+            f"a request of {asked} tokens is longer than the {most} positions of {model.name}",
+            f"Use --max-model-len {most} or less",
+        )
+    if model.heads % options.tp:
+        raise BadInput(
+            f"{model.heads} attention heads cannot be divided among {options.tp} ranks",
+            f"Use a tp that divides {model.heads}",
+        )
+
+def serve(
+    model: Architecture,
+    options: ServeOptions | None = None,
+    device: Device | None = None,  # the GPU; None: a cache for one request, or for `max_num_seqs`
+    advice: bool = True,  # look for what would make it fit
+) -> tuple[Serving, Footprint]:
+    "What a serving engine holds on one GPU. Raises `BadInput` where a request is longer than the model's positions."
+    options = options or ServeOptions()
+    _refuse_unservable(model, options)
+    found, _ = _figures(model, options, device, 1.0)
+    fits = _verdict(model, options, device)
+    footprint = _footprint(model, options, found, device, fits)
+    if device is None or fits == "yes" or not advice: return found, footprint
+    return found, replace(footprint, remedies=_remedies(model, options, found.max_model_len, device))
+
+# %% ../../nbs/memory/07_serving.ipynb #e3c8ddc8
 def serving_verdict(
-    f: Serving,
+    found: Serving,
     footprint: Footprint,
 ) -> str:
     "One sentence: whether a request fits, and what the GPU holds."
     answer = {"yes": "It fits", "tight": "It is tight", "no": "It does not fit"}.get(footprint.fits or "", "")
-    head = (
-        f"{answer} on {footprint.gpu.name} ({size_text(footprint.gpu.memory_bytes)}): "
-        if footprint.gpu
-        else ""
-    )
-    cache = f" and {size_text(f.kv_cache_bytes)} KV cache" if f.kv_cache_bytes else ""
-    none = "" if cache or f.state_bytes else ", and nothing is left for a KV cache"
+    gpu = footprint.gpu
+    head = f"{answer} on {gpu.name} ({size_text(gpu.memory_bytes)}): " if gpu else ""
+    cache = f" and {size_text(found.kv_cache_bytes)} KV cache" if found.kv_cache_bytes else ""
+    none = "" if cache or found.state_bytes else ", and nothing is left for a KV cache"
     return (
-        f"{head}{footprint.model.name} in {f.engine} takes {size_text(footprint.device_bytes.value)} of a GPU, "
-        f"{size_text(f.weights_bytes)} of it weights{cache}{none}"
+        f"{head}{footprint.model.name} in {found.engine} takes {size_text(footprint.device_bytes.value)} of a GPU, "
+        f"{size_text(found.weights_bytes)} of it weights{cache}{none}"
     )
 
+# %% ../../nbs/memory/07_serving.ipynb #c5fabda5
 def serving_text(
-    f: Serving,
+    found: Serving,
 ) -> str:
     "The figures in lines that people read."
-    if not f.kv_cache_bytes and not f.state_bytes:
-        step = size_text(f.activation_peak_bytes)
-        return f"Weights {size_text(f.weights_bytes)}, largest step {step}, no KV cache"
-    return "\n".join(
-        [
-            f"Weights {size_text(f.weights_bytes)}, largest step {size_text(f.activation_peak_bytes)}, "
-            f"KV cache {size_text(f.kv_cache_bytes)}",
-            f"{f.kv_tokens:,} tokens fit ({f.kv_bytes_per_token:,.0f} bytes each): "
-            f"{f.max_concurrency:.1f} request{'s' * (f'{f.max_concurrency:.1f}' != '1.0')} of {f.max_model_len:,} tokens at once",
-        ]
-    )
+    start = f"Weights {size_text(found.weights_bytes)}, largest step {size_text(found.activation_peak_bytes)}, "
+    if not found.kv_cache_bytes and not found.state_bytes: return start + "no KV cache"
+    at_once = f"{found.max_concurrency:.1f}"
+    requests = f"{at_once} request{'s' * (at_once != '1.0')} of {found.max_model_len:,} tokens at once"
+    tokens = f"{found.kv_tokens:,} tokens fit ({found.kv_bytes_per_token:,.0f} bytes each)"
+    return f"{start}KV cache {size_text(found.kv_cache_bytes)}\n{tokens}: {requests}"
