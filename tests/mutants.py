@@ -65,9 +65,10 @@ TARGETS = [
     Target("bytes on disk", "hub/verification.py", "is_right", "tests/test_verdicts.py -k 'verifies or damage or read_again or by_itself'"),
     *[Target("bytes on disk, from outside", "hub/verification.py", name, "tests/test_verdicts.py tests/test_hub_hostile.py")
       for name in ("seen_problem", "_read_problem")],
-    Target("DeepSpeed's file", "launch/frameworks.py", "deepspeed_config", "tests/test_verdicts.py -k launch"),
+    *of("DeepSpeed's file", "launch/frameworks.py", "launch", "deepspeed_config", "_deepspeed_can", "_zero_block"),
     Target("verdict of a step", "preflight.py", "run_step", "tests/test_verdicts.py -k 'step'"),
-    *of("launch values: accelerate", "launch/frameworks.py", "launch", "accelerate_config", "_kind", "fsdp_config", "_degrees"),
+    *of("launch values: accelerate", "launch/frameworks.py", "launch", "accelerate_config", "_accelerate_can", "_kind", "_processes",
+        "fsdp_config", "_degrees"),
     *of("launch values: fine-tuning", "launch/finetuning.py", "launch", "trl_settings", "_trl_arguments", "_trl_adapters", "axolotl_settings",
         "_axolotl_arguments", "_axolotl_adapters", "_axolotl_fsdp", "_axolotl_shards", "llama_factory_settings", "_factory_arguments",
         "_factory_adapters", "_recomputes", "_held_in", "_on_gpu", "_attention", "_no_split"),
