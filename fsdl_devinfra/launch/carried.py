@@ -8,50 +8,72 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .job import Job
+from ..memory.strategy import Strategy
 
 # %% auto #0
-__all__ = ['plan_values', 'left_out']
+__all__ = ['plan_values', 'carried_names', 'left_out']
 
-# %% ../../nbs/launch/05_carried.ipynb #77713c3d
+# %% ../../nbs/launch/05_carried.ipynb #05cafe02
+def _degrees(strategy: Strategy) -> dict[str, str]:
+    values = {name: getattr(strategy, name) for name in ("dp", "tp", "pp", "vpp", "cp", "ep")}
+    return {name: f"{name} {value}" for name, value in values.items() if value > 1}
+
+# %% ../../nbs/launch/05_carried.ipynb #05cafe06
+def _usual_choices(job: Job) -> dict[str, str]:
+    strategy, workload = job.strategy, job.workload
+    return {
+        "seq_len": f"sequences of {workload.seq_len} tokens",
+        "micro_batch": f"micro-batches of {workload.micro_batch}",
+        "microbatches": f"micro-batches per step: {workload.microbatches(strategy)}",
+        "precision": f"precision {strategy.precision}",
+        "optimizer": f"the optimizer {strategy.optimizer}",
+        "recompute": f"activation checkpointing: {strategy.recompute}",
+        "attention": f"{strategy.attention} attention",
+        "loss": f"a {strategy.loss} loss",
+        "compile": f"torch.compile {'on' if strategy.compile else 'off'}",
+    }
+
+# %% ../../nbs/launch/05_carried.ipynb #05cafe09
+def _special_states(strategy: Strategy) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if strategy.shard_group: found["shard_group"] = f"sharding in groups of {strategy.shard_group}"
+    if strategy.offload != "none": found["offload"] = f"{strategy.offload} on the host"
+    if strategy.grad_dtype: found["grad_dtype"] = f"gradients in {strategy.grad_dtype}"
+    if strategy.base_weights: found["base_weights"] = f"base weights in {strategy.base_weights}"
+    if strategy.optimizer_in_backward: found["optimizer_in_backward"] = "the optimizer step in the backward pass"
+    if strategy.lora_rank:
+        found["lora"] = f"rank-{strategy.lora_rank} adapters on {strategy.lora_targets} layers"
+    return found
+
+# %% ../../nbs/launch/05_carried.ipynb #05cafe0b
+def _special_execution(strategy: Strategy) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if strategy.kernels not in (None, "torch", "compile"): found["kernels"] = f"the kernels of {strategy.kernels}"
+    if strategy.schedule != "1f1b": found["schedule"] = f"the schedule {strategy.schedule}"
+    if strategy.framework == "hf": found["padding"] = f"padding: {strategy.padding}"
+    return found
+
+# %% ../../nbs/launch/05_carried.ipynb #05cafe0d
 def plan_values(
     job: Job,
 ) -> dict[str, str]:  # name → the value in words
-    "What the plan counted on: degrees above 1, the batch, and every choice, also a usual one, because trainers' defaults differ."
-    s, w = job.strategy, job.workload
-    found = {
-        name: f"{name} {getattr(s, name)}"
-        for name in ("dp", "tp", "pp", "vpp", "cp", "ep")
-        if getattr(s, name) > 1
-    }
-    found |= {
-        "seq_len": f"sequences of {w.seq_len} tokens",
-        "micro_batch": f"micro-batches of {w.micro_batch}",
-        "microbatches": f"micro-batches per step: {w.microbatches(s)}",
-        "precision": f"precision {s.precision}",
-        "optimizer": f"the optimizer {s.optimizer}",
-        "recompute": f"activation checkpointing: {s.recompute}",
-        "attention": f"{s.attention} attention",
-        "loss": f"a {s.loss} loss",
-        "compile": f"torch.compile {'on' if s.compile else 'off'}",
-    }
-    if job.gpus > 1: found["zero"] = f"ZeRO stage {s.zero}"
-    given = {
-        "sp": "sequence parallelism" if s.sequence_parallel else "",
-        "async_tp": "asynchronous tensor parallelism" if s.async_tp else "",
-        "shard_group": f"sharding in groups of {s.shard_group}" if s.shard_group else "",
-        "offload": f"{s.offload} on the host" if s.offload != "none" else "",
-        "grad_dtype": f"gradients in {s.grad_dtype}" if s.grad_dtype else "",
-        "base_weights": f"base weights in {s.base_weights}" if s.base_weights else "",
-        "optimizer_in_backward": "the optimizer step in the backward pass" if s.optimizer_in_backward else "",
-        "lora": f"rank-{s.lora_rank} adapters on {s.lora_targets} layers" if s.lora_rank else "",
-        "kernels": f"the kernels of {s.kernels}"
-        if s.kernels and s.kernels not in ("torch", "compile")
-        else "",
-        "schedule": f"the schedule {s.schedule}" if s.schedule != "1f1b" else "",
-        "padding": f"padding: {s.padding}" if s.framework == "hf" else "",
-    }
-    return found | {name: words for name, words in given.items() if words}
+    "What the plan counted on: degrees above 1, the batch, every usual choice, and special ones where they were made."
+    strategy = job.strategy
+    found = _degrees(strategy) | _usual_choices(job)
+    if job.gpus > 1: found["zero"] = f"ZeRO stage {strategy.zero}"
+    if strategy.sequence_parallel: found["sp"] = "sequence parallelism"
+    if strategy.async_tp: found["async_tp"] = "asynchronous tensor parallelism"
+    return found | _special_states(strategy) | _special_execution(strategy)
 
+# %% ../../nbs/launch/05_carried.ipynb #05cafe10
+def carried_names(
+    always: str,  # names of `plan_values`, with spaces between them
+    **where: object,  # name → whether it is carried here
+) -> set[str]:
+    "What the files of one job carry."
+    return {*always.split(), *(name for name, holds in where.items() if holds)}
+
+# %% ../../nbs/launch/05_carried.ipynb #77713c3d
 def left_out(
     job: Job,
     target: str,  # for people
@@ -59,9 +81,6 @@ def left_out(
 ) -> tuple[str, ...]:  # no note, or one
     "A note of what the plan counted on and the files do not say."
     said = set(carried)
-    rest = [words for name, words in plan_values(job).items() if name not in said]
-    return (
-        (f"The plan counted on what this file for {target} does not say, set it yourself: {', '.join(rest)}",)
-        if rest
-        else ()
-    )
+    rest = ", ".join(words for name, words in plan_values(job).items() if name not in said)
+    if not rest: return ()
+    return (f"The plan counted on what this file for {target} does not say, set it yourself: {rest}",)

@@ -10,64 +10,42 @@ from typing import Any
 from .job import Emitted, Job, shell_line, yaml_text
 from .processes import PORT, torchrun_words
 
-#: to be replaced by the image that the Dockerfile of `--to docker` makes
-IMAGE = "registry.example/train:1"
-
-def _environment(job: Job) -> list[dict[str, Any]]:
-    return [{"name": k, "value": v} for k, v in job.environment.items()]
-
-
-def _resources(job: Job) -> dict[str, Any]:
-    "The device plugin's name for the GPUs of a node."
-    return (
-        {}
-        if job.cpu
-        else {"limits": {"amd.com/gpu" if job.gpu.startswith("MI") else "nvidia.com/gpu": job.on_node}}
-    )
-
-
-def _note(job: Job) -> tuple[str, ...]:
-    return (
-        f"Replace the image {IMAGE} by your own (fsdl-devinfra launch --to docker makes a Dockerfile); the script must be in it",
-    )
-
 # %% auto #0
 __all__ = ['IMAGE', 'kubernetes', 'kubeflow', 'sky_name', 'skypilot']
 
-# %% ../../nbs/launch/05_clusters.ipynb #760ea487
-def kubernetes(
-    job: Job,
-) -> Emitted:
-    "`job.yaml`: a Job, and with several nodes a headless Service."
+# %% ../../nbs/launch/05_clusters.ipynb #05c10002
+#: to be replaced by the user's
+IMAGE = "registry.example/train:1"
+
+def _environment(job: Job) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in job.environment.items()]
+
+def _resources(job: Job) -> dict[str, Any]:
+    "The GPUs of a node."
+    plugin = "amd.com/gpu" if job.gpu.startswith("MI") else "nvidia.com/gpu"
+    return {} if job.cpu else {"limits": {plugin: job.on_node}}
+
+def _note(job: Job) -> tuple[str, ...]:
+    own = "your own (fsdl-devinfra launch --to docker makes a Dockerfile)"
+    return (f"Replace the image {IMAGE} by {own}; the script must be in it",)
+
+# %% ../../nbs/launch/05_clusters.ipynb #05c10004
+def _container(job: Job) -> dict[str, Any]:
     words = torchrun_words(job, f"{job.name}-0.{job.name}")
-    container: dict[str, Any] = {"name": "train", "image": IMAGE, "command": words, "env": _environment(job),
-                                 "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}
-    if _resources(job): container["resources"] = _resources(job)
-    if job.nodes > 1: container["ports"] = [{"containerPort": PORT}]
-    pod: dict[str, Any] = {
-        "restartPolicy": "Never",
-        "containers": [container],
-        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
-    }
+    found: dict[str, Any] = {"name": "train", "image": IMAGE, "command": words, "env": _environment(job)}
+    found["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]
+    if _resources(job): found["resources"] = _resources(job)
+    if job.nodes > 1: found["ports"] = [{"containerPort": PORT}]
+    return found
+
+def _pod(job: Job) -> dict[str, Any]:
+    memory = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+    pod: dict[str, Any] = {"restartPolicy": "Never", "containers": [_container(job)], "volumes": [memory]}
     if job.nodes > 1: pod["subdomain"] = job.name
-    spec = {
-        "completions": job.nodes,
-        "parallelism": job.nodes,
-        "completionMode": "Indexed",
-        "backoffLimit": 0,
-        "template": {"metadata": {"labels": {"app": job.name}}, "spec": pod},
-    }
-    documents = [{"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job.name}, "spec": spec}]
-    if job.nodes > 1: documents.insert(0, _service(job))
-    return Emitted(
-        {"job.yaml": "---\n".join(yaml_text(d) for d in documents), **job.files},
-        "kubectl apply -f job.yaml",
-        _note(job),
-    )
+    return pod
 
-
+# %% ../../nbs/launch/05_clusters.ipynb #05c10007
 def _service(job: Job) -> dict[str, Any]:
-    "A headless Service, by which the pods find the first of them."
     spec = {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
@@ -76,18 +54,32 @@ def _service(job: Job) -> dict[str, Any]:
     }
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": job.name}, "spec": spec}
 
+# %% ../../nbs/launch/05_clusters.ipynb #760ea487
+def kubernetes(
+    job: Job,
+) -> Emitted:
+    "`job.yaml`: a Job, and with several nodes a headless Service."
+    spec = {
+        "completions": job.nodes,
+        "parallelism": job.nodes,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "template": {"metadata": {"labels": {"app": job.name}}, "spec": _pod(job)},
+    }
+    documents = [{"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job.name}, "spec": spec}]
+    if job.nodes > 1: documents.insert(0, _service(job))
+    text = "---\n".join(yaml_text(document) for document in documents)
+    return Emitted({"job.yaml": text, **job.files}, "kubectl apply -f job.yaml", _note(job))
+
 # %% ../../nbs/launch/05_clusters.ipynb #a41bdef1
+_RUNTIME = "sets PET_NNODES, PET_NPROC_PER_NODE and the meeting place, which torchrun reads"
+
 def kubeflow(
     job: Job,
 ) -> Emitted:
     "`trainjob.yaml`: a TrainJob (trainer.kubeflow.org/v1alpha1)."
-    trainer: dict[str, Any] = {
-        "image": IMAGE,
-        "command": ["torchrun", *job.command],
-        "env": _environment(job),
-        "numNodes": job.nodes,
-        "numProcPerNode": job.on_node,
-    }
+    trainer: dict[str, Any] = {"image": IMAGE, "command": ["torchrun", *job.command], "env": _environment(job)}
+    trainer |= {"numNodes": job.nodes, "numProcPerNode": job.on_node}
     if _resources(job): trainer["resourcesPerNode"] = _resources(job)
     document = {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
@@ -95,12 +87,8 @@ def kubeflow(
         "metadata": {"name": job.name},
         "spec": {"runtimeRef": {"name": "torch-distributed"}, "trainer": trainer},
     }
-    runtime = "The runtime torch-distributed sets PET_NNODES, PET_NPROC_PER_NODE and the meeting place, which torchrun reads"
-    return Emitted(
-        {"trainjob.yaml": yaml_text(document), **job.files},
-        "kubectl apply -f trainjob.yaml",
-        (*_note(job), runtime),
-    )
+    files = {"trainjob.yaml": yaml_text(document), **job.files}
+    return Emitted(files, "kubectl apply -f trainjob.yaml", (*_note(job), f"The runtime torch-distributed {_RUNTIME}"))
 
 # %% ../../nbs/launch/05_clusters.ipynb #8879eb67
 #: the device table's chips in SkyPilot's catalog, where they differ
@@ -122,33 +110,26 @@ def sky_name(
     "What SkyPilot calls it."
     return _SKY.get(gpu, gpu.split("-")[0])
 
+# %% ../../nbs/launch/05_clusters.ipynb #05c1000c
+_REQUIREMENTS = "fsdl-devinfra env restore env.json --to requirements makes one"
+
+def _sky_run(job: Job) -> str:
+    first = 'export HEAD_NODE="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"\n' if job.nodes > 1 else ""
+    return f"set -e\n{first}{shell_line(torchrun_words(job))}\n"
+
 def skypilot(
     job: Job,
 ) -> Emitted:
     "`task.yaml`."
-    head = '' if job.nodes == 1 else 'export HEAD_NODE="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"\n'
-    words = torchrun_words(job)
-    resources: dict[str, Any] = (
-        {"cpus": "2+"} if job.cpu else {"accelerators": f"{sky_name(job.gpu)}:{job.on_node}"}
-    )
+    needed = "-r requirements.txt" if job.script else "torch numpy safetensors 'fsdl-devinfra[torch]'"
     document = {
         "name": job.name,
         "num_nodes": job.nodes,
-        "resources": resources,
+        "resources": {"cpus": "2+"} if job.cpu else {"accelerators": f"{sky_name(job.gpu)}:{job.on_node}"},
         "workdir": ".",
         "envs": job.environment,
-        "setup": "pip install -r requirements.txt\n"
-        if job.script
-        else "pip install torch numpy safetensors 'fsdl-devinfra[torch]'\n",
-        "run": f"set -e\n{head}{shell_line(words)}\n",
+        "setup": f"pip install {needed}\n",
+        "run": _sky_run(job),
     }
-    notes = (
-        ()
-        if not job.script
-        else (
-            "Put a requirements.txt beside task.yaml: fsdl-devinfra env restore env.json --to requirements makes one",
-        )
-    )
-    return Emitted(
-        {"task.yaml": yaml_text(document), **job.files}, f"sky launch -c {job.name} task.yaml", notes
-    )
+    notes = (f"Put a requirements.txt beside task.yaml: {_REQUIREMENTS}",) if job.script else ()
+    return Emitted({"task.yaml": yaml_text(document), **job.files}, f"sky launch -c {job.name} task.yaml", notes)

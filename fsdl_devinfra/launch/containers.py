@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import pprint
+from collections.abc import Mapping
 
 from .job import Emitted, Job
 
 # %% auto #0
-__all__ = ['PACKAGES', 'ray', 'docker', 'interpreter_lines']
+__all__ = ['PACKAGES', 'ray', 'interpreter_lines', 'docker']
 
 # %% ../../nbs/launch/06_ray_docker.ipynb #4c42c0cd
 _RAY = '''"""Run a training script on Ray Train workers, one a GPU."""
@@ -44,59 +45,20 @@ if __name__ == "__main__":
     TorchTrainer(worker, scaling_config=ScalingConfig(num_workers={gpus}, use_gpu={use_gpu})).fit()
 '''
 
+_JOINED = (
+    "Ray joins its process group before the script runs; "
+    "a script that calls init_process_group itself must ask is_initialized() first"
+)
+
 def ray(
     job: Job,
 ) -> Emitted:
     "`ray_train.py`."
-    def shown(value): return pprint.pformat(value, width=120)
+    command, environment = (pprint.pformat(value, width=120) for value in (job.command, job.environment))
+    text = _RAY.format(command=command, environment=environment, gpus=job.gpus, use_gpu=not job.cpu)
+    return Emitted({"ray_train.py": text, **job.files}, "python ray_train.py", (_JOINED,) if job.script else ())
 
-    text = _RAY.format(
-        command=shown(job.command), environment=shown(job.environment), gpus=job.gpus, use_gpu=not job.cpu
-    )
-    note = "Ray joins its process group before the script runs; a script that calls init_process_group itself must ask is_initialized() first"
-    return Emitted({"ray_train.py": text, **job.files}, "python ray_train.py", (note,) if job.script else ())
-
-# %% ../../nbs/launch/06_ray_docker.ipynb #3f39b71c
-#: what a training image needs, where this environment has it
-PACKAGES = ("torch", "numpy", "safetensors", "transformers", "accelerate", "deepspeed", "fsdl-devinfra")
-
-def docker(
-    job: Job,
-) -> Emitted:
-    "`Dockerfile` and `requirements.txt`."
-    from fsdl_devinfra.env.environment import capture  # only this launcher looks at the environment
-    from fsdl_devinfra.env.restoration import base_image
-    env = capture()
-    needed = {"deepspeed"} if job.strategy.framework == "deepspeed" else set()
-    pins = [f"{name}=={version.split('+')[0]}" for name in PACKAGES
-            if name in env.packages and (version := env.packages[name].version)]
-    image, why = base_image(env)
-    command = json.dumps(["torchrun", "--standalone", f"--nproc-per-node={job.on_node}", *job.command])
-    lines = [
-        f"FROM {image}",
-        *interpreter_lines(image, env.python.get("version") or "3.12"),
-        "WORKDIR /work",
-        "COPY requirements.txt .",
-        "RUN pip install --no-cache-dir -r requirements.txt",
-        "COPY . .",
-        *(f"ENV {k}={v}" for k, v in job.environment.items()),
-        f"CMD {command}",
-    ]
-    notes = [
-        "torch's public wheels for Linux bring their own CUDA libraries: the host needs only the driver and its container toolkit"
-    ]
-    if not image.startswith("python:"): notes.insert(0, f"The image was chosen for this environment: {why}")
-    if needed and "devel" not in image:
-        notes.append(
-            "DeepSpeed compiles its operators with nvcc: start FROM an nvidia/cuda devel image where you want them"
-        )
-    listed = "\n".join(pins + sorted(needed - set(env.packages))) + "\n"
-    files = {"Dockerfile": "\n".join(lines) + "\n", "requirements.txt": listed, **job.files}
-    return Emitted(
-        files, "docker build -t train . && docker run --rm --gpus all --ipc host train", tuple(notes)
-    )
-
-
+# %% ../../nbs/launch/06_ray_docker.ipynb #06d00001
 def interpreter_lines(image: str, version: str) -> list[str]:
     "Python for an image that has none."
     if image.startswith("python:"): return []
@@ -105,3 +67,53 @@ def interpreter_lines(image: str, version: str) -> list[str]:
         f"RUN UV_PYTHON_INSTALL_DIR=/opt/python uv venv --seed --python {version} /opt/env",
         "ENV PATH=/opt/env/bin:$PATH",
     ]
+
+# %% ../../nbs/launch/06_ray_docker.ipynb #06d00003
+def _dockerfile(job: Job, image: str, version: str) -> str:
+    "`version` is Python's, for an image without one."
+    command = json.dumps(["torchrun", "--standalone", f"--nproc-per-node={job.on_node}", *job.command])
+    lines = [
+        f"FROM {image}",
+        *interpreter_lines(image, version),
+        "WORKDIR /work",
+        "COPY requirements.txt .",
+        "RUN pip install --no-cache-dir -r requirements.txt",
+        "COPY . .",
+        *(f"ENV {name}={value}" for name, value in job.environment.items()),
+        f"CMD {command}",
+    ]
+    return "\n".join(lines) + "\n"
+
+# %% ../../nbs/launch/06_ray_docker.ipynb #3f39b71c
+#: what a training image needs, where this environment has it
+PACKAGES = ("torch", "numpy", "safetensors", "transformers", "accelerate", "deepspeed", "fsdl-devinfra")
+
+def _requirements(versions: Mapping[str, str | None], deepspeed: bool) -> str:
+    "Lines of requirements.txt, of what is installed here."
+    pins = [f"{name}=={version.split('+')[0]}" for name in PACKAGES if (version := versions.get(name))]
+    missing = ["deepspeed"] if deepspeed and "deepspeed" not in versions else []
+    return "\n".join(pins + missing) + "\n"
+
+# %% ../../nbs/launch/06_ray_docker.ipynb #06d00007
+_DRIVER = (
+    "torch's public wheels for Linux bring their own CUDA libraries: "
+    "the host needs only the driver and its container toolkit"
+)
+_COMPILES = "DeepSpeed compiles its operators with nvcc: start FROM an nvidia/cuda devel image where you want them"
+
+def docker(
+    job: Job,
+) -> Emitted:
+    "`Dockerfile` and `requirements.txt`."
+    from fsdl_devinfra.env.environment import capture  # only this launcher looks at the environment
+    from fsdl_devinfra.env.restoration import base_image
+    env = capture()
+    image, why = base_image(env)
+    deepspeed = job.strategy.framework == "deepspeed"
+    versions = {name: package.version for name, package in env.packages.items()}
+    files = {"Dockerfile": _dockerfile(job, image, env.python.get("version") or "3.12"),
+             "requirements.txt": _requirements(versions, deepspeed), **job.files}
+    chosen = () if image.startswith("python:") else (f"The image was chosen for this environment: {why}",)
+    compiles = (_COMPILES,) if deepspeed and "devel" not in image else ()
+    command = "docker build -t train . && docker run --rm --gpus all --ipc host train"
+    return Emitted(files, command, (*chosen, _DRIVER, *compiles))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .job import Job
+from ..memory.strategy import Strategy
 
 # %% auto #0
 __all__ = ['Values', 'flattened', 'read_values', 'run_script', 'batch_script', 'deepspeed_file', 'hosts_file', 'accelerate_file',
@@ -25,19 +26,16 @@ def flattened(
     where: str = "",
 ) -> Values:
     "Every scalar by its path."
-    if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in flattened(inner, f"{where}.{key}").items()}
-    if isinstance(value, list) and value:
-        return {k: v for i, inner in enumerate(value) for k, v in flattened(inner, f"{where}.{i}").items()}
-    return {where: value.rstrip("\n") if isinstance(value, str) else value}
+    if not isinstance(value, (dict, list)) or not value:
+        return {where: value.rstrip("\n") if isinstance(value, str) else value}
+    found: Values = {}
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        found |= flattened(inner, f"{where}.{key}")
+    return found
 
-def _scalar(text: str) -> Any:
-    "A plain value of YAML: a number, a truth value, a quoted text, or the word itself."
-    try: return json.loads(text)
-    except ValueError: return text
-
+# %% ../../nbs/launch/07_expected.ipynb #07ec0003
 def _lines(text: str) -> list[tuple[int, str]]:
-    "Indent and content of each line; a dash in front of a key begins a level of its own."
+    "Indent and content of each line."
     found = []
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip(" "))
@@ -48,31 +46,48 @@ def _lines(text: str) -> list[tuple[int, str]]:
         if rest: found.append((indent, rest))
     return found
 
+# %% ../../nbs/launch/07_expected.ipynb #07ec0006
+def _scalar(text: str) -> Any:
+    try: return json.loads(text)
+    except ValueError: return text
+
+def _is_scalar(content: str) -> bool:
+    "Whether a line has no key."
+    quoted = content.startswith('"') and not content.endswith(":") and '": ' not in content
+    return ":" not in content or quoted
+
+# %% ../../nbs/launch/07_expected.ipynb #07ec0009
 def _nested(lines: list[tuple[int, str]], indent: int) -> Any:
     "The value that begins with the first line; what it takes is removed."
-    if lines[0][1] == "-":
-        items = []
-        while lines and lines[0] == (indent, "-"):
-            lines.pop(0)
-            items.append(_nested(lines, indent + 2))
-        return items
-    if ":" not in lines[0][1] or lines[0][1].startswith('"') and not lines[0][1].endswith(":") and '": ' not in lines[0][1]:
-        return _scalar(lines.pop(0)[1])
+    content = lines[0][1]
+    if content == "-": return _items(lines, indent)
+    if _is_scalar(content): return _scalar(lines.pop(0)[1])
     found: dict[str, Any] = {}
     while lines and lines[0][0] == indent and lines[0][1] != "-":
         key, _, after = lines.pop(0)[1].partition(":")
-        after = after.strip()
-        if after == "|": found[key] = _block(lines, indent)
-        elif after: found[key] = _scalar(after)
-        elif lines and lines[0][0] > indent: found[key] = _nested(lines, lines[0][0])
-        else: found[key] = None
+        found[key] = _after(lines, indent, after.strip())
     return found
+
+def _items(lines: list[tuple[int, str]], indent: int) -> list[Any]:
+    items = []
+    while lines and lines[0] == (indent, "-"):
+        lines.pop(0)
+        items.append(_nested(lines, indent + 2))
+    return items
+
+def _after(lines: list[tuple[int, str]], indent: int, after: str) -> Any:
+    "The value of a key: what stands behind it, or what follows further in."
+    if after == "|": return _block(lines, indent)
+    if after: return _scalar(after)
+    further_in = bool(lines) and lines[0][0] > indent
+    return _nested(lines, lines[0][0]) if further_in else None
 
 def _block(lines: list[tuple[int, str]], indent: int) -> str:
     taken = []
     while lines and lines[0][0] > indent: taken.append(lines.pop(0)[1])
     return "\n".join(taken)
 
+# %% ../../nbs/launch/07_expected.ipynb #07ec000b
 def _documents(text: str) -> Iterator[Any]:
     for document in text.split("---\n"):
         lines = _lines(document)
@@ -86,34 +101,37 @@ def read_values(
     "Every value of a file that this package wrote."
     if path.endswith(".json"): return flattened(json.loads(text))
     if path.endswith(".yaml"): return flattened(list(_documents(text)))
-    return flattened([shlex.split(line, posix=False) for line in text.splitlines()])
+    return _words(text.splitlines())
+
+def _words(lines: Sequence[str]) -> Values: return flattened([shlex.split(line, posix=False) for line in lines])
 
 # %% ../../nbs/launch/07_expected.ipynb #5c41d0ea
 def _script(job: Job) -> list[str]:
     "What runs in every process."
-    s = job.strategy
-    digits = ["train_digits.py", "--dp", s.dp * s.cp, "--tp", s.tp, "--pp", s.pp, "--zero", s.zero]
-    return list(job.script) if job.script else [str(word) for word in digits]
+    strategy = job.strategy
+    dp = strategy.dp * strategy.cp
+    digits = f"train_digits.py --dp {dp} --tp {strategy.tp} --pp {strategy.pp} --zero {strategy.zero}"
+    return list(job.script) or digits.split()
 
 def _nodes(job: Job) -> tuple[int, int]:
     "Nodes, and processes on each."
-    each = min(job.gpus, job.per_node)
-    return math.ceil(job.gpus / job.per_node), each
+    return math.ceil(job.gpus / job.per_node), min(job.gpus, job.per_node)
 
 def _torchrun(job: Job, words: Sequence[str], head: str = "$HEAD_NODE") -> list[str]:
     nodes, each = _nodes(job)
     if nodes == 1: return ["torchrun", "--standalone", f"--nproc-per-node={each}", *words]
-    return ["torchrun", f"--nnodes={nodes}", f"--nproc-per-node={each}", f"--rdzv-id={job.name}", "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={head}:29500", *words]
+    meeting = [f"--rdzv-id={job.name}", "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:29500"]
+    return ["torchrun", f"--nnodes={nodes}", f"--nproc-per-node={each}", *meeting, *words]
 
 def _variables(job: Job) -> dict[str, str]:
     gpu = {} if job.cpu else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     return {"OMP_NUM_THREADS": "1", **gpu}
 
+# %% ../../nbs/launch/07_expected.ipynb #07ec000e
 def _quoted(words: Sequence[str]) -> str:
-    return " ".join(w if "$HEAD_NODE" in w else shlex.quote(w) for w in words)
+    return " ".join(word if "$HEAD_NODE" in word else shlex.quote(word) for word in words)
 
-def _shell(lines: Sequence[str]) -> Values: return flattened([shlex.split(line, posix=False) for line in lines])
+def _exports(job: Job) -> list[str]: return [f"export {name}={value}" for name, value in _variables(job).items()]
 
 def run_script(
     job: Job,
@@ -121,133 +139,167 @@ def run_script(
 ) -> Values:
     "`run.sh`."
     need = ': "${HEAD_NODE:?set HEAD_NODE to the name of the first node, and start this script on every node}"'
-    exports = [f"export {k}={v}" for k, v in _variables(job).items()]
     several = [need] if _nodes(job)[0] > 1 else []
-    last = "exec " + _quoted(_torchrun(job, words))
-    return _shell(["#!/bin/bash", "set -euo pipefail", 'cd "$(dirname "$0")"', *several, *exports, last])
+    head = ["#!/bin/bash", "set -euo pipefail", 'cd "$(dirname "$0")"']
+    return _words([*head, *several, *_exports(job), "exec " + _quoted(_torchrun(job, words))])
+
+# %% ../../nbs/launch/07_expected.ipynb #07ec0011
+def _time_limit(hours: float | None) -> str:
+    "Days-hours:minutes:seconds."
+    minutes = max(10, math.ceil((hours or 16) * 90))
+    return f"{minutes // 1440}-{minutes // 60 % 24:02}:{minutes % 60:02}:00"
+
+def _sbatch(job: Job, cpus: int) -> list[str]:
+    "What is asked of SLURM."
+    nodes, each = _nodes(job)
+    asked = [f"--job-name={job.name}", f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}",
+             f"--time={_time_limit(job.hours)}", f"--output={job.name}-%j.out"]
+    return asked if job.cpu else [*asked, f"--gpus-per-node={each}", "--exclusive"]
 
 def batch_script(
     job: Job,
 ) -> Values:
-    "`job.sbatch`: half as much time again as the plan says, a day where it says none."
+    "`job.sbatch`."
     nodes, each = _nodes(job)
-    minutes = max(10, math.ceil((job.hours or 16) * 90))
-    days, hours, rest = minutes // 1440, minutes // 60 % 24, minutes % 60
     cpus = 2 if job.cpu else 8 * each
-    asked = [f"--job-name={job.name}", f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}",
-             f"--time={days}-{hours:02}:{rest:02}:00", f"--output={job.name}-%j.out"]
-    if not job.cpu: asked += [f"--gpus-per-node={each}", "--exclusive"]
     head = ['export HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'] if nodes > 1 else []
-    exports = [f"export {k}={v}" for k, v in _variables(job).items()]
     start = f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 " + _quoted(_torchrun(job, _script(job)))
-    body = ["set -euo pipefail", 'cd "${SLURM_SUBMIT_DIR:-.}"', *head, *exports, start]
-    return _shell(["#!/bin/bash", *("#SBATCH " + a for a in asked), "", *body])
+    asked = ["#SBATCH " + option for option in _sbatch(job, cpus)]
+    body = ["set -euo pipefail", 'cd "${SLURM_SUBMIT_DIR:-.}"', *head, *_exports(job), start]
+    return _words(["#!/bin/bash", *asked, "", *body])
+
+# %% ../../nbs/launch/07_expected.ipynb #07ec0014
+def _zero(strategy: Strategy) -> dict[str, Any]:
+    sharded = strategy.zero > 0
+    host = {"device": "cpu", "pin_memory": True}
+    found: dict[str, Any] = {"stage": strategy.zero, "overlap_comm": sharded, "contiguous_gradients": sharded}
+    if strategy.offload in ("optimizer", "parameters"): found["offload_optimizer"] = host
+    if strategy.offload == "parameters": found["offload_param"] = host
+    return found
 
 def deepspeed_file(
     job: Job,
 ) -> Values:
     "`ds_config.json`."
-    s, w = job.strategy, job.workload
-    accumulated = w.microbatches(s)
-    zero: dict[str, Any] = {"stage": s.zero, "overlap_comm": s.zero > 0, "contiguous_gradients": s.zero > 0}
-    host = {"device": "cpu", "pin_memory": True}
-    if s.offload in ("optimizer", "parameters"): zero["offload_optimizer"] = host
-    if s.offload == "parameters": zero["offload_param"] = host
-    found = {"train_micro_batch_size_per_gpu": w.micro_batch, "gradient_accumulation_steps": accumulated,
-             "train_batch_size": w.micro_batch * accumulated * s.dp, "gradient_clipping": 1.0, "zero_optimization": zero}
-    kind = {"bf16-mixed": "bf16", "bf16": "bf16", "fp16-mixed": "fp16"}.get(s.precision)
-    return flattened(found | ({kind: {"enabled": True}} if kind and not job.cpu else {}))
+    strategy, workload = job.strategy, job.workload
+    accumulated = workload.microbatches(strategy)
+    found: dict[str, Any] = {"train_micro_batch_size_per_gpu": workload.micro_batch}
+    found["gradient_accumulation_steps"] = accumulated
+    found["train_batch_size"] = workload.micro_batch * accumulated * strategy.dp
+    found |= {"gradient_clipping": 1.0, "zero_optimization": _zero(strategy)}
+    kind = {"bf16-mixed": "bf16", "bf16": "bf16", "fp16-mixed": "fp16"}.get(strategy.precision)
+    if kind and not job.cpu: found[kind] = {"enabled": True}
+    return flattened(found)
 
 def hosts_file(
     job: Job,
 ) -> Values:
     "DeepSpeed's `hostfile`."
     nodes, each = _nodes(job)
-    return _shell([f"node-{i + 1} slots={each}" for i in range(nodes)])
+    return _words([f"node-{i + 1} slots={each}" for i in range(nodes)])
 
-# %% ../../nbs/launch/07_expected.ipynb #5c41d0eb
+# %% ../../nbs/launch/07_expected.ipynb #07ec0017
 def _shards_how(job: Job) -> str:
     "accelerate's word for how states are spread."
-    s = job.strategy
-    split = s.tp * s.cp > 1
-    if s.framework == "deepspeed" or (s.zero == 1 and not split): return "DEEPSPEED"
-    if s.zero >= 2 or split: return "FSDP"
+    strategy = job.strategy
+    split = strategy.tp * strategy.cp > 1
+    if strategy.framework == "deepspeed" or (strategy.zero == 1 and not split): return "DEEPSPEED"
+    if strategy.zero >= 2 or split: return "FSDP"
     return "NO" if job.gpus == 1 else "MULTI_GPU"
+
+def _fsdp_blocks(strategy: Strategy) -> dict[str, Any]:
+    block = {
+        "version": 2, "reshard_after_forward": strategy.zero == 3, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "state_dict_type": "SHARDED_STATE_DICT", "offload_params": strategy.offload == "parameters",
+        "cpu_ram_efficient_loading": True, "activation_checkpointing": strategy.recompute == "full",
+    }  # fmt: skip
+    found = {"fsdp_config": {f"fsdp_{name}": value for name, value in block.items()}}
+    if strategy.tp * strategy.cp == 1 and not strategy.shard_group: return found
+    shards = strategy.shard_group or strategy.dp
+    sizes = {"dp_replicate": strategy.dp // shards, "dp_shard": shards, "tp": strategy.tp, "cp": strategy.cp}
+    return found | {"parallelism_config": {f"parallelism_config_{name}_size": size for name, size in sizes.items()}}
+
+# %% ../../nbs/launch/07_expected.ipynb #5c41d0eb
+def _accelerate_processes(job: Job) -> dict[str, Any]:
+    nodes = _nodes(job)[0]
+    found: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE", "debug": False, "distributed_type": _shards_how(job), "use_cpu": False,
+        "machine_rank": 0, "num_machines": nodes, "num_processes": job.gpus, "main_training_function": "main",
+        "rdzv_backend": "c10d" if nodes > 1 else "static", "same_network": True,
+    }  # fmt: skip
+    if nodes > 1: found |= {"main_process_ip": "node-1", "main_process_port": 29500}
+    return found
 
 def accelerate_file(
     job: Job,
 ) -> Values:
     "`accelerate.yaml`."
-    s, (nodes, _), how = job.strategy, _nodes(job), _shards_how(job)
-    mixed = {"bf16-mixed": "bf16", "fp16-mixed": "fp16", "fp8-mixed": "fp8"}.get(s.precision, "no")
-    found: dict[str, Any] = {
-        "compute_environment": "LOCAL_MACHINE", "debug": False, "distributed_type": how, "use_cpu": False,
-        "machine_rank": 0, "num_machines": nodes, "num_processes": job.gpus, "main_training_function": "main",
-        "rdzv_backend": "c10d" if nodes > 1 else "static", "same_network": True,
-    }  # fmt: skip
-    if how != "DEEPSPEED": found["mixed_precision"] = "no" if job.cpu else mixed
-    if nodes > 1: found |= {"main_process_ip": "node-1", "main_process_port": 29500}
-    if how == "DEEPSPEED":
-        found["deepspeed_config"] = {"deepspeed_config_file": "ds_config.json", "zero3_init_flag": s.zero == 3}
-    if how == "FSDP":
-        found["fsdp_config"] = {
-            "fsdp_version": 2, "fsdp_reshard_after_forward": s.zero == 3, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "fsdp_state_dict_type": "SHARDED_STATE_DICT", "fsdp_offload_params": s.offload == "parameters",
-            "fsdp_cpu_ram_efficient_loading": True, "fsdp_activation_checkpointing": s.recompute == "full",
-        }  # fmt: skip
-    if how == "FSDP" and (s.tp * s.cp > 1 or s.shard_group):
-        shards = s.shard_group or s.dp
-        sizes = {"dp_replicate": s.dp // shards, "dp_shard": shards, "tp": s.tp, "cp": s.cp}
-        found["parallelism_config"] = {f"parallelism_config_{k}_size": v for k, v in sizes.items()}
-    if s.compile:
-        found["dynamo_config"] = {"dynamo_backend": "INDUCTOR", "dynamo_mode": "default", "dynamo_use_dynamic": False,
-                                  "dynamo_use_fullgraph": False}
+    strategy, found = job.strategy, _accelerate_processes(job)
+    kind = {"bf16-mixed": "bf16", "fp16-mixed": "fp16", "fp8-mixed": "fp8"}.get(strategy.precision, "no")
+    if found["distributed_type"] == "DEEPSPEED":
+        block = {"deepspeed_config_file": "ds_config.json", "zero3_init_flag": strategy.zero == 3}
+        found["deepspeed_config"] = block
+    else: found["mixed_precision"] = "no" if job.cpu else kind
+    if found["distributed_type"] == "FSDP": found |= _fsdp_blocks(strategy)
+    if strategy.compile:
+        modes: dict[str, Any] = {"backend": "INDUCTOR", "mode": "default", "use_dynamic": False, "use_fullgraph": False}
+        found["dynamo_config"] = {f"dynamo_{name}": value for name, value in modes.items()}
     return flattened([found])
 
-# %% ../../nbs/launch/07_expected.ipynb #5c41d0ec
+# %% ../../nbs/launch/07_expected.ipynb #07ec0019
+_IMAGE = "registry.example/train:1"
+
 def _cluster_environment(job: Job) -> list[dict[str, str]]:
-    return [{"name": k, "value": v} for k, v in _variables(job).items()]
+    return [{"name": name, "value": value} for name, value in _variables(job).items()]
 
 def _gpus_of_a_pod(job: Job) -> dict[str, Any]:
     plugin = "amd.com/gpu" if job.gpu.startswith("MI") else "nvidia.com/gpu"
     return {} if job.cpu else {"limits": {plugin: _nodes(job)[1]}}
 
-#: the image that a user replaces
-_IMAGE = "registry.example/train:1"
+def _container(job: Job) -> dict[str, Any]:
+    words = _torchrun(job, _script(job), f"{job.name}-0.{job.name}")
+    found: dict[str, Any] = {"name": "train", "image": _IMAGE, "command": words, "env": _cluster_environment(job)}
+    found["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]
+    if _gpus_of_a_pod(job): found["resources"] = _gpus_of_a_pod(job)
+    if _nodes(job)[0] > 1: found["ports"] = [{"containerPort": 29500}]
+    return found
 
+# %% ../../nbs/launch/07_expected.ipynb #07ec001b
+def _pod(job: Job) -> dict[str, Any]:
+    memory = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    pod: dict[str, Any] = {"restartPolicy": "Never", "containers": [_container(job)], "volumes": memory}
+    return pod | ({"subdomain": job.name} if _nodes(job)[0] > 1 else {})
+
+def _meeting_place(job: Job) -> dict[str, Any]:
+    "The headless Service."
+    ports, label = [{"port": 29500}], {"app": job.name}
+    spec = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": label, "ports": ports}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": job.name}, "spec": spec}
+
+# %% ../../nbs/launch/07_expected.ipynb #5c41d0ec
 def kubernetes_file(
     job: Job,
 ) -> Values:
-    "`job.yaml`: a Job, with a headless Service before it where there are several nodes."
-    nodes = _nodes(job)[0]
-    container: dict[str, Any] = {
-        "name": "train", "image": _IMAGE, "command": _torchrun(job, _script(job), f"{job.name}-0.{job.name}"),
-        "env": _cluster_environment(job), "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
-    }  # fmt: skip
-    if _gpus_of_a_pod(job): container["resources"] = _gpus_of_a_pod(job)
-    if nodes > 1: container["ports"] = [{"containerPort": 29500}]
-    pod: dict[str, Any] = {"restartPolicy": "Never", "containers": [container],
-                           "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}]}
-    if nodes > 1: pod["subdomain"] = job.name
-    label, named = {"app": job.name}, {"name": job.name}
-    spec = {"completions": nodes, "parallelism": nodes, "completionMode": "Indexed", "backoffLimit": 0,
-            "template": {"metadata": {"labels": label}, "spec": pod}}
-    whole = [{"apiVersion": "batch/v1", "kind": "Job", "metadata": named, "spec": spec}]
-    meeting = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": label, "ports": [{"port": 29500}]}
-    service = {"apiVersion": "v1", "kind": "Service", "metadata": named, "spec": meeting}
-    return flattened([service, *whole] if nodes > 1 else whole)
+    "`job.yaml`."
+    nodes, named = _nodes(job)[0], {"name": job.name}
+    template = {"metadata": {"labels": {"app": job.name}}, "spec": _pod(job)}
+    counts = {"completions": nodes, "parallelism": nodes, "completionMode": "Indexed", "backoffLimit": 0}
+    started = {"apiVersion": "batch/v1", "kind": "Job", "metadata": named, "spec": {**counts, "template": template}}
+    return flattened([_meeting_place(job), started] if nodes > 1 else [started])
 
 def kubeflow_file(
     job: Job,
 ) -> Values:
     "`trainjob.yaml`."
     nodes, each = _nodes(job)
-    trainer = {"image": _IMAGE, "command": ["torchrun", *_script(job)], "env": _cluster_environment(job), "numNodes": nodes,
-               "numProcPerNode": each}
+    trainer: dict[str, Any] = {"image": _IMAGE, "command": ["torchrun", *_script(job)], "env": _cluster_environment(job)}
+    trainer |= {"numNodes": nodes, "numProcPerNode": each}
     if _gpus_of_a_pod(job): trainer["resourcesPerNode"] = _gpus_of_a_pod(job)
-    return flattened([{"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": {"name": job.name},
-                       "spec": {"runtimeRef": {"name": "torch-distributed"}, "trainer": trainer}}])
+    spec = {"runtimeRef": {"name": "torch-distributed"}, "trainer": trainer}
+    kind = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": {"name": job.name}}
+    return flattened([kind | {"spec": spec}])
 
+# %% ../../nbs/launch/07_expected.ipynb #07ec001f
 def skypilot_file(
     job: Job,
     chip: str,  # SkyPilot's name of the GPU
@@ -255,11 +307,12 @@ def skypilot_file(
     "`task.yaml`."
     nodes, each = _nodes(job)
     head = ['export HEAD_NODE="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"'] if nodes > 1 else []
+    found: dict[str, Any] = {"name": job.name, "num_nodes": nodes, "workdir": ".", "envs": _variables(job)}
+    found["resources"] = {"cpus": "2+"} if job.cpu else {"accelerators": f"{chip}:{each}"}
     installed = "-r requirements.txt" if job.script else "torch numpy safetensors 'fsdl-devinfra[torch]'"
-    return flattened([{"name": job.name, "num_nodes": nodes,
-                       "resources": {"cpus": "2+"} if job.cpu else {"accelerators": f"{chip}:{each}"}, "workdir": ".",
-                       "envs": _variables(job), "setup": f"pip install {installed}",
-                       "run": "\n".join(["set -e", *head, _quoted(_torchrun(job, _script(job)))])}])
+    found["setup"] = f"pip install {installed}"
+    found["run"] = "\n".join(["set -e", *head, _quoted(_torchrun(job, _script(job)))])
+    return flattened([found])
 
 def ray_constants(
     job: Job,
@@ -267,6 +320,7 @@ def ray_constants(
     "What `ray_train.py` holds: its constants, and the arguments of ScalingConfig."
     return {"COMMAND": _script(job), "ENVIRONMENT": _variables(job), "num_workers": job.gpus, "use_gpu": not job.cpu}
 
+# %% ../../nbs/launch/07_expected.ipynb #07ec0021
 def docker_lines(
     job: Job,
     image: str,  # the image that suits this environment
@@ -274,6 +328,6 @@ def docker_lines(
 ) -> Values:
     "`Dockerfile`."
     start = json.dumps(["torchrun", "--standalone", f"--nproc-per-node={_nodes(job)[1]}", *_script(job)])
-    variables = [f"ENV {k}={v}" for k, v in _variables(job).items()]
-    return _shell([f"FROM {image}", *interpreter, "WORKDIR /work", "COPY requirements.txt .",
-                   "RUN pip install --no-cache-dir -r requirements.txt", "COPY . .", *variables, f"CMD {start}"])
+    install = ["WORKDIR /work", "COPY requirements.txt .", "RUN pip install --no-cache-dir -r requirements.txt", "COPY . ."]
+    variables = [f"ENV {name}={value}" for name, value in _variables(job).items()]
+    return _words([f"FROM {image}", *interpreter, *install, *variables, f"CMD {start}"])

@@ -10,16 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.errors import BadInput
-from .carried import left_out
+from .carried import carried_names, left_out
 from .frameworks import accelerate_config, deepspeed_config
 from .job import Emitted, Job, shell_line, yaml_text
 from .processes import torchrun
+from ..memory.strategy import Strategy
 
 # %% auto #0
 __all__ = ['DATA', 'sharded_by', 'trl_settings', 'trl', 'axolotl_settings', 'axolotl', 'llama_factory_settings', 'llama_factory']
 
 # %% ../../nbs/launch/06_finetuning.ipynb #52361d45
-#: optimizers in the words of Transformers; the others are not among them, or with other settings
 _OPTIM = {
     "adamw": "adamw_torch_fused",
     "adamw-8bit": "adamw_bnb_8bit",
@@ -28,271 +28,280 @@ _OPTIM = {
     "lion": "lion_32bit",
 }
 _ADAPTED = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "attention-qv": ["q_proj", "v_proj"]}
-DATA = "your/dataset"
+DATA, _MODEL = "your/dataset", "org/model"
 
 def sharded_by(
     job: Job,
 ) -> str:  # DEEPSPEED, FSDP, MULTI_GPU or NO
     "Who shards, in accelerate's words. Raises `BadInput` where neither can."
-    return str(accelerate_config(replace(job, script=job.script or ("train",)))["distributed_type"])
+    return str(_accelerate(job)["distributed_type"])
 
+def _accelerate(job: Job) -> dict[str, Any]: return accelerate_config(replace(job, script=job.script or ("train",)))
+
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10004
 def _no_split(job: Job, target: str, allowed: tuple[str, ...] = ()) -> None:
     for name in ("tp", "pp", "cp", "ep"):
-        if getattr(job.strategy, name) > 1 and name not in allowed:
-            why = f"{target} cannot run {name} {getattr(job.strategy, name)}"
-            raise BadInput(why, "Pick another plan, or use --to megatron-bridge or torchtitan")
+        degree = getattr(job.strategy, name)
+        if degree == 1 or name in allowed: continue
+        hint = "Pick another plan, or use --to megatron-bridge or torchtitan"
+        raise BadInput(f"{target} cannot run {name} {degree}", hint)
 
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10007
 def _always(job: Job) -> set[str]:
-    "What every such pair of files carries."
-    s = job.strategy
-    said = {
-        "dp",
-        "cp",
-        "tp",
-        "zero",
-        "shard_group",
-        "seq_len",
-        "micro_batch",
-        "microbatches",
-        "compile",
-        "lora",
-        "attention",
-    }
-    said |= {
-        name
-        for name, is_said in (
-            ("optimizer", s.optimizer in _OPTIM),
-            ("offload", s.offload in ("optimizer", "parameters")),
-            ("recompute", s.recompute != "selective"),
-            ("base_weights", s.base_weights in ("nf4", "int8")),
-            ("loss", s.loss != "chunked"),
-            ("padding", s.padding != "fixed"),
-            ("precision", s.precision in ("bf16-mixed", "fp16-mixed", "bf16", "fp32")),
-        )
-        if is_said
-    }
-    return said
+    strategy = job.strategy
+    return carried_names(
+        "dp cp tp zero shard_group seq_len micro_batch microbatches compile lora attention",
+        optimizer=strategy.optimizer in _OPTIM,
+        offload=strategy.offload in ("optimizer", "parameters"),
+        recompute=strategy.recompute != "selective",
+        base_weights=strategy.base_weights in ("nf4", "int8"),
+        loss=strategy.loss != "chunked",
+        padding=strategy.padding != "fixed",
+        precision=strategy.precision in ("bf16-mixed", "fp16-mixed", "bf16", "fp32"),
+    )
+
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10009
+def _notes(job: Job, target: str, carried: set[str]) -> tuple[str, ...]:
+    nodes = "Put the address of your first node where node-1 stands, and give every node its rank"
+    several = (nodes,) if job.nodes > 1 else ()
+    return (f"Put your data set where {DATA} stands", *several, *left_out(job, target, carried))
+
+# %% ../../nbs/launch/06_finetuning.ipynb #06f1000c
+def _deepspeed_text(job: Job) -> str: return json.dumps(deepspeed_config(job), indent=2) + "\n"
 
 def _shards(job: Job) -> dict[str, str]:
-    "accelerate's file, with DeepSpeed's where it shards."
-    config = accelerate_config(replace(job, script=job.script or ("train",)))
+    config = _accelerate(job)
     files = {"accelerate.yaml": yaml_text(config)}
     if "deepspeed_config" in config: files["ds_config.json"] = _deepspeed_text(job)
     return files
 
-def _deepspeed_text(job: Job) -> str: return json.dumps(deepspeed_config(job), indent=2) + "\n"
-
-def _notes(job: Job, target: str, carried: set[str]) -> tuple[str, ...]:
-    nodes = (
-        ("Put the address of your first node where node-1 stands, and give every node its rank",)
-        if job.nodes > 1
-        else ()
-    )
-    return (f"Put your data set where {DATA} stands", *nodes, *left_out(job, target, carried))
-
-def _recomputes(job: Job) -> bool:
-    "Whether the Trainer itself recomputes: under FSDP accelerate's block does."
-    return job.strategy.recompute == "full" and sharded_by(job) != "FSDP"
+# %% ../../nbs/launch/06_finetuning.ipynb #06f1000f
+def _recomputes(job: Job) -> bool: return job.strategy.recompute == "full" and sharded_by(job) != "FSDP"
 
 def _held_in(job: Job) -> str:
-    "The type that weights are loaded in: mixed precision keeps trained weights in fp32 and frozen ones in 16 bits."
-    s = job.strategy
-    if s.precision == "bf16": return "bfloat16"
-    if s.precision == "fp32" or not s.lora_rank: return "float32"
-    return "float16" if s.precision == "fp16-mixed" else "bfloat16"
+    "The type that weights are loaded in."
+    strategy = job.strategy
+    if strategy.precision == "bf16": return "bfloat16"
+    if strategy.precision == "fp32" or not strategy.lora_rank: return "float32"
+    return "float16" if strategy.precision == "fp16-mixed" else "bfloat16"
+
+def _on_gpu(job: Job, *precisions: str) -> bool:
+    "Whether a precision is set: a machine without GPUs, where files are tried, refuses all of them."
+    return job.strategy.precision in precisions and not job.cpu
+
+def _attention(job: Job) -> str: return "eager" if job.strategy.attention == "eager" else "flash_attention_2"
+
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10011
+def _trl_arguments(job: Job) -> dict[str, Any]:
+    "What does not depend on adapters."
+    strategy, workload = job.strategy, job.workload
+    return {
+        "model_name_or_path": job.model or _MODEL,
+        "dataset_name": DATA,
+        "output_dir": "out",
+        "dtype": _held_in(job),
+        "attn_implementation": _attention(job),
+        "max_length": workload.seq_len,
+        "per_device_train_batch_size": workload.micro_batch,
+        "gradient_accumulation_steps": workload.microbatches(strategy),
+        "bf16": _on_gpu(job, "bf16-mixed"),
+        "fp16": _on_gpu(job, "fp16-mixed"),
+        "gradient_checkpointing": _recomputes(job),
+        "activation_offloading": strategy.offload == "activations",
+        "torch_compile": strategy.compile,
+        "use_liger_kernel": strategy.loss == "fused",
+        "packing": strategy.padding == "packed",
+    }
 
 # %% ../../nbs/launch/06_finetuning.ipynb #f81e9f1f
+def _trl_adapters(strategy: Strategy) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if strategy.lora_rank:
+        found |= {"use_peft": True, "lora_r": strategy.lora_rank, "lora_alpha": 2 * strategy.lora_rank}
+        found["lora_target_modules"] = _ADAPTED.get(strategy.lora_targets, ["all-linear"])
+    if strategy.base_weights == "nf4": found |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    if strategy.base_weights == "int8": found["load_in_8bit"] = True
+    return found
+
 def trl_settings(
     job: Job,
 ) -> dict[str, Any]:
     "TRL's arguments for supervised fine-tuning. Raises `BadInput` for what it cannot run."
-    s, w = job.strategy, job.workload
     _no_split(job, "TRL", ("cp",))
-    settings: dict[str, Any] = {
-        "model_name_or_path": job.model or "org/model",
-        "dataset_name": DATA,
-        "output_dir": "out",
-        "dtype": _held_in(job),
-        "attn_implementation": "eager" if s.attention == "eager" else "flash_attention_2",
-        "max_length": w.seq_len,
-        "per_device_train_batch_size": w.micro_batch,
-        "gradient_accumulation_steps": w.microbatches(s),
-        "bf16": s.precision == "bf16-mixed" and not job.cpu,
-        "fp16": s.precision == "fp16-mixed" and not job.cpu,
-        "gradient_checkpointing": _recomputes(job),
-        "activation_offloading": s.offload == "activations",
-        "torch_compile": s.compile,
-        "use_liger_kernel": s.loss == "fused",
-        "packing": s.padding == "packed",
-    }
-    if s.optimizer in _OPTIM: settings["optim"] = _OPTIM[s.optimizer]
-    if s.lora_rank:
-        settings |= {"use_peft": True, "lora_r": s.lora_rank, "lora_alpha": 2 * s.lora_rank,
-                     "lora_target_modules": _ADAPTED.get(s.lora_targets, ["all-linear"])}
-    if s.base_weights == "nf4": settings |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    if s.base_weights == "int8": settings["load_in_8bit"] = True
-    return settings
+    strategy, settings = job.strategy, _trl_arguments(job)
+    if strategy.optimizer in _OPTIM: settings["optim"] = _OPTIM[strategy.optimizer]
+    return settings | _trl_adapters(strategy)
+
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10013
+_WITH_ACCELERATE = ["accelerate", "launch", "--config_file", "accelerate.yaml"]
 
 def trl(
     job: Job,
 ) -> Emitted:
     "`sft.yaml` for TRL, and `accelerate.yaml` that starts it."
     files = {"sft.yaml": yaml_text(trl_settings(job)), **_shards(job)}
-    carried = _always(job) | ({"offload"} if job.strategy.offload == "activations" else set())
-    words = [
-        "accelerate",
-        "launch",
-        "--config_file",
-        "accelerate.yaml",
-        "-m",
-        "trl.scripts.sft",
-        "--config",
-        "sft.yaml",
-        *job.script,
-    ]
-    return Emitted(files, shell_line(words), _notes(job, "TRL", carried), complete=True)
+    carried = _always(job) | carried_names("", offload=job.strategy.offload == "activations")
+    line = shell_line([*_WITH_ACCELERATE, "-m", "trl.scripts.sft", "--config", "sft.yaml", *job.script])
+    return Emitted(files, line, _notes(job, "TRL", carried), complete=True)
+
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10014
+def _axolotl_adapters(job: Job) -> dict[str, Any]:
+    strategy = job.strategy
+    if not strategy.lora_rank: return {}
+    found: dict[str, Any] = {"adapter": "qlora" if strategy.base_weights == "nf4" else "lora"}
+    found |= {"lora_r": strategy.lora_rank, "lora_alpha": 2 * strategy.lora_rank}
+    if strategy.lora_targets == "all-linear": found["lora_target_linear"] = True
+    else: found["lora_target_modules"] = _ADAPTED[strategy.lora_targets]
+    if strategy.base_weights == "nf4": found["load_in_4bit"] = True
+    if strategy.base_weights == "int8": found["load_in_8bit"] = True
+    return found
+
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10017
+def _axolotl_fsdp(strategy: Strategy) -> dict[str, Any]:
+    return {
+        "offload_params": strategy.offload == "parameters",
+        "reshard_after_forward": strategy.zero == 3,
+        "state_dict_type": "SHARDED_STATE_DICT",
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "cpu_ram_efficient_loading": True,
+        "activation_checkpointing": strategy.recompute == "full",
+    }
+
+def _axolotl_shards(job: Job, by: str) -> dict[str, Any]:
+    "The keys of who shards: `by` is `sharded_by` of the job."
+    strategy = job.strategy
+    if by == "DEEPSPEED": return {"deepspeed": "ds_config.json"}
+    if by != "FSDP": return {}
+    group = strategy.shard_group or strategy.dp
+    return {
+        "fsdp_version": 2,
+        "fsdp_config": _axolotl_fsdp(strategy),
+        "dp_shard_size": group,
+        "dp_replicate_size": strategy.dp // group,
+        "tensor_parallel_size": strategy.tp,
+        "context_parallel_size": strategy.cp,
+    }
+
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10019
+def _axolotl_arguments(job: Job) -> dict[str, Any]:
+    "What every file says."
+    strategy, workload = job.strategy, job.workload
+    return {
+        "base_model": job.model or _MODEL,
+        "datasets": [{"path": DATA, "type": "alpaca"}],
+        "output_dir": "out",
+        "learning_rate": 0.0002,
+        "sequence_len": workload.seq_len,
+        "micro_batch_size": workload.micro_batch,
+        "gradient_accumulation_steps": workload.microbatches(strategy),
+        "num_epochs": 1,
+        "sample_packing": strategy.padding == "packed",
+        "pad_to_sequence_len": strategy.padding in ("packed", "fixed"),
+        "bf16": _on_gpu(job, "bf16-mixed", "bf16"),
+        "fp16": _on_gpu(job, "fp16-mixed"),
+        "attn_implementation": _attention(job),
+        "torch_compile": strategy.compile,
+        "gradient_checkpointing": _recomputes(job),
+    }
 
 # %% ../../nbs/launch/06_finetuning.ipynb #0ed81c8f
+_LIGER = {"plugins": ["axolotl.integrations.liger.LigerPlugin"], "liger_fused_linear_cross_entropy": True}
+_AXOLOTL_OPTIM = _OPTIM | {"muon": "muon"}
+
 def axolotl_settings(
     job: Job,
 ) -> dict[str, Any]:
     "Axolotl's YAML as a dictionary. Raises `BadInput` for what it cannot run."
-    s, w = job.strategy, job.workload
     _no_split(job, "Axolotl", ("tp", "cp"))
-    by = sharded_by(job)
-    settings: dict[str, Any] = {
-        "base_model": job.model or "org/model",
-        "datasets": [{"path": DATA, "type": "alpaca"}],
-        "output_dir": "out",
-        "learning_rate": 0.0002,
-        "sequence_len": w.seq_len,
-        "micro_batch_size": w.micro_batch,
-        "gradient_accumulation_steps": w.microbatches(s),
-        "num_epochs": 1,
-        "sample_packing": s.padding == "packed",
-        "pad_to_sequence_len": s.padding in ("packed", "fixed"),
-        "bf16": s.precision in ("bf16-mixed", "bf16") and not job.cpu,
-        "fp16": s.precision == "fp16-mixed" and not job.cpu,
-        "attn_implementation": "eager" if s.attention == "eager" else "flash_attention_2",
-        "torch_compile": s.compile,
-        "gradient_checkpointing": _recomputes(job),
-    }
-    if s.precision == "fp8-mixed": settings |= {"bf16": True, "fp8": True}
-    if s.offload == "activations": settings["activation_offloading"] = True
-    if s.optimizer in _OPTIM or s.optimizer == "muon":
-        settings["optimizer"] = _OPTIM.get(s.optimizer, s.optimizer)
-    if s.loss == "fused":
-        settings |= {
-            "plugins": ["axolotl.integrations.liger.LigerPlugin"],
-            "liger_fused_linear_cross_entropy": True,
-        }
-    return settings | _axolotl_adapters(job) | _axolotl_shards(job, by)
+    strategy, settings = job.strategy, _axolotl_arguments(job)
+    if strategy.precision == "fp8-mixed": settings |= {"bf16": True, "fp8": True}
+    if strategy.offload == "activations": settings["activation_offloading"] = True
+    if strategy.optimizer in _AXOLOTL_OPTIM: settings["optimizer"] = _AXOLOTL_OPTIM[strategy.optimizer]
+    if strategy.loss == "fused": settings |= _LIGER
+    return settings | _axolotl_adapters(job) | _axolotl_shards(job, sharded_by(job))
 
-def _axolotl_adapters(job: Job) -> dict[str, Any]:
-    s = job.strategy
-    if not s.lora_rank: return {}
-    found: dict[str, Any] = {
-        "adapter": "qlora" if s.base_weights == "nf4" else "lora",
-        "lora_r": s.lora_rank,
-        "lora_alpha": 2 * s.lora_rank,
-    }
-    found |= (
-        {"lora_target_linear": True}
-        if s.lora_targets == "all-linear"
-        else {"lora_target_modules": _ADAPTED[s.lora_targets]}
+# %% ../../nbs/launch/06_finetuning.ipynb #06f1001e
+def _axolotl_carries(job: Job) -> set[str]:
+    strategy = job.strategy
+    carried = _always(job) | carried_names(
+        "padding",
+        offload=strategy.offload == "activations",
+        optimizer=strategy.optimizer == "muon",
+        precision=strategy.precision == "fp8-mixed",
     )
-    if s.base_weights == "nf4": found["load_in_4bit"] = True
-    if s.base_weights == "int8": found["load_in_8bit"] = True
-    return found
-
-def _axolotl_shards(job: Job, by: str) -> dict[str, Any]:
-    s = job.strategy
-    if by == "DEEPSPEED": return {"deepspeed": "ds_config.json"}
-    if by != "FSDP": return {}
-    group = s.shard_group or s.dp
-    block = {
-        "offload_params": s.offload == "parameters",
-        "reshard_after_forward": s.zero == 3,
-        "state_dict_type": "SHARDED_STATE_DICT",
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "cpu_ram_efficient_loading": True,
-        "activation_checkpointing": s.recompute == "full",
-    }
-    return {
-        "fsdp_version": 2,
-        "fsdp_config": block,
-        "dp_shard_size": group,
-        "dp_replicate_size": s.dp // group,
-        "tensor_parallel_size": s.tp,
-        "context_parallel_size": s.cp,
-    }
+    return carried - {"precision"} if strategy.precision in ("bf16", "fp32") else carried
 
 def axolotl(
     job: Job,
 ) -> Emitted:
     "`axolotl.yaml`, DeepSpeed's file where it shards, and `run.sh`."
-    s = job.strategy
     settings = axolotl_settings(job)
     run = torchrun(replace(job, script=("-m", "axolotl.cli.train", "axolotl.yaml", *job.script)))
     files = {"axolotl.yaml": yaml_text(settings), **run.files}
     if "deepspeed" in settings: files["ds_config.json"] = _deepspeed_text(job)
-    also = (("offload", s.offload == "activations"), ("optimizer", s.optimizer == "muon"), ("padding", True),
-            ("precision", s.precision == "fp8-mixed"))
-    carried = _always(job) | {name for name, is_said in also if is_said}
-    if s.precision in ("bf16", "fp32"): carried.discard("precision")  # Axolotl casts the weights itself, as the model is stored
-    return Emitted(files, run.command, _notes(job, "Axolotl", carried), complete=True)
+    return Emitted(files, run.command, _notes(job, "Axolotl", _axolotl_carries(job)), complete=True)
 
-# %% ../../nbs/launch/06_finetuning.ipynb #45b8f2f6
-def llama_factory_settings(
-    job: Job,
-) -> dict[str, Any]:
-    "LLaMA-Factory's YAML as a dictionary. Raises `BadInput` for what it cannot run."
-    s, w = job.strategy, job.workload
-    _no_split(job, "LLaMA-Factory")
-    settings: dict[str, Any] = {
-        "model_name_or_path": job.model or "org/model",
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10020
+def _factory_arguments(job: Job) -> dict[str, Any]:
+    "What every file says."
+    strategy, workload = job.strategy, job.workload
+    return {
+        "model_name_or_path": job.model or _MODEL,
         "stage": "sft",
         "do_train": True,
         "dataset": DATA,
         "template": "default",
         "output_dir": "out",
-        "finetuning_type": "lora" if s.lora_rank else "full",
-        "cutoff_len": w.seq_len,
-        "per_device_train_batch_size": w.micro_batch,
-        "gradient_accumulation_steps": w.microbatches(s),
-        "packing": s.padding == "packed",
-        "bf16": s.precision in ("bf16-mixed", "bf16") and not job.cpu,
-        "fp16": s.precision == "fp16-mixed" and not job.cpu,
-        "pure_bf16": s.precision == "bf16" and not job.cpu,
-        "flash_attn": "disabled" if s.attention == "eager" else "fa2",
+        "finetuning_type": "lora" if strategy.lora_rank else "full",
+        "cutoff_len": workload.seq_len,
+        "per_device_train_batch_size": workload.micro_batch,
+        "gradient_accumulation_steps": workload.microbatches(strategy),
+        "packing": strategy.padding == "packed",
+        "bf16": _on_gpu(job, "bf16-mixed", "bf16"),
+        "fp16": _on_gpu(job, "fp16-mixed"),
+        "pure_bf16": _on_gpu(job, "bf16"),
+        "flash_attn": "disabled" if strategy.attention == "eager" else "fa2",
         "disable_gradient_checkpointing": not _recomputes(job),
-        "enable_liger_kernel": s.loss == "fused",
-        "torch_compile": s.compile,
+        "enable_liger_kernel": strategy.loss == "fused",
+        "torch_compile": strategy.compile,
     }
-    if s.precision == "fp8-mixed": settings |= {"bf16": True, "fp8": True}
-    if s.optimizer in _OPTIM: settings["optim"] = _OPTIM[s.optimizer]
-    if s.lora_rank:
-        targets = "all" if s.lora_targets == "all-linear" else ",".join(_ADAPTED[s.lora_targets])
-        settings |= {"lora_rank": s.lora_rank, "lora_alpha": 2 * s.lora_rank, "lora_target": targets}
-    if s.base_weights == "nf4":
-        settings |= {"quantization_bit": 4, "quantization_method": "bnb", "quantization_type": "nf4"}
-    if s.base_weights == "int8": settings |= {"quantization_bit": 8, "quantization_method": "bnb"}
+
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10022
+def _factory_adapters(strategy: Strategy) -> dict[str, Any]:
+    rank, quantised = strategy.lora_rank, strategy.base_weights
+    found: dict[str, Any] = {}
+    if rank:
+        targets = "all" if strategy.lora_targets == "all-linear" else ",".join(_ADAPTED[strategy.lora_targets])
+        found |= {"lora_rank": rank, "lora_alpha": 2 * rank, "lora_target": targets}
+    if quantised in ("nf4", "int8"):
+        found |= {"quantization_bit": 4 if quantised == "nf4" else 8, "quantization_method": "bnb"}
+    if quantised == "nf4": found["quantization_type"] = "nf4"
+    return found
+
+# %% ../../nbs/launch/06_finetuning.ipynb #06f10024
+def llama_factory_settings(
+    job: Job,
+) -> dict[str, Any]:
+    "LLaMA-Factory's YAML as a dictionary. Raises `BadInput` for what it cannot run."
+    _no_split(job, "LLaMA-Factory")
+    strategy, settings = job.strategy, _factory_arguments(job)
+    if strategy.precision == "fp8-mixed": settings |= {"bf16": True, "fp8": True}
+    if strategy.optimizer in _OPTIM: settings["optim"] = _OPTIM[strategy.optimizer]
+    settings |= _factory_adapters(strategy)
     if sharded_by(job) == "DEEPSPEED": settings["deepspeed"] = "ds_config.json"
     return settings
 
+# %% ../../nbs/launch/06_finetuning.ipynb #45b8f2f6
 def llama_factory(
     job: Job,
 ) -> Emitted:
     "`train.yaml`, and accelerate's or DeepSpeed's file."
     settings = llama_factory_settings(job)
-    carried = _always(job) | ({"precision"} if job.strategy.precision == "fp8-mixed" else set())
+    carried = _always(job) | carried_names("", precision=job.strategy.precision == "fp8-mixed")
+    notes, files = _notes(job, "LLaMA-Factory", carried), {"train.yaml": yaml_text(settings)}
     words = ["-m", "llamafactory.launcher", "train.yaml", *job.script]
-    notes = _notes(job, "LLaMA-Factory", carried)
-    files = {"train.yaml": yaml_text(settings)}
-    if "deepspeed" in settings:
-        run = torchrun(replace(job, script=tuple(words)))
-        return Emitted(
-            {**files, "ds_config.json": _deepspeed_text(job), **run.files}, run.command, notes, complete=True
-        )
-    line = shell_line(["accelerate", "launch", "--config_file", "accelerate.yaml", *words])
-    return Emitted({**files, **_shards(job)}, line, notes, complete=True)
+    if "deepspeed" not in settings:
+        return Emitted(files | _shards(job), shell_line([*_WITH_ACCELERATE, *words]), notes, complete=True)
+    run = torchrun(replace(job, script=tuple(words)))
+    files |= {"ds_config.json": _deepspeed_text(job), **run.files}
+    return Emitted(files, run.command, notes, complete=True)

@@ -11,95 +11,136 @@ from typing import Any
 from ..core.errors import BadInput
 from .job import Emitted, Job, shell_line, yaml_text
 from .processes import PORT
-from ..memory.strategy import NARROW
+from ..memory.strategy import NARROW, Strategy
 
 # %% auto #0
-__all__ = ['deepspeed_config', 'deepspeed', 'accelerate_config', 'fsdp_config', 'accelerate']
+__all__ = ['deepspeed_config', 'deepspeed', 'fsdp_config', 'accelerate_config', 'accelerate']
+
+# %% ../../nbs/launch/04_frameworks.ipynb #04de0001
+def _deepspeed_can(strategy: Strategy) -> None:
+    "Raises `BadInput` for what a DeepSpeed file cannot say."
+    if strategy.tp > 1 or strategy.pp > 1 or strategy.cp > 1:
+        hint = "Pick a plan with data parallelism only, or use --to torchrun or slurm with a Megatron script"
+        raise BadInput("a DeepSpeed file cannot express tensor, pipeline or context parallelism", hint)
+    if strategy.shard_group:
+        groups = f"groups of {strategy.shard_group} with FSDP"
+        hint = "Pick a plan without groups, or use --to accelerate or torchrun"
+        raise BadInput(f"this plan shards in {groups}, which a DeepSpeed file cannot express", hint)
+    if strategy.precision in NARROW:
+        hint = "Plan with --precision bf16-mixed, or use --to accelerate or torchrun"
+        raise BadInput(f"a DeepSpeed file cannot express {strategy.precision.removesuffix('-mixed')}", hint)
+
+# %% ../../nbs/launch/04_frameworks.ipynb #04de0004
+def _zero_block(strategy: Strategy) -> dict[str, Any]:
+    "`zero_optimization`."
+    sharded, host = strategy.zero > 0, {"device": "cpu", "pin_memory": True}
+    found: dict[str, Any] = {"stage": strategy.zero, "overlap_comm": sharded, "contiguous_gradients": sharded}
+    if strategy.offload in ("optimizer", "parameters"): found["offload_optimizer"] = host
+    if strategy.offload == "parameters": found["offload_param"] = host
+    return found
 
 # %% ../../nbs/launch/04_frameworks.ipynb #f78d514b
 def deepspeed_config(
     job: Job,
 ) -> dict[str, Any]:
     "DeepSpeed's JSON. Raises `BadInput` for what it cannot say."
-    s, w = job.strategy, job.workload
-    if s.tp > 1 or s.pp > 1 or s.cp > 1:
-        hint = "Pick a plan with data parallelism only, or use --to torchrun or slurm with a Megatron script"
-        raise BadInput("a DeepSpeed file cannot express tensor, pipeline or context parallelism", hint)
-    if s.shard_group:
-        why = (
-            f"this plan shards in groups of {s.shard_group} with FSDP, which a DeepSpeed file cannot express"
-        )
-        raise BadInput(why, "Pick a plan without groups, or use --to accelerate or torchrun")
-    if s.precision in NARROW:
-        raise BadInput(f"a DeepSpeed file cannot express {s.precision.removesuffix('-mixed')}",
-                       "Plan with --precision bf16-mixed, or use --to accelerate or torchrun")
-    zero: dict[str, Any] = {"stage": s.zero, "overlap_comm": s.zero > 0, "contiguous_gradients": s.zero > 0}
-    if s.offload in ("optimizer", "parameters"):
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    if s.offload == "parameters": zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    strategy, workload = job.strategy, job.workload
+    _deepspeed_can(strategy)
+    accumulated = workload.microbatches(strategy)
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": w.micro_batch,
-        "gradient_accumulation_steps": w.microbatches(s),
-        "train_batch_size": w.micro_batch * w.microbatches(s) * s.dp,
+        "train_micro_batch_size_per_gpu": workload.micro_batch,
+        "gradient_accumulation_steps": accumulated,
+        "train_batch_size": workload.micro_batch * accumulated * strategy.dp,
         "gradient_clipping": 1.0,
-        "zero_optimization": zero,
+        "zero_optimization": _zero_block(strategy),
     }
-    if job.cpu: return config  # to try the files: a CPU needs no 16-bit copies
-    short = s.precision[:4]
-    return config | ({short: {"enabled": True}} if short in ("bf16", "fp16") else {})
+    kind = strategy.precision[:4]
+    if kind in ("bf16", "fp16") and not job.cpu: config[kind] = {"enabled": True}
+    return config
 
-def deepspeed(
-    job: Job,
-) -> Emitted:
-    "`ds_config.json`, a hostfile where there are several nodes, and the line that starts it."
-    files = {"ds_config.json": json.dumps(deepspeed_config(job), indent=2) + "\n", **job.files}
-    where, notes = [f"--num_gpus={job.on_node}"], _host_adam(job)
-    if job.nodes > 1:
-        files["hostfile"] = "".join(f"node-{i} slots={job.on_node}\n" for i in range(1, job.nodes + 1))
-        where, notes = ["--hostfile=hostfile"], ("Put the names of your nodes into hostfile", *notes)
-    return Emitted(files, shell_line(["deepspeed", *where, "--no_local_rank", *_with_deepspeed(job)]), notes)
-
+# %% ../../nbs/launch/04_frameworks.ipynb #04de0009
 def _with_deepspeed(job: Job) -> list[str]:
     "The command with DeepSpeed's file."
     return [*(job.script or ("train_digits.py",)), "--deepspeed", "ds_config.json"]
 
 def _host_adam(job: Job) -> tuple[str, ...]:
     if not job.script or job.strategy.offload not in ("optimizer", "parameters"): return ()
-    return (
-        "Your script has to use deepspeed.ops.adam.DeepSpeedCPUAdam: DeepSpeed refuses other optimizers on the host",
-    )
+    why = "DeepSpeed refuses other optimizers on the host"
+    return (f"Your script has to use deepspeed.ops.adam.DeepSpeedCPUAdam: {why}",)
 
-# %% ../../nbs/launch/04_frameworks.ipynb #e58f26e4
-def accelerate_config(
+# %% ../../nbs/launch/04_frameworks.ipynb #04de000c
+def _json_text(config: dict[str, Any]) -> str: return json.dumps(config, indent=2) + "\n"
+
+def deepspeed(
+    job: Job,
+) -> Emitted:
+    "`ds_config.json`, a hostfile where there are several nodes, and the line that starts it."
+    files = {"ds_config.json": _json_text(deepspeed_config(job)), **job.files}
+    where, notes = f"--num_gpus={job.on_node}", _host_adam(job)
+    if job.nodes > 1:
+        files["hostfile"] = "".join(f"node-{i} slots={job.on_node}\n" for i in range(1, job.nodes + 1))
+        where, notes = "--hostfile=hostfile", ("Put the names of your nodes into hostfile", *notes)
+    return Emitted(files, shell_line(["deepspeed", where, "--no_local_rank", *_with_deepspeed(job)]), notes)
+
+# %% ../../nbs/launch/04_frameworks.ipynb #04de000e
+def _accelerate_can(job: Job) -> None:
+    "Raises `BadInput` for what accelerate's file cannot say."
+    strategy = job.strategy
+    if strategy.pp > 1:
+        hint = "Pick another plan, or use --to torchrun or slurm with a script of your own"
+        raise BadInput("accelerate has no pipeline parallelism", hint)
+    if strategy.framework == "megatron" and strategy.tp > 1 and job.script:
+        hint = "Pick a plan of the framework fsdp, or use --to torchrun or slurm"
+        raise BadInput("this plan is for Megatron", hint)
+    if strategy.framework != "deepspeed" and strategy.offload == "optimizer":
+        hint = "Plan with --framework deepspeed, or with --offload parameters"
+        raise BadInput("FSDP cannot offload the optimizer alone", hint)
+    if strategy.precision in ("mxfp8-mixed", "nvfp4-mixed"):
+        hint = "Plan with --precision fp8-mixed or bf16-mixed, or use --to torchrun or slurm"
+        raise BadInput(f"accelerate has no word for {strategy.precision}", hint)
+
+# %% ../../nbs/launch/04_frameworks.ipynb #04de0011
+def _kind(job: Job) -> str:
+    "accelerate's `distributed_type`."
+    strategy = job.strategy
+    split = strategy.tp > 1 or strategy.cp > 1
+    if strategy.framework == "deepspeed" or strategy.zero == 1 and not split: return "DEEPSPEED"
+    if strategy.zero >= 2 or split: return "FSDP"
+    return "MULTI_GPU" if job.gpus > 1 else "NO"
+
+# %% ../../nbs/launch/04_frameworks.ipynb #04de0013
+def fsdp_config(
     job: Job,
 ) -> dict[str, Any]:
-    "Accelerate's YAML as a dictionary. Raises `BadInput` for what it cannot say."
-    s = job.strategy
-    if s.pp > 1:
-        raise BadInput(
-            "accelerate has no pipeline parallelism",
-            "Pick another plan, or use --to torchrun or slurm with a script of your own",
-        )
-    if s.framework == "megatron" and s.tp > 1 and job.script:
-        raise BadInput(
-            "this plan is for Megatron", "Pick a plan of the framework fsdp, or use --to torchrun or slurm"
-        )
-    if s.framework != "deepspeed" and s.offload == "optimizer":
-        raise BadInput(
-            "FSDP cannot offload the optimizer alone",
-            "Plan with --framework deepspeed, or with --offload parameters",
-        )
-    if s.precision in ("mxfp8-mixed", "nvfp4-mixed"):
-        raise BadInput(
-            f"accelerate has no word for {s.precision}",
-            "Plan with --precision fp8-mixed or bf16-mixed, or use --to torchrun or slurm",
-        )
-    mixed = {"bf16-mixed": "bf16", "fp16-mixed": "fp16", "fp8-mixed": "fp8"}.get(s.precision, "no")
-    config: dict[str, Any] = {
+    "The FSDP2 block: one unit a transformer block, as the model names them (`_no_split_modules`)."
+    strategy = job.strategy
+    return {
+        "fsdp_version": 2,
+        "fsdp_reshard_after_forward": strategy.zero == 3,
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_offload_params": strategy.offload == "parameters",
+        "fsdp_cpu_ram_efficient_loading": True,
+        "fsdp_activation_checkpointing": strategy.recompute == "full",
+    }
+
+def _degrees(job: Job) -> dict[str, Any]:
+    "The block of degrees."
+    strategy = job.strategy
+    group = strategy.shard_group or strategy.dp
+    sizes = {"dp_replicate": strategy.dp // group, "dp_shard": group, "tp": strategy.tp, "cp": strategy.cp}
+    return {f"parallelism_config_{name}_size": size for name, size in sizes.items()}
+
+# %% ../../nbs/launch/04_frameworks.ipynb #04de0016
+_MIXED = {"bf16-mixed": "bf16", "fp16-mixed": "fp16", "fp8-mixed": "fp8"}
+
+def _processes(job: Job) -> dict[str, Any]:
+    "What every file says: how many processes, and where."
+    found = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
         "distributed_type": _kind(job),
-        "mixed_precision": "no" if job.cpu else mixed,
+        "mixed_precision": "no" if job.cpu else _MIXED.get(job.strategy.precision, "no"),
         "use_cpu": False,
         "machine_rank": 0,
         "num_machines": job.nodes,
@@ -108,64 +149,42 @@ def accelerate_config(
         "rdzv_backend": "static" if job.nodes == 1 else "c10d",
         "same_network": True,
     }
-    if job.nodes > 1: config |= {"main_process_ip": "node-1", "main_process_port": PORT}
-    if config["distributed_type"] == "DEEPSPEED":
-        config["deepspeed_config"] = {
-            "deepspeed_config_file": "ds_config.json",
-            "zero3_init_flag": s.zero == 3,
-        }
-    if config["distributed_type"] == "FSDP": config["fsdp_config"] = fsdp_config(job)
-    if config["distributed_type"] == "FSDP" and (s.tp > 1 or s.cp > 1 or s.shard_group):
-        config["parallelism_config"] = _degrees(job)
-    if config["distributed_type"] == "DEEPSPEED":
-        del config["mixed_precision"]  # said in DeepSpeed's own file, and accelerate refuses to hear it twice
-    if s.compile:
-        config["dynamo_config"] = {"dynamo_backend": "INDUCTOR", "dynamo_mode": "default",
-                                   "dynamo_use_dynamic": False, "dynamo_use_fullgraph": False}
-    return config
+    if job.nodes > 1: found |= {"main_process_ip": "node-1", "main_process_port": PORT}
+    return found
 
-def _kind(job: Job) -> str:
-    s = job.strategy
-    # FSDP shards parameters or gradients too: ZeRO-1 is DeepSpeed's
-    if s.framework == "deepspeed" or s.zero == 1 and s.tp == s.cp == 1: return "DEEPSPEED"
-    if s.zero >= 2 or s.tp > 1 or s.cp > 1: return "FSDP"
-    return "MULTI_GPU" if job.gpus > 1 else "NO"
+# %% ../../nbs/launch/04_frameworks.ipynb #e58f26e4
+_DYNAMO = {"dynamo_backend": "INDUCTOR", "dynamo_mode": "default", "dynamo_use_dynamic": False, "dynamo_use_fullgraph": False}
 
-def fsdp_config(
+def accelerate_config(
     job: Job,
 ) -> dict[str, Any]:
-    "The FSDP2 block: one unit a transformer block, as the model names them (`_no_split_modules`)."
-    s = job.strategy
-    return {
-        "fsdp_version": 2,
-        "fsdp_reshard_after_forward": s.zero == 3,
-        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
-        "fsdp_offload_params": s.offload == "parameters",
-        "fsdp_cpu_ram_efficient_loading": True,
-        "fsdp_activation_checkpointing": s.recompute == "full",
-    }
+    "Accelerate's YAML as a dictionary. Raises `BadInput` for what it cannot say."
+    _accelerate_can(job)
+    strategy, config = job.strategy, _processes(job)
+    if config["distributed_type"] == "DEEPSPEED":
+        block = {"deepspeed_config_file": "ds_config.json", "zero3_init_flag": strategy.zero == 3}
+        config["deepspeed_config"] = block
+        del config["mixed_precision"]
+    if config["distributed_type"] == "FSDP":
+        config["fsdp_config"] = fsdp_config(job)
+        several = strategy.tp > 1 or strategy.cp > 1 or strategy.shard_group
+        if several: config["parallelism_config"] = _degrees(job)
+    if strategy.compile: config["dynamo_config"] = dict(_DYNAMO)
+    return config
 
-def _degrees(job: Job) -> dict[str, Any]:
-    s = job.strategy
-    group = s.shard_group or s.dp
-    return {"parallelism_config_dp_replicate_size": s.dp // group, "parallelism_config_dp_shard_size": group,
-            "parallelism_config_tp_size": s.tp, "parallelism_config_cp_size": s.cp}
+# %% ../../nbs/launch/04_frameworks.ipynb #04de001a
+_FIRST_NODE = "Put the address of your first node into main_process_ip, and give every node its --machine_rank"
 
 def accelerate(
     job: Job,
 ) -> Emitted:
     "`accelerate.yaml`, with DeepSpeed's file where it is needed."
     config = accelerate_config(job)
-    files = {"accelerate.yaml": yaml_text(config), **job.files}
+    files, words = {"accelerate.yaml": yaml_text(config), **job.files}, job.command
+    notes = (_FIRST_NODE,) if job.nodes > 1 else ()
     if "deepspeed_config" in config:
-        files["ds_config.json"] = json.dumps(deepspeed_config(job), indent=2) + "\n"
-    notes = (
-        ("Put the address of your first node into main_process_ip, and give every node its --machine_rank",)
-        if job.nodes > 1
-        else ()
-    )
-    deep = "deepspeed_config" in config
-    words = _with_deepspeed(job) if deep and not job.script else job.command  # a user's script hears of the file from accelerate
+        files["ds_config.json"] = _json_text(deepspeed_config(job))
+        notes += _host_adam(job)
+        if not job.script: words = _with_deepspeed(job)
     line = shell_line(["accelerate", "launch", "--config_file", "accelerate.yaml", *words])
-    return Emitted(files, line, notes + (_host_adam(job) if deep else ()))
+    return Emitted(files, line, notes)

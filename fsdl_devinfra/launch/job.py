@@ -16,12 +16,27 @@ from typing import Any, ClassVar
 
 from ..compute.cluster import cluster
 from ..core.errors import BadInput
-from ..core.results import Result
+from ..core.results import Result, read_document
 from ..memory.strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['DIGITS_SCRIPT', 'Job', 'read_job', 'job_of', 'even_nodes', 'job_name', 'notes', 'yaml_text', 'shell_line', 'File',
+__all__ = ['DIGITS_SCRIPT', 'Job', 'job_name', 'even_nodes', 'job_of', 'read_job', 'notes', 'yaml_text', 'shell_line', 'File',
            'Launch', 'Emitted']
+
+# %% ../../nbs/launch/02_job.ipynb #02a00002
+#: the script that starts the trainer of this package
+DIGITS_SCRIPT = '''"""Train the small model of fsdl-devinfra: replace this with your own script."""
+from fsdl_devinfra.hub.digits import DigitsViT, held_out
+from fsdl_devinfra.launch.trainer import leave, main
+
+if __name__ == "__main__":
+    leave(main(DigitsViT, held_out))
+'''
+
+def _digits_command(strategy: Strategy) -> list[str]:
+    "The trainer of this package with the degrees of a plan; its context-parallel ranks are data-parallel ones."
+    degrees = {"dp": strategy.dp * strategy.cp, "tp": strategy.tp, "pp": strategy.pp, "zero": strategy.zero}
+    return ["train_digits.py", *(word for name, value in degrees.items() for word in (f"--{name}", str(value)))]
 
 # %% ../../nbs/launch/02_job.ipynb #b457937f
 @dataclass(frozen=True)
@@ -49,18 +64,7 @@ class Job:
     @property
     def command(self) -> list[str]:
         "Script and arguments."
-        s = self.strategy
-        return list(self.script) or [
-            "train_digits.py",
-            "--dp",
-            str(s.dp * s.cp),
-            "--tp",
-            str(s.tp),
-            "--pp",
-            str(s.pp),
-            "--zero",
-            str(s.zero),
-        ]
+        return list(self.script) or _digits_command(self.strategy)
 
     @property
     def files(self) -> dict[str, str]:
@@ -70,55 +74,41 @@ class Job:
     @property
     def environment(self) -> dict[str, str]:
         "Variables that every process gets."
-        return {"OMP_NUM_THREADS": "1"} | (
-            {} if self.cpu else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-        )
+        gpu = {} if self.cpu else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        return {"OMP_NUM_THREADS": "1"} | gpu
 
+# %% ../../nbs/launch/02_job.ipynb #02a00005
+def job_name(
+    model: str,
+) -> str:  # at most 40 letters, digits and dashes, beginning with a letter
+    "A name that every launcher accepts."
+    last = Path(str(model)).name.lower().split("@")[0]
+    words = re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:34].strip("-")
+    return f"train-{words or 'model'}"
 
-#: the script that starts the trainer of this package
-DIGITS_SCRIPT = '''"""Train the small model of fsdl-devinfra: replace this with your own script."""
-from fsdl_devinfra.hub.digits import DigitsViT, held_out
-from fsdl_devinfra.launch.trainer import leave, main
+# %% ../../nbs/launch/02_job.ipynb #02a00008
+def even_nodes(
+    strategy: Strategy,
+    most: int,  # GPUs that a node has
+) -> int:  # GPUs that are used of each node
+    "How many GPUs of each node are used, so that all nodes use as many. Raises `BadInput`."
+    gpus, tp = strategy.gpus, strategy.tp
+    if gpus <= most or gpus % most == 0: return most
+    fewest = math.ceil(gpus / most)
+    for nodes in range(fewest, 2 * fewest + 1):
+        each, over = divmod(gpus, nodes)
+        if not over and each % min(tp, most) == 0: return each
+    inside = f" with tp {tp} inside a node" if tp > 1 else ""
+    hint = f"Plan for {gpus // most * most} GPUs or another multiple of {most}, or say --per-node"
+    raise BadInput(f"{gpus} GPUs cannot be divided evenly over nodes of {most}{inside}", hint)
 
-if __name__ == "__main__":
-    leave(main(DigitsViT, held_out))
-'''
-
-# %% ../../nbs/launch/02_job.ipynb #1dc3fe89
-_MAKE = "Make one: fsdl-devinfra plan MODEL --gpu NAME --gpus N -o plan.json"
-
-def read_job(
-    path: str | Path,  # plan.json
-    pick: int = 1,  # which plan, from 1
-    script: Sequence[str] = (),  # the user's script and its arguments
-    per_node: int | None = None,  # GPUs on a node; default: the usual node of this GPU
-    cpu: bool = False,
-) -> Job:
-    "The job that a plan describes. Raises `BadInput`."
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"there is no plan {path}", _MAKE) from None
-    except IsADirectoryError:
-        raise BadInput(f"{path} is a folder", "Name the plan in it") from None
-    except (ValueError, UnicodeDecodeError) as e:
-        raise BadInput(f"{path} is not JSON ({e})", "Make it again") from None
-    if not isinstance(document, dict) or document.get("schema") != "fsdl-devinfra/plan/1":
-        raise BadInput(f"{path} is not a plan", _MAKE)
-    plans = document.get("plans") or []
-    if not isinstance(plans, list): raise BadInput(f"{path} holds no list of plans", _MAKE)
-    if not plans: raise BadInput(f"in {path} nothing fits", "Plan again with more GPUs, or follow its advice")
-    if not 1 <= pick <= len(plans):
-        raise BadInput(f"{path} holds {len(plans)} plans, and no number {pick}", f"Pick 1 to {len(plans)}")
-    return job_of(
-        plans[pick - 1],
-        str(document.get("gpu", "")),
-        str(document.get("model", "model")),
-        script,
-        per_node,
-        cpu,
-    )
-
+# %% ../../nbs/launch/02_job.ipynb #02a0000a
+def _parts(plan: Mapping[str, Any]) -> tuple[Strategy, Workload, float | None]:
+    "Strategy, workload and hours of one plan. Raises `BadInput`."
+    try: strategy, workload = Strategy.from_dict(plan["strategy"]), Workload.from_dict(plan["workload"])
+    except (KeyError, TypeError, AttributeError):
+        raise BadInput("this plan has no strategy or workload", "Make it again") from None
+    return strategy, workload, plan.get("hours")
 
 def job_of(
     plan: Mapping[str, Any],  # one of the plans of a document
@@ -129,152 +119,176 @@ def job_of(
     cpu: bool = False,
 ) -> Job:
     "The job of one plan."
-    try:
-        s, w = Strategy.from_dict(plan["strategy"]), Workload.from_dict(plan["workload"])
-    except (KeyError, TypeError, AttributeError):
-        raise BadInput("this plan has no strategy or workload", "Make it again") from None
-    k, hours = cluster(gpu, s.gpus, per_node), plan.get("hours")
+    strategy, workload, hours = _parts(plan)
+    asked = cluster(gpu, strategy.gpus, per_node)
     if hours is not None and not isinstance(hours, (int, float)):
         raise BadInput(f"the hours of this plan are {hours!r}", "Make it again")
     return Job(
         name=job_name(model),
-        strategy=s,
-        workload=w,
-        gpu=k.device.name,
-        gpus=s.gpus,
-        per_node=even_nodes(s, k.per_node),
+        strategy=strategy,
+        workload=workload,
+        gpu=asked.device.name,
+        gpus=strategy.gpus,
+        per_node=even_nodes(strategy, asked.per_node),
         script=tuple(script),
         hours=hours,
         cpu=cpu,
         model=model,
     )
 
-def even_nodes(
-    s: Strategy,
-    most: int,  # GPUs that a node has
-) -> int:  # GPUs that are used of each node
-    "Launchers start the same number of processes on every node: 12 GPUs are 6 on two nodes of 8. Raises `BadInput`."
-    if s.gpus <= most or s.gpus % most == 0: return most
-    fewest = -(-s.gpus // most)
-    each = next(
-        (
-            s.gpus // n
-            for n in range(fewest, 2 * fewest + 1)
-            if s.gpus % n == 0 and (s.gpus // n) % min(s.tp, most) == 0
-        ),
-        None,
-    )
-    if each: return each
-    why = f"{s.gpus} GPUs cannot be divided evenly over nodes of {most}" + (
-        f" with tp {s.tp} inside a node" if s.tp > 1 else ""
-    )
-    raise BadInput(
-        why, f"Plan for {s.gpus // most * most} GPUs or another multiple of {most}, or say --per-node"
-    )
+# %% ../../nbs/launch/02_job.ipynb #1dc3fe89
+_MAKE = "Make one: fsdl-devinfra plan MODEL --gpu NAME --gpus N -o plan.json"
 
+def _plan_document(path: str | Path) -> dict[str, Any]:
+    "The document that `plan` wrote. Raises `BadInput` for any other file."
+    if not Path(path).exists(): raise BadInput(f"there is no plan {path}", _MAKE)
+    document = read_document(path)
+    if document.get("schema") != "fsdl-devinfra/plan/1": raise BadInput(f"{path} is not a plan", _MAKE)
+    return document
 
-def job_name(
-    model: str,
-) -> str:  # at most 40 letters, digits and dashes, beginning with a letter
-    "A name that every launcher accepts (Kubernetes is the strictest)."
-    text = (
-        re.sub(r"[^a-z0-9]+", "-", Path(str(model)).name.lower().split("@")[0]).strip("-")[:34].strip("-")
-        or "model"
-    )
-    return "train-" + text
+def _picked(document: Mapping[str, Any], path: str | Path, pick: int) -> Mapping[str, Any]:
+    "The n-th plan of a document."
+    plans = document.get("plans") or []
+    if not isinstance(plans, list): raise BadInput(f"{path} holds no list of plans", _MAKE)
+    if not plans: raise BadInput(f"in {path} nothing fits", "Plan again with more GPUs, or follow its advice")
+    if 1 <= pick <= len(plans): return plans[pick - 1]
+    raise BadInput(f"{path} holds {len(plans)} plans, and no number {pick}", f"Pick 1 to {len(plans)}")
+
+# %% ../../nbs/launch/02_job.ipynb #02a0000e
+def read_job(
+    path: str | Path,  # plan.json
+    pick: int = 1,  # which plan, from 1
+    script: Sequence[str] = (),  # the user's script and its arguments
+    per_node: int | None = None,  # GPUs on a node; default: the usual node of this GPU
+    cpu: bool = False,
+) -> Job:
+    "The job that a plan describes. Raises `BadInput`."
+    document = _plan_document(path)
+    plan = _picked(document, path, pick)
+    gpu, model = str(document.get("gpu", "")), str(document.get("model", "model"))
+    return job_of(plan, gpu, model, script, per_node, cpu)
 
 # %% ../../nbs/launch/02_job.ipynb #1932944e
+def _split_degrees(strategy: Strategy) -> dict[str, int]:
+    "How the model itself is split, as Megatron's arguments name it."
+    degrees = {"tensor": strategy.tp, "pipeline": strategy.pp, "context": strategy.cp, "expert": strategy.ep}
+    return {name: degree for name, degree in degrees.items() if degree > 1}
+
+def _megatron_degrees(strategy: Strategy) -> list[str]:
+    words = []
+    for name, degree in _split_degrees(strategy).items():
+        of_model = "" if name == "context" else "-model"
+        words.append(f"--{name}{of_model}-parallel-size {degree}")
+    if strategy.vpp > 1: words.append(f"--num-virtual-stages-per-pipeline-rank {strategy.vpp}")
+    if strategy.ep > 1 and strategy.tp > 1: words.append(f"--expert-tensor-parallel-size {strategy.expert_tp}")
+    return words
+
+# %% ../../nbs/launch/02_job.ipynb #02a00012
+_MEGATRON_RECOMPUTE = {
+    "none": [],
+    "selective": ["--recompute-activations"],
+    "full": ["--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"],
+}
+_MEGATRON_PRECISION = {
+    "bf16-mixed": ["--bf16"],
+    "bf16": ["--bf16"],
+    "fp16-mixed": ["--fp16"],
+    "fp8-mixed": ["--bf16 --fp8-format hybrid"],
+    "mxfp8-mixed": ["--bf16 --fp8-format e4m3 --fp8-recipe mxfp8"],
+}
+_MEGATRON_FSDP = "--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params"
+
+def _megatron_choices(strategy: Strategy) -> list[str]:
+    words = ["--sequence-parallel"] if strategy.sequence_parallel else []
+    if strategy.zero == 1: words.append("--use-distributed-optimizer")
+    if strategy.zero == 3: words.append(_MEGATRON_FSDP)
+    words += _MEGATRON_RECOMPUTE[strategy.recompute] + _MEGATRON_PRECISION.get(strategy.precision, [])
+    if strategy.offload == "optimizer": words.append("--optimizer-cpu-offload")
+    return words
+
+def _megatron_words(strategy: Strategy, workload: Workload) -> str:
+    "Megatron-LM's arguments for a plan."
+    batch = workload.micro_batch * workload.microbatches(strategy) * strategy.dp
+    sizes = [f"--seq-length {workload.seq_len} --micro-batch-size {workload.micro_batch} --global-batch-size {batch}"]
+    return " ".join(_megatron_degrees(strategy) + _megatron_choices(strategy) + sizes)
+
+# %% ../../nbs/launch/02_job.ipynb #02a00015
+def _sharding_words(strategy: Strategy) -> str:
+    held = ("", "the optimizer", "gradients and optimizer", "parameters, gradients and optimizer")[strategy.zero]
+    groups = f" in groups of {strategy.shard_group}" if strategy.shard_group else ""
+    return f"{held} sharded{groups}"
+
+def _asked_of_states(strategy: Strategy) -> list[str]:
+    "What the script has to do with parameters, gradients and the optimizer."
+    adapters = f"rank-{strategy.lora_rank} adapters on {strategy.lora_targets.replace('-', ' ')} layers"
+    asked = {
+        adapters: strategy.lora_rank,
+        f"base weights in {strategy.base_weights}": strategy.base_weights,
+        f"the optimizer {strategy.optimizer}": strategy.optimizer != "adamw",
+        "the optimizer step in the backward pass": strategy.optimizer_in_backward,
+        f"a {strategy.loss} loss": strategy.loss != "full",
+        f"{strategy.offload} on the host": strategy.offload != "none",
+    }
+    return [words for words, holds in asked.items() if holds]
+
+# %% ../../nbs/launch/02_job.ipynb #02a00017
+def _asked_of_execution(strategy: Strategy) -> list[str]:
+    "What the script has to do with types, kernels and communication."
+    megatron = strategy.framework == "megatron"  # has an argument for it
+    asked = {
+        "torch.compile": strategy.compile,
+        f"precision {strategy.precision}": strategy.precision != "bf16-mixed",
+        f"gradients in {strategy.grad_dtype}": strategy.grad_dtype,
+        _sharding_words(strategy): strategy.zero,
+        "sequence parallelism": strategy.sequence_parallel and not megatron,
+        "asynchronous tensor parallelism": strategy.async_tp,
+        "eager attention": strategy.attention == "eager",
+        f"the schedule {strategy.schedule}": strategy.schedule != "1f1b",
+        f"the kernels of {strategy.kernels}": strategy.kernels not in (None, "torch"),
+    }
+    return [words for words, holds in asked.items() if holds]
+
+# %% ../../nbs/launch/02_job.ipynb #02a0001a
+def _degree_notes(job: Job) -> list[str]:
+    split = _split_degrees(job.strategy)
+    if job.strategy.framework == "megatron":
+        return ["Megatron has to be told: " + _megatron_words(job.strategy, job.workload)]
+    named = ", ".join(f"{name} {degree}" for name, degree in split.items())
+    return [f"Your script has to split the model: {named}"] if split else []
+
+def _batch_notes(job: Job) -> list[str]:
+    strategy, workload = job.strategy, job.workload
+    found = []
+    if job.nodes > 1 and job.on_node < cluster(job.gpu, job.gpus).per_node:
+        started = f"{job.on_node} on each of {job.nodes} nodes"
+        found.append(f"{job.gpus} GPUs are started as {started}; the plan counted full nodes where it could")
+    again = "" if strategy.recompute == "none" else f", and {strategy.recompute} activation checkpointing"
+    batch = f"{workload.micro_batch} × {workload.seq_len} tokens, {workload.microbatches(strategy)} per step"
+    return [*found, f"Your script has to use micro-batches of {batch}{again}"]
+
+# %% ../../nbs/launch/02_job.ipynb #02a0001c
+_NO_SCRIPT = "No script was given: the files start the small digits trainer of this package, to test the launch itself"
+
 def notes(
     job: Job,
 ) -> list[str]:
     "What the script itself has to be told."
-    s, found = job.strategy, []
-    if not job.script:
-        return [
-            "No script was given: the files start the small digits trainer of this package, to test the launch itself"
-        ]
-    degrees = {"tensor": s.tp, "pipeline": s.pp, "context": s.cp, "expert": s.ep}
-    split = {k: v for k, v in degrees.items() if v > 1}
-    if s.framework == "megatron":
-        found.append("Megatron has to be told: " + _megatron_words(split, s, job.workload))
-    elif split:
-        found.append("Your script has to split the model: " + ", ".join(f"{k} {v}" for k, v in split.items()))
-    said = [
-        text
-        for asked, text in (
-            (s.lora_rank, f"rank-{s.lora_rank} adapters on {s.lora_targets.replace('-', ' ')} layers"),
-            (s.base_weights, f"base weights in {s.base_weights}"),
-            (s.optimizer != "adamw", f"the optimizer {s.optimizer}"),
-            (s.optimizer_in_backward, "the optimizer step in the backward pass"),
-            (s.loss != "full", f"a {s.loss} loss"),
-            (s.offload != "none", f"{s.offload} on the host"),
-            (s.compile, "torch.compile"),
-            (s.precision != "bf16-mixed", f"precision {s.precision}"),
-            (s.grad_dtype, f"gradients in {s.grad_dtype}"),
-            (s.zero, _sharding_words(s)),
-            (s.sequence_parallel and s.framework != "megatron", "sequence parallelism"),
-            (s.async_tp, "asynchronous tensor parallelism"),
-            (s.attention == "eager", "eager attention"),
-            (s.schedule != "1f1b", f"the schedule {s.schedule}"),
-            (s.kernels and s.kernels != "torch", f"the kernels of {s.kernels}"),
-        )
-        if asked
-    ]
-    if said: found.append("The plan counts on what your script has to do: " + ", ".join(said))
-    w, again = job.workload, f", and {s.recompute} activation checkpointing" if s.recompute != "none" else ""
-    if job.nodes > 1 and job.on_node < cluster(job.gpu, job.gpus).per_node:
-        found.append(
-            f"{job.gpus} GPUs are started as {job.on_node} on each of {job.nodes} nodes; the plan counted full nodes where it could"
-        )
-    found.append(
-        f"Your script has to use micro-batches of {w.micro_batch} × {w.seq_len} tokens, {w.microbatches(s)} per step{again}"
-    )
-    return found
-
-def _sharding_words(s: Strategy) -> str:
-    what = ("", "the optimizer", "gradients and optimizer", "parameters, gradients and optimizer")[s.zero]
-    return f"{what} sharded" + (f" in groups of {s.shard_group}" if s.shard_group else "")
-
-def _megatron_words(split: Mapping[str, int], s: Strategy, w: Workload) -> str:
-    "Megatron-LM's arguments (megatron/training/arguments.py)."
-    words = [
-        f"--{k}-model-parallel-size {v}"
-        if k in ("tensor", "pipeline", "expert")
-        else f"--{k}-parallel-size {v}"
-        for k, v in split.items()
-    ]
-    words += [f"--num-virtual-stages-per-pipeline-rank {s.vpp}"] * (s.vpp > 1)
-    words += [f"--expert-tensor-parallel-size {s.expert_tp}"] * (s.ep > 1 and s.tp > 1)
-    words += ["--sequence-parallel"] * s.sequence_parallel + ["--use-distributed-optimizer"] * (s.zero == 1)
-    words += ["--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params"] * (s.zero == 3)
-    words += {
-        "none": [],
-        "selective": ["--recompute-activations"],
-        "full": ["--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"],
-    }[s.recompute]
-    words += {
-        "bf16-mixed": ["--bf16"],
-        "bf16": ["--bf16"],
-        "fp16-mixed": ["--fp16"],
-        "fp8-mixed": ["--bf16 --fp8-format hybrid"],
-        "mxfp8-mixed": ["--bf16 --fp8-format e4m3 --fp8-recipe mxfp8"],
-    }.get(s.precision, [])
-    words += ["--optimizer-cpu-offload"] * (s.offload == "optimizer")
-    batch = f"--seq-length {w.seq_len} --micro-batch-size {w.micro_batch} --global-batch-size {w.micro_batch * w.microbatches(s) * s.dp}"
-    return " ".join([*words, batch])
+    if not job.script: return [_NO_SCRIPT]
+    asked = ", ".join(_asked_of_states(job.strategy) + _asked_of_execution(job.strategy))
+    choices = [f"The plan counts on what your script has to do: {asked}"] if asked else []
+    return _degree_notes(job) + choices + _batch_notes(job)
 
 # %% ../../nbs/launch/02_job.ipynb #597d8e9a
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./@-]*")
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", "none", "nan", "inf"}
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, str):
-        return (
-            value
-            if _PLAIN.fullmatch(value) and value.lower() not in _WORDS
-            else json.dumps(value, ensure_ascii=False)
-        )
-    return json.dumps(value)
+    "A value on one line."
+    plain = isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS
+    return value if plain else json.dumps(value, ensure_ascii=not isinstance(value, str))
+
+# %% ../../nbs/launch/02_job.ipynb #02a0001f
+def _nests(value: Any) -> bool: return isinstance(value, (dict, list)) and bool(value)
 
 def yaml_text(
     value: Any,  # dictionaries, lists, strings, numbers; a string with line breaks becomes a block
@@ -282,30 +296,32 @@ def yaml_text(
 ) -> str:
     "A value as YAML."
     pad = "  " * depth
-    if isinstance(value, dict) and value:
-        return "".join(f"{pad}{_scalar(k)}:{_after(v, depth)}" for k, v in value.items())
-    if isinstance(value, list) and value: return "".join(f"{pad}-{_item(v, depth)}" for v in value)
-    return pad + _scalar(value) + "\n"
-
-def _after(value: Any, depth: int) -> str:
-    if isinstance(value, (dict, list)) and value: return "\n" + yaml_text(value, depth + 1)
-    if isinstance(value, str) and "\n" in value:
-        lines, pad = value.rstrip("\n").split("\n"), "  " * (depth + 1)
-        return " |\n" + "".join(f"{pad}{line}\n" if line else "\n" for line in lines)
-    return " " + (json.dumps(value) if isinstance(value, (dict, list)) else _scalar(value)) + "\n"
+    if not _nests(value): return f"{pad}{_scalar(value)}\n"
+    if isinstance(value, list): return "".join(f"{pad}- {_item(item, depth)}" for item in value)
+    return "".join(f"{pad}{_scalar(key)}:{_after(inner, depth)}" for key, inner in value.items())
 
 def _item(value: Any, depth: int) -> str:
-    if isinstance(value, (dict, list)) and value: return " " + yaml_text(value, depth + 1).lstrip(" ")
-    return " " + _scalar(value) + "\n"
+    "What stands behind the dash."
+    return yaml_text(value, depth + 1).lstrip(" ") if _nests(value) else f"{_scalar(value)}\n"
+
+def _after(value: Any, depth: int) -> str:
+    "What stands behind the colon."
+    if _nests(value): return "\n" + yaml_text(value, depth + 1)
+    if isinstance(value, str) and "\n" in value: return " |\n" + _block(value, depth + 1)
+    return f" {_scalar(value)}\n"
+
+def _block(text: str, depth: int) -> str:
+    pad = "  " * depth
+    return "".join(f"{pad}{line}\n" if line else "\n" for line in text.rstrip("\n").split("\n"))
 
 # %% ../../nbs/launch/02_job.ipynb #05247e53
+_VARIABLE = re.compile(r"[\w=:./@-]*\$\{?\w+\}?[\w=:./@-]*")
+
 def shell_line(
     words: Sequence[str],
 ) -> str:
     "A command line that a shell reads as these words; `$NAME` stays a variable."
-    return " ".join(
-        w if re.fullmatch(r"[\w=:./@-]*\$\{?\w+\}?[\w=:./@-]*", w) else shlex.quote(w) for w in words
-    )
+    return " ".join(word if _VARIABLE.fullmatch(word) else shlex.quote(word) for word in words)
 
 # %% ../../nbs/launch/02_job.ipynb #9d42faaf
 @dataclass(frozen=True)
@@ -326,10 +342,12 @@ class Launch(Result):
 
     def verdict(self) -> str:
         "One sentence."
-        return f"{len(self.files)} file{'s' * (len(self.files) != 1)} for {self.target}, checked by {self.validated_by}; start with: {self.command}"
+        count = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
+        return f"{count} for {self.target}, checked by {self.validated_by}; start with: {self.command}"
 
     def __str__(self) -> str: return self.verdict()
 
+# %% ../../nbs/launch/02_job.ipynb #02a00022
 @dataclass(frozen=True)
 class Emitted:
     "What an emitter makes, before it is checked."

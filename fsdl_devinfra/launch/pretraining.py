@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.errors import BadInput
-from .carried import left_out
+from .carried import carried_names, left_out
 from .job import Emitted, Job
 from .processes import torchrun
+from ..memory.strategy import Strategy
 
 # %% auto #0
 __all__ = ['Code', 'assignments', 'titan_settings', 'torchtitan', 'bridge_settings', 'megatron_bridge']
@@ -25,13 +26,11 @@ def assignments(
     settings: dict[str, Any],  # path below the configuration → value
 ) -> str:
     "One line of Python a setting."
-    return "".join(
-        f"    config.{path} = {value if isinstance(value, Code) else repr(value)}\n"
-        for path, value in settings.items()
-    )
+    def written(value: Any) -> str: return value if isinstance(value, Code) else repr(value)
+    return "".join(f"    config.{path} = {written(value)}\n" for path, value in settings.items())
 
-
-#: a pattern of a model's name → its function in torchtitan (models/*/config_registry.py) and in Megatron Bridge (recipes/*/__init__.py)
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0003
+#: a pattern of a model's name → its function in torchtitan and in Megatron Bridge
 _SHIPPED = (
     (r"llama.?3.*405b", "llama3.config_registry:llama3_405b", "llama:llama31_405b_pretrain_config"),
     (r"llama.?3.*70b", "llama3.config_registry:llama3_70b", "llama:llama31_70b_pretrain_config"),
@@ -47,124 +46,215 @@ _SHIPPED = (
     (r"gpt.?oss.*120b", "gpt_oss.config_registry:gpt_oss_120b", None),
     (r"gpt.?oss.*20b", "gpt_oss.config_registry:gpt_oss_20b", None),
 )
+_TITAN, _BRIDGE = 1, 2  # columns of it
 
-def _begins_with(
-    job: Job, column: int, package: str, otherwise: str
-) -> tuple[str, str, list[str], tuple[str, ...]]:
-    "Module and function of the configuration to begin with, the user's further words, and a note."
+def _shipped(model: str, column: int) -> str | None:
+    "The function that a framework ships for a model, as `module:function`."
+    name = model.lower()
+    return next((row[column] for row in _SHIPPED if row[column] and re.search(row[0] or "", name)), None)
+
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0006
+class _Beginning(NamedTuple):
+    module: str
+    function: str
+    words: list[str]  # what the user wrote further
+    notes: tuple[str, ...]
+
+def _begins_with(job: Job, column: int, package: str, otherwise: str) -> _Beginning:
+    "The configuration to begin with."
     if job.script and ":" in job.script[0]:
         module, _, function = job.script[0].partition(":")
-        return module, function, list(job.script[1:]), ()
-    name = job.model.lower()
-    found = next((row[column] for row in _SHIPPED if row[column] and re.search(str(row[0]), name)), None)
-    module, _, function = str(found or otherwise).partition(":")
-    note = (
-        ()
-        if found
-        else (
-            f"No shipped configuration is known for {job.model or 'this model'}: replace {function} by one of its architecture",
-        )
-    )
-    return f"{package}.{module}", function, list(job.script), note
+        return _Beginning(module, function, list(job.script[1:]), ())
+    found = _shipped(job.model, column)
+    module, _, function = (found or otherwise).partition(":")
+    unknown = f"No shipped configuration is known for {job.model or 'this model'}"
+    notes = () if found else (f"{unknown}: replace {function} by one of its architecture",)
+    return _Beginning(f"{package}.{module}", function, list(job.script), notes)
 
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0008
 def _started(job: Job, words: list[str]) -> Emitted:
     "The torchrun line that runs a module or a file."
     return torchrun(replace(job, script=tuple(words)))
 
-# %% ../../nbs/launch/05_pretraining.ipynb #56386ca3
-_TITAN_RECOMPUTE = {
-    "none": Code("None"),
-    "selective": Code("SelectiveAC.Config()"),
-    "full": Code("FullAC.Config()"),
-}
+# %% ../../nbs/launch/05_pretraining.ipynb #05be000a
+def _titan_can(job: Job) -> None:
+    "Raises `BadInput` for what torchtitan cannot run."
+    strategy = job.strategy
+    group, cp = strategy.shard_group or 0, strategy.cp
+    if strategy.zero == 1:
+        hint = "Pick another plan, or use --to megatron-bridge"
+        raise BadInput("torchtitan has DDP and FSDP, and no ZeRO-1", hint)
+    if strategy.precision == "fp16-mixed":
+        raise BadInput("torchtitan trains in bf16 or fp32", "Plan with --precision bf16-mixed")
+    if strategy.zero == 0 and cp > 1:
+        raise BadInput("torchtitan shards parameters over context-parallel ranks", "Plan with --zero 3")
+    if group % cp:
+        why = f"groups of {group} cannot hold {cp} context-parallel ranks each"
+        raise BadInput(why, "Use groups that are a multiple of cp")
 
+# %% ../../nbs/launch/05_pretraining.ipynb #05be000d
+def _titan_shards(strategy: Strategy) -> int:
+    "torchtitan's `data_parallel_shard_degree`."
+    return strategy.shards // strategy.cp if strategy.zero else 1
+
+def _titan_parallelism(job: Job) -> dict[str, Any]:
+    "The block `parallelism`."
+    strategy = job.strategy
+    return {
+        "data_parallel_replicate_degree": strategy.dp // _titan_shards(strategy),
+        "data_parallel_shard_degree": _titan_shards(strategy),
+        "fsdp_reshard_after_forward": "always" if strategy.zero == 3 else "never",
+        "tensor_parallel_degree": strategy.tp,
+        "enable_sequence_parallel": strategy.sequence_parallel,
+        "pipeline_parallel_degree": strategy.pp,
+        "context_parallel_degree": strategy.cp,
+        "expert_parallel_degree": strategy.ep,
+        "pipeline_parallel_schedule": "Interleaved1F1B" if strategy.vpp > 1 else "1F1B",
+        "num_pp_microbatches": job.workload.microbatches(strategy) if strategy.pp > 1 else 1,
+    }
+
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0010
+def _titan_training(job: Job) -> dict[str, Any]:
+    "The block `training`."
+    strategy, workload = job.strategy, job.workload
+    tokens = workload.micro_batch * workload.seq_len
+    return {
+        "max_context_length": workload.seq_len,
+        "num_tokens_per_microbatch_per_dp_rank": tokens,
+        "num_tokens_per_train_step": tokens * workload.microbatches(strategy) * strategy.dp,
+        "dtype": "bfloat16" if strategy.precision == "bf16" else "float32",
+        "mixed_precision_param": "float32" if strategy.precision == "fp32" else "bfloat16",
+        "enable_cpu_offload": strategy.offload == "parameters",
+        "disable_cuda_graphs": True,
+    }
+
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0013
+def _titan_carries(strategy: Strategy) -> set[str]:
+    return carried_names(
+        "dp tp pp cp ep sp zero shard_group seq_len micro_batch microbatches recompute compile",
+        precision=strategy.precision in ("bf16-mixed", "bf16", "fp32"),
+        optimizer=strategy.optimizer == "adamw",
+        offload=strategy.offload == "parameters",
+        grad_dtype=strategy.grad_dtype == "fp32",
+        async_tp=strategy.async_tp and strategy.compile,
+        vpp=strategy.vpp == 2,
+    )
+
+# %% ../../nbs/launch/05_pretraining.ipynb #56386ca3
+_TITAN_RECOMPUTE = {"none": "None", "selective": "SelectiveAC.Config()", "full": "FullAC.Config()"}
+
+def _below(block: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return {f"{block}.{name}": value for name, value in settings.items()}
 
 def titan_settings(
     job: Job,
 ) -> tuple[dict[str, Any], set[str]]:  # path → value, names of `plan_values` that are carried
     "torchtitan's fields. Raises `BadInput` for what it cannot run."
-    s, w = job.strategy, job.workload
     _titan_can(job)
-    if s.zero: group = (s.shard_group or s.dp * s.cp) // s.cp
-    else: group = 1
-    settings: dict[str, Any] = {
-        "parallelism.data_parallel_replicate_degree": s.dp // group,
-        "parallelism.data_parallel_shard_degree": group,
-        "parallelism.fsdp_reshard_after_forward": "always" if s.zero == 3 else "never",
-        "parallelism.tensor_parallel_degree": s.tp,
-        "parallelism.enable_sequence_parallel": s.sequence_parallel,
-        "parallelism.pipeline_parallel_degree": s.pp,
-        "parallelism.context_parallel_degree": s.cp,
-        "parallelism.expert_parallel_degree": s.ep,
-        "parallelism.pipeline_parallel_schedule": "Interleaved1F1B" if s.vpp > 1 else "1F1B",
-        "parallelism.num_pp_microbatches": w.microbatches(s) if s.pp > 1 else 1,
-        "training.max_context_length": w.seq_len,
-        "training.num_tokens_per_microbatch_per_dp_rank": w.micro_batch * w.seq_len,
-        "training.num_tokens_per_train_step": w.micro_batch * w.seq_len * w.microbatches(s) * s.dp,
-        "training.dtype": "bfloat16" if s.precision == "bf16" else "float32",
-        "training.mixed_precision_param": "float32" if s.precision == "fp32" else "bfloat16",
-        "training.enable_cpu_offload": s.offload == "parameters",
-        "training.disable_cuda_graphs": True,
-        "compile.enable": s.compile,
-        "compile.enable_async_tensor_parallel": s.async_tp and s.compile,
-        "activation_checkpoint": _TITAN_RECOMPUTE[s.recompute],
-    }
-    carried = {
-        "dp",
-        "tp",
-        "pp",
-        "cp",
-        "ep",
-        "sp",
-        "zero",
-        "shard_group",
-        "seq_len",
-        "micro_batch",
-        "microbatches",
-        "recompute",
-        "compile",
-    }
-    if s.precision in ("bf16-mixed", "bf16", "fp32"): carried.add("precision")
-    if s.optimizer == "adamw": carried.add("optimizer")  # what every shipped configuration has
-    if s.offload == "parameters": carried.add("offload")
-    if s.grad_dtype == "fp32": carried.add("grad_dtype")  # its only choice
-    if s.async_tp and s.compile: carried.add("async_tp")
-    if s.vpp == 2: carried.add("vpp")  # two stages a rank is what Interleaved1F1B takes when it is told no number of layers
-    return settings, carried
+    strategy = job.strategy
+    settings = _below("parallelism", _titan_parallelism(job)) | _below("training", _titan_training(job))
+    settings["compile.enable"] = strategy.compile
+    settings["compile.enable_async_tensor_parallel"] = strategy.async_tp and strategy.compile
+    settings["activation_checkpoint"] = Code(_TITAN_RECOMPUTE[strategy.recompute])
+    return settings, _titan_carries(strategy)
 
-def _titan_can(job: Job) -> None:
-    s = job.strategy
-    hint = "Pick another plan, or use --to megatron-bridge"
-    if s.zero == 1: raise BadInput("torchtitan has DDP and FSDP, and no ZeRO-1", hint)
-    if s.precision == "fp16-mixed":
-        raise BadInput("torchtitan trains in bf16 or fp32", "Plan with --precision bf16-mixed")
-    if s.zero == 0 and s.cp > 1:
-        raise BadInput("torchtitan shards parameters over context-parallel ranks", "Plan with --zero 3")
-    if s.shard_group and s.shard_group % s.cp:
-        raise BadInput(
-            f"groups of {s.shard_group} cannot hold {s.cp} context-parallel ranks each",
-            "Use groups that are a multiple of cp",
-        )
-
-
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0016
 def torchtitan(
     job: Job,
 ) -> Emitted:
     "`plan_config.py`, whose function `planned` is what torchtitan's --config names, and `run.sh`."
     settings, carried = titan_settings(job)
-    module, function, words, note = _begins_with(
-        job, 1, "torchtitan.models", "llama3.config_registry:llama3_debugmodel"
-    )
-    text = (f'"""The plan of fsdl-devinfra for torchtitan: {job.gpus} × {job.gpu}."""\n'
-            "from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC  # noqa: F401\n"
-            f"from {module} import {function}\n\n\n"
-            f"def planned():\n    config = {function}()\n{assignments(settings)}    return config\n")
-    run = _started(job, ["-m", "torchtitan.train", "--module", "plan_config", "--config", "planned", *words])
-    return Emitted(
-        {"plan_config.py": text, **run.files},
-        run.command,
-        (*note, *left_out(job, "torchtitan", carried)),
-        complete=True,
+    start = _begins_with(job, _TITAN, "torchtitan.models", "llama3.config_registry:llama3_debugmodel")
+    text = f'''"""The plan of fsdl-devinfra for torchtitan: {job.gpus} × {job.gpu}."""
+from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC  # noqa: F401
+from {start.module} import {start.function}
+
+
+def planned():
+    config = {start.function}()
+{assignments(settings)}    return config
+'''
+    run = _started(job, "-m torchtitan.train --module plan_config --config planned".split() + start.words)
+    notes = (*start.notes, *left_out(job, "torchtitan", carried))
+    return Emitted({"plan_config.py": text, **run.files}, run.command, notes, complete=True)
+
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0018
+def _bridge_parallelism(strategy: Strategy) -> dict[str, Any]:
+    "How the model is split."
+    return {
+        "model.tensor_model_parallel_size": strategy.tp,
+        "model.sequence_parallel": strategy.sequence_parallel,
+        "model.pipeline_model_parallel_size": strategy.pp,
+        "model.virtual_pipeline_model_parallel_size": strategy.vpp if strategy.vpp > 1 else None,
+        "model.pipeline_model_parallel_layout": None,
+        "model.context_parallel_size": strategy.cp,
+        "model.expert_model_parallel_size": strategy.ep,
+        "model.expert_tensor_parallel_size": strategy.expert_tp if strategy.ep > 1 else strategy.tp,
+    }
+
+# %% ../../nbs/launch/05_pretraining.ipynb #05be001b
+def _bridge_batch(job: Job) -> dict[str, Any]:
+    strategy, workload = job.strategy, job.workload
+    return {
+        "model.seq_length": workload.seq_len,
+        "dataset.seq_length": workload.seq_len,
+        "train.micro_batch_size": workload.micro_batch,
+        "train.global_batch_size": workload.micro_batch * workload.microbatches(strategy) * strategy.dp,
+    }
+
+# %% ../../nbs/launch/05_pretraining.ipynb #05be001e
+def _bridge_recompute(strategy: Strategy) -> dict[str, Any]:
+    full = strategy.recompute == "full"
+    return {
+        "model.recompute_granularity": None if strategy.recompute == "none" else strategy.recompute,
+        "model.recompute_method": "uniform" if full else None,
+        "model.recompute_num_layers": 1 if full else None,
+        "model.recompute_modules": ["core_attn"] if strategy.recompute == "selective" else None,
+    }
+
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0021
+_BRIDGE_SHARDS = ("no_shard", "no_shard", "optim_grads", "optim_grads_params")  # by ZeRO stage
+
+def _bridge_sharding(strategy: Strategy) -> dict[str, Any]:
+    megatron_fsdp = strategy.zero >= 2
+    return {
+        "ddp.use_distributed_optimizer": strategy.zero > 0,
+        "ddp.use_megatron_fsdp": megatron_fsdp,
+        "dist.use_megatron_fsdp": megatron_fsdp,
+        "ddp.data_parallel_sharding_strategy": _BRIDGE_SHARDS[strategy.zero],
+        "optimizer.use_distributed_optimizer": strategy.zero > 0,
+        "optimizer.optimizer_cpu_offload": strategy.offload == "optimizer",
+    }
+
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0024
+_BRIDGE_ADAPTERS = {
+    "all-linear": ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"],
+    "attention": ["linear_qkv", "linear_proj"],
+}
+
+def _bridge_adapters(strategy: Strategy) -> Code | None:
+    "The expression of `peft`, where Megatron Bridge has these adapters."
+    rank, targets = strategy.lora_rank, _BRIDGE_ADAPTERS.get(strategy.lora_targets)
+    if not rank or not targets: return None
+    return Code(f"LoRA(target_modules={targets!r}, dim={rank}, alpha={2 * rank})")
+
+def _bridge_choices(strategy: Strategy) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if strategy.grad_dtype: found["ddp.grad_reduce_in_fp32"] = strategy.grad_dtype == "fp32"
+    if strategy.attention == "flash": found["model.attention_backend"] = Code("AttnBackend.flash")
+    if adapters := _bridge_adapters(strategy): found["peft"] = adapters
+    return found
+
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0026
+def _bridge_carries(strategy: Strategy) -> set[str]:
+    return carried_names(
+        "dp tp sp pp vpp cp ep zero seq_len micro_batch microbatches recompute precision grad_dtype",
+        attention=strategy.attention == "flash",
+        lora=_bridge_adapters(strategy),
+        offload=strategy.offload == "optimizer",
+        optimizer=strategy.optimizer == "adamw",
+        kernels=strategy.kernels in ("megatron", "te"),
+        compile=not strategy.compile,
     )
 
 # %% ../../nbs/launch/05_pretraining.ipynb #cead58d4
@@ -174,112 +264,48 @@ _BRIDGE_PRECISION = {
     "fp8-mixed": "bf16_with_fp8_delayed_scaling_mixed",
     "mxfp8-mixed": "bf16_with_mxfp8_mixed",
 }
-_BRIDGE_SHARDS = ("no_shard", "optim", "optim_grads", "optim_grads_params")
-_BRIDGE_ADAPTERS = {
-    "all-linear": ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"],
-    "attention": ["linear_qkv", "linear_proj"],
-}
-
 
 def bridge_settings(
     job: Job,
 ) -> tuple[dict[str, Any], set[str]]:  # path → value, names of `plan_values` that are carried
     "Megatron Bridge's fields. Raises `BadInput` for what it cannot run."
-    s, w = job.strategy, job.workload
-    if s.precision not in _BRIDGE_PRECISION:
-        raise BadInput(
-            f"Megatron Bridge has no recipe for the precision {s.precision}",
-            "Plan with --precision bf16-mixed",
-        )
-    whole = s.zero >= 2
-    full = s.recompute == "full"
-    settings: dict[str, Any] = {
-        "model.tensor_model_parallel_size": s.tp,
-        "model.sequence_parallel": s.sequence_parallel,
-        "model.pipeline_model_parallel_size": s.pp,
-        "model.virtual_pipeline_model_parallel_size": s.vpp if s.vpp > 1 else None,
-        "model.pipeline_model_parallel_layout": None,
-        "model.context_parallel_size": s.cp,
-        "model.expert_model_parallel_size": s.ep,
-        "model.expert_tensor_parallel_size": s.expert_tp if s.ep > 1 else s.tp,
-        "model.seq_length": w.seq_len,
-        "dataset.seq_length": w.seq_len,
-        "train.micro_batch_size": w.micro_batch,
-        "train.global_batch_size": w.micro_batch * w.microbatches(s) * s.dp,
-        "model.recompute_granularity": None if s.recompute == "none" else s.recompute,
-        "model.recompute_method": "uniform" if full else None,
-        "model.recompute_num_layers": 1 if full else None,
-        "model.recompute_modules": ["core_attn"] if s.recompute == "selective" else None,
-        "mixed_precision": _BRIDGE_PRECISION[s.precision],
-        "ddp.use_distributed_optimizer": s.zero > 0,
-        "ddp.use_megatron_fsdp": whole,
-        "dist.use_megatron_fsdp": whole,
-        "ddp.data_parallel_sharding_strategy": _BRIDGE_SHARDS[s.zero] if whole else "no_shard",
-        "optimizer.use_distributed_optimizer": s.zero > 0,
-        "optimizer.optimizer_cpu_offload": s.offload == "optimizer",
-    }
-    if s.grad_dtype: settings["ddp.grad_reduce_in_fp32"] = s.grad_dtype == "fp32"
-    if s.attention == "flash": settings["model.attention_backend"] = Code("AttnBackend.flash")
-    adapters = _BRIDGE_ADAPTERS.get(s.lora_targets) if s.lora_rank else None
-    if adapters:
-        settings["peft"] = Code(
-            f"LoRA(target_modules={adapters!r}, dim={s.lora_rank}, alpha={2 * (s.lora_rank or 0)})"
-        )
-    carried = {
-        "dp",
-        "tp",
-        "sp",
-        "pp",
-        "vpp",
-        "cp",
-        "ep",
-        "zero",
-        "seq_len",
-        "micro_batch",
-        "microbatches",
-        "recompute",
-        "precision",
-        "grad_dtype",
-    }
-    carried |= {
-        name
-        for name, is_said in (
-            ("attention", s.attention == "flash"),
-            ("lora", adapters),
-            ("offload", s.offload == "optimizer"),
-            ("optimizer", s.optimizer == "adamw"),
-            ("kernels", s.kernels in ("megatron", "te")),
-            ("compile", not s.compile),
-        )
-        if is_said
-    }
-    return settings, carried
+    strategy = job.strategy
+    if strategy.precision not in _BRIDGE_PRECISION:
+        why = f"Megatron Bridge has no recipe for the precision {strategy.precision}"
+        raise BadInput(why, "Plan with --precision bf16-mixed")
+    settings = _bridge_parallelism(strategy) | _bridge_batch(job) | _bridge_recompute(strategy)
+    settings["mixed_precision"] = _BRIDGE_PRECISION[strategy.precision]
+    settings |= _bridge_sharding(strategy) | _bridge_choices(strategy)
+    return settings, _bridge_carries(strategy)
 
+# %% ../../nbs/launch/05_pretraining.ipynb #05be0029
+def _bridge_program(start: _Beginning, settings: dict[str, Any], title: str) -> str:
+    adapters = "from megatron.bridge.peft.lora import LoRA\n" if "peft" in settings else ""
+    flash = "model.attention_backend" in settings
+    backend = "from megatron.core.transformer.enums import AttnBackend\n" if flash else ""
+    return f'''"""{title}"""
+{adapters}from {start.module} import {start.function}
+from megatron.bridge.training.gpt_step import forward_step
+from megatron.bridge.training.pretrain import pretrain
+{backend}
+
+def planned():
+    config = {start.function}()
+{assignments(settings)}    return config
+
+
+if __name__ == "__main__":
+    pretrain(config=planned(), forward_step_func=forward_step)
+'''
+
+# %% ../../nbs/launch/05_pretraining.ipynb #05be002b
 def megatron_bridge(
     job: Job,
 ) -> Emitted:
     "`pretrain_plan.py` and `run.sh`."
     settings, carried = bridge_settings(job)
-    module, function, words, note = _begins_with(
-        job, 2, "megatron.bridge.recipes", "llama:llama31_8b_pretrain_config"
-    )
-    adapters = "from megatron.bridge.peft.lora import LoRA\n" if "peft" in settings else ""
-    backend = (
-        "from megatron.core.transformer.enums import AttnBackend\n"
-        if "model.attention_backend" in settings
-        else ""
-    )
-    text = (
-        f'"""The plan of fsdl-devinfra for Megatron Bridge: {job.gpus} × {job.gpu}."""\n{adapters}'
-        f"from {module} import {function}\n"
-        "from megatron.bridge.training.gpt_step import forward_step\nfrom megatron.bridge.training.pretrain import pretrain\n"
-        f"{backend}\n\ndef planned():\n    config = {function}()\n{assignments(settings)}    return config\n\n\n"
-        'if __name__ == "__main__":\n    pretrain(config=planned(), forward_step_func=forward_step)\n'
-    )
-    run = _started(job, ["pretrain_plan.py", *words])
-    return Emitted(
-        {"pretrain_plan.py": text, **run.files},
-        run.command,
-        (*note, *left_out(job, "Megatron Bridge", carried)),
-        complete=True,
-    )
+    start = _begins_with(job, _BRIDGE, "megatron.bridge.recipes", "llama:llama31_8b_pretrain_config")
+    text = _bridge_program(start, settings, f"The plan of fsdl-devinfra for Megatron Bridge: {job.gpus} × {job.gpu}.")
+    run = _started(job, ["pretrain_plan.py", *start.words])
+    notes = (*start.notes, *left_out(job, "Megatron Bridge", carried))
+    return Emitted({"pretrain_plan.py": text, **run.files}, run.command, notes, complete=True)

@@ -21,46 +21,35 @@ def torchrun_words(
     head: str = "$HEAD_NODE",  # the first node, where there are several
 ) -> list[str]:
     "The torchrun line as words."
-    size = [f"--nproc-per-node={job.on_node}"]
-    if job.nodes == 1: return ["torchrun", "--standalone", *size, *job.command]
-    meet = [
-        f"--nnodes={job.nodes}",
-        *size,
-        f"--rdzv-id={job.name}",
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={head}:{PORT}",
-    ]
-    return ["torchrun", *meet, *job.command]
+    size = f"--nproc-per-node={job.on_node}"
+    if job.nodes == 1: return ["torchrun", "--standalone", size, *job.command]
+    meet = [f"--rdzv-id={job.name}", "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{PORT}"]
+    return ["torchrun", f"--nnodes={job.nodes}", size, *meet, *job.command]
 
-def _exports(job: Job) -> str: return "".join(f"export {k}={v}\n" for k, v in job.environment.items())
+# %% ../../nbs/launch/03_torchrun_slurm.ipynb #03a00003
+def _exports(job: Job) -> list[str]: return [f"export {name}={value}" for name, value in job.environment.items()]
+
+_NEED_HEAD = ': "${HEAD_NODE:?set HEAD_NODE to the name of the first node, and start this script on every node}"'
 
 def torchrun(
     job: Job,
 ) -> Emitted:
     "`run.sh`: one torchrun line, to be started on every node."
-    need = (
-        ""
-        if job.nodes == 1
-        else ': "${HEAD_NODE:?set HEAD_NODE to the name of the first node, and start this script on every node}"\n'
-    )
-    text = f'#!/bin/bash\nset -euo pipefail\ncd "$(dirname "$0")"\n{need}{_exports(job)}exec {shell_line(torchrun_words(job))}\n'
-    return Emitted(
-        {"run.sh": text, **job.files},
-        "bash run.sh" if job.nodes == 1 else "HEAD_NODE=first-node bash run.sh   # on every node",
-    )
+    several = job.nodes > 1
+    head = ["#!/bin/bash", "set -euo pipefail", 'cd "$(dirname "$0")"', *([_NEED_HEAD] if several else [])]
+    lines = [*head, *_exports(job), f"exec {shell_line(torchrun_words(job))}", ""]
+    start = "HEAD_NODE=first-node bash run.sh   # on every node" if several else "bash run.sh"
+    return Emitted({"run.sh": "\n".join(lines), **job.files}, start)
 
-# %% ../../nbs/launch/03_torchrun_slurm.ipynb #d38dcb63
+# %% ../../nbs/launch/03_torchrun_slurm.ipynb #03a00004
 def _limit(hours: float | None) -> str:
     "SLURM's days-hours:minutes:seconds, with half as much again."
     minutes = max(10, math.ceil((hours or 16) * 1.5 * 60))
     return f"{minutes // 1440}-{minutes % 1440 // 60:02}:{minutes % 60:02}:00"
 
-def slurm(
-    job: Job,
-) -> Emitted:
-    "`job.sbatch`."
-    cpus = 2 if job.cpu else 8 * job.on_node
-    ask = {
+def _asked(job: Job, cpus: int) -> dict[str, object]:
+    "Options of sbatch; one without a value is None."
+    found: dict[str, object] = {
         "job-name": job.name,
         "nodes": job.nodes,
         "ntasks-per-node": 1,
@@ -68,18 +57,20 @@ def slurm(
         "time": _limit(job.hours),
         "output": f"{job.name}-%j.out",
     }
-    if not job.cpu: ask |= {"gpus-per-node": job.on_node, "exclusive": None}
-    lines = [f"#SBATCH --{k}={v}" if v is not None else f"#SBATCH --{k}" for k, v in ask.items()]
-    head = (
-        ['export HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"']
-        if job.nodes > 1
-        else []
-    )
-    body = ["set -euo pipefail", 'cd "${SLURM_SUBMIT_DIR:-.}"', *head, *_exports(job).splitlines(),
-            f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {shell_line(torchrun_words(job))}"]
+    return found if job.cpu else found | {"gpus-per-node": job.on_node, "exclusive": None}
+
+# %% ../../nbs/launch/03_torchrun_slurm.ipynb #d38dcb63
+_SLURM_HEAD = 'export HEAD_NODE="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
+
+def slurm(
+    job: Job,
+) -> Emitted:
+    "`job.sbatch`."
+    cpus = 2 if job.cpu else 8 * job.on_node
+    asked = [f"#SBATCH --{name}" + ("" if value is None else f"={value}") for name, value in _asked(job, cpus).items()]
+    head = [_SLURM_HEAD] if job.nodes > 1 else []
+    start = f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {shell_line(torchrun_words(job))}"
+    body = ["set -euo pipefail", 'cd "${SLURM_SUBMIT_DIR:-.}"', *head, *_exports(job), start]
     note = "sbatch --test-only job.sbatch asks your cluster whether it could run this, without submitting"
-    return Emitted(
-        {"job.sbatch": "\n".join(["#!/bin/bash", *lines, "", *body, ""]), **job.files},
-        "sbatch job.sbatch",
-        (note,),
-    )
+    text = "\n".join(["#!/bin/bash", *asked, "", *body, ""])
+    return Emitted({"job.sbatch": text, **job.files}, "sbatch job.sbatch", (note,))

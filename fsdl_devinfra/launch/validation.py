@@ -148,6 +148,23 @@ ScalingConfig(**{k.arg: ast.literal_eval(k.value) for k in call.keywords})
     ),
 }
 
+# %% ../../nbs/launch/07_validation.ipynb #07fa0002
+def _is_there(target: str, python: str) -> bool:
+    "Whether a loader can be asked: another interpreter is taken at its word."
+    import importlib.util  # takes a while, and is needed only here
+    if target not in LOADERS: return False
+    return python != sys.executable or importlib.util.find_spec(LOADERS[target][0]) is not None
+
+def _run_in(python: str, program: str, files: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str] | None:
+    "The program in a folder with the files; None where it takes too long."
+    with tempfile.TemporaryDirectory() as folder:
+        for path, text in files.items(): Path(folder, path).write_text(text, encoding="utf-8")
+        try: return subprocess.run([python, "-c", program], cwd=folder, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired: return None
+
+# %% ../../nbs/launch/07_validation.ipynb #07fa0004
+_REPORT = "This is a fault in fsdl-devinfra, or the launcher has changed: please report it"
+
 def read_by_loader(
     target: str,
     files: Mapping[str, str],
@@ -155,80 +172,25 @@ def read_by_loader(
     python: str = sys.executable,  # the interpreter that has the loader
 ) -> str | None:  # the loader's name, or None where it is not installed
     "Let the launcher's own loader read the files. Raises `CheckError` with what it says."
-    import importlib.util
-
-    if (
-        target not in LOADERS
-        or python == sys.executable
-        and importlib.util.find_spec(LOADERS[target][0]) is None
-    ):
-        return None
-    module, name, program = LOADERS[target]
-    with tempfile.TemporaryDirectory() as folder:
-        for path, text in files.items(): Path(folder, path).write_text(text, encoding="utf-8")
-        try:
-            done = subprocess.run(
-                [python, "-c", program], cwd=folder, capture_output=True, text=True, timeout=timeout
-            )
-        except subprocess.TimeoutExpired:
-            return None
-    if done.returncode:
-        last = " ".join((done.stderr or done.stdout).strip().splitlines()[-1:])[:300]
-        raise CheckError(
-            f"{name} refuses the file: {last}",
-            "This is a fault in fsdl-devinfra, or the launcher has changed: please report it",
-        )
-    return name
+    if not _is_there(target, python): return None
+    _, name, program = LOADERS[target]
+    done = _run_in(python, program, files, timeout)
+    if done is None: return None
+    if done.returncode == 0: return name
+    last = " ".join((done.stderr or done.stdout).strip().splitlines()[-1:])[:300]
+    raise CheckError(f"{name} refuses the file: {last}", _REPORT)
 
 # %% ../../nbs/launch/07_validation.ipynb #ea226c63
-#: DeepSpeed's top-level keys that are used here (its documentation, "DeepSpeed Configuration JSON")
-_DEEPSPEED_KEYS = {
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "train_batch_size",
-    "gradient_clipping",
-    "zero_optimization",
-    "bf16",
-    "fp16",
-}
-_ACCELERATE_KEYS = {
-    "compute_environment",
-    "debug",
-    "distributed_type",
-    "mixed_precision",
-    "use_cpu",
-    "machine_rank",
-    "num_machines",
-    "num_processes",
-    "main_training_function",
-    "rdzv_backend",
-    "same_network",
-    "main_process_ip",
-    "main_process_port",
-    "deepspeed_config",
-    "fsdp_config",
-    "parallelism_config",
-    "dynamo_config",
-}
-_SLURM_KEYS = {
-    "job-name",
-    "nodes",
-    "ntasks-per-node",
-    "cpus-per-task",
-    "time",
-    "output",
-    "gpus-per-node",
-    "exclusive",
-}
-_SKY_KEYS = {"name", "num_nodes", "resources", "workdir", "envs", "setup", "run"}
-
-def _fail(what: str) -> CheckError:
-    return CheckError(what, "This is a fault in fsdl-devinfra: please report it")
-
+def _fail(what: str) -> CheckError: return CheckError(what, "This is a fault in fsdl-devinfra: please report it")
 
 def _known(found: Mapping[str, Any] | set[str], known: set[str], where: str) -> None:
+    "No key that is not known."
     unknown = sorted(set(found) - known)
     if unknown: raise _fail(f"{where} holds the unknown key {unknown[0]!r}")
+
+# %% ../../nbs/launch/07_validation.ipynb #07fa0008
+_BATCH_KEYS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
+_DEEPSPEED_KEYS = {*_BATCH_KEYS, "gradient_clipping", "zero_optimization", "bf16", "fp16"}
 
 def check_deepspeed(
     job: Job,
@@ -236,23 +198,21 @@ def check_deepspeed(
 ) -> None:
     "Known keys, and the three batch sizes against the world."
     _known(config, _DEEPSPEED_KEYS, "ds_config.json")
-    micro, accum, whole = (
-        config[k]
-        for k in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
-    )
+    micro, accum, whole = (config[key] for key in _BATCH_KEYS)
     ranks = job.gpus // (job.strategy.tp * job.strategy.pp)
     if micro * accum * ranks != whole:
         raise _fail(f"train_batch_size {whole} is not {micro} × {accum} × {ranks}")
     if config["zero_optimization"]["stage"] not in (0, 1, 2, 3): raise _fail("there is no such ZeRO stage")
 
+# %% ../../nbs/launch/07_validation.ipynb #07fa0009
 def _processes(job: Job, words: str) -> None:
     "The torchrun line starts as many processes as the plan has GPUs."
     nodes, each = re.search(r"--nnodes=(\d+)", words), re.search(r"--nproc-per-node=(\d+)", words)
     if not each or int(each[1]) * (int(nodes[1]) if nodes else 1) != job.gpus:
         raise _fail(f"the torchrun line does not start {job.gpus} processes")
 
-
 def _shell(text: str) -> None:
+    "bash can parse it, where there is a bash."
     if not shutil.which("bash"): return
     done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, timeout=30)
     if done.returncode: raise _fail(f"bash cannot parse the script: {done.stderr.strip()[:200]}")
@@ -275,6 +235,8 @@ def _torchrun(job: Job, files: Mapping[str, str], words: Sequence[str] | None = 
     _processes(job, files["run.sh"])
     _says(files, "run.sh", run_script(job, words or job.command))
 
+# %% ../../nbs/launch/07_validation.ipynb #07fa000d
+_SLURM_KEYS: set[str] = set("job-name nodes ntasks-per-node cpus-per-task time output gpus-per-node exclusive".split())
 
 def _slurm(job: Job, files: Mapping[str, str]) -> None:
     text = files["job.sbatch"]
@@ -288,10 +250,16 @@ def _slurm(job: Job, files: Mapping[str, str]) -> None:
         raise _fail(f"the script asks for {asked['nodes']} nodes and the plan needs {job.nodes}")
     _says(files, "job.sbatch", batch_script(job))
 
-
+# %% ../../nbs/launch/07_validation.ipynb #07fa000f
 def _plain_yaml(text: str) -> dict[str, str]:
     "Top-level keys and plain values of YAML that this package wrote."
     return {m[1]: m[2].strip() for m in re.finditer(r"^([A-Za-z_]+):(.*)$", text, flags=re.M)}
+
+_ACCELERATE_KEYS: set[str] = set(
+    "compute_environment debug distributed_type mixed_precision use_cpu machine_rank num_machines num_processes "
+    "main_training_function rdzv_backend same_network main_process_ip main_process_port deepspeed_config fsdp_config "
+    "parallelism_config dynamo_config".split()
+)
 
 def _accelerate(job: Job, files: Mapping[str, str]) -> None:
     top = _plain_yaml(files["accelerate.yaml"])
@@ -306,7 +274,7 @@ def _deepspeed(job: Job, files: Mapping[str, str]) -> None:
     _says(files, "ds_config.json", deepspeed_file(job))
     if "hostfile" in files: _says(files, "hostfile", hosts_file(job))
 
-
+# %% ../../nbs/launch/07_validation.ipynb #07fa0011
 def _kubernetes(job: Job, files: Mapping[str, str]) -> None:
     text = files["job.yaml"]
     _processes(job, text)
@@ -322,6 +290,8 @@ def _kubeflow(job: Job, files: Mapping[str, str]) -> None:
         raise _fail("the TrainJob does not start as many processes as the plan has GPUs")
     _says(files, "trainjob.yaml", kubeflow_file(job))
 
+_SKY_KEYS = {"name", "num_nodes", "resources", "workdir", "envs", "setup", "run"}
+
 def _skypilot(job: Job, files: Mapping[str, str]) -> None:
     top = _plain_yaml(files["task.yaml"])
     _known(top, _SKY_KEYS, "task.yaml")
@@ -330,25 +300,30 @@ def _skypilot(job: Job, files: Mapping[str, str]) -> None:
         raise _fail("the task does not ask for as many nodes as the plan has")
     _says(files, "task.yaml", skypilot_file(job, sky_name(job.gpu)))
 
+# %% ../../nbs/launch/07_validation.ipynb #07fa0013
+def _ray_values(text: str) -> dict[str, Any]:
+    "The constants of the program, and the arguments of ScalingConfig."
+    try: tree = ast.parse(text)
+    except SyntaxError: raise _fail("Python cannot read ray_train.py") from None
+    calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "ScalingConfig")
+    call = next(calls, None)
+    if call is None: raise _fail("ray_train.py asks for no workers")
+    found = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    for line in tree.body:
+        name = getattr(line.targets[0], "id", "") if isinstance(line, ast.Assign) else ""
+        if isinstance(line, ast.Assign) and name in ("COMMAND", "ENVIRONMENT"): found[name] = ast.literal_eval(line.value)
+    return found
 
 def _ray(job: Job, files: Mapping[str, str]) -> None:
     text = files["ray_train.py"]
-    try: tree = ast.parse(text)
-    except SyntaxError: raise _fail("Python cannot read ray_train.py") from None
-    call = next(
-        (n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "ScalingConfig"), None
-    )
-    if call is None: raise _fail("ray_train.py asks for no workers")
-    asked = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    asked |= {n.targets[0].id: ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
-              and isinstance(n.targets[0], ast.Name) and n.targets[0].id in ("COMMAND", "ENVIRONMENT")}
+    asked = _ray_values(text)
     if asked["num_workers"] != job.gpus:
         raise _fail("Ray would not start as many workers as the plan has GPUs")
     for key, value in ray_constants(job).items():
         if asked.get(key) != value: raise _fail(f"ray_train.py says {key} {asked.get(key)}, and the plan {value}")
     if text != ray(job).files["ray_train.py"]: raise _fail("ray_train.py is not the program that was meant")
 
-
+# %% ../../nbs/launch/07_validation.ipynb #07fa0015
 @functools.cache
 def _suits() -> tuple[str, str]:
     "Image and Python that suit this environment."
@@ -366,32 +341,32 @@ def _pins(job: Job) -> list[str]:
     deep = job.strategy.framework == "deepspeed" and not any(pin.startswith("deepspeed==") for pin in found)
     return found + ["deepspeed"] * deep
 
-def _docker(job: Job, files: Mapping[str, str]) -> None:
-    known = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "CMD"}
-    for line in files["Dockerfile"].splitlines():
-        if line and line.split()[0] not in known:
-            raise _fail(f"{line.split()[0]} is no instruction of a Dockerfile")
-    try: command = json.loads(files["Dockerfile"].partition("CMD ")[2])
+def _dockerfile_command(text: str) -> None:
+    "Only instructions that are known, and a command that is a list."
+    for line in text.splitlines():
+        word = line.split()[0] if line else "CMD"
+        if word not in {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "CMD"}:
+            raise _fail(f"{word} is no instruction of a Dockerfile")
+    try: command = json.loads(text.partition("CMD ")[2])
     except ValueError: command = None
     if not isinstance(command, list): raise _fail("the command of the Dockerfile is no list")
+
+def _docker(job: Job, files: Mapping[str, str]) -> None:
+    _dockerfile_command(files["Dockerfile"])
     image, version = _suits()
     _says(files, "Dockerfile", docker_lines(job, image, interpreter_lines(image, version)))
     if files["requirements.txt"].splitlines() != _pins(job):
         raise _fail("requirements.txt does not name the versions that are installed")
 
-
+# %% ../../nbs/launch/07_validation.ipynb #07fa0018
 def _assigned(text: str) -> dict[str, str]:
     "`config.path = value` in the function `planned` of a file: path → value as Python writes it."
-    try:
-        function = next(
-            n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == "planned"
-        )
-    except (SyntaxError, StopIteration):
-        raise _fail("the file holds no function that Python can read") from None
-    lines = [
-        n for n in function.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Attribute)
-    ]
-    return {ast.unparse(n.targets[0]).removeprefix("config."): ast.unparse(n.value) for n in lines}
+    try: functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    except SyntaxError: functions = []
+    planned = next((function for function in functions if function.name == "planned"), None)
+    if planned is None: raise _fail("the file holds no function that Python can read")
+    lines = (line for line in planned.body if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Attribute))
+    return {ast.unparse(line.targets[0]).removeprefix("config."): ast.unparse(line.value) for line in lines}
 
 def _same(found: Mapping[str, str], expected: Mapping[str, str], where: str) -> None:
     "The file says of every key what the plan says."
@@ -399,7 +374,7 @@ def _same(found: Mapping[str, str], expected: Mapping[str, str], where: str) -> 
         if found.get(key) != expected.get(key):
             raise _fail(f"{where} says {key} {found.get(key)}, and the plan {expected.get(key)}")
 
-
+# %% ../../nbs/launch/07_validation.ipynb #07fa001a
 def _python_values(settings: Mapping[str, Any]) -> dict[str, str]:
     def written(value: Any) -> str: return value if isinstance(value, Code) else repr(value)
     return {key: ast.unparse(ast.parse(written(value), mode="eval").body) for key, value in settings.items()}
@@ -413,6 +388,7 @@ def _around(files: Mapping[str, str], emitted: Mapping[str, str], path: str) -> 
     def rest(text): return [line for line in text.splitlines() if not line.startswith("    config.")]
     if rest(files[path]) != rest(emitted[path]): raise _fail(f"{path} is not the program that was meant")
 
+# %% ../../nbs/launch/07_validation.ipynb #07fa001c
 def _torchtitan(job: Job, files: Mapping[str, str]) -> None:
     found = _assigned(files["plan_config.py"])
     words = ["-m", "torchtitan.train", "--module", "plan_config", "--config", "planned"]
@@ -423,22 +399,17 @@ def _torchtitan(job: Job, files: Mapping[str, str]) -> None:
     if math.prod(degrees) != job.gpus:
         raise _fail(f"the degrees of plan_config.py do not multiply to {job.gpus} GPUs")
 
-
 def _megatron_bridge(job: Job, files: Mapping[str, str]) -> None:
     found = _assigned(files["pretrain_plan.py"])
     _torchrun(job, files, ["pretrain_plan.py", *_further(job)])
     _around(files, megatron_bridge(job).files, "pretrain_plan.py")
     _same(found, _python_values(bridge_settings(job)[0]), "pretrain_plan.py")
-    split = math.prod(
-        int(found[f"model.{k}_size"])
-        for k in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")
-    )
-    ranks = job.gpus // split
-    if job.gpus % split or int(found["train.global_batch_size"]) % (
-        int(found["train.micro_batch_size"]) * ranks
-    ):
+    split = math.prod(int(found[f"model.{kind}_parallel_size"]) for kind in ("tensor_model", "pipeline_model", "context"))
+    batch = int(found["train.micro_batch_size"]) * (job.gpus // split)
+    if job.gpus % split or int(found["train.global_batch_size"]) % batch:
         raise _fail("pretrain_plan.py has a batch that its data-parallel ranks cannot share")
 
+# %% ../../nbs/launch/07_validation.ipynb #07fa001e
 def _trainer(job: Job, files: Mapping[str, str], name: str, settings: Mapping[str, Any]) -> None:
     "A trainer's YAML line by line, and the files of those who shard."
     _same(_yaml_lines(files[name]), _yaml_lines(yaml_text(dict(settings))), name)
@@ -452,14 +423,14 @@ def _yaml_lines(text: str) -> dict[str, str]:
     return {line.rsplit(": ", 1)[0]: line.rsplit(": ", 1)[-1] for line in text.splitlines()}
 
 def _trl(job: Job, files: Mapping[str, str]) -> None: _trainer(job, files, "sft.yaml", trl_settings(job))
+
 def _axolotl(job: Job, files: Mapping[str, str]) -> None:
     _trainer(job, files, "axolotl.yaml", axolotl_settings(job))
-
 
 def _llama_factory(job: Job, files: Mapping[str, str]) -> None:
     _trainer(job, files, "train.yaml", llama_factory_settings(job))
 
-
+# %% ../../nbs/launch/07_validation.ipynb #07fa0021
 OWN: dict[str, Callable[[Job, Mapping[str, str]], None]] = dict(
     torchrun=_torchrun,
     slurm=_slurm,
@@ -487,6 +458,21 @@ def _or_fail(check: Callable[[Job, Mapping[str, str]], None]) -> Callable[[Job, 
 
 OWN = {target: _or_fail(check) for target, check in OWN.items()}
 
+# %% ../../nbs/launch/07_validation.ipynb #07fa0023
+def _of_a_part(loader: str, file: str, files: Mapping[str, str]) -> str | None:
+    "Who read one of the files, and which."
+    found = read_by_loader(loader, files) if file in files else None
+    return f"{found} ({file})" if found else None
+
+def _not_read_by(target: str, emitted: Emitted, loader: str | None) -> str:
+    "A remark where the launcher or trainer itself has not read its file."
+    if target in LOADERS: return "" if loader else f" ({LOADERS[target][0]} is not installed)"
+    return f" ({target} itself has not read its file)" if emitted.complete else ""
+
+def _ours(target: str) -> str:
+    bash = target in ("torchrun", "slurm") and shutil.which("bash")
+    return "fsdl-devinfra's own checks" + (" and bash" if bash else "")
+
 def validate(
     target: str,
     job: Job,
@@ -495,18 +481,7 @@ def validate(
     "Check emitted files with our own checks and with the launcher's loader. Raises `CheckError`."
     OWN[target](job, emitted.files)
     loader = read_by_loader(target, emitted.files)
-    if loader is None and target not in LOADERS:
-        loader = _of_a_part("accelerate", "accelerate.yaml", emitted.files)
-    also = _of_a_part("deepspeed", "ds_config.json", emitted.files) if target != "deepspeed" else None
-    ours = "fsdl-devinfra's own checks" + (
-        {"torchrun": " and bash", "slurm": " and bash"}.get(target, "") if shutil.which("bash") else ""
-    )
-    names = [n for n in (loader, also, ours) if n]
-    missing = f" ({LOADERS[target][0]} is not installed)" if target in LOADERS and loader is None else ""
-    if emitted.complete and target not in LOADERS: missing = f" ({target} itself has not read its file)"
-    return " and ".join(names) + missing
-
-def _of_a_part(loader: str, file: str, files: Mapping[str, str]) -> str | None:
-    "Who read one of the files, and which."
-    found = read_by_loader(loader, files) if file in files else None
-    return f"{found} ({file})" if found else None
+    part = None if target in LOADERS else _of_a_part("accelerate", "accelerate.yaml", emitted.files)
+    also = None if target == "deepspeed" else _of_a_part("deepspeed", "ds_config.json", emitted.files)
+    names = [name for name in (loader or part, also, _ours(target)) if name]
+    return " and ".join(names) + _not_read_by(target, emitted, loader)
