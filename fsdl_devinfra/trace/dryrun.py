@@ -27,14 +27,27 @@ from .events import Operator, Trace
 from .roofline import Card, cache_bytes, operator_seconds, step_time
 
 # %% auto #0
-__all__ = ['MEASURES', 'ALLOCATED_RANGE', 'RESERVED_RANGE', 'DryRun', 'projected', 'card_of', 'dryrun', 'step_seconds',
-           'step_parts']
+__all__ = ['MEASURES', 'ALLOCATED_RANGE', 'RESERVED_RANGE', 'DryRun', 'projected', 'card_of', 'step_seconds', 'step_parts',
+           'dryrun']
 
 # %% ../../nbs/trace/21_dryrun.ipynb #6c0969c4
 MEASURES = ("allocated", "reserved", "device")
 #: factors of the bounds: judged, not measured on scripts
 ALLOCATED_RANGE, RESERVED_RANGE = (0.97, 1.03), (0.95, 1.06)
 
+def _around(value: int, factors: tuple[float, float]) -> Estimate:
+    return Estimate(value, round(value * factors[0]), round(value * factors[1]))
+
+# %% ../../nbs/trace/21_dryrun.ipynb #386e5a7b
+def _place(peak: dict[str, Any]) -> str:
+    return f"step {peak['step']}, {peak['phase']}, {peak['source'] or 'before the first line'}"
+
+def _figure(name: str, estimate: Estimate) -> str: return f"{name:<12}{estimate.value / GIB:9.2f} GiB"
+
+def _held_line(held: dict[str, Any]) -> str:
+    return f"{held['bytes'] / 2**20:10.1f} MiB  {held['kind']:<12} {held['module']:<28} {held['source']}"
+
+# %% ../../nbs/trace/21_dryrun.ipynb #5e70b747
 @dataclass(frozen=True)
 class DryRun(Result):
     "What a script took. Bytes of one GPU."
@@ -59,36 +72,33 @@ class DryRun(Result):
 
     def verdict(self) -> str:
         "One sentence."
-        name = self.gpu["name"] if self.gpu else ""
         size = f"{self.peak_bytes.value / GIB:.2f} GiB {self.measure}"
-        where = f"step {self.peak['step']}, {self.peak['phase']}, {self.peak['source'] or 'before the first line'}"
-        if not self.gpu: return f"Takes {size} at most ({where})"
+        if not self.gpu: return f"Takes {size} at most ({_place(self.peak)})"
+        return self._verdict_of(self.gpu["name"], size)
+
+    def _verdict_of(self, gpu: str, size: str) -> str:
         death = self.out_of_memory
         if self.fits == "no" and death:
-            return f"Does not fit {name}: runs out at step {death['step']}, {death['phase']}, {death['source']}; it needs {size}"
-        says = {"yes": "Fits", "tight": "Fits barely, if at all, on", "no": "Does not fit"}[
-            self.fits or "yes"
-        ]
+            return f"Does not fit {gpu}: runs out at step {death['step']}, {death['phase']}, {death['source']}; it needs {size}"
+        answers = {"yes": "Fits", "tight": "Fits barely, if at all, on", "no": "Does not fit"}
         later = f"; at its growth it runs out at step {death['step']}" if death else ""
-        return f"{says} {name}: {size} at most ({where}){later}"
+        return f"{answers[self.fits or 'yes']} {gpu}: {size} at most ({_place(self.peak)}){later}"
 
-    def __str__(self) -> str:
+    def _figures(self) -> list[str]:
         lines = [
-            self.verdict(),
-            "",
-            f"{'allocated':<12}{self.allocated_bytes.value / GIB:9.2f} GiB",
-            f"{'reserved':<12}{self.reserved_bytes.value / GIB:9.2f} GiB",
-            f"{'device':<12}{self.device_bytes.value / GIB:9.2f} GiB",
+            _figure("allocated", self.allocated_bytes),
+            _figure("reserved", self.reserved_bytes),
+            _figure("device", self.device_bytes),
         ]
         if self.growth_bytes_per_step:
             lines.append(f"{'growth':<12}{self.growth_bytes_per_step / 2**20:9.2f} MiB a step")
         if self.step_seconds: lines.append(f"{'a step':<12}{self.step_seconds.value:9.4f} s")
-        lines += ["", "What was held at the peak:"]
-        lines += [
-            f"{h['bytes'] / 2**20:10.1f} MiB  {h['kind']:<12} {h['module']:<28} {h['source']}"
-            for h in self.largest
-        ]
-        return "\n".join([*lines, "", *(f"- {a}" for a in self.assumptions)])
+        return lines
+
+    def __str__(self) -> str:
+        held = map(_held_line, self.largest)
+        notes = (f"- {a}" for a in self.assumptions)
+        return "\n".join([self.verdict(), "", *self._figures(), "", "What was held at the peak:", *held, "", *notes])
 
 # %% ../../nbs/trace/21_dryrun.ipynb #af2bfe32
 def projected(
@@ -119,7 +129,13 @@ _CAPABILITIES = [
     (r"RTX-50|RTX-PRO", (12, 0)),
     (r"GB10-", (12, 1)),
 ]
-#: the same -> multiprocessors: CUDA cores of the data sheet by 64 (V100, T4, A100) or 128 a multiprocessor; H100 by its form
+
+def _known(name: str, table: list[tuple[str, Any]]) -> Any:
+    "The row whose pattern the name begins with; None where there is none."
+    return next((fact for pattern, fact in table if re.match(pattern, name)), None)
+
+# %% ../../nbs/trace/21_dryrun.ipynb #6c5a0d29
+#: how a card's name begins -> multiprocessors: CUDA cores of the data sheet by 64 (V100, T4, A100) or 128 a multiprocessor; H100 by its form
 _PROCESSORS = [
     (r"V100", 80),
     (r"T4-", 40),
@@ -137,6 +153,7 @@ _PROCESSORS = [
     (r"RTX-PRO-6000", 188),
 ]
 
+# %% ../../nbs/trace/21_dryrun.ipynb #2424dc08
 #: threads and KiB of shared memory of a multiprocessor by compute capability (CUDA C++ Programming Guide, Technical Specifications)
 _OF_ONE = {
     (3, 7): (2048, 112),
@@ -152,41 +169,6 @@ _OF_ONE = {
     (12, 0): (1536, 100),
     (12, 1): (1536, 100),
 }
-
-def _known(name: str, table: list[tuple[str, Any]]) -> Any:
-    "The row whose pattern the name begins with; None where there is none."
-    return next((fact for pattern, fact in table if re.match(pattern, name)), None)
-
-def card_of(
-    device: Device | None,  # None: a card that never runs out
-) -> dict[str, Any]:
-    "What the script sees of the GPU; `unknown` says what is only assumed."
-    from fsdl_devinfra.trace.cuda import context_bytes
-    name = device.name if device else "H100-SXM-80GB"
-    capability, processors = _known(name, _CAPABILITIES), _known(name, _PROCESSORS)
-    unknown = []
-    if capability is None:
-        unknown.append(
-            f"{name} is not an NVIDIA GPU that we know: the script sees compute capability 9.0, and CUDA's allocator, "
-            "kernels and context are assumed"
-        )
-    if processors is None:
-        unknown.append(f"the multiprocessors of {name} are not in our table: the script sees 132")
-    major, minor = capability or (9, 0)
-    full, memory = f"NVIDIA {name}" if capability else name, device.memory_bytes if device else 80 * GIB
-    properties = _properties(
-        full, memory, (major, minor), processors or 132, cache_bytes(device) if device else 50 << 20
-    )
-    return dict(
-        name=full,
-        memory=memory,
-        context=context_bytes(name),
-        major=major,
-        minor=minor,
-        properties=properties,
-        unknown=unknown,
-    )
-
 
 def _properties(
     name: str, memory: int, capability: tuple[int, int], processors: int, cache: int
@@ -216,53 +198,42 @@ def _properties(
         uuid="00000000-0000-0000-0000-000000000000",
     )
 
-def _worker(job: dict[str, Any], timeout: float) -> dict[str, Any]:
-    "Run the script once. Nothing is left behind, whatever happens."
-    with tempfile.TemporaryDirectory(prefix="fsdl-dryrun-") as folder:
-        goal, place = job.get("snapshot"), Path(folder, "snapshot.pickle")
-        job |= {
-            "answer": str(Path(folder, "answer.json")),
-            "overlay": folder,
-            "snapshot": str(place) if goal else "",
-        }
-        order = Path(folder, "job.json")
-        order.write_text(json.dumps(job))
-        command = [sys.executable, "-m", "fsdl_devinfra.trace.dryrun_start", str(order)]
-        said = None if _has_file(sys.stderr) else open(Path(folder, "said.txt"), "w+")  # a notebook's has no descriptor
-        process = subprocess.Popen(
-            command, stdout=said or sys.stderr, stderr=said, env=_environment(), start_new_session=True
+# %% ../../nbs/trace/21_dryrun.ipynb #caeefffc
+def _guesses(name: str, capability: Any, processors: Any) -> list[str]:
+    "What of a card is only assumed."
+    found = []
+    if capability is None:
+        found.append(
+            f"{name} is not an NVIDIA GPU that we know: the script sees compute capability 9.0, and CUDA's allocator, "
+            "kernels and context are assumed"
         )
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise CheckError(
-                f"the script was not through after {timeout:.0f} s", "Give it fewer --steps or a smaller job"
-            ) from None
-        finally:
-            _end(process)
-            if said: said.close()
-        answer = Path(job["answer"])
-        found = json.loads(answer.read_text()) if answer.is_file() and answer.stat().st_size else None
-        if said and (found is None or found["exit"]):
-            print(Path(folder, "said.txt").read_text(), file=sys.stderr)
-        if found is None:
-            raise CheckError(
-                f"the process of the script ended by itself with status {process.returncode}",
-                "Its output is above",
-            )
-        if goal and place.is_file(): shutil.copyfile(place, goal)
-        return found
+    if processors is None:
+        found.append(f"the multiprocessors of {name} are not in our table: the script sees 132")
+    return found
 
-def _has_file(stream: Any) -> bool:
-    try: return stream.fileno() >= 0
-    except (OSError, AttributeError): return False  # io.UnsupportedOperation is an OSError
+def card_of(
+    device: Device | None,  # None: a card that never runs out
+) -> dict[str, Any]:
+    "What the script sees of the GPU; `unknown` says what is only assumed."
+    from fsdl_devinfra.trace.cuda import context_bytes  # brings torch
+    name = device.name if device else "H100-SXM-80GB"
+    memory, cache = (device.memory_bytes, cache_bytes(device)) if device else (80 * GIB, 50 << 20)
+    capability, processors = _known(name, _CAPABILITIES), _known(name, _PROCESSORS)
+    major, minor = capability or (9, 0)
+    full = f"NVIDIA {name}" if capability else name
+    return dict(
+        name=full,
+        memory=memory,
+        context=context_bytes(name),
+        major=major,
+        minor=minor,
+        properties=_properties(full, memory, (major, minor), processors or 132, cache),
+        unknown=_guesses(name, capability, processors),
+    )
 
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is not None: return
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
+# %% ../../nbs/trace/21_dryrun.ipynb #8ef15349
 def _environment() -> dict[str, str]:
+    "This process's variables, and those that keep libraries quiet and offline."
     here = str(Path(__file__).resolve().parents[2]) if "__file__" in globals() else os.getcwd()
     quiet = dict(
         HF_HUB_OFFLINE="1",
@@ -275,135 +246,114 @@ def _environment() -> dict[str, str]:
     path = os.pathsep.join(p for p in (here, os.environ.get("PYTHONPATH", "")) if p)
     return os.environ | quiet | {"PYTHONPATH": path}
 
-# %% ../../nbs/trace/21_dryrun.ipynb #3022308f
-def dryrun(
-    script: str | Path,  # a training script
-    arguments: Sequence[str] = (),  # its own
-    gpu: str | None = None,  # name of a card; None: only measure
-    steps: int = 4,  # backward passes at least; the first optimizer step is always reached
-    gpus: int = 1,  # ranks, one a GPU; rank 0 is run
-    measure: str = "reserved",  # what `peak_bytes` says: allocated, reserved or device
-    timeout: float = 1200,  # seconds for one run of the script
-    snapshot: str | Path | None = None,  # file for PyTorch's memory viewer; where the card runs out, of the run without its limit
-) -> DryRun:
-    "Run `script` without a GPU and without memory. Raises `BadInput` for arguments, `CheckError` where the script fails by itself."
-    need("torch", "torch", "a dry run")
-    if measure not in MEASURES:
-        raise BadInput(f"{measure!r} is not a measure", "Choose " + ", ".join(MEASURES))
-    if not Path(script).is_file(): raise BadInput(f"there is no script {script}", _where(script))
-    device = find_device(gpu) if gpu else None
-    card = card_of(device)
-    job = dict(
-        script=str(Path(script).resolve()),
-        arguments=list(arguments),
-        steps=steps,
-        gpus=gpus,
-        card=card,
-        snapshot=str(snapshot or ""),
-        limit=card["memory"] - card["context"] if device else None,
+# %% ../../nbs/trace/21_dryrun.ipynb #1ca0bc17
+def _write_order(job: dict[str, Any], folder: Path) -> Path:
+    "The job as the process reads it, with the places where it leaves what it found."
+    snapshot = str(folder / "snapshot.pickle") if job.get("snapshot") else ""
+    places = {"answer": str(folder / "answer.json"), "overlay": str(folder), "snapshot": snapshot}
+    order = folder / "job.json"
+    order.write_text(json.dumps(job | places))
+    return order
+
+def _read_answer(folder: Path) -> dict[str, Any] | None:
+    "What the process found; None where it ended before it could say."
+    answer = folder / "answer.json"
+    return json.loads(answer.read_text()) if answer.is_file() and answer.stat().st_size else None
+
+# %% ../../nbs/trace/21_dryrun.ipynb #dae9e058
+def _has_file(stream: Any) -> bool:
+    "Does a stream lead to a file of the system? That of a notebook does not."
+    try: return stream.fileno() >= 0
+    except (OSError, AttributeError): return False  # io.UnsupportedOperation is an OSError
+
+def _end(process: subprocess.Popen) -> None:
+    "End a process with all that it started."
+    if process.poll() is not None: return
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+def _wait(process: subprocess.Popen, timeout: float) -> None:
+    try: process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        raise CheckError(
+            f"the script was not through after {timeout:.0f} s", "Give it fewer --steps or a smaller job"
+        ) from None
+    finally: _end(process)
+
+# %% ../../nbs/trace/21_dryrun.ipynb #e67c557a
+def _run_order(order: Path, timeout: float, said: Any) -> int:
+    "Start the process and wait for it; its status."
+    command = [sys.executable, "-m", "fsdl_devinfra.trace.dryrun_start", str(order)]
+    process = subprocess.Popen(
+        command, stdout=said or sys.stderr, stderr=said, env=_environment(), start_new_session=True
     )
-    if snapshot and not Path(snapshot).resolve().parent.is_dir():
-        raise BadInput(f"there is no folder for {snapshot}", "Make it first")
-    found = _worker(dict(job), timeout)
-    _check(found, script)
-    death = found.get("out_of_memory")
-    if death: found = _worker(job | {"limit": None}, timeout)
-    if death: _check(found, script)
-    return _answer(found, device, card, death, measure)
+    try: _wait(process, timeout)
+    finally:
+        if said: said.close()
+    return process.returncode
 
-def _where(script: str | Path) -> str:
-    "What to do about a script that is not there; a launcher is none."
-    launchers = r"python[\d.]*|torchrun|accelerate|deepspeed|uv|srun|mpirun"
-    if not re.fullmatch(launchers, Path(script).name): return "Check the path"
-    return "Write the script itself after --: a dry run starts it, and --gpus N says how many ranks there are"
+def _worker(job: dict[str, Any], timeout: float) -> dict[str, Any]:
+    "Run the script once. Nothing is left behind, whatever happens."
+    with tempfile.TemporaryDirectory(prefix="fsdl-dryrun-") as name:
+        folder = Path(name)
+        order, output = _write_order(job, folder), folder / "said.txt"
+        said = None if _has_file(sys.stderr) else open(output, "w+")  # a notebook's has no descriptor
+        status = _run_order(order, timeout, said)
+        found = _read_answer(folder)
+        if said and (found is None or found["exit"]): print(output.read_text(), file=sys.stderr)
+        if found is None:
+            raise CheckError(f"the process of the script ended by itself with status {status}", "Its output is above")
+        written = folder / "snapshot.pickle"
+        if job.get("snapshot") and written.is_file(): shutil.copyfile(written, job["snapshot"])
+        return found
 
-def _check(found: dict[str, Any], script: str | Path) -> None:
-    "Raises `CheckError` for a script that failed by itself."
-    name = Path(script).name
+# %% ../../nbs/trace/21_dryrun.ipynb #f09d5720
+def _failure(found: dict[str, Any], name: str) -> CheckError | None:
+    "Why the script did not train, with what to do; None for one that did."
     at = f" at {found['line']}" if found.get("line") else ""
     if found.get("download"):
-        raise CheckError(
+        return CheckError(
             f"{name} wanted to download something{at}, and a dry run downloads nothing: {found['error']}",
             "Fetch it first with the script's own library, so that it lies in the cache",
         )
     if found.get("needs"):
-        raise CheckError(
-            f"{name} cannot be followed{at}: {found['error']}", "Leave that line out of the dry run"
-        )
-    if found["exit"] and not found.get("out_of_memory"):
-        raise CheckError(
-            f"{name} failed by itself{at}: {found.get('error') or 'exit status ' + str(found['exit'])}",
-            "Its output is above",
-        )
-    if not found["backwards"] and not found.get("out_of_memory"):
-        raise CheckError(
-            f"{name} ended without a backward pass", "Give the script that trains, with its arguments"
-        )
+        return CheckError(f"{name} cannot be followed{at}: {found['error']}", "Leave that line out of the dry run")
+    if found.get("out_of_memory"): return None
+    if found["exit"]:
+        status = found.get("error") or "exit status " + str(found["exit"])
+        return CheckError(f"{name} failed by itself{at}: {status}", "Its output is above")
+    if not found["backwards"]:
+        return CheckError(f"{name} ended without a backward pass", "Give the script that trains, with its arguments")
+    return None
 
+def _check(found: dict[str, Any], script: str | Path) -> None:
+    "Raises `CheckError` for a script that failed by itself."
+    failure = _failure(found, Path(script).name)
+    if failure: raise failure
 
-def _around(value: int, factors: tuple[float, float]) -> Estimate:
-    return Estimate(value, round(value * factors[0]), round(value * factors[1]))
-
-def _answer(
-    found: dict[str, Any],
-    device: Device | None,
-    card: dict[str, Any],
-    death: dict[str, Any] | None,
-    measure: str,
-) -> DryRun:
-    allocated, reserved = found["allocated"], found["reserved"]
-    allocated_bytes = _around(allocated, ALLOCATED_RANGE)
-    reserved_bytes = _around(reserved, RESERVED_RANGE)
-    device_bytes = reserved_bytes.map(lambda b: b + card["context"])
-    by_name: dict[str, Estimate] = dict(
-        allocated=allocated_bytes, reserved=reserved_bytes, device=device_bytes
-    )
-    rise, step = found["growth"], found["last_step"]
-    fits = None if device is None else _fits(device_bytes, device, death)
-    if device and not death: death = _later(found, device, card, rise)
-    return DryRun(
-        peak_bytes=by_name[measure],
-        allocated_bytes=allocated_bytes,
-        reserved_bytes=reserved_bytes,
-        device_bytes=device_bytes,
-        measure=measure,
-        peak=found["peak"],
-        largest=found["largest"],
-        growth_bytes_per_step=rise,
-        step_seconds=step_seconds(step, device) if device else None,
-        time=step_parts(step, device) if device else [],
-        gpu=device.to_dict() if device else None,
-        fits=fits,
-        out_of_memory=death,
-        script_exit=found["exit"],
-        steps=found["backwards"],
-        timeline=found["timeline"],
-        assumptions=[*found["notes"], *_assumptions(card, device)],
-    )
-
+# %% ../../nbs/trace/21_dryrun.ipynb #293941d3
 def _fits(needed: Estimate, device: Device, death: dict[str, Any] | None) -> str:
     if death: return "no"
     return "yes" if needed.high <= device.memory_bytes else "tight"
 
 def _later(found: dict[str, Any], device: Device, card: dict[str, Any], rise: int) -> dict[str, Any] | None:
+    "Where a script that grows will run out."
     step = projected(found["reserved"], device.memory_bytes - card["context"], rise, found["backwards"])
     return None if step is None else found["peak"] | {"step": step, "projected": True}
 
+# %% ../../nbs/trace/21_dryrun.ipynb #abef3c11
 def _assumptions(card: dict[str, Any], device: Device | None) -> list[str]:
     known = [f"CUDA context, kernels and libraries: {card['context'] / GIB:.2f} GiB",
              "values are placeholders: a number read from a tensor without memory is 1, a comparison false",
              "where a shape depends on values (boolean masks, nonzero) the largest is taken",
-             "torch.compile is left out; loader workers run in the script's process"]
-    known += [
-        "our estimate, not measured: the bounds of allocated (-3/+3%), reserved and device (-5/+6%)"
-    ]
-    if device:
-        known += [
-            "a step's time is that of its kernels (roofline); reading the data is not in it; its bounds (x0.7 to x1.45) are "
-            "judged",
-            *card["unknown"],
-        ]
-    return known if device else [*known, "no GPU was named: the script was told of an H100 without a limit"]
+             "torch.compile is left out; loader workers run in the script's process",
+             "our estimate, not measured: the bounds of allocated (-3/+3%), reserved and device (-5/+6%)"]
+    if not device: return [*known, "no GPU was named: the script was told of an H100 without a limit"]
+    time = (
+        "a step's time is that of its kernels (roofline); reading the data is not in it; its bounds (x0.7 to x1.45) are "
+        "judged"
+    )
+    return [*known, time, *card["unknown"]]
 
 # %% ../../nbs/trace/21_dryrun.ipynb #93f0a6c2
 def _operators(last_step: Sequence[dict[str, Any]]) -> list[Operator]:
@@ -429,3 +379,91 @@ def step_parts(
         found[key] = found.get(key, 0.0) + operator_seconds(o, Card(device))
     return [dict(phase=phase, module=module, operator=name, seconds=seconds)
             for (phase, module, name), seconds in sorted(found.items(), key=lambda part: -part[1]) if seconds]
+
+# %% ../../nbs/trace/21_dryrun.ipynb #787d3ba4
+def _sizes(found: dict[str, Any], card: dict[str, Any]) -> dict[str, Estimate]:
+    "Bytes by each measure."
+    reserved = _around(found["reserved"], RESERVED_RANGE)
+    return dict(
+        allocated=_around(found["allocated"], ALLOCATED_RANGE),
+        reserved=reserved,
+        device=reserved.map(lambda size: size + card["context"]),
+    )
+
+def _answer(
+    found: dict[str, Any],
+    device: Device | None,
+    card: dict[str, Any],
+    death: dict[str, Any] | None,
+    measure: str,
+) -> DryRun:
+    sizes, rise, step = _sizes(found, card), found["growth"], found["last_step"]
+    return DryRun(
+        peak_bytes=sizes[measure],
+        **{f"{name}_bytes": size for name, size in sizes.items()},
+        measure=measure,
+        peak=found["peak"],
+        largest=found["largest"],
+        growth_bytes_per_step=rise,
+        step_seconds=step_seconds(step, device) if device else None,
+        time=step_parts(step, device) if device else [],
+        gpu=device.to_dict() if device else None,
+        fits=_fits(sizes["device"], device, death) if device else None,
+        out_of_memory=_later(found, device, card, rise) if device and not death else death,
+        script_exit=found["exit"],
+        steps=found["backwards"],
+        timeline=found["timeline"],
+        assumptions=[*found["notes"], *_assumptions(card, device)],
+    )
+
+# %% ../../nbs/trace/21_dryrun.ipynb #3022308f
+def _where(script: str | Path) -> str:
+    "What to do about a script that is not there; a launcher is none."
+    launchers = r"python[\d.]*|torchrun|accelerate|deepspeed|uv|srun|mpirun"
+    if not re.fullmatch(launchers, Path(script).name): return "Check the path"
+    return "Write the script itself after --: a dry run starts it, and --gpus N says how many ranks there are"
+
+def _check_arguments(script: str | Path, measure: str) -> None:
+    need("torch", "torch", "a dry run")
+    if measure not in MEASURES:
+        raise BadInput(f"{measure!r} is not a measure", "Choose " + ", ".join(MEASURES))
+    if not Path(script).is_file(): raise BadInput(f"there is no script {script}", _where(script))
+
+def _check_folder(snapshot: str | Path | None) -> None:
+    if snapshot and not Path(snapshot).resolve().parent.is_dir():
+        raise BadInput(f"there is no folder for {snapshot}", "Make it first")
+
+# %% ../../nbs/trace/21_dryrun.ipynb #095b4b53
+def dryrun(
+    script: str | Path,  # a training script
+    arguments: Sequence[str] = (),  # its own
+    gpu: str | None = None,  # name of a card; None: only measure
+    steps: int = 4,  # backward passes at least; the first optimizer step is always reached
+    gpus: int = 1,  # ranks, one a GPU; rank 0 is run
+    measure: str = "reserved",  # what `peak_bytes` says: allocated, reserved or device
+    timeout: float = 1200,  # seconds for one run of the script
+    snapshot: str | Path | None = None,  # file for PyTorch's memory viewer; where the card runs out, of the run without its limit
+) -> DryRun:
+    "Run `script` without a GPU and without memory. Raises `BadInput` for arguments, `CheckError` where the script fails by itself."
+    _check_arguments(script, measure)
+    device = find_device(gpu) if gpu else None
+    card = card_of(device)
+    _check_folder(snapshot)
+    job = dict(
+        script=str(Path(script).resolve()),
+        arguments=list(arguments),
+        steps=steps,
+        gpus=gpus,
+        card=card,
+        snapshot=str(snapshot or ""),
+        limit=card["memory"] - card["context"] if device else None,
+    )
+    found = _measured(job, timeout, script)
+    death = found.get("out_of_memory")
+    if death: found = _measured(job | {"limit": None}, timeout, script)
+    return _answer(found, device, card, death, measure)
+
+def _measured(job: dict[str, Any], timeout: float, script: str | Path) -> dict[str, Any]:
+    found = _worker(job, timeout)
+    _check(found, script)
+    return found

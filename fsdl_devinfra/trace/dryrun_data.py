@@ -50,40 +50,78 @@ PICTURES = {
 }
 
 # %% ../../nbs/trace/19_dryrun_data.ipynb #0447c5ad
-_WANTING = ("FileNotFoundError", "RuntimeError", "NoNetwork", "URLError", "NotADirectoryError")
-
 def _is_training(given: dict[str, Any]) -> bool:
     "Does a call of a constructor ask for the training part?"
     if "train" in given: return bool(given["train"])
     said = str(given.get("split", given.get("root", "train")))
     return not any(word in said for word in ("test", "val", "extra"))
 
+# %% ../../nbs/trace/19_dryrun_data.ipynb #ac7a8a7a
+def _transforms(given: dict[str, Any]) -> Any:
+    "What torchvision makes of a constructor's transforms."
+    if given.get("transforms"): return given["transforms"]
+    transform, target = given.get("transform"), given.get("target_transform")
+    if not transform and not target: return None
+    from torchvision.datasets.vision import StandardTransform  # pyright: ignore[reportMissingImports]  # heavy, and only where it is used
+    return StandardTransform(transform, target)
+
 def _stand_in(data: Any, holds: Pictures, given: dict[str, Any]) -> None:
     "Give an object what its constructor did not reach."
-    from torchvision.datasets.vision import StandardTransform  # pyright: ignore[reportMissingImports]
     count = holds.train if _is_training(given) else holds.other
-    transform, target = given.get("transform"), given.get("target_transform")
     names = [f"class {i}" for i in range(holds.classes)]
     data.__dict__ |= dict(
         root=given.get("root"),
-        transform=transform,
-        target_transform=target,
+        transform=given.get("transform"),
+        target_transform=given.get("target_transform"),
         _stands_in=(holds, count),
         classes=names,
-        transforms=given.get("transforms")
-        or (StandardTransform(transform, target) if transform or target else None),
+        transforms=_transforms(given),
         class_to_idx={name: i for i, name in enumerate(names)},
         targets=range(count),
         train=given.get("train"),
         split=given.get("split"),
     )
 
+# %% ../../nbs/trace/19_dryrun_data.ipynb #578a5cf8
 def _sample(data: Any, index: int) -> tuple[Any, Any]:
-    from PIL import Image  # pyright: ignore[reportMissingImports]
+    from PIL import Image  # pyright: ignore[reportMissingImports]  # only where pictures are made
     holds, count = data._stands_in
     picture, label = Image.new(holds.mode, holds.side, 127), index % count % holds.classes
     return data.transforms(picture, label) if data.transforms else (picture, label)
 
+def _note_pictures(name: str, holds: Pictures, count: int) -> str:
+    width, height = holds.side
+    return (
+        f"the files of {name} are not there: {count} grey images of {width}x{height} in {holds.classes} classes "
+        "stand for them"
+    )
+
+# %% ../../nbs/trace/19_dryrun_data.ipynb #bc91ee0d
+_WANTING = ("FileNotFoundError", "RuntimeError", "NoNetwork", "URLError", "NotADirectoryError")
+
+def _arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    "The arguments of a call by name, with the defaults."
+    given = inspect.signature(function).bind(*args, **kwargs)
+    given.apply_defaults()
+    return given.arguments
+
+def _patch_pictures(made: Any, name: str, holds: Pictures, note: Callable[[str], None]) -> None:
+    "Let the objects of one class be placeholders where their files are missing."
+    init, get, length = made.__init__, made.__getitem__, made.__len__
+    def began(self: Any, *args: Any, **kwargs: Any) -> None:
+        try: init(self, *args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ not in _WANTING: raise
+            _stand_in(self, holds, _arguments(init, self, *args, **kwargs))
+            note(_note_pictures(name, *self._stands_in))
+
+    def item(self: Any, index: Any) -> Any:
+        return _sample(self, int(index)) if hasattr(self, "_stands_in") else get(self, index)
+
+    def count(self: Any) -> int: return self._stands_in[1] if hasattr(self, "_stands_in") else length(self)
+    made.__init__, made.__getitem__, made.__len__ = began, item, count
+
+# %% ../../nbs/trace/19_dryrun_data.ipynb #65f2f9f5
 def stand_in_pictures(
     module: Any,  # torchvision.datasets
     note: Callable[[str], None],  # gets a sentence for the report
@@ -91,27 +129,6 @@ def stand_in_pictures(
     "Let the known classes of torchvision be placeholders where their files are missing."
     for name, holds in PICTURES.items():
         if hasattr(module, name): _patch_pictures(getattr(module, name), name, holds, note)
-
-def _patch_pictures(made: Any, name: str, holds: Pictures, note: Callable[[str], None]) -> None:
-    init, get, length = made.__init__, made.__getitem__, made.__len__
-    def began(self: Any, *args: Any, **kwargs: Any) -> None:
-        try: init(self, *args, **kwargs)
-        except Exception as error:
-            if type(error).__name__ not in _WANTING: raise
-            given = inspect.signature(init).bind(self, *args, **kwargs)
-            given.apply_defaults()
-            _stand_in(self, holds, given.arguments)
-            width, height = holds.side
-            note(
-                f"the files of {name} are not there: {self._stands_in[1]} grey images of {width}x{height} in {holds.classes} classes "
-                "stand for them"
-            )
-
-    def item(self: Any, index: Any) -> Any:
-        return _sample(self, int(index)) if hasattr(self, "_stands_in") else get(self, index)
-
-    def count(self: Any) -> int: return self._stands_in[1] if hasattr(self, "_stands_in") else length(self)
-    made.__init__, made.__getitem__, made.__len__ = began, item, count
 
 # %% ../../nbs/trace/19_dryrun_data.ipynb #ba753f7f
 _LONG = "word " * 2000
@@ -157,6 +174,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "openai/gsm8k": {"question": "", "answer": ""},
 }
 
+# %% ../../nbs/trace/19_dryrun_data.ipynb #6a2dedbb
 _SHORT = ("role", "id", "prompt_id", "idx", "category")
 
 def _filled(value: Any) -> Any:
@@ -165,6 +183,7 @@ def _filled(value: Any) -> Any:
     if isinstance(value, list): return [_filled(v) for v in value]
     return _LONG if isinstance(value, str) else value
 
+# %% ../../nbs/trace/19_dryrun_data.ipynb #d1b2ffb3
 def row_of(
     path: str,  # "imdb", "stanfordnlp/imdb" or "glue"
     name: str | None = None,  # of the configuration, "sst2"
@@ -179,6 +198,19 @@ def row_of(
 # %% ../../nbs/trace/19_dryrun_data.ipynb #e965dc6f
 _COUNT = 1000
 
+def _rows(module: Any, row: dict[str, Any], split: Any, streaming: Any) -> Any:
+    "What `load_dataset` returns, of one row again and again."
+    rows = module.Dataset.from_dict({column: [value] * _COUNT for column, value in row.items()})
+    if streaming: rows = rows.to_iterable_dataset()
+    if split is not None: return rows
+    return module.DatasetDict({part: rows for part in ("train", "validation", "test")})
+
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    "Without processes of its own."
+    def called(*args: Any, **kwargs: Any) -> Any: return function(*args, **kwargs | {"num_proc": None})
+    return called
+
+# %% ../../nbs/trace/19_dryrun_data.ipynb #a1c84793
 def stand_in_rows(
     module: Any,  # datasets
     note: Callable[[str], None],
@@ -191,22 +223,12 @@ def stand_in_rows(
             row = row_of(path, name)
             if row is None: raise
         note(f"the data set {path} is not in the cache: {_COUNT} rows with long texts stand for it")
-        rows = module.Dataset.from_dict({column: [value] * _COUNT for column, value in row.items()})
-        if kwargs.get("streaming"): rows = rows.to_iterable_dataset()
-        return (
-            rows
-            if split is not None
-            else module.DatasetDict({part: rows for part in ("train", "validation", "test")})
-        )
+        return _rows(module, row, split, kwargs.get("streaming"))
 
     module.load_dataset = load
-    for name in ("map", "filter"): setattr(module.Dataset, name, _alone(getattr(module.Dataset, name)))
+    for method in ("map", "filter"): setattr(module.Dataset, method, _alone(getattr(module.Dataset, method)))
 
-def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
-    "Without processes of its own."
-    def called(*args: Any, **kwargs: Any) -> Any: return function(*args, **kwargs | {"num_proc": None})
-    return called
-
+# %% ../../nbs/trace/19_dryrun_data.ipynb #cfbcdb4f
 def stand_in(
     note: Callable[[str], None],  # gets a sentence for the report
 ) -> None:

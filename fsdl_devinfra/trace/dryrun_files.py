@@ -19,7 +19,7 @@ from importlib.abc import MetaPathFinder
 from typing import Any
 
 # %% auto #0
-__all__ = ['Overlay', 'entries', 'remove', 'Refused', 'NoNetwork', 'seal', 'protect', 'after_import']
+__all__ = ['Overlay', 'entries', 'remove', 'Refused', 'NoNetwork', 'seal', 'after_import', 'protect']
 
 # %% ../../nbs/trace/18_dryrun_files.ipynb #5a127d14
 _lstat, _listdir, _scandir = os.lstat, os.listdir, os.scandir
@@ -33,10 +33,9 @@ def _there(path: str) -> os.stat_result | None:
 
 def _is_folder(path: str) -> bool:
     found = _there(path)
-    return found is not None and (
-        stat.S_ISDIR(found.st_mode) or (stat.S_ISLNK(found.st_mode) and _is_folder(os.path.realpath(path)))
-    )
-
+    if found is None: return False
+    if stat.S_ISLNK(found.st_mode): return _is_folder(os.path.realpath(path))
+    return stat.S_ISDIR(found.st_mode)
 
 def _make_folders(path: str) -> None:
     "As `os.makedirs`, which would come back to us."
@@ -45,6 +44,13 @@ def _make_folders(path: str) -> None:
     _mkdir(path)
 
 # %% ../../nbs/trace/18_dryrun_files.ipynb #5530a93d
+def _absolute(path: Any) -> str: return os.path.abspath(os.path.join(_getcwd(), os.fsdecode(path)))
+
+def _missing(path: Any) -> FileNotFoundError:
+    return FileNotFoundError(2, "No such file or directory", os.fsdecode(path))
+
+def _exists(path: Any) -> FileExistsError: return FileExistsError(17, "File exists", os.fsdecode(path))
+
 class Overlay:
     "A folder that takes what a script writes."
 
@@ -59,13 +65,13 @@ class Overlay:
     def inside(self, path: Any) -> bool:
         "Is this path none of the user's: in the overlay, a device, or no path at all?"
         if isinstance(path, int) or path is None: return True
-        full = os.path.abspath(os.path.join(_getcwd(), os.fsdecode(path)))
+        full = _absolute(path)
         return full.startswith((self.folder + os.sep, "/dev/", "/proc/self")) or full == self.folder
 
     def plain(self, path: Any) -> str | None:
         "The absolute path that the script means; None for what needs no overlay."
         if isinstance(path, int) or path is None: return None
-        full = os.path.abspath(os.path.join(_getcwd(), os.fsdecode(path)))
+        full = _absolute(path)
         if full.startswith((self.scratch, "/dev/", "/proc/")): return None
         return full.removeprefix(self.folder) or os.sep if full.startswith(self.folder) else full
 
@@ -79,11 +85,8 @@ class Overlay:
         if full is None: return path
         other = self.folder + full
         if _there(other) or self.hidden(full): return other
-        return (
-            path
-            if os.path.isabs(os.fsdecode(path)) and not os.fsdecode(path).startswith(self.folder)
-            else full
-        )
+        given = os.fsdecode(path)
+        return path if os.path.isabs(given) and not given.startswith(self.folder) else full
 
     def holds(self, path: Any) -> bool:
         "Is there something at `path`, as the script sees it?"
@@ -93,8 +96,7 @@ class Overlay:
         "The place for a write, with its folders; with the old content where it is changed and not replaced."
         full = self.plain(path)
         if full is None: return path
-        if not _is_folder(os.fsdecode(self.find(os.path.dirname(full)))):
-            raise FileNotFoundError(2, "No such file or directory", os.fsdecode(path))
+        if not _is_folder(os.fsdecode(self.find(os.path.dirname(full)))): raise _missing(path)
         other, old = self.folder + full, os.fsdecode(self.find(path))
         _make_folders(os.path.dirname(other))
         if copy and old != other and os.path.isfile(old): _copyfile(old, other)
@@ -111,6 +113,13 @@ class _Entries:
     def close(self) -> None:
         "Nothing is open."
 
+# %% ../../nbs/trace/18_dryrun_files.ipynb #8be47a38
+def _old_entries(overlay: Overlay, path: Any, full: str) -> list[Any]:
+    "What is really in a folder; nothing in one that the script removed."
+    if overlay.hidden(full) or not _is_folder(full): return []
+    as_given = os.path.isabs(os.fsdecode(path)) or _getcwd() == os.getcwd()
+    return list(_scandir(path if as_given else full))
+
 def entries(
     overlay: Overlay,
     path: Any = ".",
@@ -118,15 +127,12 @@ def entries(
     "The entries of a folder, as the script sees it."
     full = overlay.plain(path)
     if full is None: return _Entries(list(_scandir(path)))
-    written, old = overlay.folder + full, not overlay.hidden(full)
-    given = path if os.path.isabs(os.fsdecode(path)) or _getcwd() == os.getcwd() else full
+    written, old = overlay.folder + full, not overlay.hidden(full) and _is_folder(full)
     new = list(_scandir(written)) if _is_folder(written) else []
-    if not new and not (old and _is_folder(full)): return _Entries(list(_scandir(overlay.find(path))))
+    if not new and not old: return _Entries(list(_scandir(overlay.find(path))))
     names = {entry.name for entry in new}
-    kept = list(_scandir(given)) if old and _is_folder(full) else []
-    return _Entries(
-        new + [e for e in kept if e.name not in names and not overlay.hidden(os.path.join(full, e.name))]
-    )
+    kept = [e for e in _old_entries(overlay, path, full) if e.name not in names]
+    return _Entries(new + [e for e in kept if not overlay.hidden(os.path.join(full, e.name))])
 
 # %% ../../nbs/trace/18_dryrun_files.ipynb #11ebfaba
 def _delete(place: str) -> None:
@@ -144,24 +150,26 @@ def remove(
     "As `os.remove` and `shutil.rmtree`. Raises `FileNotFoundError`."
     full = overlay.plain(path)
     place = os.fsdecode(path) if full is None else overlay.folder + full
-    if not _there(place) and not overlay.holds(path):
-        raise FileNotFoundError(2, "No such file or directory", os.fsdecode(path))
+    if not _there(place) and not overlay.holds(path): raise _missing(path)
     _delete(place)
     if full and _there(full): overlay.removed.add(full)
 
 # %% ../../nbs/trace/18_dryrun_files.ipynb #f4367c12
+def _place_to_open(overlay: Overlay, file: Any, mode: str) -> Any:
+    "Where `open` goes with a path. Raises as `open` does."
+    if not any(letter in mode for letter in "wax+"): return overlay.find(file)
+    if "x" in mode and overlay.holds(file): raise _exists(file)
+    if mode.startswith("r") and not overlay.holds(file): raise _missing(file)
+    return overlay.ready(file, "a" in mode or mode.startswith("r"))
+
+# %% ../../nbs/trace/18_dryrun_files.ipynb #71b862d7
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 
 def _patch_open(overlay: Overlay) -> None:
     real_open, real_os_open = io.open, os.open
     def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if isinstance(file, int): return real_open(file, mode, *args, **kwargs)
-        changes = any(letter in mode for letter in "wax+")
-        if not changes: return real_open(overlay.find(file), mode, *args, **kwargs)
-        if "x" in mode and overlay.holds(file): raise FileExistsError(17, "File exists", os.fsdecode(file))
-        if mode.startswith("r") and not overlay.holds(file):
-            raise FileNotFoundError(2, "No such file or directory", os.fsdecode(file))
-        return real_open(overlay.ready(file, "a" in mode or mode.startswith("r")), mode, *args, **kwargs)
+        place = file if isinstance(file, int) else _place_to_open(overlay, file, mode)
+        return real_open(place, mode, *args, **kwargs)
     def os_opened(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if dir_fd is not None: return real_os_open(path, flags, mode, dir_fd=dir_fd)
         place = overlay.ready(path, not flags & os.O_TRUNC) if flags & _WRITES else overlay.find(path)
@@ -169,52 +177,80 @@ def _patch_open(overlay: Overlay) -> None:
     builtins.open = io.open = opened
     os.open = os_opened
 
-def _patch_looking(overlay: Overlay) -> None:
-    def looking(function: Callable[..., Any]) -> Callable[..., Any]:
-        def look(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
-            return function(overlay.find(path) if kwargs.get("dir_fd") is None else path, *args, **kwargs)
-        return look
-    for name in ("stat", "lstat", "access", "readlink", "statvfs"):
-        if hasattr(os, name): setattr(os, name, looking(getattr(os, name)))
-    def listed(path: Any = ".") -> list[Any]:
-        if isinstance(path, int): return _listdir(path)
-        found = [entry.name for entry in entries(overlay, path)]
-        return (
-            [os.fsencode(n) for n in found]
-            if isinstance(path, bytes) and found and isinstance(found[0], str)
-            else found
-        )
+# %% ../../nbs/trace/18_dryrun_files.ipynb #28fcadc5
+def _looking(overlay: Overlay, function: Callable[..., Any]) -> Callable[..., Any]:
+    def look(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
+        return function(overlay.find(path) if kwargs.get("dir_fd") is None else path, *args, **kwargs)
+    return look
 
-    os.listdir = listed
+def _listed(overlay: Overlay, path: Any = ".") -> list[Any]:
+    "As `os.listdir`: bytes for bytes."
+    if isinstance(path, int): return _listdir(path)
+    found = [entry.name for entry in entries(overlay, path)]
+    encode = isinstance(path, bytes) and found and isinstance(found[0], str)
+    return [os.fsencode(name) for name in found] if encode else found
+
+# %% ../../nbs/trace/18_dryrun_files.ipynb #53d5316b
+def _patch_looking(overlay: Overlay) -> None:
+    for name in ("stat", "lstat", "access", "readlink", "statvfs"):
+        if hasattr(os, name): setattr(os, name, _looking(overlay, getattr(os, name)))
+    os.listdir = lambda path=".": _listed(overlay, path)
     os.scandir = lambda path=".": entries(overlay, path)
     os.getcwd = lambda: overlay.plain(_getcwd()) or _getcwd()
     os.chdir = lambda path: _chdir(overlay.find(path))
 
-def _patch_changing(overlay: Overlay) -> None:
-    def mkdir(path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
-        if overlay.plain(path) is not None and overlay.holds(path):
-            raise FileExistsError(17, "File exists", os.fsdecode(path))
-        _mkdir(overlay.ready(path), mode)
-    def removed(path: Any, *args: Any, **kwargs: Any) -> None: remove(overlay, path)
-    def rmdir(path: Any, *args: Any, **kwargs: Any) -> None:
-        if list(entries(overlay, path)): raise OSError(39, "Directory not empty", os.fsdecode(path))
-        remove(overlay, path)
-    def rmtree(path: Any, ignore_errors: bool = False, *args: Any, **kwargs: Any) -> None:
-        if not ignore_errors or overlay.holds(path): remove(overlay, path)
-    def replace(source: Any, goal: Any, **kwargs: Any) -> None:
-        _replace(overlay.ready(source, True), overlay.ready(goal))
-        full = overlay.plain(source)
-        if full and _there(full): overlay.removed.add(full)
-    def linked(source: Any, goal: Any, *args: Any, **kwargs: Any) -> None:
-        place = overlay.ready(goal)
-        _symlink(
-            overlay.find(os.path.join(os.path.dirname(overlay.plain(goal) or place), os.fsdecode(source))),
-            place,
-        )
+# %% ../../nbs/trace/18_dryrun_files.ipynb #7da20403
+def _made(overlay: Overlay, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+    "As `os.mkdir`."
+    if overlay.plain(path) is not None and overlay.holds(path): raise _exists(path)
+    _mkdir(overlay.ready(path), mode)
 
-    os.mkdir, os.rmdir, os.symlink, os.link, shutil.rmtree = mkdir, rmdir, linked, linked, rmtree
-    os.remove = os.unlink = removed
-    os.replace = os.rename = replace
+def _removed(overlay: Overlay, path: Any, *args: Any, **kwargs: Any) -> None:
+    "As `os.remove`."
+    remove(overlay, path)
+
+def _folder_removed(overlay: Overlay, path: Any, *args: Any, **kwargs: Any) -> None:
+    "As `os.rmdir`."
+    if list(entries(overlay, path)): raise OSError(39, "Directory not empty", os.fsdecode(path))
+    remove(overlay, path)
+
+def _tree_removed(overlay: Overlay, path: Any, ignore_errors: bool = False, *args: Any, **kwargs: Any) -> None:
+    "As `shutil.rmtree`."
+    if not ignore_errors or overlay.holds(path): remove(overlay, path)
+
+# %% ../../nbs/trace/18_dryrun_files.ipynb #ca91c61f
+def _replaced(overlay: Overlay, source: Any, goal: Any, **kwargs: Any) -> None:
+    "As `os.replace`."
+    _replace(overlay.ready(source, True), overlay.ready(goal))
+    full = overlay.plain(source)
+    if full and _there(full): overlay.removed.add(full)
+
+def _linked(overlay: Overlay, source: Any, goal: Any, *args: Any, **kwargs: Any) -> None:
+    "As `os.symlink`; a hard link becomes one too."
+    place = overlay.ready(goal)
+    beside = os.path.dirname(overlay.plain(goal) or place)
+    _symlink(overlay.find(os.path.join(beside, os.fsdecode(source))), place)
+
+# %% ../../nbs/trace/18_dryrun_files.ipynb #334e3538
+_CHANGING: dict[str, Callable[..., None]] = dict(
+    mkdir=_made,
+    rmdir=_folder_removed,
+    symlink=_linked,
+    link=_linked,
+    remove=_removed,
+    unlink=_removed,
+    replace=_replaced,
+    rename=_replaced,
+)
+
+def _following(overlay: Overlay, twin: Callable[..., None]) -> Callable[..., None]:
+    "A function of `os` that follows the overlay."
+    def changed(*args: Any, **kwargs: Any) -> None: twin(overlay, *args, **kwargs)
+    return changed
+
+def _patch_changing(overlay: Overlay) -> None:
+    for name, twin in _CHANGING.items(): setattr(os, name, _following(overlay, twin))
+    shutil.rmtree = _following(overlay, _tree_removed)
     for name in ("chmod", "chown", "utime", "lchown", "lchmod"):
         if hasattr(os, name): setattr(os, name, lambda *args, **kwargs: None)
 
@@ -228,28 +264,35 @@ class NoNetwork(ConnectionRefusedError):
 _PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
 _CHANGES = ("os.remove", "os.rmdir", "os.mkdir", "os.rename", "os.truncate")
 
+def _writes(event: str, args: tuple) -> bool:
+    "Does an audit event open a file to write it?"
+    return event == "open" and isinstance(args[2], int) and bool(args[2] & (os.O_WRONLY | os.O_RDWR))
+
+def _refuse(overlay: Overlay, event: str, args: tuple) -> None:
+    "Raises for an audit event that reaches outside of the overlay."
+    if _writes(event, args) and not overlay.inside(args[0]): raise Refused(f"a dry run does not write to {args[0]}")
+    if event in _PROCESSES and overlay.running: raise Refused("a dry run starts no other process")
+    if event in ("socket.connect", "socket.getaddrinfo"): raise NoNetwork("a dry run has no network")
+    if event in _CHANGES and not overlay.inside(args[0]): raise Refused(f"a dry run does not change {args[0]}")
+
 def _guard(overlay: Overlay) -> None:
     "Refuse what went round the functions above."
-    def hook(event: str, args: tuple) -> None:
-        if (
-            event == "open"
-            and isinstance(args[2], int)
-            and args[2] & (os.O_WRONLY | os.O_RDWR)
-            and not overlay.inside(args[0])
-        ):
-            raise Refused(f"a dry run does not write to {args[0]}")
-        if event in _PROCESSES and overlay.running: raise Refused("a dry run starts no other process")
-        if event in ("socket.connect", "socket.getaddrinfo"): raise NoNetwork("a dry run has no network")
-        if event in _CHANGES and not overlay.inside(args[0]):
-            raise Refused(f"a dry run does not change {args[0]}")
-
-    sys.addaudithook(hook)
+    sys.addaudithook(lambda event, args: _refuse(overlay, event, args))
 
 # %% ../../nbs/trace/18_dryrun_files.ipynb #411b33d1
 #: system calls and rights of linux/landlock.h: to write, remove, make, move and cut files
 _CREATE_RULESET, _ADD_RULE, _RESTRICT, _NO_NEW_PRIVILEGES, _PATH_BENEATH = 444, 445, 446, 38, 1
 _RIGHTS = sum(1 << bit for bit in (1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14))
 _SINCE_TRUNCATE = 3  # version of the interface that knows the last of them
+
+def _rule(descriptor: int) -> bytes:
+    "`struct landlock_path_beneath_attr`, packed: rights, and the folder that has them."
+    return _RIGHTS.to_bytes(8, sys.byteorder) + descriptor.to_bytes(4, sys.byteorder)
+
+def _allow(call: Any, ruleset: int, folder: str) -> None:
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    call.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, _rule(place), 0)
+    os.close(place)
 
 def seal(
     folders: list[str],  # the only ones that may change
@@ -260,31 +303,13 @@ def seal(
     if call.syscall(_CREATE_RULESET, None, 0, 1) < _SINCE_TRUNCATE: return False
     ruleset = call.syscall(_CREATE_RULESET, ctypes.byref(ctypes.c_uint64(_RIGHTS)), 8, 0)
     if ruleset < 0: return False
-    for folder in filter(os.path.isdir, folders):
-        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        rule = _RIGHTS.to_bytes(8, sys.byteorder) + place.to_bytes(4, sys.byteorder)
-        call.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0)
-        os.close(place)
+    for folder in filter(os.path.isdir, folders): _allow(call, ruleset, folder)
     call.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     done = call.syscall(_RESTRICT, ruleset, 0) == 0
     os.close(ruleset)
     return done
 
 # %% ../../nbs/trace/18_dryrun_files.ipynb #537b7239
-def protect(
-    folder: str,  # takes what is written
-) -> Overlay:
-    "Turn all writes of this process away from the user's folders. Cannot be undone: for a process of its own."
-    overlay = Overlay(folder)
-    _make_folders(overlay.scratch)
-    seal([overlay.folder, "/dev"])
-    _patch_open(overlay)
-    _patch_looking(overlay)
-    _patch_changing(overlay)
-    _guard(overlay)
-    after_import("sqlite3", lambda module: _patch_database(overlay, module))
-    return overlay
-
 def _patch_database(overlay: Overlay, module: Any) -> None:
     "`sqlite3` opens its file by itself."
     real = module.connect
@@ -320,3 +345,18 @@ def after_import(
     "Call `then` once the module is there: now, or when it is imported first."
     if name in sys.modules: then(sys.modules[name])
     else: sys.meta_path.insert(0, _After(name, then))
+
+# %% ../../nbs/trace/18_dryrun_files.ipynb #b534b43b
+def protect(
+    folder: str,  # takes what is written
+) -> Overlay:
+    "Turn all writes of this process away from the user's folders. Cannot be undone: for a process of its own."
+    overlay = Overlay(folder)
+    _make_folders(overlay.scratch)
+    seal([overlay.folder, "/dev"])
+    _patch_open(overlay)
+    _patch_looking(overlay)
+    _patch_changing(overlay)
+    _guard(overlay)
+    after_import("sqlite3", lambda module: _patch_database(overlay, module))
+    return overlay

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import pickle
 import runpy
@@ -25,6 +26,7 @@ from .cuda import CudaFunctions, cublas_bytes, workspaces
 from .dryrun_files import NoNetwork, Refused, after_import
 from .dryrun_data import stand_in
 from .dryrun_growth import Pass, growth
+from .events import Allocation, Operator, Trace
 from .recorder import Recorder
 from .timeline import alive_by_kind, highest, snapshot
 
@@ -34,7 +36,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 # %% auto #0
 __all__ = ['torch', 'FAKES', 'Finished', 'NeedsValue', 'is_card', 'local_part', 'is_cuda', 'placeholder', 'most_true',
-           'ScriptRecorder', 'CardFunctions', 'prepared', 'run_script']
+           'ScriptLines', 'CardAllocations', 'TrainingSteps', 'TrainingParts', 'ScriptRecorder', 'CardFunctions',
+           'prepared', 'run_script']
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #8ff1c226
 class Finished(BaseException):
@@ -43,11 +46,9 @@ class Finished(BaseException):
 class NeedsValue(RuntimeError):
     "The script decides by a value that is not there."
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #ab0c8f1f
 _HOST = "cpu"
-_ITEM = torch.ops.aten._local_scalar_dense.default
-_DEVICE = torch.ops.prim.device.default
-_depth = threading.local()
-_VALUE = "_stands_for"  # attribute of a tensor without memory whose number is known
+_depth = threading.local()  # operators that run inside of each other
 
 #: the mode that our tensors without memory belong to; libraries (DTensor) have others, which are none of ours
 FAKES = FakeTensorMode(allow_non_fake_inputs=True)
@@ -62,19 +63,23 @@ def is_card(
         and not getattr(tensor, "_on_host", False)
     )
 
-
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #bc46358f
 def local_part(
     tensor: Any,
 ) -> Any:
     "What this rank holds of a DTensor; another tensor itself."
     return getattr(tensor, "_local_tensor", tensor)
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #e59ce9bc
 def is_cuda(
     device: Any,  # a torch.device, a string, an index or None
 ) -> bool:
     "Does this name the card?"
     if isinstance(device, int) and not isinstance(device, bool): return True
     return device is not None and not isinstance(device, bool) and str(device).startswith("cuda")
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #12882eff
+_VALUE = "_stands_for"  # attribute of a tensor without memory whose number is known
 
 def placeholder(
     tensor: Any,
@@ -85,35 +90,19 @@ def placeholder(
     if tensor.dtype == torch.bool: return False
     return 1.0 if tensor.is_floating_point() else 1
 
-def _bytes_of_factory(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, bool]:
-    "Bytes that a factory would take on the host, and whether they are floating point."
-    size = args[0] if args and isinstance(args[0], (list, tuple)) else []
-    name = func._schema.name
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #c0778c76
+def _size_of_factory(name: str, args: tuple) -> Any:
+    "The shape that a factory was asked for; of `randint` it stands behind the bounds."
     if name in ("aten::randint", "aten::randint.low"):
-        size = next((a for a in args if isinstance(a, (list, tuple))), [])
-    dtype = kwargs.get("dtype") or torch.get_default_dtype()
-    count = 1
-    for length in size: count *= length if isinstance(length, int) else 1
-    return count * dtype.itemsize, dtype.is_floating_point
+        return next((a for a in args if isinstance(a, (list, tuple))), [])
+    return args[0] if args and isinstance(args[0], (list, tuple)) else []
 
-def _unknown_shape(func: Any, args: tuple) -> Any:
-    "The largest result of an operator whose shape depends on values; None for other operators."
-    name = func._schema.name
-    if name == "aten::nonzero":
-        return torch.empty(getattr(args[0], _TRUE, args[0].numel()), args[0].dim(), dtype=torch.long)
-    if name == "torchvision::nms": return torch.empty(args[0].shape[0], dtype=torch.long)
-    if name == "aten::masked_select": return torch.empty(args[0].numel(), dtype=args[0].dtype)
-    if name == "aten::index" and any(
-        isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
-    ):
-        mask = args[1][0]
-        if mask is None or len([i for i in args[1] if i is not None]) > 1: return None
-        return args[0].reshape(mask.numel(), *args[0].shape[mask.dim():]).clone()
-    if name in ("aten::_unique2", "aten::unique_dim", "aten::_unique"):
-        flat = torch.empty(args[0].numel(), dtype=args[0].dtype)
-        count = torch.empty(args[0].numel(), dtype=torch.long)
-        return (flat, torch.empty(args[0].shape, dtype=torch.long), count)
-    return None
+def _is_large(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    "Would a factory take more of the host than a tensor with memory should?"
+    size = _size_of_factory(func._schema.name, args)
+    dtype = kwargs.get("dtype") or torch.get_default_dtype()
+    count = math.prod(length if isinstance(length, int) else 1 for length in size)
+    return count * dtype.itemsize > (1 << 20 if dtype.is_floating_point else 1 << 24)
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #404c0924
 _TRUE = "_at_most_true"  # attribute of a mask without memory: how many of its elements can be set
@@ -129,6 +118,12 @@ _SAME = (
     "aten::squeeze",
 )
 _UNIONS = ("aten::bitwise_or", "aten::logical_or", "aten::__or__", "aten::cat")
+_BITS = (torch.bool, torch.uint8)  # types of a mask
+
+def _after_put(mask: Any, indices: Any) -> int | None:
+    "How many are set once a value was put at positions; None where that is not known."
+    before, index = getattr(mask, _TRUE, None), indices[0]
+    return None if before is None or index.dtype in _BITS else before + index.numel()
 
 def most_true(
     func: Any,
@@ -139,11 +134,55 @@ def most_true(
     if name in _ZEROS: return 0
     if name in _SAME: return getattr(args[0], _TRUE, None)
     if name in ("aten::index_put_", "aten::index_put") and len(args[1]) == 1 and args[1][0] is not None:
-        before, index = getattr(args[0], _TRUE, None), args[1][0]
-        return None if before is None or index.dtype in (torch.bool, torch.uint8) else before + index.numel()
+        return _after_put(*args[:2])
     if name not in _UNIONS: return None
     counts = [getattr(t, _TRUE, None) for t in (args[0] if name == "aten::cat" else args[:2])]
     return None if None in counts else sum(c for c in counts if c is not None)
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #2eb2c396
+def _carry_mask(func: Any, args: tuple, made: list) -> None:
+    "What is known of a mask goes with its copies."
+    known = most_true(func, args)
+    if known is None: return
+    for tensor in made: setattr(tensor, _TRUE, known)
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #34c50f3a
+def _nonzero(mask: Any, *_: Any) -> Any:
+    return torch.empty(getattr(mask, _TRUE, mask.numel()), mask.dim(), dtype=torch.long)
+
+def _kept_boxes(boxes: Any, *_: Any) -> Any: return torch.empty(boxes.shape[0], dtype=torch.long)
+
+def _masked_select(tensor: Any, *_: Any) -> Any: return torch.empty(tensor.numel(), dtype=tensor.dtype)
+
+def _unique(tensor: Any, *_: Any) -> Any:
+    flat = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    count = torch.empty(tensor.numel(), dtype=torch.long)
+    return (flat, torch.empty(tensor.shape, dtype=torch.long), count)
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #8be44012
+def _masked_index(tensor: Any, indices: Any) -> Any:
+    "Every row that one boolean index could choose; None for an index of positions, whose shape is known."
+    if not any(isinstance(i, torch.Tensor) and i.dtype in _BITS for i in indices): return None
+    mask = indices[0]
+    if mask is None or len([i for i in indices if i is not None]) > 1: return None
+    return tensor.reshape(mask.numel(), *tensor.shape[mask.dim():]).clone()
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #22eb48d8
+#: operator → its largest result, from its arguments
+_LARGEST: dict[str, Callable[..., Any]] = {
+    "aten::nonzero": _nonzero,
+    "torchvision::nms": _kept_boxes,
+    "aten::masked_select": _masked_select,
+    "aten::index": _masked_index,
+    "aten::_unique2": _unique,
+    "aten::unique_dim": _unique,
+    "aten::_unique": _unique,
+}
+
+def _unknown_shape(func: Any, args: tuple) -> Any:
+    "The largest result of an operator whose shape depends on values; None for other operators."
+    largest = _LARGEST.get(func._schema.name)
+    return largest(*args) if largest else None
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #5c1e07d2
 _VIEWS = (*_SAME, "aten::select", "aten::unsqueeze", "aten::expand", "aten::slice", "aten::t")
@@ -155,35 +194,74 @@ def _carry_number(func: Any, args: tuple, made: list) -> None:
     known = getattr(args[0], _VALUE, None) if args and func._schema.name in _VIEWS else None
     if known is not None and made[0].numel() == 1: setattr(made[0], _VALUE, known)
 
-# %% ../../nbs/trace/20_dryrun_worker.ipynb #ab0b7301
-class ScriptRecorder(Recorder):
-    "Records what a script does to the card."
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #c08ce38c
+def _belongs(path: str, script: str) -> bool:
+    "Is this file the script, or one of the user's beside it?"
+    if path == script: return True
+    beside = path.startswith(os.path.dirname(script) + os.sep)
+    return beside and "site-packages" not in path and "fsdl_devinfra" not in path
+
+class ScriptLines(Recorder):
+    "Names lines of a script."
 
     def __init__(self,
         script: str,  # path of the script
-        steps: int,  # stop after so many backward passes
-        limit: int | None = None,  # bytes that the allocator may take
         gpu: str = "",
     ):
         super().__init__(os.path.basename(script), workspaces(torch.backends.cudnn.benchmark))
-        self.script, self.steps, self.gpu = os.path.abspath(script), steps, gpu
-        self.options = AllocatorOptions.parse(
-            os.environ.get("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_ALLOC_CONF", ""))
-        )
+        self.script, self.gpu = os.path.abspath(script), gpu
+
+    def line(self) -> str:
+        "The innermost line of the script itself, or of a file beside it."
+        frame = sys._getframe(1)
+        while frame is not None:
+            path = frame.f_code.co_filename
+            if _belongs(path, self.script): return f"{os.path.basename(path)}:{frame.f_lineno}"
+            frame = frame.f_back
+        return ""
+
+    def note(self,
+        sentence: str,
+    ) -> None:
+        "Something that the report says."
+        if sentence not in self.assumptions: self.assumptions.append(sentence)
+
+    def _place(self, node: int | None) -> tuple[str, str]:
+        module, source = super()._place(node)
+        if node is not None and not self._stack: return module, source
+        return module, self.line() or source
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #ab0b7301
+def _allocator_options() -> AllocatorOptions:
+    "What the user's environment asks of the allocator."
+    old = os.environ.get("PYTORCH_ALLOC_CONF", "")
+    return AllocatorOptions.parse(os.environ.get("PYTORCH_CUDA_ALLOC_CONF", old))
+
+def _oom_sentence(size: int, allocator: CachingAllocator) -> str:
+    "What PyTorch says where the card is full."
+    total = allocator.limit or 0
+    return (
+        f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU 0 has {total / 2**30:.2f} GiB "
+        f"for the allocator, of which {allocator.allocated / 2**30:.2f} GiB is allocated by PyTorch."
+    )
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #2f772527
+class CardAllocations(ScriptLines):
+    "Puts what a script allocates on a card that can be full."
+
+    def __init__(self,
+        script: str,  # path of the script
+        limit: int | None = None,  # bytes that the allocator may take
+        gpu: str = "",
+    ):
+        super().__init__(script, gpu)
+        self.options = _allocator_options()
         self.allocator = CachingAllocator(self.options, limit)
         self.blocks: dict[int, Any] = {}
-        self.backwards = self.optimizer_steps = 0
+        self.asked = 0  # bytes that are alive, without the allocator's rounding
         self.peak = dict(allocated=0, reserved=0, event=0, operator=-1)
         self.since_reset = dict(allocated=0, reserved=0)
-        self.passes: list[Pass] = []  # backward passes
-        self.asked = 0  # bytes that are alive, without the allocator's rounding
-        self.since_optimizer = 0  # passes since the last optimizer step
-        self.optimizer_at: list[int] = []  # backward passes before each optimizer step
         self.death: dict[str, Any] | None = None
-        self.products = False
-        self.planning = False  # DTensor asks what shapes a result would have; nothing is made
-
-    # --- allocations
 
     def take(self, size: int, kind: str = "workspace", stream: int = 0) -> int:
         "An allocation. Raises PyTorch's OutOfMemoryError at the limit."
@@ -192,12 +270,7 @@ class ScriptRecorder(Recorder):
         position = super().take(size, kind, stream)
         self.blocks[position] = block
         self.asked += size
-        a = self.allocator
-        if a.allocated > self.peak["allocated"]:
-            self.peak |= dict(allocated=a.allocated, event=len(self.events), operator=len(self.operators) - 1)
-        self.peak["reserved"] = max(self.peak["reserved"], a.reserved)
-        self.since_reset = dict(allocated=max(self.since_reset["allocated"], a.allocated),
-                                reserved=max(self.since_reset["reserved"], a.reserved))
+        self._note_peak()
         return position
 
     def give_back(self, position: int) -> None:
@@ -207,6 +280,37 @@ class ScriptRecorder(Recorder):
         self.asked -= self.allocations[position].size
         self.allocator.free(block)
 
+    def empty_cache(self) -> None:
+        "As `torch.cuda.empty_cache`."
+        self.events.append(0)
+        self.allocator.release_cached()
+
+    def storage_resized(self,
+        tensor: Any,  # whose storage was given other bytes in place, or none
+    ) -> None:
+        "A storage that lost its memory, or got it again."
+        self.forget(tensor)
+        if tensor.untyped_storage().size(): self.hold(tensor, "parameters")
+
+    def forget(self,
+        tensor: Any,
+    ) -> None:
+        "The tensor takes no memory of the card, or no longer."
+        found = self._alive.pop(tensor.untyped_storage()._cdata, None)
+        if found: self.give_back(found[0])
+
+    def reset_peak(self) -> None:
+        "As `torch.cuda.reset_peak_memory_stats`."
+        self.since_reset = dict(allocated=self.allocator.allocated, reserved=self.allocator.reserved)
+
+    def _note_peak(self) -> None:
+        allocated, reserved = self.allocator.allocated, self.allocator.reserved
+        if allocated > self.peak["allocated"]:
+            self.peak |= dict(allocated=allocated, event=len(self.events), operator=len(self.operators) - 1)
+        self.peak["reserved"] = max(self.peak["reserved"], reserved)
+        before = self.since_reset
+        self.since_reset = dict(allocated=max(before["allocated"], allocated), reserved=max(before["reserved"], reserved))
+
     def _out_of_memory(self, size: int) -> Exception:
         last = self.operators[-1] if self.operators else None
         self.death = dict(
@@ -214,91 +318,36 @@ class ScriptRecorder(Recorder):
             phase=last.phase if last else "setup",
             source=self.line() or (last.source if last else ""),
         )
-        total = self.allocator.limit or 0
-        return torch.OutOfMemoryError(
-            f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU 0 has {total / 2**30:.2f} GiB "
-            f"for the allocator, of which {self.allocator.allocated / 2**30:.2f} GiB is allocated by PyTorch."
-        )
+        return torch.OutOfMemoryError(_oom_sentence(size, self.allocator))
 
-    # --- where and when
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #e6221aad
+class TrainingSteps(CardAllocations):
+    "Counts steps, and knows in which phase of one the script is."
 
-    def line(self) -> str:
-        "The innermost line of the script itself, or of a file beside it."
-        frame, folder = sys._getframe(1), os.path.dirname(self.script)
-        while frame is not None:
-            path = frame.f_code.co_filename
-            if path == self.script or (
-                path.startswith(folder + os.sep)
-                and "site-packages" not in path
-                and "fsdl_devinfra" not in path
-            ):
-                return f"{os.path.basename(path)}:{frame.f_lineno}"
-            frame = frame.f_back
-        return ""
-
-    def _place(self, node: int | None) -> tuple[str, str]:
-        module, source = super()._place(node)
-        if node is not None and not self._stack: return module, source
-        return module, self.line() or source
-
-    def _phase(self) -> tuple[str, int | None]:
-        node = torch._C._current_autograd_node()
-        if node is not None: return "backward", node._sequence_nr()
-        if self._in_optimizer: return "optimizer", None
-        if not self.backwards and not self.products: return "setup", None
-        return "forward", None
-
-    def _entered(self, module: Any, inputs: Any) -> None:
-        if not self._stack: self._entered_root(module)
-        super()._entered(module, inputs)
-
-    def _entered_root(self, module: Any) -> None:
-        self.products = True
-        if self._backward_seen:
-            self._step, self._backward_seen = self._step + 1, False
-        if self.done() and torch.is_grad_enabled() and module.training: raise Finished()  # also after a validation
-        if id(module) in self._names or not any(True for _ in module.children()): return
-        self._names |= {id(part): name or type(module).__name__ for name, part in module.named_modules()}
-        self.hold_module(module)
-
-    def hold_module(self, module: Any) -> None:
-        "Call what the module holds on the card parameters."
-        for tensor in map(local_part, [*module.parameters(), *module.buffers()]):
-            if is_card(tensor): self.hold(tensor, "parameters")
-
-    def done(self) -> bool:
-        "Were enough steps run, and the optimizer's states made?"
-        most = max(64, self.steps)
-        if self.backwards < self.steps: return False
-        if self.backwards >= most: return True
-        return (
-            bool(self.optimizer_at)
-            and self.backwards >= self.optimizer_at[0] + 2
-            and self.growth() is not None
-        )
-
-    def note(self,
-        sentence: str,
-    ) -> None:
-        "Something that the report says."
-        if sentence not in self.assumptions: self.assumptions.append(sentence)
+    def __init__(self,
+        script: str,  # path of the script
+        steps: int,  # stop after so many backward passes
+        limit: int | None = None,  # bytes that the allocator may take
+        gpu: str = "",
+    ):
+        super().__init__(script, limit, gpu)
+        self.steps = steps
+        self.backwards = self.optimizer_steps = 0
+        self.passes: list[Pass] = []  # backward passes
+        self.since_optimizer = 0  # passes since the last optimizer step
+        self.optimizer_at: list[int] = []  # backward passes before each optimizer step
+        self.products = False
 
     def growth(self) -> int | None:
         "Bytes a backward pass; None while it cannot be told."
         return growth(self.passes, max([1, *self.optimizer_at[:1]]))
 
-    def storage_resized(self,
-        tensor: Any,  # whose storage was given other bytes in place, or none
-    ) -> None:
-        "A storage that lost its memory, or got it again."
-        found = self._alive.pop(tensor.untyped_storage()._cdata, None)
-        if found: self.give_back(found[0])
-        if tensor.untyped_storage().size(): self.hold(tensor, "parameters")
-
-    def empty_cache(self) -> None:
-        "As `torch.cuda.empty_cache`."
-        self.events.append(0)
-        self.allocator.release_cached()
+    def done(self) -> bool:
+        "Were enough steps run, and the optimizer's states made?"
+        if self.backwards < self.steps: return False
+        if self.backwards >= max(64, self.steps): return True
+        if not self.optimizer_at or self.backwards < self.optimizer_at[0] + 2: return False
+        return self.growth() is not None
 
     def backward_began(self) -> None:
         "Called before a backward pass."
@@ -312,34 +361,83 @@ class ScriptRecorder(Recorder):
         self.passes.append(Pass(self.asked, f"{self.line()} {self.since_optimizer}"))
         if self.growth() and gc.collect(): self.passes[-1] = replace(self.passes[-1], asked=self.asked)  # circles are no growth
         self.since_optimizer += 1
-        print(
-            f"step {self.backwards}: {self.allocator.allocated / 2**30:.2f} GiB allocated",
-            file=sys.__stderr__,
-            flush=True,
-        )
+
+    def optimizer_ended(self) -> None:
+        "Called after a step of the optimizer."
+        self.optimizer_steps += 1
+        self.since_optimizer = 0
+        self.optimizer_at.append(self.backwards)
+
+    def _phase(self) -> tuple[str, int | None]:
+        node = torch._C._current_autograd_node()
+        if node is not None: return "backward", node._sequence_nr()
+        if self._in_optimizer: return "optimizer", None
+        if not self.backwards and not self.products: return "setup", None
+        return "forward", None
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #6ffae882
+class TrainingParts(TrainingSteps):
+    "Knows the model and the optimizer of a script when they run."
+
+    def hold_module(self, module: Any) -> None:
+        "Call what the module holds on the card parameters."
+        for tensor in map(local_part, [*module.parameters(), *module.buffers()]):
+            if is_card(tensor): self.hold(tensor, "parameters")
+
+    def _entered(self, module: Any, inputs: Any) -> None:
+        if not self._stack: self._entered_root(module)
+        super()._entered(module, inputs)
+
+    def _entered_root(self, module: Any) -> None:
+        self.products = True
+        if self._backward_seen: self._step, self._backward_seen = self._step + 1, False
+        if self.done() and torch.is_grad_enabled() and module.training: raise Finished()  # also after a validation
+        if id(module) in self._names or not any(True for _ in module.children()): return
+        self._names |= {id(part): name or type(module).__name__ for name, part in module.named_modules()}
+        self.hold_module(module)
 
     def _optimizer(self, running: bool) -> Callable[..., None]:
-        inner = super()._optimizer(running)
         def hook(optimizer: Any, *rest: Any) -> None:
             self._in_optimizer = running
-            if not running:
-                self.optimizer_steps += 1
-                self.since_optimizer = 0
-                self.optimizer_at.append(self.backwards)
-                self._mark_states(optimizer)
-        return hook if inner else inner
+            if running: return
+            self.optimizer_ended()
+            self._mark_states(optimizer)
+        return hook
 
     def _mark_states(self, optimizer: Any) -> None:
-        held = [(tensor, "optimizer") for state in optimizer.state.values() for tensor in tree_leaves(state)]
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        held += [(parameter, "parameters") for parameter in trained] + [
-            (parameter.grad, "gradients") for parameter in trained
-        ]
+        held = [(tensor, "optimizer") for state in optimizer.state.values() for tensor in tree_leaves(state)]
+        held += [(parameter, "parameters") for parameter in trained]
+        held += [(parameter.grad, "gradients") for parameter in trained]
         for tensor, kind in held:
             part = local_part(tensor)
             if is_card(part): self.hold(part, kind)
 
-    # --- operators
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #1385b2f0
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_DEVICE = torch.ops.prim.device.default
+_BY_VALUE = ("DataDependentOutputException", "DynamicOutputShapeException")  # torch._subclasses.fake_tensor
+
+def _tensors(values: Any) -> list[Any]: return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+
+def _is_of_others(tensor: Any) -> bool:
+    "Has this tensor no memory, and belongs to another mode?"
+    return isinstance(tensor, FakeTensor) and tensor.fake_mode is not FAKES
+
+def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    "An operator on tensors without memory. Raises `NeedsValue` where its result depends on what they hold."
+    with FAKES:
+        known = _unknown_shape(func, args)
+        if known is not None: return known
+        try: return func(*args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ not in _BY_VALUE: raise
+            raise NeedsValue(f"{func._schema.name.split('::')[1]} needs the values of a tensor") from None
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #20b36b77
+class ScriptRecorder(TrainingParts):
+    "Records what a script does to the card."
+    planning = False  # DTensor asks what shapes a result would have; nothing is made
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -352,35 +450,33 @@ class ScriptRecorder(Recorder):
         finally: _depth.value = before
 
     def _operator(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        if any(isinstance(t, FakeTensor) and t.fake_mode is not FAKES for t in given):
-            return func(*args, **kwargs)
+        given = _tensors((args, kwargs))
+        if any(map(_is_of_others, given)): return func(*args, **kwargs)
         asked = is_cuda(kwargs.get("device"))
-        moved = "device" in kwargs and kwargs["device"] is not None
-        if moved and asked: kwargs["device"] = torch.device(_HOST)
-        fake = [t for t in given if isinstance(t, FakeTensor)]
-        if not asked and not fake and not self._large(func, given, args, kwargs): return func(*args, **kwargs)
+        if asked: kwargs["device"] = torch.device(_HOST)
+        if not asked and not self._is_ours(func, args, kwargs, given): return func(*args, **kwargs)
         if func is _ITEM: return placeholder(given[0])
         if func.namespace == "c10d": return self._collective(func, args, kwargs, given)
         if func._schema.name == "aten::equal": return True
-        card = not self.planning and (asked or any(is_card(t) for t in fake) and not (moved and not given))
-        result = self._run(func, args, kwargs)
-        made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        card = not self.planning and (asked or any(map(is_card, given)))
+        return self._computed(func, args, kwargs, given, card)
+
+    @staticmethod
+    def _is_ours(func: Any, args: tuple, kwargs: Mapping[str, Any], given: list) -> bool:
+        "Is there a tensor without memory, or does a factory make one that is too large for the host?"
+        if given: return any(isinstance(t, FakeTensor) for t in given)
+        return _is_large(func, args, kwargs)
+
+    def _computed(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list, card: bool) -> Any:
+        result = _run(func, args, kwargs)
+        made = _tensors(result)
         _carry_number(func, args, made)
-        set_at_most = most_true(func, args)
-        for tensor in made if set_at_most is not None else (): setattr(tensor, _TRUE, set_at_most)
+        _carry_mask(func, args, made)
         if not card:
             for tensor in made: tensor._on_host = True
-            return result
-        if not func._schema.is_mutable or all(is_card(t) for t in made):
-            self._record(
-                func,
-                args,
-                kwargs,
-                result,
-                [t for t in given if is_card(t)],
-                [t for t in made if isinstance(t, FakeTensor)],
-            )
+        elif not func._schema.is_mutable or all(map(is_card, made)):
+            without_memory = [t for t in made if isinstance(t, FakeTensor)]
+            self._record(func, args, kwargs, result, [t for t in given if is_card(t)], without_memory)
         return result
 
     def _collective(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list) -> Any:
@@ -391,46 +487,31 @@ class ScriptRecorder(Recorder):
         work = FakeWork().boxed()
         return work if len(func._schema.returns) == 1 else (args[0], work)
 
-    def _run(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        with FAKES:
-            known = _unknown_shape(func, args)
-            if known is not None: return known
-            try: return func(*args, **kwargs)
-            except Exception as error:
-                if type(error).__name__ not in (
-                    "DataDependentOutputException",
-                    "DynamicOutputShapeException",
-                ):
-                    raise
-                raise NeedsValue(f"{func._schema.name.split('::')[1]} needs the values of a tensor") from None
-
-    @staticmethod
-    def _large(func: Any, given: list, args: tuple, kwargs: Mapping[str, Any]) -> bool:
-        if given: return False
-        size, floating = _bytes_of_factory(func, args, kwargs)
-        return size > (1 << 20 if floating else 1 << 24)
-
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #8aa2d808
-class CardFunctions(CudaFunctions):
-    "Moves between host and card, values, and the functions that CUDA runs in another way."
-
-    def __init__(self, recorder: ScriptRecorder):
-        super().__init__(False)
-        self.recorder = recorder
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if isinstance(kwargs.get("device"), int): kwargs["device"] = torch.device("cuda", kwargs["device"])  # a CPU build knows no numbers
-        special = None if any(t.__name__ == "DTensor" for t in types) else _METHODS.get(function)
-        if special: return special(self.recorder, *args, **kwargs)
-        self.mixed = torch.is_autocast_enabled("cpu")
-        if not any(is_card(t) for t in tree_leaves((args, kwargs))): return function(*args, **kwargs)
-        return super().__torch_function__(function, types, args, kwargs)
-
 def _where(tensor: Any) -> str: return "cuda" if is_card(tensor) else _HOST
 
+def _like_on_card(tensor: Any, dtype: Any) -> Any:
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=dtype or tensor.dtype, device="cuda")
+
+def _to_card(tensor: Any, dtype: Any, memory_format: Any) -> Any:
+    "A tensor with memory goes to the card."
+    moved = _like_on_card(tensor, dtype)
+    reordered = memory_format and memory_format != torch.preserve_format
+    return moved.to(memory_format=memory_format) if reordered else moved
+
+def _fake_to_card(tensor: Any, dtype: Any) -> Any:
+    "A tensor that has no memory on the host goes to the card; a parameter that `Module.to` moves is trained there too."
+    moved = _like_on_card(tensor, dtype)
+    trained = tensor.requires_grad and tensor.is_leaf and not torch.is_grad_enabled()
+    return moved.requires_grad_() if trained else moved
+
+def _fake_to_host(recorder: ScriptRecorder, tensor: Any, dtype: Any) -> Any:
+    moved: Any = tensor.detach().clone()
+    moved._on_host = True
+    recorder.forget(moved)
+    return moved.to(dtype) if dtype else moved
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #dd52e783
 def _move(
     recorder: ScriptRecorder,
     tensor: Any,
@@ -440,49 +521,22 @@ def _move(
     memory_format: Any = None,
 ) -> Any:
     "A tensor on the host or the card, as `Tensor.to` does it."
-    same = device is None or is_cuda(device) == is_card(tensor)
-    options = {"memory_format": memory_format} if memory_format else {}
     if str(device) == "meta": return tensor.to("meta")
-    if same:
+    if device is None or is_cuda(device) == is_card(tensor):
+        options = {"memory_format": memory_format} if memory_format else {}
         return torch.Tensor.to(tensor, dtype or tensor.dtype, copy=copy, **options)
     if not isinstance(tensor, FakeTensor): return _to_card(tensor, dtype, memory_format)
-    if is_cuda(device):
-        moved = torch.empty_strided(
-            tensor.size(), tensor.stride(), dtype=dtype or tensor.dtype, device="cuda"
-        )
-        return (
-            moved.requires_grad_()
-            if tensor.requires_grad and tensor.is_leaf and not torch.is_grad_enabled()
-            else moved
-        )
-    moved: Any = tensor.detach().clone()
-    moved._on_host = True
-    _forget(recorder, moved)
-    return moved.to(dtype) if dtype else moved
+    return _fake_to_card(tensor, dtype) if is_cuda(device) else _fake_to_host(recorder, tensor, dtype)
 
-def _to_card(tensor: Any, dtype: Any, memory_format: Any) -> Any:
-    moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=dtype or tensor.dtype, device="cuda")
-    return (
-        moved.to(memory_format=memory_format)
-        if memory_format and memory_format != torch.preserve_format
-        else moved
-    )
-
-
-def _forget(recorder: ScriptRecorder, tensor: Any) -> None:
-    "A copy on the host takes no memory of the card."
-    found = recorder._alive.pop(tensor.untyped_storage()._cdata, None)
-    if found: recorder.give_back(found[0])
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #1625d388
+def _numbered(value: Any) -> Any:
+    "A device's number as a card; other values as they are."
+    return torch.device("cuda", value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 def _parsed(recorder: ScriptRecorder, *args: Any, **kwargs: Any) -> Any:
-    "What the arguments of `to` mean; a number is a card, of which a CPU build knows none."
-
-    def named(value: Any) -> Any:
-        return (
-            torch.device("cuda", value) if isinstance(value, int) and not isinstance(value, bool) else value
-        )
-
-    return torch._C._nn._parse_to(*map(named, args), **{name: named(value) for name, value in kwargs.items()})
+    "What the arguments of `to` mean."
+    named = {name: _numbered(value) for name, value in kwargs.items()}
+    return torch._C._nn._parse_to(*map(_numbered, args), **named)
 
 def _to(recorder: ScriptRecorder, tensor: Any, *args: Any, **kwargs: Any) -> Any:
     copy = kwargs.pop("copy", False)
@@ -490,6 +544,11 @@ def _to(recorder: ScriptRecorder, tensor: Any, *args: Any, **kwargs: Any) -> Any
     if other is not None: return _move(recorder, tensor, other.device, other.dtype, copy)
     device, dtype, _, memory_format = _parsed(recorder, *args[:4], **kwargs)
     return _move(recorder, tensor, device, dtype, copy, memory_format)
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #41721242
+def _values(tensor: Any) -> Any:
+    "Zeros on the host, one element repeated."
+    return torch._C._VariableFunctions.zeros((), dtype=tensor.dtype, device="cpu").expand(tuple(tensor.shape))
 
 def _numpy(recorder: ScriptRecorder, tensor: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(tensor, FakeTensor): return torch.Tensor.numpy(tensor, *args, **kwargs)
@@ -499,15 +558,13 @@ def _numpy(recorder: ScriptRecorder, tensor: Any, *args: Any, **kwargs: Any) -> 
         )
     return _values(tensor).numpy()
 
-def _values(tensor: Any) -> Any:
-    "Zeros on the host, one element repeated."
-    return torch._C._VariableFunctions.zeros((), dtype=tensor.dtype, device="cpu").expand(tuple(tensor.shape))
-
 def _tolist(recorder: ScriptRecorder, tensor: Any) -> Any:
     if not isinstance(tensor, FakeTensor): return torch.Tensor.tolist(tensor)
     return placeholder(tensor) if tensor.dim() == 0 else _values(tensor).tolist()
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #8dc39a13
 def _stands(value: bool, function: Any) -> Callable[..., Any]:
+    "A function whose results stand for a value."
     def special(recorder: ScriptRecorder, tensor: Any) -> Any:
         made: Any = function(tensor)
         if isinstance(made, FakeTensor): setattr(made, _VALUE, value)
@@ -515,6 +572,7 @@ def _stands(value: bool, function: Any) -> Callable[..., Any]:
     return special
 
 def _all(function: Any) -> Callable[..., Any]:
+    "A function whose result stands for what its argument does."
     def special(recorder: ScriptRecorder, tensor: Any, *args: Any, **kwargs: Any) -> Any:
         made = function(tensor, *args, **kwargs)
         if isinstance(made, FakeTensor) and hasattr(tensor, _VALUE):
@@ -522,18 +580,7 @@ def _all(function: Any) -> Callable[..., Any]:
         return made
     return special
 
-def _made(function: Any) -> Callable[..., Any]:
-    "A tensor from values: made on the host, then moved as `to` moves it; a single number is remembered."
-    def special(recorder: ScriptRecorder, *args: Any, **kwargs: Any) -> Any:
-        device, wanted = kwargs.pop("device", None), kwargs.pop("requires_grad", False)
-        if is_cuda(device) or (device is None and isinstance(args[0], FakeTensor)):
-            if isinstance(args[0], FakeTensor) and function is not torch.Tensor.new_tensor:
-                moved = _move(recorder, args[0], device, kwargs.get("dtype"))
-            else: moved = _value_on_card(recorder, args, kwargs)
-        else: moved = function(*args, **kwargs, **({"device": device} if device is not None else {}))
-        return moved.requires_grad_() if wanted else moved
-    return special
-
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #c2c2a99d
 def _value_on_card(recorder: ScriptRecorder, args: tuple, kwargs: dict[str, Any]) -> Any:
     values = args[1] if args and isinstance(args[0], FakeTensor) else args[0]
     host = torch.as_tensor(values, dtype=kwargs.get("dtype"), device=_HOST)
@@ -541,6 +588,23 @@ def _value_on_card(recorder: ScriptRecorder, args: tuple, kwargs: dict[str, Any]
     if host.numel() == 1 and not isinstance(host, FakeTensor): setattr(moved, _VALUE, host.item())
     return moved
 
+def _from_values(recorder: ScriptRecorder, function: Any, device: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    without_memory = isinstance(args[0], FakeTensor)
+    if device is not None and not is_cuda(device): return function(*args, **kwargs, device=device)
+    if device is None and not without_memory: return function(*args, **kwargs)
+    if without_memory and function is not torch.Tensor.new_tensor:
+        return _move(recorder, args[0], device, kwargs.get("dtype"))
+    return _value_on_card(recorder, args, kwargs)
+
+def _made(function: Any) -> Callable[..., Any]:
+    "A function that makes a tensor from values, where the script wants it."
+    def special(recorder: ScriptRecorder, *args: Any, **kwargs: Any) -> Any:
+        device, wanted = kwargs.pop("device", None), kwargs.pop("requires_grad", False)
+        moved = _from_values(recorder, function, device, args, kwargs)
+        return moved.requires_grad_() if wanted else moved
+    return special
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #079ed8fc
 _METHODS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.to: _to,
     torch.Tensor.numpy: _numpy,
@@ -561,6 +625,24 @@ _METHODS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.all: _all(torch.Tensor.all),
 }
 
+class CardFunctions(CudaFunctions):
+    "Moves between host and card, values, and the functions that CUDA runs in another way."
+
+    def __init__(self, recorder: ScriptRecorder):
+        super().__init__(False)
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if isinstance(kwargs.get("device"), int): kwargs["device"] = torch.device("cuda", kwargs["device"])  # a CPU build knows no numbers
+        special = None if any(t.__name__ == "DTensor" for t in types) else _METHODS.get(function)
+        if special: return special(self.recorder, *args, **kwargs)
+        self.mixed = torch.is_autocast_enabled("cpu")
+        if not any(is_card(t) for t in tree_leaves((args, kwargs))): return function(*args, **kwargs)
+        return super().__torch_function__(function, types, args, kwargs)
+
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #d39bab13
 def _swap(old: Any, new: Any) -> None:
     "Let `old`, which others hold, become `new`."
@@ -572,51 +654,64 @@ def _swap(old: Any, new: Any) -> None:
     new.__dict__.update(kept)
     torch._C._swap_tensor_impl(old, new)
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #5ef5cbfc
+def _move_parameter(module: Any, name: str, parameter: Any, function: Callable[[Any], Any]) -> None:
+    "Move one parameter of a module, with its gradient; it stays the same object where PyTorch allows that."
+    with torch.no_grad():
+        gradient, made = parameter.grad, function(parameter)
+        if made is parameter: return
+        parameter.grad = None
+        made = torch.nn.Parameter(made, parameter.requires_grad)
+        try: _swap(parameter, made)
+        except (RuntimeError, TypeError): module._parameters[name] = parameter = made
+        if gradient is not None: parameter.grad = function(gradient)
+
 def _apply(self: Any, function: Callable[[Any], Any], recurse: bool = True) -> Any:
     "`Module._apply` where a parameter may lose its memory: it stays the same object."
     for module in self.children() if recurse else (): module._apply(function)
     for name, parameter in self._parameters.items():
-        if parameter is None: continue
-        with torch.no_grad():
-            gradient, made = parameter.grad, function(parameter)
-            if made is parameter: continue
-            parameter.grad = None
-            made = torch.nn.Parameter(made, parameter.requires_grad)
-            try: _swap(parameter, made)
-            except (RuntimeError, TypeError): self._parameters[name] = parameter = made
-            if gradient is not None: parameter.grad = function(gradient)
+        if parameter is not None: _move_parameter(self, name, parameter, function)
     for name, buffer in self._buffers.items():
         if buffer is not None: self._buffers[name] = function(buffer)
     return self
 
-def _patch_tensors() -> None:
-    host, card = torch.device(_HOST), torch.device("cuda", 0)
-    others: Any = FakeTensor.device.fget  # pyright: ignore[reportAttributeAccessIssue]  # a property
-    def device(self: Any) -> Any:
-        if self.fake_mode is not FAKES: return others(self)
-        inner = self.fake_mode.in_kernel_invocation
-        if inner: return torch.device("meta")
-        return card if is_card(self) and not getattr(_depth, "value", 0) else host
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #d86b7ffa
+_device_of_others: Any = FakeTensor.device.fget  # pyright: ignore[reportAttributeAccessIssue]  # a property
+
+def _device(tensor: Any) -> Any:
+    "The device that a tensor without memory names."
+    if tensor.fake_mode is not FAKES: return _device_of_others(tensor)
+    if tensor.fake_mode.in_kernel_invocation: return torch.device("meta")
+    on_card = is_card(tensor) and not getattr(_depth, "value", 0)
+    return torch.device("cuda", 0) if on_card else torch.device(_HOST)
+
+def _shown(tensor: Any) -> str:
+    return f"tensor(…, size={tuple(tensor.shape)}, dtype={tensor.dtype}, device='{_where(tensor)}')"
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #8ce499d8
+def _patch_fakes() -> None:
     fake: Any = FakeTensor
-    fake.device = property(device)
+    fake.device = property(_device)
     fake.is_cuda = property(lambda self: is_card(self) and not getattr(_depth, "value", 0))
     fake.get_device = lambda self: 0 if is_card(self) else -1
-    fake.__repr__ = lambda self, *args, **kwargs: (
-        f"tensor(…, size={tuple(self.shape)}, dtype={self.dtype}, device='{_where(self)}')"
-    )
-    real_format = torch.Tensor.__format__
+    fake.__repr__ = lambda self, *args, **kwargs: _shown(self)
+
+def _patch_values() -> None:
+    "What Python, NumPy and fastai ask of a tensor."
+    real_format, real_array, real_class = torch.Tensor.__format__, torch.Tensor.__array__, torch.Tensor.as_subclass
     def formatted(self: Any, spec: str) -> str:
         if not isinstance(self, FakeTensor): return real_format(self, spec)
         return format(placeholder(self), spec) if self.dim() == 0 else repr(self)
-    torch.Tensor.__format__ = formatted
-    real_array = torch.Tensor.__array__
     def array(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _values(self).numpy() if isinstance(self, FakeTensor) else real_array(self, *args, **kwargs)
-    torch.Tensor.__array__ = array
-    real_class = torch.Tensor.as_subclass
-    torch.Tensor.as_subclass = lambda self, cls: (
-        self if isinstance(self, FakeTensor) else real_class(self, cls)
-    )  # fastai's TensorImage
+    def as_subclass(self: Any, cls: Any) -> Any:
+        return self if isinstance(self, FakeTensor) else real_class(self, cls)  # fastai's TensorImage
+    torch.Tensor.__format__, torch.Tensor.__array__, torch.Tensor.as_subclass = formatted, array, as_subclass
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #0f333805
+def _patch_tensors() -> None:
+    _patch_fakes()
+    _patch_values()
     torch.nn.Module._apply = _apply
     from torch.optim.optimizer import _foreach_supported_types as foreach_types
     from torch.utils import _foreach_utils
@@ -637,105 +732,137 @@ class _Idle:
         "Always ready."
         return True
 
-def _patch_card(recorder: ScriptRecorder, card: Mapping[str, Any], count: int) -> None:
-    "`torch.cuda` as on the card."
-    allocator, nothing = recorder.allocator, lambda *args, **kwargs: None
+def _ignoring(answer: Callable[[], Any]) -> Callable[..., Any]:
+    "A function that answers alike whatever it is asked with."
+    def asked(*_: Any, **__: Any) -> Any: return answer()
+    return asked
 
-    def reset(*_: Any, **__: Any) -> None:
-        recorder.since_reset = dict(allocated=allocator.allocated, reserved=allocator.reserved)
+_nothing = _ignoring(lambda: None)
 
-    def free(*_: Any, **__: Any) -> tuple[int, int]:
-        return max(card["memory"] - card["context"] - allocator.reserved, 0), card["memory"]
-
-    def stats(*_: Any, **__: Any) -> dict[str, int]:
-        found = dict(
-            allocated_bytes=allocator.allocated,
-            reserved_bytes=allocator.reserved,
-            active_bytes=allocator.allocated,
-        )
-        now = {f"{name}.all.current": value for name, value in found.items()}
-        peaks = {f"{name}_bytes.all.peak": value for name, value in recorder.since_reset.items()}
-        return now | peaks | {"num_alloc_retries": allocator.retries, "num_ooms": 0}
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #d97bc609
+def _identity_answers(card: Mapping[str, Any], count: int) -> dict[str, Callable[..., Any]]:
+    "Which card it is, and how many there are."
     properties = SimpleNamespace(**card["properties"])
-    answers = dict(
-        is_available=lambda: True,
-        device_count=lambda: count,
-        current_device=lambda: 0,
-        is_initialized=lambda: True,
-        get_device_name=lambda *_, **__: card["name"],
-        get_device_properties=lambda *_, **__: properties,
-        get_device_capability=lambda *_, **__: (card["major"], card["minor"]),
-        is_bf16_supported=lambda *_, **__: card["major"] >= 8,
-        memory_allocated=lambda *_, **__: allocator.allocated,
-        memory_reserved=lambda *_, **__: allocator.reserved,
-        max_memory_allocated=lambda *_, **__: recorder.since_reset["allocated"],
-        max_memory_reserved=lambda *_, **__: recorder.since_reset["reserved"],
-        memory_cached=lambda *_, **__: allocator.reserved,
-        max_memory_cached=lambda *_, **__: recorder.since_reset["reserved"],
-        mem_get_info=free,
-        reset_peak_memory_stats=reset,
-        reset_max_memory_allocated=reset,
-        reset_accumulated_memory_stats=nothing,
-        memory_stats=stats,
-        memory_summary=lambda *_, **__: "",
-        empty_cache=recorder.empty_cache,
-        utilization=lambda *_, **__: 0,
-        get_rng_state=lambda *_, **__: torch.get_rng_state(),
+    facts = dict(
+        is_available=True,
+        device_count=count,
+        current_device=0,
+        is_initialized=True,
+        get_device_name=card["name"],
+        get_device_properties=properties,
+        get_device_capability=(card["major"], card["minor"]),
+        is_bf16_supported=card["major"] >= 8,
+        can_device_access_peer=True,
+        utilization=0,
+        memory_summary="",
+    )
+    answers = {name: _ignoring(functools.partial(_same, fact)) for name, fact in facts.items()}
+    return answers | dict(get_arch_list=lambda: [f"sm_{card['major']}{card['minor']}"])
+
+def _same(value: Any) -> Any: return value
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #513c5da8
+def _memory_stats(recorder: CardAllocations) -> dict[str, int]:
+    "As `torch.cuda.memory_stats`, as far as it is known."
+    allocator = recorder.allocator
+    found = dict(
+        allocated_bytes=allocator.allocated,
+        reserved_bytes=allocator.reserved,
+        active_bytes=allocator.allocated,
+    )
+    now = {f"{name}.all.current": value for name, value in found.items()}
+    peaks = {f"{name}_bytes.all.peak": value for name, value in recorder.since_reset.items()}
+    return now | peaks | {"num_alloc_retries": allocator.retries, "num_ooms": 0}
+
+def _free_and_total(recorder: CardAllocations, card: Mapping[str, Any]) -> tuple[int, int]:
+    "As `torch.cuda.mem_get_info`."
+    return max(card["memory"] - card["context"] - recorder.allocator.reserved, 0), card["memory"]
+
+def _memory_answers(recorder: CardAllocations, card: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    "What is on the card, now and at most."
+    allocator = recorder.allocator
+    answers: dict[str, Callable[[], Any]] = dict(
+        memory_allocated=lambda: allocator.allocated,
+        memory_reserved=lambda: allocator.reserved,
+        memory_cached=lambda: allocator.reserved,
+        max_memory_allocated=lambda: recorder.since_reset["allocated"],
+        max_memory_reserved=lambda: recorder.since_reset["reserved"],
+        max_memory_cached=lambda: recorder.since_reset["reserved"],
+        mem_get_info=lambda: _free_and_total(recorder, card),
+        memory_stats=lambda: _memory_stats(recorder),
+        reset_peak_memory_stats=recorder.reset_peak,
+        reset_max_memory_allocated=recorder.reset_peak,
+        reset_accumulated_memory_stats=lambda: None,
+    )
+    return {name: _ignoring(answer) for name, answer in answers.items()} | dict(empty_cache=recorder.empty_cache)
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #4c3e0bd7
+_DO_NOTHING = (
+    "_lazy_init",
+    "init",
+    "set_device",
+    "synchronize",
+    "manual_seed",
+    "manual_seed_all",
+    "seed",
+    "seed_all",
+    "set_rng_state",
+    "set_rng_state_all",
+    "ipc_collect",
+    "set_per_process_memory_fraction",
+    "set_stream",
+)
+_OBJECTS = ("Stream", "Event", "CUDAGraph", "stream", "device")
+
+def _other_answers() -> dict[str, Callable[..., Any]]:
+    "Streams, seeds, and what does nothing."
+    answers: dict[str, Callable[..., Any]] = {name: _nothing for name in _DO_NOTHING}
+    return answers | {name: _Idle for name in _OBJECTS} | dict(
+        get_rng_state=_ignoring(torch.get_rng_state),
         get_rng_state_all=lambda: [torch.get_rng_state()],
-        get_arch_list=lambda: [f"sm_{card['major']}{card['minor']}"],
-        current_stream=lambda *_, **__: _Idle(),
-        default_stream=lambda *_, **__: _Idle(),
-        Stream=_Idle,
-        Event=_Idle,
-        CUDAGraph=_Idle,
-        stream=_Idle,
-        device=_Idle,
-        can_device_access_peer=lambda *_, **__: True,
+        current_stream=_ignoring(_Idle),
+        default_stream=_ignoring(_Idle),
     )
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #6e974c4f
+def _patch_card(recorder: CardAllocations, card: Mapping[str, Any], count: int) -> None:
+    "`torch.cuda` as on the card."
+    answers = _identity_answers(card, count) | _memory_answers(recorder, card) | _other_answers()
     for name, answer in answers.items(): setattr(torch.cuda, name, answer)
-    for name in (
-        "_lazy_init",
-        "init",
-        "set_device",
-        "synchronize",
-        "manual_seed",
-        "manual_seed_all",
-        "seed",
-        "seed_all",
-        "set_rng_state",
-        "set_rng_state_all",
-        "ipc_collect",
-        "set_per_process_memory_fraction",
-        "set_stream",
-    ): setattr(torch.cuda, name, nothing)
-    torch.cuda.memory = SimpleNamespace(
-        **{**vars(torch.cuda.memory), **{n: a for n, a in answers.items() if hasattr(torch.cuda.memory, n)}}
-    )
+    of_module = {name: answer for name, answer in answers.items() if hasattr(torch.cuda.memory, name) and name not in _DO_NOTHING}
+    torch.cuda.memory = SimpleNamespace(**{**vars(torch.cuda.memory), **of_module})
     torch.version.cuda = torch.version.cuda or "12.8"
     torch.backends.cudnn.is_available = lambda: True
-    _patch_accelerator(count, nothing)
+    _patch_accelerator(count)
 
-def _patch_accelerator(count: int, nothing: Callable[..., None]) -> None:
+def _patch_accelerator(count: int) -> None:
     if not hasattr(torch, "accelerator"): return
     answers = dict(
         is_available=lambda: True,
         device_count=lambda: count,
         current_accelerator=lambda *_, **__: torch.device("cuda"),
         current_device_index=lambda: 0,
-        synchronize=nothing,
-        set_device_index=nothing,
+        synchronize=_nothing,
+        set_device_index=_nothing,
         current_stream=lambda *_: _Idle(),
-        set_stream=nothing,
+        set_stream=_nothing,
         empty_cache=torch.cuda.empty_cache,
     )
     for name, answer in answers.items(): setattr(torch.accelerator, name, answer)
     torch._C._get_accelerator = lambda *_: torch.device("cuda")  # FSDP2 asks for the mesh that it makes itself
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #edee4bf6
+def _on_host(function: Callable[..., Any]) -> Callable[..., Any]:
+    "A function of autocast that is asked about `cuda` and answers about the host."
+    def asked(*args: Any) -> Any:
+        return function(*(_HOST if isinstance(a, str) and is_cuda(a) else a for a in (args or (_HOST,))))
+
+    return asked
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #b00ef33a
 def _patch_autocast() -> None:
     "Autocast and the scaler on `cuda` act on the tensors that say `cuda`."
     real = torch.amp.autocast_mode.autocast.__init__
-
     def init(
         self: Any,
         device_type: str,
@@ -748,41 +875,45 @@ def _patch_autocast() -> None:
     torch.amp.autocast_mode.autocast.__init__ = init
     for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
         setattr(torch, name, _on_host(getattr(torch, name)))
-    torch.amp.GradScaler._maybe_opt_step = lambda self, optimizer, state, *args, **kwargs: optimizer.step(
-        *args, **kwargs
-    )
+    _patch_scaler()
+
+def _patch_scaler() -> None:
+    "The scaler steps without looking for infinities, and believes that the card is there."
+    def step(self: Any, optimizer: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        return optimizer.step(*args, **kwargs)
+    torch.amp.GradScaler._maybe_opt_step = step
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.amp.grad_scaler.amp_definitely_not_available = lambda: False
 
-def _on_host(function: Callable[..., Any]) -> Callable[..., Any]:
-    def asked(*args: Any) -> Any:
-        return function(*(_HOST if isinstance(a, str) and is_cuda(a) else a for a in (args or (_HOST,))))
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #d81d46a0
+_IN_THIS_PROCESS = dict(
+    pin_memory=False,
+    persistent_workers=False,
+    prefetch_factor=None,
+    timeout=0,
+    multiprocessing_context=None,
+)
 
-    return asked
+def _until_enough(batches: Any, recorder: TrainingSteps) -> Any:
+    "The batches of an epoch, until enough was seen."
+    idle = 0
+    for batch in batches:
+        before = recorder.backwards
+        yield batch
+        idle = idle + 1 if recorder.backwards == before else 0
+        if idle >= 3 or (not idle and recorder.done()): return
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #c5f4cfad
 def _patch_loaders(recorder: ScriptRecorder) -> None:
     "Loaders work in this process, and an epoch ends when enough was seen, so that what follows it is reached."
     loader = torch.utils.data.DataLoader
     real_init, real_iter = loader.__init__, loader.__iter__
     @functools.wraps(real_init)  # Lightning builds a loader again from the names of its arguments
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        args = args[:5] + (0,) + args[6:] if len(args) > 5 else args
-        kwargs |= dict(num_workers=0) if len(args) <= 5 else {}
-        kwargs |= dict(
-            pin_memory=False,
-            persistent_workers=False,
-            prefetch_factor=None,
-            timeout=0,
-            multiprocessing_context=None,
-        )
-        real_init(self, *args, **kwargs)
-    def iterate(self: Any) -> Any:
-        idle = 0
-        for batch in real_iter(self):
-            before = recorder.backwards
-            yield batch
-            idle = idle + 1 if recorder.backwards == before else 0
-            if idle >= 3 or (not idle and recorder.done()): return
+        if len(args) > 5: args = args[:5] + (0,) + args[6:]
+        else: kwargs |= dict(num_workers=0)
+        real_init(self, *args, **kwargs | _IN_THIS_PROCESS)
+    def iterate(self: Any) -> Any: return _until_enough(real_iter(self), recorder)
     loader.__init__, loader.__iter__ = init, iterate
     after_import("fastai.data.load", _patch_fastai)
 
@@ -795,92 +926,74 @@ def _patch_fastai(module: Any) -> None:
 
     module.DataLoader.__init__ = init
 
-def _keeping(recorder: ScriptRecorder) -> tuple[Callable[..., None], Callable[..., Any], dict[str, Any]]:
-    "`torch.save` and `torch.load`: a checkpoint leaves an empty file and is kept in this process, with its tensors on the host."
-    real_load, kept = torch.load, dict[str, Any]()
-    def save(content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
-        if not isinstance(file, (str, os.PathLike)): return
-        with open(file, "wb"):
-            kept[os.path.abspath(os.fspath(file))] = tree_map(lambda t: _on(recorder, t, _HOST), content)
-
-    def load(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
-        place = os.path.abspath(os.fspath(file)) if isinstance(file, (str, os.PathLike)) else ""
-        if place in kept: return tree_map(lambda t: _on(recorder, t, map_location or "cuda"), kept[place])
-        content = real_load(file, map_location=_HOST, **kwargs)
-        return (
-            tree_map(lambda t: _on(recorder, t, map_location), content) if is_cuda(map_location) else content
-        )
-
-    return save, load, kept
-
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #2e9973e4
 def _on(recorder: ScriptRecorder, value: Any, device: Any) -> Any:
     "A tensor of a checkpoint where it is wanted; other values as they are."
     if not isinstance(value, torch.Tensor): return value
     with torch.no_grad():
         return _move(recorder, value.detach(), device if isinstance(device, (str, torch.device)) else _HOST)
 
+class _Checkpoints:
+    "`torch.save` and `torch.load` without bytes."
 
-def _patch_safetensors(recorder: ScriptRecorder, save: Callable[..., None], kept: dict[str, Any]) -> None:
+    def __init__(self, recorder: ScriptRecorder):
+        self.recorder, self.real_load = recorder, torch.load
+        self.kept: dict[str, Any] = {}  # absolute path → content
+
+    def save(self, content: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(file, (str, os.PathLike)): return
+        with open(file, "wb"): self.kept[os.path.abspath(os.fspath(file))] = self.placed(content, _HOST)
+
+    def load(self, file: Any, map_location: Any = None, **kwargs: Any) -> Any:
+        place = os.path.abspath(os.fspath(file)) if isinstance(file, (str, os.PathLike)) else ""
+        if place in self.kept: return self.placed(self.kept[place], map_location or "cuda")
+        content = self.real_load(file, map_location=_HOST, **kwargs)
+        return self.placed(content, map_location) if is_cuda(map_location) else content
+
+    def placed(self, content: Any, device: Any) -> Any:
+        return tree_map(lambda value: _on(self.recorder, value, device), content)
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #29a6d23a
+def _patch_safetensors(checkpoints: _Checkpoints) -> None:
     "Its files are written by another language, past our `open`: they are kept as checkpoints are."
     try: import safetensors.torch as files
     except ImportError: return
     real = files.load_file
-    def save_model(model: Any, filename: Any, *args: Any, **kwargs: Any) -> None: save(model.state_dict(), filename)
+    def save_model(model: Any, filename: Any, *args: Any, **kwargs: Any) -> None:
+        checkpoints.save(model.state_dict(), filename)
     def load_file(filename: Any, device: Any = _HOST, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        found = kept.get(os.path.abspath(os.fspath(filename))) or real(filename, *args, **kwargs)
+        found = checkpoints.kept.get(os.path.abspath(os.fspath(filename))) or real(filename, *args, **kwargs)
         goal = "cuda" if is_cuda(device) else _HOST
-        return {name: _on(recorder, tensor, goal) for name, tensor in found.items()}
-    files.save_file, files.save_model, files.load_file = save, save_model, load_file
+        return {name: _on(checkpoints.recorder, tensor, goal) for name, tensor in found.items()}
+    files.save_file, files.save_model, files.load_file = checkpoints.save, save_model, load_file
 
-def _patch_training(recorder: ScriptRecorder) -> None:
-    "Backward passes are counted; checkpoints go nowhere."
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #f7eb63ae
+def _compiled(model: Any = None, *args: Any, **kwargs: Any) -> Any:
+    return model if model is not None else (lambda function: function)
+
+def _say_step(recorder: TrainingSteps) -> None:
+    size = recorder.allocator.allocated / 2**30
+    print(f"step {recorder.backwards}: {size:.2f} GiB allocated", file=sys.__stderr__, flush=True)
+
+def _patch_backward(recorder: TrainingSteps) -> None:
     real = torch.autograd.backward
     def backward(*args: Any, **kwargs: Any) -> None:
         recorder.backward_began()
         real(*args, **kwargs)
         recorder.backward_ended()
+        _say_step(recorder)
     torch.autograd.backward = backward
+
+def _patch_training(recorder: ScriptRecorder) -> None:
+    "Backward passes are counted; checkpoints go nowhere."
+    _patch_backward(recorder)
     torch.distributions.Distribution.set_default_validate_args(False)  # it asks for values
-    save, load, kept = _keeping(recorder)
-    _patch_safetensors(recorder, save, kept)
-
-    def compiled(model: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return model if model is not None else (lambda function: function)
-
-    for name, function in dict(save=save, load=load, compile=compiled).items(): setattr(torch, name, function)
+    checkpoints = _Checkpoints(recorder)
+    _patch_safetensors(checkpoints)
+    for name, function in dict(save=checkpoints.save, load=checkpoints.load, compile=_compiled).items(): setattr(torch, name, function)
     torch.nn.Module.compile = lambda self, *args, **kwargs: None
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #524d810b
-def _ended(job: Mapping[str, Any], recorder: ScriptRecorder) -> dict[str, Any]:
-    "Run the script; how it ended."
-    sys.argv = [job["script"], *job["arguments"]]
-    sys.path[0] = os.path.dirname(os.path.abspath(job["script"]))
-    try:
-        runpy.run_path(job["script"], run_name="__main__")
-    except Finished:
-        pass
-    except SystemExit as end:
-        if end.code in (None, 0):
-            return {"exit": 0}
-        return {
-            "exit": end.code if isinstance(end.code, int) else 1,
-            "error": str(end.code) if isinstance(end.code, str) else "",
-        }
-    except torch.OutOfMemoryError:
-        return {"exit": 1, "out_of_memory": recorder.death}
-    except BaseException as error:  # noqa: BLE001 - whatever a script raises
-        needs, download = isinstance(error, (NeedsValue, Refused)), _downloads(error)
-        if not needs and not download and not isinstance(error, KeyboardInterrupt):
-            traceback.print_exc()
-        return {
-            "exit": 1,
-            "error": str(error) if needs else _first_line(error),
-            "needs": needs,
-            "download": download,
-            "line": _line_of(error, recorder),
-        }
-    return {"exit": 0}
-
 #: what the Hugging Face libraries raise in offline mode (documentation of `huggingface_hub`, Utilities, Errors)
 _OFFLINE = ("OfflineModeIsEnabled", "LocalEntryNotFoundError")
 
@@ -893,48 +1006,81 @@ def _downloads(
         error = error.__cause__ or error.__context__
     return False
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #c0ef9bdb
 def _first_line(error: BaseException) -> str:
     text = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {text}".rstrip(": ")
 
-def _line_of(error: BaseException, recorder: ScriptRecorder) -> str:
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) == recorder.script
-    ]
-    return f"{os.path.basename(recorder.script)}:{frames[-1].lineno}" if frames else ""
+def _line_of(error: BaseException, script: str) -> str:
+    "The innermost line of the script in an error's traceback."
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) == script]
+    return f"{os.path.basename(script)}:{frames[-1].lineno}" if frames else ""
 
-def _found(recorder: ScriptRecorder) -> dict[str, Any]:
-    trace = recorder.trace()
-    position = recorder.peak["operator"]
-    at = trace.operator(position)
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #813c2d81
+def _exit_of(end: SystemExit) -> dict[str, Any]:
+    "How a script ended that called `sys.exit`."
+    if end.code in (None, 0): return {"exit": 0}
+    return {
+        "exit": end.code if isinstance(end.code, int) else 1,
+        "error": str(end.code) if isinstance(end.code, str) else "",
+    }
+
+def _failure(error: BaseException, script: str) -> dict[str, Any]:
+    "How a script ended by an error; a fault of the script is printed as Python does it."
+    needs, download = isinstance(error, (NeedsValue, Refused)), _downloads(error)
+    if not needs and not download and not isinstance(error, KeyboardInterrupt): traceback.print_exception(error)
+    return {
+        "exit": 1,
+        "error": str(error) if needs else _first_line(error),
+        "needs": needs,
+        "download": download,
+        "line": _line_of(error, script),
+    }
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #4b1b2e4f
+def _ended(job: Mapping[str, Any], recorder: ScriptRecorder) -> dict[str, Any]:
+    "Run the script; how it ended."
+    sys.argv = [job["script"], *job["arguments"]]
+    sys.path[0] = os.path.dirname(os.path.abspath(job["script"]))
+    try: runpy.run_path(job["script"], run_name="__main__")
+    except Finished: pass
+    except SystemExit as end: return _exit_of(end)
+    except torch.OutOfMemoryError: return {"exit": 1, "out_of_memory": recorder.death}
+    except BaseException as error: return _failure(error, recorder.script)  # noqa: BLE001 - whatever a script raises
+    return {"exit": 0}
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #a20f9a75
+def _alive_after(events: list[int]) -> set[int]:
+    "Allocations, counted from 1, that are there after the events."
     alive: set[int] = set()
-    for event in trace.events[: recorder.peak["event"]]:
-        alive.add(event) if event > 0 else alive.discard(-event)
-    largest = sorted((trace.allocations[i - 1] for i in alive), key=lambda a: -a.size)[:10]
-    holders = [(a, trace.operator(a.operator)) for a in largest]
+    for event in events: alive.add(event) if event > 0 else alive.discard(-event)
+    return alive
+
+def _held(allocation: Allocation, maker: Operator | None) -> dict[str, Any]:
     return dict(
-        peak=dict(
-            step=(at.step if at else 0) + 1, phase=at.phase if at else "setup", source=at.source if at else ""
-        ),
-        largest=[
-            dict(bytes=a.size, module=o.module if o else "", source=o.source if o else "", kind=a.kind)
-            for a, o in holders
-        ],
-        allocated=recorder.peak["allocated"],
-        reserved=recorder.peak["reserved"],
-        growth=recorder.growth() or 0,
-        optimizer_at=recorder.optimizer_at,
-        backwards=recorder.backwards,
-        timeline=_timeline(trace),
-        last_step=_last_step(trace),
-        notes=trace.assumptions,
+        bytes=allocation.size,
+        module=maker.module if maker else "",
+        source=maker.source if maker else "",
+        kind=allocation.kind,
     )
 
-def _timeline(trace: Any) -> list[dict[str, int]]:
+def _largest(trace: Trace, event: int) -> list[dict[str, Any]]:
+    "The ten largest allocations that were there before an event."
+    alive = _alive_after(trace.events[:event])
+    chosen = sorted((trace.allocations[i - 1] for i in alive), key=lambda a: -a.size)[:10]
+    return [_held(a, trace.operator(a.operator)) for a in chosen]
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #e7dff42b
+def _moment(at: Operator | None) -> dict[str, Any]:
+    "Step (counted from 1), phase and line of an operator."
+    if at is None: return dict(step=1, phase="setup", source="")
+    return dict(step=at.step + 1, phase=at.phase, source=at.source)
+
+def _timeline(trace: Trace) -> list[dict[str, int]]:
     moments = alive_by_kind(trace)
     return [{"event": i} | moments[i] for i in highest(moments)]
 
-def _last_step(trace: Any) -> list[dict[str, Any]]:
+def _last_step(trace: Trace) -> list[dict[str, Any]]:
     "The operators of the last step that was run whole."
     last = max((o.step for o in trace.operators), default=0)
     return [
@@ -943,7 +1089,23 @@ def _last_step(trace: Any) -> list[dict[str, Any]]:
         if o.step == max(last - 1, 0) and o.kernel != "view" and o.phase != "setup"
     ]
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #f80a4675
+def _found(recorder: ScriptRecorder) -> dict[str, Any]:
+    trace, peak = recorder.trace(), recorder.peak
+    return dict(
+        peak=_moment(trace.operator(peak["operator"])),
+        largest=_largest(trace, peak["event"]),
+        allocated=peak["allocated"],
+        reserved=peak["reserved"],
+        growth=recorder.growth() or 0,
+        optimizer_at=recorder.optimizer_at,
+        backwards=recorder.backwards,
+        timeline=_timeline(trace),
+        last_step=_last_step(trace),
+        notes=trace.assumptions,
+    )
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #363d0420
 def prepared(
     job: Mapping[str, Any],  # script, steps, gpus, limit, card
 ) -> ScriptRecorder:
@@ -957,6 +1119,9 @@ def prepared(
     stand_in(recorder.note)
     return recorder
 
+def _write_snapshot(recorder: ScriptRecorder, limit: int | None, path: str) -> None:
+    Path(path).write_bytes(pickle.dumps(snapshot(recorder.trace(), recorder.options, limit)))
+
 def run_script(
     job: Mapping[str, Any],  # script, arguments, limit, card, snapshot
     recorder: ScriptRecorder,  # from `prepared`
@@ -966,9 +1131,6 @@ def run_script(
         for _ in range(2): recorder.take(cublas_bytes(job["card"]["name"]))  # this thread's, and that of backward
         end = _ended(job, recorder)
         found = _found(recorder) | end
-        if job.get("snapshot"):
-            Path(job["snapshot"]).write_bytes(
-                pickle.dumps(snapshot(recorder.trace(), recorder.options, job["limit"]))
-            )
+        if job.get("snapshot"): _write_snapshot(recorder, job["limit"], job["snapshot"])
     gc.disable()
     return found

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..core.device_table import Device
@@ -48,58 +48,67 @@ _CHIPS = {
     "RTX-PRO-6000": (188, 128),
     "B200": (148, 126),
 }
+
+# %% ../../nbs/trace/08_roofline.ipynb #610a657c
 #: TFLOP/s of fp32 that one multiprocessor gives (128 lanes at 1.7 GHz), for cards that are not listed
 _FP32_OF_ONE = 0.44
+
+def _chip(device: Device) -> tuple[int, float] | None:
+    "The row of a device; None where it is not listed."
+    return next((row for chip, row in _CHIPS.items() if device.name.startswith(chip + "-")), None)
 
 def multiprocessors(
     device: Device,
 ) -> int:
     "How many multiprocessors share the work."
-    known = next((v[0] for k, v in _CHIPS.items() if device.name.startswith(k + "-")), None)
-    return known or max(round((device.fp32 or device.bf16 or 10) / _FP32_OF_ONE), 1)
+    known = _chip(device)
+    return known[0] if known else max(round((device.fp32 or device.bf16 or 10) / _FP32_OF_ONE), 1)
 
 def cache_bytes(
     device: Device,
 ) -> int:
     "Second-level cache; 4 MiB where it is not known."
-    return round(next((v[1] for k, v in _CHIPS.items() if device.name.startswith(k + "-")), 4) * 2**20)
+    known = _chip(device)
+    return round((known[1] if known else 4) * 2**20)
 
 # %% ../../nbs/trace/08_roofline.ipynb #de7b3617
 #: share of the data sheet's bandwidth that copies reach (BabelStream on V100 and A100: 0.88 to 0.93)
 BANDWIDTH = 0.90
 #: second-level cache over memory in bandwidth (Chips and Cheese, Microbenchmarking Nvidia's RTX 4090: about 5 of 1 TB/s)
 CACHE_SPEED = 4.0
-#: share of the dense peak that the best matrix product reaches: A100 0.869 and H100 0.803 (mamf-finder, Machine Learning Engineering), Ada 0.92
-#: (CUDA-Learn-Notes, HGEMM on L20: 105 to 115 of 119.5 TFLOP/s by cuBLAS)
+#: share of the dense peak that the best matrix product reaches: A100 0.869 and H100 0.803 (mamf-finder, Machine Learning
+#: Engineering), Ada 0.92 (CUDA-Learn-Notes, HGEMM on L20: 105 to 115 of 119.5 TFLOP/s by cuBLAS)
 PRODUCTS, PRODUCTS_ADA, PRODUCTS_HOPPER = 0.869, 0.92, 0.803
-#: share of the dense peak that fused attention reaches at long sequences, forward and backward, and positions at which it is half of it
-#: (Dao 2023, FlashAttention-2, figures 4 and 6: 0.6 to 0.7 and 0.5 to 0.55 with heads of 64 to 128; half at about 450)
+_ADA = ("RTX-4", "RTX-5", "RTX-6", "RTX-PRO", "L4", "L40")  # how names begin
+
+def product_share(
+    device: Device,
+) -> float:
+    "Share of the dense peak that a large product reaches."
+    if device.name.startswith(_ADA): return PRODUCTS_ADA
+    return PRODUCTS_HOPPER if device.fp8 and not device.name.startswith("RTX") else PRODUCTS
+
+# %% ../../nbs/trace/08_roofline.ipynb #160dcf62
+#: share of the dense peak that fused attention reaches at long sequences, forward and backward, and positions at which it is
+#: half of it (Dao 2023, FlashAttention-2, figures 4 and 6: 0.6 to 0.7 and 0.5 to 0.55 with heads of 64 to 128; half at about 450)
 ATTENTION, ATTENTION_BACKWARD, HALF_SPEED = 0.6, 0.5, 450
-#: a kernel that does nothing takes this long on the GPU, and the host this long to launch one from PyTorch's eager code, in seconds
-#: (PyTorch's CUDA graphs page: kernels of a few µs, host 5 to 10 µs an operator)
+#: a kernel that does nothing takes this long on the GPU, and the host this long to launch one from PyTorch's eager code, in
+#: seconds (PyTorch's CUDA graphs page: kernels of a few µs, host 5 to 10 µs an operator)
 SMALLEST, HOST = 2.5e-6, 7e-6
 #: what is left of memory traffic and launches where Inductor fuses chains of small kernels: two reads and one write of three each
 FUSED_BYTES, FUSED_LAUNCHES = 0.5, 1 / 3
 #: instructions that a multiprocessor issues for one tap of a depthwise window: two loads, an address, a multiply-add
 TAP_INSTRUCTIONS = 4
 
-def product_share(
-    device: Device,
-) -> float:
-    "Share of the dense peak that a large product reaches."
-    if device.name.startswith(("RTX-4", "RTX-5", "RTX-6", "RTX-PRO", "L4", "L40")): return PRODUCTS_ADA
-    return PRODUCTS_HOPPER if device.fp8 and not device.name.startswith("RTX") else PRODUCTS
-
+# %% ../../nbs/trace/08_roofline.ipynb #ef50ebc4
 def peak_rate(
     device: Device,
     dtype: str,  # "float16", "float32"
     tf32: bool = False,  # fp32 products may use TF32, as convolutions do by default
 ) -> float:  # FLOP/s
     "Dense peak of products in a type."
-    if dtype in ("float16", "bfloat16"):
-        rate = (
-            (device.fp16 if dtype == "float16" else device.bf16) or device.bf16 or device.fp16 or device.fp32
-        )
+    if dtype == "float16": rate = device.fp16 or device.bf16 or device.fp32
+    elif dtype == "bfloat16": rate = device.bf16 or device.fp16 or device.fp32
     else: rate = (device.tf32 if tf32 else None) or device.fp32 or device.bf16
     return (rate or 1.0) * 1e12
 
@@ -109,17 +118,22 @@ _TILES = ((256, 128, 1.0), (128, 128, 0.97), (128, 64, 0.85), (64, 64, 0.72), (1
 #: elements of the inner dimension that filling and draining the pipeline costs
 _PIPELINE = 32
 
+def _filled(rows: int, columns: int, m: int, n: int, batch: int, units: int) -> float:
+    "Share of the tiles' elements that are elements of the result, the last wave whole."
+    tiles = batch * math.ceil(m / rows) * math.ceil(n / columns)
+    return batch * m * n / (math.ceil(tiles / units) * units * rows * columns)
+
+# %% ../../nbs/trace/08_roofline.ipynb #e21201bd
 def tile_share(
     dims: Sequence[int],  # batch, m, n, k
     units: int,  # multiprocessors
 ) -> float:  # 0…1
     "Share of the best rate that is left after tiles and waves."
     batch, m, n, k = (max(d, 1) for d in dims)
-    def one(rows: int, columns: int, quality: float) -> float:
-        tiles = batch * math.ceil(m / rows) * math.ceil(n / columns)
-        waves = math.ceil(tiles / units)
-        return quality * batch * m * n / (waves * units * rows * columns)
-    best = max(max(one(rows, columns, q), one(columns, rows, q)) for rows, columns, q in _TILES)
+    def share(rows: int, columns: int, quality: float) -> float:
+        lying, standing = (_filled(*tile, m, n, batch, units) for tile in ((rows, columns), (columns, rows)))
+        return quality * max(lying, standing)
+    best = max(share(*tile) for tile in _TILES)
     aligned = 1.0 if k % 8 == n % 8 == 0 else 0.5
     return best * aligned * k / (k + _PIPELINE)
 
@@ -143,48 +157,86 @@ class Card:
     compiled: bool = False
     inference: bool = False  # normalisation has its statistics
 
-def _memory_seconds(o: Operator, card: Card) -> float:
+
+# %% ../../nbs/trace/08_roofline.ipynb #1adf82d3
+def _moved_bytes(operator: Operator, card: Card) -> float:
+    "What goes over the memory bus."
+    moved = float(operator.read_bytes + operator.written_bytes)
+    half = operator.dtype in ("float16", "bfloat16")
+    if operator.name in _PASSES and not card.inference: moved *= _PASSES[operator.name]
+    if operator.kernel == "convolution" and half and not card.channels_last: moved *= 3  # turned, and turned back
+    if operator.kernel == "memory" and card.compiled: moved *= FUSED_BYTES
+    return moved
+
+def _cached_share(operator: Operator, moved: float, device: Device) -> float:
+    "Share of the moved bytes that the cache still holds."
+    if not moved: return 0.0
+    given = operator.read_bytes + operator.written_bytes
+    return min(cache_bytes(device) / moved, 1.0) * operator.read_bytes / max(given, 1)
+
+def _memory_seconds(operator: Operator, card: Card) -> float:
     "Bytes at the memory's bandwidth; what the cache still holds of the tensors comes from there."
-    moved = float(o.read_bytes + o.written_bytes)
-    if o.name in _PASSES and not card.inference: moved *= _PASSES[o.name]
-    if o.kernel == "convolution" and not card.channels_last and o.dtype in ("float16", "bfloat16"): moved *= 3  # turned, and turned back
-    if o.kernel == "memory" and card.compiled: moved *= FUSED_BYTES
-    cached = (
-        min(cache_bytes(card.device) / moved, 1.0) * o.read_bytes / max(o.read_bytes + o.written_bytes, 1)
-        if moved
-        else 0.0
-    )
+    moved = _moved_bytes(operator, card)
+    cached = _cached_share(operator, moved, card.device)
     return moved * (1 - cached + cached / CACHE_SPEED) / (BANDWIDTH * 1e9 * card.device.bandwidth)
 
+# %% ../../nbs/trace/08_roofline.ipynb #a4012ed4
 def product_flops(
-    o: Operator,
+    operator: Operator,
 ) -> float:
     "Floating point operations of a product or convolution from its dimensions; those of the counter elsewhere."
-    if len(o.dims) != 4 or o.kernel == "attention": return float(o.flops)
-    return 2.0 * math.prod(o.dims) * (2 if o.name == "aten.convolution_backward" else 1)
+    if len(operator.dims) != 4 or operator.kernel == "attention": return float(operator.flops)
+    return 2.0 * math.prod(operator.dims) * (2 if operator.name == "aten.convolution_backward" else 1)
 
-def _arithmetic_seconds(o: Operator, card: Card) -> float:
-    device = card.device
-    if o.kernel == "depthwise":
-        return product_flops(o) / 2 * TAP_INSTRUCTIONS / ((device.fp32 or 1.0) * 1e12 / 2)
-    if o.kernel in ("matmul", "convolution"):
-        rate = peak_rate(device, o.dtype, o.kernel == "convolution") * product_share(device)
-        return product_flops(o) / (rate * tile_share(o.dims, multiprocessors(device)))
-    if o.kernel != "attention": return 0.0
-    length = o.dims[2] if len(o.dims) == 4 else HALF_SPEED
-    share = ATTENTION_BACKWARD if "backward" in o.name else ATTENTION
-    return o.flops / (peak_rate(device, o.dtype) * share * length / (length + HALF_SPEED))
+# %% ../../nbs/trace/08_roofline.ipynb #97dff7f8
+def _tap_seconds(operator: Operator, device: Device) -> float:
+    "A depthwise convolution: a few instructions for each tap, at the rate of fp32 lanes."
+    return product_flops(operator) / 2 * TAP_INSTRUCTIONS / ((device.fp32 or 1.0) * 1e12 / 2)
 
+def _product_seconds(operator: Operator, device: Device) -> float:
+    rate = peak_rate(device, operator.dtype, operator.kernel == "convolution") * product_share(device)
+    return product_flops(operator) / (rate * tile_share(operator.dims, multiprocessors(device)))
+
+def _attention_seconds(operator: Operator, device: Device) -> float:
+    length = operator.dims[2] if len(operator.dims) == 4 else HALF_SPEED
+    share = ATTENTION_BACKWARD if "backward" in operator.name else ATTENTION
+    return operator.flops / (peak_rate(device, operator.dtype) * share * length / (length + HALF_SPEED))
+
+_ARITHMETIC = {
+    "depthwise": _tap_seconds,
+    "matmul": _product_seconds,
+    "convolution": _product_seconds,
+    "attention": _attention_seconds,
+}
+
+def _arithmetic_seconds(operator: Operator, card: Card) -> float:
+    seconds = _ARITHMETIC.get(operator.kernel)
+    return seconds(operator, card.device) if seconds else 0.0
+
+# %% ../../nbs/trace/08_roofline.ipynb #b737b05b
 def operator_seconds(
-    o: Operator,
+    operator: Operator,
     card: Card,
 ) -> float:  # seconds on the GPU
     "The time of one operator."
-    if o.kernel == "view": return 0.0
-    least = SMALLEST * (FUSED_LAUNCHES if card.compiled and o.kernel == "memory" else 1)
-    return max(_arithmetic_seconds(o, card), _memory_seconds(o, card), least)
+    if operator.kernel == "view": return 0.0
+    least = SMALLEST * (FUSED_LAUNCHES if card.compiled and operator.kernel == "memory" else 1)
+    return max(_arithmetic_seconds(operator, card), _memory_seconds(operator, card), least)
 
 # %% ../../nbs/trace/08_roofline.ipynb #9a5d1b31
+def _last_step(trace: Trace) -> list[Operator]:
+    "The operators that are launched in the last step."
+    steps = [o for o in trace.operators if o.phase != "setup"]
+    last = max((o.step for o in steps), default=0)
+    return [o for o in steps if o.step == last and o.kernel != "view"]
+
+def _sums(names: Iterable[str], seconds: Iterable[float]) -> dict[str, float]:
+    "Seconds by name, in the order in which names come first."
+    found: dict[str, float] = {}
+    for name, taken in zip(names, seconds): found[name] = found.get(name, 0.0) + taken
+    return found
+
+# %% ../../nbs/trace/08_roofline.ipynb #6b89cc83
 #: how far a step may lie from its estimate, either way: kernels of another quality, clocks, versions (judged)
 FASTER, SLOWER = 0.7, 1.45
 
@@ -202,16 +254,15 @@ def step_time(
     card: Card,
 ) -> StepTime:
     "Time of the last step of a trace: arithmetic, memory and launches of each operator; or the host, where that takes longer."
-    last = max((o.step for o in trace.operators if o.phase != "setup"), default=0)
-    chosen = [o for o in trace.operators if o.step == last and o.phase != "setup" and o.kernel != "view"]
-    kernels: dict[str, float] = {}
-    phases: dict[str, float] = {}
-    for o in chosen:
-        seconds = operator_seconds(o, card)
-        kernels[o.kernel] = kernels.get(o.kernel, 0.0) + seconds
-        phases[o.phase] = phases.get(o.phase, 0.0) + seconds
+    chosen = _last_step(trace)
+    seconds = [operator_seconds(o, card) for o in chosen]
+    kernels = _sums((o.kernel for o in chosen), seconds)
     host = HOST * len(chosen) * (FUSED_LAUNCHES if card.compiled else 1)
     total = max(sum(kernels.values()), host)
-    ranked = dict(sorted(kernels.items(), key=lambda kind: -kind[1]))
-    return StepTime(step=Estimate(total, total * FASTER, total * SLOWER), by_kernel=ranked, by_phase=phases,
-                    host=host, flops=sum(product_flops(o) for o in chosen))
+    return StepTime(
+        step=Estimate(total, total * FASTER, total * SLOWER),
+        by_kernel=dict(sorted(kernels.items(), key=lambda kind: -kind[1])),
+        by_phase=_sums((o.phase for o in chosen), seconds),
+        host=host,
+        flops=sum(product_flops(o) for o in chosen),
+    )

@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 __all__ = ['torch', 'TIMM_DECAY', 'OPTIMIZERS', 'StepOptions', 'fake_of', 'loss_of', 'plain_errors', 'record_step']
 
 # %% ../../nbs/trace/05_steps.ipynb #cec51de9
+_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
 @dataclass(frozen=True)
 class StepOptions:
     "How the module is trained."
@@ -37,6 +39,17 @@ class StepOptions:
     replicas: int = 1  # ranks of DistributedDataParallel
     gpu: str = ""  # what is assumed of the card
 
+    @property
+    def mixed(self) -> bool:
+        "Does autocast run, on parameters in fp32?"
+        return self.precision.endswith("-mixed")
+
+    @property
+    def whole_type(self) -> Any:
+        "The type of parameters that are trained in 16 bits; None where they stay fp32."
+        return None if self.mixed or self.precision == "fp32" else _TYPES[self.precision]
+
+# %% ../../nbs/trace/05_steps.ipynb #bea72508
 #: timm's train.py: --weight-decay 2e-5, which one-dimensional parameters are left out of (timm, optim/_param_groups.py)
 TIMM_DECAY = 2e-5
 
@@ -61,9 +74,23 @@ OPTIMIZERS: dict[str, Callable[[list], Any]] = {
     "none": lambda parameters: None,
 }
 
-_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+# %% ../../nbs/trace/05_steps.ipynb #edab0116
+def _check_options(options: StepOptions) -> None:
+    if options.optimizer not in OPTIMIZERS:
+        raise BadInput(f"{options.optimizer} cannot be traced", f"Use {', '.join(OPTIMIZERS)}")
+    if options.precision.removesuffix("-mixed") not in _TYPES or options.precision == "fp32-mixed":
+        raise BadInput(
+            f"{options.precision} cannot be traced", "Use fp32, bf16, fp16, bf16-mixed or fp16-mixed"
+        )
 
 # %% ../../nbs/trace/05_steps.ipynb #947a9f57
+def _fake_tensor(tensor: Any, dtype: Any, channels_last: bool) -> Any:
+    "An empty tensor of the same shape, a parameter where it was one. Call it inside of a `FakeTensorMode`."
+    fake = torch.empty(tensor.shape, dtype=dtype if dtype and tensor.is_floating_point() else tensor.dtype)
+    if channels_last and fake.dim() == 4: fake = fake.contiguous(memory_format=torch.channels_last)
+    trained = isinstance(tensor, torch.nn.Parameter)
+    return torch.nn.Parameter(fake, tensor.requires_grad) if trained else fake
+
 def fake_of(
     module: Any,  # nn.Module with weights, or on the meta device; it is not changed
     mode: Any,  # FakeTensorMode
@@ -71,26 +98,19 @@ def fake_of(
     channels_last: bool = False,  # of what has four dimensions
 ) -> Any:
     "The same module with fake tensors on `cpu`."
-    memo: dict[int, Any] = {}
     with mode:
-        for tensor in [*module.parameters(), *module.buffers()]:
-            fake = torch.empty(
-                tensor.shape, dtype=dtype if dtype and tensor.is_floating_point() else tensor.dtype
-            )
-            if channels_last and fake.dim() == 4: fake = fake.contiguous(memory_format=torch.channels_last)
-            memo[id(tensor)] = (
-                torch.nn.Parameter(fake, tensor.requires_grad)
-                if isinstance(tensor, torch.nn.Parameter)
-                else fake
-            )
-        try:
-            return copy.deepcopy(module, memo)
+        held = [*module.parameters(), *module.buffers()]
+        memo = {id(tensor): _fake_tensor(tensor, dtype, channels_last) for tensor in held}
+        try: return copy.deepcopy(module, memo)
         except Exception as error:  # noqa: BLE001 - whatever a module holds
             raise CheckError(
                 f"{type(module).__name__} cannot be copied ({error})",
                 "Give a module that copy.deepcopy accepts",
             ) from None
 
+# %% ../../nbs/trace/05_steps.ipynb #016bc9cf
+def _is_trained(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.requires_grad
 
 def loss_of(
     result: Any,  # what a module returns
@@ -98,20 +118,23 @@ def loss_of(
     "A number to differentiate: the loss that a model returns, or cross-entropy of its first floating output."
     if getattr(result, "loss", None) is not None: return result.loss
     if hasattr(result, "to_tuple"): result = result.to_tuple()
-    outputs = [
-        t
-        for t in tree_leaves(result)
-        if isinstance(t, torch.Tensor) and t.is_floating_point() and t.requires_grad
-    ]
-    if not outputs:
+    output = next(filter(_is_trained, tree_leaves(result)), None)
+    if output is None:
         raise BadInput(
             "no output of the module can be differentiated",
             "Give loss=, a function of what the module returns",
         )
-    if outputs[0].dim() != 2: return outputs[0].float().mean()
-    return torch.nn.functional.cross_entropy(outputs[0], torch.zeros(len(outputs[0]), dtype=torch.long))
+    if output.dim() != 2: return output.float().mean()
+    return torch.nn.functional.cross_entropy(output, torch.zeros(len(output), dtype=torch.long))
 
 # %% ../../nbs/trace/05_steps.ipynb #61f546b9
+_BY_VALUE = ("DataDependentOutputException", "DynamicOutputShapeException")  # torch._subclasses.fake_tensor
+
+def _reason(error: Exception) -> str:
+    "The first line of an error that says something."
+    if type(error).__name__ in _BY_VALUE: return "it looks at the values of tensors, which a trace does not have"
+    return next((line for line in str(error).splitlines() if line.strip()), "")
+
 @contextmanager
 def plain_errors(
     name: str,  # of what is traced
@@ -120,10 +143,7 @@ def plain_errors(
     try: yield
     except CheckError: raise
     except Exception as error:  # noqa: BLE001 - whatever a module does when it runs
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        if type(error).__name__ in ("DataDependentOutputException", "DynamicOutputShapeException"):
-            first = "it looks at the values of tensors, which a trace does not have"
-        raise CheckError(f"{name} could not be traced ({type(error).__name__}: {first[:200]})",
+        raise CheckError(f"{name} could not be traced ({type(error).__name__}: {_reason(error)[:200]})",
                          "Check the inputs; a module that computes with values needs a real step") from None
 
 # %% ../../nbs/trace/05_steps.ipynb #0ceaf760
@@ -132,13 +152,15 @@ def _placed(value: Any, options: StepOptions) -> Any:
     if not isinstance(value, torch.Tensor): return value
     half = _TYPES.get(options.precision)
     made = torch.empty(value.shape, dtype=half if half and value.is_floating_point() else value.dtype)
-    return (
-        made.contiguous(memory_format=torch.channels_last)
-        if options.channels_last and made.dim() == 4
-        else made
-    )
+    if not options.channels_last or made.dim() != 4: return made
+    return made.contiguous(memory_format=torch.channels_last)
 
+def _positional(inputs: Any) -> Any:
+    "Inputs as a mapping of names or a tuple."
+    if isinstance(inputs, Mapping): return inputs
+    return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)
 
+# %% ../../nbs/trace/05_steps.ipynb #ae37ea8e
 class _Step:
     "One module being trained."
 
@@ -152,7 +174,6 @@ class _Step:
     ):
         self.model, self.inputs, self.options, self.recorder = model, inputs, options, recorder
         self.loss = loss or loss_of
-        self.mixed = options.precision.endswith("-mixed")
         self.half = _TYPES[options.precision.removesuffix("-mixed")]
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = None if options.inference else OPTIMIZERS[options.optimizer](parameters)
@@ -166,9 +187,9 @@ class _Step:
         return given
 
     def forward(self, given: Any) -> Any:
-        autocast = torch.autocast("cpu", self.half) if self.mixed else nullcontext()
+        autocast = torch.autocast("cpu", self.half) if self.options.mixed else nullcontext()
         grad = torch.no_grad() if self.options.inference else nullcontext()
-        with grad, autocast, CudaFunctions(self.mixed):
+        with grad, autocast, CudaFunctions(self.options.mixed):
             result = self.model(**given) if isinstance(given, Mapping) else self.model(*given)
             return result if self.options.inference else self.loss(result)
 
@@ -180,52 +201,34 @@ class _Step:
         if self.optimizer: self.optimizer.step()
         self.model.zero_grad()
 
-def _positional(inputs: Any) -> Any:
-    return (
-        inputs
-        if isinstance(inputs, Mapping)
-        else tuple(inputs)
-        if isinstance(inputs, (list, tuple))
-        else (inputs,)
-    )
-
+# %% ../../nbs/trace/05_steps.ipynb #b9865a8f
+def _recompute(model: Any) -> None:
+    "Switch activation checkpointing on."
+    if hasattr(model, "set_grad_checkpointing"): model.set_grad_checkpointing(True)
+    elif hasattr(model, "gradient_checkpointing_enable"): model.gradient_checkpointing_enable()
+    else: raise BadInput(f"{type(model).__name__} has no switch for activation checkpointing", "Leave --recompute out")
 
 def _prepared(module: Any, mode: Any, options: StepOptions) -> Any:
-    whole = not options.precision.endswith("-mixed") and options.precision != "fp32"
-    # made so, as `Module.to` cannot exchange fake parameters in every version of PyTorch
-    model = fake_of(module, mode, _TYPES[options.precision] if whole else None, options.channels_last)
+    "The module as it is trained; made so, as `Module.to` cannot exchange fake parameters in every version of PyTorch."
+    model = fake_of(module, mode, options.whole_type, options.channels_last)
     model = model.eval() if options.inference else model.train()
-    if options.recompute and hasattr(model, "set_grad_checkpointing"):
-        model.set_grad_checkpointing(True)
-    elif options.recompute and hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable()
-    elif options.recompute:
-        raise BadInput(f"{type(module).__name__} has no switch for activation checkpointing", "Leave --recompute out")
+    if options.recompute: _recompute(model)
     return model
 
-def record_step(
-    module: Any,  # nn.Module, with weights or on the meta device; it is not changed
-    inputs: Any,  # of `forward`: a mapping of names, a tuple, or one tensor; only shapes and types matter
-    options: StepOptions = StepOptions(),
-    loss: Callable[[Any], Any] | None = None,  # of what the module returns, a number; default `loss_of`
-    name: str = "",
-    steps: int = 2,
-) -> Trace:
-    "Record steps of a module on fake tensors. Raises `CheckError` where it does not run, `BadInput` for options it cannot follow."
-    if options.optimizer not in OPTIMIZERS:
-        raise BadInput(f"{options.optimizer} cannot be traced", f"Use {', '.join(OPTIMIZERS)}")
-    if options.precision.removesuffix("-mixed") not in _TYPES or options.precision == "fp32-mixed":
-        raise BadInput(
-            f"{options.precision} cannot be traced", "Use fp32, bf16, fp16, bf16-mixed or fp16-mixed"
-        )
-    name = name or type(module).__name__
-    recorder = Recorder(name, workspaces(options.benchmark))
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with plain_errors(name):
-        model = _prepared(module, mode, options)
-        with mode: _run(recorder, model, _positional(inputs), options, loss, steps)
-    return recorder.trace()
+# %% ../../nbs/trace/05_steps.ipynb #687a7faf
+def _gradient_bytes(model: Any) -> int:
+    "DistributedDataParallel's buckets hold one copy of the gradients."
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
+def _prefetched(recorder: Recorder, step: _Step) -> Any:
+    "The next batch: bytes first, numbers from them, the bytes go."
+    pictures = [t for t in tree_leaves(step.inputs) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    raw = [recorder.take(t.numel(), "inputs", stream=1) for t in pictures]
+    made = step.batch()
+    for position in raw: recorder.give_back(position)
+    return made
+
+# %% ../../nbs/trace/05_steps.ipynb #1202c97f
 def _run(
     recorder: Recorder, model: Any, inputs: Any, options: StepOptions, loss: Callable | None, steps: int
 ) -> None:
@@ -242,14 +245,20 @@ def _run(
             step.train(given)
             if following is None: following = step.batch()
 
-def _gradient_bytes(model: Any) -> int:
-    "DistributedDataParallel's buckets hold one copy of the gradients."
-    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-
-def _prefetched(recorder: Recorder, step: _Step) -> Any:
-    "The next batch: bytes first, numbers from them, the bytes go."
-    pictures = [t for t in tree_leaves(step.inputs) if isinstance(t, torch.Tensor) and t.is_floating_point()]
-    raw = [recorder.take(t.numel(), "inputs", stream=1) for t in pictures]
-    made = step.batch()
-    for position in raw: recorder.give_back(position)
-    return made
+def record_step(
+    module: Any,  # nn.Module, with weights or on the meta device; it is not changed
+    inputs: Any,  # of `forward`: a mapping of names, a tuple, or one tensor; only shapes and types matter
+    options: StepOptions = StepOptions(),
+    loss: Callable[[Any], Any] | None = None,  # of what the module returns, a number; default `loss_of`
+    name: str = "",
+    steps: int = 2,
+) -> Trace:
+    "Record steps of a module on fake tensors. Raises `CheckError` where it does not run, `BadInput` for options it cannot follow."
+    _check_options(options)
+    name = name or type(module).__name__
+    recorder = Recorder(name, workspaces(options.benchmark))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with plain_errors(name):
+        model = _prepared(module, mode, options)
+        with mode: _run(recorder, model, _positional(inputs), options, loss, steps)
+    return recorder.trace()

@@ -19,7 +19,7 @@ from .allocator import AllocatorOptions, Block, CachingAllocator, Segment
 from .events import KINDS, Operator, Trace
 
 # %% auto #0
-__all__ = ['alive_by_kind', 'highest', 'stacked_kinds', 'memory_chart', 'snapshot', 'write_snapshot']
+__all__ = ['alive_by_kind', 'total_alive', 'highest', 'stacked_kinds', 'memory_chart', 'snapshot', 'write_snapshot']
 
 # %% ../../nbs/trace/09_timeline.ipynb #c08e3e12
 def alive_by_kind(
@@ -34,18 +34,21 @@ def alive_by_kind(
         found.append({kind: alive[kind] for kind in KINDS if alive[kind]})
     return found
 
+def total_alive(
+    moment: Mapping[str, int],  # kind → bytes, one of `alive_by_kind`
+) -> int:
+    "Bytes of all kinds."
+    return sum(moment.get(kind, 0) for kind in KINDS)
+
+# %% ../../nbs/trace/09_timeline.ipynb #78cf4a0e
 def highest(
     moments: Sequence[Mapping[str, int]],  # from `alive_by_kind`
     points: int = 600,  # at most about so many
 ) -> list[int]:  # positions in `moments`
     "Of every stretch of moments the one at which most was alive, so that no peak is lost."
     stride = max(len(moments) // points, 1)
-    def total(position: int) -> int: return sum(moments[position].get(kind, 0) for kind in KINDS)
-
-    return [
-        max(range(start, min(start + stride, len(moments))), key=total)
-        for start in range(0, len(moments), stride)
-    ]
+    stretches = (range(start, min(start + stride, len(moments))) for start in range(0, len(moments), stride))
+    return [max(stretch, key=lambda position: total_alive(moments[position])) for stretch in stretches]
 
 # %% ../../nbs/trace/09_timeline.ipynb #f848e1e1
 _WIDTH, _HEIGHT, _LEFT, _TOP = 640, 220, 60, 34
@@ -56,6 +59,7 @@ def _polygon(kind: str, below: Sequence[float], above: Sequence[float], across: 
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in edge)
     return f'<polygon fill="{_COLOURS[kind]}" points="{points}"><title>{kind}</title></polygon>'
 
+# %% ../../nbs/trace/09_timeline.ipynb #0f1121ee
 def _legend(kinds: Sequence[str]) -> list[str]:
     parts, x, y = [], float(_LEFT), _TOP + _HEIGHT + 26
     for kind in kinds:
@@ -67,35 +71,49 @@ def _legend(kinds: Sequence[str]) -> list[str]:
     return parts
 
 def _level(height: float, size: int, text: str, colour: str) -> list[str]:
+    right = _LEFT + _WIDTH
     return [
-        f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{height:.1f}" y2="{height:.1f}" stroke="{colour}" stroke-dasharray="5 3"/>',
-        f'<text x="{_LEFT + _WIDTH}" y="{height - 4:.1f}" text-anchor="end" fill="{colour}">{text} {size / GIB:.2f} GiB</text>',
+        f'<line x1="{_LEFT}" x2="{right}" y1="{height:.1f}" y2="{height:.1f}" stroke="{colour}" stroke-dasharray="5 3"/>',
+        f'<text x="{right}" y="{height - 4:.1f}" text-anchor="end" fill="{colour}">{text} {size / GIB:.2f} GiB</text>',
     ]
 
+# %% ../../nbs/trace/09_timeline.ipynb #e25ee8b7
+def _edges(moments: Sequence[Mapping[str, int]]) -> dict[str, tuple[list[int], list[int]]]:
+    "Kind → bytes below it and up to its upper edge, at each moment; kinds that never occur are left out."
+    found, below = {}, [0] * len(moments)
+    for kind in KINDS:
+        if not any(kind in moment for moment in moments): continue
+        above = [low + moment.get(kind, 0) for low, moment in zip(below, moments)]
+        found[kind] = below, above
+        below = above
+    return found
+
+def _head(title: str) -> list[str]:
+    "The first elements of the picture: its size, its title for eyes and for screen readers."
+    name = escape(title)
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 20} {_TOP + _HEIGHT + 46}" role="img" '
+        f'aria-label="{escape(title, quote=True)}" font-family="system-ui, sans-serif" font-size="12" fill="#222">',
+        f"<title>{name}</title>",
+        f'<rect width="100%" height="100%" fill="#fff"/><text x="12" y="20" font-weight="bold" font-size="14">{name}</text>',
+    ]
+
+# %% ../../nbs/trace/09_timeline.ipynb #9477bcc9
 def stacked_kinds(
     moments: Sequence[Mapping[str, int]],  # kind → bytes, in order
     title: str,
     limit: int | None = None,  # bytes that the card has for tensors
 ) -> Chart:
     "Memory over time, each kind upon those below it, with the peak and the GPU's limit."
-    totals = [sum(m.get(kind, 0) for kind in KINDS) for m in moments] or [0]
-    most = max(max(totals), limit or 0, 1) * 1.05
+    peak = max(map(total_alive, moments), default=0)
+    most = max(peak, limit or 0, 1) * 1.05
     across = [_LEFT + _WIDTH * i / max(len(moments) - 1, 1) for i in range(len(moments))]
     def height(size: float) -> float: return _TOP + _HEIGHT * (1 - size / most)
-    kinds = [kind for kind in KINDS if any(kind in m for m in moments)]
-    body, below = [], [0] * len(moments)
-    for kind in kinds:
-        above = [low + m.get(kind, 0) for low, m in zip(below, moments)]
-        body.append(_polygon(kind, [height(v) for v in below], [height(v) for v in above], across))
-        below = above
-    body += _level(height(max(totals)), max(totals), "peak", "#222")
-    if limit: body += _level(height(limit), limit, "limit of the GPU", "#D00")
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 20} {_TOP + _HEIGHT + 46}" role="img" '
-        f'aria-label="{escape(title, quote=True)}" font-family="system-ui, sans-serif" font-size="12" fill="#222">'
-    )
-    name = f'<rect width="100%" height="100%" fill="#fff"/><text x="12" y="20" font-weight="bold" font-size="14">{escape(title)}</text>'
-    return Chart("\n".join([head, f"<title>{escape(title)}</title>", name, *body, *_legend(kinds), "</svg>"]))
+    edges = _edges(moments)
+    areas = [_polygon(kind, [*map(height, low)], [*map(height, high)], across) for kind, (low, high) in edges.items()]
+    levels = _level(height(peak), peak, "peak", "#222")
+    if limit: levels += _level(height(limit), limit, "limit of the GPU", "#D00")
+    return Chart("\n".join([*_head(title), *areas, *levels, *_legend([*edges]), "</svg>"]))
 
 def memory_chart(
     trace: Trace,
@@ -108,22 +126,17 @@ def memory_chart(
     return stacked_kinds(chosen, f"{trace.name}: memory through {trace.steps} steps", limit)
 
 # %% ../../nbs/trace/09_timeline.ipynb #8394f233
+_Frames = list[dict[str, Any]]
 #: where the made-up addresses begin
 _BASE = 0x7F0000000000
 
-def _frames(made_by: Operator | None) -> list[dict[str, Any]]:
+def _frames(made_by: Operator | None) -> _Frames:
     if made_by is None: return []
     file, _, line = made_by.source.rpartition(":")
-    return [
-        {
-            "name": f"{made_by.name} {made_by.module}".strip(),
-            "filename": file,
-            "line": int(line) if line.isdigit() else 0,
-        }
-    ]
+    name = f"{made_by.name} {made_by.module}".strip()
+    return [{"name": name, "filename": file, "line": int(line) if line.isdigit() else 0}]
 
-
-def _entry(action: str, block: Block, size: int, frames: list[dict[str, Any]], time: int) -> dict[str, Any]:
+def _entry(action: str, block: Block, size: int, frames: _Frames, time: int) -> dict[str, Any]:
     return {
         "action": action,
         "addr": _BASE + block.address,
@@ -133,14 +146,10 @@ def _entry(action: str, block: Block, size: int, frames: list[dict[str, Any]], t
         "time_us": time,
     }
 
+# %% ../../nbs/trace/09_timeline.ipynb #4e47d06a
+_Held = tuple[Block, int, _Frames]  # a block, the bytes that were asked for, who asked
 
-def _piece(
-    address: int,
-    size: int,
-    asked: int = 0,
-    state: str = "inactive",
-    frames: list[dict[str, Any]] | None = None,
-) -> dict[str, Any]:
+def _piece(address: int, size: int, asked: int = 0, state: str = "inactive", frames: _Frames | None = None) -> dict[str, Any]:
     return {
         "address": _BASE + address,
         "size": size,
@@ -149,12 +158,8 @@ def _piece(
         "frames": frames or [],
     }
 
-
-def _segment(
-    segment: Segment, blocks: list[tuple[Block, int, list[dict[str, Any]]]], expandable: bool
-) -> dict[str, Any]:
-    "A segment and its blocks; what lies between them is free."
-    inside = sorted((b for b in blocks if b[0].segment is segment), key=lambda b: b[0].address)
+def _pieces(segment: Segment, inside: Sequence[_Held]) -> list[dict[str, Any]]:
+    "The blocks of a segment by address, and the free pieces between them."
     listed, at = [], segment.address
     for block, asked, frames in inside:
         if block.address > at: listed.append(_piece(at, block.address - at))
@@ -162,6 +167,12 @@ def _segment(
         at = block.address + block.size
     end = segment.address + segment.size
     if end > at: listed.append(_piece(at, end - at))
+    return listed
+
+# %% ../../nbs/trace/09_timeline.ipynb #c9aa2895
+def _segment(segment: Segment, blocks: list[_Held], expandable: bool) -> dict[str, Any]:
+    "A segment and its blocks; what lies between them is free."
+    inside = sorted((b for b in blocks if b[0].segment is segment), key=lambda b: b[0].address)
     used = sum(b[0].size for b in inside)
     return {
         "device": 0,
@@ -175,40 +186,47 @@ def _segment(
         "segment_pool_id": (0, 0),
         "is_expandable": expandable,
         "frames": [],
-        "blocks": listed,
+        "blocks": _pieces(segment, inside),
     }
 
+# %% ../../nbs/trace/09_timeline.ipynb #f09567c1
+class _History:
+    "What the viewer is told of a trace, event by event."
+
+    def __init__(self, trace: Trace, allocator: CachingAllocator):
+        self.trace, self.allocator = trace, allocator
+        self.live: dict[int, _Held] = {}
+        self.entries: list[dict[str, Any]] = []
+
+    def allocate(self, position: int, time: int) -> None:
+        given = self.trace.allocations[position]
+        block, frames = self.allocator.malloc(given.size, given.stream), _frames(self.trace.operator(given.operator))
+        self.live[position] = block, given.size, frames
+        self.entries.append(_entry("alloc", block, block.size, frames, time))
+
+    def free(self, position: int, time: int) -> None:
+        block, _, frames = self.live.pop(position)
+        self.entries += [_entry(action, block, block.size, frames, time) for action in ("free_requested", "free_completed")]
+        self.allocator.free(block)
+
+# %% ../../nbs/trace/09_timeline.ipynb #7b7d48d0
 def snapshot(
     trace: Trace,
     options: AllocatorOptions = AllocatorOptions(),
     limit: int | None = None,  # bytes that segments may take; None: as much as they like
 ) -> dict[str, Any]:  # `segments` and `device_traces`, as `torch.cuda.memory._snapshot()` gives them
     "What PyTorch's memory viewer would see of the trace. Raises `OutOfMemory` at the limit."
-    allocator, live, history = CachingAllocator(options, limit), {}, []
+    allocator = CachingAllocator(options, limit)
+    history = _History(trace, allocator)
     for time, event in enumerate(trace.events):
-        position = abs(event) - 1
         if event == 0: allocator.release_cached()
-        elif event > 0:
-            given = trace.allocations[position]
-            block, frames = (
-                allocator.malloc(given.size, given.stream),
-                _frames(trace.operator(given.operator)),
-            )
-            live[position] = block, given.size, frames
-            history.append(_entry("alloc", block, block.size, frames, time))
-        else:
-            block, _, frames = live.pop(position)
-            history += [
-                _entry(action, block, block.size, frames, time)
-                for action in ("free_requested", "free_completed")
-            ]
-            allocator.free(block)
-    held = list(live.values())
+        elif event > 0: history.allocate(event - 1, time)
+        else: history.free(-event - 1, time)
+    held = list(history.live.values())
     return {
         "segments": [_segment(s, held, options.expandable_segments) for s in allocator.segments],
-        "device_traces": [history],
+        "device_traces": [history.entries],
     }
-
 
 def write_snapshot(
     trace: Trace,
