@@ -72,10 +72,10 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hub(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_hub: None):
     """A Hub on the loopback address with `org/tiny`: the files that the test's module calls HUB_FILES, else a configuration and one tensor."""
-    from fsdl_devinfra.hub.server import LoopbackHub
+    from hub_server import FaultyHub
     usual = {"config.json": {"model_type": "tiny"}, "model.safetensors": one(size=3000)}
     repo = write(tmp_path / "shelf" / "org" / "tiny", getattr(request.module, "HUB_FILES", usual))
-    with LoopbackHub(tmp_path / "shelf", redirect=True) as hub:
+    with FaultyHub(tmp_path / "shelf", redirect=True) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         hub.repo = repo
         yield hub

@@ -22,8 +22,8 @@ from fsdl_devinfra.hub.checkpoint import inspect
 from fsdl_devinfra.hub.connection import Broken, Connections
 from fsdl_devinfra.hub.locks import lock
 from fsdl_devinfra.hub.remote import Remote, WrongBytes, find
-from fsdl_devinfra.hub.server import Fault, LoopbackHub
 from hub_files import one
+from hub_server import Fault, FaultyHub
 
 SECRET = "hf_secret_of_the_test"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -48,7 +48,7 @@ def hub(request, tmp_path, monkeypatch):
     """A Hub that is asked over each of the two transports."""
     repo = make_repo(tmp_path / "shelf" / "org" / "tiny"); official = request.param == "official session"
     monkeypatch.setattr(remote, "needs_official", lambda base: official)
-    with LoopbackHub(tmp_path / "shelf", redirect=True) as hub:
+    with FaultyHub(tmp_path / "shelf", redirect=True) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url); hub.repo = repo
         assert (Remote()._connections is None) == official
         yield hub
@@ -240,7 +240,7 @@ def test_a_client_factory_is_used(tmp_path, monkeypatch):
     from huggingface_hub.utils import _http
     made, usual = [], _http.default_client_factory
     make_repo(tmp_path / "shelf" / "org" / "tiny")
-    with LoopbackHub(tmp_path / "shelf") as hub:
+    with FaultyHub(tmp_path / "shelf") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         try:
             h.set_client_factory(lambda: made.append(1) or usual())
@@ -251,7 +251,7 @@ def test_a_client_factory_is_used(tmp_path, monkeypatch):
 
 def test_small_requests_do_not_import_the_official_client(tmp_path):
     make_repo(tmp_path / "shelf" / "org" / "tiny")
-    with LoopbackHub(tmp_path / "shelf") as hub:
+    with FaultyHub(tmp_path / "shelf") as hub:
         code = "import sys; from fsdl_devinfra.hub import inspect; assert inspect('org/tiny').tensors.count == 3; print(sorted({'huggingface_hub', 'httpx', 'httpx2'} & set(sys.modules)))"
         ran = subprocess.run([sys.executable, "-W", "error::ResourceWarning", "-c", code], env=os.environ | {"HF_ENDPOINT": hub.url}, capture_output=True, text=True)
         assert (ran.stdout.strip(), ran.stderr) == ("[]", "")

@@ -18,10 +18,10 @@ from fsdl_devinfra.hub.header import gguf_header, onnx_header, parse_header
 from fsdl_devinfra.hub.locks import LockedFile, ModelLock, lock
 from fsdl_devinfra.hub.pulling import pull
 from fsdl_devinfra.hub.remote import WrongBytes
-from fsdl_devinfra.hub.server import Fault
 from fsdl_devinfra.hub.source import cache_folder
 from fsdl_devinfra.hub.verification import verify
 from hub_files import one, raw
+from hub_server import Fault
 
 MIB = 2**20
 

@@ -17,8 +17,8 @@ from fsdl_devinfra.hub.checkpoint import Checkpoint, inspect
 from fsdl_devinfra.hub.layout import choose
 from fsdl_devinfra.hub.locks import ModelLock, lock
 from fsdl_devinfra.hub.remote import WrongBytes
-from fsdl_devinfra.hub.server import Fault, LoopbackHub
 from hub_files import gguf, onnx
+from hub_server import Fault, FaultyHub
 
 
 def shard(file: Path, tensors: dict[str, list[int]], dtype: str = "BF16", width: int = 2) -> int:
@@ -46,7 +46,7 @@ def see(request, tmp_path, monkeypatch):
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN"): monkeypatch.delenv(name, raising=False)
     if request.param == "folder": yield inspect; return
     (tmp_path / "shelf" / "org").mkdir(parents=True)
-    with LoopbackHub(tmp_path / "shelf", redirect=True) as hub:
+    with FaultyHub(tmp_path / "shelf", redirect=True) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         def through(folder: Path) -> Checkpoint:
             shutil.copytree(folder, tmp_path / "shelf" / "org" / "model")
@@ -124,7 +124,7 @@ def test_hub_and_folder_agree_and_bytes_are_few(tmp_path, monkeypatch):
         headers += shard(folder / name, tensors); weight_map |= {t: name for t in tensors}
     write(folder, {"model.safetensors.index.json": {"weight_map": weight_map}, "config.json": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}})
     small = sum((folder / n).stat().st_size for n in ("config.json", "model.safetensors.index.json"))
-    with LoopbackHub(tmp_path / "shelf") as hub:
+    with FaultyHub(tmp_path / "shelf") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         far = inspect("org/wide"); sent = hub.sent()
         listing = far.bytes_read - sent
@@ -140,7 +140,7 @@ def test_hub_and_folder_agree_and_bytes_are_few(tmp_path, monkeypatch):
                                           (Fault("status", "*", 500), Unreachable), (Fault("etag", "config.json", "../x"), WrongBytes)], ids=lambda f: getattr(f, "kind", ""))
 def test_a_hub_that_lies(tmp_path, monkeypatch, fault, error):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home")); folder = write(tmp_path / "shelf" / "org" / "m", {"config.json": {"a": 1}}); shard(folder / "model.safetensors", {"w": [1000]})
-    with LoopbackHub(tmp_path / "shelf", faults=[fault]) as hub:
+    with FaultyHub(tmp_path / "shelf", faults=[fault]) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         with pytest.raises(error, match="config.json|http://127.0.0.1"): inspect("org/m")
 

@@ -15,7 +15,7 @@ from fsdl_devinfra.core.errors import BadInput, CheckError, Unreachable
 from fsdl_devinfra.hub import LoopbackHub, lock, verify
 from fsdl_devinfra.hub.pulling import pulled
 from fsdl_devinfra.hub.remote import WrongBytes
-from fsdl_devinfra.hub.server import Fault
+from hub_server import Fault, FaultyHub
 
 FILES = ("config.json", "model.safetensors", "sub/tokenizer.json")
 
@@ -31,7 +31,7 @@ def hub(tmp_path, monkeypatch):
     (folder / "config.json").write_text("{}")
     (folder / "sub" / "tokenizer.json").write_text("{}\n")
     (folder / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}" + os.urandom(3 * 2**20))
-    with LoopbackHub(tmp_path / "shelf", redirect=True) as hub:
+    with FaultyHub(tmp_path / "shelf", redirect=True) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         hub.lock = lock("org/tiny")
         hub.mirror = Path(shutil.copytree(folder, tmp_path / "mirror"))

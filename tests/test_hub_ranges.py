@@ -18,8 +18,8 @@ from fsdl_devinfra.hub import pulling
 from fsdl_devinfra.hub.locks import LockedFile, lock
 from fsdl_devinfra.hub.pulling import pulled
 from fsdl_devinfra.hub.remote import Reply, WrongBytes
-from fsdl_devinfra.hub.server import Fault, LoopbackHub
 from fsdl_devinfra.hub.verification import verify
+from hub_server import Fault, FaultyHub
 
 WEIGHTS, KIB = "model.safetensors", 1024
 
@@ -33,7 +33,7 @@ def hub(no_hub, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / WEIGHTS).write_bytes(b"\2\0\0\0\0\0\0\0{}" + os.urandom(1500 * KIB))
-    with LoopbackHub(tmp_path / "shelf", redirect=True) as hub:
+    with FaultyHub(tmp_path / "shelf", redirect=True) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         hub.lock, hub.file = lock("org/tiny"), folder / WEIGHTS
         hub.seen.clear()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fsdl_devinfra.hub.materials import BillOfMaterials, bom
     from fsdl_devinfra.hub.pulling import Pulled, pull
     from fsdl_devinfra.hub.remote import WrongBytes
-    from fsdl_devinfra.hub.server import Fault, LoopbackHub, serve
+    from fsdl_devinfra.hub.server import LoopbackHub, serve
     from fsdl_devinfra.hub.signing import Signer, Trust, WrongSignature, check_signature, sign
     from fsdl_devinfra.hub.source import Source, builtin_folder, resolve
     from fsdl_devinfra.hub.verification import Problem, Verification, verify
@@ -34,7 +34,7 @@ _EXPORTS = {
     "materials": "BillOfMaterials bom",
     "pulling": "Pulled pull",
     "remote": "WrongBytes",
-    "server": "Fault LoopbackHub serve",
+    "server": "LoopbackHub serve",
     "signing": "Signer Trust WrongSignature check_signature sign",
     "source": "Source builtin_folder resolve",
     "verification": "Problem Verification verify",
@@ -43,12 +43,12 @@ __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 
 _all_ = ["Checkpoint", "FileEntry", "inspect", "Header", "Risk", "TensorEntry", "parse_header",
          "read_header", "load", "LockedFile", "ModelLock", "lock", "Pulled", "pull", "WrongBytes",
-         "Fault", "LoopbackHub", "serve", "Source", "builtin_folder", "resolve", "Problem",
+         "LoopbackHub", "serve", "Source", "builtin_folder", "resolve", "Problem",
          "Verification", "verify", "Skipped", "Wish", "ModelDifference", "diff",
          "Signer", "Trust", "WrongSignature", "check_signature", "sign", "BillOfMaterials", "bom"]
 
 # %% auto #0
 __all__ = ['Checkpoint', 'FileEntry', 'inspect', 'Header', 'Risk', 'TensorEntry', 'parse_header', 'read_header', 'load',
-           'LockedFile', 'ModelLock', 'lock', 'Pulled', 'pull', 'WrongBytes', 'Fault', 'LoopbackHub', 'serve', 'Source',
+           'LockedFile', 'ModelLock', 'lock', 'Pulled', 'pull', 'WrongBytes', 'LoopbackHub', 'serve', 'Source',
            'builtin_folder', 'resolve', 'Problem', 'Verification', 'verify', 'Skipped', 'Wish', 'ModelDifference',
            'diff', 'Signer', 'Trust', 'WrongSignature', 'check_signature', 'sign', 'BillOfMaterials', 'bom']

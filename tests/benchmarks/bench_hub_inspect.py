@@ -20,13 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SHARDS, LAYERS, RUNS = 200, 8, 5
+TESTS = str(Path(__file__).resolve().parents[1])
 _SERVER = """
 import sys
-from fsdl_devinfra.hub.server import Fault, Hub, Shelf, _server, listen
-hub = Hub(Shelf(sys.argv[1]), faults=[Fault("slow", "*", float(sys.argv[2]))] if float(sys.argv[2]) else [])
+from fsdl_devinfra.hub.server import listen, uvicorn_server
+sys.path.insert(0, sys.argv[3])
+from hub_server import Fault, FaultyHub
+hub = FaultyHub(sys.argv[1], faults=[Fault("slow", "*", float(sys.argv[2]))] if float(sys.argv[2]) else [])
 for repo in hub.shelf.repos(): hub.shelf.at(repo, "main")   # hash before the clock runs
 sock = listen("127.0.0.1", 0); print(sock.getsockname()[1], flush=True)
-_server(hub, "127.0.0.1", 0).run(sockets=[sock])
+uvicorn_server(hub, "127.0.0.1", 0).run(sockets=[sock])
 """
 
 
@@ -49,7 +52,7 @@ def make_repo(folder: Path) -> None:
 
 @contextlib.contextmanager
 def served(folder: Path, latency: float) -> Iterator[str]:
-    process = subprocess.Popen([sys.executable, "-c", _SERVER, str(folder), str(latency)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", _SERVER, str(folder), str(latency), TESTS], stdout=subprocess.PIPE, text=True)
     try: yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     finally: process.kill(); process.wait()
 

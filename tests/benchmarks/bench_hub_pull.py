@@ -16,11 +16,11 @@ from pathlib import Path
 RUNS, SHARDS, SHARD_BYTES = 5, 4, 256 * 2**20
 _SERVER = """
 import sys
-from fsdl_devinfra.hub.server import Hub, Shelf, _server, listen
-hub = Hub(Shelf(sys.argv[1]))
+from fsdl_devinfra.hub.server import Hub, RepositoryFolder, listen, uvicorn_server
+hub = Hub(RepositoryFolder(sys.argv[1]))
 for repo in hub.shelf.repos(): hub.shelf.at(repo, "main")   # hash before the clock runs
 sock = listen("127.0.0.1", 0); print(sock.getsockname()[1], flush=True)
-_server(hub, "127.0.0.1", 0).run(sockets=[sock])
+uvicorn_server(hub, "127.0.0.1", 0).run(sockets=[sock])
 """
 
 

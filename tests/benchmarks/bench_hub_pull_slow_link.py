@@ -14,29 +14,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RUNS, FILES, FILE_BYTES = 5, 2, 256 * 2**20
+TESTS = str(Path(__file__).resolve().parents[1])
 _SERVER = """
 import sys, time
-from fsdl_devinfra.hub import server
-from fsdl_devinfra.hub.server import Fault, Hub, Shelf, _server, listen
-# each piece of a mebibyte leaves no earlier than 50 MB/s allow: the bandwidth of a stream, not of the link
-plain = server._pieces
-def slowly(*args):
-    start, sent = time.monotonic(), 0
-    for piece in plain(*args):
-        sent += len(piece); wait = start + sent / 50e6 - time.monotonic()
-        if wait > 0: time.sleep(wait)
-        yield piece
-server._pieces = slowly
-hub = Hub(Shelf(sys.argv[1]), faults=[Fault("slow", "*", 0.04)])
+from fsdl_devinfra.hub.server import listen, uvicorn_server
+sys.path.insert(0, sys.argv[2])
+from hub_server import Fault, FaultyHub
+class SlowLink(FaultyHub):
+    # each piece of a mebibyte leaves no earlier than 50 MB/s allow: the bandwidth of a stream, not of the link
+    def read(self, blob, start, stop):
+        began, sent = time.monotonic(), 0
+        for piece in super().read(blob, start, stop):
+            sent += len(piece); wait = began + sent / 50e6 - time.monotonic()
+            if wait > 0: time.sleep(wait)
+            yield piece
+hub = SlowLink(sys.argv[1], faults=[Fault("slow", "*", 0.04)])
 for repo in hub.shelf.repos(): hub.shelf.at(repo, "main")
 sock = listen("127.0.0.1", 0); print(sock.getsockname()[1], flush=True)
-_server(hub, "127.0.0.1", 0).run(sockets=[sock])
+uvicorn_server(hub, "127.0.0.1", 0).run(sockets=[sock])
 """
 
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
-    process = subprocess.Popen([sys.executable, "-c", _SERVER, str(folder)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", _SERVER, str(folder), TESTS], stdout=subprocess.PIPE, text=True)
     try: yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.kill()

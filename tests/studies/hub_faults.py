@@ -25,8 +25,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fsdl_devinfra.hub import server
-from fsdl_devinfra.hub.server import Fault, LoopbackHub
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from hub_server import Fault, FaultyHub, take  # noqa: E402
 
 LIMIT_S = 100  # more is a hang: the longest wait that a server may ask for, several times
 TIMEOUT_S = 2  # HF_HUB_DOWNLOAD_TIMEOUT of a trial
@@ -75,7 +75,7 @@ class Rude:
 
     async def __call__(self, scope, receive, send):
         path = scope.get("path", "")
-        kind = next((f for f in self.faults if server._take([f], f.kind, path)), None) if scope["type"] == "http" else None
+        kind = next((f for f in self.faults if take([f], f.kind, path)), None) if scope["type"] == "http" else None
         if kind is None: return await self.app(scope, receive, send)
         await getattr(self, kind.kind.replace("-", "_"))(kind, scope, receive, send)
 
@@ -113,11 +113,11 @@ RUDE = ["drip", "retry-after", "rate-limit", "circle", "away", "reason", "xet", 
 @contextlib.contextmanager
 def hub_with(shelf: Path, faults: list[Fault], redirect: bool):
     """A Hub whose faults are split between its own and those of `Rude`."""
-    rude, usual = [f for f in faults if f.kind in RUDE], server.make_app
-    server.make_app = lambda hub: Rude(usual(hub), rude)
-    try:
-        with LoopbackHub(shelf, redirect=redirect, faults=[f for f in faults if f.kind not in RUDE]) as hub: yield hub, rude
-    finally: server.make_app = usual
+    rude = [f for f in faults if f.kind in RUDE]
+
+    class RudeHub(FaultyHub):
+        def app(self): return Rude(super().app(), rude)
+    with RudeHub(shelf, redirect=redirect, faults=[f for f in faults if f.kind not in RUDE]) as hub: yield hub, rude
 
 
 def some_fault(rng: random.Random) -> Fault:
