@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 # %% auto #0
-__all__ = ['lazy_exports']
+__all__ = ['lazy_exports', 'lazy_module']
 
 # %% ../../nbs/core/09_lazy.ipynb #0b1f0c05
 def lazy_exports(
@@ -31,3 +32,15 @@ def lazy_exports(
         return sorted({*vars(sys.modules[package]), *module_of})
 
     return getattr_, dir_
+
+# %% ../../nbs/core/09_lazy.ipynb #a4ed8d93
+class _Lazy(ModuleType):
+    "Stands for a module that is imported at the first use."
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+def lazy_module(
+    name: str,  # e.g. "torch" or "onnx.helper"
+) -> Any:  # used like the module itself
+    "The module `name`, imported when something of it is first asked for. Raises `ModuleNotFoundError` then, where it is not there."
+    return _Lazy(name)

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckError
+from ..core.lazy import lazy_module
 from .exporting import Capture
 from .graph import Graph, nodes_before
 from .localization import Step, _numpy, _same_but_for_ones, exposed, fed, isolated, match_values, run_program, run_what_runs
@@ -19,6 +21,8 @@ from .rule import EPS
 
 if TYPE_CHECKING:
     import numpy as np
+else:
+    np = lazy_module("numpy")
 
 # %% auto #0
 __all__ = ['NEAR', 'KIN', 'BFLOAT16', 'ARRANGES', 'without_notes', 'alike', 'telling', 'Alignment', 'matched_by_value',
@@ -42,7 +46,6 @@ def alike(
     precision: str,
 ) -> bool:
     "Whether two values are the same up to rounding and axes of size one."
-    import numpy as np
 
     if (a.dtype.kind == "f") != (b.dtype.kind == "f") or not (a.shape == b.shape or _same_but_for_ones(a, b)):
         return False
@@ -178,7 +181,6 @@ def _kin(node: Any, op: str) -> bool:
 
 def _closeness(a: "np.ndarray", b: "np.ndarray") -> float:
     "The cosine of the angle between two values about their means; -1 where they cannot be the same."
-    import numpy as np
 
     if (a.dtype.kind == "f") != (b.dtype.kind == "f") or not (a.shape == b.shape or _same_but_for_ones(a, b)):
         return -1.0
@@ -349,7 +351,6 @@ def _forms(weight: "np.ndarray") -> list["np.ndarray"]:
 
 
 def _same_weight(a: "np.ndarray", b: "np.ndarray") -> bool:
-    import numpy as np
 
     return a.size == b.size and bool(
         np.array_equal(a.reshape(-1), b.reshape(-1).astype(a.dtype), equal_nan=True)
@@ -367,7 +368,6 @@ def wrong_weights(
     region: Region,
 ) -> list[tuple[str, str, Difference]]:  # (weight, operator that reads it, how to put it back)
     "Weights in a region that are none of the module's, each with the one whose place it seems to have."
-    import numpy as np
 
     held = weights_read(context.captured, alignment.steps, region.operators) | _folded(
         context, alignment, region
@@ -410,7 +410,6 @@ def _folded(
     context: FailureContext, alignment: Alignment, region: Region
 ) -> dict[str, tuple[str, "np.ndarray"]]:
     "Weights of convolutions with the batch norm behind them folded in."
-    import numpy as np
     nodes, found = {n.name: n for n in context.captured.program.graph.nodes}, {}
     for fx in region.operators:
         if "batch_norm" not in alignment.steps[fx].op: continue
@@ -643,7 +642,6 @@ def how_sure(
     suspect: OperatorError | None,
 ) -> str:
     "How the file was mapped, in words."
-    from collections import Counter
     counts = Counter(alignment.known_by[v] for v in alignment.pairs)
     told = ", ".join(
         f"{n} by {k}" if k != "put in place" else f"{n} because the rest is right with torch's value there"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput, CheckError, need
+from ..core.lazy import lazy_module
 
 if TYPE_CHECKING:
     import numpy as np
+else:
+    np = lazy_module("numpy")
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'REFERENCE', 'OPENVINO', 'LEVELS', 'provider_name', 'NotRun', 'Session', 'in_type', 'session', 'Backend',
@@ -104,7 +108,6 @@ def in_type(
     wanted: str,  # ONNX Runtime's words, e.g. "tensor(float16)"
 ) -> "np.ndarray":
     "The array in the type that the file asks for, where numpy has it. A file in fp16 may keep its inputs in float32, or not."
-    import numpy as np
     name = wanted.removeprefix("tensor(").removesuffix(")")
     try: kind = np.dtype(_NUMPY_TYPE.get(name, name))
     except TypeError: return array  # bfloat16, sequences
@@ -209,7 +212,6 @@ def _how_to_get(asked: str) -> str:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     "ONNX Runtime's Python layer prints when a provider fails; the session says it better."
-    import io
     with contextlib.redirect_stdout(io.StringIO()): yield
 
 # %% ../../nbs/parity/05_backends.ipynb #9ef2f17d
@@ -296,7 +298,6 @@ def callable_backend(
     name: str = "",  # for the report
 ) -> Backend:
     "A backend from any function of arrays."
-    import numpy as np
     def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
         value = function(**feeds)
         if isinstance(value, Mapping): return {k: np.asarray(v) for k, v in value.items()}

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput, need
+from ..core.lazy import lazy_module
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = lazy_module("numpy")
 
 # %% auto #0
 __all__ = ['compiled_function']
@@ -31,7 +37,6 @@ def compiled_function(
         ) from e
 
     def aot_inductor(**arrays: Any) -> Any:
-        import numpy as np
         tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
         try:
             out = package(*tensors.values())

@@ -10,22 +10,35 @@ import hashlib
 import importlib
 import io
 import json
+import logging
 import os
 import re
 import tempfile
+import time
+import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.errors import BadInput, CheckError, need
+from ..core.lazy import lazy_module
 from ..core.results import Result, to_json
 from .backends import session, versions
 from .inputs import call, example_inputs, free_dims, inference, with_sizes
 from .original import as_arrays
 
 if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir
+    import torch
     from torch import Tensor, nn
+else:
+    np = lazy_module("numpy")
+    onnx_ir = lazy_module("onnx_ir")
+    torch = lazy_module("torch")
 
 # %% auto #0
 __all__ = ['EXTERNAL_OVER', 'TensorSpec', 'Export', 'quiet', 'Capture', 'is_transformers', 'capture', 'source_line', 'short_path',
@@ -60,8 +73,6 @@ class Export(Result):
 @contextlib.contextmanager
 def quiet() -> Iterator[io.StringIO]:
     "Collect what Python code prints or warns; loggers below the level of errors are silent meanwhile."
-    import logging
-    import warnings
     heard, disabled = io.StringIO(), logging.root.manager.disable
     try:
         logging.disable(logging.WARNING)
@@ -95,7 +106,6 @@ def _torch_export(
     opset: int | None,
     names: list[str],
 ) -> Any:
-    import torch
     shapes = {k: {axis: torch.export.Dim.AUTO for axis in dims.get(k, {})} for k in inputs}
     return torch.onnx.export(
         module,
@@ -116,7 +126,6 @@ def _transformers_export(
     opset: int | None,
     names: list[str],
 ) -> Any:
-    import torch
     tool: Any = importlib.import_module("transformers.exporters.exporter_onnx")
     shapes = {k: _auto_shapes(v, dims.get(k)) for k, v in inputs.items()}
     real, made = torch.onnx.export, []
@@ -134,7 +143,6 @@ def _transformers_export(
     return made[-1]
 
 def _auto_shapes(value: Any, axes: Mapping[int, str] | None) -> Any:
-    import torch
     if isinstance(value, torch.Tensor): return {axis: torch.export.Dim.AUTO for axis in axes or {}}
     from transformers.exporters.exporter_dynamo import get_auto_dynamic_shapes
     return get_auto_dynamic_shapes(value)
@@ -234,7 +242,6 @@ _ADVICE = [
 def _failure(
     module: "nn.Module", error: Exception, kind: str, inputs: Mapping[str, Any] | None = None
 ) -> CheckError:
-    import traceback
     chain, e = [], error
     while e is not None:
         chain.append(e)
@@ -262,7 +269,6 @@ def _failing_node(module: "nn.Module", inputs: Mapping[str, Any] | None, text: s
     "(module, source line) of the traced operator that could not be translated, by tracing without translating."
     name = re.search(r"translating node %(\w+)", text)
     if name is None or inputs is None: return None
-    import torch
     try: program = torch.export.export(module, (), kwargs=dict(inputs), strict=False)
     except Exception: return None
     node = next((n for n in program.graph.nodes if n.name == name[1]), None)
@@ -322,7 +328,6 @@ def write_model(
     external_over: int = EXTERNAL_OVER,  # bytes
 ) -> list[Path]:  # what was written, the model first
     "Write an ONNX model so that an interrupted write leaves the old files."
-    import onnx_ir
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     external = f"{path.name}.data" if _weight_bytes(model) > external_over else None
@@ -425,7 +430,6 @@ def export_capture(
     external_over: int = EXTERNAL_OVER,
 ) -> tuple[Export, Capture]:
     "`export`, and the traced program with it."
-    import time
     start = time.monotonic()
     need("torch", "torch", "exporting")
     inputs = example_inputs(module, config) if inputs is None else dict(inputs)
@@ -471,7 +475,6 @@ def export_capture(
     return result, made
 
 def _tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    import torch
     return {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
 
 def baked_sizes(
@@ -481,7 +484,6 @@ def baked_sizes(
     path: str | Path,  # of the file
 ) -> set[str]:  # names of dimensions
     "Heights and widths that the file leaves free and gets wrong: the trace has followed a branch on the size."
-    from importlib.util import find_spec
 
     free = {
         d: inputs[k].shape[i]
@@ -499,7 +501,6 @@ def baked_sizes(
 
 def _near(a: Any, b: Any) -> bool:
     "Whether two arrays are the same for a first look: a baked size changes shapes, or everything."
-    import numpy as np
     if a.shape != b.shape: return False
     a, b = a.astype(np.float64), b.astype(np.float64)
     return bool(
@@ -512,7 +513,6 @@ def _near(a: Any, b: Any) -> bool:
 def _check_runs(module: "nn.Module", inputs: Mapping[str, Any]) -> None:
     try: call(module, inputs)
     except Exception as e:
-        import traceback
         where = source_line(traceback.format_exc())
         tried = ", ".join(f"{k} {list(getattr(v, 'shape', []))}" for k, v in inputs.items())
         raise BadInput(

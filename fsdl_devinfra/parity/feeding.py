@@ -10,26 +10,36 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
+from ..core.lazy import lazy_module
 from .graph import Graph
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    import torch
     from torch import nn
+else:
+    np = lazy_module("numpy")
+    onnx = lazy_module("onnx")
+    torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['kind_of', 'could_be', 'assignment', 'derivable', 'renamed', 'completed', 'file_only', 'derived_inputs']
+__all__ = ['kind_of', 'could_be', 'derivable', 'assignment', 'renamed', 'completed', 'file_only', 'derived_inputs']
 
 # %% ../../nbs/parity/15_feeding.ipynb #2d739021
+def _dtype_of(info: Any) -> Any:  # numpy.dtype
+    "The type of an input as numpy knows it."
+    return onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+
 def kind_of(
     graph: Graph,
     name: str,  # of an input
 ) -> str:  # "f" float, "i" integer, "b" boolean
     "What sort of numbers an input of the file takes."
-    import onnx
-    info = next(i for i in graph.proto.graph.input if i.name == name)
-    kind = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type).kind
+    kind: str = _dtype_of(next(i for i in graph.proto.graph.input if i.name == name)).kind
     return {"u": "i", "V": "f"}.get(kind, kind)
 
+# %% ../../nbs/parity/15_feeding.ipynb #0e6ebeb0
 def could_be(
     graph: Graph,
     name: str,  # of an input of the file
@@ -42,6 +52,43 @@ def could_be(
     same_size = all(not isinstance(want, int) or want in (0, have) for want, have in zip(sizes, tensor.shape))
     return same_size and sort == kind_of(graph, name)
 
+# %% ../../nbs/parity/15_feeding.ipynb #7ac10dbe
+def derivable(
+    name: str,  # of an input of the file
+) -> bool:
+    "Whether an input follows from the others."
+    return name in ("token_type_ids", "position_ids", "attention_mask", "use_cache_branch") or "past" in name
+
+# %% ../../nbs/parity/15_feeding.ipynb #656b1907
+def _refuse_unknown(graph: Graph, inputs: Mapping[str, Any], given: Mapping[str, str]) -> None:
+    "Names that the file or the module does not have raise `BadInput`."
+    for there, here in given.items():
+        if there not in graph.inputs:
+            raise BadInput(f"the file has no input {there!r}", f"It has {', '.join(graph.inputs)}: --map FILE_NAME=MODEL_NAME")
+        if here not in inputs:
+            raise BadInput(f"the module was given no input {here!r}", f"It was given {', '.join(inputs)}")
+
+# %% ../../nbs/parity/15_feeding.ipynb #4ba717f5
+def _question(names: list[str], left: list[str]) -> BadInput:
+    "The error that asks the user."
+    told = f"the file asks for {', '.join(names)} and the module has {', '.join(left)}: it is not clear which is which"
+    return BadInput(told, "Say it: " + " ".join(f"--map {n}=MODEL_NAME" for n in names))
+
+# %% ../../nbs/parity/15_feeding.ipynb #30b3aba3
+def _forced(
+    choices: dict[str, list[str]],  # file name → module names that it could be
+    left: list[str],  # module names without a place
+) -> dict[str, str]:  # file name → module name
+    "The only assignment that the choices allow. Raises `BadInput` with a question where there are several."
+    found: dict[str, str] = {}
+    while lone := next((n for n, c in choices.items() if len(c) == 1), None):
+        taken = choices.pop(lone)[0]
+        if any(c == [taken] for c in choices.values()): raise _question([lone, *choices], left)
+        found[lone] = taken
+        choices = {n: [m for m in c if m != taken] for n, c in choices.items()}
+    if any(choices.values()): raise _question(list(choices), [m for m in left if m not in found.values()])
+    return found
+
 # %% ../../nbs/parity/15_feeding.ipynb #43789379
 def assignment(
     graph: Graph,
@@ -50,35 +97,11 @@ def assignment(
 ) -> dict[str, str]:  # file name → module name, only where they differ
     "Which tensor goes where. Raises `BadInput` with a question where that is not clear."
     found = dict(given or {})
-    for there, here in found.items():
-        if there not in graph.inputs:
-            raise BadInput(
-                f"the file has no input {there!r}",
-                f"It has {', '.join(graph.inputs)}: --map FILE_NAME=MODEL_NAME",
-            )
-        if here not in inputs:
-            raise BadInput(f"the module was given no input {here!r}", f"It was given {', '.join(inputs)}")
-    open_names = [n for n in graph.inputs if n not in inputs and n not in found and not derivable(n)]
+    _refuse_unknown(graph, inputs, found)
+    asked = [n for n in graph.inputs if n not in inputs and n not in found and not derivable(n)]
     left = [n for n in inputs if n not in graph.inputs and n not in found.values()]
-    choices = {n: [m for m in left if could_be(graph, n, inputs[m])] for n in open_names}
-    while lone := next((n for n, c in choices.items() if len(c) == 1), None):
-        taken = choices.pop(lone)[0]
-        if any(c == [taken] for c in choices.values()): raise _question(graph, inputs, [lone, *choices], left)
-        found[lone] = taken
-        choices = {n: [m for m in c if m != taken] for n, c in choices.items()}
-    if any(choices.values()):
-        raise _question(graph, inputs, list(choices), [m for m in left if m not in found.values()])
-    return found
-
-def _question(graph: Graph, inputs: Mapping[str, Any], names: list[str], left: list[str]) -> BadInput:
-    told = f"the file asks for {', '.join(names)} and the module has {', '.join(left)}: it is not clear which is which"
-    return BadInput(told, "Say it: " + " ".join(f"--map {n}=MODEL_NAME" for n in names))
-
-def derivable(
-    name: str,  # of an input of the file
-) -> bool:
-    "Whether an input follows from the others."
-    return name in ("token_type_ids", "position_ids", "attention_mask", "use_cache_branch") or "past" in name
+    choices = {n: [m for m in left if could_be(graph, n, inputs[m])] for n in asked}
+    return found | _forced(choices, left)
 
 # %% ../../nbs/parity/15_feeding.ipynb #7992d437
 def renamed(
@@ -87,7 +110,6 @@ def renamed(
 ) -> Graph:
     "The file with its inputs under the module's names."
     if not names: return graph
-    import onnx
 
     proto = onnx.ModelProto()
     proto.CopyFrom(graph.proto)
@@ -98,60 +120,91 @@ def renamed(
     return Graph(proto, graph.folder)
 
 # %% ../../nbs/parity/15_feeding.ipynb #dbc2064a
+def _token_ids(inputs: Mapping[str, Any]) -> Any:  # tensor [batch, length], or None
+    "The token ids among some inputs."
+    integers = {k: v for k, v in inputs.items() if getattr(v, "ndim", 0) == 2 and not v.is_floating_point()}
+    return next((v for k, v in integers.items() if "mask" not in k), None)
+
+# %% ../../nbs/parity/15_feeding.ipynb #2b94df4c
+def _from_ids(ids: Any) -> dict[str, Any]:  # parameter of `forward` → tensor
+    "What follows from token ids."
+    length = ids.shape[1]
+    second_half = torch.arange(length) >= (length + 1) // 2
+    return {
+        "token_type_ids": second_half.to(ids.dtype).expand_as(ids).contiguous(),
+        "position_ids": torch.arange(length).expand_as(ids).contiguous(),
+        "attention_mask": torch.ones_like(ids),
+    }
+
+# %% ../../nbs/parity/15_feeding.ipynb #fda1acdd
 def completed(
     module: "nn.Module",
     graph: Graph,
     inputs: Mapping[str, Any],  # parameter of `forward` → tensor
 ) -> dict[str, Any]:
     "The inputs with those that the file asks for, the module takes, and that follow from the others."
-    import torch
+    ids = _token_ids(inputs)
+    if ids is None: return dict(inputs)
+    takes, made = set(inspect.signature(module.forward).parameters), _from_ids(ids)
+    wanted = [n for n in graph.inputs if n in made and n in takes and n not in inputs]
+    return dict(inputs) | {n: made[n] for n in wanted}
 
-    ids = next(
-        (
-            v
-            for k, v in inputs.items()
-            if getattr(v, "ndim", 0) == 2 and not v.is_floating_point() and "mask" not in k
-        ),
-        None,
-    )
-    takes, out = set(inspect.signature(module.forward).parameters), dict(inputs)
-    if ids is None: return out
-    length = ids.shape[1]
-    made = {
-        "token_type_ids": lambda: (
-            (torch.arange(length) >= (length + 1) // 2).to(ids.dtype).expand_as(ids).contiguous()
-        ),
-        "position_ids": lambda: torch.arange(length).expand_as(ids).contiguous(),
-        "attention_mask": lambda: torch.ones_like(ids),
-    }
-    for name in graph.inputs:
-        if name in made and name in takes and name not in out: out[name] = made[name]()
-    return out
+# %% ../../nbs/parity/15_feeding.ipynb #7c225215
+def _neutral(name: str, sizes: Sequence[Any], kind: Any, batch: int, length: int) -> "np.ndarray":
+    "The value of an input that changes nothing."
+    if "past" in name:
+        known = [d if isinstance(d, int) and d > 0 else 0 for d in sizes[1:]]
+        return np.zeros([batch, *known][: len(sizes)], kind)
+    if name == "use_cache_branch": return np.zeros(len(sizes) and 1, kind)
+    if name == "position_ids": return np.broadcast_to(np.arange(length), (batch, length)).astype(kind)
+    return np.full((batch, length), name == "attention_mask", kind)
 
+# %% ../../nbs/parity/15_feeding.ipynb #306bfdac
 def file_only(
     graph: Graph,
     feeds: Mapping[str, "np.ndarray"],  # what is known
 ) -> dict[str, "np.ndarray"]:  # inputs that only the file has
     "An empty cache, token types of zero, positions from the left, a mask of ones."
-    import numpy as np
-    import onnx
     first = next((v for v in feeds.values() if v.ndim), np.zeros((1, 1)))
     batch, length = first.shape[0], first.shape[1] if first.ndim > 1 else 1
-    found: dict[str, np.ndarray] = {}
-    for info in graph.proto.graph.input:
-        if info.name not in graph.inputs or info.name in feeds or not derivable(info.name): continue
-        kind = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
-        sizes = graph.sizes()[info.name]
-        if "past" in info.name:
-            shape = [
-                batch if i == 0 else d if isinstance(d, int) and d > 0 else 0 for i, d in enumerate(sizes)
-            ]
-            found[info.name] = np.zeros(shape, kind)
-        elif info.name == "use_cache_branch": found[info.name] = np.zeros(len(sizes) and 1, kind)
-        elif info.name == "position_ids":
-            found[info.name] = np.broadcast_to(np.arange(length), (batch, length)).astype(kind)
-        else: found[info.name] = np.full((batch, length), info.name == "attention_mask", kind)
-    return found
+    return {
+        info.name: _neutral(info.name, graph.sizes()[info.name], _dtype_of(info), batch, length)
+        for info in graph.proto.graph.input
+        if info.name in graph.inputs and info.name not in feeds and derivable(info.name)
+    }
+
+# %% ../../nbs/parity/15_feeding.ipynb #54244f41
+def _padded(shape: Sequence[int]) -> "np.ndarray":
+    "A mask whose later rows are padded on the right."
+    mask = np.ones(shape, np.int64)
+    for row in range(1, shape[0] if len(shape) == 2 else 0):
+        mask[row, max(1, shape[1] - 1 - row % max(1, shape[1] // 2)) :] = 0
+    return mask
+
+# %% ../../nbs/parity/15_feeding.ipynb #d7b783da
+def _limit(graph: Graph, name: str) -> int:
+    "One more than the largest integer that an input may hold: the size of the smallest table that it indexes, else 2."
+    readers = [graph.nodes[i] for i in graph.consumers.get(name, [])]
+    tables = [n.input[0] for n in readers if n.op_type == "Gather" and n.input[1] == name]
+    return min((graph.initializers[t].dims[0] for t in tables if t in graph.initializers), default=2)
+
+def _integers(graph: Graph, name: str, shape: Sequence[int], rng: Any) -> "np.ndarray":
+    "A mask, or numbers within the table."
+    if "mask" in name: return _padded(shape)
+    return rng.integers(0, _limit(graph, name), shape) if np.prod(shape) else np.zeros(shape, np.int64)
+
+# %% ../../nbs/parity/15_feeding.ipynb #cf527824
+def _size(
+    size: int | str | None,  # what the file says
+    axis: int,
+    sizes: dict[str, int],  # those that have a name, so far
+    batch: int,
+    length: int,
+) -> int:
+    "A fixed size as it is; a free one by its place, and one name has one size."
+    if isinstance(size, int) and size > 0: return size
+    usual = batch if axis == 0 else length
+    return sizes.setdefault(size, usual) if isinstance(size, str) else usual
 
 # %% ../../nbs/parity/15_feeding.ipynb #4d230c7c
 def derived_inputs(
@@ -161,38 +214,12 @@ def derived_inputs(
     seed: int = 0,
 ) -> dict[str, "np.ndarray"]:
     "Inputs that a file takes, from the file alone."
-    import numpy as np
-    import onnx
     rng, sizes, made = np.random.default_rng(seed), {}, {}
     for info in graph.proto.graph.input:
         if info.name not in graph.inputs or (derivable(info.name) and "mask" not in info.name): continue
         shape = [_size(d, i, sizes, batch, length) for i, d in enumerate(graph.sizes()[info.name])]
-        kind = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        kind = _dtype_of(info)
         if kind.kind in "iu": made[info.name] = _integers(graph, info.name, shape, rng).astype(kind)
         elif kind.kind == "b": made[info.name] = np.ones(shape, bool)
         else: made[info.name] = rng.standard_normal(shape).astype(kind)
     return made | file_only(graph, made)
-
-def _size(d: int | str | None, axis: int, sizes: dict[str, int], batch: int, length: int) -> int:
-    if isinstance(d, int) and d > 0: return d
-    usual = batch if axis == 0 else length
-    return sizes.setdefault(d, usual) if isinstance(d, str) else usual
-
-def _integers(graph: Graph, name: str, shape: Sequence[int], rng: Any) -> "np.ndarray":
-    import numpy as np
-    if "mask" in name: return _padded(shape)
-    tables = [
-        graph.nodes[i]
-        for i in graph.consumers.get(name, [])
-        if graph.nodes[i].op_type == "Gather" and graph.nodes[i].input[1] == name
-    ]
-    limits = [graph.initializers[t.input[0]].dims[0] for t in tables if t.input[0] in graph.initializers]
-    return rng.integers(0, min(limits, default=2), shape) if np.prod(shape) else np.zeros(shape, np.int64)
-
-def _padded(shape: Sequence[int]) -> "np.ndarray":
-    "A mask whose later rows are padded on the right."
-    import numpy as np
-    mask = np.ones(shape, np.int64)
-    for row in range(1, shape[0] if len(shape) == 2 else 0):
-        mask[row, max(1, shape[1] - 1 - row % max(1, shape[1] // 2)) :] = 0
-    return mask

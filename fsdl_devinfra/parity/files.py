@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput, CheckError
-from .backends import NotRun, onnx_backend, provider_name, versions
+from ..core.lazy import lazy_module
+from .backends import Backend, NotRun, onnx_backend, provider_name, versions
 from .causes import Cause
-from .checking import Case, Divergence, ParityReport, _now, _verdict
+from .checking import Case, Divergence, ParityReport, _now, _share_reached, _verdict, _without_values, paddings_of
 from .feeding import assignment, derivable, derived_inputs, file_only, renamed
 from .graph import Graph, file_precision
 from .localization import Localization, OperatorError, isolated, run_graph
@@ -24,58 +25,35 @@ from .safety import inspected
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    import torch
+    from onnx import numpy_helper, reference as onnx_reference
+else:
+    onnx_reference = lazy_module("onnx.reference")
+    np = lazy_module("numpy")
+    onnx = lazy_module("onnx")
+    torch = lazy_module("torch")
+    numpy_helper = lazy_module("onnx.numpy_helper")
 
 # %% auto #0
-__all__ = ['TRUSTED', 'in_float64', 'Reference', 'reference_of', 'compare_layers', 'compare_files', 'derived_sets']
+__all__ = ['TRUSTED', 'ROUNDED', 'in_float64', 'Reference', 'reference_of', 'compare_layers', 'derived_sets', 'compare_files']
 
-# %% ../../nbs/parity/18_files.ipynb #137fc748
-def in_float64(
-    graph: Graph,
-    feeds: Mapping[str, "np.ndarray"],
-) -> dict[str, "np.ndarray"] | None:  # None where the evaluator cannot run the file
-    "The outputs of a file in float64, by the evaluator of the onnx package."
-    import numpy as np
-    from onnx.reference import ReferenceEvaluator
-    proto = _widened(graph)
-    if proto is None: return None
-    wide = {
-        k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in feeds.items() if k in graph.inputs
-    }
-    try:
-        evaluator: Any = ReferenceEvaluator(proto)
-        with np.errstate(all="ignore"): return dict(zip(evaluator.output_names, evaluator.run(None, wide)))
-    except Exception: return None
-
-def _widened(graph: Graph) -> Any:
-    "The model with every float constant and every cast in float64; None where weights lie elsewhere or an operator is not standard."
-    import onnx
-
-    if any(t.data_location for t in graph.proto.graph.initializer) or any(
-        n.domain not in ("", "ai.onnx") for n in graph.nodes
-    ):
-        return None
-    proto = onnx.ModelProto()
-    proto.CopyFrom(graph.proto)
-    for t in proto.graph.initializer: _widen_tensor(t)
-    for node in proto.graph.node: _widen_node(node)
-    for info in [*proto.graph.input, *proto.graph.output]: _widen_info(info)
-    del proto.graph.value_info[:]
-    return proto
+# %% ../../nbs/parity/18_files.ipynb #1ed0d604
+_NARROW = (1, 10, 16)  # FLOAT, FLOAT16, BFLOAT16 of onnx.TensorProto
+_DOUBLE = 11
 
 _NARROW = (1, 10, 16)  # FLOAT, FLOAT16, BFLOAT16 of onnx.TensorProto
 _DOUBLE = 11
 
-def _widen_tensor(t: Any) -> None:
-    import numpy as np
-    from onnx import numpy_helper
+def _widen_tensor(tensor: Any) -> None:
+    if tensor.data_type not in _NARROW: return
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
 
-    if t.data_type in _NARROW:
-        t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(np.float64), t.name))
-
-
+# %% ../../nbs/parity/18_files.ipynb #f7410a4e
 def _widen_info(info: Any) -> None:
     if info.type.tensor_type.elem_type in _NARROW: info.type.tensor_type.elem_type = _DOUBLE
 
+# %% ../../nbs/parity/18_files.ipynb #d85aa980
 def _widen_node(node: Any) -> None:
     for a in node.attribute:
         if a.HasField("t"): _widen_tensor(a.t)
@@ -84,6 +62,39 @@ def _widen_node(node: Any) -> None:
             for t in g.initializer: _widen_tensor(t)
             for n in g.node: _widen_node(n)
 
+# %% ../../nbs/parity/18_files.ipynb #07eee97f
+def _widened(graph: Graph) -> Any:
+    "The model with every float constant and every cast in float64; None where weights lie elsewhere or an operator is not standard."
+    elsewhere = any(t.data_location for t in graph.proto.graph.initializer)
+    if elsewhere or any(n.domain not in ("", "ai.onnx") for n in graph.nodes): return None
+    proto = onnx.ModelProto()
+    proto.CopyFrom(graph.proto)
+    for tensor in proto.graph.initializer: _widen_tensor(tensor)
+    for node in proto.graph.node: _widen_node(node)
+    for info in [*proto.graph.input, *proto.graph.output]: _widen_info(info)
+    del proto.graph.value_info[:]
+    return proto
+
+# %% ../../nbs/parity/18_files.ipynb #7e02a564
+def _wide(value: "np.ndarray") -> "np.ndarray":
+    "A float array in float64; anything else as it is."
+    return value.astype(np.float64) if value.dtype.kind == "f" else value
+
+# %% ../../nbs/parity/18_files.ipynb #137fc748
+def in_float64(
+    graph: Graph,
+    feeds: Mapping[str, "np.ndarray"],
+) -> dict[str, "np.ndarray"] | None:  # None where the evaluator cannot run the file
+    "The outputs of a file in float64, by the evaluator of the onnx package."
+    proto = _widened(graph)
+    if proto is None: return None
+    wide = {k: _wide(v) for k, v in feeds.items() if k in graph.inputs}
+    try:
+        evaluator: Any = onnx_reference.ReferenceEvaluator(proto)
+        with np.errstate(all="ignore"): return dict(zip(evaluator.output_names, evaluator.run(None, wide)))
+    except Exception: return None
+
+# %% ../../nbs/parity/18_files.ipynb #e22f1959
 @dataclass
 class Reference:
     "What the first file gives."
@@ -92,54 +103,98 @@ class Reference:
     noise: dict[str, "np.ndarray"] = field(default_factory=dict)  # what rounding does to each number
     exact: bool = True  # whether `truth` was computed in float64
 
+# %% ../../nbs/parity/18_files.ipynb #23e1a162
 TRUSTED = 1e-2  # relative distance from ONNX Runtime's outputs up to which the evaluator is believed
 
-def reference_of(
-    graph: Graph,
-    feeds: Mapping[str, "np.ndarray"],
-) -> Reference:
-    "The first file's outputs and its own error. Raises `BadInput` where it cannot be run."
-    import numpy as np
-    own = run_graph(graph, feeds, level="none")
-    truth = in_float64(graph, feeds)
-    if truth is not None and all(_near(truth[k], own[k]) for k in own): return Reference(own, truth)
-    others = [
-        run_graph(graph, feeds, level="all"),
-        run_graph(graph, _nudged(feeds, 1), level="none"),
-        run_graph(graph, _nudged(feeds, 2), level="all"),
-    ]
-    wide = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in own.items()}
-    noise = {
-        k: np.maximum.reduce([np.abs(o[k].astype(np.float64) - v) for o in others])
-        for k, v in wide.items()
-        if v.dtype.kind == "f" and all(o[k].shape == v.shape for o in others)
-    }
-    apart = {
-        k: np.where(np.isfinite(noise[k]), wide[k] + noise[k], wide[k]) if k in noise else v
-        for k, v in wide.items()
-    }
-    return Reference(apart, wide, noise, exact=False)
-
 def _near(a: "np.ndarray", b: "np.ndarray") -> bool:
-    import numpy as np
     if a.shape != b.shape: return False
     a, b = a.astype(np.float64), b.astype(np.float64)
     good = np.isfinite(a) & np.isfinite(b)
     return bool(np.abs(a - b)[good].max(initial=0) <= TRUSTED * np.abs(b[good]).max(initial=1e-30))
 
+# %% ../../nbs/parity/18_files.ipynb #a4c13902
 def _nudged(feeds: Mapping[str, "np.ndarray"], seed: int) -> dict[str, "np.ndarray"]:
     "Float inputs off by up to one unit in the last place."
-    import numpy as np
     rng = np.random.default_rng(seed)
-
-    def off(v):
-        return (
-            (v * (1 + np.finfo(v.dtype).eps * rng.uniform(-1, 1, v.shape))).astype(v.dtype)
-            if v.dtype.kind == "f"
-            else v
-        )
-
+    def off(value: "np.ndarray") -> "np.ndarray":
+        if value.dtype.kind != "f": return value
+        units = rng.uniform(-1, 1, value.shape)
+        return (value * (1 + np.finfo(value.dtype).eps * units)).astype(value.dtype)
     return {k: off(v) for k, v in feeds.items()}
+
+# %% ../../nbs/parity/18_files.ipynb #bdd44337
+def _estimated(
+    own: Mapping[str, "np.ndarray"],  # what the file gives without optimisation
+    others: Sequence[Mapping[str, "np.ndarray"]],  # what it gives otherwise
+) -> Reference:
+    "An error from the spread of several runs."
+    wide = {k: _wide(v) for k, v in own.items()}
+    noise = {
+        k: np.maximum.reduce([np.abs(o[k].astype(np.float64) - v) for o in others])
+        for k, v in wide.items()
+        if v.dtype.kind == "f" and all(o[k].shape == v.shape for o in others)
+    }
+    apart = {k: np.where(np.isfinite(noise[k]), v + noise[k], v) if k in noise else v for k, v in wide.items()}
+    return Reference(apart, wide, noise, exact=False)
+
+# %% ../../nbs/parity/18_files.ipynb #861d62a3
+def reference_of(
+    graph: Graph,
+    feeds: Mapping[str, "np.ndarray"],
+) -> Reference:
+    "The first file's outputs and its own error. Raises `BadInput` where it cannot be run."
+    own = run_graph(graph, feeds, level="none")
+    truth = in_float64(graph, feeds)
+    if truth is not None and all(_near(truth[k], own[k]) for k in own): return Reference(own, truth)
+    return _estimated(own, [
+        run_graph(graph, feeds, level="all"),
+        run_graph(graph, _nudged(feeds, 1), level="none"),
+        run_graph(graph, _nudged(feeds, 2), level="all"),
+    ])
+
+# %% ../../nbs/parity/18_files.ipynb #3241142f
+def _relative(own: "np.ndarray", got: "np.ndarray") -> float:
+    "The largest difference relative to the largest value."
+    if own.shape != got.shape: return math.inf
+    if own.dtype.kind in "biu": return float((own != got).mean()) if own.size else 0.0
+    mine, other = own.astype(np.float64), got.astype(np.float64)
+    good = np.isfinite(mine)
+    if (good != np.isfinite(other)).any(): return math.inf
+    return float(np.abs(mine - other)[good].max(initial=0) / np.abs(mine[good]).max(initial=1e-30))
+
+# %% ../../nbs/parity/18_files.ipynb #745e813c
+def _terms(op: str, dims: Sequence[int]) -> int:
+    "Numbers that an operator adds up for one of its outputs, by the shape of its weight."
+    if op in ("MatMul", "Gemm") and len(dims) > 1: return dims[-2]
+    return math.prod(dims[1:]) or 1
+
+def _length(graph: Graph, node: Any) -> float:
+    "How roundings grow in one operator: the root of the numbers that it sums."
+    weights = [graph.initializers[v].dims for v in node.input if v in graph.initializers]
+    return max([1.0, *(math.sqrt(_terms(node.op_type, dims)) for dims in weights)])
+
+# %% ../../nbs/parity/18_files.ipynb #17a421d4
+def _error(right: Graph, pair: Pair, own: Any, together: Any, alone: Any, other: Any) -> OperatorError:
+    "One value of the second file: its error alone, in the whole, and what is usual."
+    at = right.producer[pair.right]
+    node, origin = right.nodes[at], right.origins[at]
+    error, cumulative, usual = (_relative(own, x) if x is not None else 0.0 for x in (alone, together, other))
+    precision = "fp16" if "float16" in (own.dtype, alone.dtype) else "fp32"
+    floor = 2 * EPS[precision] * _length(right, node)
+    ratio = error / max(usual, floor) if math.isfinite(error) else math.inf
+    op, module, source = (origin.op, origin.module, origin.source) if origin else (node.op_type, "", "")
+    return OperatorError(pair.right, node.name or node.op_type, op, module, source, error, usual, ratio, cumulative, pair.left)
+
+# %% ../../nbs/parity/18_files.ipynb #33b0daa7
+def _isolated_run(
+    graph: Graph,
+    cut: Mapping[str, Any],  # value → what the layers that read it get
+    feeds: Mapping[str, Any],
+    level: str = "none",
+) -> dict[str, Any]:  # {} where the file does not run in pieces
+    "Every layer on given values."
+    try: return run_graph(isolated(graph, cut), {**feeds, **{f"cut::{v}": x for v, x in cut.items()}}, level=level)
+    except CheckError: return {}
 
 # %% ../../nbs/parity/18_files.ipynb #cc7f994f
 def compare_layers(
@@ -149,153 +204,116 @@ def compare_layers(
     rule: Rule = Rule(),
 ) -> tuple[Localization, list[Pair]]:
     "The error of each value of the second file that is also in the first."
-    a = run_values(left, flowing(left), feeds)
-    b = run_values(right, flowing(right), feeds)
-    pairs = [p for p in paired(a, b) if p.right in right.producer]
-    cut = {p.right: a[p.left].astype(b[p.right].dtype) for p in pairs}
-    try: alone = run_graph(isolated(right, cut), {**feeds, **{f"cut::{v}": x for v, x in cut.items()}})
-    except CheckError: alone = {}
-    own = _alone_in_first(left, pairs, a, feeds)
+    mine = run_values(left, flowing(left), feeds)
+    theirs = run_values(right, flowing(right), feeds)
+    pairs = [p for p in paired(mine, theirs) if p.right in right.producer]
+    alone = _isolated_run(right, {p.right: mine[p.left].astype(theirs[p.right].dtype) for p in pairs}, feeds)
+    usual = _isolated_run(left, {p.left: mine[p.left] for p in pairs if p.left in left.producer}, feeds, level="all")
     errors = [
-        _error(right, p, a[p.left], b[p.right], alone.get(p.right, b[p.right]), own.get(p.left))
+        _error(right, p, mine[p.left], theirs[p.right], alone.get(p.right, theirs[p.right]), usual.get(p.left))
         for p in pairs
     ]
     return Localization(errors, rule.factor), pairs
 
-def _alone_in_first(
-    left: Graph, pairs: Sequence[Pair], values: Mapping[str, Any], feeds: Mapping[str, Any]
-) -> dict[str, Any]:
-    "The same layers of the first file, optimised: what another kernel of the same operator gives."
-    cut = {p.left: values[p.left] for p in pairs if p.left in left.producer}
-    try:
-        return run_graph(
-            isolated(left, cut), {**feeds, **{f"cut::{v}": x for v, x in cut.items()}}, level="all"
-        )
-    except CheckError:
-        return {}
+# %% ../../nbs/parity/18_files.ipynb #6a4159f8
+ROUNDED = 2e-3  # distance of weights, relative to the largest, that another precision explains
 
-def _error(right: Graph, pair: Pair, own: Any, together: Any, alone: Any, other: Any) -> OperatorError:
-    at = right.producer[pair.right]
-    node, origin = right.nodes[at], right.origins[at]
-    error, cumulative, mine = (_relative(own, x) if x is not None else 0.0 for x in (alone, together, other))
-    precision = "fp16" if own.dtype == "float16" or alone.dtype == "float16" else "fp32"
-    ratio = error / max(mine, 2 * EPS[precision] * _length(right, node)) if math.isfinite(error) else math.inf
-    return OperatorError(
-        pair.right,
-        node.name or node.op_type,
-        origin.op if origin else node.op_type,
-        origin.module if origin else "",
-        origin.source if origin else "",
-        error,
-        mine,
-        ratio,
-        cumulative,
-        pair.left,
-    )
+def _distance(left: "np.ndarray", right: "np.ndarray") -> float:
+    "The largest difference of two weights, relative to the largest number of the first."
+    apart = np.nan_to_num(left - right, nan=np.inf)
+    return float(np.abs(apart).max()) / max(float(np.abs(left).max()), 1e-30)
 
-def _length(graph: Graph, node: Any) -> float:
-    "How roundings grow in one operator: the root of the numbers that it sums."
-    sizes = [graph.initializers[v].dims for v in node.input if v in graph.initializers]
-    return max(
-        [
-            1.0,
-            *(
-                math.sqrt(
-                    d[-2] if node.op_type in ("MatMul", "Gemm") and len(d) > 1 else math.prod(d[1:]) or 1
-                )
-                for d in sizes
-            ),
-        ]
-    )
+def _weight_causes(left: Graph, right: Graph) -> list[Cause]:
+    "Weights of one name that are not the same."
+    mine, theirs = float_weights(left), float_weights(right)
+    both = [n for n in mine if n in theirs and mine[n].shape == theirs[n].shape and mine[n].size]
+    away = {n: _distance(mine[n], theirs[n]) for n in both}
+    allowed = ROUNDED if file_precision(left) != file_precision(right) else 0
+    worst = sorted((n for n in both if away[n] > allowed), key=lambda n: -away[n])[:3]
+    return [Cause("weight", f"{n} is off by {away[n]:.2g} of its largest value") for n in worst]
 
+# %% ../../nbs/parity/18_files.ipynb #1ccc12a2
+def _attributes(node: Any) -> dict[str, bytes]: return {a.name: a.SerializeToString() for a in node.attribute}
 
-def _relative(own: "np.ndarray", got: "np.ndarray") -> float:
-    "The largest difference relative to the largest value."
-    import numpy as np
-    if own.shape != got.shape: return math.inf
-    if own.dtype.kind in "biu": return float((own != got).mean()) if own.size else 0.0
-    a, b = own.astype(np.float64), got.astype(np.float64)
-    if (np.isfinite(a) != np.isfinite(b)).any(): return math.inf
-    good = np.isfinite(a)
-    return float(np.abs(a - b)[good].max(initial=0) / np.abs(a[good]).max(initial=1e-30))
+def _node_causes(left: Graph, right: Graph, place: OperatorError | None) -> list[Cause]:
+    "How the node where they part differs from its counterpart."
+    if place is None or place.fx not in left.producer: return []
+    mine, theirs = left.nodes[left.producer[place.fx]], right.nodes[right.producer[place.value]]
+    if mine.op_type != theirs.op_type:
+        return [Cause("operator semantics", f"{theirs.op_type} in the place of {mine.op_type}")]
+    own, other = _attributes(mine), _attributes(theirs)
+    differ = sorted(k for k in own | other if own.get(k) != other.get(k))
+    if not differ: return []
+    return [Cause("operator semantics", f"{theirs.op_type} {place.node} has another {', '.join(differ)}")]
 
-# %% ../../nbs/parity/18_files.ipynb #1ce250e5
-def compare_files(
-    left: str | Path,  # the original
-    right: str | Path,  # the file in question
-    inputs: Any = None,  # arrays by name, or a list of such; default: derived from the first file
-    providers: Sequence[str] = ("cpu",),
-    rule: Rule = Rule(),
-    names: Mapping[str, str] | None = None,  # input of the second file → input of the first
-    explain: bool = True,
-) -> ParityReport:
-    "Whether two ONNX files compute the same, and where they part."
-    for p in providers: provider_name(p)
-    a, b = (Graph(inspected(p)[1], Path(p).parent) for p in (left, right))
-    sets = _arrays(inputs) if inputs is not None else derived_sets(a, b)
-    b, mapping = _renamed_to(a, b, sets[0], names)
-    files = _Files(a, b, str(left), str(right), rule)
-    for feeds in sets: files.add(feeds, providers, needed=inputs is not None)
-    if not files.cases:
-        raise BadInput(
-            f"{left} runs on no inputs that were derived from it ({files.refused})",
-            "Give your own with --inputs",
-        )
-    verdict = _verdict([c.verdict for c in files.cases])
-    place, causes, errors, told = files.explained() if verdict == "fail" and explain else (None, [], None, [])
-    notes = (
-        [f"input {there} of {right} is {here} of {left}" for there, here in mapping.items()]
-        + files.notes
-        + told
-    )
-    return ParityReport(
-        verdict,
-        files.cases,
-        place,
-        causes,
-        str(left),
-        str(right),
-        str(rule),
-        versions=versions(),
-        notes=notes,
-        localization=errors,
-        coverage=_coverage(files, a, b),
-        date=_now(),
-    )
+# %% ../../nbs/parity/18_files.ipynb #415231f3
+def _lengths(arrays: Sequence["np.ndarray"]) -> list[int]:
+    "Sizes of the second axis, where that is a length."
+    return sorted({v.shape[1] for v in arrays if v.ndim == 3 or v.ndim == 2 and v.dtype.kind in "iu"})
 
+def _coverage(files: _Files, left: Graph, right: Graph) -> dict[str, Any]:
+    "What was compared and what was not."
+    points = [(k, v) for w in {id(w): w for w in files.where}.values() for k, v in w.items() if v.ndim]
+    masks = [v for k, v in points if "mask" in k and v.ndim == 2]
+    batches = sorted({v.shape[0] for _, v in points})
+    only_one = [f"batches other than {batches[0]}"] if len(batches) == 1 else []
+    return {
+        "lengths": _lengths([v for _, v in points]),
+        "paddings": sorted({side for mask in masks for side in paddings_of(mask)}),
+        "batches": batches,
+        "channels": max((o.channels for c in files.cases for o in c.outputs), default=0),
+        "weights_reached": _share_reached(right),
+        "not_covered": only_one + _without_values(files.cases),
+    }
+
+# %% ../../nbs/parity/18_files.ipynb #ff4f6dae
 def _arrays(inputs: Any) -> list[dict[str, "np.ndarray"]]:
-    import numpy as np
+    "The user's inputs as a list of sets. Raises `BadInput` where there are none."
     sets = [inputs] if isinstance(inputs, Mapping) else list(inputs)
     if not sets:
-        raise BadInput(
-            "there are no inputs to compare on", "Give a dictionary of arrays, or leave inputs out"
-        )
+        raise BadInput("there are no inputs to compare on", "Give a dictionary of arrays, or leave inputs out")
     return [{k: np.asarray(v) for k, v in s.items()} for s in sets]
+
+# %% ../../nbs/parity/18_files.ipynb #b4559dc5
+_POINTS = [(2, 8), (1, 8), (3, 8), (2, 1), (2, 16), (2, 33), (1, 130)]  # (batch, length)
 
 def derived_sets(
     left: Graph,
     right: Graph,
 ) -> list[dict[str, "np.ndarray"]]:
     "Inputs of a few sizes: other batches and lengths where both files leave them free, and values out of the ordinary."
-    points = [(2, 8), (1, 8), (3, 8), (2, 1), (2, 16), (2, 33), (1, 130)]
-    sets = [derived_inputs(left, b, n, seed) for seed, (b, n) in enumerate(points)]
+    sets = [derived_inputs(left, b, n, seed) for seed, (b, n) in enumerate(_POINTS)]
     kept = {str({k: v.shape for k, v in s.items()}): s for s in sets}
-    return [*kept.values(), {k: v * 8 if v.dtype.kind == "f" else v for k, v in sets[0].items()}]
+    large = {k: v * 8 if v.dtype.kind == "f" else v for k, v in sets[0].items()}
+    return [*kept.values(), large]
 
+# %% ../../nbs/parity/18_files.ipynb #8bbf9942
 def _renamed_to(
-    a: Graph, b: Graph, feeds: Mapping[str, Any], names: Mapping[str, str] | None
+    left: Graph,
+    right: Graph,
+    feeds: Mapping[str, Any],  # inputs of the first file
+    names: Mapping[str, str] | None,  # from the user
 ) -> tuple[Graph, dict[str, str]]:
-    "The second file with its inputs under the names of the first."
-    import torch
-    mapping = assignment(b, {k: torch.from_numpy(v) for k, v in feeds.items()}, names)
-    missing = [n for n in b.inputs if n not in feeds and n not in mapping and not derivable(n)]
+    "The second file with its inputs under the names of the first, and what was renamed."
+    mapping = assignment(right, {k: torch.from_numpy(v) for k, v in feeds.items()}, names)
+    missing = [n for n in right.inputs if n not in feeds and n not in mapping and not derivable(n)]
     if missing:
-        raise BadInput(
-            f"the second file asks for {', '.join(missing)}; the first has {', '.join(a.inputs)}",
-            "Say which is which with --map",
-        )
-    return renamed(b, mapping), mapping
+        raise BadInput(f"the second file asks for {', '.join(missing)}; the first has {', '.join(left.inputs)}",
+                       "Say which is which with --map")
+    return renamed(right, mapping), mapping
 
+# %% ../../nbs/parity/18_files.ipynb #2f720295
+_ESTIMATED = "the first file cannot be evaluated in float64; its own error is estimated from three other runs of it"
+
+def _by_position(truth: Mapping[str, Any], got: Mapping[str, Any], first: str, second: str) -> list[str]:
+    "Outputs of other names, in words."
+    return [
+        f"{n} of {first} is compared with {m} of {second}, by position"
+        for n, m in matched_outputs(truth, got)
+        if m not in (None, n)
+    ]
+
+# %% ../../nbs/parity/18_files.ipynb #202d2117
 @dataclass
 class _Files:
     "Two files, the cases so far, and the inputs of each."
@@ -308,7 +326,7 @@ class _Files:
     where: list[Mapping[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     refused: str = ""
-    runners: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    backends: dict[str, Backend] = field(default_factory=dict)
 
     def add(self, feeds: Mapping[str, Any], providers: Sequence[str], needed: bool) -> None:
         "The cases of one set of inputs; a derived set that the first file does not take is left out."
@@ -318,121 +336,71 @@ class _Files:
             if needed: raise
             self.refused = e.message
             return
-        if not found.exact:
-            self._say(
-                "the first file cannot be evaluated in float64; its own error is estimated from three other runs of it"
-            )
+        if not found.exact and _ESTIMATED not in self.notes: self.notes.append(_ESTIMATED)
         for p in providers:
             self.cases.append(self._case(p, feeds, found))
             self.where.append(feeds)
 
-    def _say(self, note: str) -> None:
-        if note not in self.notes: self.notes.append(note)
+    def _backend(self, provider: str) -> Backend:
+        if provider not in self.backends:
+            self.backends[provider] = onnx_backend(self.right.data(), provider, folder=self.right.folder)
+        return self.backends[provider]
 
     def _case(self, provider: str, feeds: Mapping[str, Any], found: Reference) -> Case:
         precision = file_precision(self.right)
         shapes = {k: list(v.shape) for k, v in feeds.items()}
         try:
-            if provider not in self.runners:
-                made = onnx_backend(self.right.data(), provider, folder=self.right.folder)
-                self.runners[provider] = lambda: made
-            backend = self.runners[provider]()
+            backend = self._backend(provider)
             got = backend.run({**feeds, **file_only(self.right, feeds)})
         except NotRun as e: return Case(provider, None, precision, shapes, "not-run", notes=[str(e)])
         except BadInput as e: return Case(provider, None, precision, shapes, "fail", notes=[str(e)])
         outputs = compare_outputs(got, found.own, found.truth, precision, self.rule, noise=found.noise)
-        pairs = [
-            f"{n} of {self.first} is compared with {m} of {self.second}, by position"
-            for n, m in matched_outputs(found.truth, got)
-            if m not in (None, n)
-        ]
-        return Case(
-            provider,
-            backend.used,
-            precision,
-            shapes,
-            _verdict([o.verdict for o in outputs]),
-            outputs,
-            backend.share,
-            [*backend.notes, *pairs],
-        )
+        notes = [*backend.notes, *_by_position(found.truth, got, self.first, self.second)]
+        verdict = _verdict([o.verdict for o in outputs])
+        return Case(provider, backend.used, precision, shapes, verdict, outputs, backend.share, notes)
 
-    def explained(self) -> tuple[Divergence | None, list[Cause], Localization | None, list[str]]:
-        "Where the files part, and what differs there."
-        at = next(i for i, c in enumerate(self.cases) if c.verdict == "fail")
-        try:
-            errors, pairs = compare_layers(self.left, self.right, self.where[at], self.rule)
-        except CheckError as e:
-            return None, _weight_causes(self.left, self.right), None, [f"not located: {e.message}"]
-        sure = sum(p.by == "name" for p in pairs)
-        told = [
-            f"{len(pairs)} values are in both files: {sure} by name, {len(pairs) - sure} by what they hold"
-        ]
-        place = errors.first
-        found = (
-            Divergence(
-                place.value,
-                place.node,
-                place.op,
-                place.module,
-                place.source,
-                place.isolated,
-                place.cumulative,
-            )
-            if place
-            else None
-        )
-        return (
-            found,
-            _weight_causes(self.left, self.right) + _node_causes(self.left, self.right, place),
-            errors,
-            told,
-        )
+# %% ../../nbs/parity/18_files.ipynb #1ce250e5
+def _divergence(place: OperatorError | None) -> Divergence | None:
+    "The first wrong value as a report has it."
+    if place is None: return None
+    return Divergence(place.value, place.node, place.op, place.module, place.source, place.isolated, place.cumulative)
 
+def _explained(files: _Files) -> tuple[Divergence | None, list[Cause], Localization | None, list[str]]:
+    "Where the files part, and what differs there."
+    at = next(i for i, c in enumerate(files.cases) if c.verdict == "fail")
+    causes = _weight_causes(files.left, files.right)
+    try: errors, pairs = compare_layers(files.left, files.right, files.where[at], files.rule)
+    except CheckError as e: return None, causes, None, [f"not located: {e.message}"]
+    sure = sum(p.by == "name" for p in pairs)
+    told = f"{len(pairs)} values are in both files: {sure} by name, {len(pairs) - sure} by what they hold"
+    causes += _node_causes(files.left, files.right, errors.first)
+    return _divergence(errors.first), causes, errors, [told]
 
-def _weight_causes(left: Graph, right: Graph) -> list[Cause]:
-    "Weights of one name that are not the same."
-    import numpy as np
-    a, b = float_weights(left), float_weights(right)
-    found = []
-    for n in a:
-        if n not in b or a[n].shape != b[n].shape or not a[n].size: continue
-        away = float(np.abs(np.nan_to_num(a[n] - b[n], nan=np.inf)).max()) / max(
-            float(np.abs(a[n]).max()), 1e-30
-        )
-        if away > 2e-3 if file_precision(left) != file_precision(right) else away > 0:
-            found.append((away, Cause("weight", f"{n} is off by {away:.2g} of its largest value")))
-    return [c for _, c in sorted(found, key=lambda x: -x[0])[:3]]
-
-def _node_causes(left: Graph, right: Graph, place: OperatorError | None) -> list[Cause]:
-    "How the node where they part differs from its counterpart."
-    if place is None or place.fx not in left.producer: return []
-    mine, theirs = left.nodes[left.producer[place.fx]], right.nodes[right.producer[place.value]]
-    if mine.op_type != theirs.op_type:
-        return [Cause("operator semantics", f"{theirs.op_type} in the place of {mine.op_type}")]
-
-    def told(n): return {a.name: a.SerializeToString() for a in n.attribute}
-    differ = sorted(k for k in told(mine) | told(theirs) if told(mine).get(k) != told(theirs).get(k))
-    return (
-        [Cause("operator semantics", f"{theirs.op_type} {place.node} has another {', '.join(differ)}")]
-        if differ
-        else []
+# %% ../../nbs/parity/18_files.ipynb #10e207bd
+def compare_files(
+    left: str | Path,  # the original
+    right: str | Path,  # the file in question
+    inputs: Any = None,  # arrays by name, or a list of such; default: derived from the first file
+    providers: Sequence[str] = ("cpu",),
+    rule: Rule = Rule(),
+    names: Mapping[str, str] | None = None,  # input of the second file → input of the first
+    explain: bool = True,
+) -> ParityReport:
+    "Whether two ONNX files compute the same, and where they part."
+    for p in providers: provider_name(p)
+    own, other = (Graph(inspected(p)[1], Path(p).parent) for p in (left, right))
+    sets = _arrays(inputs) if inputs is not None else derived_sets(own, other)
+    other, mapping = _renamed_to(own, other, sets[0], names)
+    files = _Files(own, other, str(left), str(right), rule)
+    for feeds in sets: files.add(feeds, providers, needed=inputs is not None)
+    if not files.cases:
+        raise BadInput(f"{left} runs on no inputs that were derived from it ({files.refused})",
+                       "Give your own with --inputs")
+    verdict = _verdict([c.verdict for c in files.cases])
+    place, causes, errors, told = _explained(files) if verdict == "fail" and explain else (None, [], None, [])
+    mapped = [f"input {there} of {right} is {here} of {left}" for there, here in mapping.items()]
+    return ParityReport(
+        verdict, files.cases, place, causes, str(left), str(right), str(rule), versions=versions(),
+        notes=mapped + files.notes + told, localization=errors,
+        coverage=_coverage(files, own, other), date=_now(),
     )
-
-
-def _coverage(files: _Files, a: Graph, b: Graph) -> dict[str, Any]:
-    from fsdl_devinfra.parity.checking import _share_reached, _without_values, paddings_of
-    points = [(k, v) for w in {id(w): w for w in files.where}.values() for k, v in w.items() if v.ndim]
-    lengths = {v.shape[1] for _, v in points if v.ndim == 3 or v.ndim == 2 and v.dtype.kind in "iu"}
-    masks = {side for k, v in points if "mask" in k and v.ndim == 2 for side in paddings_of(v)}
-    channels = max((o.channels for c in files.cases for o in c.outputs), default=0)
-    batches = sorted({v.shape[0] for _, v in points})
-    return {
-        "lengths": sorted(lengths),
-        "paddings": sorted(masks),
-        "batches": batches,
-        "channels": channels,
-        "weights_reached": _share_reached(b),
-        "not_covered": ([f"batches other than {batches[0]}"] if len(batches) == 1 else [])
-        + _without_values(files.cases),
-    }

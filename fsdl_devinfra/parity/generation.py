@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.errors import BadInput
+from ..core.lazy import lazy_module
 from ..core.results import Result
 from .backends import NotRun, Session, session, versions
 from .checking import Case, ParityReport, policy
@@ -23,7 +24,11 @@ from .safety import inspect_file
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor, nn
+else:
+    np = lazy_module("numpy")
+    torch = lazy_module("torch")
 
 # %% auto #0
 __all__ = ['GenerationExport', 'export_generation', 'has_encoder', 'encoder_inputs', 'decoder_prompt', 'read', 'greedy_onnx',
@@ -38,6 +43,7 @@ class GenerationExport(Result):
     components: dict[str, str]  # "prefill", "decode", and "encoder" where there is one → file name
     versions: dict[str, str]
 
+# %% ../../nbs/parity/13_generation.ipynb #13d96da1
 def export_generation(
     module: "nn.Module",  # a transformers model that generates
     folder: str | Path,  # where the files go
@@ -60,26 +66,22 @@ def export_generation(
         files[name] = write_model(model, Path(folder) / f"{name}.onnx")[0].name
     return GenerationExport(str(folder), files, versions())
 
+# %% ../../nbs/parity/13_generation.ipynb #35494fc3
 def has_encoder(module: "nn.Module") -> bool:
     "Whether a transformers model reads its input with an encoder of its own, as T5 and Whisper do."
     return bool(getattr(module.config, "is_encoder_decoder", False))
 
+# %% ../../nbs/parity/13_generation.ipynb #8b24e30c
 def _graphs(module: "nn.Module", prompt: "Tensor | None") -> dict[str, Any]:  # name → onnx_ir.Model
     "The components, exported."
-    import torch
     tool: Any = importlib.import_module("transformers.exporters.exporter_onnx")
     exporter, config = tool.OnnxExporter, tool.OnnxConfig(dynamic=True)
     if has_encoder(module):
-
-        def traced(part, inputs):
-            return next(iter(exporter().export(part, inputs, config=config).components.values())).program
-
+        def traced(part, inputs): return next(iter(exporter().export(part, inputs, config=config).components.values())).program
         return _encoder_graphs(module, traced)
     ids = example_inputs(module)["input_ids"] if prompt is None else prompt
-    with inference(module, use_cache=True):
-        made = exporter().export_for_generation(
-            module, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config=config
-        )
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with inference(module, use_cache=True): made = exporter().export_for_generation(module, given, config=config)
     return {name: component.program for name, component in made.components.items()}
 
 # %% ../../nbs/parity/13_generation.ipynb #5c5a8ba5
@@ -89,6 +91,7 @@ def encoder_inputs(
     "What the encoder reads, derived from the configuration."
     return {k: v for k, v in example_inputs(module).items() if not k.startswith("decoder_")}
 
+# %% ../../nbs/parity/13_generation.ipynb #64badf79
 def decoder_prompt(
     module: "nn.Module",  # with an encoder
     length: int = 2,  # tokens
@@ -99,6 +102,7 @@ def decoder_prompt(
     if start is not None: ids[:, 0] = start
     return ids
 
+# %% ../../nbs/parity/13_generation.ipynb #3be5e120
 def read(
     module: "nn.Module",  # with an encoder
     given: Mapping[str, "Tensor"],  # what the encoder reads
@@ -107,61 +111,38 @@ def read(
     with inference(_encoder_of(module)) as encoder: out = encoder(**given, return_dict=True)
     return {k: v for k, v in given.items() if k == "attention_mask"} | {"encoder_outputs": out}
 
+# %% ../../nbs/parity/13_generation.ipynb #bcb43502
 def _encoder_of(module: Any) -> "nn.Module": return module.get_encoder()
 
+# %% ../../nbs/parity/13_generation.ipynb #5ce445f6
 def _encoder_graphs(module: "nn.Module", export: Any) -> dict[str, Any]:  # name → onnx_ir.Model
+    "The three graphs; `export` traces one part on its inputs."
     given, ids = encoder_inputs(module), decoder_prompt(module)
     each = read(module, given) | {"use_cache": True}
     with inference(_encoder_of(module)) as encoder: made = {"encoder": export(encoder, dict(given))}
     with inference(module, use_cache=True):
         cache = module(decoder_input_ids=ids, **each).past_key_values
-        return made | {
-            "prefill": export(module, {"decoder_input_ids": ids, **each}),
-            "decode": export(module, {"decoder_input_ids": ids[:, -1:], **each, "past_key_values": cache}),
-        }
+        made["prefill"] = export(module, {"decoder_input_ids": ids, **each})
+        made["decode"] = export(module, {"decoder_input_ids": ids[:, -1:], **each, "past_key_values": cache})
+    return made
 
 # %% ../../nbs/parity/13_generation.ipynb #dac62c21
 def _cache_key(name: str) -> str:
-    "`layers.0.keys` from any of the names that exporters give it: `past_key_values.layers.0.keys`, `output.layers.0.keys`, `cache.layers.0.keys`, …"
-    head, found, tail = name.partition("self_attention_cache.")
-    if not found: head, found, tail = name.partition("cross_attention_cache.")
-    return (
-        found + tail
-        if found
-        else name.removeprefix("input.")
-        .removeprefix("output.")
-        .removeprefix("cache.")
-        .removeprefix("past_key_values.")
-    )
+    "`layers.0.keys` from any of the names that exporters give it: `past_key_values.layers.0.keys`, `output.layers.0.keys`, …"
+    for owner in ("self_attention_cache.", "cross_attention_cache."):
+        _, found, tail = name.partition(owner)
+        if found: return found + tail
+    for prefix in ("input.", "output.", "cache.", "past_key_values."): name = name.removeprefix(prefix)
+    return name
 
-
-def greedy_onnx(
-    prefill: Session,
-    decode: Session,
-    prompt: "np.ndarray",  # token ids [batch, length]
-    steps: int,
-    each: Mapping[str, "np.ndarray"] | None = None,  # what every step reads besides: the encoder's output and its mask
-) -> tuple["np.ndarray", list["np.ndarray"]]:  # (tokens [batch, steps], logits of each step [batch, vocabulary])
-    "Generate with the exported graphs."
-    import numpy as np
-    out = prefill.run(_feeds(prefill, prompt, np.arange(prompt.shape[1])) | dict(each or {}))
-    tokens, logits, cache = [], [], {}
-    for step in range(steps):
-        logits.append(out["logits"][:, -1])
-        tokens.append(logits[-1].argmax(-1))
-        if step == steps - 1: break
-        cache |= {_cache_key(k): v for k, v in out.items() if k != "logits"}
-        feeds = _feeds(
-            decode, tokens[-1][:, None], np.array([prompt.shape[1] + step]), total=prompt.shape[1] + step + 1
-        ) | dict(each or {})
-        out = decode.run(feeds | {k: cache[_cache_key(k)] for k in decode.inputs if _cache_key(k) in cache})
-    return np.stack(tokens, 1), logits
-
+# %% ../../nbs/parity/13_generation.ipynb #64e7770d
 def _feeds(
-    graph: Session, ids: "np.ndarray", positions: "np.ndarray", total: int | None = None
+    graph: Session,
+    ids: "np.ndarray",  # token ids [batch, length]
+    positions: "np.ndarray",  # of these tokens in the text [length]
+    total: int | None = None,  # tokens of the text so far; default: those of `ids`
 ) -> dict[str, "np.ndarray"]:
     "What a graph asks for besides the cache."
-    import numpy as np
     batch = len(ids)
     known = {
         "input_ids": ids,
@@ -172,17 +153,37 @@ def _feeds(
     }
     return {k: np.ascontiguousarray(known[k]) for k in graph.inputs if k in known}
 
+# %% ../../nbs/parity/13_generation.ipynb #496610d6
+def greedy_onnx(
+    prefill: Session,
+    decode: Session,
+    prompt: "np.ndarray",  # token ids [batch, length]
+    steps: int,
+    each: Mapping[str, "np.ndarray"] | None = None,  # what every step reads besides: the encoder's output and its mask
+) -> tuple["np.ndarray", list["np.ndarray"]]:  # (tokens [batch, steps], logits of each step [batch, vocabulary])
+    "Generate with the exported graphs."
+    beside, length = dict(each or {}), prompt.shape[1]
+    out = prefill.run(_feeds(prefill, prompt, np.arange(length)) | beside)
+    tokens, logits, cache = [], [], {}
+    for total in range(length + 1, length + steps + 1):  # tokens of the text, the new one included
+        logits.append(out["logits"][:, -1])
+        tokens.append(logits[-1].argmax(-1))
+        if len(tokens) == steps: break
+        cache |= {_cache_key(k): v for k, v in out.items() if k != "logits"}
+        feeds = _feeds(decode, tokens[-1][:, None], np.array([total - 1]), total) | beside
+        out = decode.run(feeds | {k: cache[_cache_key(k)] for k in decode.inputs if _cache_key(k) in cache})
+    return np.stack(tokens, 1), logits
+
+# %% ../../nbs/parity/13_generation.ipynb #4913d485
 def encoded(
     encoder: Session,
     given: Mapping[str, "np.ndarray"],  # what the encoder reads
 ) -> dict[str, "np.ndarray"]:  # what every step reads
     "The encoder's output under the names that the decoder's graphs give it."
-    out = encoder.run(given)
-    return {f"encoder_outputs.{k}": v for k, v in out.items()} | {
-        k: v for k, v in given.items() if k == "attention_mask"
-    }
+    out = {f"encoder_outputs.{k}": v for k, v in encoder.run(given).items()}
+    return out | {k: v for k, v in given.items() if k == "attention_mask"}
 
-
+# %% ../../nbs/parity/13_generation.ipynb #8c3720a4
 def greedy_torch(
     module: "nn.Module",
     prompt: "Tensor",  # token ids [batch, length]
@@ -190,17 +191,12 @@ def greedy_torch(
     given: Mapping[str, "Tensor"] | None = None,  # what the encoder reads, where there is one
 ) -> tuple["np.ndarray", list["np.ndarray"]]:  # as `greedy_onnx`
     "Generate with the module and its own cache."
-    import numpy as np
     tokens, logits, cache, ids = [], [], None, prompt
     each = {} if given is None else read(module, given)
+    name = "input_ids" if given is None else "decoder_input_ids"
     with inference(module, use_cache=True):
         for _ in range(steps):
-            out = module(
-                **{"input_ids" if given is None else "decoder_input_ids": ids},
-                **each,
-                past_key_values=cache,
-                use_cache=True,
-            )
+            out = module(**{name: ids}, **each, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logits.append(out.logits[:, -1].float().numpy())
             ids = out.logits[:, -1].argmax(-1, keepdim=True)
@@ -221,6 +217,76 @@ class GenerationReport(Result):
     tie: bool = False  # the margin is within what rounding explains
     provider_used: str = ""
 
+# %% ../../nbs/parity/13_generation.ipynb #9863d32f
+_POSITIONS = ("max_target_positions", "max_position_embeddings", "n_positions")
+
+def _room_behind(module: "nn.Module", prompt: "Tensor") -> int:
+    "Tokens that fit behind a prompt; at least one."
+    most = setting(module.config, *_POSITIONS, default=1 << 30)
+    return max(1, int(most) - prompt.shape[1])
+
+# %% ../../nbs/parity/13_generation.ipynb #83c9c22a
+def _component(folder: str | Path, name: str) -> Path:
+    "The file of one graph. Raises `BadInput` where it is not there."
+    file = Path(folder) / f"{name}.onnx"
+    if file.is_file(): return file
+    raise BadInput(f"there is no {name}.onnx in {Path(folder).name}",
+                   "Make it: fsdl-devinfra onnx export MODEL -o DIR --generation")
+
+# %% ../../nbs/parity/13_generation.ipynb #a2adc3a2
+def _asked(given: Mapping[str, "Tensor"] | None, text: "Tensor") -> dict[str, "Tensor"]:
+    "The inputs of one forward over a text."
+    return {"input_ids": text} if given is None else {**given, "decoder_input_ids": text}
+
+# %% ../../nbs/parity/13_generation.ipynb #409eec4e
+def _first_difference(tokens: "np.ndarray", got: "np.ndarray") -> int | None:
+    "The first step with another token in any row."
+    steps = np.flatnonzero((tokens != got).any(0))
+    return int(steps[0]) if len(steps) else None
+
+# %% ../../nbs/parity/13_generation.ipynb #7b07d69f
+def _tie(logits: list["np.ndarray"], got: list["np.ndarray"], tokens: "np.ndarray", got_tokens: "np.ndarray",
+         step: int | None) -> tuple[float | None, bool]:
+    "The margin at a divergent step, and whether the two choices are a tie: closer than twice the largest difference of logits."
+    if step is None: return None, False
+    rows = tokens[:, step] != got_tokens[:, step]
+    best = np.sort(logits[step][rows], -1)
+    margin = float((best[:, -1] - best[:, -2]).min())
+    return margin, margin <= 2 * float(np.abs(logits[step][rows] - got[step][rows]).max())
+
+# %% ../../nbs/parity/13_generation.ipynb #daef7c70
+def _compared(
+    own: Sequence["np.ndarray"],  # torch's logits, step by step
+    got: Sequence["np.ndarray"],  # the file's
+    truth: "np.ndarray",  # in float64 [batch, step, vocabulary]
+    rule: Rule,
+    noise: "np.ndarray | None" = None,  # what rounding does, as `truth`
+) -> list[OutputComparison]:
+    "The logits of each step by the rule."
+    def at(step: int) -> "np.ndarray | None": return None if noise is None else noise[:, step]
+    return [
+        compare(f"logits[{i}]", other, mine, truth[:, i], rule=rule, logits=True, noise=at(i))
+        for i, (mine, other) in enumerate(zip(own, got))
+    ]
+
+# %% ../../nbs/parity/13_generation.ipynb #7db62e20
+def _judged(
+    module: "nn.Module",
+    asked: Mapping[str, "Tensor"],  # the whole text, for one forward
+    start: int,  # position of the first logits that count
+    own: Sequence["np.ndarray"],
+    got: Sequence["np.ndarray"],
+    rule: Rule,
+) -> list[OutputComparison]:
+    "The steps against one forward in float64; where one fails, with what rounding does to it."
+    whole = {"logits": reference(module, asked)["logits"].numpy()}
+    truth = whole["logits"][:, start:]
+    found = _compared(own, got, truth, rule)
+    if all(c.verdict != "fail" for c in found): return found
+    noise = rounding_noise(module, asked, "fp32", whole)["logits"][:, start:]
+    return _compared(own, got, truth, rule, noise)
+
+# %% ../../nbs/parity/13_generation.ipynb #41b9fc71
 def compare_generation(
     module: "nn.Module",
     folder: str | Path,  # with prefill.onnx and decode.onnx
@@ -230,92 +296,31 @@ def compare_generation(
     rule: Rule = Rule(),
 ) -> GenerationReport:
     "Generate with both and compare."
-    import numpy as np
-    import torch
     given = encoder_inputs(module) if has_encoder(module) else None
-    if prompt is None:
-        prompt = example_inputs(module)["input_ids"] if given is None else decoder_prompt(module)
-    steps = min(
-        steps,
-        max(
-            1,
-            int(
-                setting(
-                    module.config,
-                    "max_target_positions",
-                    "max_position_embeddings",
-                    "n_positions",
-                    default=1 << 30,
-                )
-            )
-            - prompt.shape[1],
-        ),
-    )
-    graphs = [session(_component(folder, name), provider) for name in ("prefill", "decode")]
-    each = (
-        None if given is None else encoded(session(_component(folder, "encoder"), provider), as_arrays(given))
-    )
+    if prompt is None: prompt = decoder_prompt(module) if given is not None else example_inputs(module)["input_ids"]
+    steps = min(steps, _room_behind(module, prompt))
+    prefill, decode = (session(_component(folder, name), provider) for name in ("prefill", "decode"))
+    each = None if given is None else encoded(session(_component(folder, "encoder"), provider), as_arrays(given))
     tokens, logits = greedy_torch(module, prompt, steps, given)
-    got_tokens, got_logits = greedy_onnx(graphs[0], graphs[1], prompt.numpy(), steps, each)
-    whole = torch.cat([prompt, torch.from_numpy(tokens[:, :-1])], 1)
-    truth = reference(module, {"input_ids": whole} if given is None
-                      else {**given, "decoder_input_ids": whole})["logits"][:, prompt.shape[1] - 1:].numpy()
-    differ = np.flatnonzero((tokens != got_tokens).any(0))
-    first = int(differ[0]) if len(differ) else None
-    asked = {"input_ids": whole} if given is None else {**given, "decoder_input_ids": whole}
-    at = range(steps if first is None else first + 1)
-    compared = [
-        compare(f"logits[{i}]", got_logits[i], logits[i], truth[:, i], rule=rule, logits=True) for i in at
-    ]
-    if any(c.verdict == "fail" for c in compared):  # what does rounding do to these logits?
-        noise = rounding_noise(module, asked, "fp32", {"logits": reference(module, asked)["logits"].numpy()})[
-            "logits"
-        ][:, prompt.shape[1] - 1 :]
-        compared = [
-            compare(
-                f"logits[{i}]",
-                got_logits[i],
-                logits[i],
-                truth[:, i],
-                rule=rule,
-                logits=True,
-                noise=noise[:, i],
-            )
-            for i in at
-        ]
+    got_tokens, got_logits = greedy_onnx(prefill, decode, prompt.numpy(), steps, each)
+    first = _first_difference(tokens, got_tokens)
+    until = steps if first is None else first + 1
+    asked = _asked(given, torch.cat([prompt, torch.from_numpy(tokens[:, :-1])], 1))
+    compared = _judged(module, asked, prompt.shape[1] - 1, logits[:until], got_logits[:until], rule)
     margin, tie = _tie(logits, got_logits, tokens, got_tokens, first)
     wrong = any(c.verdict == "fail" for c in compared) or (first is not None and not tie)
-    return GenerationReport(
-        "fail" if wrong else "pass",
-        compared,
-        steps if first is None else first,
-        steps,
-        first,
-        margin,
-        tie,
-        graphs[1].used,
-    )
+    same = steps if first is None else first
+    return GenerationReport("fail" if wrong else "pass", compared, same, steps, first, margin, tie, decode.used)
 
+# %% ../../nbs/parity/13_generation.ipynb #00a0c363
+def _told(found: GenerationReport) -> str:
+    "How far the texts agree, in words."
+    agreed = f"{found.same_tokens} of {found.asked_steps} generated tokens agree"
+    if found.first_divergent_step is None: return agreed
+    kind = "a tie" if found.tie else "not a tie"
+    return f"{agreed}; they part at step {found.first_divergent_step} with a margin of {found.margin:.2e}, {kind}"
 
-def _tie(logits: list["np.ndarray"], got: list["np.ndarray"], tokens: "np.ndarray", got_tokens: "np.ndarray",
-         step: int | None) -> tuple[float | None, bool]:
-    "The margin at a divergent step, and whether the two choices are a tie: closer than twice the largest difference of logits."
-    import numpy as np
-    if step is None: return None, False
-    rows = tokens[:, step] != got_tokens[:, step]
-    best = np.sort(logits[step][rows], -1)
-    margin = float((best[:, -1] - best[:, -2]).min())
-    return margin, margin <= 2 * float(np.abs(logits[step][rows] - got[step][rows]).max())
-
-def _component(folder: str | Path, name: str) -> Path:
-    file = Path(folder) / f"{name}.onnx"
-    if not file.is_file():
-        raise BadInput(
-            f"there is no {name}.onnx in {Path(folder).name}",
-            "Make it: fsdl-devinfra onnx export MODEL -o DIR --generation",
-        )
-    return file
-
+# %% ../../nbs/parity/13_generation.ipynb #6ebf3e21
 def generation_check(
     module: "nn.Module",
     folder: str | Path,
@@ -324,37 +329,15 @@ def generation_check(
     steps: int = 16,
 ) -> ParityReport:
     "The comparison as a parity report."
-    for name in ("prefill", "decode", *(["encoder"] if has_encoder(module) else [])):
+    given = encoder_inputs(module) if has_encoder(module) else None
+    for name in ("prefill", "decode", *(["encoder"] if given is not None else [])):
         inspect_file(_component(folder, name))
-    example = (
-        {**encoder_inputs(module), "decoder_input_ids": decoder_prompt(module)}
-        if has_encoder(module)
-        else {"input_ids": example_inputs(module)["input_ids"]}
-    )
+    example = _asked(given, example_inputs(module)["input_ids"] if given is None else decoder_prompt(module))
     shapes = {k: list(v.shape) for k, v in example.items()}
-    try: found = compare_generation(module, folder, None, steps, provider, rule)
+    try:
+        found = compare_generation(module, folder, None, steps, provider, rule)
+        case = Case(provider, found.provider_used, "fp32", shapes, found.verdict, found.steps, notes=[_told(found)])
     except NotRun as e:
-        return ParityReport(
-            "not-run",
-            [Case(provider, None, "fp32", shapes, "not-run", notes=[str(e)])],
-            model=type(module).__name__,
-            onnx=str(folder),
-            rule=str(rule),
-            policy=policy(),
-            versions=versions(),
-        )
-    told = f"{found.same_tokens} of {found.asked_steps} generated tokens agree" + (
-        f"; they part at step {found.first_divergent_step} with a margin of {found.margin:.2e}, {'a tie' if found.tie else 'not a tie'}"
-        if found.first_divergent_step is not None
-        else ""
-    )
-    case = Case(provider, found.provider_used, "fp32", shapes, found.verdict, found.steps, notes=[told])
-    return ParityReport(
-        found.verdict,
-        [case],
-        model=type(module).__name__,
-        onnx=str(folder),
-        rule=str(rule),
-        policy=policy(),
-        versions=versions(),
-    )
+        case = Case(provider, None, "fp32", shapes, "not-run", notes=[str(e)])
+    return ParityReport(case.verdict, [case], model=type(module).__name__, onnx=str(folder), rule=str(rule),
+                        policy=policy(), versions=versions())

@@ -6,17 +6,29 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput, need
+from ..core.lazy import lazy_module
 from .exporting import source_line
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    import onnx_ir
+    from onnx import helper, numpy_helper
+else:
+    np = lazy_module("numpy")
+    onnx = lazy_module("onnx")
+    onnx_ir = lazy_module("onnx_ir")
+    helper = lazy_module("onnx.helper")
+    numpy_helper = lazy_module("onnx.numpy_helper")
 
 # %% auto #0
 __all__ = ['RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'nodes_before', 'load_graph', 'file_precision', 'convert']
@@ -30,6 +42,7 @@ class Origin:
     module: str  # path in the model, e.g. "blocks.0.mlp.2"; "" is the model itself
     source: str  # file and line
 
+# %% ../../nbs/parity/06_graph.ipynb #6b26f072
 _PREFIX = "pkg.torch.onnx."
 
 def notes(
@@ -38,6 +51,14 @@ def notes(
     "What the exporter wrote on a node."
     return {p.key.removeprefix(_PREFIX): p.value for p in node.metadata_props if p.key.startswith(_PREFIX)}
 
+# %% ../../nbs/parity/06_graph.ipynb #fb5a5931
+def _module_path(scopes: str) -> str:
+    "The innermost module of `['', 'blocks.0', 'blocks.0.mlp', 'linear']`: the last entry is the operator itself."
+    try: names = ast.literal_eval(scopes) if scopes else []
+    except (ValueError, SyntaxError): return ""
+    return names[-2] if len(names) > 1 and not names[-2].startswith("_empty_nn_module") else ""
+
+# %% ../../nbs/parity/06_graph.ipynb #08169e26
 def origin(
     node: Any,  # onnx.NodeProto
 ) -> Origin | None:  # None where the node carries no note
@@ -52,12 +73,20 @@ def origin(
         source_line(told.get("stack_trace", "")),
     )
 
+# %% ../../nbs/parity/06_graph.ipynb #323e5d23
+def _reads(node: Any) -> Iterator[str]:
+    "Values that a node reads, also inside the branches of `If` and `Loop`."
+    yield from (v for v in node.input if v)
+    for attribute in node.attribute:
+        for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            own = {v for n in inner.node for v in n.output} | {i.name for i in inner.input}
+            yield from (v for n in inner.node for v in _reads(n) if v not in own)
 
-def _module_path(scopes: str) -> str:
-    "The innermost module of `['', 'blocks.0', 'blocks.0.mlp', 'linear']`: the last entry is the operator itself."
-    try: names = ast.literal_eval(scopes) if scopes else []
-    except (ValueError, SyntaxError): return ""
-    return names[-2] if len(names) > 1 and not names[-2].startswith("_empty_nn_module") else ""
+# %% ../../nbs/parity/06_graph.ipynb #04caadfc
+def _sizes(info: Any) -> list[int | str | None]:
+    "The dimensions of an input."
+    dims = info.type.tensor_type.shape.dim
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims]
 
 # %% ../../nbs/parity/06_graph.ipynb #d4e87571
 @dataclass
@@ -96,10 +125,9 @@ class Graph:
 
     def array(self, name: str) -> "np.ndarray":  # of an initializer or a Constant node
         "The value of a constant."
-        import onnx.numpy_helper as helper
-        if name in self.initializers: return helper.to_array(self.initializers[name], str(self.folder or ""))
+        if name in self.initializers: return numpy_helper.to_array(self.initializers[name], str(self.folder or ""))
         node = self.nodes[self.producer[name]]
-        return helper.to_array(next(a.t for a in node.attribute if a.name == "value"))
+        return numpy_helper.to_array(next(a.t for a in node.attribute if a.name == "value"))
 
     def is_constant(self, name: str) -> bool:
         "Whether a value is a weight or another constant of the file."
@@ -108,27 +136,14 @@ class Graph:
 
     def sizes(self) -> dict[str, list[int | str | None]]:
         "input → its dimensions: a size, a name, or None."
-        return {
-            i.name: [
-                d.dim_value if d.HasField("dim_value") else d.dim_param or None
-                for d in i.type.tensor_type.shape.dim
-            ]
-            for i in self.proto.graph.input
-            if i.name in self.inputs
-        }
+        asked = self.inputs
+        return {i.name: _sizes(i) for i in self.proto.graph.input if i.name in asked}
 
     def data(self) -> bytes:
         "The model as bytes, for a session."
         return self.proto.SerializeToString()
 
-def _reads(node: Any) -> Iterator[str]:
-    "Values that a node reads, also inside the branches of `If` and `Loop`."
-    yield from (v for v in node.input if v)
-    for attribute in node.attribute:
-        for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            own = {v for n in inner.node for v in n.output} | {i.name for i in inner.input}
-            yield from (v for n in inner.node for v in _reads(n) if v not in own)
-
+# %% ../../nbs/parity/06_graph.ipynb #bb73e6cb
 def nodes_before(
     graph: Graph,
     value: str,
@@ -143,6 +158,7 @@ def nodes_before(
         todo += [v for v in _reads(graph.nodes[at]) if v not in known]
     return list(found)
 
+# %% ../../nbs/parity/06_graph.ipynb #122d2b60
 def load_graph(
     source: Any,  # path, bytes, onnx.ModelProto or onnx_ir.Model
 ) -> Graph:
@@ -150,14 +166,10 @@ def load_graph(
     onnx = need("onnx", "onnx", "reading ONNX files")
     if isinstance(source, bytes): return Graph(onnx.load_model_from_string(source))
     if isinstance(source, (str, Path)):
-        try:
-            return Graph(onnx.load(str(source), load_external_data=False), Path(source).parent)
+        try: return Graph(onnx.load(str(source), load_external_data=False), Path(source).parent)
         except Exception as e:
-            raise BadInput(
-                f"{Path(source).name} is not an ONNX file ({type(e).__name__})", "Export it again"
-            ) from e
+            raise BadInput(f"{Path(source).name} is not an ONNX file ({type(e).__name__})", "Export it again") from e
     if isinstance(source, onnx.ModelProto): return Graph(source)
-    import onnx_ir
     return Graph(onnx_ir.serde.serialize_model(source))
 
 # %% ../../nbs/parity/06_graph.ipynb #b0f66609
@@ -167,168 +179,154 @@ def file_precision(
     graph: Graph,
 ) -> str:  # "fp32", "fp16", "bf16" or "fp64"
     "The precision that most weights of a file are in, or its inputs where it has none."
-    from collections import Counter
-    from onnx import TensorProto
-    names = {getattr(TensorProto, v): k for k, v in _KINDS.items()}
+    names = {getattr(onnx.TensorProto, v): k for k, v in _KINDS.items()}
     sizes: Counter[str] = Counter()
     for t in graph.proto.graph.initializer:
-        if t.data_type in names:
-            count = 1
-            for d in t.dims: count *= d
-            sizes[names[t.data_type]] += count
+        if t.data_type in names: sizes[names[t.data_type]] += math.prod(t.dims)
     if not sizes:
-        sizes.update(
-            names[i.type.tensor_type.elem_type]
-            for i in graph.proto.graph.input
-            if i.type.tensor_type.elem_type in names
-        )
+        asked = [i.type.tensor_type.elem_type for i in graph.proto.graph.input]
+        sizes.update(names[kind] for kind in asked if kind in names)
     return sizes.most_common(1)[0][0] if sizes else "fp32"
 
+# %% ../../nbs/parity/06_graph.ipynb #65b85b10
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
+    "Values of a graph under other names."
+    for node in graph.node:
+        for i, v in enumerate(node.input): node.input[i] = names.get(v, v)
+        for i, v in enumerate(node.output): node.output[i] = names.get(v, v)
+
+# %% ../../nbs/parity/06_graph.ipynb #9741731d
+def _is_float(info: Any) -> bool: return info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+def _retype_info(info: Any, low: int) -> None:
+    "The stated type of a value."
+    if _is_float(info): info.type.tensor_type.elem_type = low
+
+# %% ../../nbs/parity/06_graph.ipynb #6cae5f02
+def _largest(low: int) -> Any:
+    "The largest number of fp16 or bf16."
+    said = 65504.0 if low == onnx.TensorProto.FLOAT16 else 3.3895314e38
+    return numpy_helper.to_array(helper.make_tensor("", low, [1], [said]))[0]
+
+def _retype_tensor(tensor: Any, low: int) -> None:
+    "A float32 weight in a lower precision; what means \"never\" stays the lowest number there is."
+    if tensor.data_type != onnx.TensorProto.FLOAT: return
+    kind = helper.tensor_dtype_to_np_dtype(low)
+    wide = numpy_helper.to_array(tensor)
+    with np.errstate(over="ignore"): array = wide.astype(kind)
+    lowest = np.isfinite(wide) & (np.abs(wide) >= np.finfo(np.float32).max)
+    limit = _largest(low)
+    if lowest.any(): array = np.where(lowest, np.where(wide > 0, limit, -limit).astype(kind), array)
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+# %% ../../nbs/parity/06_graph.ipynb #da052f7d
+def _retype_attributes(node: Any, low: int) -> None:
+    for a in node.attribute:
+        if a.HasField("t"): _retype_tensor(a.t, low)
+        if a.name in ("to", "dtype") and a.i == onnx.TensorProto.FLOAT: a.i = low
+        for g in [a.g] if a.HasField("g") else a.graphs:
+            for n in g.node: _retype_attributes(n, low)
+            for t in g.initializer: _retype_tensor(t, low)
+
+# %% ../../nbs/parity/06_graph.ipynb #5a27257d
+def _cast(source: str, target: str, name: str, to: int) -> Any:  # onnx.NodeProto
+    return helper.make_node("Cast", [source], [target], name=name, to=to)
+
+def _cast_ports(graph: Any, low: int) -> None:
+    "Casts behind the inputs and before the outputs of a graph that computes in the low precision."
+    inner = {i.name: f"{i.name}__low" for i in graph.input if _is_float(i)}
+    outer = {o.name: f"{o.name}__low" for o in graph.output if _is_float(o)}
+    _rename(graph, inner | outer)
+    first = [_cast(k, v, f"cast_{k}", low) for k, v in inner.items()]
+    last = [_cast(v, k, f"cast_{k}", onnx.TensorProto.FLOAT) for k, v in outer.items()]
+    nodes = [*first, *graph.node, *last]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+# %% ../../nbs/parity/06_graph.ipynb #6293007d
+def _retype(proto: Any, low: int, keep_ports: bool) -> None:
+    "Every float of a model in the low precision."
+    graph = proto.graph
+    for tensor in graph.initializer: _retype_tensor(tensor, low)
+    for node in graph.node: _retype_attributes(node, low)
+    for info in graph.value_info: _retype_info(info, low)
+    if keep_ports: return _cast_ports(graph, low)
+    for info in [*graph.input, *graph.output]: _retype_info(info, low)
+
+# %% ../../nbs/parity/06_graph.ipynb #5b329f70
+#| export
+
+
+# %% ../../nbs/parity/06_graph.ipynb #236f82fd
+#: stay in fp32, between casts: runtimes have no fp16 kernels for them
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+def _float_values(proto: Any, low: int) -> set[str]:
+    "Values that are in the low precision, by type inference."
+    graph = proto.graph
+    known = {t.name for t in graph.initializer if t.data_type == low}
+    try: inferred = onnx.shape_inference.infer_shapes(proto).graph
+    except Exception: inferred = graph
+    known |= {v for n in inferred.node if n.op_type in RECURRENT for v in n.output if v}
+    stated = [*inferred.value_info, *inferred.input, *inferred.output]
+    return known | {i.name for i in stated if i.type.tensor_type.elem_type == low}
+
+# %% ../../nbs/parity/06_graph.ipynb #a542979f
+def _narrow_ports(node: Any, opset: Mapping[str, int], said: str, whole: bool) -> tuple[list[int], list[int]]:
+    "Positions of inputs and outputs that do not take the type `said`; all of them where the node is to stay `whole`."
+    inputs, outputs = ([i for i, v in enumerate(values) if v] for values in (node.input, node.output))
+    if whole: return (inputs, outputs) if node.op_type not in ("Cast", "Shape", "Constant") else ([], [])
+    try: schema = onnx.defs.get_schema(node.op_type, opset.get(node.domain, 1), node.domain)
+    except onnx.defs.SchemaError: return inputs, outputs
+    def refuses(ports: Any, at: int) -> bool: return bool(ports) and said not in ports[min(at, len(ports) - 1)].types
+    return [i for i in inputs if refuses(schema.inputs, i)], [i for i in outputs if refuses(schema.outputs, i)]
+
+# %% ../../nbs/parity/06_graph.ipynb #e20c235f
+#: stay in fp32, between casts: runtimes have no fp16 kernels for them
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+def _with_casts(node: Any, index: int, narrow: tuple[list[int], list[int]], floats: set[str], low: int) -> list[Any]:
+    "A node between the casts that it needs; it is changed to read and give the wide values."
+    before, after = [], []
+    for i in narrow[0]:
+        value = node.input[i]
+        if value not in floats: continue
+        node.input[i] = f"{value}__{index}_{i}"
+        before.append(_cast(value, node.input[i], f"up_{index}_{i}", onnx.TensorProto.FLOAT))
+    for i in narrow[1]:
+        value = node.output[i]
+        if value not in floats: continue
+        node.output[i] = f"{value}__wide"
+        after.append(_cast(node.output[i], value, f"down_{index}_{i}", low))
+    return [*before, node, *after]
+
+# %% ../../nbs/parity/06_graph.ipynb #f66335c6
+def _cast_where_needed(proto: Any, low: int, kept: set[int]) -> None:
+    "Put a `Cast` before inputs and after outputs that the operator's schema does not take in the low precision."
+    said = "tensor(float16)" if low == onnx.TensorProto.FLOAT16 else "tensor(bfloat16)"
+    floats = _float_values(proto, low)
+    opset = {o.domain: o.version for o in proto.opset_import}
+    inputs = {i.name for i in proto.graph.input}
+    at_inputs = [n for n in proto.graph.node if n.name.startswith("cast_") and not n.metadata_props and n.input[0] in inputs]
+    nodes = []
+    for index, node in enumerate(proto.graph.node):
+        whole = index - len(at_inputs) in kept or node.op_type in RECURRENT
+        nodes += _with_casts(node, index, _narrow_ports(node, opset, said, whole), floats, low)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+# %% ../../nbs/parity/06_graph.ipynb #117c4914
 def convert(
     graph: Graph,  # in fp32; not changed
     precision: str,  # "fp16" or "bf16"
     keep: Sequence[str] = (),  # traced operators that stay in fp32
 ) -> Graph:
     "The same model in another precision. Inputs and outputs are converted too (for bf16 they stay float32: numpy has no such type)."
-    import onnx
-    from onnx import TensorProto
-
     proto = onnx.ModelProto()
     proto.CopyFrom(graph.proto)
     if graph.folder: onnx.load_external_data_for_model(proto, str(graph.folder))
-    low = getattr(TensorProto, _KINDS[precision])
+    low = getattr(onnx.TensorProto, _KINDS[precision])
     kept = {i for i, o in enumerate(graph.origins) if o is not None and o.fx in set(keep)}
     _retype(proto, low, keep_ports=precision == "bf16")
     _cast_where_needed(proto, low, kept)
     return Graph(proto)
-
-def _retype(proto: Any, low: int, keep_ports: bool) -> None:
-    from onnx import TensorProto
-    g = proto.graph
-    for t in g.initializer: _retype_tensor(t, low)
-    for node in g.node: _retype_attributes(node, low)
-    for info in g.value_info: _retype_info(info, low)
-    for info in [*g.input, *g.output]:
-        if not keep_ports: _retype_info(info, low)
-    if not keep_ports: return
-    inner = {i.name: f"{i.name}__low" for i in g.input if i.type.tensor_type.elem_type == TensorProto.FLOAT}
-    outer = {o.name: f"{o.name}__low" for o in g.output if o.type.tensor_type.elem_type == TensorProto.FLOAT}
-    _rename(g, inner | outer)
-    import onnx.helper as helper
-    first = [helper.make_node("Cast", [k], [v], name=f"cast_{k}", to=low) for k, v in inner.items()]
-    last = [
-        helper.make_node("Cast", [v], [k], name=f"cast_{k}", to=TensorProto.FLOAT) for k, v in outer.items()
-    ]
-    nodes = [*first, *g.node, *last]
-    del g.node[:]
-    g.node.extend(nodes)
-
-
-def _rename(g: Any, names: Mapping[str, str]) -> None:
-    for node in g.node:
-        for i, v in enumerate(node.input): node.input[i] = names.get(v, v)
-        for i, v in enumerate(node.output): node.output[i] = names.get(v, v)
-
-def _retype_info(info: Any, low: int) -> None:
-    from onnx import TensorProto
-    if info.type.tensor_type.elem_type == TensorProto.FLOAT: info.type.tensor_type.elem_type = low
-
-def _retype_tensor(t: Any, low: int) -> None:
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, numpy_helper
-    if t.data_type != TensorProto.FLOAT: return
-    kind = onnx.helper.tensor_dtype_to_np_dtype(low)
-    wide = numpy_helper.to_array(t)
-    with np.errstate(over="ignore"): array = wide.astype(kind)
-    limit = onnx.numpy_helper.to_array(
-        onnx.helper.make_tensor("", low, [1], [65504.0 if low == TensorProto.FLOAT16 else 3.3895314e38])
-    )[0]
-    lowest = np.isfinite(wide) & (np.abs(wide) >= np.finfo(np.float32).max)
-    if lowest.any(): array = np.where(lowest, np.where(wide > 0, limit, -limit).astype(kind), array)
-    t.CopyFrom(numpy_helper.from_array(array, t.name))
-
-def _retype_attributes(node: Any, low: int) -> None:
-    from onnx import TensorProto
-    for a in node.attribute:
-        if a.HasField("t"): _retype_tensor(a.t, low)
-        if a.name in ("to", "dtype") and a.i == TensorProto.FLOAT: a.i = low
-        for g in [a.g] if a.HasField("g") else a.graphs:
-            for n in g.node: _retype_attributes(n, low)
-            for t in g.initializer: _retype_tensor(t, low)
-
-#: stay in fp32, between casts: runtimes have no fp16 kernels for them
-RECURRENT = ("LSTM", "GRU", "RNN")
-
-def _cast_where_needed(proto: Any, low: int, kept: set[int]) -> None:
-    "Put a `Cast` before inputs and after outputs that the operator's schema does not take in the low precision."
-    from onnx import TensorProto, helper
-    said = "tensor(float16)" if low == TensorProto.FLOAT16 else "tensor(bfloat16)"
-    floats = _float_values(proto, low)
-    opset = {o.domain: o.version for o in proto.opset_import}
-    offset = sum(1 for n in proto.graph.node if n.name.startswith("cast_") and not n.metadata_props
-                 and n.input[0] in {i.name for i in proto.graph.input})
-    nodes = []
-    for index, node in enumerate(proto.graph.node):
-        narrow_in, narrow_out = _narrow_ports(
-            node, opset, said, whole=index - offset in kept or node.op_type in RECURRENT
-        )
-        for i in narrow_in:
-            if node.input[i] in floats:
-                nodes.append(
-                    helper.make_node(
-                        "Cast",
-                        [node.input[i]],
-                        [f"{node.input[i]}__{index}_{i}"],
-                        name=f"up_{index}_{i}",
-                        to=TensorProto.FLOAT,
-                    )
-                )
-                node.input[i] = f"{node.input[i]}__{index}_{i}"
-        nodes.append(node)
-        for o in narrow_out:
-            if node.output[o] in floats:
-                nodes.append(
-                    helper.make_node(
-                        "Cast",
-                        [f"{node.output[o]}__wide"],
-                        [node.output[o]],
-                        name=f"down_{index}_{o}",
-                        to=low,
-                    )
-                )
-                node.output[o] = f"{node.output[o]}__wide"
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-
-
-def _narrow_ports(node: Any, opset: Mapping[str, int], said: str, whole: bool) -> tuple[list[int], list[int]]:
-    "Positions of inputs and outputs that do not take the type `said`; all of them where the node is to stay `whole`."
-    import onnx
-    inputs, outputs = [i for i, v in enumerate(node.input) if v], [i for i, v in enumerate(node.output) if v]
-    if whole: return (inputs, outputs) if node.op_type not in ("Cast", "Shape", "Constant") else ([], [])
-    try: schema = onnx.defs.get_schema(node.op_type, opset.get(node.domain, 1), node.domain)
-    except onnx.defs.SchemaError: return inputs, outputs
-    def takes(ports, i): return said in ports[min(i, len(ports) - 1)].types if ports else True
-
-    return [i for i in inputs if not takes(schema.inputs, i)], [
-        i for i in outputs if not takes(schema.outputs, i)
-    ]
-
-
-def _float_values(proto: Any, low: int) -> set[str]:
-    "Values that are in the low precision, by type inference."
-    import onnx
-    g = proto.graph
-    known = {t.name for t in g.initializer if t.data_type == low}
-    try: inferred = onnx.shape_inference.infer_shapes(_without_weights(proto)).graph
-    except Exception: inferred = g
-    known |= {v for n in inferred.node if n.op_type in RECURRENT for v in n.output if v}
-    known |= {
-        i.name
-        for i in [*inferred.value_info, *inferred.input, *inferred.output]
-        if i.type.tensor_type.elem_type == low
-    }
-    return known
-
-def _without_weights(proto: Any) -> Any: return proto

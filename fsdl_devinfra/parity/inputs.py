@@ -11,9 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput, need
+from ..core.lazy import lazy_module
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+else:
+    torch = lazy_module("torch")
 
 # %% auto #0
 __all__ = ['MAKERS', 'setting', 'config_of', 'example_inputs', 'flatten', 'lone_name', 'inference', 'call', 'flat_inputs',
@@ -47,7 +51,6 @@ def _get(config: Any, name: str) -> Any:
 
 # %% ../../nbs/parity/01_inputs.ipynb #cec8c114
 def _ids(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
-    import torch
     size = int(setting(config, "vocab_size", default=100))
     special = {
         setting(config, name)
@@ -57,13 +60,11 @@ def _ids(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
     return usual[torch.randint(0, len(usual), (batch, length), generator=generator)]
 
 def _mask(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
-    import torch
     mask = torch.ones(batch, length, dtype=torch.int64)
     for row in range(1, batch): mask[row, max(1, length - 1 - row % max(1, length // 2)):] = 0
     return mask
 
 def _image(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
-    import torch
     size = setting(config, "image_size", default=32)
     height, width = (
         (size["height"], size["width"])
@@ -82,7 +83,6 @@ def _image(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
 
 
 def _features(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
-    import torch
     frames = 2 * int(setting(config, "max_source_positions", default=50))
     return torch.randn(
         batch, int(setting(config, "num_mel_bins", "feature_size", default=80)), frames, generator=generator
@@ -90,7 +90,6 @@ def _features(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
 
 
 def _wave(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
-    import torch
     return torch.randn(batch, 4000, generator=generator)
 
 #: parameter of `forward` → function(config, batch, length, generator) → tensor
@@ -129,7 +128,6 @@ def _wanted(module: "nn.Module", config: Any) -> list[str]:
     return names
 
 def _image_of_timm(module: "nn.Module", batch: int, generator: Any) -> dict[str, "Tensor"]:
-    import torch
     size = (getattr(module, "default_cfg", None) or {}).get("input_size")
     if size is None:
         raise BadInput(
@@ -146,7 +144,6 @@ def flatten(
     prefix: str = "",  # of the keys of a dictionary inside another
 ) -> dict[str, "Tensor"]:  # name → tensor, in order
     "The tensors in `value` under dotted names; what is not a tensor (None, numbers, strings) is left out."
-    import torch
     if isinstance(value, torch.Tensor): return {lone: value}
     if isinstance(value, Mapping):
         items = [(f"{prefix}{k}", v) for k, v in value.items()]
@@ -181,7 +178,6 @@ def inference(
     use_cache: bool = False,  # what `config.use_cache` is meanwhile, where there is one
 ) -> Iterator["nn.Module"]:
     "Eval mode, no gradients, no key/value cache; all restored afterwards."
-    import torch
     modes = {m: m.training for m in module.modules()}
     configs = [c for c in {id(c): c for m in module.modules() for c in [getattr(m, "config", None)]}.values()
                if c is not None and not isinstance(c, Mapping) and getattr(c, "use_cache", None) is not None]
@@ -234,7 +230,6 @@ def stretched(
     size: int,  # wanted there
 ) -> "Tensor":
     "`tensor` with `size` entries along `axis`: cut, or repeated from its start."
-    import torch
     index = torch.arange(size) % tensor.shape[axis]
     return tensor.index_select(axis, index)
 

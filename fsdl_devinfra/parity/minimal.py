@@ -5,6 +5,7 @@
 # %% ../../nbs/parity/22_minimal.ipynb #884d655d
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.errors import CheckError
+from ..core.lazy import lazy_module
 from ..core.results import Result, write_atomic
 from .backends import versions
 from .checking import feeds_of, retrace, shapes_of
@@ -23,7 +25,14 @@ from .rule import EPS, FACTOR, FLOOR_ULPS
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
     from torch import nn
+else:
+    np = lazy_module("numpy")
+    onnx = lazy_module("onnx")
+    helper = lazy_module("onnx.helper")
+    numpy_helper = lazy_module("onnx.numpy_helper")
 
 # %% auto #0
 __all__ = ['nodes_between', 'cut_out', 'Known', 'known_values', 'known_from_file', 'Piece', 'tried', 'smallest_piece',
@@ -48,8 +57,6 @@ def cut_out(
     output: str,
 ) -> Graph:
     "A file of some nodes, with the weights that they read. Sizes of the inputs are left free."
-    import onnx
-    from onnx import helper, numpy_helper
     chosen = {tuple(graph.nodes[i].output) for i in nodes}
     kept = [n for n in in_order(graph) if tuple(n.output) in chosen]
     read = {v for n in kept for v in _reads(n)}
@@ -200,7 +207,6 @@ def one_sample(
     provider: str = "cpu",
 ) -> Piece:
     "The worst sample alone, where the piece treats each one by itself."
-    import numpy as np
     sizes = {a.shape[0] for a in [*piece.feeds.values(), piece.expected] if a.ndim}
     if len(sizes) != 1 or sizes == {1} or piece.got is None or piece.got.shape != piece.expected.shape:
         return piece
@@ -304,8 +310,6 @@ def write_smallest(
     provider: str = "cpu",
 ) -> SmallestFailure | None:  # None where no part fails by itself
     "Write the smallest failing file, its values and a bug report."
-    import io
-    import numpy as np
     piece = smallest_piece(known, provider)
     if piece is None: return None
     piece, path = one_sample(piece, provider), Path(path)

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import inspect
+import io
+import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
+from ..core.lazy import lazy_module
 from ..core.results import write_atomic
 from ..core.units import GIB
 from .backends import versions
@@ -21,7 +27,11 @@ from .rule import EPS
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor, nn
+else:
+    np = lazy_module("numpy")
+    torch = lazy_module("torch")
 
 # %% auto #0
 __all__ = ['ROUNDS', 'NUDGE_ULPS', 'NUDGES', 'KEPT_BYTES', 'KEPT_FORMAT', 'widened', 'float64_mode', 'reference', 'torch_type',
@@ -30,14 +40,12 @@ __all__ = ['ROUNDS', 'NUDGE_ULPS', 'NUDGES', 'KEPT_BYTES', 'KEPT_FORMAT', 'widen
 
 # %% ../../nbs/parity/04_original.ipynb #80acfec1
 def _low(dtype: Any) -> bool:
-    import torch
     return dtype in (torch.float32, torch.float16, torch.bfloat16)
 
 def widened(
     value: Any,  # anything that an operator takes
 ) -> Any:
     "`value` in float64 where it is a float tensor or a float type of lower precision."
-    import torch
     if isinstance(value, torch.Tensor): return value.double() if _low(value.dtype) else value
     if isinstance(value, torch.dtype): return torch.float64 if _low(value) else value
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
@@ -46,8 +54,6 @@ def widened(
 
 def float64_mode() -> Any:
     "A context in which every torch operator computes in float64."
-    import contextlib
-    import torch
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -116,7 +122,6 @@ def torch_type(
     precision: str,  # fp32, tf32, fp16, bf16 or fp64
 ) -> Any:  # torch.dtype
     "The torch type of a precision. Raises `BadInput`."
-    import torch
 
     if precision not in _TORCH_NAME:
         raise BadInput(f"{precision!r} is not a precision", "Choose " + ", ".join(_TORCH_NAME))
@@ -126,7 +131,6 @@ def own_precision(
     module: "nn.Module",
 ) -> str:  # "fp32", "fp16", …
     "The precision that most parameters of `module` are in."
-    from collections import Counter
 
     counts = Counter(
         str(p.dtype).removeprefix("torch.") for p in module.parameters() for _ in [0] if p.is_floating_point()
@@ -139,7 +143,6 @@ def cast_inputs(
     precision: str,  # of the float ones
 ) -> dict[str, "Tensor"]:
     "Inputs whose float tensors are in `precision`."
-    import torch
     kind = torch_type(precision)
     def cast(value: Any) -> Any:
         if isinstance(value, (list, tuple)): return type(value)(map(cast, value))
@@ -161,7 +164,6 @@ def as_arrays(
     tensors: Mapping[str, "Tensor"],
 ) -> dict[str, "np.ndarray"]:  # bfloat16 as float32, which holds it exactly
     "Tensors as numpy arrays."
-    import torch
 
     return {
         k: (v.float() if v.dtype == torch.bfloat16 else v).detach().cpu().numpy()
@@ -178,7 +180,6 @@ NUDGE_ULPS, NUDGES = 4.0, 16  # size of the noise, and how often it is drawn
 
 def _nudging(epsilon: float, generator: Any) -> Any:
     "A mode of torch in which operators that round give results with noise of some units in the last place."
-    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     def nudged(v: Any) -> Any:
@@ -197,7 +198,6 @@ def _nudging(epsilon: float, generator: Any) -> Any:
 
 def _moved(value: Any, epsilon: float, generator: Any) -> Any:
     "A float input with noise of some units in the last place of its largest value: equal values are no longer exactly equal."
-    import torch
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel(): return value
     noise = NUDGE_ULPS * epsilon * (2 * torch.rand(value.shape, generator=generator) - 1).to(value)
     return value + noise * torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0).abs().max()
@@ -210,7 +210,6 @@ def ties(
     times: int = NUDGES,
 ) -> dict[str, "np.ndarray"]:  # output of integers or booleans → where rounding decides
     "Integers and booleans that change when roundings do."
-    import torch
     found = {k: v != v for k, v in truth.items() if v.dtype.kind in "biu"}
     generator = torch.Generator().manual_seed(0)
     for _ in range(times if found else 0):
@@ -222,7 +221,6 @@ def ties(
 # %% ../../nbs/parity/04_original.ipynb #04bd98ff
 def _elementwise_nudging(epsilon: float, generator: Any) -> Any:
     "A mode of torch in which what a rounding operator reads and gives is off by up to one unit in its own last place."
-    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     def nudged(v: Any) -> Any:
@@ -256,8 +254,6 @@ def rounding_noise(
     times: int = 6,  # draws
 ) -> dict[str, "np.ndarray"]:  # float output → largest distance from the truth, value by value
     "What roundings do to each value of each output: the model is run with weights and values off by one unit in the last place."
-    import numpy as np
-    import torch
     found = {k: np.zeros(v.shape) for k, v in truth.items() if v.dtype.kind == "f"}
     generator = torch.Generator().manual_seed(0)
     for _ in range(times if found else 0):
@@ -288,7 +284,6 @@ def longest_sum(
     precision: str = "fp32",
 ) -> int:
     "The largest number of terms that an operator adds up as the module runs on these inputs."
-    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
     found = [1]
@@ -315,7 +310,6 @@ def own_outputs(
 ) -> dict[str, "np.ndarray"]:
     "What torch gives in `precision`; in float64, the truth with the error that float32 has, scaled."
     if precision != "fp64": return as_arrays(run_torch(module, inputs, precision))
-    import numpy as np
     single, scale = as_arrays(run_torch(module, inputs, "fp32")), EPS["fp64"] / EPS["fp32"]
     def scaled(t, s):
         if t.dtype.kind != "f" or s.shape != t.shape: return t
@@ -329,7 +323,6 @@ KEPT_BYTES = GIB  # of all kept references together
 
 def reference_folder() -> Path:  # need not exist
     "Where references are kept: in the user's cache folder."
-    import os
 
     base = (
         os.environ.get("XDG_CACHE_HOME")
@@ -340,7 +333,6 @@ def reference_folder() -> Path:  # need not exist
 
 def _feed(digest: Any, tensors: Mapping[str, Any]) -> None:
     "Names, types, shapes and bytes of tensors into a hash, one tensor at a time."
-    import torch
     for name, t in tensors.items():
         digest.update(f"{name} {t.dtype} {tuple(t.shape)};".encode())
         if not t.is_meta: digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -349,7 +341,6 @@ def module_digest(
     module: "nn.Module",
 ) -> Any:  # a sha256 object, to be fed with inputs
     "A hash of what decides a module's outputs: versions, classes and their source files, configuration, parameters, buffers."
-    import hashlib
     config = config_of(module)
     told = config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else repr(config)
     digest = hashlib.sha256(f"{KEPT_FORMAT} {sorted(versions().items())} {told} {module!r} ".encode())
@@ -363,7 +354,6 @@ KEPT_FORMAT = 1  # changes when the reference is computed or written in another 
 
 def _source_of(cls: type) -> bytes:
     "The name of a class and the text of its file; of libraries, whose versions are known, the name alone."
-    import inspect
     name = f"{cls.__module__}.{cls.__qualname__};".encode()
     if cls.__module__.split(".")[0] in ("torch", "transformers"): return name
     try: return name + Path(inspect.getsourcefile(cls) or "").read_bytes()
@@ -396,11 +386,6 @@ def kept_reference(
 
 def _read_kept(file: Path) -> dict[str, "Tensor"] | None:
     "What a file holds, or None where it is not there or not whole."
-    import hashlib
-    import io
-    import os
-    import numpy as np
-    import torch
     try:
         data = file.read_bytes()
         if hashlib.sha256(data[32:]).digest() != data[:32]: raise ValueError("not what was written")
@@ -415,9 +400,6 @@ def _read_kept(file: Path) -> dict[str, "Tensor"] | None:
 
 def _keep(file: Path, found: Mapping[str, "Tensor"], limit: int) -> None:
     "Write a reference and free space for it. A folder that cannot be written is no reason to stop."
-    import hashlib
-    import io
-    import numpy as np
     room = io.BytesIO()
     arrays: dict[str, Any] = {f"a{i}": t.cpu().numpy() for i, t in enumerate(found.values())}
     np.savez(room, names=np.array(list(found), dtype=str), **arrays)

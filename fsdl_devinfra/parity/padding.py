@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..core.lazy import lazy_module
 from .reach import is_mask
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+else:
+    np = lazy_module("numpy")
+    torch = lazy_module("torch")
 
 # %% auto #0
 __all__ = ['EMPTY_BELOW', 'ANSWERS', 'Arrays', 'hidden_positions', 'with_hidden', 'empty_rows', 'explained_by_padding']
@@ -22,7 +27,6 @@ def hidden_positions(
     shape: Sequence[int],  # of an output
 ) -> "np.ndarray | None":  # of booleans, over the first one or two axes; None where nothing is hidden
     "Where an output is padding."
-    import numpy as np
     masks = [v.detach().cpu().numpy() == 0 for k, v in inputs.items() if is_mask(k, v)]
     hidden = next((m for m in masks if m.any()), None)
     if hidden is None or not len(shape) or shape[0] != len(hidden): return None
@@ -51,14 +55,12 @@ ANSWERS = ("average", "zero")
 
 def _attended(query: Any, key: Any, value: Any, out: Any, mask: Any, answer: str) -> Any:
     "The result of fused attention with another answer in empty rows."
-    import torch
     empty = (mask <= EMPTY_BELOW).all(-1, keepdim=True).expand(*out.shape[:-1], 1)
     other = value.mean(-2, keepdim=True) if answer == "average" else torch.zeros_like(out)
     return torch.where(empty, other.expand_as(out), out)
 
 def _softened(scores: Any, out: Any, dim: int, answer: str) -> Any:
     "The result of a softmax with another answer in empty rows."
-    import torch
     empty = (scores <= EMPTY_BELOW).all(dim, keepdim=True)
     return torch.where(
         empty, torch.full_like(out, 1 / scores.shape[dim] if answer == "average" else 0.0), out

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckError
+from ..core.lazy import lazy_module
 from .graph import Graph, _reads
 from .localization import exposed, run_graph
 
 if TYPE_CHECKING:
     import numpy as np
+else:
+    np = lazy_module("numpy")
 
 # %% auto #0
-__all__ = ['QUANTISED', 'SAMPLED', 'LIKE', 'is_quantised', 'flowing', 'in_order', 'run_values', 'Pair', 'likeness', 'paired',
-           'aligned', 'float_weights']
+__all__ = ['QUANTISED', 'SAMPLED', 'LIKE', 'is_quantised', 'in_order', 'flowing', 'run_values', 'Pair', 'likeness', 'aligned',
+           'paired', 'float_weights']
 
 # %% ../../nbs/parity/16_pairing.ipynb #a8f98ac2
 #: operators of a quantised file
@@ -44,35 +47,47 @@ def is_quantised(
     "Whether an operator is there because somebody has quantised the file."
     return node.op_type in QUANTISED or node.op_type.startswith("QLinear")
 
+# %% ../../nbs/parity/16_pairing.ipynb #e40cfa40
+def in_order(
+    graph: Graph,
+) -> list[Any]:  # nodes
+    "The nodes, each after those that it reads."
+    unmade = {v for n in graph.nodes for v in n.output if v}
+    left, found = list(graph.nodes), []
+    while left:
+        later = []
+        for node in left:
+            if unmade & set(_reads(node)): later.append(node)
+            else:
+                found.append(node)
+                unmade -= set(node.output)
+        if len(later) == len(left): return found + left
+        left = later
+    return found
+
+# %% ../../nbs/parity/16_pairing.ipynb #acc8a771
 def flowing(
     graph: Graph,
 ) -> list[str]:  # in an order in which they can be computed: some tools append nodes at the end
     "Values that depend on an input."
     live, found = set(graph.inputs), []
     for node in in_order(graph):
-        if live & set(_reads(node)):
-            live |= set(node.output)
-            found += [v for v in node.output if v]
+        if not live & set(_reads(node)): continue
+        live |= set(node.output)
+        found += [v for v in node.output if v]
     return found
 
-def in_order(
-    graph: Graph,
-) -> list[Any]:  # nodes
-    "The nodes, each after those that it reads."
-    made = {v for n in graph.nodes for v in n.output if v}
-    left, found = list(graph.nodes), []
-    while left:
-        later = []
-        for node in left:
-            if made & set(_reads(node)):
-                later.append(node)
-            else:
-                found.append(node)
-                made -= set(node.output)
-        if len(later) == len(left): return found + left
-        left = later
+# %% ../../nbs/parity/16_pairing.ipynb #66f695c9
+def _one_by_one(graph: Graph, values: Sequence[str], feeds: Mapping[str, Any]) -> dict[str, Any]:
+    "Halve the list until what cannot be shown is found; the file as it is must run."
+    if len(values) <= 1: return {}
+    half, found = len(values) // 2, {}
+    for part in (values[:half], values[half:]):
+        try: found |= run_graph(exposed(graph, part), feeds)
+        except CheckError: found |= _one_by_one(graph, part, feeds)
     return found
 
+# %% ../../nbs/parity/16_pairing.ipynb #282dfa0e
 def run_values(
     graph: Graph,
     values: Sequence[str],
@@ -83,15 +98,6 @@ def run_values(
     except CheckError: got = _one_by_one(graph, values, feeds)
     return {v: got[v] for v in values if v in got}
 
-def _one_by_one(graph: Graph, values: Sequence[str], feeds: Mapping[str, Any]) -> dict[str, Any]:
-    "Halve the list until what cannot be shown is found; the file as it is must run."
-    if len(values) <= 1: return {}
-    half, found = len(values) // 2, {}
-    for part in (values[:half], values[half:]):
-        try: found |= run_graph(exposed(graph, part), feeds)
-        except CheckError: found |= _one_by_one(graph, part, feeds)
-    return found
-
 # %% ../../nbs/parity/16_pairing.ipynb #fb860b02
 @dataclass(frozen=True)
 class Pair:
@@ -101,19 +107,81 @@ class Pair:
     by: str  # "name" or "values"
     likeness: float  # cosine of both
 
+# %% ../../nbs/parity/16_pairing.ipynb #2caf1538
 SAMPLED = 4096  # numbers of a value that are looked at where names say nothing
 LIKE = 0.8  # cosine below which two values are not the same one
 
 def likeness(
-    a: "np.ndarray",
-    b: "np.ndarray",
+    left: "np.ndarray",
+    right: "np.ndarray",
 ) -> float:  # cosine; 1 where both are zero
     "How alike two values are, whatever their scale."
-    import numpy as np
-    x, y = (np.nan_to_num(np.asarray(v, np.float64).ravel(), posinf=0, neginf=0) for v in (a, b))
-    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(x @ y) / norm if norm else float(not x.any() and not y.any())
+    one, other = (np.nan_to_num(np.asarray(v, np.float64).ravel(), posinf=0, neginf=0) for v in (left, right))
+    norm = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / norm if norm else float(not one.any() and not other.any())
 
+# %% ../../nbs/parity/16_pairing.ipynb #55a472e0
+def _mean_something(named: Sequence[Pair]) -> bool:
+    "Whether most pairs are alike, or the first is: a fault makes everything after it unlike, and nothing before."
+    alike = [p.likeness >= LIKE for p in named]
+    return sum(alike) >= len(alike) / 2 or any(alike[:1])
+
+# %% ../../nbs/parity/16_pairing.ipynb #61571b87
+def _speaks(a: "np.ndarray") -> bool:
+    "Whether a value is a float tensor with enough numbers to be recognised by."
+    return a.dtype.kind == "f" and a.size >= 8 and bool(np.any(a != a.flat[0]))
+
+# %% ../../nbs/parity/16_pairing.ipynb #9001a811
+def _units(values: Sequence["np.ndarray"]) -> "np.ndarray":
+    "A unit vector for each value, of the same places in all."
+    step = max(1, values[0].size // SAMPLED)
+    rows = np.stack([np.nan_to_num(v.astype(np.float64).ravel()[::step], posinf=0, neginf=0) for v in values])
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+
+# %% ../../nbs/parity/16_pairing.ipynb #be0703a2
+def _best_sums(score: "np.ndarray") -> "np.ndarray":  # [rows + 1, columns + 1]
+    "The best sum of a pairing of the first so many rows with the first so many columns."
+    rows, columns = score.shape
+    best = np.zeros((rows + 1, columns + 1))
+    for i in range(rows):
+        taken = np.where(score[i] > 0, best[i, :-1] + score[i], 0.0)
+        best[i + 1, 1:] = np.maximum.accumulate(np.maximum(best[i, 1:], taken))
+    return best
+
+def _in_order(score: "np.ndarray") -> list[tuple[int, int]]:
+    "Longest common subsequence, weighted."
+    best, found = _best_sums(score), []
+    i, j = score.shape
+    while i and j:
+        if best[i, j] == best[i - 1, j]: i -= 1
+        elif best[i, j] == best[i, j - 1]: j -= 1
+        else:
+            i, j = i - 1, j - 1
+            found.append((i, j))
+    return found[::-1]
+
+# %% ../../nbs/parity/16_pairing.ipynb #7ce4670f
+def _likenesses(left: Sequence["np.ndarray"], right: Sequence["np.ndarray"]) -> "np.ndarray":
+    "The cosine of every value of one file with every value of the same shape of the other."
+    score = np.zeros((len(left), len(right)))
+    for shape in {a.shape for a in left} & {b.shape for b in right}:
+        rows = [i for i, a in enumerate(left) if a.shape == shape]
+        columns = [j for j, b in enumerate(right) if b.shape == shape]
+        score[np.ix_(rows, columns)] = _units([left[i] for i in rows]) @ _units([right[j] for j in columns]).T
+    return score
+
+# %% ../../nbs/parity/16_pairing.ipynb #1994ba3a
+def aligned(
+    left: Mapping[str, "np.ndarray"],
+    right: Mapping[str, "np.ndarray"],
+) -> list[Pair]:
+    "The best pairing that keeps the order of both files."
+    names, others = list(left), list(right)
+    score = _likenesses(list(left.values()), list(right.values()))
+    chosen = _in_order(np.where(score >= LIKE, score - LIKE / 2, 0.0))
+    return [Pair(names[i], others[j], "values", float(score[i, j])) for i, j in chosen]
+
+# %% ../../nbs/parity/16_pairing.ipynb #138434aa
 def paired(
     left: Mapping[str, "np.ndarray"],  # values of the first file, in its order
     right: Mapping[str, "np.ndarray"],  # of the second
@@ -132,57 +200,32 @@ def paired(
     found = believed | {p.left: p for p in aligned(*rest)} or named
     return [found[v] for v in left if v in found]
 
-def _mean_something(named: Sequence[Pair]) -> bool:
-    "Whether most pairs are alike, or the first is: a fault makes everything after it unlike, and nothing before."
-    alike = [p.likeness >= LIKE for p in named]
-    return sum(alike) >= len(alike) / 2 or any(alike[:1])
+# %% ../../nbs/parity/16_pairing.ipynb #f320efc0
+_FLOATS = (1, 10, 11, 16)  # FLOAT, FLOAT16, DOUBLE, BFLOAT16 of onnx.TensorProto
 
-def _speaks(a: "np.ndarray") -> bool:
-    "Whether a value is a float tensor with enough numbers to be recognised by."
-    import numpy as np
-    return a.dtype.kind == "f" and a.size >= 8 and bool(np.any(a != a.flat[0]))
+_SUFFIX = "_quantized"
+_PARTS = (_SUFFIX, "_scale", "_zero_point", "_quantized_scale", "_quantized_zero_point")
+_FLOATS = (1, 10, 11, 16)  # FLOAT, FLOAT16, DOUBLE, BFLOAT16 of onnx.TensorProto
 
-def aligned(
-    left: Mapping[str, "np.ndarray"],
-    right: Mapping[str, "np.ndarray"],
-) -> list[Pair]:
-    "The best pairing that keeps the order of both files."
-    import numpy as np
-    a, b = list(left), list(right)
-    score = np.zeros((len(a), len(b)))
-    for shape in {left[v].shape for v in a} & {right[v].shape for v in b}:
-        rows = [i for i, v in enumerate(a) if left[v].shape == shape]
-        columns = [j for j, v in enumerate(b) if right[v].shape == shape]
-        score[np.ix_(rows, columns)] = (
-            _units([left[a[i]] for i in rows]) @ _units([right[b[j]] for j in columns]).T
-        )
-    chosen = _in_order(np.where(score >= LIKE, score - LIKE / 2, 0.0))
-    return [Pair(a[i], b[j], "values", float(score[i, j])) for i, j in chosen]
+def _axis(node: Any) -> int: return next((a.i for a in node.attribute if a.name == "axis"), 1)
 
-def _units(values: Sequence["np.ndarray"]) -> "np.ndarray":
-    "A unit vector for each value, of the same places in all."
-    import numpy as np
-    step = max(1, values[0].size // SAMPLED)
-    rows = np.stack([np.nan_to_num(v.astype(np.float64).ravel()[::step], posinf=0, neginf=0) for v in values])
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+def _axis_of(shape: Sequence[int], scales: int, stated: int | None) -> int:
+    "The axis with a scale for each index: the stated one where it fits, else the first that does."
+    if stated is not None and shape[stated] == scales: return stated
+    return next((i for i, size in enumerate(shape) if size == scales), 0)
 
-def _in_order(score: "np.ndarray") -> list[tuple[int, int]]:
-    "Longest common subsequence, weighted."
-    import numpy as np
-    n, m = score.shape
-    best = np.zeros((n + 1, m + 1))
-    for i in range(n):
-        taken = np.where(score[i] > 0, best[i, :-1] + score[i], 0.0)
-        best[i + 1, 1:] = np.maximum.accumulate(np.maximum(best[i, 1:], taken))
-    found, i, j = [], n, m
-    while i and j:
-        if best[i, j] == best[i - 1, j]: i -= 1
-        elif best[i, j] == best[i, j - 1]: j -= 1
-        else:
-            found.append((i - 1, j - 1))
-            i -= 1
-            j -= 1
-    return found[::-1]
+# %% ../../nbs/parity/16_pairing.ipynb #f64bb088
+def _real(graph: Graph, name: str, scale: str, zero: str, axis: int | None) -> "np.ndarray":
+    "(integer − zero point) × scale, where the scale may be one for each index of an axis."
+    integers, scales = graph.array(name).astype(np.float64), graph.array(scale).astype(np.float64)
+    known = zero and graph.is_constant(zero)
+    zeros = graph.array(zero).astype(np.float64) if known else np.zeros_like(scales)
+    if scales.size > 1 and integers.ndim != scales.ndim:
+        shape = [1] * integers.ndim
+        shape[_axis_of(integers.shape, scales.size, axis)] = scales.size
+        if zeros.size == scales.size: zeros = zeros.reshape(shape)
+        scales = scales.reshape(shape)
+    return (integers - zeros) * scales
 
 # %% ../../nbs/parity/16_pairing.ipynb #65b5be95
 _SUFFIX = "_quantized"
@@ -192,48 +235,17 @@ def float_weights(
 ) -> dict[str, "np.ndarray"]:  # name of the float weight → its values, in float64
     "Every weight that the file computes with, quantised ones as what they stand for."
     held, found = graph.initializers, {}
-    axes = {
-        n.input[0]: _axis(n) for n in graph.nodes if n.op_type == "DequantizeLinear" and n.input[0] in held
-    }
+    readers = [n for n in graph.nodes if n.op_type == "DequantizeLinear" and n.input[0] in held]
+    axes = {n.input[0]: _axis(n) for n in readers}
     for name in held:
-        if name.endswith(_SUFFIX):
-            stem = name.removesuffix(_SUFFIX)
-            if f"{stem}_scale" in held:
-                found[stem] = _real(graph, name, f"{stem}_scale", f"{stem}_zero_point", axes.get(name))
-    for node in graph.nodes:
-        if node.op_type == "DequantizeLinear" and node.input[0] in held and node.input[1] in held:
-            stem = node.input[0].removesuffix(_SUFFIX)
-            zero = node.input[2] if len(node.input) > 2 else ""
-            if stem not in found:
-                found[stem] = _real(graph, node.input[0], node.input[1], zero, axes[node.input[0]])
-    part = {
-        f"{stem}{end}"
-        for stem in found
-        for end in (_SUFFIX, "_scale", "_zero_point", "_quantized_scale", "_quantized_zero_point")
-    }
-    return found | {
-        n: graph.array(n).astype("float64")
-        for n, t in held.items()
-        if n not in part and t.data_type in _FLOATS
-    }
-
-
-_FLOATS = (1, 10, 11, 16)  # FLOAT, FLOAT16, DOUBLE, BFLOAT16 of onnx.TensorProto
-
-def _axis(node: Any) -> int: return next((a.i for a in node.attribute if a.name == "axis"), 1)
-
-def _real(graph: Graph, name: str, scale: str, zero: str, axis: int | None) -> "np.ndarray":
-    "(integer − zero point) × scale, where the scale may be one for each index of an axis."
-    import numpy as np
-    q, s = graph.array(name).astype(np.float64), graph.array(scale).astype(np.float64)
-    z = graph.array(zero).astype(np.float64) if zero and graph.is_constant(zero) else np.zeros_like(s)
-    if s.size > 1 and q.ndim != s.ndim:
-        at = (
-            axis
-            if axis is not None and q.shape[axis] == s.size
-            else next((i for i, n in enumerate(q.shape) if n == s.size), 0)
-        )
-        shape = [1] * q.ndim
-        shape[at] = s.size
-        s, z = s.reshape(shape), z.reshape(shape) if z.size == s.size else z
-    return (q - z) * s
+        stem = name.removesuffix(_SUFFIX)
+        if stem != name and f"{stem}_scale" in held:
+            found[stem] = _real(graph, name, f"{stem}_scale", f"{stem}_zero_point", axes.get(name))
+    for node in readers:
+        name, scale, *zero = node.input
+        stem = name.removesuffix(_SUFFIX)
+        if scale in held and stem not in found:
+            found[stem] = _real(graph, name, scale, zero[0] if zero else "", axes[name])
+    part = {f"{stem}{end}" for stem in found for end in _PARTS}
+    plain = [n for n, t in held.items() if n not in part and t.data_type in _FLOATS]
+    return found | {n: graph.array(n).astype("float64") for n in plain}

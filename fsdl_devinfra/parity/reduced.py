@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import tempfile
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..core.charts import Chart, Series, scatter
 from ..core.console import table_text
 from ..core.errors import BadInput, CheckError, need
+from ..core.lazy import lazy_module
 from ..core.units import count_of, size_text
 from .backends import PROVIDERS, Backend, NotRun, onnx_backend, provider_name, session, versions
 from .causes import Cause
@@ -34,6 +36,10 @@ from .safety import inspected
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+else:
+    np = lazy_module("numpy")
+    onnx = lazy_module("onnx")
 
 # %% auto #0
 __all__ = ['BUDGETS', 'MOST_LAYERS', 'HEAVY', 'CLIPPED', 'UNUSED', 'STEPS', 'GAIN', 'CHUNK', 'LAYER_SAMPLES',
@@ -105,7 +111,6 @@ class Tally:
 
     def add(self, own: "np.ndarray", got: "np.ndarray") -> None:
         "Count one batch."
-        import numpy as np
 
         if got.shape != own.shape:
             self.wrong = f"shape {list(got.shape)} instead of {list(own.shape)}"
@@ -243,7 +248,6 @@ def loss_db(
     got: "np.ndarray",
 ) -> float | None:
     "SQNR of one array."
-    import numpy as np
     a, b = own.astype(np.float64).ravel(), got.astype(np.float64).ravel()
     good = np.isfinite(a)
     a, b = a[good], np.where(np.isfinite(b[good]), b[good], math.inf)
@@ -340,7 +344,6 @@ def _real(small: Graph, value: str, integers: Any) -> Any:
 
 def _integers(small: Graph, value: str, real: Any) -> Any:
     "The integers that stand for real numbers."
-    import numpy as np
     zero = small.array(f"{value}_zero_point")
     most = np.iinfo(zero.dtype)
     return np.clip(np.rint(real / small.array(f"{value}_scale")) + zero, most.min, most.max).astype(zero.dtype)
@@ -358,7 +361,6 @@ def _alone(
     small: Graph, names: Mapping[str, str], own: Mapping[str, Any], feeds: Mapping[str, Any]
 ) -> dict[str, Any]:
     "Values of the file where each layer reads the model's."
-    import numpy as np
     if not names: return {}
     kinds = {n: a.dtype for n, a in run_values(small, list(names.values()), feeds).items()}
     with np.errstate(over="ignore"): cut = {n: own[v].astype(kinds[n]) for v, n in names.items()}
@@ -448,7 +450,6 @@ def calibrated_ranges(
     flow: Mapping[str, "np.ndarray"],  # value → what flows there in the model
 ) -> list[CalibratedRange]:
     "Every range that the file holds for a value that is known."
-    import numpy as np
     found = {}
     for node in small.nodes:
         if node.op_type != "QuantizeLinear" or node.input[0] not in flow or len(node.input) < 3: continue
@@ -515,7 +516,6 @@ def _dynamic_scheme(graph: Graph, kinds: set[str]) -> Scheme:
                   op_types=tuple(sorted({_DYNAMIC[k] for k in kinds if k in _DYNAMIC})))
 
 def _static_scheme(graph: Graph) -> Scheme:
-    import numpy as np
     held = graph.initializers
     scales = [n.input[1] for n in graph.nodes if n.op_type == "DequantizeLinear" and n.input[0] in held]
     zeros = [
@@ -568,7 +568,6 @@ def reduce_again(
         return Path(target).read_bytes()
 
 def _written(model: Graph, path: str) -> None:
-    import onnx
 
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
@@ -627,7 +626,6 @@ def _dynamic(
 def _fp16(
     source: str, target: str, scheme: Scheme, batches: Sequence[Mapping[str, Any]], exclude: list[str]
 ) -> None:
-    import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(
@@ -963,7 +961,6 @@ class _Judge:
         return [judged_tally(t, self.budget, known[n] is True) for n, t in tallies.items()]
 
     def _metric(self, outputs: Sequence[Mapping[str, Any]]) -> float:
-        import numpy as np
         assert self.metric is not None
         whole = {n: np.concatenate([np.atleast_1d(o[n]) for o in outputs]) for n in outputs[0]}
         try:
@@ -1047,7 +1044,6 @@ def check_reduced(
 
 def _data(model: Any, graph: Graph, inputs: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "(sets of inputs, everything that was given, for a metric)"
-    import inspect
     if inputs is None:
         if not isinstance(model, (str, Path)): return [example_inputs(model, batch=CHUNK)], {}
         from fsdl_devinfra.parity.feeding import derived_inputs
@@ -1140,7 +1136,6 @@ def _place(x: LayerLoss) -> Divergence:
 
 def _causes(r: ReducedReport, flow: Mapping[str, Any]) -> list[Cause]:
     "Why so much was lost."
-    import numpy as np
     found, p = [], r.proposal
     big = (
         {v: float(np.abs(a[np.isfinite(a)]).max(initial=0)) for v, a in flow.items() if a.dtype.kind == "f"}

@@ -12,112 +12,106 @@ from typing import TYPE_CHECKING, Any
 from ..core.console import table_html, table_markdown, table_text
 from ..core.errors import BadInput
 from ..core.results import write_atomic
+from .timing import latency_table
 
 if TYPE_CHECKING:
     from fsdl_devinfra.parity.checking import Case, ParityReport
 
 # %% auto #0
-__all__ = ['rows', 'headline', 'explanation', 'coverage_text', 'next_step', 'text', 'markdown', 'html_body', 'html',
+__all__ = ['rows', 'headline', 'coverage_text', 'explanation', 'next_step', 'text', 'markdown', 'html_body', 'html',
            'write_report']
 
 # %% ../../nbs/parity/11_report.ipynb #b79c621b
-_HEADER = [
-    "asked",
-    "ran on",
-    "precision",
-    "shapes",
-    "output",
-    "verdict",
-    "max abs",
-    "error",
-    "torch's own",
-    "ratio",
-    "top-1",
-]
-
-
 def _shapes(shapes: dict[str, list[int]]) -> str:
+    "Shapes of all inputs in one line."
     return ", ".join(f"{k} {'×'.join(map(str, v))}" for k, v in shapes.items())
 
+# %% ../../nbs/parity/11_report.ipynb #69a449f6
+_HEADER = ["asked", "ran on", "precision", "shapes", "output", "verdict", "max abs", "error", "torch's own", "ratio", "top-1"]
 
+def _output_cells(output: Any) -> list[str]:  # of an OutputComparison
+    "One output from its name on."
+    top1 = "-" if output.top1 is None else f"{output.top1:.1%}"
+    return [output.name, output.verdict, f"{output.max_abs:.2e}", f"{output.error:.1e}",
+            f"{output.reference_error:.1e}", f"{output.ratio:.2f}", top1]
+
+def _rows(case: "Case") -> list[list[str]]:
+    "The rows of one case."
+    used = case.provider_used or "-"
+    if case.share is not None and case.share < 1: used += f" ({case.share:.0%} of nodes)"
+    head = [case.provider, used, case.precision, _shapes(case.shapes)]
+    if not case.outputs: return [[*head, "-", case.verdict, "-", "-", "-", "-", "-"]]
+    return [[*head, *_output_cells(o)] for o in case.outputs]
+
+# %% ../../nbs/parity/11_report.ipynb #5024de7e
 def rows(
     report: "ParityReport",
 ) -> list[list[str]]:  # one a case and output
     "The matrix provider × precision × shape."
     return [row for case in report.cases for row in _rows(case)]
 
-def _rows(case: "Case") -> list[list[str]]:
-    used = case.provider_used or "-"
-    if case.share is not None and case.share < 1: used += f" ({case.share:.0%} of nodes)"
-    head = [case.provider, used, case.precision, _shapes(case.shapes)]
-    if not case.outputs: return [[*head, "-", case.verdict, "-", "-", "-", "-", "-"]]
-    return [
-        [
-            *head,
-            o.name,
-            o.verdict,
-            f"{o.max_abs:.2e}",
-            f"{o.error:.1e}",
-            f"{o.reference_error:.1e}",
-            f"{o.ratio:.2f}",
-            "-" if o.top1 is None else f"{o.top1:.1%}",
-        ]
-        for o in case.outputs
-    ]
-
+# %% ../../nbs/parity/11_report.ipynb #82a373a0
 def headline(
     report: "ParityReport",
 ) -> str:
     "The verdict in one sentence."
     if said := getattr(report, "said", ""): return said
-    failed, count = [c for c in report.cases if c.verdict == "fail"], len(report.cases)
-    if report.verdict == "pass":
-        return f"pass: {report.onnx or 'the backend'} gives the same results as {report.model} in {count} of {count} case{'s' if count > 1 else ''}"
-    if report.verdict == "not-run":
-        return f"not run: {sum(c.verdict == 'not-run' for c in report.cases)} of {count} cases could not be checked here"
-    share = f"{len(failed)} of {count} case{'s' if count > 1 else ''}"
-    return f"fail: {report.onnx or 'the backend'} does not give the same results as {report.model} in {share}"
+    count, file = len(report.cases), report.onnx or "the backend"
+    of_all = f"{count} case{'s' if count > 1 else ''}"
+    by = {v: sum(c.verdict == v for c in report.cases) for v in ("fail", "not-run")}
+    if report.verdict == "pass": return f"pass: {file} gives the same results as {report.model} in {count} of {of_all}"
+    if report.verdict == "not-run": return f"not run: {by['not-run']} of {count} cases could not be checked here"
+    return f"fail: {file} does not give the same results as {report.model} in {by['fail']} of {of_all}"
 
-def explanation(
-    report: "ParityReport",
-) -> list[str]:  # sentences
-    "Where and why."
-    d, found = report.first_divergence, []
-    if d:
-        found.append(
-            f"first wrong operator: {d.op} in {d.module or 'the model'}"
-            + (f" at {d.source}" if d.source else "")
-            + f" (ONNX node {d.onnx_node}, value {d.value}; relative error alone {d.isolated_error:.2e}, "
-            f"with what precedes {d.cumulative_error:.2e})"
-        )
-    found += [f"cause: {c.kind}: {c.evidence}" for c in report.causes]
-    found += [f"{o.name}: {o.why}" for c in report.cases for o in c.outputs if o.why]
-    covered = coverage_text(report.coverage)
-    return list(
-        dict.fromkeys(
-            [
-                *found,
-                *([covered] if covered else []),
-                *report.notes,
-                *(n for c in report.cases for n in c.notes),
-            ]
-        )
-    )
-
+# %% ../../nbs/parity/11_report.ipynb #a4ebc375
+def _listed(words: str, values: list[Any]) -> str:
+    "`lengths 1, 8; `, or nothing where there is nothing."
+    return f"{words} {', '.join(map(str, values))}; " if values else ""
 
 def coverage_text(
     coverage: dict[str, Any],  # of a report
 ) -> str:
     "What was tried, and what was not, in one line."
     if not coverage: return ""
-    lengths = f"lengths {', '.join(map(str, coverage['lengths']))}; " if coverage["lengths"] else ""
-    paddings = f"padding {', '.join(coverage['paddings'])}; " if coverage["paddings"] else ""
+    tried = _listed("lengths", coverage["lengths"]) + _listed("padding", coverage["paddings"])
     batches = f"batches of {', '.join(map(str, coverage['batches']))}; "
     reached = coverage["weights_reached"]
     weights = f"; {reached:.0%} of the weights reached" if reached is not None else ""
     left = f"; not covered: {'; '.join(coverage['not_covered'])}" if coverage["not_covered"] else ""
-    return f"covered: {lengths}{paddings}{batches}{coverage['channels']} rows and channels compared on their own scale{weights}{left}"
+    return f"covered: {tried}{batches}{coverage['channels']} rows and channels compared on their own scale{weights}{left}"
 
+# %% ../../nbs/parity/11_report.ipynb #9cd0b05c
+def _place(divergence: Any) -> str:  # of a Divergence
+    "The first wrong operator."
+    at = f" at {divergence.source}" if divergence.source else ""
+    return (f"first wrong operator: {divergence.op} in {divergence.module or 'the model'}{at}"
+            f" (ONNX node {divergence.onnx_node}, value {divergence.value}; relative error alone {divergence.isolated_error:.2e}, "
+            f"with what precedes {divergence.cumulative_error:.2e})")
+
+def explanation(
+    report: "ParityReport",
+) -> list[str]:  # sentences
+    "Where and why."
+    found = [_place(report.first_divergence)] if report.first_divergence else []
+    found += [f"cause: {c.kind}: {c.evidence}" for c in report.causes]
+    found += [f"{o.name}: {o.why}" for c in report.cases for o in c.outputs if o.why]
+    if covered := coverage_text(report.coverage): found.append(covered)
+    found += [*report.notes, *(n for c in report.cases for n in c.notes)]
+    return list(dict.fromkeys(found))
+
+# %% ../../nbs/parity/11_report.ipynb #49c892b4
+def _reduced_step(report: Any, kinds: set[str]) -> str:
+    if "calibration" in kinds: return "Calibrate again on data like those that the file will see"
+    if report.proposal and report.proposal.keep_fp32: return f"{report.proposal}: write it with --mixed FILE"
+    return "Keep the layers named above in fp32, or choose another budget with --budget"
+
+# %% ../../nbs/parity/11_report.ipynb #4e532255
+_STEPS = {  # kind of cause → what to do
+    "weight": "Export again from the weights that were compared",
+    "baked shape": "Export again with that dimension free (dynamic_shapes, dynamic_axes)",
+    "optimisation pass": "Turn the pass off in the session, and report it to ONNX Runtime",
+    "train mode": "Call model.eval() before the export",
+}
 
 def next_step(
     report: "ParityReport",
@@ -130,17 +124,10 @@ def next_step(
     if report.verdict == "not-run": return "Repeat the check where the provider is installed"
     kinds = {c.kind for c in report.causes}
     if getattr(report, "reduced_as", ""): return _reduced_step(report, kinds)
-    if "weight" in kinds: return "Export again from the weights that were compared"
-    if "baked shape" in kinds: return "Export again with that dimension free (dynamic_shapes, dynamic_axes)"
-    if "optimisation pass" in kinds: return "Turn the pass off in the session, and report it to ONNX Runtime"
-    if "train mode" in kinds: return "Call model.eval() before the export"
-    return "Look at the operator named above, or export again with fsdl-devinfra onnx export"
+    usual = "Look at the operator named above, or export again with fsdl-devinfra onnx export"
+    return next((step for kind, step in _STEPS.items() if kind in kinds), usual)
 
-def _reduced_step(report: Any, kinds: set[str]) -> str:
-    if "calibration" in kinds: return "Calibrate again on data like those that the file will see"
-    if report.proposal and report.proposal.keep_fp32: return f"{report.proposal}: write it with --mixed FILE"
-    return "Keep the layers named above in fp32, or choose another budget with --budget"
-
+# %% ../../nbs/parity/11_report.ipynb #574a37a7
 _COLOUR = {"pass": "#1a7f37", "fail": "#cf222e", "not-run": "#9a6700"}
 
 def _about(report: "ParityReport") -> dict[str, str]:
@@ -154,34 +141,33 @@ def _about(report: "ParityReport") -> dict[str, str]:
     }
     return {k: v for k, v in told.items() if v}
 
+# %% ../../nbs/parity/11_report.ipynb #ff4845ec
 def _versions(report: "ParityReport") -> str: return ", ".join(f"{k} {v}" for k, v in report.versions.items())
+
+# %% ../../nbs/parity/11_report.ipynb #1abbea1f
+def _verdicts(report: "ParityReport") -> dict[str, str]:  # provider → verdict
+    "One verdict a provider: it fails where any of its cases does."
+    found: dict[str, str] = {}
+    for c in report.cases: found[c.provider] = "fail" if found.get(c.provider) == "fail" else c.verdict
+    return found
+
+def _tables(report: "ParityReport") -> list[str]:
+    "What some reports have besides: layers of a reduced file, latencies."
+    latency = [latency_table(report.latency, _verdicts(report))] if report.latency else []
+    return [*getattr(report, "lines", list)(), *latency]
+
+# %% ../../nbs/parity/11_report.ipynb #57913e78
+_NARROW = ["asked", "ran on", "precision", "output", "verdict", "max abs", "ratio", "top-1", "shapes"]
 
 def text(
     report: "ParityReport",
 ) -> str:
     "For a terminal."
-    narrow = [[r[0], r[1], r[2], r[4], r[5], r[6], r[9], r[10], r[3]] for r in rows(report)]
-    table = table_text(
-        ["asked", "ran on", "precision", "output", "verdict", "max abs", "ratio", "top-1", "shapes"],
-        narrow,
-        width=150,
-    )
-    return "\n".join(
-        [headline(report), table, *_tables(report), *explanation(report), f"rule: {report.rule}"]
-    )
+    at = [_HEADER.index(name) for name in _NARROW]
+    table = table_text(_NARROW, [[row[i] for i in at] for row in rows(report)], width=150)
+    return "\n".join([headline(report), table, *_tables(report), *explanation(report), f"rule: {report.rule}"])
 
-
-def _tables(report: "ParityReport") -> list[str]:
-    "What some reports have besides: layers of a reduced file, latencies."
-    from fsdl_devinfra.parity.timing import latency_table
-    verdicts = {p: "fail" if "fail" in [c.verdict for c in report.cases if c.provider == p] else v
-                for p, v in ((c.provider, c.verdict) for c in report.cases)}
-    return [
-        *getattr(report, "lines", list)(),
-        *([latency_table(report.latency, verdicts)] if report.latency else []),
-    ]
-
-
+# %% ../../nbs/parity/11_report.ipynb #2aee8121
 def markdown(
     report: "ParityReport",
 ) -> str:
@@ -197,6 +183,7 @@ def markdown(
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
+# %% ../../nbs/parity/11_report.ipynb #36019a62
 def html_body(
     report: "ParityReport",
 ) -> str:
@@ -211,6 +198,7 @@ def html_body(
             f"{table_html(_HEADER, rows(report))}{tables}<ul>{lines}</ul>{plots}"
             f"<p>Rule: {escape(report.rule)}</p>{about}<p>Versions: {escape(_versions(report))}</p>")
 
+# %% ../../nbs/parity/11_report.ipynb #023197ab
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}"
     "td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}svg{max-width:100%}"
@@ -223,6 +211,7 @@ def html(
     head = f'<meta charset="utf-8"><title>Parity: {escape(report.model)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{html_body(report)}</body></html>\n'
 
+# %% ../../nbs/parity/11_report.ipynb #92926275
 def write_report(
     report: "ParityReport",
     path: str | Path,  # .html, .md or .json

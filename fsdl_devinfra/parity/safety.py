@@ -15,7 +15,7 @@ from ..core.results import Result
 from ..core.units import GIB, size_text
 
 # %% auto #0
-__all__ = ['MODEL_LIMIT', 'STANDARD_DOMAINS', 'RUNTIME_DOMAINS', 'FileFacts', 'inspect_file', 'inspected']
+__all__ = ['MODEL_LIMIT', 'STANDARD_DOMAINS', 'RUNTIME_DOMAINS', 'FileFacts', 'inspected', 'inspect_file']
 
 # %% ../../nbs/parity/09_safety.ipynb #5a531ab8
 MODEL_LIMIT = 2 * GIB  # what a protobuf message can hold
@@ -43,99 +43,103 @@ class FileFacts(Result):
     opset: int
     nodes: int
 
+# %% ../../nbs/parity/09_safety.ipynb #d2a3951a
+def _inner_graphs(attribute: Any) -> list[Any]: return [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    "The nodes of a graph and of all graphs inside it."
+    for node in graph.node:
+        yield node
+        for a in node.attribute:
+            for inner in _inner_graphs(a): yield from _nodes(inner)
+
+# %% ../../nbs/parity/09_safety.ipynb #e2ab2f12
+def _tensors(graph: Any) -> Iterator[Any]:
+    "The weights and constants of a graph and of all graphs inside it."
+    yield from graph.initializer
+    for node in graph.node:
+        for a in node.attribute:
+            if a.HasField("t"): yield a.t
+            yield from a.tensors
+            for inner in _inner_graphs(a): yield from _tensors(inner)
+
+# %% ../../nbs/parity/09_safety.ipynb #bc8f0e40
+def _location(tensor: Any) -> str | None:
+    "The file that a tensor names, \"\" where it names none; None where its numbers are in the model."
+    if tensor.data_location != 1: return None  # TensorProto.EXTERNAL
+    return next((e.value for e in tensor.external_data if e.key == "location"), "")
+
+# %% ../../nbs/parity/09_safety.ipynb #5a7f6963
+def _weights_file(path: Path, name: str) -> Path:
+    "The file of external weights. Raises `BadInput` where it lies elsewhere, is a link out, or is not there."
+    folder, pure = path.parent.resolve(), Path(name.replace("\\", "/"))
+    if not name or pure.is_absolute() or ".." in pure.parts or ":" in name or "\0" in name:
+        raise BadInput(f"{path.name} wants to read weights from {name!r}, outside its own folder", "Do not use this file")
+    file = folder / pure
+    if not file.exists():
+        raise BadInput(f"the weights {name} of {path.name} are not there", "Put the file beside the model")
+    if folder not in file.resolve().parents:
+        raise BadInput(f"the weights {name} of {path.name} are a link that leads out of the folder", "Replace the link by the file")
+    if not file.is_file():
+        raise BadInput(f"the weights {name} of {path.name} are not a regular file", "Do not use this file")
+    return file
+
+# %% ../../nbs/parity/09_safety.ipynb #b73b30c9
+def _stated(tensor: Any) -> tuple[int, int]:
+    "(first byte, number of bytes) of a tensor in its file; 0 where it says nothing."
+    numbers = {e.key: int(e.value) for e in tensor.external_data
+               if e.key in ("offset", "length") and e.value.lstrip("-").isdigit()}
+    return numbers.get("offset", 0), numbers.get("length", 0)
+
+def _external(path: Path, tensor: Any) -> int:
+    "The size of a file of external weights. Raises `BadInput` where it must not be read, or is too short."
+    name = _location(tensor) or ""
+    size = _weights_file(path, name).stat().st_size
+    start, length = _stated(tensor)
+    if start < 0 or length < 0 or start + length > size:
+        raise BadInput(f"{tensor.name} lies beyond the end of {name}: the file is cut short or was changed", "Export it again")
+    return size
+
+# %% ../../nbs/parity/09_safety.ipynb #dee90f74
+def _parsed(path: Path, size: int, load: Any) -> Any:  # onnx.ModelProto
+    "The model without external weights. Raises `BadInput`."
+    if size > MODEL_LIMIT:
+        raise BadInput(f"{path.name} is {size_text(size)}, more than a protobuf can hold", "Export it again with external data")
+    try: model = load(str(path), load_external_data=False)
+    except Exception as e:
+        raise BadInput(f"{path.name} is not an ONNX file ({type(e).__name__})", "Export it again") from e
+    if not model.graph.node and not model.graph.output:
+        raise BadInput(f"{path.name} holds no graph", "Export it again")
+    return model
+
+# %% ../../nbs/parity/09_safety.ipynb #bac5eccc
+def _facts(model: Any, size: int, external: dict[str, int]) -> FileFacts:
+    "What a parsed model is made of."
+    domains = sorted({n.domain for n in _nodes(model.graph)} | {n.domain for f in model.functions for n in f.node})
+    known = STANDARD_DOMAINS | RUNTIME_DOMAINS | {f.domain for f in model.functions}
+    custom = [d for d in domains if d not in known]
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    return FileFacts(size, sum(external.values()), sorted(external), domains, custom, opset, len(model.graph.node))
+
+# %% ../../nbs/parity/09_safety.ipynb #26d2744e
+def inspected(path: str | Path, limit: int | None = None) -> tuple[FileFacts, Any]:
+    "The facts and the parsed model (onnx.ModelProto, without external weights), so that nobody parses twice."
+    onnx = need("onnx", "onnx", "reading ONNX files")
+    path = Path(path)
+    size = path.stat().st_size
+    model = _parsed(path, size, onnx.load)
+    outside = [(_location(t), t) for t in _tensors(model.graph)]
+    external = {name: _external(path, tensor) for name, tensor in outside if name is not None}
+    total = size + sum(external.values())
+    if limit is not None and total > limit:
+        raise BadInput(f"{path.name} and its weights are {size_text(total)}, the limit is {size_text(limit)}",
+                       "Raise the limit if you trust the file")
+    return _facts(model, size, external), model
+
+# %% ../../nbs/parity/09_safety.ipynb #00641bdf
 def inspect_file(
     path: str | Path,  # of the .onnx file
     limit: int | None = None,  # bytes that all files together may have; None: no limit
 ) -> FileFacts:
     "Check an ONNX file before it is loaded. Raises `BadInput` where it must not be."
     return inspected(path, limit)[0]
-
-def inspected(path: str | Path, limit: int | None = None) -> tuple[FileFacts, Any]:
-    "The facts and the parsed model (onnx.ModelProto, without external weights), so that nobody parses twice."
-    onnx = need("onnx", "onnx", "reading ONNX files")
-    path = Path(path)
-    size = path.stat().st_size
-    if size > MODEL_LIMIT:
-        raise BadInput(
-            f"{path.name} is {size_text(size)}, more than a protobuf can hold",
-            "Export it again with external data",
-        )
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as e:
-        raise BadInput(f"{path.name} is not an ONNX file ({type(e).__name__})", "Export it again") from e
-    if not model.graph.node and not model.graph.output:
-        raise BadInput(f"{path.name} holds no graph", "Export it again")
-    external = {
-        name: _external(path, tensor)
-        for tensor in _tensors(model.graph)
-        for name in [_location(tensor)]
-        if name is not None
-    }
-    total = size + sum(external.values())
-    if limit is not None and total > limit:
-        raise BadInput(f"{path.name} and its weights are {size_text(total)}, the limit is {size_text(limit)}",
-                       "Raise the limit if you trust the file")
-    domains = sorted(
-        {n.domain for n in _nodes(model.graph)} | {n.domain for f in model.functions for n in f.node}
-    )
-    own = {f.domain for f in model.functions}
-    facts = FileFacts(
-        size,
-        sum(external.values()),
-        sorted(external),
-        domains,
-        [d for d in domains if d not in STANDARD_DOMAINS | RUNTIME_DOMAINS | own],
-        next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
-        len(model.graph.node),
-    )
-    return facts, model
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for a in node.attribute:
-            for inner in ([a.g] if a.HasField("g") else list(a.graphs)): yield from _nodes(inner)
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    for node in graph.node:
-        for a in node.attribute:
-            if a.HasField("t"): yield a.t
-            yield from a.tensors
-            for inner in ([a.g] if a.HasField("g") else list(a.graphs)): yield from _tensors(inner)
-
-def _location(tensor: Any) -> str | None:
-    if tensor.data_location != 1: return None  # TensorProto.EXTERNAL
-    return next((e.value for e in tensor.external_data if e.key == "location"), "")
-
-def _external(path: Path, tensor: Any) -> int:
-    "The size of a file of external weights. Raises `BadInput` where it lies elsewhere, is a link out, or is too short."
-    name, folder = _location(tensor) or "", path.parent.resolve()
-    pure = Path(name.replace("\\", "/"))
-    if not name or pure.is_absolute() or ".." in pure.parts or ":" in name or "\0" in name:
-        raise BadInput(
-            f"{path.name} wants to read weights from {name!r}, outside its own folder", "Do not use this file"
-        )
-    file = folder / pure
-    if not file.exists():
-        raise BadInput(f"the weights {name} of {path.name} are not there", "Put the file beside the model")
-    if folder not in file.resolve().parents:
-        raise BadInput(
-            f"the weights {name} of {path.name} are a link that leads out of the folder",
-            "Replace the link by the file",
-        )
-    if not file.is_file():
-        raise BadInput(f"the weights {name} of {path.name} are not a regular file", "Do not use this file")
-    said = {
-        e.key: int(e.value)
-        for e in tensor.external_data
-        if e.key in ("offset", "length") and e.value.lstrip("-").isdigit()
-    }
-    start, length, size = said.get("offset", 0), said.get("length", 0), file.stat().st_size
-    if start < 0 or length < 0 or start + length > size:
-        raise BadInput(
-            f"{tensor.name} lies beyond the end of {name}: the file is cut short or was changed",
-            "Export it again",
-        )
-    return size

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 # %% auto #0
-__all__ = ['Grid', 'parse_shapes', 'grid_dims', 'grid_inputs', 'dimension_faults', 'ShapeSearch', 'search', 'search_shapes']
+__all__ = ['Dims', 'Point', 'Grid', 'parse_shapes', 'grid_dims', 'grid_inputs', 'dimension_faults', 'ShapeSearch', 'search',
+           'search_shapes']
 
 # %% ../../nbs/parity/12_shapes.ipynb #b665863f
 @dataclass(frozen=True)
@@ -33,55 +35,66 @@ class Grid:
     sizes: dict[str, list[int]]
     ranges: dict[str, tuple[int, int]]
 
+# %% ../../nbs/parity/12_shapes.ipynb #6224b3ba
+_DIMENSION = re.compile(r"([A-Za-z_][\w.]*)\s*=\s*(\d+\s*\.\.\s*\d+|\d+(?:\s*,\s*\d+)*)")
+
+def _written(text: str) -> list[tuple[str, str]]:  # (dimension, "1,2,7" or "1..8")
+    "The dimensions in a text. Raises `BadInput` where anything else is in it."
+    found = [(m[1], m[2]) for m in _DIMENSION.finditer(text)]
+    if not found or _DIMENSION.sub("", text).strip(" ,;x\t\n"):
+        raise BadInput(f"{text!r} is no grid of shapes", "Write it like batch=1,2,7,sequence=1,16 or batch=1..8,sequence=1..64")
+    return found
+
+# %% ../../nbs/parity/12_shapes.ipynb #c589f404
 def parse_shapes(
     text: str,  # e.g. "batch=1,2,7 sequence=1,16" or "batch=1..8,sequence=1..64"
 ) -> Grid:
     "Read `--shapes`. Raises `BadInput`."
-    found = list(re.finditer(r"([A-Za-z_][\w.]*)\s*=\s*(\d+\s*\.\.\s*\d+|\d+(?:\s*,\s*\d+)*)", text))
-    left = text
-    for m in reversed(found): left = left[:m.start()] + left[m.end():]
-    if not found or left.strip(" ,;x\t\n"):
-        raise BadInput(
-            f"{text!r} is no grid of shapes",
-            "Write it like batch=1,2,7,sequence=1,16 or batch=1..8,sequence=1..64",
-        )
-    sizes = {m[1]: [int(v) for v in m[2].split(",")] for m in found if ".." not in m[2]}
-    ends = {m[1]: [int(v) for v in m[2].split("..")] for m in found if ".." in m[2]}
-    ranges = {name: (low, high) for name, (low, high) in ends.items()}
-    if any(v < 1 for values in sizes.values() for v in values) or any(
-        a < 1 or b < a for a, b in ranges.values()
-    ):
-        raise BadInput(
-            f"{text!r} has a size below one or a range that ends before it starts", "Sizes begin at 1"
-        )
-    return Grid(sizes, ranges)
+    written = _written(text)
+    sizes = {name: [int(v) for v in said.split(",")] for name, said in written if ".." not in said}
+    ends = {name: [int(v) for v in said.split("..")] for name, said in written if ".." in said}
+    smallest = min(min(values) for values in [*sizes.values(), *ends.values()])
+    if smallest < 1 or any(last < first for first, last in ends.values()):
+        raise BadInput(f"{text!r} has a size below one or a range that ends before it starts", "Sizes begin at 1")
+    return Grid(sizes, {name: (first, last) for name, (first, last) in ends.items()})
+
+# %% ../../nbs/parity/12_shapes.ipynb #03429654
+#: input → axis → name of the dimension
+Dims = dict[str, dict[int, str]]
+
+def _names(dims: Mapping[str, Mapping[int, str]]) -> set[str]:
+    "All names of dimensions."
+    return {name for axes in dims.values() for name in axes.values()}
 
 # %% ../../nbs/parity/12_shapes.ipynb #c774e1be
+def _with_free(dims: Dims, asked: Collection[str], free: Dims, graph: Graph) -> Dims:
+    "The file's dimensions, and those that the module leaves free, except where the file's name was asked for."
+    found = {k: dict(axes) for k, axes in dims.items()}
+    for k, axes in free.items():
+        if k not in graph.sizes(): continue
+        mine = {axis: name for axis, name in axes.items() if found.get(k, {}).get(axis) not in asked}
+        if mine: found.setdefault(k, {}).update(mine)
+    return found
+
+# %% ../../nbs/parity/12_shapes.ipynb #9795712a
 def grid_dims(
     graph: Graph,  # of the file
     inputs: Mapping[str, Any],  # an example
     asked: Collection[str],  # names of dimensions
     module: "nn.Module | None" = None,  # whose free dimensions count too
-) -> dict[str, dict[int, str]]:  # input → axis → name
+) -> Dims:
     "The free dimensions by the file's names; what the file names otherwise, or fixes, by the usual names. Raises `BadInput`."
     dims = {k: dict(v) for k, v in named_dims(graph).items() if k in inputs}
     if module is not None and not set(asked) <= _names(dims):
-        for k, axes in free_dims(module, {k: v for k, v in inputs.items() if hasattr(v, "shape")}).items():
-            for axis, name in axes.items():
-                if k in graph.sizes() and dims.get(k, {}).get(axis) not in asked:
-                    dims.setdefault(k, {})[axis] = name
+        tensors = {k: v for k, v in inputs.items() if hasattr(v, "shape")}
+        dims = _with_free(dims, asked, free_dims(module, tensors), graph)
     unknown = set(asked) - _names(dims)
     if unknown:
-        raise BadInput(
-            f"this file has no free dimension {', '.join(sorted(unknown))}",
-            f"It has {', '.join(sorted(_names(dims))) or 'none'}",
-        )
+        raise BadInput(f"this file has no free dimension {', '.join(sorted(unknown))}",
+                       f"It has {', '.join(sorted(_names(dims))) or 'none'}")
     return dims
 
-def _names(dims: Mapping[str, Mapping[int, str]]) -> set[str]:
-    return {d for axes in dims.values() for d in axes.values()}
-
-
+# %% ../../nbs/parity/12_shapes.ipynb #22e9390f
 def grid_inputs(
     graph: Graph,  # of the file
     inputs: Mapping[str, Any],  # an example
@@ -90,11 +103,17 @@ def grid_inputs(
 ) -> list[dict[str, Any]]:  # one set of inputs a point of the grid
     "Inputs at every point of a grid; ranges contribute their ends."
     sizes = grid.sizes | {k: sorted({a, b}) for k, (a, b) in grid.ranges.items()}
-    dims = grid_dims(graph, inputs, sizes, module)
-    return [with_sizes(inputs, {k: v for k, v in dims.items() if k in inputs}, dict(zip(sizes, point)))
-            for point in itertools.product(*sizes.values())]
+    found = grid_dims(graph, inputs, sizes, module)
+    dims = {k: v for k, v in found.items() if k in inputs}
+    return [with_sizes(inputs, dims, dict(zip(sizes, point))) for point in itertools.product(*sizes.values())]
 
 # %% ../../nbs/parity/12_shapes.ipynb #26632a01
+def _several_names(said: Mapping[str, Mapping[Any, list[str]]]) -> list[str]:
+    "Dimensions of the module that the file calls by more than one name, in words."
+    def told(symbols: Mapping[Any, list[str]]) -> str: return ", ".join(f"{s} ({' '.join(where)})" for s, where in symbols.items())
+    return [f"{name} has {len(symbols)} names in the file: {told(symbols)}" for name, symbols in said.items() if len(symbols) > 1]
+
+# %% ../../nbs/parity/12_shapes.ipynb #d4a71ba4
 def dimension_faults(
     module: "nn.Module",
     graph: Graph,
@@ -102,23 +121,14 @@ def dimension_faults(
 ) -> list[str]:  # in words
     "Fixed and unlinked dimensions of a file, judged by what the module takes."
     free, said = free_dims(module, {k: v for k, v in inputs.items() if hasattr(v, "shape")}), graph.sizes()
-    found, names = [], {}
-    for parameter, axes in free.items():
-        for axis, name in axes.items():
-            if parameter not in said: continue
-            here = said[parameter][axis]
-            if isinstance(here, int):
-                found.append(
-                    f"{parameter}[{axis}] ({name}) is fixed at {here} in the file and free in the module"
-                )
-            else: names.setdefault(name, {}).setdefault(here, []).append(f"{parameter}[{axis}]")
-    def told(symbols): return ", ".join(f"{s} ({' '.join(where)})" for s, where in symbols.items())
-
-    return found + [
-        f"{name} has {len(symbols)} names in the file: {told(symbols)}"
-        for name, symbols in names.items()
-        if len(symbols) > 1
-    ]
+    fixed: list[str] = []
+    names: dict[str, dict[Any, list[str]]] = {}
+    for parameter in [p for p in free if p in said]:
+        for axis, name in free[parameter].items():
+            here, place = said[parameter][axis], f"{parameter}[{axis}]"
+            if isinstance(here, int): fixed.append(f"{place} ({name}) is fixed at {here} in the file and free in the module")
+            else: names.setdefault(name, {}).setdefault(here, []).append(place)
+    return fixed + _several_names(names)
 
 # %% ../../nbs/parity/12_shapes.ipynb #1136074e
 @dataclass(frozen=True)
@@ -131,6 +141,32 @@ class ShapeSearch(Result):
     why: str = ""
     command: str = ""  # repeats the failure
 
+# %% ../../nbs/parity/12_shapes.ipynb #82cb5ac1
+Point = tuple[int, ...]  # one size a dimension
+
+def _fails(result: str) -> bool: return result not in ("", "refused")
+
+def _shrink(point: Point, ranges: Mapping[str, tuple[int, int]], result: Callable[[Point], str]) -> Point:
+    "Make each size as small as it can be while the shape still fails."
+    for axis, (low, _) in enumerate(ranges.values()):
+        have = point[axis]
+        nearer = {low, low + 1, low + 2, (low + have) // 2, have - 1}
+        for size in sorted(nearer & set(range(low, have))):
+            other = (*point[:axis], size, *point[axis + 1:])
+            if _fails(result(other)): return _shrink(other, ranges, result)
+    return point
+
+# %% ../../nbs/parity/12_shapes.ipynb #779fbd78
+def _drawn(ranges: Mapping[str, tuple[int, int]], fails: Callable[[Point], bool], samples: int) -> list[Point]:
+    "A point inside the ranges that fails, if one is found among so many samples."
+    hypothesis = need("hypothesis", "onnx", "searching shapes")
+    integers = [hypothesis.strategies.integers(a, b) for a, b in ranges.values()]
+    settings = hypothesis.settings(max_examples=samples, database=None, derandomize=False, deadline=None,
+                                   suppress_health_check=list(hypothesis.HealthCheck))
+    try: return [hypothesis.find(hypothesis.strategies.tuples(*integers), fails, settings=settings, random=random.Random(0))]
+    except hypothesis.errors.NoSuchExample: return []
+
+# %% ../../nbs/parity/12_shapes.ipynb #d0bbaa02
 def search(
     agrees: Callable[[dict[str, int]], str],  # sizes → "" where both agree, why not, or "refused"
     ranges: Mapping[str, tuple[int, int]],  # dimension → first and last size
@@ -138,56 +174,31 @@ def search(
     command: Callable[[dict[str, int]], str] = lambda sizes: "",
 ) -> ShapeSearch:
     "Look for a shape that fails, and shrink it."
-    hypothesis = need("hypothesis", "onnx", "searching shapes")
-    seen: dict[tuple[int, ...], str] = {}
-    def result(point: tuple[int, ...]) -> str:
+    need("hypothesis", "onnx", "searching shapes")
+    seen: dict[Point, str] = {}
+    def result(point: Point) -> str:
         if point not in seen: seen[point] = agrees(dict(zip(ranges, point)))
         return seen[point]
 
-    bad = [
-        p
-        for p in itertools.product(*(sorted({a, b}) for a, b in ranges.values()))
-        if result(p) not in ("", "refused")
-    ]
-    strategy = hypothesis.strategies.tuples(
-        *(hypothesis.strategies.integers(a, b) for a, b in ranges.values())
-    )
-    settings = hypothesis.settings(max_examples=samples, database=None, derandomize=False, deadline=None,
-                                   suppress_health_check=list(hypothesis.HealthCheck))
-    import random
-
-    try:
-        found = hypothesis.find(
-            strategy, lambda p: result(p) not in ("", "refused"), settings=settings, random=random.Random(0)
-        )
-    except hypothesis.errors.NoSuchExample:
-        found = None
-    candidates = bad + ([found] if found is not None else [])
-    smallest = _shrink(min(candidates, key=lambda p: (sum(p), p)), ranges, result) if candidates else None
-    sizes = dict(zip(ranges, smallest)) if smallest else None
+    ends = itertools.product(*(sorted({a, b}) for a, b in ranges.values()))
+    bad = [p for p in ends if _fails(result(p))]
+    bad += _drawn(ranges, lambda p: _fails(result(p)), samples)
+    smallest = _shrink(min(bad, key=lambda p: (sum(p), p)), ranges, result) if bad else None
     refused = sum(v == "refused" for v in seen.values())
-    return ShapeSearch(
-        len(seen) - refused,
-        refused,
-        sizes,
-        seen[smallest] if smallest else "",
-        command(sizes) if sizes else "",
-    )
-
-
-def _shrink(
-    point: tuple[int, ...], ranges: Mapping[str, tuple[int, int]], result: Callable[[tuple[int, ...]], str]
-) -> tuple[int, ...]:
-    "Make each size as small as it can be while the shape still fails."
-    for axis, (low, _) in enumerate(ranges.values()):
-        for size in sorted(
-            {low, low + 1, low + 2, (low + point[axis]) // 2, point[axis] - 1} & set(range(low, point[axis]))
-        ):
-            other = (*point[:axis], size, *point[axis + 1:])
-            if result(other) not in ("", "refused"): return _shrink(other, ranges, result)
-    return point
+    if smallest is None: return ShapeSearch(len(seen) - refused, refused, None)
+    sizes = dict(zip(ranges, smallest))
+    return ShapeSearch(len(seen) - refused, refused, sizes, seen[smallest], command(sizes))
 
 # %% ../../nbs/parity/12_shapes.ipynb #42d71141
+def _disagreement(module: "nn.Module", opened: Any, point: Mapping[str, Any]) -> str:
+    "Why a file is not the module on some inputs; \"\" where it is, \"refused\" where the module does not take them."
+    if not runs(module, point): return "refused"
+    try: got = opened.run(as_arrays(point))
+    except CheckError as e: return e.message
+    outputs = compare_outputs(got, as_arrays(run_torch(module, point)), as_arrays(reference(module, point)))
+    return "; ".join(f"{o.name}: {o.why}" for o in outputs if o.verdict == "fail")
+
+# %% ../../nbs/parity/12_shapes.ipynb #0e840e5d
 def search_shapes(
     module: "nn.Module",
     onnx: Any,  # path of the file
@@ -200,24 +211,9 @@ def search_shapes(
     "Search ranges of shapes for one where the file is not the module."
     graph, example = load_graph(onnx), dict(inputs) if inputs is not None else example_inputs(module)
     dims = grid_dims(graph, example, {*grid.ranges, *grid.sizes}, module)
-    opened = session(onnx, provider)
-    def agrees(sizes: dict[str, int]) -> str:
-        point = with_sizes(example, dims, {k: v[0] for k, v in grid.sizes.items()} | sizes)
-        if not runs(module, point): return "refused"
-        try: got = opened.run(as_arrays(point))
-        except CheckError as e: return e.message
-        return "; ".join(
-            f"{o.name}: {o.why}"
-            for o in compare_outputs(
-                got, as_arrays(run_torch(module, point)), as_arrays(reference(module, point))
-            )
-            if o.verdict == "fail"
-        )
-    return search(
-        agrees,
-        grid.ranges,
-        samples,
-        lambda sizes: (
-            f"fsdl-devinfra onnx check {model_name} {onnx} --shapes {','.join(f'{k}={v}' for k, v in sizes.items())}"
-        ),
-    )
+    opened, fixed = session(onnx, provider), {k: v[0] for k, v in grid.sizes.items()}
+    def agrees(sizes: dict[str, int]) -> str: return _disagreement(module, opened, with_sizes(example, dims, fixed | sizes))
+    def command(sizes: dict[str, int]) -> str:
+        shapes = ",".join(f"{k}={v}" for k, v in sizes.items())
+        return f"fsdl-devinfra onnx check {model_name} {onnx} --shapes {shapes}"
+    return search(agrees, grid.ranges, samples, command)

@@ -5,21 +5,30 @@
 # %% ../../nbs/parity/19_timing.ipynb #05be9f9d
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.console import table_text
 from ..core.errors import BadInput, CheckError
+from ..core.lazy import lazy_module
 from ..core.units import time_text
 from .backends import NotRun, onnx_backend
-from .feeding import assignment, completed, file_only, renamed
+from .feeding import assignment, completed, derived_inputs, file_only, renamed
 from .graph import Graph, file_precision
 from .inputs import call, example_inputs, flat_inputs
 from .original import as_arrays, own_precision
 from .safety import inspected
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+else:
+    np = lazy_module("numpy")
+    torch = lazy_module("torch")
 
 # %% auto #0
 __all__ = ['WARMUP', 'RUNS', 'SECONDS', 'LEAST', 'Latency', 'call_seconds', 'summary', 'latencies', 'latency_table']
@@ -46,6 +55,7 @@ class Latency:
     samples_per_second: float | None
     notes: list[str] = field(default_factory=list)
 
+# %% ../../nbs/parity/19_timing.ipynb #7570d772
 def call_seconds(
     run: Callable[[], Any],
     warmup: int = WARMUP,
@@ -62,12 +72,12 @@ def call_seconds(
         found.append(time.perf_counter() - before)
     return found
 
+# %% ../../nbs/parity/19_timing.ipynb #384ba090
 def summary(
     seconds: Sequence[float],
     batch: int,
 ) -> dict[str, Any]:  # fields of `Latency`
     "Mean, percentiles and throughput."
-    import numpy as np
     p50, p90, p99 = (float(np.percentile(seconds, q)) for q in (50, 90, 99))
     return {
         "runs": len(seconds),
@@ -77,6 +87,65 @@ def summary(
         "p99_seconds": p99,
         "samples_per_second": batch / p50 if p50 else None,
     }
+
+# %% ../../nbs/parity/19_timing.ipynb #256a3e78
+def _parameters(module: Any) -> set[str]:
+    try: return set(inspect.signature(module.forward).parameters)
+    except (TypeError, ValueError): return set()
+
+# %% ../../nbs/parity/19_timing.ipynb #e402c75d
+def _tensors(module: Any, graph: Graph, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    "Tensors for torch: given, or derived from the module, or from the file where there is no module."
+    if inputs is None: inputs = derived_inputs(graph) if module is None else example_inputs(module)
+    tensors = {k: v if isinstance(v, (list, tuple)) else torch.as_tensor(v) for k, v in inputs.items()}
+    if module is None: return tensors
+    return {k: v for k, v in tensors.items() if k in _parameters(module)} or tensors
+
+def _given(
+    module: Any, graph: Graph, inputs: Mapping[str, Any] | None, names: Mapping[str, str] | None
+) -> tuple[Graph, dict[str, Any], dict[str, Any]]:
+    "(the file under the module's names, tensors for torch, arrays for the file)"
+    tensors = _tensors(module, graph, inputs)
+    graph = renamed(graph, assignment(graph, flat_inputs(tensors), names))
+    if module is not None: tensors = completed(module, graph, tensors)
+    feeds = {k: v for k, v in as_arrays(tensors).items() if k in graph.inputs}
+    return graph, tensors, feeds | file_only(graph, feeds)
+
+# %% ../../nbs/parity/19_timing.ipynb #85ad9e4e
+def _torch_latency(
+    module: Any, tensors: Mapping[str, Any], shapes: dict[str, list[int]], batch: int, threads: int, runs: int
+) -> Latency:
+    "Torch, eager; its number of threads is put back afterwards."
+    before = torch.get_num_threads()
+    try:
+        if threads: torch.set_num_threads(threads)
+        used = torch.get_num_threads()
+        seconds = call_seconds(lambda: call(module, tensors), runs=runs)
+    finally: torch.set_num_threads(before)
+    name = f"torch {torch.__version__} eager"
+    return Latency("torch", name, own_precision(module), batch, shapes, used, WARMUP, **summary(seconds, batch))
+
+# %% ../../nbs/parity/19_timing.ipynb #1421c1ff
+_ABSENT: dict[str, Any] = dict.fromkeys(
+    ("mean_seconds", "p50_seconds", "p90_seconds", "p99_seconds", "samples_per_second"))
+
+def _file_latency(
+    graph: Graph,
+    feeds: Mapping[str, Any],
+    provider: str,
+    shapes: dict[str, list[int]],
+    batch: int,
+    threads: int,
+    runs: int,
+) -> Latency:
+    "One provider; a row without numbers, and why, where it does not run."
+    precision = file_precision(graph)
+    try:
+        backend = onnx_backend(graph.data(), provider, folder=graph.folder, threads=threads)
+        seconds = call_seconds(lambda: backend.run(feeds), runs=runs)
+    except (NotRun, CheckError) as e:
+        return Latency(provider, None, precision, batch, shapes, threads, 0, 0, **_ABSENT, notes=[str(e)])
+    return Latency(provider, backend.used, precision, batch, shapes, threads, WARMUP, **summary(seconds, batch))
 
 # %% ../../nbs/parity/19_timing.ipynb #b9d2a553
 def latencies(
@@ -99,113 +168,34 @@ def latencies(
     for p in providers: found.append(_file_latency(graph, feeds, p, shapes, batch, threads, runs))
     return found
 
-def _given(
-    module: Any, graph: Graph, inputs: Mapping[str, Any] | None, names: Mapping[str, str] | None
-) -> tuple[Graph, dict[str, Any], dict[str, Any]]:
-    "(the file under the module's names, tensors for torch, arrays for the file)"
-    import torch
-    from fsdl_devinfra.parity.feeding import derived_inputs
+# %% ../../nbs/parity/19_timing.ipynb #75380a9e
+def _short(seconds: float | None) -> str:
+    "A time in a column."
+    if seconds is None: return "-"
+    return time_text(seconds) if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
-    given = (
-        dict(inputs)
-        if inputs is not None
-        else example_inputs(module)
-        if module is not None
-        else derived_inputs(graph)
-    )
-    tensors: dict[str, Any] = {
-        k: torch.as_tensor(v) if not isinstance(v, (list, tuple)) else v for k, v in given.items()
-    }
-    if module is not None: tensors = {k: v for k, v in tensors.items() if k in _parameters(module)} or tensors
-    graph = renamed(graph, assignment(graph, flat_inputs(tensors), names))
-    if module is not None: tensors = completed(module, graph, tensors)
-    feeds = {k: v for k, v in as_arrays(tensors).items() if k in graph.inputs}
-    return graph, tensors, feeds | file_only(graph, feeds)
+def _row(latency: Latency, verdicts: Mapping[str, str]) -> list[Any]:
+    "One backend in a table."
+    rate = latency.samples_per_second
+    return [
+        latency.provider,
+        latency.provider_used or "-",
+        latency.precision,
+        verdicts.get(latency.provider, "-"),
+        latency.batch,
+        latency.threads or "default",
+        *map(_short, (latency.p50_seconds, latency.p90_seconds, latency.p99_seconds)),
+        "-" if rate is None else f"{rate:.4g}",
+    ]
 
-def _parameters(module: Any) -> set[str]:
-    import inspect
-    try: return set(inspect.signature(module.forward).parameters)
-    except (TypeError, ValueError): return set()
-
-def _torch_latency(
-    module: Any, tensors: Mapping[str, Any], shapes: dict[str, list[int]], batch: int, threads: int, runs: int
-) -> Latency:
-    import torch
-    before = torch.get_num_threads()
-    try:
-        if threads: torch.set_num_threads(threads)
-        used = torch.get_num_threads()
-        seconds = call_seconds(lambda: call(module, tensors), runs=runs)
-    finally: torch.set_num_threads(before)
-    return Latency(
-        "torch",
-        f"torch {torch.__version__} eager",
-        own_precision(module),
-        batch,
-        shapes,
-        used,
-        WARMUP,
-        **summary(seconds, batch),
-    )
-
-
-def _file_latency(
-    graph: Graph,
-    feeds: Mapping[str, Any],
-    provider: str,
-    shapes: dict[str, list[int]],
-    batch: int,
-    threads: int,
-    runs: int,
-) -> Latency:
-    absent: dict[str, Any] = dict.fromkeys(
-        ("mean_seconds", "p50_seconds", "p90_seconds", "p99_seconds", "samples_per_second")
-    )
-    try:
-        backend = onnx_backend(graph.data(), provider, folder=graph.folder, threads=threads)
-        seconds = call_seconds(lambda: backend.run(feeds), runs=runs)
-    except (NotRun, CheckError) as e:
-        return Latency(
-            provider, None, file_precision(graph), batch, shapes, threads, 0, 0, **absent, notes=[str(e)]
-        )
-    return Latency(
-        provider,
-        backend.used,
-        file_precision(graph),
-        batch,
-        shapes,
-        threads,
-        WARMUP,
-        **summary(seconds, batch),
-    )
-
+# %% ../../nbs/parity/19_timing.ipynb #929a1596
+_COLUMNS = ["asked", "ran on", "precision", "parity", "batch", "threads", "p50", "p90", "p99", "samples/s"]
 
 def latency_table(
     found: Sequence[Latency],
     verdicts: Mapping[str, str] | None = None,  # provider → its verdict in the check
 ) -> str:
     "One table: right, and how fast."
-    def seconds(x): return "-" if x is None else time_text(x) if x >= 1 else f"{1e3 * x:.3g} ms"
-
-    rows = [
-        [
-            x.provider,
-            x.provider_used or "-",
-            x.precision,
-            (verdicts or {}).get(x.provider, "-"),
-            x.batch,
-            x.threads or "default",
-            seconds(x.p50_seconds),
-            seconds(x.p90_seconds),
-            seconds(x.p99_seconds),
-            "-" if x.samples_per_second is None else f"{x.samples_per_second:.4g}",
-        ]
-        for x in found
-    ]
     runs = max((x.runs for x in found), default=0)
-    return table_text(
-        ["asked", "ran on", "precision", "parity", "batch", "threads", "p50", "p90", "p99", "samples/s"],
-        rows,
-        f"Latency and throughput ({WARMUP} calls of warm-up, then {runs} measured)",
-        width=150,
-    )
+    title = f"Latency and throughput ({WARMUP} calls of warm-up, then {runs} measured)"
+    return table_text(_COLUMNS, [_row(x, verdicts or {}) for x in found], title, width=150)
