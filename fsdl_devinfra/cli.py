@@ -17,7 +17,7 @@ from typing import Any
 
 import fsdl_devinfra
 from . import __version__
-from .core.command import Outcome, Parser, run, show
+from .core.command import Outcome, Parser, commands_of, run, show
 from .core.errors import BadInput, closest
 
 # %% auto #0
@@ -152,6 +152,7 @@ def main(
     _stop_politely()
     def command() -> Outcome:
         words = _spelled_out(argv)
+        _refuse_a_member(words)
         args = make_parser(_chosen(words)).parse_args(words)
         return _stamped(args.run(args), argv)
     return run(command, as_json="--json" in own)
@@ -160,3 +161,14 @@ def _stamped(outcome: Outcome, argv: Sequence[str]) -> Outcome:
     if "--json" not in argv: return outcome
     from fsdl_devinfra.env.stamping import stamp
     return replace(outcome, document=outcome.document | {"environment": stamp()})
+
+# %% ../nbs/cli.ipynb #10000366
+def _refuse_a_member(
+    argv: Sequence[str],  # of the command line
+) -> None:
+    "Raise `BadInput` for the name of a command that is typed without its group."
+    word = _chosen(argv)
+    if not word or word in COMMANDS: return
+    groups = commands_of(make_parser())
+    whole = [f"fsdl-devinfra {group} {word}" for group, parser in groups.items() if word in commands_of(parser)]
+    if whole: raise BadInput(f"{word!r} is part of a command", f"Did you mean {' or '.join(whole)}?")

@@ -1,4 +1,4 @@
-"""The planner as a static page: the page of nbs/planner, the package as bytecode, and the Pyodide runtime from npm.
+"""The planner as a static page: the page of nbs/planner, the package as bytecode, a snapshot of a Python that has it in memory, and the Pyodide runtime from npm.
 
     python tests/make_planner.py [FOLDER]        # default: _docs/planner, as `make docs` does
 
@@ -63,18 +63,46 @@ fs.writeFileSync(%(package)s, python.FS.readFile("/package.zip"));
 """
 
 
-def package(into: Path, pyodide: Path) -> None:
-    """`package.zip`: the parts that the planner needs, compiled."""
+#: the memory of a Python that has imported and read everything: starting one and importing takes five times as long as copying it
+SNAPSHOT = """
+import { loadPyodide } from %(runtime)s; import fs from "fs"; import zlib from "zlib";
+const python = await loadPyodide({ _makeSnapshot: true });
+python.unpackArchive(new Uint8Array(fs.readFileSync(%(package)s)), "zip", { extractDir: "/package" });
+python.globals.set("questions", %(questions)s);
+python.runPython(`
+import gc, json, sys
+sys.path.insert(0, "/package")
+from fsdl_devinfra.compute.planner import reply
+for call, address in json.loads(questions): reply(call, address)
+del questions
+gc.collect()
+`);
+fs.writeFileSync(%(snapshot)s, zlib.gzipSync(python.makeMemorySnapshot(), { level: 9 }));
+"""
+
+#: asked before the snapshot is taken, so that modules and tables that are read late are in it
+ADDRESSES = ("", "method=full&gpus=8&zero=3", "method=qlora&gpus=2", "use=serve", "model=nobody-knows-it", "gpu=h1000")
+QUESTIONS = [("describe", ""), *((call, address) for address in ADDRESSES for call in ("answer", "speed", "machines", "remedies"))]
+
+
+def _run(template: str, **values: object) -> None:
     node = shutil.which("node")
     if node is None: sys.exit("the planner page is compiled with Node.js: install it, then run this again")
     with tempfile.TemporaryDirectory() as folder:
-        paths = dict(runtime=pyodide / "pyodide.mjs", wheel=wheel(Path(folder)), package=into / "package.zip")
-        script = Path(folder) / "compile.mjs"
-        script.write_text(_script(paths))
+        script = Path(folder) / "script.mjs"
+        script.write_text(template % {name: json.dumps(str(value) if isinstance(value, Path) else value) for name, value in values.items()})
         subprocess.run([node, str(script)], check=True)
 
 
-def _script(paths: dict[str, Path]) -> str: return COMPILE % ({k: json.dumps(str(v)) for k, v in paths.items()} | {"parts": json.dumps(PARTS)})
+def package(into: Path, pyodide: Path) -> None:
+    """`package.zip`: the parts that the planner needs, compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        _run(COMPILE, runtime=pyodide / "pyodide.mjs", wheel=wheel(Path(folder)), package=into / "package.zip", parts=PARTS)
+
+
+def snapshot(into: Path, pyodide: Path, questions: list[tuple[str, str]]) -> None:
+    """`python.snapshot`: the memory of a Python that has answered these questions."""
+    _run(SNAPSHOT, runtime=pyodide / "pyodide.mjs", package=into / "package.zip", snapshot=into / "python.snapshot", questions=json.dumps(questions))
 
 
 def make(folder: Path, pyodide: Path) -> Path:
@@ -84,6 +112,7 @@ def make(folder: Path, pyodide: Path) -> Path:
     for name in RUNTIME: shutil.copyfile(pyodide / name, folder / "pyodide" / name)
     shutil.copyfile(ROOT / "nbs" / "favicon.svg", folder.parent / "favicon.svg")
     package(folder, pyodide)
+    snapshot(folder, pyodide, QUESTIONS)
     return folder
 
 

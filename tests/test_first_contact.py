@@ -67,6 +67,28 @@ def test_one_screen_for_a_model(tmp_path):
     assert document["fits"] is None and {"use", "gpu", "fits", "peak_bytes"} <= set(document["overview"][0])
 
 
+@pytest.mark.parametrize("line", [f"{command} {name}" for command in ("memory", "plan --gpu h100", "cost --gpu h100")
+                                  for name in ("stable-diffusion-xl", "stabilityai/stable-diffusion-xl-base-1.0", "sdxl", "pipeline", "pipeline/unet")])
+def test_a_diffusion_model_is_told_what_to_do_instead(line, tmp_path):
+    (tmp_path / "pipeline/unet").mkdir(parents=True)
+    (tmp_path / "pipeline/model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.30.0"}')
+    (tmp_path / "pipeline/unet/config.json").write_text('{"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.30.0"}')
+    ran = shell(f"fsdl-devinfra {line}", tmp_path)
+    assert ran.returncode == 2 and "diffusion model" in ran.stderr and "fsdl-devinfra dryrun" in ran.stderr and "Did you mean" not in ran.stderr
+
+
+@pytest.mark.parametrize("name,near", [("lama-3.1-8b", "llama-3.1-8b"), ("qwen3-9b", "qwen3-8b"), ("mistral-8b", "mistral-7b"), ("nope", None), ("zzz-7b", None)])
+def test_a_name_that_is_near_is_of_the_same_family(name, near, tmp_path):
+    said = shell(f"fsdl-devinfra memory {name}", tmp_path).stderr
+    assert f"Did you mean {near}" in said if near else "no popular model" in said and "Did you mean" not in said
+
+
+@pytest.mark.parametrize("word,whole", [("inspect", ["hub inspect"]), ("verify", ["hub verify", "env verify"]), ("capture", ["env capture"])])
+def test_a_command_without_its_group(word, whole, tmp_path):
+    ran = shell(f"fsdl-devinfra {word} my-model", tmp_path)
+    assert ran.returncode == 2 and ran.stderr.strip().endswith("Did you mean " + " or ".join(f"fsdl-devinfra {w}" for w in whole) + "?")
+
+
 @pytest.mark.parametrize("line,says", [
     ("memory --seq-length 4096", "--seq-len"), ("memory --gpus 8", "--dp"), ("hub inspect --jsno", "--json"), ("memory --gradient-checkpointing", "--recompute"),
     ("plan gpt2 --gpu h100 --bugdet 5", "--budget"), ("env capture --prob", "--probe"), ("onnx check a b --providers cpu", "--provider")])

@@ -75,6 +75,22 @@ def test_an_address_fills_the_form_and_a_mistake_in_it_is_said():
 
 
 @pytest.mark.slow
+def test_a_wrong_address_is_said():
+    """A shared link that the form cannot show is not quietly answered with something else."""
+    def opened(**address):
+        app = testing.AppTest.from_function(_page, default_timeout=60)
+        for name, value in address.items(): app.query_params[name] = value
+        return app.run()
+    app = opened(use="train", gpu="h1000", gpus="two")
+    assert not app.exception and app.success and [w.value.split(",")[0] for w in app.warning] == ["The address says gpu=h1000", "The address says gpus=two"]
+    app.selectbox(key="method").select("lora").run()
+    assert not any("The address" in w.value for w in app.warning)  # the address was put right
+    right = opened(use="train", gpu="H100-SXM-80GB", gpus="2")
+    assert not right.warning and right.title[0].value != opened(use="serve").title[0].value
+    assert "The address says use=eat" in opened(use="eat").warning[0].value
+
+
+@pytest.mark.slow
 def test_two_configurations_are_compared(app):
     app.radio(key="question").set_value("Fit one configuration").run()
     app.button(key="keep").click().run()

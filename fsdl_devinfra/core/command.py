@@ -18,7 +18,7 @@ from .errors import CANNOT_CHECK, FAILS, HOLDS, BadInput, CheckError, closest
 from .results import to_json
 
 # %% auto #0
-__all__ = ['Outcome', 'Parser', 'add_json', 'at_least', 'Interrupted', 'show', 'run']
+__all__ = ['Outcome', 'Parser', 'commands_of', 'add_json', 'at_least', 'Interrupted', 'show', 'run']
 
 # %% ../../nbs/core/06_command.ipynb #fdf39a35
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class Parser(argparse.ArgumentParser):
         name = "/".join(action.option_strings) or action.dest
         raise BadInput(f"{name} cannot be {value!r}", hint)
 
-def _commands_of(parser: Parser) -> dict[str, Parser]:
+def commands_of(
+    parser: Parser,  # with or without commands
+) -> dict[str, Parser]:  # name → its parser
     "The commands that a parser has, by name."
     groups = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return {name: inner for group in groups for name, inner in group.items()}
@@ -145,7 +147,7 @@ def _refuse_empty(argv: list[str]) -> None:
 
 def _reached(parser: Parser, argv: list[str]) -> Parser:
     "The parser of the command that `argv` names, as deep as it goes."
-    for word in argv: parser = _commands_of(parser).get(word, parser)
+    for word in argv: parser = commands_of(parser).get(word, parser)
     return parser
 
 # %% ../../nbs/core/06_command.ipynb #2e88cd05

@@ -5,6 +5,7 @@
 # %% ../../nbs/hub/30_popular.ipynb #4c947383
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -97,6 +98,38 @@ def popular(
     ]
     return same[0] if same else None
 
+# %% ../../nbs/hub/30_popular.ipynb #f5385670
+def _family(name: str) -> str:
+    "The word that a name begins with: qwen, llama, gpt."
+    return re.split(r"[^a-z]", name.lower(), maxsplit=1)[0]
+
+def _near_names(
+    name: str,  # what the user typed
+) -> list[str]:  # at most three, best first
+    "Models of the table whose family is written like that of `name`."
+    tails = [m.repo.rpartition("/")[2].lower() for m in popular_models()]
+    families = {_family(tail) for tail in tails}
+    like = [_family(name)] if _family(name) in families else difflib.get_close_matches(_family(name), families, cutoff=0.75)
+    return closest(name, [tail for tail in tails if _family(tail) in like], 3)
+
+# %% ../../nbs/hub/30_popular.ipynb #422a5d9d
+#: what names of diffusion models contain, and names of language models do not
+_DIFFUSION = re.compile(
+    r"stable-?diffusion|\bsd-?xl|\bsd-?[123]\b|\bflux\b|pixart|kandinsky|cogvideo|hunyuan-?video|qwen-image|\bwan-?2", re.I
+)
+
+def _refuse_a_diffusion_model(
+    name: str,  # what the user typed
+    named: bool,  # its name or its configuration says that it is one
+) -> None:
+    "Raise `BadInput` with what can be done instead."
+    if not named: return
+    raise BadInput(
+        f"{name} is a diffusion model, and memory, plan and cost count transformers",
+        "Run its training script without a GPU instead: fsdl-devinfra dryrun --gpu a100-80 -- train.py. "
+        "What a downloaded folder holds: fsdl-devinfra hub inspect FOLDER",
+    )
+
 # %% ../../nbs/hub/30_popular.ipynb #c90e17b1
 def origin_note(
     model: str | Path | None,  # any form of MODEL
@@ -113,6 +146,7 @@ def configuration(
     name = page_name(str(model or "builtin:digits"))
     known = None if Path(name).expanduser().exists() else popular(name)
     if known: return dict(known.config), None
+    if not Path(name).expanduser().exists(): _refuse_a_diffusion_model(name, named=bool(_DIFFUSION.search(name)))
     _refuse_a_near_miss(name)
     from fsdl_devinfra.hub.checkpoint import inspect
     found = inspect(model if isinstance(model, Path) else name)
@@ -121,13 +155,13 @@ def configuration(
             f"{name} has no config.json",
             "Name a folder or a repository that has one, or give --params with --states-only",
         )
+    _refuse_a_diffusion_model(name, named="_diffusers_version" in found.config)
     return found.config, {n: (t.dtype, t.shape) for n, t in found.tensor_index.items()}
 
 def _refuse_a_near_miss(name: str) -> None:
     "Raise `BadInput` with the nearest names for a single word that is neither a folder nor in the table."
     if re.search(r"[/\\:@]", name) or Path(name).expanduser().exists(): return
-    tails = [m.repo.rpartition("/")[2].lower() for m in popular_models()]
-    near = closest(name, tails, 3)
+    near = _near_names(name)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise BadInput(
         f"there is no folder {name}, and no popular model of that name",

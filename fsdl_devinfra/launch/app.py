@@ -5,10 +5,12 @@
 # %% ../../nbs/launch/08_app.ipynb #f5eac277
 from __future__ import annotations
 
+import base64
 import io
 import re
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import parse_qsl
 
 from ..compute.planning import PlanReport
@@ -45,8 +47,10 @@ def page() -> None:
     "Draw the page; Streamlit calls it again at every change."
     import streamlit as st
     st.set_page_config(page_title="fsdl-devinfra planner", layout="wide")
-    st.title("Which GPUs do I need, for how long, at what cost?")
+    st.session_state["notices"] = notices = st.container()
     with st.sidebar: question = st.radio("Question", list(_QUESTIONS), key="question", index=_asked_first())
+    notices.title(_TITLES[_QUESTIONS[question]])
+    notices.caption("The form is in the sidebar; on a narrow screen, open it with » at the top left.")
     try:
         if question == "Plan a training run": _plan_page()
         else: _form_page(_QUESTIONS[question])
@@ -55,12 +59,23 @@ def page() -> None:
 #: what the page answers → `use` in its address
 _QUESTIONS = {"Plan a training run": "plan", "Fit one configuration": "train", "Serve": "serve"}
 
+_TITLES = {
+    "plan": "Which GPUs do I need, for how long, at what cost?",
+    "train": "Does it fit, and what would make it fit?",
+    "serve": "How many requests fit, and on which GPU?",
+}
+
 def _asked_first() -> int:
     "The question of the address that the page was opened with."
-    import streamlit as st
     uses = list(_QUESTIONS.values())
-    use = st.query_params.get("use", "plan")
+    use = _from_address("use", "plan")
+    if use not in uses: _ignored("use", use, "plan")
     return uses.index(use) if use in uses else 0
+
+def _ignored(name: str, given: str, usual: str) -> None:
+    "Say that a value of the address is none of the form's: a shared link must not quietly show something else."
+    import streamlit as st
+    st.session_state["notices"].warning(_plain(f"The address says {name}={given}, which the form does not have: {usual} is shown."))
 
 def _from_address(name: str, usual: str) -> str:
     import streamlit as st
@@ -70,21 +85,16 @@ def _count(label: str, name: str, usual: int, most: int, least: int = 1) -> int:
     "A number whose first value the address may give."
     import streamlit as st
     given = _from_address(name, str(usual))
-    return int(
-        st.number_input(
-            label,
-            least,
-            most,
-            int(given) if given.isdecimal() and least <= int(given) <= most else usual,
-            key=name,
-        )
-    )
+    known = given.isdecimal() and least <= int(given) <= most
+    if not known: _ignored(name, given, str(usual))
+    return int(st.number_input(label, least, most, int(given) if known else usual, key=name))
 
 
 def _choice(label: str, name: str, options: Mapping[str, str], usual: str) -> str:
     "One of a list, whose first choice the address may give."
     import streamlit as st
     values, given = list(options), _from_address(name, usual)
+    if given not in options: _ignored(name, given, options[usual])
     return st.selectbox(
         label,
         values,
@@ -160,7 +170,7 @@ def _form_page(use: str) -> None:
         with column:
             st.subheader(name.capitalize())
             _said(filled, *asked(filled, find_device(filled["gpu"])))
-    st.image(_side_by_side(both).svg, width="stretch")
+    _draw(_side_by_side(both))
 
 def _side_by_side(both: Mapping[str, Mapping[str, str]]) -> Chart:
     "The parts of two configurations, one bar each, against the smaller of the two limits."
@@ -186,14 +196,14 @@ def _configuration(v: Mapping[str, str]) -> None:
     import streamlit as st
     found, held = asked(v, find_device(v["gpu"]), advice=True)
     _said(v, found, held)
-    st.image((found.chart() if held is None else _side_by_side({"serving": v})).svg, width="stretch")
+    _draw(found.chart() if held is None else _side_by_side({"serving": v}))
     if found.remedies:
         st.markdown(
             "What would make it fit:\n"
             + _listed([re.sub(r"(fsdl-devinfra .*)", r"`\1`", line) for line in found.remedies])
         )
     with st.expander("Which GPUs can run it", expanded=True):
-        st.dataframe(machines(write_address(v)), hide_index=True)
+        st.dataframe(machines(write_address(v)), hide_index=True, column_config=_columns())
     with st.expander("Assumptions"): st.markdown(_listed(found.assumptions))
 
 def _said(v: Mapping[str, str], found: Footprint, held: Serving | None) -> None:
@@ -205,6 +215,22 @@ def _said(v: Mapping[str, str], found: Footprint, held: Serving | None) -> None:
     if found.host_bytes: st.caption(f"Host memory per GPU: {size_text(found.host_bytes)}")
     if v["use"] == "train": st.caption(_plain("Speed, if it fits: " + speed(write_address(v))))
     st.code(command_line(v, found), language="bash", wrap_lines=True)
+
+def _columns() -> dict[str, Any]:
+    "How numbers of the tables are written: one decimal in every row, cents in every price."
+    import streamlit as st
+    number = st.column_config.NumberColumn
+    tenths = {name: number(format="%.1f") for name in ("usable GiB", "needs GiB", "peak GiB", "host GiB")}
+    return tenths | {"$ per GPU-hour": number(format="%.2f"), "dollars": number(format="localized"), "days": number(format="%.2f")}
+
+#: wide as the column, and on a phone wide enough to be read: then it scrolls sideways
+_PICTURE = """<div style="overflow-x:auto" tabindex="0"><img src="data:image/svg+xml;base64,{}" alt="{}" style="width:100%;min-width:34rem;border-radius:.5rem"></div>"""
+
+def _draw(chart: Chart) -> None:
+    "A chart, with its title for those who hear the page."
+    import streamlit as st
+    title = chart.svg.partition("<title>")[2].partition("</title>")[0]
+    st.html(_PICTURE.format(base64.b64encode(chart.svg.encode()).decode(), title))
 
 def _plain(text: str) -> str:
     "Text that Streamlit's markdown shows as it is: two dollar signs would be a formula."
@@ -233,9 +259,9 @@ def _show(answer: Answer) -> None:
         )
     )
     if report.plans:
-        st.dataframe(_rows(report), hide_index=True)
-        st.image(report.memory_chart().svg, width="stretch")
-        st.image(report.cost_chart().svg, width="stretch")
+        st.dataframe(_rows(report), hide_index=True, column_config=_columns())
+        _draw(report.memory_chart())
+        _draw(report.cost_chart())
         _one_plan(answer)
     with st.expander("What to try first", expanded=True): st.markdown(_listed(report.advice, "1. "))
     if report.rejected:
@@ -252,15 +278,15 @@ def _rows(report: PlanReport) -> list[dict[str, object]]:
         {
             "plan": i,
             "strategy": p.description,
-            "micro-batch × accumulation": batch(p),
             "fits": p.fits,
-            "peak GiB": round(p.peak_bytes / GIB, 1),
-            "range GiB": f"{p.peak_range[0] / GIB:.1f}–{p.peak_range[1] / GIB:.1f}",
-            "host GiB": round(p.host_bytes / GIB, 1),
-            "tokens/s/GPU": round(p.tokens_per_second_per_gpu.value),
-            "MFU %": round(100 * p.mfu),
             "days": p.hours and round(p.hours / 24, 2),
             "dollars": p.usd and round(p.usd),
+            "peak GiB": round(p.peak_bytes / GIB, 1),
+            "range GiB": f"{p.peak_range[0] / GIB:.1f}–{p.peak_range[1] / GIB:.1f}",
+            "tokens/s/GPU": round(p.tokens_per_second_per_gpu.value),
+            "MFU %": round(100 * p.mfu),
+            "micro-batch × accumulation": batch(p),
+            "host GiB": round(p.host_bytes / GIB, 1),
         }
         for i, p in enumerate(report.plans, 1)
     ]
@@ -277,7 +303,7 @@ def _one_plan(answer: Answer) -> None:
         key="pick",
     )
     chosen = report.plans[number - 1]
-    st.image(answer.memory(number).chart().svg, width="stretch")
+    _draw(answer.memory(number).chart())
     with st.container():
         st.caption(_plain(chosen.why))
         st.download_button("plan.json", report.to_json(), "plan.json", key="plan_json")

@@ -1,6 +1,6 @@
 // Draws the form and the answers. Everything that is computed comes from the package, in worker.js.
 const begun = performance.now();
-const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+const worker = new Worker(new URL(`./worker.js${location.search}`, import.meta.url), { type: "module" });
 const waiting = new Map();
 let count = 0, turn = 0, form = null, kept = new URLSearchParams(location.hash.slice(1)).get("kept") || "";
 
@@ -104,6 +104,7 @@ async function update() {
   $("now").replaceChildren(...drawn(found, titles[1]));
   show("now", true); show("state", false); show("actions", true);
   $("took").textContent = `answered in ${Math.round(performance.now() - asked)} ms`;
+  document.body.dataset.woken = found.woken ?? "";
   document.body.dataset.answered = Math.round(performance.now() - asked);
   show("drop", kept);
   show("notes", !found.error);
