@@ -23,7 +23,7 @@ from .activations import (adapter_bytes, attention_bytes, core_bytes, layer_byte
 from .architecture import Architecture
 from .engines import (COMMUNICATOR, CONTEXT, FRAGMENTATION, Held, Phase, Step, communicators, engine_of,
                                           flow, rows_of, runtime_bytes, workspace_bytes)
-from .footprint import PARTS, Footprint, _fullest, _parts, estimate
+from .footprint import PARTS, Footprint, estimate, fullest_gpu, parts_of_phase
 from .lengths import holes
 from .strategy import Strategy, Workload
 
@@ -133,7 +133,7 @@ def _allocator(phase: Phase) -> Iterator[Line]:
     breakable = phase.allocated + phase.pool - phase.settled
     inputs = {"allocated": phase.allocated, "pool": phase.pool, "settled": phase.settled}
     what = f"fragmentation: {FRAGMENTATION:.0%} of what was not allocated once and in one piece"
-    yield _constant("reserve", what, FRAGMENTATION * breakable, _parts, {"FRAGMENTATION": FRAGMENTATION} | inputs)
+    yield _constant("reserve", what, FRAGMENTATION * breakable, parts_of_phase, {"FRAGMENTATION": FRAGMENTATION} | inputs)
 
 def _outside(strategy: Strategy, workspace: float) -> Iterator[Line]:
     "What lies outside the allocator."
@@ -257,7 +257,7 @@ def explain(
 
 def _peak_step(architecture: Architecture, found: Footprint) -> tuple[Step, dict[str, Phase]]:
     "The step that the footprint was made of, and its phases."
-    fullest = _fullest(architecture, found.strategy, found.workload, found.measure)
+    fullest = fullest_gpu(architecture, found.strategy, found.workload, found.measure)
     return fullest.step, fullest.phases
 
 def _given_back(found: Footprint, lines: list[Line]) -> Iterator[Line]:

@@ -28,8 +28,8 @@ from .strategy import NARROW, Strategy, Workload, check, default_workload
 
 # %% auto #0
 __all__ = ['PARTS', 'MEASURES', 'DOUBT', 'UNKNOWN', 'REMEDIES', 'SMALLER_WEIGHTS', 'Run', 'Gpu', 'ModelSummary', 'Footprint',
-           'doubts', 'bounds', 'Fullest', 'device_peak', 'estimate', 'Remedy', 'command_options',
-           'checkpointing_left_open']
+           'doubts', 'bounds', 'parts_of_phase', 'Fullest', 'fullest_gpu', 'device_peak', 'estimate', 'Remedy',
+           'command_options', 'checkpointing_left_open']
 
 # %% ../../nbs/memory/06_footprint.ipynb #ca713792
 PARTS = ("parameters", "gradients", "optimizer", "activations", "loss", "communication", "runtime", "reserve")
@@ -170,7 +170,11 @@ def bounds(
     return math.sqrt(down + cached ** 2), math.sqrt(up + (doubt["activations"][1] * cached) ** 2)
 
 # %% ../../nbs/memory/06_footprint.ipynb #a0a191db
-def _parts(phase: Phase, runtime: float, states_only: bool) -> dict[str, float]:
+def parts_of_phase(
+    phase: Phase,
+    runtime: float,  # bytes outside the allocator
+    states_only: bool,  # no allocator either
+) -> dict[str, float]:  # part → bytes, in the order of `PARTS`
     "The eight parts of a phase, in bytes."
     fragments = FRAGMENTATION * (phase.allocated + phase.pool - phase.settled)
     reserve = 0.0 if states_only else phase.pool + phase.cached + phase.holes.value + fragments
@@ -210,12 +214,17 @@ class Fullest(NamedTuple):
     parts: dict[str, dict[str, float]]  # phase → part → bytes
     phases: dict[str, Phase]
 
-def _fullest(model: Architecture, strategy: Strategy, workload: Workload, measure: str) -> Fullest:
+def fullest_gpu(
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    measure: str,  # allocated, reserved or device
+) -> Fullest:
     "The stage with the highest peak."
     runtime = runtime_bytes(strategy, workspace_bytes(model, strategy, workload))
     steps = _steps(model, strategy, workload)
     step, phases = max(steps, key=lambda found: max(_height(phase, measure) for phase in found[1]))
-    parts = {phase.name: _parts(phase, runtime, strategy.states_only) for phase in phases}
+    parts = {phase.name: parts_of_phase(phase, runtime, strategy.states_only) for phase in phases}
     return Fullest(step, parts, {phase.name: phase for phase in phases})
 
 def device_peak(
@@ -451,7 +460,7 @@ def _ranges(
     "The figure that `measure` names, and that of the device, on which another stage may be the fullest."
     doubt = None if strategy.states_only else doubts(model, strategy, workload)
     below = None if limit is None else limit - (0 if measure == "device" else runtime)
-    on_device = held if measure != "allocated" else _fullest(model, strategy, workload, "device")
+    on_device = held if measure != "allocated" else fullest_gpu(model, strategy, workload, "device")
     return _range(held, measure, doubt, below), _range(on_device, "device", doubt, limit)
 
 # %% ../../nbs/memory/06_footprint.ipynb #b95bd8b5
@@ -459,7 +468,7 @@ def _judged(
     model: Architecture, strategy: Strategy, workload: Workload, device: Device | None, measure: str
 ) -> Footprint:
     "The footprint, without remedies."
-    held = _fullest(model, strategy, workload, measure)
+    held = fullest_gpu(model, strategy, workload, measure)
     limit = float(device.memory_bytes) if device else None
     parts = _given_back(held.parts, limit)
     name = max(held.parts, key=lambda phase: sum(_counted(held.parts[phase], measure).values()))
