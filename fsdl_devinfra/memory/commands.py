@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,25 +31,9 @@ from .traced import named_as_code, traced
 # %% auto #0
 __all__ = ['register', 'memory']
 
-# %% ../../nbs/memory/10_commands.ipynb #c6f6337e
-_EXAMPLES = """
-fsdl-devinfra memory ./my-model --gpu a100-80
-fsdl-devinfra memory org/model --zero 3 --dp 8 --recompute full --gpu h100
-fsdl-devinfra memory ./model-Q4_K_M.gguf --serve llama.cpp --max-model-len 8192 --gpu rtx-4090
-fsdl-devinfra memory check-log vllm.log --of llama-3.1-8b --serve vllm --max-model-len 8192 --gpu h100
-fsdl-devinfra memory --params 7.5B --states-only --zero 2 --dp 64 --framework deepspeed --json
-"""
-
-def register(
-    parser: argparse.ArgumentParser,  # of `fsdl-devinfra memory`
-) -> None:
-    "Give `memory` its options."
-    parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
-    add_model_options(parser)
-    parser.add_argument(
-        "log", nargs="?", default=None, metavar="FILE", help="the log, after check-log in place of MODEL"
-    )
-    add_strategy_options(parser)
+# %% ../../nbs/memory/10_commands.ipynb #13c45ed1
+def _add_figure_options(parser: argparse.ArgumentParser) -> None:
+    "The GPU, the figure to report, and other ways to come to it."
     parser.add_argument("--gpu", metavar="NAME", help="say whether it fits on this GPU")
     add_image_options(parser)
     parser.add_argument(
@@ -69,6 +54,9 @@ def register(
         action="store_true",
         help="run real steps on this machine too, and record the peaks",
     )
+
+def _add_log_options(parser: argparse.ArgumentParser) -> None:
+    "What `check-log` is told besides the log."
     parser.add_argument(
         "--of",
         dest="ran",
@@ -80,6 +68,57 @@ def register(
         action="store_true",
         help="with check-log and --of: the measurement as a row of the ground truth",
     )
+
+# %% ../../nbs/memory/10_commands.ipynb #30a2796f
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    "The words of vLLM, SGLang and llama.cpp."
+    group = parser.add_argument_group("serving, with the engine's own option names (--tp, --pp and --ep too)")
+    group.add_argument("--serve", choices=ENGINES, help="what this engine holds, and how many tokens fit")
+    group.add_argument("--max-model-len", type=at_least(1), metavar="N", help="longest request in tokens [the model's]")
+    group.add_argument(
+        "--gpu-memory-utilization",
+        type=float,
+        metavar="U",
+        help="share of the GPU that the engine may use [vLLM 0.92; SGLang's depends on the GPU]",
+    )
+    group.add_argument(
+        "--max-num-batched-tokens", type=at_least(1), metavar="N", help="tokens per step [the engine's]"
+    )
+    group.add_argument(
+        "--max-num-seqs",
+        type=at_least(1),
+        metavar="N",
+        help="requests at once; llama.cpp: slots [the engine's]",
+    )
+    group.add_argument(
+        "--kv-cache-dtype",
+        choices=list(CACHE_TYPES),
+        default="auto",
+        metavar="T",
+        help="dtype of the KV cache [auto]",
+    )
+
+# %% ../../nbs/memory/10_commands.ipynb #c6f6337e
+_EXAMPLES = """
+fsdl-devinfra memory ./my-model --gpu a100-80
+fsdl-devinfra memory org/model --zero 3 --dp 8 --recompute full --gpu h100
+fsdl-devinfra memory ./model-Q4_K_M.gguf --serve llama.cpp --max-model-len 8192 --gpu rtx-4090
+fsdl-devinfra memory check-log vllm.log --of llama-3.1-8b --serve vllm --max-model-len 8192 --gpu h100
+fsdl-devinfra memory --params 7.5B --states-only --zero 2 --dp 64 --framework deepspeed --json
+"""
+
+def register(
+    parser: argparse.ArgumentParser,  # of `fsdl-devinfra memory`
+) -> None:
+    "Give `memory` its options."
+    parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
+    add_model_options(parser)
+    parser.add_argument(
+        "log", nargs="?", default=None, metavar="FILE", help="the log, after check-log in place of MODEL"
+    )
+    add_strategy_options(parser)
+    _add_figure_options(parser)
+    _add_log_options(parser)
     parser.add_argument("--solve", choices=SOLVED, help="the largest that fits on --gpu")
     parser.add_argument(
         "--config",
@@ -96,72 +135,21 @@ def register(
     add_json(parser)
     parser.set_defaults(run=memory)
 
-def _add_serve_options(parser: argparse.ArgumentParser) -> None:
-    g = parser.add_argument_group("serving, with the engine's own option names (--tp, --pp and --ep too)")
-    g.add_argument("--serve", choices=ENGINES, help="what this engine holds, and how many tokens fit")
-    g.add_argument("--max-model-len", type=at_least(1), metavar="N", help="longest request in tokens [the model's]")
-    g.add_argument(
-        "--gpu-memory-utilization",
-        type=float,
-        metavar="U",
-        help="share of the GPU that the engine may use [vLLM 0.92; SGLang's depends on the GPU]",
-    )
-    g.add_argument(
-        "--max-num-batched-tokens", type=at_least(1), metavar="N", help="tokens per step [the engine's]"
-    )
-    g.add_argument(
-        "--max-num-seqs",
-        type=at_least(1),
-        metavar="N",
-        help="requests at once; llama.cpp: slots [the engine's]",
-    )
-    g.add_argument(
-        "--kv-cache-dtype",
-        choices=list(CACHE_TYPES),
-        default="auto",
-        metavar="T",
-        help="dtype of the KV cache [auto]",
-    )
+def _usual() -> argparse.Namespace:
+    "What the command gets without any argument."
+    parser = Parser("memory")
+    register(parser)
+    return parser.parse_args([])
 
-
-def memory(
-    args: argparse.Namespace,
-) -> Outcome:
-    "`fsdl-devinfra memory`."
-    if named_as_code(args.model): return traced(args, strategy_from_args(args), _text)
-    if args.model == "check-log": return _checked_log(args)
-    if args.log:
-        raise BadInput(
-            f"{args.log} is one argument too many", "Name one MODEL, or write: memory check-log FILE"
-        )
-    _check_combination(args)
-    device = find_device(args.gpu) if args.gpu is not None else None
-    read = options_from_file(read_file(args.trainer_file)) if args.trainer_file else {}
-    for option, value in read.items(): setattr(args, option, value)
-    try:
-        a, config = model_from_args(args)
-    except NoTransformer as e:
-        return (_counted_states if args.states_only or args.inference else _counted)(args, device, e)
-    if args.serve: return _served(args, a, device)
-    s, w = strategy_from_args(args), workload_from_args(args, a)
-    if args.solve: return _solved(args, a, s, w, device)
-    found = estimate(a, s, w, device, args.measure)
-    if args.recompute is None and not read: found = checkpointing_left_open(found, a, device)
-    found = replace(found, assumptions=[*_notes(args.model, device), *found.assumptions])
-    if is_bare(args, _usual()): return overview_outcome(a, found, " and ".join(_notes(args.model, None)))
-    if read:
-        said = ", ".join(f"{option.replace('_', '-')} {value}" for option, value in read.items())
-        found = replace(found, assumptions=[f"Read from {args.trainer_file}: {said}", *found.assumptions])
-    document, text = found.to_dict(), [] if args.json else [_text(found)]
-    if args.explain: document, text = _with_explanation(a, found, device, document, text)
-    if args.trace: document, text = _with_trace(config, found, document, text)
-    if args.run_steps: document, text = _with_measurement(config, a, s, w, document, text)
-    return Outcome(document, "\n\n".join(text), FAILS if found.fits == "no" else HOLDS)
-
+# %% ../../nbs/memory/10_commands.ipynb #356db75e
 _SERVING_ONLY = ("max_model_len", "gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs")
 
 def _check_combination(args: argparse.Namespace) -> None:
     "Refuse options that would be ignored."
+    if args.log:
+        raise BadInput(
+            f"{args.log} is one argument too many", "Name one MODEL, or write: memory check-log FILE"
+        )
     if args.explain and (args.serve or args.solve):
         hint = "Leave out --serve or --solve, or --explain"
         raise BadInput("--explain takes the estimate of a training or inference step apart", hint)
@@ -175,16 +163,37 @@ def _check_combination(args: argparse.Namespace) -> None:
             option = "--" + name.replace("_", "-")
             raise BadInput(f"{option} is an option of a serving engine", f"Add --serve, or leave {option} out")
 
+# %% ../../nbs/memory/10_commands.ipynb #69a70f31
+def _status(found: Footprint) -> int: return FAILS if found.fits == "no" else HOLDS
+
+def _remedies_block(found: Footprint) -> list[str]:
+    if not found.remedies: return []
+    return ["What would make it fit, cheapest first:\n" + "\n".join("- " + remedy for remedy in found.remedies)]
+
+def _assumptions_block(found: Footprint) -> str:
+    return "Assumptions:\n" + "\n".join("- " + note for note in found.assumptions)
+
+def _text(found: Footprint) -> str:
+    "Verdict, a bar against the GPU, parts, remedies and assumptions."
+    whole = found.device_bytes
+    bar = [limit_bar(whole.low, whole.high, found.gpu.memory_bytes)] if found.gpu else []
+    blocks = ["\n".join([found.verdict() + ".", *bar]), found.table(), *_remedies_block(found)]
+    if found.host_bytes: blocks.append(f"Host memory for each rank: {size_text(found.host_bytes)}")
+    return "\n\n".join([*blocks, _assumptions_block(found)])
+
+def _outcome(args: argparse.Namespace, found: Footprint) -> Outcome:
+    return Outcome(found.to_dict(), "" if args.json else _text(found), _status(found))
+
 def _notes(model: str | None, device: Device | None) -> list[str]:
     "What an answer rests on besides the model's own files and measured hardware."
     from fsdl_devinfra.hub.popular import origin_note
     return [note for note in (origin_note(model), device.note if device else "") if note]
 
+# %% ../../nbs/memory/10_commands.ipynb #861bf0c0
 def _counted(args: argparse.Namespace, device: Any, why: NoTransformer) -> Outcome:
     "A model without a closed form: its step is run on fake tensors. Raises `why` where there is no module to run."
     from fsdl_devinfra.hub.popular import configuration
     from fsdl_devinfra.memory.modules import estimate_module, inputs_of, module_of
-
     if args.run_steps:
         raise BadInput("a model that is no transformer cannot be measured here", "Leave --measure out")
     name = model_name(args)
@@ -192,54 +201,63 @@ def _counted(args: argparse.Namespace, device: Any, why: NoTransformer) -> Outco
     try: module = module_of(config)
     except BadInput: raise why from None
     status("no closed form for this model: tracing its step on fake tensors")
-    found = estimate_module(
-        module,
-        inputs_of(module, config, args.micro_batch or 1, args.seq_len or 512),
-        strategy,
-        device,
-        args.measure,
-        name=name,
-    )
-    return Outcome(found.to_dict(), "" if args.json else _text(found), FAILS if found.fits == "no" else HOLDS)
+    inputs = inputs_of(module, config, args.micro_batch or 1, args.seq_len or 512)
+    return _outcome(args, estimate_module(module, inputs, strategy, device, args.measure, name=name))
 
+def _counted_states(args: argparse.Namespace, device: Any, why: NoTransformer) -> Outcome:
+    "States, or weights, of a model without a closed form: its module is built on the meta device, and no step is run."
+    from fsdl_devinfra.hub import inspect
+    from fsdl_devinfra.memory.modules import module_of
+    name = model_name(args)
+    try: module = module_of(inspect(name).config or {})
+    except BadInput: raise why from None
+    model = Architecture.from_parameters(sum(weights.numel() for weights in module.parameters()))
+    strategy = replace(strategy_from_args(args), states_only=True)
+    found = estimate(replace(model, name=name), strategy, workload_from_args(args, model), device, args.measure)
+    note = "Counted on the module's own shapes" + "; of inference the weights alone" * args.inference
+    return _outcome(args, replace(found, assumptions=[note, *found.assumptions]))
+
+# %% ../../nbs/memory/10_commands.ipynb #913f73c2
 def _checked_log(args: argparse.Namespace) -> Outcome:
     "`memory check-log FILE`."
     if not args.log: raise BadInput("no log was named", "Write: fsdl-devinfra memory check-log FILE")
     held, tokens = check_log(args.log)
-    document, text = {"held": [h.to_dict() for h in held], "kv_tokens": tokens}, [log_text(held, tokens)]
+    document = {"held": [part.to_dict() for part in held], "kv_tokens": tokens}
+    text = [log_text(held, tokens)]
     if args.ran or args.params:
         document, text = _beside_expected(args, held, tokens, document, text)
     elif args.row:
         raise BadInput("a row needs the model that ran", "Add --of MODEL and the options of the run")
     return Outcome(document, "" if args.json else "\n\n".join(text), HOLDS)
 
+def _expected(args: argparse.Namespace) -> tuple[Any, Footprint, dict[str, Any] | None]:
+    "The serving figures, the footprint and the configuration of the run that the options describe."
+    device = find_device(args.gpu) if args.gpu is not None else None
+    model, config = model_from_args(args)
+    if args.serve:
+        served, found = serve(model, _serve_options(args), device)
+        return served.to_dict(), found, config
+    strategy, workload = strategy_from_args(args), workload_from_args(args, model)
+    return None, estimate(model, strategy, workload, device, args.measure, advice=False), config
+
 def _beside_expected(
     args: argparse.Namespace, held: list, tokens: int | None, document: dict, text: list[str]
 ) -> tuple[dict, list[str]]:
     "The figures of a log beside what was expected of the run that the options describe."
     args.model = args.ran
-    device = find_device(args.gpu) if args.gpu is not None else None
-    a, config = model_from_args(args)
-    if args.serve:
-        served, found = serve(a, _serve_options(args), device)
-        serving = served.to_dict()
-    else:
-        serving, found = (
-            None,
-            estimate(
-                a, strategy_from_args(args), workload_from_args(args, a), device, args.measure, advice=False
-            ),
-        )
+    serving, found, config = _expected(args)
     compared = compare_log(held, found, serving)
     document["compared"] = [
-        dict(part=c.part, held_bytes=c.held_bytes, expected_bytes=c.expected_bytes) for c in compared
+        dict(part=each.part, held_bytes=each.held_bytes, expected_bytes=each.expected_bytes) for each in compared
     ]
     text = [*text, compared_text(compared)]
     if not args.row: return document, text
     rows = ground_truth_rows(held, found, Path(args.log).stem, serving, tokens, config)
     return document | {"rows": rows}, [*text, "As rows of the ground truth:\n" + rows_text(rows)]
 
+# %% ../../nbs/memory/10_commands.ipynb #f14f0119
 def _serve_options(args: argparse.Namespace) -> ServeOptions:
+    "What the engine is told."
     return ServeOptions(
         args.serve,
         args.tp,
@@ -253,65 +271,26 @@ def _serve_options(args: argparse.Namespace) -> ServeOptions:
         args.base_weights,
     )
 
-def _served(args: argparse.Namespace, a: Architecture, device: Any) -> Outcome:
+def _served(args: argparse.Namespace, model: Architecture, device: Any) -> Outcome:
     "`memory MODEL --serve ENGINE`."
-    serving, found = serve(a, _serve_options(args), device)
-    text = (
-        ""
-        if args.json
-        else "\n\n".join(
-            [
-                serving_verdict(serving, found) + ".",
-                serving_text(serving),
-                *_remedies_block(found),
-                "Assumptions:\n" + "\n".join("- " + note for note in found.assumptions),
-            ]
-        )
-    )
-    return Outcome(
-        found.to_dict() | {"serving": serving.to_dict()}, text, FAILS if found.fits == "no" else HOLDS
-    )
+    serving, found = serve(model, _serve_options(args), device)
+    document = found.to_dict() | {"serving": serving.to_dict()}
+    if args.json: return Outcome(document, "", _status(found))
+    blocks = [serving_verdict(serving, found) + ".", serving_text(serving), *_remedies_block(found)]
+    return Outcome(document, "\n\n".join([*blocks, _assumptions_block(found)]), _status(found))
 
-
-def _solved(args: argparse.Namespace, a: Architecture, s: Strategy, w: Workload, device: Any) -> Outcome:
+def _solved(
+    args: argparse.Namespace, model: Architecture, strategy: Strategy, workload: Workload, device: Any
+) -> Outcome:
     "`memory MODEL --solve WHAT --gpu NAME`."
     if device is None: raise BadInput("the largest that fits depends on the GPU", "Add --gpu NAME")
-    largest, found = solve(args.solve, a, s, w, device, args.measure)
-    said = (
-        f"The largest {args.solve} that fits on {device.name} is {largest:,}"
-        if largest
-        else f"No {args.solve} fits on {device.name}"
-    )
+    largest, found = solve(args.solve, model, strategy, workload, device, args.measure)
+    none = f"No {args.solve} fits on {device.name}"
+    said = f"The largest {args.solve} that fits on {device.name} is {largest:,}" if largest else none
     document = found.to_dict() | {"solve": {"what": args.solve, "largest": largest}}
     return Outcome(document, "" if args.json else said + ".\n\n" + _text(found), HOLDS if largest else FAILS)
 
-
-
-def _counted_states(args: argparse.Namespace, device: Any, why: NoTransformer) -> Outcome:
-    "States, or weights, of a model without a closed form: its module is built on the meta device, and no step is run."
-    from fsdl_devinfra.hub import inspect
-    from fsdl_devinfra.memory.modules import module_of
-    name = model_name(args)
-    try: module = module_of(inspect(name).config or {})
-    except BadInput: raise why from None
-    a = Architecture.from_parameters(sum(p.numel() for p in module.parameters()))
-    strategy = replace(strategy_from_args(args), states_only=True)
-    found = estimate(replace(a, name=name), strategy, workload_from_args(args, a), device, args.measure)
-    note = (
-        "Counted on the module's own shapes; of inference the weights alone"
-        if args.inference
-        else "Counted on the module's own shapes"
-    )
-    found = replace(found, assumptions=[note, *found.assumptions])
-    return Outcome(found.to_dict(), "" if args.json else _text(found), FAILS if found.fits == "no" else HOLDS)
-
-def _with_explanation(
-    a: Architecture, found: Footprint, device: Any, document: dict, text: list[str]
-) -> tuple[dict, list[str]]:
-    from fsdl_devinfra.memory.explanation import explain
-    explained = explain(a, found.strategy, found.workload, device, found.measure)
-    return document | {"explanation": explained.to_dict()}, text + [str(explained)] * bool(text)
-
+# %% ../../nbs/memory/10_commands.ipynb #b4f4cd35
 def _configured(config: dict[str, Any] | None) -> dict[str, Any]:
     if config is None:
         raise BadInput(
@@ -319,6 +298,7 @@ def _configured(config: dict[str, Any] | None) -> dict[str, Any]:
         )
     return config
 
+# %% ../../nbs/memory/10_commands.ipynb #d743702a
 def _with_trace(
     config: dict[str, Any] | None, found: Footprint, document: dict, text: list[str]
 ) -> tuple[dict, list[str]]:
@@ -329,34 +309,75 @@ def _with_trace(
     sides = [dict(part=p, estimated_bytes=x, traced_bytes=y, why=why) for p, x, y, why in rows]
     return document | {"trace": traced.to_dict() | {"compared": sides}}, text + [comparison_text(rows)]
 
-def _with_measurement(config: dict[str, Any] | None, a: Architecture, s: Strategy, w: Workload,
-                      document: dict, text: list[str]) -> tuple[dict, list[str]]:
+# %% ../../nbs/memory/10_commands.ipynb #2e1c9038
+def _with_explanation(
+    model: Architecture, found: Footprint, device: Device | None, document: dict, text: list[str]
+) -> tuple[dict, list[str]]:
+    "The document and the text with every tensor that is held at the peak."
+    from fsdl_devinfra.memory.explanation import explain
+    explained = explain(model, found.strategy, found.workload, device, found.measure)
+    return document | {"explanation": explained.to_dict()}, [*text, str(explained)] if text else []
+
+# %% ../../nbs/memory/10_commands.ipynb #c239a8ee
+def _as_csv(columns: Sequence[str], rows: list[dict]) -> str:
+    "Rows as a CSV file."
     import csv
     import io
-    from fsdl_devinfra.memory.measure import COLUMNS, measure, rows_of
-    status(f"training {s.dp} rank{'s' * (s.dp > 1)} for a few steps")
-    m = measure(_configured(config), s, w)
-    rows, out = rows_of(a, s, w, m), io.StringIO()
-    lines: csv.DictWriter[str] = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    out = io.StringIO()
+    lines: csv.DictWriter[str] = csv.DictWriter(out, columns, lineterminator="\n")
     lines.writeheader()
     lines.writerows(rows)
-    return document | {"measured": m.to_dict() | {"rows": rows}}, text + [
-        "Measured, as rows of the ground truth:\n" + out.getvalue().rstrip()
-    ]
+    return out.getvalue().rstrip()
 
+def _with_measurement(
+    config: dict[str, Any] | None, model: Architecture, found: Footprint, document: dict, text: list[str]
+) -> tuple[dict, list[str]]:
+    "The document and the text with the peaks of real steps."
+    from fsdl_devinfra.memory.measure import COLUMNS, measure, rows_of
+    strategy, workload = found.strategy, found.workload
+    status(f"training {strategy.dp} rank{'s' * (strategy.dp > 1)} for a few steps")
+    measured = measure(_configured(config), strategy, workload)
+    rows = rows_of(model, strategy, workload, measured)
+    shown = "Measured, as rows of the ground truth:\n" + _as_csv(COLUMNS, rows)
+    return document | {"measured": measured.to_dict() | {"rows": rows}}, [*text, shown]
 
-def _remedies_block(f: Footprint) -> list[str]:
-    if not f.remedies: return []
-    return ["What would make it fit, cheapest first:\n" + "\n".join("- " + r for r in f.remedies)]
+# %% ../../nbs/memory/10_commands.ipynb #b7c37a43
+def _read_options(args: argparse.Namespace) -> dict[str, Any]:
+    "What a trainer's file says, put in place of the options."
+    read = options_from_file(read_file(args.trainer_file)) if args.trainer_file else {}
+    for option, value in read.items(): setattr(args, option, value)
+    return read
 
-def _text(f: Footprint) -> str:
-    bar = [limit_bar(f.device_bytes.low, f.device_bytes.high, f.gpu.memory_bytes)] if f.gpu else []
-    blocks = ["\n".join([f.verdict() + ".", *bar]), f.table(), *_remedies_block(f)]
-    if f.host_bytes: blocks.append(f"Host memory for each rank: {size_text(f.host_bytes)}")
-    return "\n\n".join(blocks + ["Assumptions:\n" + "\n".join("- " + n for n in f.assumptions)])
+def _estimated(
+    args: argparse.Namespace, model: Architecture, config: dict[str, Any] | None, device: Device | None, read: dict
+) -> Outcome:
+    "An estimate, with what was asked for beside it."
+    strategy, workload = strategy_from_args(args), workload_from_args(args, model)
+    if args.solve: return _solved(args, model, strategy, workload, device)
+    found = estimate(model, strategy, workload, device, args.measure)
+    if args.recompute is None and not read: found = checkpointing_left_open(found, model, device)
+    found = replace(found, assumptions=[*_notes(args.model, device), *found.assumptions])
+    if is_bare(args, _usual()): return overview_outcome(model, found, " and ".join(_notes(args.model, None)))
+    if read:
+        said = ", ".join(f"{option.replace('_', '-')} {value}" for option, value in read.items())
+        found = replace(found, assumptions=[f"Read from {args.trainer_file}: {said}", *found.assumptions])
+    document, text = found.to_dict(), [] if args.json else [_text(found)]
+    if args.explain: document, text = _with_explanation(model, found, device, document, text)
+    if args.trace: document, text = _with_trace(config, found, document, text)
+    if args.run_steps: document, text = _with_measurement(config, model, found, document, text)
+    return Outcome(document, "\n\n".join(text), _status(found))
 
-def _usual() -> argparse.Namespace:
-    "What the command gets without any argument."
-    parser = Parser("memory")
-    register(parser)
-    return parser.parse_args([])
+def memory(
+    args: argparse.Namespace,
+) -> Outcome:
+    "`fsdl-devinfra memory`."
+    if named_as_code(args.model): return traced(args, strategy_from_args(args), _text)
+    if args.model == "check-log": return _checked_log(args)
+    _check_combination(args)
+    device = find_device(args.gpu) if args.gpu is not None else None
+    read = _read_options(args)
+    try: model, config = model_from_args(args)
+    except NoTransformer as why:
+        return (_counted_states if args.states_only or args.inference else _counted)(args, device, why)
+    if args.serve: return _served(args, model, device)
+    return _estimated(args, model, config, device, read)

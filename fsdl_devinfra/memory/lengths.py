@@ -24,6 +24,24 @@ from ..trace.allocator import CachingAllocator
 __all__ = ['DRAWN', 'RECORDS', 'ORDERS', 'NO_HOLES', 'Lengths', 'drawn_batches', 'records', 'Move', 'layer_tensors', 'loss_moves',
            'step_moves', 'reserved_after', 'typical_records', 'Holes', 'holes']
 
+# %% ../../nbs/memory/15_lengths.ipynb #dcf73b3d
+def _read_lengths(text: str) -> list[int] | None:
+    "A JSON list, or a number a line; None where the text is neither."
+    try: found = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
+    except ValueError: return None
+    good = isinstance(found, list) and all(type(length) is int and 0 < length < 10**9 for length in found)
+    return found if good else None
+
+def _lengths_of(name: str) -> tuple[int, ...]:
+    "The lengths in a file."
+    hint = "Give MEAN,SPREAD in tokens, or a file with one length a line"
+    try: text = Path(name).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise BadInput(f"{name!r} is neither a spread of lengths nor a file that can be read", hint) from None
+    found = _read_lengths(text)
+    if not found: raise BadInput(f"{name} holds no list of lengths", hint)
+    return tuple(found)
+
 # %% ../../nbs/memory/15_lengths.ipynb #951d500c
 @dataclass(frozen=True)
 class Lengths:
@@ -48,21 +66,22 @@ class Lengths:
             )
         return cls(mean, spread, words[2:] == ["dropped"])
 
-def _lengths_of(name: str) -> tuple[int, ...]:
-    "The lengths in a file: a JSON list, or one a line."
-    hint = "Give MEAN,SPREAD in tokens, or a file with one length a line"
-    try: text = Path(name).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        raise BadInput(f"{name!r} is neither a spread of lengths nor a file that can be read", hint) from None
-    try: found = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
-    except ValueError: found = None
-    good = (
-        isinstance(found, list)
-        and found
-        and all(type(length) is int and 0 < length < 10**9 for length in found)
-    )
-    if not found or not good: raise BadInput(f"{name} holds no list of lengths", hint)
-    return tuple(found)
+# %% ../../nbs/memory/15_lengths.ipynb #1e9c055c
+def _log_normal(lengths: Lengths, generator: random.Random) -> Iterator[int]:
+    variance = math.log(1 + (lengths.spread / lengths.mean) ** 2)
+    middle = math.log(lengths.mean) - variance / 2
+    while True: yield max(1, round(generator.lognormvariate(middle, math.sqrt(variance))))
+
+# %% ../../nbs/memory/15_lengths.ipynb #558a2900
+def _fitting(source: Iterator[int], longest: int, dropped: bool) -> Iterator[int]:
+    "Lengths of at most `longest`. After a thousand in a row that are longer, the next are cut all the same."
+    refused = 0
+    for length in source:
+        if length > longest and dropped and refused < 1000:
+            refused += 1
+            continue
+        refused = 0
+        yield min(length, longest)
 
 # %% ../../nbs/memory/15_lengths.ipynb #bfbd125f
 #: batches that are drawn: what is held grows with the logarithm of their number
@@ -85,21 +104,6 @@ def drawn_batches(
         if batch: batches.append(micro_batch * max(batch))
     return batches
 
-def _log_normal(lengths: Lengths, generator: random.Random) -> Iterator[int]:
-    variance = math.log(1 + (lengths.spread / lengths.mean) ** 2)
-    middle = math.log(lengths.mean) - variance / 2
-    while True: yield max(1, round(generator.lognormvariate(middle, math.sqrt(variance))))
-
-def _fitting(source: Iterator[int], longest: int, dropped: bool) -> Iterator[int]:
-    "Lengths of at most `longest`. After a thousand in a row that are longer, the next are cut all the same."
-    refused = 0
-    for length in source:
-        if length > longest and dropped and refused < 1000:
-            refused += 1
-            continue
-        refused = 0
-        yield min(length, longest)
-
 # %% ../../nbs/memory/15_lengths.ipynb #8d3541bc
 def records(
     batches: Sequence[int],
@@ -110,7 +114,7 @@ def records(
         if not found or tokens > found[-1]: found.append(tokens)
     return found
 
-# %% ../../nbs/memory/15_lengths.ipynb #dd0b5d83
+# %% ../../nbs/memory/15_lengths.ipynb #ffbc4416
 class Move(NamedTuple):
     "A block that is taken, or given back."
     name: str
@@ -118,98 +122,86 @@ class Move(NamedTuple):
 
 _INNER_LAYERS = 2
 
+# %% ../../nbs/memory/15_lengths.ipynb #429e58cb
 def layer_tensors(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> list[float]:  # bytes a token
     "The tensors that one layer makes in its forward pass."
-    b, query, keys = element_bytes(s), a.heads * a.head_dim / s.tp, a.kv_heads * a.head_dim / s.tp
-    width = (a.experts_per_token * a.expert_ffn + a.shared_ffn if a.experts else a.ffn) / s.tp
-    attention = [
-        4 * a.hidden,
-        b * a.hidden,
-        b * query,
-        b * keys,
-        b * keys,
-        b * query,
-        b * keys,
-        b * query,
-        b * a.hidden,
-    ]
-    return attention + [4 * a.hidden, b * a.hidden, *[b * width] * (4 if a.gated else 2)]
+    size, hidden = element_bytes(strategy), model.hidden
+    query, keys = model.heads * model.head_dim / strategy.tp, model.kv_heads * model.head_dim / strategy.tp
+    width = (model.experts_per_token * model.expert_ffn + model.shared_ffn if model.experts else model.ffn) / strategy.tp
+    norm = [4 * hidden, size * hidden]  # in fp32, and cast
+    rotated = [size * query, size * keys]
+    attention = [size * query, size * keys, size * keys, *rotated, size * query, size * hidden]
+    return [*norm, *attention, *norm, *[size * width] * (4 if model.gated else 2)]
+
+# %% ../../nbs/memory/15_lengths.ipynb #dd0b5d83
+def _forward_loss(half: float, whole: float, shifts_first: bool) -> list[tuple]:
+    "Logits of `half` bytes a token in 16 bits, `whole` in fp32. The first Qwen's own code shifts 16-bit logits and lets autocast widen them; Transformers widens, then shifts."
+    if not shifts_first:
+        widened = [("logits", half), ("wide", whole), ("logits",)]
+        return [*widened, ("shifted", whole), ("log", whole), ("shifted",), ("wide",)]
+    widened = [("logits", half), ("shifted", half), ("wide", whole)]
+    return [*widened, ("log", whole), ("wide",), ("shifted",), ("output", whole), ("logits",), ("output",)]
+
+def _backward_loss(half: float, whole: float, padded: float) -> list[tuple]:
+    "Gradients of the logits."
+    slopes = [("picked", whole), ("slope", whole), ("picked",), ("log",)]
+    return [*slopes, ("padded", padded), ("slope",), ("narrow", half), ("padded",)]
 
 def loss_moves(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> list[Move]:
     "The logits and their loss, forward and backward, as Transformers computes them in the loop of its Trainer."
-    gradient = Move("gradient 0", element_bytes(s) * a.hidden)
-    if s.loss != "full": return [Move("loss", FUSED_LOSS * a.hidden), gradient, Move("loss")]
-    words = (a.classes or a.vocab) / s.tp
-    half, whole = element_bytes(s) * words, 4 * words
-    # the first Qwen's own code shifts 16-bit logits and lets autocast widen them; Transformers widens, then shifts
-    first = [
-        ("logits", half),
-        ("shifted", half),
-        ("wide", whole),
-        ("log", whole),
-        ("wide",),
-        ("shifted",),
-        ("output", whole),
-        ("logits",),
-        ("output",),
-    ]
-    others = [
-        ("logits", half),
-        ("wide", whole),
-        ("logits",),
-        ("shifted", whole),
-        ("log", whole),
-        ("shifted",),
-        ("wide",),
-    ]
-    forward = first if a.family == "qwen" else others
-    narrow = half if a.family == "qwen" else whole
-    backward = [
-        ("picked", whole),
-        ("slope", whole),
-        ("picked",),
-        ("log",),
-        ("padded", narrow),
-        ("slope",),
-        ("narrow", half),
-        ("padded",),
-    ]
-    return [*(Move(*move) for move in [*forward, *backward]), gradient, Move("narrow")]
+    size = element_bytes(strategy)
+    gradient = Move("gradient 0", size * model.hidden)
+    if strategy.loss != "full": return [Move("loss", FUSED_LOSS * model.hidden), gradient, Move("loss")]
+    words, first = (model.classes or model.vocab) / strategy.tp, model.family == "qwen"
+    half, whole = size * words, 4 * words
+    steps = [*_forward_loss(half, whole, first), *_backward_loss(half, whole, half if first else whole)]
+    return [*(Move(*step) for step in steps), gradient, Move("narrow")]
 
-# %% ../../nbs/memory/15_lengths.ipynb #894d082f
-def step_moves(
-    a: Architecture,
-    s: Strategy,
-) -> list[Move]:
-    "The blocks of one training step, whatever its length."
-    residual, layers = element_bytes(s) * a.hidden, max(a.layers + a.decoder_layers, 1) // s.pp or 1
-    inner, again = layer_tensors(a, s), s.recompute == "full"
-    gradients = [residual, *inner[-(4 if a.gated else 2):]]
-    moves: list[Move] = []
-    for layer in range(layers):
-        moves.append(Move(f"input {layer}", residual))
-        if again and layer < _INNER_LAYERS: moves += _inside("forward", inner)
-        if not again: moves += [Move(f"kept {layer} {i}", size) for i, size in enumerate(inner)]
-    moves += loss_moves(a, s)
-    for step, layer in enumerate(reversed(range(layers))):
-        if again and step < _INNER_LAYERS: moves += _inside("again", [*inner, *gradients])
-        if not again:
-            moves += [*_inside("slopes", gradients), *(Move(f"kept {layer} {i}") for i in range(len(inner)))]
-        moves += [Move(f"gradient {step + 1}", residual), Move(f"gradient {step}"), Move(f"input {layer}")]
-    return [*moves, Move(f"gradient {layers}")]
-
+# %% ../../nbs/memory/15_lengths.ipynb #805aa1e9
 def _inside(name: str, sizes: Sequence[float]) -> list[Move]:
     "Blocks that are taken one after the other and given back together."
-    taken = [Move(f"{name} {i}", size) for i, size in enumerate(sizes)]
+    taken = [Move(f"{name} {number}", size) for number, size in enumerate(sizes)]
     return taken + [Move(move.name) for move in taken]
 
-# %% ../../nbs/memory/15_lengths.ipynb #1281eeac
+# %% ../../nbs/memory/15_lengths.ipynb #894d082f
+def _forward_moves(layers: int, residual: float, inner: Sequence[float], again: bool) -> Iterator[Move]:
+    "Forward: the input of each layer is kept, and what is inside unless it is made `again`."
+    for layer in range(layers):
+        yield Move(f"input {layer}", residual)
+        if again and layer < _INNER_LAYERS: yield from _inside("forward", inner)
+        if not again: yield from (Move(f"kept {layer} {number}", size) for number, size in enumerate(inner))
+
+def _backward_moves(
+    layers: int, residual: float, inner: Sequence[float], gradients: Sequence[float], again: bool
+) -> Iterator[Move]:
+    "Backward: from the last layer to the first, the gradient of its output in, of its input out."
+    for step, layer in enumerate(reversed(range(layers))):
+        if again and step < _INNER_LAYERS: yield from _inside("again", [*inner, *gradients])
+        if not again:
+            yield from _inside("slopes", gradients)
+            yield from (Move(f"kept {layer} {number}") for number in range(len(inner)))
+        yield from (Move(f"gradient {step + 1}", residual), Move(f"gradient {step}"), Move(f"input {layer}"))
+
+def step_moves(
+    model: Architecture,
+    strategy: Strategy,
+) -> list[Move]:
+    "The blocks of one training step, whatever its length."
+    layers = max(model.layers + model.decoder_layers, 1) // strategy.pp or 1
+    residual, again = element_bytes(strategy) * model.hidden, strategy.recompute == "full"
+    inner = layer_tensors(model, strategy)
+    gradients = [residual, *inner[-(4 if model.gated else 2):]]
+    forward = _forward_moves(layers, residual, inner, again)
+    backward = _backward_moves(layers, residual, inner, gradients, again)
+    return [*forward, *loss_moves(model, strategy), *backward, Move(f"gradient {layers}")]
+
+# %% ../../nbs/memory/15_lengths.ipynb #45eaeab2
 def reserved_after(
     moves: Sequence[Move],
     batches: Sequence[int],  # tokens of each step
@@ -223,6 +215,7 @@ def reserved_after(
             else: allocator.free(held.pop(name))
     return allocator.reserved
 
+# %% ../../nbs/memory/15_lengths.ipynb #389b935d
 #: records among a few hundred samples: the logarithm of their number, and a little
 RECORDS = 7
 
@@ -232,6 +225,7 @@ def typical_records(
     "The records of lengths that are spread evenly: each takes half of what was left, and the longest comes last."
     return [longest - (longest >> step) for step in range(1, RECORDS)] + [longest]
 
+# %% ../../nbs/memory/15_lengths.ipynb #1281eeac
 class Holes(NamedTuple):
     "Bytes that are held beside what one step of the longest batch takes."
     value: float
@@ -258,12 +252,14 @@ def _replayed(moves: tuple[Move, ...], text: str | None, longest: int, micro_bat
     found.sort()
     return Holes(found[len(found) // 2], found[0], found[-1])
 
+# %% ../../nbs/memory/15_lengths.ipynb #b991e24c
 def holes(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
 ) -> Holes:
     "What changing lengths make the allocator hold: the median over several orders of the samples, least and most."
-    padded = s.framework == "hf" and s.padding == "longest" and a.kind != "vision"
-    if not padded or s.inference or s.states_only: return NO_HOLES
-    return _replayed(tuple(step_moves(a, s)), w.lengths, w.seq_len, w.micro_batch)
+    padded = strategy.framework == "hf" and strategy.padding == "longest" and model.kind != "vision"
+    if not padded or strategy.inference or strategy.states_only: return NO_HOLES
+    moves = tuple(step_moves(model, strategy))
+    return _replayed(moves, workload.lengths, workload.seq_len, workload.micro_batch)

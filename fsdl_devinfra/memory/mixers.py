@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..core.errors import BadInput
 
 # %% auto #0
-__all__ = ['MIXERS', 'Mixer', 'delta_net', 'kimi_delta', 'mamba2', 'mamba1', 'short_convolution', 'layer_kinds']
+__all__ = ['MIXERS', 'Mixer', 'delta_net', 'kimi_delta', 'MambaSizes', 'mamba2', 'mamba1', 'short_convolution', 'layer_kinds']
 
 # %% ../../nbs/memory/01_mixers.ipynb #28196248
 class Mixer(NamedTuple):
@@ -22,14 +22,14 @@ class Mixer(NamedTuple):
     window: int  # elements that its convolution remembers of a sequence
     width: int  # elements that training keeps for each token
 
+# %% ../../nbs/memory/01_mixers.ipynb #90033921
 def _number(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
     "The first of `keys` that the configuration gives, as a whole number."
     for key in keys:
         value = config.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool): return int(value)
-    if default is None:
-        raise BadInput(f"the configuration does not say {keys[0]}", f"config.json needs {' or '.join(keys)}")
-    return default
+    if default is not None: return default
+    raise BadInput(f"the configuration does not say {keys[0]}", f"config.json needs {' or '.join(keys)}")
 
 # %% ../../nbs/memory/01_mixers.ipynb #65423627
 def delta_net(
@@ -37,108 +37,110 @@ def delta_net(
 ) -> Mixer:
     "A gated delta-rule layer. Raises `BadInput` where a width is missing."
     hidden, taps = _number(config, "hidden_size"), _number(config, "linear_conv_kernel_dim", default=4)
-    key_width, value_heads = (
-        _number(config, "linear_key_head_dim", default=128),
-        _number(config, "linear_num_value_heads", default=32),
-    )
-    value_width = _number(config, "linear_value_head_dim", default=128)
-    keys = _number(config, "linear_num_key_heads", default=16) * key_width
-    values = value_heads * value_width
+    key_width, value_width = (_number(config, f"linear_{name}_head_dim", default=128) for name in ("key", "value"))
+    value_heads = _number(config, "linear_num_value_heads", default=32)
+    keys, values = _number(config, "linear_num_key_heads", default=16) * key_width, value_heads * value_width
     through = 2 * keys + values  # the convolution
     projections = hidden * (2 * keys + 2 * values) + hidden * 2 * value_heads + values * hidden
     small = through * taps + 2 * value_heads + value_width
-    return Mixer(
-        projections + small,
-        value_heads * key_width * value_width,
-        through * (taps - 1),
-        2 * through + 2 * values,
-    )
+    state = value_heads * key_width * value_width
+    return Mixer(projections + small, state, through * (taps - 1), 2 * through + 2 * values)
 
 # %% ../../nbs/memory/01_mixers.ipynb #29151df8
+def _of_kimi(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    "The configuration of Kimi's attention: nested, or with a prefix."
+    return config.get("linear_attn_config") or {
+        "num_heads": config.get("linear_num_heads"),
+        "head_dim": config.get("linear_head_dim"),
+        "short_conv_kernel_size": config.get("linear_conv_kernel_dim"),
+    }
+
 def kimi_delta(
     config: Mapping[str, Any],  # with linear_attn_config
 ) -> Mixer:
     "A layer of Kimi's delta attention (the repository's `modeling_kimi.py`)."
-    inner = config.get("linear_attn_config") or {
-        "num_heads": config.get("linear_num_heads"), "head_dim": config.get("linear_head_dim"),
-        "short_conv_kernel_size": config.get("linear_conv_kernel_dim")}
-    hidden, heads, width = (
-        _number(config, "hidden_size"),
-        _number(inner, "num_heads"),
-        _number(inner, "head_dim"),
-    )
+    hidden, inner = _number(config, "hidden_size"), _of_kimi(config)
+    heads, width = _number(inner, "num_heads"), _number(inner, "head_dim")
     taps, wide = _number(inner, "short_conv_kernel_size", default=4), heads * width
     products = 4 * hidden * wide + 2 * (hidden * width + width * wide) + hidden * heads
-    return Mixer(
-        products + 3 * wide * taps + heads + wide + width,
-        heads * width * width,
-        3 * wide * (taps - 1),
-        8 * wide,
+    small = 3 * wide * taps + heads + wide + width
+    return Mixer(products + small, heads * width * width, 3 * wide * (taps - 1), 8 * wide)
+
+# %% ../../nbs/memory/01_mixers.ipynb #a7112d58
+class MambaSizes(NamedTuple):
+    "The dimensions of a Mamba-2 layer."
+    heads: int
+    inner: int  # channels that are mixed
+    states: int  # of a channel
+    groups: int  # that share what is written to the state
+    taps: int  # of the convolution
+
+def _mamba_inner(config: Mapping[str, Any], hidden: int, heads: int) -> int:
+    "Channels of a Mamba-2 layer: heads times their width, twice the hidden size, or a number of their own."
+    kind, head = config.get("model_type"), config.get("mamba_d_head", config.get("mamba_head_dim", config.get("head_dim")))
+    expanded = _number(config, "mamba_expand", "expand", default=2) * hidden
+    if kind == "nemotron_h" or head in (None, "auto"): return heads * head if isinstance(head, int) else expanded
+    return _number(config, "mamba_d_ssm", default=expanded) if kind == "falcon_h1" else expanded
+
+def _mamba_sizes(config: Mapping[str, Any], hidden: int) -> MambaSizes:
+    "The dimensions under the names of Bamba and Granite, or of Nemotron."
+    heads = _number(config, "mamba_n_heads", "mamba_num_heads", "num_heads", default=128)
+    return MambaSizes(
+        heads,
+        _mamba_inner(config, hidden, heads),
+        _number(config, "mamba_d_state", "ssm_state_size", "state_size", default=128),
+        _number(config, "mamba_n_groups", "n_groups", default=1),
+        _number(config, "mamba_d_conv", "conv_kernel", default=4),
     )
 
 # %% ../../nbs/memory/01_mixers.ipynb #434ccfc4
+def _biases(config: Mapping[str, Any]) -> tuple[bool, bool]:
+    "Whether the projections, and the convolution, have a bias."
+    projections = config.get("mamba_proj_bias", config.get("use_bias", False))
+    return bool(projections), bool(config.get("mamba_conv_bias", config.get("use_conv_bias", True)))
+
 def mamba2(
     config: Mapping[str, Any],  # with mamba_n_heads or mamba_num_heads and so on
 ) -> Mixer:
     "A Mamba-2 layer."
-    hidden, kind = _number(config, "hidden_size"), config.get("model_type")
-    heads = _number(config, "mamba_n_heads", "mamba_num_heads", "num_heads", default=128)
-    head = config.get("mamba_d_head", config.get("mamba_head_dim", config.get("head_dim")))
-    expanded = int(_number(config, "mamba_expand", "expand", default=2) * hidden)
-    if kind == "nemotron_h" or head in (None, "auto"):
-        inner = heads * int(head) if isinstance(head, int) else expanded
-    else: inner = _number(config, "mamba_d_ssm", default=expanded) if kind == "falcon_h1" else expanded
-    states, groups = _number(config, "mamba_d_state", "ssm_state_size", "state_size", default=128), _number(
-        config, "mamba_n_groups", "n_groups", default=1)
-    taps = _number(config, "mamba_d_conv", "conv_kernel", default=4)
+    hidden = _number(config, "hidden_size")
+    heads, inner, states, groups, taps = _mamba_sizes(config, hidden)
+    bias, conv_bias = _biases(config)
     through = inner + 2 * groups * states
-    bias = config.get("mamba_proj_bias", config.get("use_bias", False))
-    biased = config.get("mamba_conv_bias", config.get("use_conv_bias", True))
     projected = inner + through + heads
-    count = hidden * projected + through * (taps + bool(biased)) + 3 * heads + inner * hidden
+    count = hidden * projected + through * (taps + conv_bias) + 3 * heads + inner * hidden
     if bias: count += projected + hidden
-    if kind != "falcon_h1" or config.get("mamba_rms_norm"): count += inner
+    if config.get("model_type") != "falcon_h1" or config.get("mamba_rms_norm"): count += inner  # a norm before the output
     return Mixer(count, inner * states, through * (taps - 1), 2 * through + 3 * inner)
 
+# %% ../../nbs/memory/01_mixers.ipynb #5858e53c
 def mamba1(
     config: Mapping[str, Any],  # with mamba_expand, mamba_d_state and so on
 ) -> Mixer:
     "A Mamba layer of the first kind."
-    hidden, jamba = _number(config, "hidden_size"), config.get("model_type") == "jamba"
+    hidden, (bias, conv_bias) = _number(config, "hidden_size"), _biases(config)
     inner = _number(config, "mamba_expand", "expand", default=2) * hidden
-    states, taps = (
-        _number(config, "mamba_d_state", "state_size", default=16),
-        _number(config, "mamba_d_conv", "conv_kernel", default=4),
-    )
+    states = _number(config, "mamba_d_state", "state_size", default=16)
+    taps = _number(config, "mamba_d_conv", "conv_kernel", default=4)
     said = config.get("mamba_dt_rank", config.get("time_step_rank", "auto"))
     rank = math.ceil(hidden / 16) if said == "auto" else int(said)
-    biased, bias = (
-        config.get("mamba_conv_bias", config.get("use_conv_bias", True)),
-        config.get("mamba_proj_bias", config.get("use_bias", False)),
-    )
-    count = (
-        hidden * 2 * inner
-        + inner * (taps + bool(biased))
-        + inner * (rank + 2 * states)
-        + rank * inner
-        + inner
-    )
-    count += inner * states + inner + inner * hidden + (rank + 2 * states if jamba else 0)
+    count = hidden * 2 * inner + inner * (taps + conv_bias) + inner * hidden  # in, convolution, out
+    count += inner * (rank + 2 * states) + rank * inner + inner  # what is written, read, and how fast it decays
+    count += inner * states + inner
+    if config.get("model_type") == "jamba": count += rank + 2 * states  # norms of the three
     if bias: count += 2 * inner + hidden
     return Mixer(count, inner * states, inner * (taps - 1), 6 * inner)
 
+# %% ../../nbs/memory/01_mixers.ipynb #3c765966
 def short_convolution(
     config: Mapping[str, Any],  # with conv_L_cache
 ) -> Mixer:
     "A gated convolution of LFM2."
-    hidden, taps, bias = (
-        _number(config, "hidden_size"),
-        _number(config, "conv_L_cache", default=3),
-        bool(config.get("conv_bias")),
-    )
-    return Mixer(4 * hidden * hidden + hidden * taps + bias * 5 * hidden, 0, hidden * (taps - 1), 5 * hidden)
+    hidden, taps = _number(config, "hidden_size"), _number(config, "conv_L_cache", default=3)
+    count = 4 * hidden * hidden + hidden * taps + bool(config.get("conv_bias")) * 5 * hidden
+    return Mixer(count, 0, hidden * (taps - 1), 5 * hidden)
 
-# %% ../../nbs/memory/01_mixers.ipynb #5e03055c
+# %% ../../nbs/memory/01_mixers.ipynb #80344d0c
 #: words that configurations use for a layer
 _WORDS = {
     "linear_attention": "mixer",
@@ -159,33 +161,34 @@ _WORDS = {
     "hybrid": "both",
 }
 
+# %% ../../nbs/memory/01_mixers.ipynb #5e03055c
+def _attending(config: Mapping[str, Any], layers: int) -> set[int]:
+    "The layers that attend, where no list says so."
+    kind = config.get("model_type")
+    if kind == "bamba": return set(config.get("attn_layer_indices") or ())
+    if kind == "lfm2": return set(config.get("full_attn_idxs") or range(layers))
+    if kind == "jamba":
+        period, offset = (_number(config, f"attn_layer_{name}", default=usual) for name, usual in (("period", 8), ("offset", 4)))
+        return {layer for layer in range(layers) if (layer - offset) % period == 0}
+    every = _number(config, "full_attention_interval", default=4)
+    return {layer for layer in range(layers) if (layer + 1) % every == 0}
+
 def layer_kinds(
     config: Mapping[str, Any],
     layers: int,
 ) -> list[str]:  # mixer, attention, mlp, moe or both, one a layer
     "What each layer is."
-    kind = config.get("model_type")
-    if kind == "falcon_h1": return ["both"] * layers
-    listed = (
-        config.get("layer_types") or config.get("layers_block_type") or config.get("hybrid_override_pattern")
-    )
+    if config.get("model_type") == "falcon_h1": return ["both"] * layers
+    listed = config.get("layer_types") or config.get("layers_block_type") or config.get("hybrid_override_pattern")
     if listed: return [_WORDS.get(str(word), "attention") for word in listed if word != "|"][:layers]
     inner = config.get("linear_attn_config")
     if isinstance(inner, Mapping):
-        return ["mixer" if i + 1 in (inner.get("kda_layers") or ()) else "attention" for i in range(layers)]
-    if kind == "bamba": chosen = set(config.get("attn_layer_indices") or ())
-    elif kind == "lfm2": chosen = set(config.get("full_attn_idxs") or range(layers))
-    elif kind == "jamba":
-        period, offset = (
-            _number(config, "attn_layer_period", default=8),
-            _number(config, "attn_layer_offset", default=4),
-        )
-        chosen = {i for i in range(layers) if (i - offset) % period == 0}
-    else:
-        every = _number(config, "full_attention_interval", default=4)
-        chosen = {i for i in range(layers) if (i + 1) % every == 0}
-    return ["attention" if i in chosen else "mixer" for i in range(layers)]
+        mixing = inner.get("kda_layers") or ()  # counted from one
+        return ["mixer" if layer + 1 in mixing else "attention" for layer in range(layers)]
+    attending = _attending(config, layers)
+    return ["attention" if layer in attending else "mixer" for layer in range(layers)]
 
+# %% ../../nbs/memory/01_mixers.ipynb #a7a899f0
 MIXERS: dict[str, Callable[[Mapping[str, Any]], Mixer]] = {
     "qwen3_next": delta_net,
     "qwen3_5_text": delta_net,

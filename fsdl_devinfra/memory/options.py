@@ -18,7 +18,7 @@ from .strategy import CHOICES, Strategy, Workload, default_workload
 
 # %% auto #0
 __all__ = ['add_model_options', 'add_strategy_options', 'add_image_options', 'strategy_from_args', 'workload_from_args',
-           'model_name', 'architecture_from_args', 'model_from_args']
+           'model_name', 'model_from_args', 'architecture_from_args']
 
 # %% ../../nbs/memory/09_options.ipynb #61094d1f
 def add_model_options(
@@ -36,7 +36,7 @@ def add_model_options(
         "--params", metavar="N", help="number of parameters in place of a model, with --states-only"
     )
 
-
+# %% ../../nbs/memory/09_options.ipynb #1642f261
 _HELP = {
     "dp": "data-parallel replicas",
     "tp": "tensor-parallel ranks",
@@ -66,60 +66,69 @@ _UNSAID = {
     "kernels": "the framework's usual",
 }
 
-
-def add_strategy_options(
-    parser: argparse.ArgumentParser,
-) -> None:
-    "The options of `memory`, `plan` and `cost` that describe how a model is trained."
-    g = parser.add_argument_group("how it is trained")
+# %% ../../nbs/memory/09_options.ipynb #3ea95a4d
+def _add_degrees(group: argparse._ActionsContainer) -> None:
+    "How many ways work and states are divided."
     for name in ("dp", "tp", "pp", "vpp", "cp", "ep"):
-        g.add_argument(f"--{name}", type=at_least(1), default=1, metavar="N", help=f"{_HELP[name]} [1]")
-    g.add_argument(
+        group.add_argument(f"--{name}", type=at_least(1), default=1, metavar="N", help=f"{_HELP[name]} [1]")
+    group.add_argument(
         "--sp",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="sequence parallelism [on when tp > 1]",
     )
-    g.add_argument(
+    group.add_argument(
         "--async-tp",
         action="store_true",
         help="overlap tensor-parallel communication with matmuls, through symmetric memory",
     )
-    g.add_argument(
+    group.add_argument(
         "--zero",
         type=int,
         choices=(0, 1, 2, 3),
         default=0,
         help="ZeRO stage; 3 is FSDP's full shard [0]",
     )
-    g.add_argument("--shard-group", type=at_least(1), metavar="N", help="GPUs in one sharding group (HSDP)")
+    group.add_argument("--shard-group", type=at_least(1), metavar="N", help="GPUs in one sharding group (HSDP)")
+
+# %% ../../nbs/memory/09_options.ipynb #a7446686
+def _add_choices(group: argparse._ActionsContainer) -> None:
+    "A choice of a `Strategy` each; that of activation checkpointing is None where nobody made it."
     for name, options in CHOICES.items():
-        g.add_argument("--" + name.replace("_", "-"), choices=[o for o in options if o], default=options[0],
-                       help=f"{_HELP[name]} [{options[0] or _UNSAID[name]}]")
-    parser.set_defaults(recompute=None)  # None: nobody said it
-    g.add_argument("--trainer-version", metavar="V", help="version of Transformers, with --framework hf [the newest]")
-    g.add_argument(
+        usual = f"[{options[0] or _UNSAID[name]}]"
+        default = None if name == "recompute" else options[0]
+        named = [option for option in options if option]
+        group.add_argument("--" + name.replace("_", "-"), choices=named, default=default, help=f"{_HELP[name]} {usual}")
+    group.add_argument("--trainer-version", metavar="V", help="version of Transformers, with --framework hf [the newest]")
+
+# %% ../../nbs/memory/09_options.ipynb #3ed550ad
+def _add_switches(group: argparse._ActionsContainer) -> None:
+    "What is trained, and what is counted."
+    group.add_argument(
         "--optimizer-in-backward",
         action="store_true",
         help="update each parameter as soon as its gradient is computed",
     )
-    g.add_argument("--lora-rank", type=at_least(1), metavar="R", help="train adapters of this rank only")
-    g.add_argument("--compile", action="store_true", help="torch.compile")
-    g.add_argument("--inference", action="store_true", help="weights and a KV cache only")
-    g.add_argument(
+    group.add_argument("--lora-rank", type=at_least(1), metavar="R", help="train adapters of this rank only")
+    group.add_argument("--compile", action="store_true", help="torch.compile")
+    group.add_argument("--inference", action="store_true", help="weights and a KV cache only")
+    group.add_argument(
         "--kv-cache-tokens", type=at_least(1), metavar="N", help="tokens in the KV cache, over all sequences"
     )
-    g.add_argument(
+    group.add_argument(
         "--states-only", action="store_true", help="count parameters, gradients and optimizer only"
     )
-    w = parser.add_argument_group("workload")
-    w.add_argument(
+
+# %% ../../nbs/memory/09_options.ipynb #264bcd93
+def _add_workload(group: argparse._ActionsContainer) -> None:
+    "Batch and sequences."
+    group.add_argument(
         "--seq-len",
         type=at_least(1),
         metavar="N",
         help="tokens of a whole sequence [the configuration's, at most 4096]",
     )
-    w.add_argument(
+    group.add_argument(
         "--micro-batch",
         "--batch-size",
         type=at_least(1),
@@ -127,16 +136,24 @@ def add_strategy_options(
         metavar="N",
         help="micro-batch size: sequences per GPU and forward pass [1]",
     )
-    w.add_argument(
+    group.add_argument(
         "--lengths",
         metavar="MEAN,SPREAD",
         help="sample lengths in tokens, or a file with one per line; with --framework hf [all as long as --seq-len]",
     )
-    w.add_argument(
+    group.add_argument(
         "--grad-accum", type=at_least(1), metavar="N", help="micro-batches per step [1; with --pp, the pipeline stages]"
     )
 
+def add_strategy_options(
+    parser: argparse.ArgumentParser,
+) -> None:
+    "The options of `memory`, `plan` and `cost` that describe how a model is trained."
+    group = parser.add_argument_group("how it is trained")
+    for add in (_add_degrees, _add_choices, _add_switches): add(group)
+    _add_workload(parser.add_argument_group("workload"))
 
+# %% ../../nbs/memory/09_options.ipynb #3d0c9936
 def add_image_options(
     parser: argparse.ArgumentParser,
 ) -> None:
@@ -153,7 +170,7 @@ def add_image_options(
         help="channels-last memory format, for timm:NAME and FILE.py:NAME",
     )
 
-
+# %% ../../nbs/memory/09_options.ipynb #32cf98f2
 _STRATEGY = ("dp", "tp", "pp", "vpp", "cp", "ep", "sp", "async_tp", "zero", "shard_group", *CHOICES,
              "trainer_version", "optimizer_in_backward", "lora_rank", "compile",
              "inference", "states_only")
@@ -163,8 +180,10 @@ def strategy_from_args(
 ) -> Strategy:
     "The `Strategy` that the options describe."
     said = {name: getattr(args, name) for name in _STRATEGY}
-    return Strategy(**said | {"recompute": said["recompute"] or "none"})
+    said["recompute"] = said["recompute"] or "none"
+    return Strategy(**said)
 
+# %% ../../nbs/memory/09_options.ipynb #d24e4727
 def workload_from_args(
     args: argparse.Namespace,
     architecture: Architecture,
@@ -182,6 +201,7 @@ def workload_from_args(
         lengths=args.lengths,
     )
 
+# %% ../../nbs/memory/09_options.ipynb #3161019a
 def model_name(
     args: argparse.Namespace,
 ) -> str:
@@ -190,29 +210,37 @@ def model_name(
     if args.model.strip(): return args.model
     raise BadInput("the name of the model is empty", "Name a model, or leave it out for builtin:digits")
 
-def architecture_from_args(
-    args: argparse.Namespace,
-) -> Architecture:
-    "The `Architecture` of MODEL, or of `--params`."
-    return model_from_args(args)[0]
+# %% ../../nbs/memory/09_options.ipynb #5421107b
+def _refuse_missing_gguf(model: str | None) -> None:
+    "Raise where a .gguf file is named that is not there."
+    if str(model or "").lower().endswith(".gguf") and not Path(str(model)).exists():
+        raise BadInput(f"there is no file {model}", "Name a .gguf file on this machine")
 
-def model_from_args(
-    args: argparse.Namespace,
-) -> tuple[Architecture, dict[str, Any] | None]:
-    "The `Architecture` of MODEL and its configuration, or that of `--params` and None."
-    if args.params is None and is_gguf(args.model): return Architecture.from_gguf(args.model), None
-    if args.params is None and str(args.model or "").lower().endswith(".gguf") and not Path(args.model).exists():
-        raise BadInput(f"there is no file {args.model}", "Name a .gguf file on this machine")
-    if args.params is None:
-        from fsdl_devinfra.hub.popular import configuration
-        name = model_name(args)
-        config, tensors = configuration(name)
-        size = getattr(args, "image_size", None)
-        if size and config.get("image_size"): config = {**config, "image_size": size}
-        return Architecture.from_config(config, tensors, name=name), config
+def _of_parameters(args: argparse.Namespace) -> Architecture:
+    "A number of parameters in place of a model."
     if args.model: raise BadInput("both a model and --params were given", "Give one of them")
     if not args.states_only:
         raise BadInput(
             "a number of parameters says nothing about activations", "Add --states-only, or name a model"
         )
-    return Architecture.from_parameters(parse_count(args.params)), None
+    return Architecture.from_parameters(parse_count(args.params))
+
+def model_from_args(
+    args: argparse.Namespace,
+) -> tuple[Architecture, dict[str, Any] | None]:
+    "The `Architecture` of MODEL and its configuration, or that of `--params` and None."
+    if args.params is not None: return _of_parameters(args), None
+    if is_gguf(args.model): return Architecture.from_gguf(args.model), None
+    _refuse_missing_gguf(args.model)
+    from fsdl_devinfra.hub.popular import configuration
+    name = model_name(args)
+    config, tensors = configuration(name)
+    size = getattr(args, "image_size", None)
+    if size and config.get("image_size"): config = {**config, "image_size": size}
+    return Architecture.from_config(config, tensors, name=name), config
+
+def architecture_from_args(
+    args: argparse.Namespace,
+) -> Architecture:
+    "The `Architecture` of MODEL, or of `--params`."
+    return model_from_args(args)[0]

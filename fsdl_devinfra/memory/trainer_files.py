@@ -15,7 +15,35 @@ from ..core.errors import BadInput, need
 # %% auto #0
 __all__ = ['read_file', 'options_from_file']
 
-# %% ../../nbs/memory/09_trainer_files.ipynb #f4d83446
+# %% ../../nbs/memory/09_trainer_files.ipynb #087983bd
+def _parsed(path: Path, text: str) -> Any:
+    "What a JSON or YAML file holds."
+    if path.suffix == ".json":
+        try: return json.loads(text)
+        except ValueError as e: raise BadInput(f"{path} is no JSON ({e})", "Check the file") from None
+    yaml = need("yaml", "transformers", "reading a trainer's YAML file")
+    try: return yaml.safe_load(text)
+    except yaml.YAMLError: raise BadInput(f"{path} is no YAML", "Check the file") from None
+
+def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
+    "Nested keys also as `outer.inner`."
+    inner = {outer: value for outer, value in found.items() if isinstance(value, Mapping)}
+    nested = {f"{outer}.{key}": value for outer, values in inner.items() for key, value in values.items()}
+    return nested | dict(found)
+
+def read_file(
+    path: str | Path,  # JSON or YAML
+) -> dict[str, Any]:
+    "The content of a trainer's file, nested keys also as `outer.inner`. Raises `BadInput`."
+    try: text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise BadInput(f"{path} cannot be read", "Name a JSON or YAML file") from None
+    found = _parsed(Path(path), text)
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} holds no settings", "Name a trainer's configuration file")
+    return _flat(found)
+
+# %% ../../nbs/memory/09_trainer_files.ipynb #1ea6af6d
 #: option → the words for it, in the order in which they are looked for
 _WORDS = {
     "micro_batch": ("per_device_train_batch_size", "micro_batch_size", "batch_size"),
@@ -31,6 +59,36 @@ _WORDS = {
     "lora_rank": ("lora_rank", "lora_r", "model.lora_rank", "r", "peft_config.r"),
     "trainer_version": ("transformers_version",),
 }
+
+# %% ../../nbs/memory/09_trainer_files.ipynb #c71d3f02
+def _whole(option: str, value: Any) -> int:
+    "A whole number, or a sentence."
+    try: return int(value)
+    except (TypeError, ValueError):
+        raise BadInput(f"{option.replace('_', ' ')} cannot be {value!r}", "Check the file") from None
+
+def _first(said: Mapping[str, Any], words: tuple[str, ...]) -> Any:
+    "The first of `words` that is said, and not as nothing."
+    return next((said[word] for word in words if said.get(word) is not None), None)
+
+def _numbers(said: Mapping[str, Any]) -> dict[str, Any]:
+    "Batch, lengths, rank and version."
+    found = {option: _first(said, words) for option, words in _WORDS.items()}
+    return {
+        option: str(value) if option == "trainer_version" else _whole(option, value)
+        for option, value in found.items()
+        if value is not None
+    }
+
+# %% ../../nbs/memory/09_trainer_files.ipynb #13555b6c
+def _with_rank(said: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    "`found` with a rank of 8 where adapters are trained and no rank is said; without one where all is trained."
+    if said.get("finetuning_type") == "full" or said.get("adapter", "lora") in (None, ""):
+        return {option: value for option, value in found.items() if option != "lora_rank"}
+    adapts = said.get("finetuning_type") == "lora" or said.get("adapter") in ("lora", "qlora")
+    return {**found, "lora_rank": 8} if adapts and "lora_rank" not in found else found
+
+# %% ../../nbs/memory/09_trainer_files.ipynb #aafe9dc7
 #: optimizers by the words of Transformers, torchtune and bitsandbytes
 _OPTIMIZERS = {
     "adamw_torch": "adamw",
@@ -47,93 +105,60 @@ _OPTIMIZERS = {
     "lion_32bit": "lion",
 }
 
-def read_file(
-    path: str | Path,  # JSON or YAML
-) -> dict[str, Any]:
-    "The content of a trainer's file, nested keys also as `outer.inner`. Raises `BadInput`."
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise BadInput(f"{path} cannot be read", "Name a JSON or YAML file") from None
-    if Path(path).suffix == ".json":
-        try: found = json.loads(text)
-        except ValueError as e: raise BadInput(f"{path} is no JSON ({e})", "Check the file") from None
-    else:
-        yaml = need("yaml", "transformers", "reading a trainer's YAML file")
-        try: found = yaml.safe_load(text)
-        except yaml.YAMLError: raise BadInput(f"{path} is no YAML", "Check the file") from None
-    if not isinstance(found, dict):
-        raise BadInput(f"{path} holds no settings", "Name a trainer's configuration file")
-    nested = {
-        f"{outer}.{key}": v
-        for outer, inner in found.items()
-        if isinstance(inner, Mapping)
-        for key, v in inner.items()
-    }
-    return nested | found
-
+# %% ../../nbs/memory/09_trainer_files.ipynb #200014a7
 def _precision(said: Mapping[str, Any]) -> str | None:
-    pure = said.get("pure_bf16") or str(said.get("dtype", "")) == "bf16"
-    if pure: return "bf16"
+    "Precision of training; None where the file does not say."
+    dtype = str(said.get("dtype", ""))
+    if said.get("pure_bf16") or dtype == "bf16": return "bf16"
     if said.get("bf16") in (True, "true", "auto"): return "bf16-mixed"
     if said.get("fp16") in (True, "true"): return "fp16-mixed"
-    return (
-        "fp32"
-        if said.get("bf16") is False or said.get("fp16") is False or str(said.get("dtype", "")) == "fp32"
-        else None
-    )
-
+    full = said.get("bf16") is False or said.get("fp16") is False or dtype == "fp32"
+    return "fp32" if full else None
 
 def _base_weights(said: Mapping[str, Any]) -> str | None:
-    bits = said.get("quantization_bit")
-    if (
-        said.get("load_in_4bit")
-        or bits == 4
-        or "qlora" in str(said.get("adapter", said.get("model._component_", "")))
-    ):
-        return "nf4"
+    "How frozen weights are quantised; None where they are not."
+    bits, adapter = said.get("quantization_bit"), str(said.get("adapter", said.get("model._component_", "")))
+    if said.get("load_in_4bit") or bits == 4 or "qlora" in adapter: return "nf4"
     return "int8" if said.get("load_in_8bit") or bits == 8 else None
 
+# %% ../../nbs/memory/09_trainer_files.ipynb #b3a8a8b4
+def _recomputes(said: Mapping[str, Any]) -> bool:
+    "Whether activations are checkpointed; LLaMA-Factory does unless told not to."
+    words = ("gradient_checkpointing", "enable_activation_checkpointing", "use_gradient_checkpointing")
+    checkpointing = next((said[word] for word in words if word in said), None)
+    if checkpointing is None and said.get("finetuning_type"): return not said.get("disable_gradient_checkpointing")
+    return bool(checkpointing)
+
+def _padding(said: Mapping[str, Any]) -> str | None:
+    "How a batch is padded; None for the Trainer's own way."
+    if said.get("packing") or said.get("sample_packing") or said.get("dataset.packed"): return "packed"
+    return "fixed" if said.get("pad_to_sequence_len") else None
+
+def _is_fused(said: Mapping[str, Any]) -> bool:
+    "Whether the loss is computed with the output head."
+    words = ("use_liger_kernel", "enable_liger_kernel", "liger_fused_linear_cross_entropy")
+    return any(said.get(word) for word in words)
+
+def _choices(said: Mapping[str, Any]) -> dict[str, Any]:
+    "Optimizer, checkpointing, precision, weights, padding, loss and attention, where the file says them."
+    eager = "eager" in (said.get("attn_implementation"), said.get("eager_attention"))
+    found = {
+        "optimizer": _OPTIMIZERS.get(str(said.get("optim") or said.get("optimizer") or "")),
+        "recompute": "full" if _recomputes(said) else None,
+        "precision": _precision(said),
+        "base_weights": _base_weights(said),
+        "padding": _padding(said),
+        "loss": "fused" if _is_fused(said) else None,
+        "attention": "eager" if eager else None,
+    }
+    return {option: value for option, value in found.items() if value}
+
+# %% ../../nbs/memory/09_trainer_files.ipynb #f4d83446
 def options_from_file(
     said: Mapping[str, Any],  # of `read_file`
 ) -> dict[str, Any]:  # option → value, for what the file says
     "What a trainer's file says about memory, in the words of `memory`. Raises `BadInput` where it says nothing of it."
-    found: dict[str, Any] = {"framework": "hf"}
-    for option, words in _WORDS.items():
-        value = next((said[word] for word in words if said.get(word) is not None), None)
-        if value is not None:
-            found[option] = str(value) if option == "trainer_version" else _whole(option, value)
-    if said.get("finetuning_type") == "full" or said.get("adapter", "lora") in (None, ""):
-        found.pop("lora_rank", None)
-    elif "lora_rank" not in found and (
-        said.get("finetuning_type") == "lora" or said.get("adapter") in ("lora", "qlora")
-    ):
-        found["lora_rank"] = 8
-    optimizer = str(said.get("optim") or said.get("optimizer") or "")
-    if optimizer in _OPTIMIZERS: found["optimizer"] = _OPTIMIZERS[optimizer]
-    words = ("gradient_checkpointing", "enable_activation_checkpointing", "use_gradient_checkpointing")
-    checkpointing = next((said[word] for word in words if word in said), None)
-    if checkpointing is None and said.get("finetuning_type"):  # LLaMA-Factory, which recomputes unless told not to
-        checkpointing = not said.get("disable_gradient_checkpointing")
-    if checkpointing: found["recompute"] = "full"
-    for option, value in (("precision", _precision(said)), ("base_weights", _base_weights(said))):
-        if value: found[option] = value
-    if said.get("packing") or said.get("sample_packing") or said.get("dataset.packed"):
-        found["padding"] = "packed"
-    elif said.get("pad_to_sequence_len"): found["padding"] = "fixed"
-    if (
-        said.get("use_liger_kernel")
-        or said.get("enable_liger_kernel")
-        or said.get("liger_fused_linear_cross_entropy")
-    ):
-        found["loss"] = "fused"
-    if "eager" in (said.get("attn_implementation"), said.get("eager_attention")): found["attention"] = "eager"
+    found = {"framework": "hf", **_with_rank(said, _numbers(said)), **_choices(said)}
     if len(found) == 1:
         raise BadInput("the file says nothing that memory depends on", "Name a trainer's configuration file")
     return found
-
-def _whole(option: str, value: Any) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise BadInput(f"{option.replace('_', ' ')} cannot be {value!r}", "Check the file") from None
