@@ -118,10 +118,11 @@ _TILES = ((256, 128, 1.0), (128, 128, 0.97), (128, 64, 0.85), (64, 64, 0.72), (1
 #: elements of the inner dimension that filling and draining the pipeline costs
 _PIPELINE = 32
 
-def _filled(rows: int, columns: int, m: int, n: int, batch: int, units: int) -> float:
-    "Share of the tiles' elements that are elements of the result, the last wave whole."
+def _filled(rows: int, columns: int, quality: float, batch: int, m: int, n: int, units: int) -> float:
+    "Share of the tiles' elements that are elements of the result, the last wave whole; times the quality of the tile."
     tiles = batch * math.ceil(m / rows) * math.ceil(n / columns)
-    return batch * m * n / (math.ceil(tiles / units) * units * rows * columns)
+    waves = math.ceil(tiles / units)
+    return quality * batch * m * n / (waves * units * rows * columns)
 
 # %% ../../nbs/trace/08_roofline.ipynb #e21201bd
 def tile_share(
@@ -131,9 +132,8 @@ def tile_share(
     "Share of the best rate that is left after tiles and waves."
     batch, m, n, k = (max(d, 1) for d in dims)
     def share(rows: int, columns: int, quality: float) -> float:
-        lying, standing = (_filled(*tile, m, n, batch, units) for tile in ((rows, columns), (columns, rows)))
-        return quality * max(lying, standing)
-    best = max(share(*tile) for tile in _TILES)
+        return _filled(rows, columns, quality, batch, m, n, units)
+    best = max(max(share(rows, columns, q), share(columns, rows, q)) for rows, columns, q in _TILES)
     aligned = 1.0 if k % 8 == n % 8 == 0 else 0.5
     return best * aligned * k / (k + _PIPELINE)
 
