@@ -165,7 +165,8 @@ class CachingAllocator:
     def _free_block(self, pool: Pool, size: int) -> Block | None:
         found, most = pool.best(size), self.options.max_split_size_mb
         if found is None or most is None: return found
-        if size < most * MIB <= found.size: return None  # a block that may not be cut is no home for a small request
+        if size < most * MIB <= found.size:
+            return None  # a block that may not be cut is no home for a small request
         too_large = size >= most * MIB and found.size >= size + LARGE_SEGMENT
         return None if too_large else found
 

@@ -168,13 +168,13 @@ def workspaces(
 
 # %% ../../nbs/trace/04_cuda.ipynb #a8d9d033
 MIB = 1 << 20
-#: generation (its first chips) → MiB of context with PyTorch's kernels, cuDNN and cuBLAS loaded. Measured: V100 and A100
-#: (BigScience chronicles); others as the nearest of the two
+#: generation (its first chips) → MiB of context with PyTorch's kernels, cuDNN and cuBLAS loaded. Measured:
+#: V100 and A100 (BigScience chronicles); others as the nearest of the two
 _CONTEXT = {"V100": 1271, "P100": 1271, "T4": 1271, "K80": 1271, "2080": 1271}
 _NEWER = 1573
-#: MiB that cuDNN's kernels of convolutions add. The five smallest models of the development half of timm_memory.csv, at batch 8
-#: on an A100, lie 1,689 to 1,737 MiB (mean 1,711) above what the allocator reserves; 1,573 are the context above, 13 the loader's
-#: third batch and a second cuBLAS
+#: MiB that cuDNN's kernels of convolutions add. The five smallest models of the development half of
+#: timm_memory.csv, at batch 8 on an A100, lie 1,689 to 1,737 MiB (mean 1,711) above what the allocator
+#: reserves; 1,573 are the context above, 13 the loader's third batch and a second cuBLAS
 _CONVOLUTIONS = 125
 
 def context_bytes(

@@ -56,7 +56,8 @@ def page(
         section("Memory over time", str(picture(result))),
         section("What was held at the peak", _table(result.largest)),
     ]
-    if result.time: parts.append(section("Time of a step", str(flame_chart(result.time, "kernels of one step"))))
+    if result.time:
+        parts.append(section("Time of a step", str(flame_chart(result.time, "kernels of one step"))))
     return html_page(f"Dry run of {name}", [*parts, section("All figures", f"<pre>{escape(str(result))}</pre>")])
 
 # %% ../../nbs/trace/22_dryrun_command.ipynb #0ef9255a

@@ -34,7 +34,8 @@ def _built(timm: Any, name: str, image_size: int | None) -> Any:
 
 def _of_timm(name: str, image_size: int | None) -> Any:
     timm = need("timm", "torch", "models of timm")
-    if not timm.is_model(name.split(".")[0]): raise unknown_name("timm model", name, timm.list_models())  # old names are models too
+    if not timm.is_model(name.split(".")[0]):
+        raise unknown_name("timm model", name, timm.list_models())  # old names are models too
     return _built(timm, name, image_size)
 
 # %% ../../nbs/trace/06_naming.ipynb #729114e7
@@ -51,7 +52,8 @@ def _module_of(file: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"_traced_{Path(file).stem}", file)
     if spec is None or spec.loader is None:
         raise BadInput(f"{file} is no Python file", "Name a file that ends in .py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+    # dataclasses look their module up there
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try: spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a file does
         del sys.modules[spec.name]
@@ -114,8 +116,10 @@ _FIRST = (torch.nn.Conv2d, torch.nn.Embedding, torch.nn.Linear)  # layers whose 
 
 def _of_layer(layer: Any, batch: int, image_size: int | None, tokens: int) -> Any:
     "What a layer takes; None for one of another kind."
-    if isinstance(layer, torch.nn.Conv2d): return _pictures(batch, layer.in_channels, image_size or 224, image_size or 224)
-    if isinstance(layer, torch.nn.Embedding): return torch.zeros(batch, tokens, dtype=torch.long, device="meta")
+    if isinstance(layer, torch.nn.Conv2d):
+        return _pictures(batch, layer.in_channels, image_size or 224, image_size or 224)
+    if isinstance(layer, torch.nn.Embedding):
+        return torch.zeros(batch, tokens, dtype=torch.long, device="meta")
     return torch.empty(batch, layer.in_features, device="meta") if isinstance(layer, torch.nn.Linear) else None
 
 # %% ../../nbs/trace/06_naming.ipynb #4cbc118d

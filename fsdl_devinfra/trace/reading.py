@@ -76,10 +76,12 @@ def largest_holders(
     return [Holder(size, counts[place], *place) for place, size in sizes.most_common(at_most)]
 
 # %% ../../nbs/trace/07_reading.ipynb #000c198b
-#: relative doubt of what the allocator reserves: order of frees and choice of algorithms between versions (judged). A real run reserved more
-#: oftener than less on the development half of timm_memory.csv, for a reason that is not known: the upper bound carries it
+#: relative doubt of what the allocator reserves: order of frees and choice of algorithms between versions
+#: (judged). A real run reserved more oftener than less on the development half of timm_memory.csv, for a
+#: reason that is not known: the upper bound carries it
 LESS_RESERVED, MORE_RESERVED = 0.03, 0.09
-#: bytes that the context and the libraries loaded into it may lie off, either way (judged; on the five smallest models: 20 MiB)
+#: bytes that the context and the libraries loaded into it may lie off, either way (judged; on the five
+#: smallest models: 20 MiB)
 LIBRARIES = 40 << 20
 
 def without_workspaces(

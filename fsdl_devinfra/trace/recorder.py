@@ -221,7 +221,8 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func._schema.name.startswith("profiler::"): return result  # marks of the profiler; optimizers set them before their hooks run
+        if func._schema.name.startswith("profiler::"):
+            return result  # marks of the profiler; optimizers set them before their hooks run
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
         self._record(func, args, kwargs, result, given, made)
