@@ -19,15 +19,8 @@ __all__ = ['MIB', 'MIN_BLOCK', 'SMALL_SIZE', 'SMALL_SEGMENT', 'LARGE_SEGMENT', '
 # %% ../../nbs/trace/02_allocator.ipynb #f763784e
 MIB = 1 << 20
 #: constants of c10/core/AllocatorConfig.h and c10/cuda/CUDACachingAllocator.cpp
-MIN_BLOCK, SMALL_SIZE, SMALL_SEGMENT, LARGE_SEGMENT, MIN_LARGE, ROUND_LARGE = (
-    512,
-    MIB,
-    2 * MIB,
-    20 * MIB,
-    10 * MIB,
-    2 * MIB,
-)
-
+MIN_BLOCK, SMALL_SIZE, SMALL_SEGMENT = 512, MIB, 2 * MIB
+LARGE_SEGMENT, MIN_LARGE, ROUND_LARGE = 20 * MIB, 10 * MIB, 2 * MIB
 
 def round_up(
     size: int,
@@ -70,7 +63,7 @@ class AllocatorOptions:
                 f"{text!r} is no allocator configuration ({error})", "Write it as PyTorch takes it"
             ) from None
 
-
+# %% ../../nbs/trace/02_allocator.ipynb #23cb66ee
 def block_size(
     size: int,  # bytes asked for
     options: AllocatorOptions = AllocatorOptions(),
@@ -106,6 +99,7 @@ class Block:
     following: "Block | None" = None
     used: bool = False
 
+# %% ../../nbs/trace/02_allocator.ipynb #3817f8e4
 @dataclass
 class Pool:
     "Free blocks, sorted by size, then address."
@@ -171,7 +165,8 @@ class CachingAllocator:
     def _free_block(self, pool: Pool, size: int) -> Block | None:
         found, most = pool.best(size), self.options.max_split_size_mb
         if found is None or most is None: return found
-        if size < most * MIB <= found.size: return None  # a block that may not be cut is no home for a small request
+        if size < most * MIB <= found.size:
+            return None  # a block that may not be cut is no home for a small request
         too_large = size >= most * MIB and found.size >= size + LARGE_SEGMENT
         return None if too_large else found
 
@@ -286,6 +281,47 @@ class Replay:
         "Share of the segments that blocks did not use, at the highest of each."
         return 1 - self.allocated / self.reserved if self.reserved else 0.0
 
+# %% ../../nbs/trace/02_allocator.ipynb #3fd6ab80
+class _Player:
+    "Runs a trace through an allocator, and keeps the moment at which most was allocated."
+
+    def __init__(self, trace: Trace, allocator: CachingAllocator):
+        self.trace, self.allocator = trace, allocator
+        self.blocks: dict[int, Block] = {}
+        self.timeline: list[Moment] = []
+        self.peak = Moment(-1, 0, 0)
+        self.at_peak: list[int] | None = []  # None: nothing went since the peak
+
+    def allocate(self, position: int) -> None:
+        allocation = self.trace.allocations[position]
+        self.blocks[position] = self.allocator.malloc(allocation.size, allocation.stream)
+        self._note(allocation.operator)
+        if self.allocator.allocated > self.peak.allocated: self.peak, self.at_peak = self.timeline[-1], None
+
+    def free(self, position: int) -> None:
+        allocation = self.trace.allocations[position]
+        self.allocator.free(self.blocks.pop(position))
+        self._note(allocation.operator if allocation.freed is None else allocation.freed)
+        if self.at_peak is None: self.at_peak = [*self.blocks, position]
+
+    def _note(self, operator: int) -> None:
+        self.timeline.append(Moment(operator, self.allocator.allocated, self.allocator.reserved))
+
+    def alive(self) -> list[int]:
+        "What was alive at the peak, largest first."
+        positions = list(self.blocks) if self.at_peak is None else self.at_peak
+        return sorted(positions, key=lambda position: -self.trace.allocations[position].size)
+
+    def run(self) -> int | None:
+        "All events in order; the position of the allocation for which no room was left."
+        for event in self.trace.events:
+            if event == 0: self.allocator.release_cached()
+            elif event < 0: self.free(-event - 1)
+            else:
+                try: self.allocate(event - 1)
+                except OutOfMemory: return event - 1
+        return None
+
 # %% ../../nbs/trace/02_allocator.ipynb #51a91c4a
 def replay(
     trace: Trace,
@@ -293,34 +329,15 @@ def replay(
     limit: int | None = None,  # bytes that the allocator may take: the card's memory without context and libraries
 ) -> Replay:
     "Run the events of a trace through the caching allocator, until the end or until memory runs out."
-    allocator, blocks, timeline = CachingAllocator(options, limit), {}, []
-    top, alive, failed = Moment(-1, 0, 0), [], None
-    for event in trace.events:
-        if event == 0:
-            allocator.release_cached()
-            continue
-        position = abs(event) - 1
-        allocation = trace.allocations[position]
-        if event < 0:
-            allocator.free(blocks.pop(position))
-            where = allocation.freed if allocation.freed is not None else allocation.operator
-        else:
-            try: blocks[position] = allocator.malloc(allocation.size, allocation.stream)
-            except OutOfMemory:
-                failed = position
-                break
-            where = allocation.operator
-        timeline.append(Moment(where, allocator.allocated, allocator.reserved))
-        if allocator.allocated > top.allocated: top, alive = timeline[-1], None
-        if alive is None and event < 0: alive = [*blocks, position]
-    if alive is None: alive = list(blocks)
-    alive = sorted(alive, key=lambda i: -trace.allocations[i].size)
+    allocator = CachingAllocator(options, limit)
+    player = _Player(trace, allocator)
+    failed = player.run()
     return Replay(
-        allocated=top.allocated,
-        reserved=max((m.reserved for m in timeline), default=0),
-        peak=top,
-        alive=alive,
-        timeline=timeline,
+        allocated=player.peak.allocated,
+        reserved=max((m.reserved for m in player.timeline), default=0),
+        peak=player.peak,
+        alive=player.alive(),
+        timeline=player.timeline,
         retries=allocator.retries,
         out_of_memory=failed,
         segments=list(allocator.segments),

@@ -33,6 +33,7 @@ _HALVES = (torch.bfloat16, torch.float16)
 def _wide(value: Any) -> Any:
     return value.float() if isinstance(value, torch.Tensor) and value.dtype in _HALVES else value
 
+# %% ../../nbs/trace/04_cuda.ipynb #01027211
 def attention_kernel(
     query: Any,  # tensors, [batch, heads, tokens, width]
     key: Any,
@@ -47,6 +48,25 @@ def attention_kernel(
     unit = 4 if query.dtype == torch.float32 else 8
     return "efficient" if query.shape[-1] % unit == value.shape[-1] % unit == 0 else "math"
 
+# %% ../../nbs/trace/04_cuda.ipynb #6159dce3
+def _bias(mask: Any, query: Any, key: Any) -> Any:
+    "A mask as the memory-efficient kernel takes it."
+    if mask is None: return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    if mask.dtype != query.dtype: mask = mask.to(query.dtype)
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+
+def _efficient_attention(
+    query: Any, key: Any, value: Any, mask: Any, dropout: float, causal: bool, scale: float | None
+) -> Any:
+    bias = _bias(mask, query, key)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, keep, dropout, causal, scale=scale
+    )[0]
+
+# %% ../../nbs/trace/04_cuda.ipynb #e1173600
 def _attention(
     query: Any,
     key: Any,
@@ -60,32 +80,19 @@ def _attention(
     half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     if half: query, key, value = (t.to(half) for t in (query, key, value))
     kernel = "math" if enable_gqa else attention_kernel(query, key, value, attn_mask)
-    if kernel == "math":
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+    if kernel == "efficient":
+        return _efficient_attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
     if kernel == "flash":
-        return torch.ops.aten._scaled_dot_product_flash_attention(
-            query, key, value, dropout_p, is_causal, scale=scale
-        )[0]
-    mask = _bias(attn_mask, query, key)
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-    return torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, mask, keep, dropout_p, is_causal, scale=scale
-    )[0]
-
-
-def _bias(mask: Any, query: Any, key: Any) -> Any:
-    "A mask as the memory-efficient kernel takes it: a bias of the query's type, expanded to every head."
-    if mask is None: return None
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
-    if mask.dtype != query.dtype: mask = mask.to(query.dtype)
-    return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
 
 def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
+# %% ../../nbs/trace/04_cuda.ipynb #1e648843
 class CudaFunctions(TorchFunctionMode):
     "While entered, functions keep what they keep on CUDA."
 
@@ -102,10 +109,7 @@ class CudaFunctions(TorchFunctionMode):
         if function is F.dropout: return _dropout(*args, **kwargs)
         if function is F.scaled_dot_product_attention: return _attention(*args, **kwargs)
         if self.mixed and getattr(function, "__name__", "") in FP32_FUNCTIONS:
-            args, kwargs = (
-                tuple(_wide(a) for a in args),
-                {name: _wide(value) for name, value in kwargs.items()},
-            )
+            args, kwargs = tuple(map(_wide, args)), {name: _wide(value) for name, value in kwargs.items()}
         return function(*args, **kwargs)
 
 # %% ../../nbs/trace/04_cuda.ipynb #0669d2aa
@@ -118,6 +122,12 @@ def winograd_bytes(
     tiles = shape[0] * math.ceil(shape[2] / 4) * math.ceil(shape[3] / 4)
     return 36 * element * (tiles * (shape[1] + outputs) + shape[1] * outputs)
 
+# %% ../../nbs/trace/04_cuda.ipynb #0e8ebf05
+def _layout_bytes(image: Any, weight: Any, output: Any) -> int:
+    "Copies in the other layout; none where the image has channels last."
+    if image.is_contiguous(memory_format=torch.channels_last) and image.shape[1] > 1: return 0
+    return sum(t.numel() * t.element_size() for t in (image, weight, output))
+
 def convolution_workspace(
     image: Any,  # the input or its gradient
     weight: Any,
@@ -128,15 +138,17 @@ def convolution_workspace(
 ) -> int:  # bytes
     "The largest workspace that cuDNN's algorithms take for one convolution."
     if image.dim() != 4 or (groups > 1 and weight.shape[1] == 1): return 0
-    layout = sum(t.numel() * t.element_size() for t in (image, weight, output))
-    if image.is_contiguous(memory_format=torch.channels_last) and image.shape[1] > 1: layout = 0
+    layout = _layout_bytes(image, weight, output)
     square = tuple(weight.shape[2:]) == (3, 3) and set(stride) == {1} and groups == 1
-    wide = (
-        winograd_bytes(list(image.shape), weight.shape[0], image.element_size())
-        if square and benchmark
-        else 0
-    )
-    return max(layout, wide)
+    if not square or not benchmark: return layout
+    return max(layout, winograd_bytes(list(image.shape), weight.shape[0], image.element_size()))
+
+# %% ../../nbs/trace/04_cuda.ipynb #0e68beeb
+def _convolution_parts(name: str, args: tuple, result: Any) -> tuple | None:
+    "Image, weight, output, stride and groups."
+    if name == "aten::convolution": return args[0], args[1], result, args[3], args[8]
+    if name == "aten::convolution_backward": return args[1], args[2], args[0], args[4], args[9]
+    return None
 
 def workspaces(
     benchmark: bool = True,
@@ -154,22 +166,16 @@ def workspaces(
         return ([room] if room else []) + ([0] if first else [])
     return of
 
-def _convolution_parts(name: str, args: tuple, result: Any) -> tuple | None:
-    "Image, weight, output, stride and groups."
-    if name == "aten::convolution": return args[0], args[1], result, args[3], args[8]
-    if name == "aten::convolution_backward": return args[1], args[2], args[0], args[4], args[9]
-    return None
-
 # %% ../../nbs/trace/04_cuda.ipynb #a8d9d033
 MIB = 1 << 20
-#: generation (its first chips) → MiB of context with PyTorch's kernels, cuDNN and cuBLAS loaded. Measured: V100 and A100 (BigScience chronicles);
-#: others as the nearest of the two
+#: generation (its first chips) → MiB of context with PyTorch's kernels, cuDNN and cuBLAS loaded. Measured:
+#: V100 and A100 (BigScience chronicles); others as the nearest of the two
 _CONTEXT = {"V100": 1271, "P100": 1271, "T4": 1271, "K80": 1271, "2080": 1271}
 _NEWER = 1573
-#: MiB that cuDNN's kernels of convolutions add. The five smallest models of the development half of timm_memory.csv, at batch 8 on an A100, lie
-#: 1,689 to 1,737 MiB (mean 1,711) above what the allocator reserves; 1,573 are the context above, 13 the loader's third batch and a second cuBLAS
+#: MiB that cuDNN's kernels of convolutions add. The five smallest models of the development half of
+#: timm_memory.csv, at batch 8 on an A100, lie 1,689 to 1,737 MiB (mean 1,711) above what the allocator
+#: reserves; 1,573 are the context above, 13 the loader's third batch and a second cuBLAS
 _CONVOLUTIONS = 125
-_LARGE_CUBLAS = ("H100", "H200", "GH200", "B100", "B200", "B300", "GB200", "GB300")
 
 def context_bytes(
     gpu: str = "",  # name of the GPU
@@ -178,6 +184,9 @@ def context_bytes(
     "What is on the GPU before the first tensor, once libraries are in use."
     known = next((size for chip, size in _CONTEXT.items() if chip in gpu.upper()), _NEWER)
     return MIB * (known + (_CONVOLUTIONS if convolutions else 0))
+
+# %% ../../nbs/trace/04_cuda.ipynb #db49884e
+_LARGE_CUBLAS = ("H100", "H200", "GH200", "B100", "B200", "B300", "GB200", "GB300")
 
 def cublas_bytes(
     gpu: str = "",

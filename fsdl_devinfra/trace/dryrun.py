@@ -112,8 +112,8 @@ def projected(
     return steps + int((limit - peak) // growth) + 1
 
 # %% ../../nbs/trace/21_dryrun.ipynb #88c60563
-#: how a card's name begins -> compute capability (developer.nvidia.com/cuda-gpus and its page of legacy cards; cards of
-#: one market, as A800, H800, H20 and L20, as the card whose chip they carry)
+#: how a card's name begins -> compute capability (developer.nvidia.com/cuda-gpus and its page of legacy
+#: cards; cards of one market, as A800, H800, H20 and L20, as the card whose chip they carry)
 _CAPABILITIES = [
     (r"K80", (3, 7)),
     (r"P100", (6, 0)),
@@ -135,7 +135,8 @@ def _known(name: str, table: list[tuple[str, Any]]) -> Any:
     return next((fact for pattern, fact in table if re.match(pattern, name)), None)
 
 # %% ../../nbs/trace/21_dryrun.ipynb #6c5a0d29
-#: how a card's name begins -> multiprocessors: CUDA cores of the data sheet by 64 (V100, T4, A100) or 128 a multiprocessor; H100 by its form
+#: how a card's name begins -> multiprocessors: CUDA cores of the data sheet by 64 (V100, T4, A100) or 128 a
+#: multiprocessor; H100 by its form
 _PROCESSORS = [
     (r"V100", 80),
     (r"T4-", 40),
@@ -154,7 +155,8 @@ _PROCESSORS = [
 ]
 
 # %% ../../nbs/trace/21_dryrun.ipynb #2424dc08
-#: threads and KiB of shared memory of a multiprocessor by compute capability (CUDA C++ Programming Guide, Technical Specifications)
+#: threads and KiB of shared memory of a multiprocessor by compute capability (CUDA C++ Programming Guide,
+#: Technical Specifications)
 _OF_ONE = {
     (3, 7): (2048, 112),
     (6, 0): (2048, 64),

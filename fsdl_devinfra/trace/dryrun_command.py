@@ -9,6 +9,7 @@ import argparse
 import json
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from ..core.charts import Chart
 from ..core.command import Outcome, Parser, add_json, at_least
@@ -20,7 +21,29 @@ from .flame import flame_chart
 from .timeline import stacked_kinds
 
 # %% auto #0
-__all__ = ['page', 'picture', 'register']
+__all__ = ['picture', 'page', 'register']
+
+# %% ../../nbs/trace/22_dryrun_command.ipynb #16d911bb
+def _row(held: dict[str, Any]) -> str:
+    cells = [f"{held['bytes'] / 2**20:.1f} MiB", escape(held["kind"]), escape(held["module"]), escape(held["source"])]
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+def _table(largest: list[dict[str, Any]]) -> str:
+    rows = "".join(map(_row, largest))
+    return f"<table><tr><th>held</th><th>kind</th><th>module</th><th>line</th></tr>{rows}</table>"
+
+# %% ../../nbs/trace/22_dryrun_command.ipynb #8bb37c05
+def _limit(result: DryRun) -> int | None:
+    "Bytes that the GPU has for tensors."
+    if not result.gpu: return None
+    context = result.device_bytes.value - result.reserved_bytes.value
+    return round(result.gpu["memory_bytes"] - context)
+
+def picture(
+    result: DryRun,
+) -> Chart:
+    "Allocated bytes by kind, from the first event to the last, and what the GPU has for tensors."
+    return stacked_kinds(result.timeline, "allocated, by kind", _limit(result) or None)
 
 # %% ../../nbs/trace/22_dryrun_command.ipynb #5a0a951a
 def page(
@@ -28,48 +51,30 @@ def page(
     name: str,  # of the script
 ) -> str:  # HTML
     "The report: verdict, memory and time as charts, what holds it."
-    rows = "".join(
-        f"<tr><td>{h['bytes'] / 2**20:.1f} MiB</td><td>{escape(h['kind'])}</td><td>{escape(h['module'])}</td>"
-        f"<td>{escape(h['source'])}</td></tr>"
-        for h in result.largest
-    )
-    table = f"<table><tr><th>held</th><th>kind</th><th>module</th><th>line</th></tr>{rows}</table>"
-    flame = (
-        [section("Time of a step", str(flame_chart(result.time, "kernels of one step")))]
-        if result.time
-        else []
-    )
-    return html_page(
-        f"Dry run of {name}",
-        [
-            paragraph(result.verdict()),
-            section("Memory over time", str(picture(result))),
-            section("What was held at the peak", table),
-            *flame,
-            section("All figures", f"<pre>{escape(str(result))}</pre>"),
-        ],
-    )
+    parts = [
+        paragraph(result.verdict()),
+        section("Memory over time", str(picture(result))),
+        section("What was held at the peak", _table(result.largest)),
+    ]
+    if result.time:
+        parts.append(section("Time of a step", str(flame_chart(result.time, "kernels of one step"))))
+    return html_page(f"Dry run of {name}", [*parts, section("All figures", f"<pre>{escape(str(result))}</pre>")])
 
-def picture(
-    result: DryRun,
-) -> Chart:
-    "Allocated bytes by kind, from the first event to the last, and what the GPU has for tensors."
-    limit = (
-        result.gpu["memory_bytes"] - (result.device_bytes.value - result.reserved_bytes.value)
-        if result.gpu
-        else None
-    )
-    return stacked_kinds(result.timeline, "allocated, by kind", round(limit) if limit else None)
+# %% ../../nbs/trace/22_dryrun_command.ipynb #0ef9255a
+def _script_of(words: list[str]) -> tuple[str, list[str]]:
+    "The script and its own arguments; the first `--` is ours."
+    script, *arguments = [word for i, word in enumerate(words) if i or word != "--"] or [""]
+    if script: return script, arguments
+    raise BadInput("no script was given", "Write it after --: fsdl-devinfra dryrun --gpu a100 -- train.py")
+
+def _check_output(output: str | None) -> None:
+    if output and not Path(output).resolve().parent.is_dir():
+        raise BadInput(f"there is no folder for {output}", "Make it first")
 
 # %% ../../nbs/trace/22_dryrun_command.ipynb #0873d6d8
 def _run(args: argparse.Namespace) -> Outcome:
-    script, *arguments = [a for i, a in enumerate(args.script) if i or a != "--"] or [""]
-    if not script:
-        raise BadInput(
-            "no script was given", "Write it after --: fsdl-devinfra dryrun --gpu a100 -- train.py"
-        )
-    if args.output and not Path(args.output).resolve().parent.is_dir():
-        raise BadInput(f"there is no folder for {args.output}", "Make it first")
+    script, arguments = _script_of(args.script)
+    _check_output(args.output)
     result = dryrun(script, arguments, args.gpu, args.steps, args.gpus, args.measure, snapshot=args.snapshot)
     if args.output: write_atomic(args.output, page(result, Path(script).name))
     return Outcome(json.loads(result.to_json()), str(result), FAILS if result.fits == "no" else HOLDS)

@@ -25,7 +25,8 @@ class Pictures:
     other: int  # of the test or validation part
     mode: str = "RGB"  # of PIL; L is grey
 
-#: class of torchvision.datasets → what its documentation and the data set's own page declare; pictures of several sizes by a usual one
+#: class of torchvision.datasets → what its documentation and the data set's own page declare; pictures of
+#: several sizes by a usual one
 PICTURES = {
     "MNIST": Pictures((28, 28), 10, 60000, 10000, "L"),
     "FashionMNIST": Pictures((28, 28), 10, 60000, 10000, "L"),

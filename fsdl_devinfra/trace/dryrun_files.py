@@ -60,7 +60,8 @@ class Overlay:
         self.folder = os.path.realpath(folder)
         self.scratch = os.path.join(self.folder, ".scratch")  # for temporary files of the script
         self.removed: set[str] = set()
-        self.running = True  # False while libraries are imported, which ask the system's own programs where their parts lie
+        # False while libraries are imported, which ask the system's own programs where their parts lie
+        self.running = True
 
     def inside(self, path: Any) -> bool:
         "Is this path none of the user's: in the overlay, a device, or no path at all?"
@@ -270,10 +271,12 @@ def _writes(event: str, args: tuple) -> bool:
 
 def _refuse(overlay: Overlay, event: str, args: tuple) -> None:
     "Raises for an audit event that reaches outside of the overlay."
-    if _writes(event, args) and not overlay.inside(args[0]): raise Refused(f"a dry run does not write to {args[0]}")
+    if _writes(event, args) and not overlay.inside(args[0]):
+        raise Refused(f"a dry run does not write to {args[0]}")
     if event in _PROCESSES and overlay.running: raise Refused("a dry run starts no other process")
     if event in ("socket.connect", "socket.getaddrinfo"): raise NoNetwork("a dry run has no network")
-    if event in _CHANGES and not overlay.inside(args[0]): raise Refused(f"a dry run does not change {args[0]}")
+    if event in _CHANGES and not overlay.inside(args[0]):
+        raise Refused(f"a dry run does not change {args[0]}")
 
 def _guard(overlay: Overlay) -> None:
     "Refuse what went round the functions above."

@@ -309,7 +309,9 @@ class CardAllocations(ScriptLines):
             self.peak |= dict(allocated=allocated, event=len(self.events), operator=len(self.operators) - 1)
         self.peak["reserved"] = max(self.peak["reserved"], reserved)
         before = self.since_reset
-        self.since_reset = dict(allocated=max(before["allocated"], allocated), reserved=max(before["reserved"], reserved))
+        self.since_reset = dict(
+            allocated=max(before["allocated"], allocated), reserved=max(before["reserved"], reserved)
+        )
 
     def _out_of_memory(self, size: int) -> Exception:
         last = self.operators[-1] if self.operators else None
@@ -359,7 +361,8 @@ class TrainingSteps(CardAllocations):
         self.backwards += 1
         self._backward_seen = True
         self.passes.append(Pass(self.asked, f"{self.line()} {self.since_optimizer}"))
-        if self.growth() and gc.collect(): self.passes[-1] = replace(self.passes[-1], asked=self.asked)  # circles are no growth
+        if self.growth() and gc.collect():
+            self.passes[-1] = replace(self.passes[-1], asked=self.asked)  # circles are no growth
         self.since_optimizer += 1
 
     def optimizer_ended(self) -> None:
@@ -391,7 +394,8 @@ class TrainingParts(TrainingSteps):
     def _entered_root(self, module: Any) -> None:
         self.products = True
         if self._backward_seen: self._step, self._backward_seen = self._step + 1, False
-        if self.done() and torch.is_grad_enabled() and module.training: raise Finished()  # also after a validation
+        if self.done() and torch.is_grad_enabled() and module.training:
+            raise Finished()  # also after a validation
         if id(module) in self._names or not any(True for _ in module.children()): return
         self._names |= {id(part): name or type(module).__name__ for name, part in module.named_modules()}
         self.hold_module(module)
@@ -588,7 +592,9 @@ def _value_on_card(recorder: ScriptRecorder, args: tuple, kwargs: dict[str, Any]
     if host.numel() == 1 and not isinstance(host, FakeTensor): setattr(moved, _VALUE, host.item())
     return moved
 
-def _from_values(recorder: ScriptRecorder, function: Any, device: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _from_values(
+    recorder: ScriptRecorder, function: Any, device: Any, args: tuple, kwargs: dict[str, Any]
+) -> Any:
     without_memory = isinstance(args[0], FakeTensor)
     if device is not None and not is_cuda(device): return function(*args, **kwargs, device=device)
     if device is None and not without_memory: return function(*args, **kwargs)
@@ -636,7 +642,8 @@ class CardFunctions(CudaFunctions):
         self, function: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if isinstance(kwargs.get("device"), int): kwargs["device"] = torch.device("cuda", kwargs["device"])  # a CPU build knows no numbers
+        if isinstance(kwargs.get("device"), int):
+            kwargs["device"] = torch.device("cuda", kwargs["device"])  # a CPU build knows no numbers
         special = None if any(t.__name__ == "DTensor" for t in types) else _METHODS.get(function)
         if special: return special(self.recorder, *args, **kwargs)
         self.mixed = torch.is_autocast_enabled("cpu")
@@ -698,7 +705,8 @@ def _patch_fakes() -> None:
 
 def _patch_values() -> None:
     "What Python, NumPy and fastai ask of a tensor."
-    real_format, real_array, real_class = torch.Tensor.__format__, torch.Tensor.__array__, torch.Tensor.as_subclass
+    real_format, real_array = torch.Tensor.__format__, torch.Tensor.__array__
+    real_class = torch.Tensor.as_subclass
     def formatted(self: Any, spec: str) -> str:
         if not isinstance(self, FakeTensor): return real_format(self, spec)
         return format(placeholder(self), spec) if self.dim() == 0 else repr(self)
@@ -794,7 +802,8 @@ def _memory_answers(recorder: CardAllocations, card: Mapping[str, Any]) -> dict[
         reset_max_memory_allocated=recorder.reset_peak,
         reset_accumulated_memory_stats=lambda: None,
     )
-    return {name: _ignoring(answer) for name, answer in answers.items()} | dict(empty_cache=recorder.empty_cache)
+    ignoring = {name: _ignoring(answer) for name, answer in answers.items()}
+    return ignoring | dict(empty_cache=recorder.empty_cache)
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #4c3e0bd7
 _DO_NOTHING = (
@@ -829,8 +838,8 @@ def _patch_card(recorder: CardAllocations, card: Mapping[str, Any], count: int) 
     "`torch.cuda` as on the card."
     answers = _identity_answers(card, count) | _memory_answers(recorder, card) | _other_answers()
     for name, answer in answers.items(): setattr(torch.cuda, name, answer)
-    of_module = {name: answer for name, answer in answers.items() if hasattr(torch.cuda.memory, name) and name not in _DO_NOTHING}
-    torch.cuda.memory = SimpleNamespace(**{**vars(torch.cuda.memory), **of_module})
+    asked = [name for name in answers if hasattr(torch.cuda.memory, name) and name not in _DO_NOTHING]
+    torch.cuda.memory = SimpleNamespace(**{**vars(torch.cuda.memory), **{name: answers[name] for name in asked}})
     torch.version.cuda = torch.version.cuda or "12.8"
     torch.backends.cudnn.is_available = lambda: True
     _patch_accelerator(count)
@@ -849,7 +858,8 @@ def _patch_accelerator(count: int) -> None:
         empty_cache=torch.cuda.empty_cache,
     )
     for name, answer in answers.items(): setattr(torch.accelerator, name, answer)
-    torch._C._get_accelerator = lambda *_: torch.device("cuda")  # FSDP2 asks for the mesh that it makes itself
+    # FSDP2 asks for the mesh that it makes itself
+    torch._C._get_accelerator = lambda *_: torch.device("cuda")
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #edee4bf6
 def _on_host(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -990,11 +1000,13 @@ def _patch_training(recorder: ScriptRecorder) -> None:
     torch.distributions.Distribution.set_default_validate_args(False)  # it asks for values
     checkpoints = _Checkpoints(recorder)
     _patch_safetensors(checkpoints)
-    for name, function in dict(save=checkpoints.save, load=checkpoints.load, compile=_compiled).items(): setattr(torch, name, function)
+    for name, function in dict(save=checkpoints.save, load=checkpoints.load, compile=_compiled).items():
+        setattr(torch, name, function)
     torch.nn.Module.compile = lambda self, *args, **kwargs: None
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #524d810b
-#: what the Hugging Face libraries raise in offline mode (documentation of `huggingface_hub`, Utilities, Errors)
+#: what the Hugging Face libraries raise in offline mode (documentation of `huggingface_hub`, Utilities,
+#: Errors)
 _OFFLINE = ("OfflineModeIsEnabled", "LocalEntryNotFoundError")
 
 def _downloads(
@@ -1028,7 +1040,8 @@ def _exit_of(end: SystemExit) -> dict[str, Any]:
 def _failure(error: BaseException, script: str) -> dict[str, Any]:
     "How a script ended by an error; a fault of the script is printed as Python does it."
     needs, download = isinstance(error, (NeedsValue, Refused)), _downloads(error)
-    if not needs and not download and not isinstance(error, KeyboardInterrupt): traceback.print_exception(error)
+    if not needs and not download and not isinstance(error, KeyboardInterrupt):
+        traceback.print_exception(error)
     return {
         "exit": 1,
         "error": str(error) if needs else _first_line(error),
@@ -1128,7 +1141,8 @@ def run_script(
 ) -> dict[str, Any]:
     "Run the script; what it took and how it ended."
     with recorder, CardFunctions(recorder):
-        for _ in range(2): recorder.take(cublas_bytes(job["card"]["name"]))  # this thread's, and that of backward
+        for _ in range(2):
+            recorder.take(cublas_bytes(job["card"]["name"]))  # this thread's, and that of backward
         end = _ended(job, recorder)
         found = _found(recorder) | end
         if job.get("snapshot"): _write_snapshot(recorder, job["limit"], job["snapshot"])

@@ -21,23 +21,24 @@ torch = need("torch", "torch", "recording a step")
 __all__ = ['torch', 'named_module', 'named_inputs']
 
 # %% ../../nbs/trace/06_naming.ipynb #6baa9fa6
-def _of_timm(name: str, image_size: int | None) -> Any:
-    timm = need("timm", "torch", "models of timm")
-    if not timm.is_model(name.split(".")[0]): raise unknown_name("timm model", name, timm.list_models())  # old names are models too
-    try:
-        return (
-            timm.create_model(name, img_size=image_size)
-            if image_size and _sized(timm, name)
-            else timm.create_model(name)
-        )
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise BadInput(f"timm cannot build {name} ({error})", "Leave --image-size out") from None
-
 def _sized(timm: Any, name: str) -> bool:
     "Whether the model has a size of its own, as models with position embeddings have."
     config = timm.get_pretrained_cfg(name.split(".")[0]) or timm.get_pretrained_cfg(name)
     return bool(config and config.fixed_input_size)
 
+def _built(timm: Any, name: str, image_size: int | None) -> Any:
+    given = {"img_size": image_size} if image_size and _sized(timm, name) else {}
+    try: return timm.create_model(name, **given)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise BadInput(f"timm cannot build {name} ({error})", "Leave --image-size out") from None
+
+def _of_timm(name: str, image_size: int | None) -> Any:
+    timm = need("timm", "torch", "models of timm")
+    if not timm.is_model(name.split(".")[0]):
+        raise unknown_name("timm model", name, timm.list_models())  # old names are models too
+    return _built(timm, name, image_size)
+
+# %% ../../nbs/trace/06_naming.ipynb #729114e7
 @contextmanager
 def _beside(file: str) -> Iterator[None]:
     "While entered, modules that lie beside a file can be imported."
@@ -51,12 +52,21 @@ def _module_of(file: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"_traced_{Path(file).stem}", file)
     if spec is None or spec.loader is None:
         raise BadInput(f"{file} is no Python file", "Name a file that ends in .py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+    # dataclasses look their module up there
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try: spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a file does
         del sys.modules[spec.name]
         raise BadInput(f"{file} does not run ({type(error).__name__}: {error})", "Check the file") from None
     return module
+
+# %% ../../nbs/trace/06_naming.ipynb #aecdd606
+def _called(made: Any, name: str) -> Any:
+    "What a class or function gives; a module is there already."
+    try: return made() if callable(made) and not isinstance(made, torch.nn.Module) else made
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a function does
+        raise BadInput(f"{name} does not run ({type(error).__name__}: {error})",
+                       "Give a class or function that needs no arguments") from None
 
 def _of_file(file: str, member: str) -> Any:
     if not Path(file).is_file(): raise BadInput(f"there is no file {file}", "Check the path")
@@ -64,15 +74,12 @@ def _of_file(file: str, member: str) -> Any:
         module = _module_of(file)
         if not hasattr(module, member):
             raise unknown_name("name of the file", member, [n for n in vars(module) if not n.startswith("_")])
-        made = getattr(module, member)
-        try: made = made() if callable(made) and not isinstance(made, torch.nn.Module) else made
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a function does
-            raise BadInput(f"{member} of {file} does not run ({type(error).__name__}: {error})",
-                           "Give a class or function that needs no arguments") from None
+        made = _called(getattr(module, member), f"{member} of {file}")
     if not isinstance(made, torch.nn.Module):
         raise BadInput(f"{member} of {file} gives no nn.Module", "Name a class or function that does")
     return made
 
+# %% ../../nbs/trace/06_naming.ipynb #1618723b
 def named_module(
     name: str,  # "timm:resnet50" or "net.py:Net"
     image_size: int | None = None,  # side of the picture, where the model has one of its own
@@ -82,6 +89,38 @@ def named_module(
         with torch.device("meta"): return _of_timm(name[5:], image_size)
     file, _, member = name.rpartition(":")
     return _of_file(file, member)
+
+# %% ../../nbs/trace/06_naming.ipynb #ace3aec6
+def _resized_tensor(value: Any, batch: int) -> Any:
+    "A tensor with another number of samples; what is none, or has no dimension, stays."
+    if not isinstance(value, torch.Tensor) or not value.dim(): return value
+    return torch.empty((batch, *value.shape[1:]), dtype=value.dtype, device="meta")
+
+def _resized(given: Any, batch: int) -> Any:
+    "Inputs of an example, with as many samples as are asked for."
+    if isinstance(given, dict): return {name: _resized_tensor(value, batch) for name, value in given.items()}
+    values = given if isinstance(given, (list, tuple)) else [given]
+    return tuple(_resized_tensor(value, batch) for value in values)
+
+# %% ../../nbs/trace/06_naming.ipynb #ea265d67
+def _pictures(batch: int, channels: int, width: int, height: int) -> Any:
+    return torch.empty(batch, channels, height, width, device="meta")
+
+def _of_config(config: Any, batch: int, image_size: int | None) -> Any:
+    "The pictures that timm declares: channels, height and width."
+    channels, *_, height, width = config["input_size"]
+    return _pictures(batch, channels, image_size or width, image_size or height)
+
+# %% ../../nbs/trace/06_naming.ipynb #e4652135
+_FIRST = (torch.nn.Conv2d, torch.nn.Embedding, torch.nn.Linear)  # layers whose input has a known form
+
+def _of_layer(layer: Any, batch: int, image_size: int | None, tokens: int) -> Any:
+    "What a layer takes; None for one of another kind."
+    if isinstance(layer, torch.nn.Conv2d):
+        return _pictures(batch, layer.in_channels, image_size or 224, image_size or 224)
+    if isinstance(layer, torch.nn.Embedding):
+        return torch.zeros(batch, tokens, dtype=torch.long, device="meta")
+    return torch.empty(batch, layer.in_features, device="meta") if isinstance(layer, torch.nn.Linear) else None
 
 # %% ../../nbs/trace/06_naming.ipynb #4cbc118d
 def named_inputs(
@@ -94,46 +133,11 @@ def named_inputs(
     given = getattr(module, "example_inputs", None)
     if given is not None: return _resized(given() if callable(given) else given, batch)
     config = getattr(module, "pretrained_cfg", None)
-    if config:
-        return (
-            _pictures(
-                batch,
-                config["input_size"][0],
-                image_size or config["input_size"][-1],
-                config["input_size"][-2] if not image_size else image_size,
-            ),
-        )
-    first: Any = next(
-        (
-            m
-            for m in module.modules()
-            if isinstance(m, (torch.nn.Conv2d, torch.nn.Embedding, torch.nn.Linear))
-        ),
-        None,
-    )
-    if isinstance(first, torch.nn.Conv2d):
-        return (_pictures(batch, first.in_channels, image_size or 224, image_size or 224),)
-    if isinstance(first, torch.nn.Embedding):
-        return (torch.zeros(batch, tokens, dtype=torch.long, device="meta"),)
-    if isinstance(first, torch.nn.Linear): return (torch.empty(batch, first.in_features, device="meta"),)
+    if config: return (_of_config(config, batch, image_size),)
+    first = next((part for part in module.modules() if isinstance(part, _FIRST)), None)
+    if first is not None: return (_of_layer(first, batch, image_size, tokens),)
     takes = ", ".join(inspect.signature(module.forward).parameters)
     raise BadInput(
         f"{type(module).__name__} takes {takes}, of a shape that is not known",
         "Give the module an attribute example_inputs",
     )
-
-
-def _pictures(batch: int, channels: int, width: int, height: int) -> Any:
-    return torch.empty(batch, channels, height, width, device="meta")
-
-def _resized(given: Any, batch: int) -> Any:
-    "Inputs of an example, with as many samples as are asked for."
-    def one(value: Any) -> Any:
-        return (
-            torch.empty((batch, *value.shape[1:]), dtype=value.dtype, device="meta")
-            if isinstance(value, torch.Tensor) and value.dim()
-            else value
-        )
-
-    if isinstance(given, dict): return {name: one(value) for name, value in given.items()}
-    return tuple(one(v) for v in given) if isinstance(given, (list, tuple)) else (one(given),)

@@ -18,28 +18,36 @@ from .events import Allocation, Trace
 __all__ = ['LESS_RESERVED', 'MORE_RESERVED', 'LIBRARIES', 'phase_parts', 'Holder', 'largest_holders', 'without_workspaces',
            'tried_once', 'reserved_ends', 'ranged', 'has_convolutions', 'scaled', 'at_batch', 'largest_batch']
 
+# %% ../../nbs/trace/07_reading.ipynb #eb386727
+def _changes(trace: Trace) -> dict[int, Counter]:
+    "Operator (-1: before the first) → kind → bytes that came with it, less those that went after it."
+    found: dict[int, Counter] = {}
+    for event in filter(None, trace.events):
+        allocation = trace.allocations[abs(event) - 1]
+        where = allocation.operator if event > 0 or allocation.freed is None else allocation.freed
+        change = found.setdefault(where, Counter())
+        change[allocation.kind] += allocation.size if event > 0 else -allocation.size
+    return found
+
 # %% ../../nbs/trace/07_reading.ipynb #617952d2
 def phase_parts(
     trace: Trace,
 ) -> dict[str, dict[str, int]]:  # phase → kind → bytes, when most was alive in that phase of the last step
     "What is alive at the highest moment of each phase."
-    changes: dict[int, Counter] = {}
-    for event in filter(None, trace.events):
-        allocation = trace.allocations[abs(event) - 1]
-        where = allocation.operator if event > 0 or allocation.freed is None else allocation.freed
-        changes.setdefault(where, Counter())[allocation.kind] += (
-            allocation.size if event > 0 else -allocation.size
-        )
+    changes = _changes(trace)
     last = max((o.step for o in trace.operators if o.phase != "setup"), default=0)
     alive, best, found = Counter(changes.get(-1, {})), {}, {}
     for position, operator in enumerate(trace.operators):
-        made = Counter({k: v for k, v in changes.get(position, {}).items() if v > 0})
+        change = changes.get(position, Counter())
+        made = +change  # what came
         top = sum(alive.values()) + sum(made.values())
-        if operator.step == last and operator.phase != "setup" and top > best.get(operator.phase, -1):
-            best[operator.phase], found[operator.phase] = top, {k: v for k, v in (alive + made).items() if v}
-        for kind, size in changes.get(position, {}).items(): alive[kind] += size
+        counts = operator.step == last and operator.phase != "setup"
+        if counts and top > best.get(operator.phase, -1):
+            best[operator.phase], found[operator.phase] = top, dict(alive + made)
+        alive.update(change)
     return found
 
+# %% ../../nbs/trace/07_reading.ipynb #9454f6c8
 @dataclass(frozen=True)
 class Holder:
     "Something that holds memory at the peak."
@@ -49,6 +57,11 @@ class Holder:
     module: str
     source: str
 
+def _place(trace: Trace, allocation: Allocation) -> tuple[str, str, str]:
+    "Kind, module and source line of an allocation."
+    made_by = trace.operator(allocation.operator)
+    return allocation.kind, made_by.module if made_by else "", made_by.source if made_by else ""
+
 def largest_holders(
     trace: Trace,
     done: Replay,  # of the same trace
@@ -57,21 +70,18 @@ def largest_holders(
     "What held most at the peak, by module, source line and kind."
     sizes, counts = Counter(), Counter()
     for position in done.alive:
-        allocation = trace.allocations[position]
-        made_by = trace.operator(allocation.operator)
-        key = allocation.kind, made_by.module if made_by else "", made_by.source if made_by else ""
-        sizes[key] += allocation.size
-        counts[key] += 1
-    return [
-        Holder(size=size, count=counts[key], kind=key[0], module=key[1], source=key[2])
-        for key, size in sizes.most_common(at_most)
-    ]
+        place = _place(trace, trace.allocations[position])
+        sizes[place] += trace.allocations[position].size
+        counts[place] += 1
+    return [Holder(size, counts[place], *place) for place, size in sizes.most_common(at_most)]
 
 # %% ../../nbs/trace/07_reading.ipynb #000c198b
-#: relative doubt of what the allocator reserves: order of frees and choice of algorithms between versions (judged). A real run reserved more
-#: oftener than less on the development half of timm_memory.csv, for a reason that is not known: the upper bound carries it
+#: relative doubt of what the allocator reserves: order of frees and choice of algorithms between versions
+#: (judged). A real run reserved more oftener than less on the development half of timm_memory.csv, for a
+#: reason that is not known: the upper bound carries it
 LESS_RESERVED, MORE_RESERVED = 0.03, 0.09
-#: bytes that the context and the libraries loaded into it may lie off, either way (judged; on the five smallest models: 20 MiB)
+#: bytes that the context and the libraries loaded into it may lie off, either way (judged; on the five
+#: smallest models: 20 MiB)
 LIBRARIES = 40 << 20
 
 def without_workspaces(
@@ -81,6 +91,8 @@ def without_workspaces(
     gone = {i for i, a in enumerate(trace.allocations) if a.kind == "workspace" and a.freed is not None}
     return replace(trace, events=[e for e in trace.events if e and abs(e) - 1 not in gone])
 
+
+# %% ../../nbs/trace/07_reading.ipynb #31f07f60
 def tried_once(
     trace: Trace,
 ) -> Trace:
@@ -96,6 +108,8 @@ def tried_once(
     smaller = [replace(a, size=sizes.get(i, a.size)) for i, a in enumerate(trace.allocations)]
     return replace(trace, allocations=smaller)
 
+
+# %% ../../nbs/trace/07_reading.ipynb #c2436b44
 def reserved_ends(
     trace: Trace,
     done: Replay,  # of the same trace
@@ -128,15 +142,12 @@ def scaled(
     shares: Mapping[str, float],  # kind → share that stays on one GPU, {"optimizer": 1 / 8}
 ) -> Trace:
     "The trace with the sizes of some kinds multiplied."
-    return replace(
-        trace,
-        allocations=[
-            replace(a, size=round(a.size * shares[a.kind])) if a.kind in shares else a
-            for a in trace.allocations
-        ],
-    )
+    def share(allocation: Allocation) -> Allocation:
+        factor = shares.get(allocation.kind)
+        return allocation if factor is None else replace(allocation, size=round(allocation.size * factor))
+    return replace(trace, allocations=list(map(share, trace.allocations)))
 
-
+# %% ../../nbs/trace/07_reading.ipynb #611db98a
 def at_batch(
     small: Trace,  # of `batches[0]` samples
     large: Trace,
@@ -151,6 +162,8 @@ def at_batch(
         return replace(a, size=round(a.size + (b.size - a.size) * (batch - first) / (second - first)))
     return replace(large, allocations=[solved(a, b) for a, b in zip(small.allocations, large.allocations)])
 
+
+# %% ../../nbs/trace/07_reading.ipynb #5dc4d0e9
 def largest_batch(
     small: Trace,
     large: Trace,

@@ -32,27 +32,23 @@ def _product(left: Any, right: Any) -> list[int]:
     batch = left.shape[0] if left.dim() == 3 else 1
     return [batch, left.shape[-2], right.shape[-1], left.shape[-1]]
 
+
+# %% ../../nbs/trace/03_recorder.ipynb #e5d14e03
 def _convolution(args: Any, result: Any) -> tuple[str, list[int]]:
     "Kernel and groups, m, n, k of a convolution, forward or backward."
-    backward = len(args) > 9
-    weight = args[2] if backward else args[1]
-    output = args[0] if backward else result
-    groups = args[9] if backward else args[8]
-    per_group = weight.shape[1] if not (args[7] if backward else args[6]) else weight.shape[0] // groups
+    if len(args) > 9: weight, output, transposed, groups = args[2], args[0], args[7], args[9]  # backward
+    else: weight, output, transposed, groups = args[1], result, args[6], args[8]
+    per_group = weight.shape[0] // groups if transposed else weight.shape[1]
     positions = output.numel() // output.shape[1]
-    k = per_group * weight[0, 0].numel() if not backward else per_group * weight.shape[2:].numel()
     kernel = "depthwise" if groups > 1 and per_group == 1 else "convolution"
-    return kernel, [groups, positions, output.shape[1] // groups, k]
+    return kernel, [groups, positions, output.shape[1] // groups, per_group * weight.shape[2:].numel()]
 
+# %% ../../nbs/trace/03_recorder.ipynb #b0956bdc
 def _core(args: Any) -> list[int]:
     "Heads of all samples, positions of queries and of keys, width of a head."
     query, key = args[0], args[1]
-    return (
-        [query.shape[0] * query.shape[1], query.shape[2], key.shape[2], query.shape[3]]
-        if query.dim() == key.dim() == 4
-        else []
-    )
-
+    if not query.dim() == key.dim() == 4: return []
+    return [query.shape[0] * query.shape[1], query.shape[2], key.shape[2], query.shape[3]]
 
 def kernel_of(
     function: Any,  # the operator
@@ -60,16 +56,14 @@ def kernel_of(
     result: Any,
 ) -> tuple[str, list[int]]:  # kind of kernel; batch, m, n, k where it is a product
     "What kind of kernel an operator is."
-    name = function._schema.name.split("::")[1]
+    space, name = function._schema.name.split("::")
     if name in _PRODUCTS:
         left, right = _PRODUCTS[name]
         return "matmul", _product(args[left], args[right])
     if name in ("convolution", "convolution_backward"): return _convolution(args, result)
     if any(word in name for word in _ATTENTION):
         return "attention", _core(args[1:] if "backward" in name else args)
-    if function._schema.name.startswith("_c10d_functional::") or function._schema.name.startswith("c10d::"):
-        return "collective", []
-    return "memory", []
+    return "collective" if space in ("_c10d_functional", "c10d") else "memory", []
 
 # %% ../../nbs/trace/03_recorder.ipynb #851cee4d
 def flops_of(
@@ -86,20 +80,37 @@ def flops_of(
 
 def _bytes(tensors: list[Any]) -> int: return sum(t.numel() * t.element_size() for t in tensors)
 
+def _work(func: Any, args: tuple, kwargs: Mapping[str, Any], result: Any, given: list, made: list) -> dict[str, Any]:
+    "Kernel, operations and bytes of an operator; one that writes in place writes its first argument."
+    kernel, dims = kernel_of(func, args, result)
+    written = made if made or not func._schema.is_mutable else given[:1]
+    return dict(
+        flops=flops_of(func, args, kwargs, result),
+        read_bytes=_bytes(given),
+        written_bytes=_bytes(written),
+        kernel=kernel,
+        dims=dims,
+    )
+
+def _view() -> dict[str, Any]:
+    "A view moves and computes nothing."
+    return dict(flops=0, read_bytes=0, written_bytes=0, kernel="view", dims=[])
+
+def _dtype(tensors: list[Any]) -> str:
+    "The type of the first tensor."
+    return str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
+
 # %% ../../nbs/trace/03_recorder.ipynb #f67e319d
 _LIBRARIES: dict[str, str] = {}
 
+_OURS = ("/torch/", "/fsdl_devinfra/trace/", "/contextlib.py")
+
 def _shown(path: str) -> str:
     "How a file is named in a trace: its name; empty inside PyTorch and this package's recorder."
-    if (
-        "/torch/" in path
-        or "/fsdl_devinfra/trace/" in path
-        or path.startswith("<frozen")
-        or "/contextlib.py" in path
-    ):
-        return ""
+    if path.startswith("<frozen") or any(part in path for part in _OURS): return ""
     return path.rsplit("/", 1)[-1]
 
+# %% ../../nbs/trace/03_recorder.ipynb #00901288
 def source_line(
     depth: int = 1,  # frames to leave out
 ) -> str:  # "train.py:31"; empty where there is none
@@ -114,6 +125,8 @@ def source_line(
     return ""
 
 # %% ../../nbs/trace/03_recorder.ipynb #e60560d0
+_MADE_IN = {"backward": "temporaries", "optimizer": "temporaries"}  # what a phase makes; else activations
+
 class Recorder(TorchDispatchMode):
     "Writes down operators, allocations and frees while it is entered. Enter it inside of `FakeTensorMode`."
 
@@ -208,7 +221,8 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func._schema.name.startswith("profiler::"): return result  # marks of the profiler; optimizers set them before their hooks run
+        if func._schema.name.startswith("profiler::"):
+            return result  # marks of the profiler; optimizers set them before their hooks run
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
         self._record(func, args, kwargs, result, given, made)
@@ -222,8 +236,6 @@ class Recorder(TorchDispatchMode):
         if node is None: self._forward.setdefault(torch._C._autograd._get_sequence_nr() - 1, position)
         new = [t for t in made if t.untyped_storage()._cdata not in self._alive]
         view = not new and not func._schema.is_mutable
-        kernel, dims = ("view", []) if view else kernel_of(func, args, result)
-        changed = func._schema.is_mutable
         self.operators.append(
             Operator(
                 name=func._schema.name.replace("::", "."),
@@ -231,18 +243,11 @@ class Recorder(TorchDispatchMode):
                 source=source,
                 phase=phase,
                 step=self._step,
-                flops=0 if view else flops_of(func, args, kwargs, result),
-                read_bytes=0 if view else _bytes(given),
-                written_bytes=0 if view else _bytes(made if made or not changed else given[:1]),
-                kernel=kernel,
-                dims=dims,
-                dtype=str(given[0].dtype if given else made[0].dtype if made else "").removeprefix("torch."),
+                dtype=_dtype([*given, *made]),
+                **_view() if view else _work(func, args, kwargs, result, given, made),
             )
         )
-        kind = {"forward": "activations", "backward": "temporaries", "optimizer": "temporaries"}.get(
-            phase, "activations"
-        )
-        for tensor in new: self._see(tensor, kind)
+        for tensor in new: self._see(tensor, _MADE_IN.get(phase, "activations"))
         for size in self.extra(func, args, result) if self.extra and not view else (): self._workspace(size)
 
     def _workspace(self, size: int) -> None:

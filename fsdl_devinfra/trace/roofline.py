@@ -20,7 +20,8 @@ __all__ = ['BANDWIDTH', 'CACHE_SPEED', 'PRODUCTS', 'PRODUCTS_ADA', 'PRODUCTS_HOP
            'operator_seconds', 'StepTime', 'step_time']
 
 # %% ../../nbs/trace/08_roofline.ipynb #b61e7e7d
-#: multiprocessors and MiB of second-level cache (NVIDIA architecture white papers: Pascal, Volta, Turing, GA100, GA102, Ada, Hopper, Blackwell)
+#: multiprocessors and MiB of second-level cache (NVIDIA architecture white papers: Pascal, Volta, Turing,
+#: GA100, GA102, Ada, Hopper, Blackwell)
 _CHIPS = {
     "P100": (56, 4),
     "V100": (80, 6),
@@ -74,10 +75,12 @@ def cache_bytes(
 # %% ../../nbs/trace/08_roofline.ipynb #de7b3617
 #: share of the data sheet's bandwidth that copies reach (BabelStream on V100 and A100: 0.88 to 0.93)
 BANDWIDTH = 0.90
-#: second-level cache over memory in bandwidth (Chips and Cheese, Microbenchmarking Nvidia's RTX 4090: about 5 of 1 TB/s)
+#: second-level cache over memory in bandwidth (Chips and Cheese, Microbenchmarking Nvidia's RTX 4090: about 5
+#: of 1 TB/s)
 CACHE_SPEED = 4.0
-#: share of the dense peak that the best matrix product reaches: A100 0.869 and H100 0.803 (mamf-finder, Machine Learning
-#: Engineering), Ada 0.92 (CUDA-Learn-Notes, HGEMM on L20: 105 to 115 of 119.5 TFLOP/s by cuBLAS)
+#: share of the dense peak that the best matrix product reaches: A100 0.869 and H100 0.803 (mamf-finder,
+#: Machine Learning Engineering), Ada 0.92 (CUDA-Learn-Notes, HGEMM on L20: 105 to 115 of 119.5 TFLOP/s by
+#: cuBLAS)
 PRODUCTS, PRODUCTS_ADA, PRODUCTS_HOPPER = 0.869, 0.92, 0.803
 _ADA = ("RTX-4", "RTX-5", "RTX-6", "RTX-PRO", "L4", "L40")  # how names begin
 
@@ -89,15 +92,18 @@ def product_share(
     return PRODUCTS_HOPPER if device.fp8 and not device.name.startswith("RTX") else PRODUCTS
 
 # %% ../../nbs/trace/08_roofline.ipynb #160dcf62
-#: share of the dense peak that fused attention reaches at long sequences, forward and backward, and positions at which it is
-#: half of it (Dao 2023, FlashAttention-2, figures 4 and 6: 0.6 to 0.7 and 0.5 to 0.55 with heads of 64 to 128; half at about 450)
+#: share of the dense peak that fused attention reaches at long sequences, forward and backward, and positions
+#: at which it is half of it (Dao 2023, FlashAttention-2, figures 4 and 6: 0.6 to 0.7 and 0.5 to 0.55 with
+#: heads of 64 to 128; half at about 450)
 ATTENTION, ATTENTION_BACKWARD, HALF_SPEED = 0.6, 0.5, 450
-#: a kernel that does nothing takes this long on the GPU, and the host this long to launch one from PyTorch's eager code, in
-#: seconds (PyTorch's CUDA graphs page: kernels of a few µs, host 5 to 10 µs an operator)
+#: a kernel that does nothing takes this long on the GPU, and the host this long to launch one from PyTorch's
+#: eager code, in seconds (PyTorch's CUDA graphs page: kernels of a few µs, host 5 to 10 µs an operator)
 SMALLEST, HOST = 2.5e-6, 7e-6
-#: what is left of memory traffic and launches where Inductor fuses chains of small kernels: two reads and one write of three each
+#: what is left of memory traffic and launches where Inductor fuses chains of small kernels: two reads and one
+#: write of three each
 FUSED_BYTES, FUSED_LAUNCHES = 0.5, 1 / 3
-#: instructions that a multiprocessor issues for one tap of a depthwise window: two loads, an address, a multiply-add
+#: instructions that a multiprocessor issues for one tap of a depthwise window: two loads, an address, a
+#: multiply-add
 TAP_INSTRUCTIONS = 4
 
 # %% ../../nbs/trace/08_roofline.ipynb #ef50ebc4
@@ -113,15 +119,17 @@ def peak_rate(
     return (rate or 1.0) * 1e12
 
 # %% ../../nbs/trace/08_roofline.ipynb #4b62b551
-#: tiles of cuBLAS and cuDNN, and what each reaches of the best (by loads a multiplication; the guide's figures order them so)
+#: tiles of cuBLAS and cuDNN, and what each reaches of the best (by loads a multiplication; the guide's
+#: figures order them so)
 _TILES = ((256, 128, 1.0), (128, 128, 0.97), (128, 64, 0.85), (64, 64, 0.72), (128, 32, 0.6), (64, 32, 0.5))
 #: elements of the inner dimension that filling and draining the pipeline costs
 _PIPELINE = 32
 
-def _filled(rows: int, columns: int, m: int, n: int, batch: int, units: int) -> float:
-    "Share of the tiles' elements that are elements of the result, the last wave whole."
+def _filled(rows: int, columns: int, quality: float, batch: int, m: int, n: int, units: int) -> float:
+    "Share of the tiles' elements that are elements of the result, the last wave whole; times the quality of the tile."
     tiles = batch * math.ceil(m / rows) * math.ceil(n / columns)
-    return batch * m * n / (math.ceil(tiles / units) * units * rows * columns)
+    waves = math.ceil(tiles / units)
+    return quality * batch * m * n / (waves * units * rows * columns)
 
 # %% ../../nbs/trace/08_roofline.ipynb #e21201bd
 def tile_share(
@@ -131,9 +139,8 @@ def tile_share(
     "Share of the best rate that is left after tiles and waves."
     batch, m, n, k = (max(d, 1) for d in dims)
     def share(rows: int, columns: int, quality: float) -> float:
-        lying, standing = (_filled(*tile, m, n, batch, units) for tile in ((rows, columns), (columns, rows)))
-        return quality * max(lying, standing)
-    best = max(share(*tile) for tile in _TILES)
+        return _filled(rows, columns, quality, batch, m, n, units)
+    best = max(max(share(rows, columns, q), share(columns, rows, q)) for rows, columns, q in _TILES)
     aligned = 1.0 if k % 8 == n % 8 == 0 else 0.5
     return best * aligned * k / (k + _PIPELINE)
 
@@ -164,7 +171,8 @@ def _moved_bytes(operator: Operator, card: Card) -> float:
     moved = float(operator.read_bytes + operator.written_bytes)
     half = operator.dtype in ("float16", "bfloat16")
     if operator.name in _PASSES and not card.inference: moved *= _PASSES[operator.name]
-    if operator.kernel == "convolution" and half and not card.channels_last: moved *= 3  # turned, and turned back
+    if operator.kernel == "convolution" and half and not card.channels_last:
+        moved *= 3  # turned, and turned back
     if operator.kernel == "memory" and card.compiled: moved *= FUSED_BYTES
     return moved
 

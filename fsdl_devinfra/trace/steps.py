@@ -50,7 +50,8 @@ class StepOptions:
         return None if self.mixed or self.precision == "fp32" else _TYPES[self.precision]
 
 # %% ../../nbs/trace/05_steps.ipynb #bea72508
-#: timm's train.py: --weight-decay 2e-5, which one-dimensional parameters are left out of (timm, optim/_param_groups.py)
+#: timm's train.py: --weight-decay 2e-5, which one-dimensional parameters are left out of (timm,
+#: optim/_param_groups.py)
 TIMM_DECAY = 2e-5
 
 def _timm_sgd(parameters: list) -> Any:
@@ -132,7 +133,8 @@ _BY_VALUE = ("DataDependentOutputException", "DynamicOutputShapeException")  # t
 
 def _reason(error: Exception) -> str:
     "The first line of an error that says something."
-    if type(error).__name__ in _BY_VALUE: return "it looks at the values of tensors, which a trace does not have"
+    if type(error).__name__ in _BY_VALUE:
+        return "it looks at the values of tensors, which a trace does not have"
     return next((line for line in str(error).splitlines() if line.strip()), "")
 
 @contextmanager
@@ -206,7 +208,8 @@ def _recompute(model: Any) -> None:
     "Switch activation checkpointing on."
     if hasattr(model, "set_grad_checkpointing"): model.set_grad_checkpointing(True)
     elif hasattr(model, "gradient_checkpointing_enable"): model.gradient_checkpointing_enable()
-    else: raise BadInput(f"{type(model).__name__} has no switch for activation checkpointing", "Leave --recompute out")
+    else:
+        raise BadInput(f"{type(model).__name__} has no switch for activation checkpointing", "Leave --recompute out")
 
 def _prepared(module: Any, mode: Any, options: StepOptions) -> Any:
     "The module as it is trained; made so, as `Module.to` cannot exchange fake parameters in every version of PyTorch."
@@ -234,13 +237,15 @@ def _run(
 ) -> None:
     with recorder:
         recorder.watch(model)
-        for _ in range(1 if options.inference else 2): recorder.take(cublas_bytes(options.gpu))  # this thread's, and that of backward
+        for _ in range(1 if options.inference else 2):
+            recorder.take(cublas_bytes(options.gpu))  # this thread's, and that of backward
         if options.replicas > 1: recorder.take(_gradient_bytes(model), "gradients")
         step = _Step(model, inputs, options, loss, recorder)
         given, following = None, step.batch()
         for _ in range(steps):
             before, given, following = given, following, None
-            if options.prefetch: following = _prefetched(recorder, step)  # the loop's variable still holds the batch before
+            if options.prefetch:
+                following = _prefetched(recorder, step)  # the loop's variable still holds the batch before
             del before
             step.train(given)
             if following is None: following = step.batch()

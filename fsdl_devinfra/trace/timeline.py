@@ -110,7 +110,9 @@ def stacked_kinds(
     across = [_LEFT + _WIDTH * i / max(len(moments) - 1, 1) for i in range(len(moments))]
     def height(size: float) -> float: return _TOP + _HEIGHT * (1 - size / most)
     edges = _edges(moments)
-    areas = [_polygon(kind, [*map(height, low)], [*map(height, high)], across) for kind, (low, high) in edges.items()]
+    areas = [
+        _polygon(kind, [*map(height, low)], [*map(height, high)], across) for kind, (low, high) in edges.items()
+    ]
     levels = _level(height(peak), peak, "peak", "#222")
     if limit: levels += _level(height(limit), limit, "limit of the GPU", "#D00")
     return Chart("\n".join([*_head(title), *areas, *levels, *_legend([*edges]), "</svg>"]))
@@ -149,7 +151,9 @@ def _entry(action: str, block: Block, size: int, frames: _Frames, time: int) -> 
 # %% ../../nbs/trace/09_timeline.ipynb #4e47d06a
 _Held = tuple[Block, int, _Frames]  # a block, the bytes that were asked for, who asked
 
-def _piece(address: int, size: int, asked: int = 0, state: str = "inactive", frames: _Frames | None = None) -> dict[str, Any]:
+def _piece(
+    address: int, size: int, asked: int = 0, state: str = "inactive", frames: _Frames | None = None
+) -> dict[str, Any]:
     return {
         "address": _BASE + address,
         "size": size,
@@ -200,13 +204,15 @@ class _History:
 
     def allocate(self, position: int, time: int) -> None:
         given = self.trace.allocations[position]
-        block, frames = self.allocator.malloc(given.size, given.stream), _frames(self.trace.operator(given.operator))
+        block = self.allocator.malloc(given.size, given.stream)
+        frames = _frames(self.trace.operator(given.operator))
         self.live[position] = block, given.size, frames
         self.entries.append(_entry("alloc", block, block.size, frames, time))
 
     def free(self, position: int, time: int) -> None:
         block, _, frames = self.live.pop(position)
-        self.entries += [_entry(action, block, block.size, frames, time) for action in ("free_requested", "free_completed")]
+        for action in ("free_requested", "free_completed"):
+            self.entries.append(_entry(action, block, block.size, frames, time))
         self.allocator.free(block)
 
 # %% ../../nbs/trace/09_timeline.ipynb #7b7d48d0
