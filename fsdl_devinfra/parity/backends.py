@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -319,9 +320,15 @@ _LIBRARIES = (
 )
 
 
+def _built(name: str, installed: str) -> str:
+    "The version of a library as it calls itself, with its build tag (`2.14.1+cu130`), where that says more."
+    module = sys.modules.get(name.replace("-", "_"))
+    own = str(getattr(module, "__version__", ""))
+    return own if own.startswith(installed + "+") else installed
+
 def versions() -> dict[str, str]:  # library → version, installed ones only
     "The libraries that take part in an export or a comparison."
     found = {}
     for name in _LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError): found[name] = version(name)
+        with contextlib.suppress(PackageNotFoundError): found[name] = _built(name, version(name))
     return found
