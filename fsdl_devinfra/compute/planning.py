@@ -112,7 +112,7 @@ def degrees(
         if ep > 1 and (dp * cp * tp) % ep: continue
         yield dict(tp=tp, pp=pp, cp=cp, ep=ep, dp=dp)
 
-# %% ../../nbs/compute/08_planning.ipynb #08ad0006
+# %% ../../nbs/compute/08_planning.ipynb #08ad0007
 def _kept(base: Strategy, degrees: dict[str, int]) -> Strategy:
     "What the user said of sharding, offload or the framework; a model that is split takes Megatron's ZeRO-1 at most."
     alone = degrees["tp"] == degrees["pp"] == 1
@@ -134,7 +134,7 @@ def _unsplit(base: Strategy, degrees: dict[str, int], cluster: Cluster) -> Itera
         yield to(zero=2, framework="deepspeed", offload="optimizer")
         yield to(zero=3, framework="deepspeed", offload="parameters")
 
-# %% ../../nbs/compute/08_planning.ipynb #08ad0009
+# %% ../../nbs/compute/08_planning.ipynb #08ad000a
 def variants(
     base: Strategy,  # what the user said
     degrees: dict[str, int],
@@ -172,14 +172,13 @@ def usual_batch(
     tokens = next(tokens for limit, tokens in USUAL_BATCH if model.active_parameters <= limit)
     return max(1, tokens // seq_len)
 
-# %% ../../nbs/compute/08_planning.ipynb #08ad000b
+# %% ../../nbs/compute/08_planning.ipynb #6b4a04d3
 def _sizes(each: float, batch: int, strategy: Strategy, stretch: bool) -> list[int]:
     "Micro-batches to try of `each` sequences on a rank."
     exact = not stretch and batch % strategy.dp == 0
     if exact: return [size for size in divisors(batch // strategy.dp) if size <= 64]
     return [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= each]
 
-# %% ../../nbs/compute/08_planning.ipynb #6b4a04d3
 def workloads(
     strategy: Strategy,
     seq_len: int,
@@ -254,7 +253,7 @@ class Found:
     footprint: Footprint
     speed: Throughput
 
-# %% ../../nbs/compute/08_planning.ipynb #08ad000d
+# %% ../../nbs/compute/08_planning.ipynb #7503fbf2
 def _hopeless(model: Architecture, strategy: Strategy, cluster: Cluster, options: Sequence[Workload]) -> str:
     "Why no workload need be tried, if there is a reason."
     if not options: return f"the batch cannot be divided among {strategy.dp} data-parallel ranks"
@@ -263,7 +262,6 @@ def _hopeless(model: Architecture, strategy: Strategy, cluster: Cluster, options
     if states <= limit: return ""
     return f"parameters, gradients and optimizer alone take {size_text(states)} of {size_text(limit)}"
 
-# %% ../../nbs/compute/08_planning.ipynb #08ad000f
 def _too_much(footprint: Footprint, strategy: Strategy, cluster: Cluster) -> str:
     "What does not fit on the GPU or the host, if anything."
     if footprint.fits == "no":
@@ -274,7 +272,7 @@ def _too_much(footprint: Footprint, strategy: Strategy, cluster: Cluster) -> str
     if host <= cluster.host_bytes: return ""
     return f"the host would need {size_text(host)} of {size_text(cluster.host_bytes)}"
 
-# %% ../../nbs/compute/08_planning.ipynb #7503fbf2
+# %% ../../nbs/compute/08_planning.ipynb #08ad000f
 def judge(
     model: Architecture,
     strategy: Strategy,
@@ -462,7 +460,6 @@ def _best_way(search: Search, cluster: Cluster, strategy: Strategy, options: Seq
         elif isinstance(found, Found) and _better(found, best): best = found
     return best
 
-# %% ../../nbs/compute/08_planning.ipynb #08ad0010
 def _candidates(search: Search, cluster: Cluster) -> Iterator[tuple[Strategy, Found | str]]:
     "Every strategy with what was found of it."
     fixed = search.base.recompute
@@ -674,6 +671,8 @@ def _starred(plans: Sequence[Plan]) -> list[Plan]:
     return [replace(p, pareto=marked[i]) for i, p in enumerate(plans)]
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0019
+#: activation checkpointing by how little has to be set up
+_EFFORT = {"none": 0, "selective": 1, "full": 2}
 #: how much slower (or more expensive) than the first a plan may be and still be preferred for being simpler
 NEAR = 0.10
 
@@ -703,9 +702,6 @@ def _headline(plans: Sequence[Plan], minimize: str) -> int | None:
     )
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac001a
-#: activation checkpointing by how little has to be set up
-_EFFORT = {"none": 0, "selective": 1, "full": 2}
-
 def _ranked(found: Sequence[Found], base: Strategy, minimize: str) -> list[Found]:
     "What surely fits and is not offloaded first, then by what is asked for, then the simpler one."
     def speed(found): return found.speed.tokens_per_second_per_gpu.value
@@ -788,7 +784,7 @@ def _assumptions(search: Search, price: Price | None, found: Sequence[Found]) ->
         )
     return notes + (found[0].speed.assumptions[:3] if found else [])
 
-# %% ../../nbs/compute/08_planning.ipynb #08ad0016
+# %% ../../nbs/compute/08_planning.ipynb #08ad001b
 def _alone_advice(gpus: int) -> str:
     "What to do where one GPU would do."
     if gpus == 1: return "It fits on one GPU: that is all you need"
@@ -811,7 +807,6 @@ def _simplest_advice(first: Plan, simplest: Plan) -> str:
     other = faster if gain > 0.005 else ", and nothing is faster by more than half a percent"
     return f"The simplest that fits is {simplest.description}{other}"
 
-# %% ../../nbs/compute/08_planning.ipynb #08ad0018
 def _advice(
     search: Search,
     gpus: int,
