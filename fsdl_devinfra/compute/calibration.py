@@ -20,7 +20,7 @@ from ..core.units import time_text
 # %% auto #0
 __all__ = ['Measured', 'read_steps', 'calibrated', 'read_share']
 
-# %% ../../nbs/compute/11_calibration.ipynb #36be2056
+# %% ../../nbs/compute/11_calibration.ipynb #11ca0001
 @dataclass(frozen=True)
 class Measured:
     "Steps that really ran."
@@ -28,109 +28,121 @@ class Measured:
     parts: dict[str, float] | None  # seconds of a step: computation and communication on the GPU; only a trace says
     source: str  # what kind of file
 
-#: lines of trainers → seconds: Megatron's milliseconds, tqdm's two ways, and `step_time` of many
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e6
+
+# %% ../../nbs/compute/11_calibration.ipynb #11ca0004
+#: lines of trainers → seconds
 _LINES = (
-    (r"elapsed time per iteration \(ms\): *([\d.]+)", lambda x: x / 1000),
-    (r"([\d.]+) ?s/it\b", lambda x: x),
-    (r"([\d.]+) ?it/s\b", lambda x: 1 / x),
-    (r"step[_ ]?time(?:_s|\(s\))?['\"]?[:= ]+([\d.]+)", lambda x: x),
+    (r"elapsed time per iteration \(ms\): *([\d.]+)", lambda ms: ms / 1000),
+    (r"([\d.]+) ?s/it\b", lambda seconds: seconds),
+    (r"([\d.]+) ?it/s\b", lambda rate: 1 / rate),
+    (r"step[_ ]?time(?:_s|\(s\))?['\"]?[:= ]+([\d.]+)", lambda seconds: seconds),
 )
+
+def _printed(text: str) -> list[float]:
+    for pattern, seconds in _LINES:
+        texts = re.findall(pattern, text, flags=re.I)
+        numbers = [float(number) for number in texts if number.count(".") < 2 and number != "."]
+        if numbers: return [seconds(number) for number in numbers if number > 0]
+    return []
+
+# %% ../../nbs/compute/11_calibration.ipynb #11ca0007
+def _is_step(event: dict[str, Any]) -> bool:
+    return str(event.get("name", "")).startswith("ProfilerStep") and event.get("cat") == "user_annotation"
+
+def _trace(events: list[dict[str, Any]]) -> Measured:
+    "Steps of a trace, and what its kernels were."
+    steps = [event["dur"] / 1e6 for event in events if _is_step(event)]
+    kernels = [event for event in events if event.get("cat") == "kernel" and "dur" in event]
+    parts = {"communication": 0.0, "computation": 0.0}
+    for event in kernels:
+        kind = "communication" if "nccl" in str(event["name"]).lower() else "computation"
+        parts[kind] += event["dur"] / 1e6
+    per_step = {name: seconds / len(steps) for name, seconds in parts.items()} if steps and kernels else None
+    return Measured(steps, per_step, "a torch profiler trace")
+
+# %% ../../nbs/compute/11_calibration.ipynb #36be2056
+def _steps_in(text: str) -> Measured:
+    try: document = json.loads(text)
+    except ValueError: document = None
+    if isinstance(document, dict) and "traceEvents" in document: return _trace(document["traceEvents"])
+    if not isinstance(document, list): return Measured(_printed(text), None, "a trainer's printed lines")
+    return Measured([float(value) for value in document if _positive(value)], None, "a list of step seconds")
 
 def read_steps(
     path: str | Path,  # a JSON list of seconds, a torch profiler trace, or what a trainer printed
 ) -> Measured:
     "The steps of a file. Raises `BadInput` for one without."
-    try:
-        text = Path(path).read_text(encoding="utf-8")
+    try: text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise BadInput(f"{path} cannot be read", "Name a JSON list of seconds, a trace or a log") from None
-    try: document = json.loads(text)
-    except ValueError: document = None
-    if isinstance(document, dict) and "traceEvents" in document:
-        found = _trace(document["traceEvents"])
-    elif isinstance(document, list):
-        found = Measured([float(x) for x in document if _positive(x)], None, "a list of step seconds")
-    else: found = Measured(_printed(text), None, "a trainer's printed lines")
+    found = _steps_in(text)
     if not found.seconds:
-        raise BadInput(
-            f"{path} holds no step time",
-            "Give a JSON list of seconds, a torch profiler trace or a trainer's log",
-        )
+        hint = "Give a JSON list of seconds, a torch profiler trace or a trainer's log"
+        raise BadInput(f"{path} holds no step time", hint)
     return replace(found, seconds=found.seconds[1:] if len(found.seconds) > 2 else found.seconds)
 
-def _positive(x: Any) -> bool: return isinstance(x, (int, float)) and not isinstance(x, bool) and 0 < x < 1e6
-
-def _printed(text: str) -> list[float]:
-    for pattern, seconds in _LINES:
-        numbers = [float(n) for n in re.findall(pattern, text, flags=re.I) if n.count(".") < 2 and n != "."]
-        if numbers: return [seconds(n) for n in numbers if n > 0]
-    return []
-
-def _trace(events: list[dict[str, Any]]) -> Measured:
-    "Steps are `ProfilerStep#` ranges of the host; kernels of NCCL and RCCL are communication, all others computation."
-    steps = [
-        e["dur"] / 1e6
-        for e in events
-        if str(e.get("name", "")).startswith("ProfilerStep") and e.get("cat") == "user_annotation"
-    ]
-    kernels = [e for e in events if e.get("cat") == "kernel" and "dur" in e]
-    parts = {"communication": 0.0, "computation": 0.0}
-    for e in kernels:
-        parts["communication" if "nccl" in str(e["name"]).lower() else "computation"] += e["dur"] / 1e6
-    per_step = {name: seconds / len(steps) for name, seconds in parts.items()} if steps and kernels else None
-    return Measured(steps, per_step, "a torch profiler trace")
-
-# %% ../../nbs/compute/11_calibration.ipynb #33df8298
+# %% ../../nbs/compute/11_calibration.ipynb #11ca0009
 _COMPUTES = ("products", "attention", "elementwise", "optimizer")
 
+def _expected(spent: dict[str, float]) -> dict[str, float]:
+    "The estimate's seconds of a step, by the two kinds of kernels."
+    computation = sum(spent.get(kind, 0.0) for kind in _COMPUTES)
+    return {"computation": computation, "communication": spent.get("data", 0.0) + spent.get("tensor", 0.0)}
+
+def _off(cost: Cost, measured: Measured) -> str:
+    "Which part was off."
+    parts, expected = measured.parts, _expected(cost.spent_seconds)
+    if parts is None: return "Step times alone do not say which part was off: a torch profiler trace does"
+    worst = max(expected, key=lambda kind: abs(parts[kind] - expected[kind]))
+    took, estimated = time_text(parts[worst]), time_text(expected[worst])
+    whole = " (kernels that overlap are counted whole)" if worst == "communication" else ""
+    return f"Most off: {worst}, {took} of kernels a step where {estimated} was estimated{whole}"
+
+# %% ../../nbs/compute/11_calibration.ipynb #11ca000b
+def _said(cost: Cost, measured: Measured) -> list[str]:
+    "What is noted of the calibration."
+    middle, estimate, count = statistics.median(measured.seconds), cost.step_seconds, len(measured.seconds)
+    head = f"Calibrated with {count} step{'s' * (count > 1)} of {measured.source}: {time_text(middle)} a step"
+    said = [f"{head}, where {time_text(estimate.value)} was estimated", _off(cost, measured)]
+    if estimate.low <= middle <= estimate.high: return said
+    question = "is it the same batch, sequence length and number of GPUs?"
+    return [*said, f"The measured step is outside the estimate's range: {question}"]
+
+def _scaled(cost: Cost, times: Estimate) -> dict[str, Any]:
+    "Hours, bill and energy of the run, where it has them; without a trace parts are scaled alike: they still add up to a step."
+    found: dict[str, Any] = {"spent_seconds": {kind: spent * times.value for kind, spent in cost.spent_seconds.items()}}
+    for name in ("kwh", "co2_kg", "usd_per_million_tokens"):
+        if getattr(cost, name) is not None: found[name] = getattr(cost, name) * times.value
+    for name in ("hours", "usd"):
+        value = getattr(cost, name)
+        if value is None: continue
+        found |= {name: value * times.value, f"{name}_low": value * times.low, f"{name}_high": value * times.high}
+    return found
+
+# %% ../../nbs/compute/11_calibration.ipynb #33df8298
 def calibrated(
     cost: Cost,  # as estimated
     measured: Measured,
 ) -> Cost:
     "The same run with the measured step, its hours and its bill."
-    middle = statistics.median(measured.seconds)
+    middle, was = statistics.median(measured.seconds), cost.step_seconds.value
     step = Estimate(middle, min(measured.seconds), max(measured.seconds))
-    was = cost.step_seconds.value
-    def scaled(seconds: float) -> float: return seconds / was
-    times = step.map(scaled)
-    rate = step.map(lambda seconds: cost.tokens_per_second_per_gpu.value * was / seconds)
-    samples = step.map(lambda seconds: cost.samples_per_second.value * was / seconds)
-    said = [
-        f"Calibrated with {len(measured.seconds)} step{'s' * (len(measured.seconds) > 1)} of {measured.source}: "
-        f"{time_text(middle)} a step, where {time_text(was)} was estimated",
-        _off(cost, measured),
-    ]
-    inside = cost.step_seconds.low <= middle <= cost.step_seconds.high
-    if not inside:
-        said.append(
-            "The measured step is outside the estimate's range: is it the same batch, sequence length and number of GPUs?"
-        )
-    changed: dict[str, Any] = {}
-    for name in ("kwh", "co2_kg"):
-        if getattr(cost, name) is not None: changed[name] = getattr(cost, name) * times.value
-    for name in ("hours", "usd"):
-        value = getattr(cost, name)
-        if value is None: continue
-        changed |= {
-            name: value * times.value,
-            name + "_low": value * times.low,
-            name + "_high": value * times.high,
-        }
-    million = cost.usd_per_million_tokens
-    # without a trace the parts are scaled alike, so that they still add up to a step
+    def rate_of(value: float) -> Estimate: return step.map(lambda seconds: value * was / seconds)
+    times = step.map(lambda seconds: seconds / was)
     return replace(
         cost,
         step_seconds=step,
-        tokens_per_second_per_gpu=rate,
-        samples_per_second=samples,
+        tokens_per_second_per_gpu=rate_of(cost.tokens_per_second_per_gpu.value),
+        samples_per_second=rate_of(cost.samples_per_second.value),
         mfu=cost.mfu * was / middle,
-        usd_per_million_tokens=million * times.value if million is not None else None,
-        spent_seconds={name: seconds * times.value for name, seconds in cost.spent_seconds.items()},
-        assumptions=[*said, *cost.assumptions],
+        assumptions=[*_said(cost, measured), *cost.assumptions],
         measured_share=times.value,
-        **changed,
+        **_scaled(cost, times),
     )
 
+# %% ../../nbs/compute/11_calibration.ipynb #11ca000e
 def read_share(
     path: str | Path,  # what `cost --calibrate LOG --json` printed
     gpu: str,  # that the plan is for
@@ -144,15 +156,3 @@ def read_share(
     if document.get("gpu") != gpu:
         raise BadInput(f"{path} was measured on {document.get('gpu')} and the plan is for {gpu}", hint)
     return float(share)
-
-def _off(cost: Cost, measured: Measured) -> str:
-    "Which part was off."
-    parts = measured.parts
-    if parts is None: return "Step times alone do not say which part was off: a torch profiler trace does"
-    expected = {"computation": sum(cost.spent_seconds.get(k, 0.0) for k in _COMPUTES),
-                "communication": cost.spent_seconds.get("data", 0.0) + cost.spent_seconds.get("tensor", 0.0)}
-    worst = max(expected, key=lambda k: abs(parts[k] - expected[k]))
-    return (
-        f"Most off: {worst}, {time_text(parts[worst])} of kernels a step where {time_text(expected[worst])} was estimated"
-        + (" (kernels that overlap are counted whole)" if worst == "communication" else "")
-    )

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .cluster import Cluster
 from .prices import Price
-from .throughput import throughput
+from .throughput import Throughput, throughput
 from ..core.estimates import Estimate
 from ..core.errors import BadInput
 from ..core.results import Result
@@ -22,7 +22,7 @@ from ..memory.strategy import Strategy, Workload
 
 # %% auto #0
 __all__ = ['SERVER_OVERHEAD', 'CO2_KG_PER_KWH', 'FAILURES_PER_GPU_HOUR', 'CHECKPOINT_SECONDS', 'RESTART_SECONDS',
-           'HOURS_PER_YEAR', 'energy_kwh', 'goodput', 'Cost', 'cost', 'given_price', 'Experiment',
+           'HOURS_PER_YEAR', 'energy_kwh', 'goodput', 'Cost', 'given_price', 'cost', 'Experiment',
            'cheapest_experiment', 'Breakeven', 'breakeven']
 
 # %% ../../nbs/compute/07_money.ipynb #7a3c91e2
@@ -44,6 +44,7 @@ def energy_kwh(
     "Energy of GPUs at work and of the servers around them."
     return watts * SERVER_OVERHEAD * gpus * hours / 1000
 
+# %% ../../nbs/compute/07_money.ipynb #07ac0002
 def goodput(
     gpus: int,
     checkpoint: float = CHECKPOINT_SECONDS,  # seconds that writing one stops the run
@@ -54,7 +55,7 @@ def goodput(
     every = (2 * checkpoint * between) ** 0.5
     return 1 / (1 + checkpoint / every + (every / 2 + restart) / between)
 
-# %% ../../nbs/compute/07_money.ipynb #7e4649ba
+# %% ../../nbs/compute/07_money.ipynb #07ac0004
 @dataclass(frozen=True)
 class Cost(Result):
     "Time and money of one run."
@@ -88,92 +89,37 @@ class Cost(Result):
 
     def verdict(self) -> str:
         "One sentence."
-        t = self.tokens_per_second_per_gpu
-        speed = (f"{self.model} trains at {t.value:,.0f} tokens/s on each of {self.gpus} × {self.gpu} "
-                 f"(between {t.low:,.0f} and {t.high:,.0f}; MFU {self.mfu:.0%})")
+        rate = self.tokens_per_second_per_gpu
+        each = f"{rate.value:,.0f} tokens/s on each of {self.gpus} × {self.gpu}"
+        speed = f"{self.model} trains at {each} (between {rate.low:,.0f} and {rate.high:,.0f}; MFU {self.mfu:.0%})"
         if self.hours is None or self.hours_low is None or self.hours_high is None or self.tokens is None:
             return speed
-        took, low, high = (time_text(h * 3600) for h in (self.hours, self.hours_low, self.hours_high))
+        took, low, high = (time_text(hours * 3600) for hours in (self.hours, self.hours_low, self.hours_high))
         run = f"; {count_text(self.tokens)} tokens take {took} (between {low} and {high})"
         if self.usd is None or self.usd_low is None or self.usd_high is None: return speed + run
-        return (
-            speed
-            + run
-            + f" and cost {usd_text(self.usd)} (between {usd_text(self.usd_low)} and {usd_text(self.usd_high)})"
-        )
+        usd, least, most = (usd_text(dollars) for dollars in (self.usd, self.usd_low, self.usd_high))
+        return f"{speed}{run} and cost {usd} (between {least} and {most})"
 
     def __str__(self) -> str: return self.verdict()
     def _repr_html_(self) -> str: return f"<p>{self.verdict()}.</p>"
 
-def cost(
-    architecture: Architecture,  # the model
-    strategy: Strategy,  # how it is spread
-    workload: Workload | None,  # the batch of one data-parallel rank
-    cluster: Cluster,  # where
-    tokens: int | None = None,  # of the whole run
-    price: Price | float | None = None,  # an instance, or dollars per GPU-hour
-) -> Cost:
-    "Time and money of a run. Raises `BadInput`."
-    t = throughput(architecture, strategy, workload, cluster)
-    if tokens is not None and not 1 <= tokens <= 10**18:
-        raise BadInput(f"a run of {tokens} tokens cannot be paid for", "Give between 1 and 10^18 tokens")
-    price = given_price(price, t.gpu) if isinstance(price, (int, float)) else price
-    steps = math.ceil(tokens / t.tokens_per_step) if tokens else None
-    hours = t.step_seconds.map(lambda seconds: steps * seconds / 3600) if steps else None
-    hourly = price.usd_per_gpu_hour * t.gpus if price else None
-    usd = hours.map(lambda h: h * hourly) if hours and hourly else None
-    million = hourly / 3600 / t.gpus / t.tokens_per_second_per_gpu.value * 1e6 if hourly else None
-    watts = cluster.device.watts
-    kwh = energy_kwh(watts, t.gpus, hours.value) if hours and watts else None
-    kept = goodput(t.gpus) if hours else None
-    notes = t.assumptions + ([_price_note(price)] if price else [])
-    notes += [_energy_note(kwh, watts)] if kwh is not None and watts else []
-    notes += [_goodput_note(kept, hours.value)] if kept is not None and hours else []
-    samples = t.tokens_per_second_per_gpu.map(lambda rate: rate * t.gpus / t.workload.seq_len)
-    return Cost(
-        model=t.model,
-        gpu=t.gpu,
-        gpus=t.gpus,
-        strategy=t.strategy,
-        workload=t.workload,
-        step_seconds=t.step_seconds,
-        tokens_per_second_per_gpu=t.tokens_per_second_per_gpu,
-        samples_per_second=samples,
-        mfu=t.mfu,
-        flops_convention=t.flops_convention,
-        spent_seconds=t.spent_seconds,
-        tokens=tokens,
-        steps=steps,
-        hours=hours.value if hours else None,
-        hours_low=hours.low if hours else None,
-        hours_high=hours.high if hours else None,
-        usd=usd.value if usd else None,
-        usd_low=usd.low if usd else None,
-        usd_high=usd.high if usd else None,
-        usd_per_million_tokens=million,
-        price=price,
-        assumptions=notes,
-        kwh=kwh,
-        co2_kg=kwh * CO2_KG_PER_KWH if kwh is not None else None,
-        goodput=kept,
-    )
-
+# %% ../../nbs/compute/07_money.ipynb #07ac0005
 def _energy_note(kwh: float, watts: float) -> str:
-    return (
-        f"Energy: {kwh:,.0f} kWh and {kwh * CO2_KG_PER_KWH:,.0f} kg of CO2, from {watts:g} W a GPU with {SERVER_OVERHEAD:g} times "
-        f"that for the server, and {CO2_KG_PER_KWH:g} kg/kWh (EPA eGRID2022, mean of the U.S.); cooling is not counted"
-    )
+    amount = f"{kwh:,.0f} kWh and {kwh * CO2_KG_PER_KWH:,.0f} kg of CO2"
+    servers = f"{watts:g} W a GPU with {SERVER_OVERHEAD:g} times that for the server"
+    grid = f"{CO2_KG_PER_KWH:g} kg/kWh (EPA eGRID2022, mean of the U.S.)"
+    return f"Energy: {amount}, from {servers}, and {grid}; cooling is not counted"
 
 def _goodput_note(kept: float, hours: float) -> str:
-    return (
-        f"Goodput: {kept:.1%} of the time is left for steps after checkpoints, failures and restarts, so the whole run takes "
-        f"{time_text(hours / kept * 3600)} (failure rate of Llama 3's 16,384 GPUs, arXiv 2407.21783, table 5)"
-    )
+    left = f"{kept:.1%} of the time is left for steps after checkpoints, failures and restarts"
+    source = "failure rate of Llama 3's 16,384 GPUs, arXiv 2407.21783, table 5"
+    return f"Goodput: {left}, so the whole run takes {time_text(hours / kept * 3600)} ({source})"
 
-def _price_note(p: Price) -> str:
-    return f"Price: {usd_text(p.usd_per_gpu_hour)} per GPU-hour ({p.cloud} {p.instance}{', spot' if p.spot else ''}; {p.source})"
+def _price_note(price: Price) -> str:
+    instance = f"{price.cloud} {price.instance}{', spot' if price.spot else ''}"
+    return f"Price: {usd_text(price.usd_per_gpu_hour)} per GPU-hour ({instance}; {price.source})"
 
-
+# %% ../../nbs/compute/07_money.ipynb #07ac0007
 def given_price(
     usd_per_gpu_hour: float,
     gpu: str,
@@ -183,7 +129,70 @@ def given_price(
         raise BadInput(f"a GPU-hour cannot cost {usd_per_gpu_hour} dollars", "Give a price above 0")
     return Price("your price", "", gpu, 1, float(usd_per_gpu_hour), source="given")
 
-# %% ../../nbs/compute/07_money.ipynb #31b3d1d4
+# %% ../../nbs/compute/07_money.ipynb #07ad0001
+#: what a cost says of a step as the throughput says it
+_OF_A_STEP = ("model", "gpu", "gpus", "strategy", "workload", "step_seconds", "tokens_per_second_per_gpu", "mfu",
+              "flops_convention", "spent_seconds")
+
+def _speed(found: Throughput) -> dict[str, Any]:
+    "Fields of a cost that say how fast a run is."
+    samples = found.tokens_per_second_per_gpu.map(lambda rate: rate * found.gpus / found.workload.seq_len)
+    return {name: getattr(found, name) for name in _OF_A_STEP} | {"samples_per_second": samples}
+
+# %% ../../nbs/compute/07_money.ipynb #07ad0002
+def _ranged(name: str, amount: Estimate | None) -> dict[str, Any]:
+    "Fields of an amount, which is None where the run has no end."
+    if amount is None: return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: amount.value, f"{name}_low": amount.low, f"{name}_high": amount.high}
+
+# %% ../../nbs/compute/07_money.ipynb #07ad0004
+def _bill(price: Price | None, found: Throughput, hours: Estimate | None) -> dict[str, Any]:
+    "Fields of a cost that are money."
+    if price is None: return {"price": None, "usd_per_million_tokens": None, **_ranged("usd", None)}
+    hourly = price.usd_per_gpu_hour * found.gpus
+    million = hourly / 3600 / found.gpus / found.tokens_per_second_per_gpu.value * 1e6
+    usd = hours.map(lambda time: time * hourly) if hours else None
+    return {"price": price, "usd_per_million_tokens": million, **_ranged("usd", usd)}
+
+# %% ../../nbs/compute/07_money.ipynb #07ad0006
+def _effort(cluster: Cluster, hours: Estimate | None) -> tuple[dict[str, Any], list[str]]:
+    "Energy, CO2 and goodput of a run, and what is assumed of them."
+    if hours is None: return {}, []
+    watts, kept = cluster.device.watts, goodput(cluster.gpus)
+    goodput_note = _goodput_note(kept, hours.value)
+    if not watts: return {"goodput": kept}, [goodput_note]
+    kwh = energy_kwh(watts, cluster.gpus, hours.value)
+    fields = {"kwh": kwh, "co2_kg": kwh * CO2_KG_PER_KWH, "goodput": kept}
+    return fields, [_energy_note(kwh, watts), goodput_note]
+
+# %% ../../nbs/compute/07_money.ipynb #7e4649ba
+def cost(
+    architecture: Architecture,  # the model
+    strategy: Strategy,  # how it is spread
+    workload: Workload | None,  # the batch of one data-parallel rank
+    cluster: Cluster,  # where
+    tokens: int | None = None,  # of the whole run
+    price: Price | float | None = None,  # an instance, or dollars per GPU-hour
+) -> Cost:
+    "Time and money of a run. Raises `BadInput`."
+    found = throughput(architecture, strategy, workload, cluster)
+    if tokens is not None and not 1 <= tokens <= 10**18:
+        raise BadInput(f"a run of {tokens} tokens cannot be paid for", "Give between 1 and 10^18 tokens")
+    if isinstance(price, (int, float)): price = given_price(price, found.gpu)
+    steps = math.ceil(tokens / found.tokens_per_step) if tokens else None
+    hours = found.step_seconds.map(lambda seconds: steps * seconds / 3600) if steps else None
+    effort, effort_notes = _effort(cluster, hours)
+    return Cost(
+        **_speed(found),
+        tokens=tokens,
+        steps=steps,
+        **_ranged("hours", hours),
+        **_bill(price, found, hours),
+        **effort,
+        assumptions=[*found.assumptions, *([_price_note(price)] if price else []), *effort_notes],
+    )
+
+# %% ../../nbs/compute/07_money.ipynb #07ac000a
 @dataclass(frozen=True)
 class Experiment:
     "One way to run the same experiment."
@@ -195,15 +204,16 @@ class Experiment:
     @property
     def usd(self) -> float: return self.gpus * self.hours * self.usd_per_gpu_hour
 
+# %% ../../nbs/compute/07_money.ipynb #31b3d1d4
 def cheapest_experiment(
     options: Iterable[Experiment],
 ) -> Experiment:
     "The option whose whole bill is smallest; at the same bill the one that is done first. Raises `BadInput` for none."
     found = list(options)
     if not found: raise BadInput("there is nothing to compare", "Give at least one experiment")
-    return min(found, key=lambda e: (e.usd, e.hours))
+    return min(found, key=lambda option: (option.usd, option.hours))
 
-# %% ../../nbs/compute/07_money.ipynb #579d697f
+# %% ../../nbs/compute/07_money.ipynb #07ac000b
 @dataclass(frozen=True)
 class Breakeven(Result):
     "On-premises against cloud."
@@ -226,20 +236,31 @@ class Breakeven(Result):
         "One sentence."
         own, cloud = usd_text(self.owned_usd_per_gpu_hour), usd_text(self.cloud_usd_per_gpu_hour)
         choice = "buy" if self.cheaper == "own" else "rent"
-        head = (
-            f"At {self.utilisation:.0%} utilisation over {self.years:g} years, a GPU-hour costs {own} on your own machine "
-            f"and {cloud} in the cloud: {choice}"
-        )
-        if self.breakeven_utilisation is None: return head + "; buying is never cheaper"
-        months = (
-            f", paid back after {self.breakeven_months:.1f} months"
-            if self.breakeven_months is not None
-            else ""
-        )
-        return head + f"; break-even at {self.breakeven_utilisation:.0%} utilisation{months}"
+        use = f"At {self.utilisation:.0%} utilisation over {self.years:g} years"
+        head = f"{use}, a GPU-hour costs {own} on your own machine and {cloud} in the cloud: {choice}"
+        if self.breakeven_utilisation is None: return f"{head}; buying is never cheaper"
+        months = self.breakeven_months
+        paid = "" if months is None else f", paid back after {months:.1f} months"
+        return f"{head}; break-even at {self.breakeven_utilisation:.0%} utilisation{paid}"
 
     def __str__(self) -> str: return self.verdict()
 
+# %% ../../nbs/compute/07_money.ipynb #07ac000c
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            raise BadInput(f"{name} cannot be {value}", "Give a number above 0")
+
+#: the largest value that is taken
+_MOST = {"utilisation": 1.0, "resale": 1.0, "watts": 1e7, "usd_per_kwh": 1e3, "hosting_usd_per_month": 1e9}
+
+def _from_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= _MOST[name]:
+            raise BadInput(f"{name} cannot be {value}", f"Give a number from 0 to {_MOST[name]:g}")
+
+# %% ../../nbs/compute/07_money.ipynb #579d697f
+HOURS_PER_YEAR = 8766.0  # 365.25 days
 HOURS_PER_YEAR = 8766.0  # 365.25 days
 
 def breakeven(
@@ -256,39 +277,27 @@ def breakeven(
     "On-premises against cloud, with power, utilisation and depreciation. Raises `BadInput`."
     if utilisation == 0: raise BadInput("a machine that never works cannot pay off", "Give a utilisation above 0")
     _positive(price_usd=price_usd, gpus=gpus, cloud_usd_per_gpu_hour=cloud_usd_per_gpu_hour, years=years)
-    for name, value, top in (
-        ("utilisation", utilisation, 1.0),
-        ("resale", resale, 1.0),
-        ("watts", watts, 1e7),
-        ("usd_per_kwh", usd_per_kwh, 1e3),
-        ("hosting_usd_per_month", hosting_usd_per_month, 1e9),
-    ):
-        if not 0 <= value <= top:
-            raise BadInput(f"{name} cannot be {value}", f"Give a number from 0 to {top:g}")
+    _from_zero(utilisation=utilisation, resale=resale, watts=watts, usd_per_kwh=usd_per_kwh,
+               hosting_usd_per_month=hosting_usd_per_month)
     hours = years * HOURS_PER_YEAR
     fixed = price_usd * (1 - resale) + hosting_usd_per_month * 12 * years
     power = watts / 1000 * usd_per_kwh  # an hour of work
     owned = (fixed / (hours * utilisation) + power) / gpus
     saved = cloud_usd_per_gpu_hour * gpus - power  # by one hour of work at home
-    needed = fixed / hours / saved if saved > 0 else None
+    needed = fixed / hours / saved if saved > 0 else math.inf
     monthly = saved * utilisation * HOURS_PER_YEAR / 12 - hosting_usd_per_month
     return Breakeven(
-        price_usd,
-        gpus,
-        cloud_usd_per_gpu_hour,
-        watts,
-        usd_per_kwh,
-        utilisation,
-        years,
-        resale,
-        hosting_usd_per_month,
-        owned,
-        needed if needed is not None and needed <= 1 else None,
-        price_usd / monthly if monthly > 0 else None,
-        "own" if owned < cloud_usd_per_gpu_hour else "cloud",
+        price_usd=price_usd,
+        gpus=gpus,
+        cloud_usd_per_gpu_hour=cloud_usd_per_gpu_hour,
+        watts=watts,
+        usd_per_kwh=usd_per_kwh,
+        utilisation=utilisation,
+        years=years,
+        resale=resale,
+        hosting_usd_per_month=hosting_usd_per_month,
+        owned_usd_per_gpu_hour=owned,
+        breakeven_utilisation=needed if needed <= 1 else None,
+        breakeven_months=price_usd / monthly if monthly > 0 else None,
+        cheaper="own" if owned < cloud_usd_per_gpu_hour else "cloud",
     )
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-            raise BadInput(f"{name} cannot be {value}", "Give a number above 0")

@@ -13,66 +13,66 @@ __all__ = ['CONVENTION', 'FUSED', 'MOVES', 'FORWARD_PRODUCTS', 'BACKWARD_PRODUCT
            'layer_products', 'product_scale', 'elementwise_elements', 'attention_flops']
 
 # %% ../../nbs/compute/02_operations.ipynb #f87e5bf1
-CONVENTION = "6·N + 12·L·d·s FLOPs per token (full attention, active parameters, no recomputation), over the dense peak of the precision"
-
+CONVENTION = (
+    "6·N + 12·L·d·s FLOPs per token (full attention, active parameters, no recomputation), "
+    "over the dense peak of the precision"
+)
 
 def flops_per_token(
-    a: Architecture,
+    model: Architecture,
     seq_len: int,
     adapters: bool = False,  # the weights are frozen
 ) -> float:
-    "Model FLOPs of training on one token, with full attention (Korthikanti et al. 2022; llm-foundry's benchmark page)."
-    layers, near = a.layers + a.decoder_layers, windowed(a, seq_len)
-    seen = near * min(seq_len, a.window or seq_len) + (1 - near) * seq_len
-    return (4.0 if adapters else 6.0) * a.active_parameters + 12.0 * layers * a.heads * (
-        a.query_dim or a.head_dim
-    ) * seen
+    "Model FLOPs of training on one token, full attention (Korthikanti et al. 2022; llm-foundry's benchmark page)."
+    layers, near = model.layers + model.decoder_layers, windowed(model, seq_len)
+    seen = near * min(seq_len, model.window or seq_len) + (1 - near) * seq_len
+    weights = (4.0 if adapters else 6.0) * model.active_parameters
+    return weights + 12.0 * layers * model.heads * (model.query_dim or model.head_dim) * seen
 
-
+# %% ../../nbs/compute/02_operations.ipynb #02ac0001
 def windowed(
-    a: Architecture,
+    model: Architecture,
     seq_len: int,
 ) -> float:  # 0…1
     "The share of layers whose window is shorter than the sequence."
-    return a.windowed_layers / max(a.layers + a.decoder_layers, 1) if a.window and a.window < seq_len else 0.0
+    if not model.window or model.window >= seq_len: return 0.0
+    return model.windowed_layers / max(model.layers + model.decoder_layers, 1)
 
+# %% ../../nbs/compute/02_operations.ipynb #02ac0002
 def convention(
-    s: Strategy,
+    strategy: Strategy,
 ) -> str:
     "What the MFU of a strategy counts."
-    return (
-        CONVENTION.replace("6·N", "4·N").replace("active parameters", "active parameters, which are frozen")
-        if s.lora_rank
-        else CONVENTION
-    )
+    if not strategy.lora_rank: return CONVENTION
+    return CONVENTION.replace("6·N", "4·N").replace("active parameters", "active parameters, which are frozen")
+
+# %% ../../nbs/compute/02_operations.ipynb #02ad0002
+def _mlp_products(model: Architecture, width: int, tp: int, times: float) -> list[tuple[float, float, float]]:
+    "Up (with a gate twice as wide) and down."
+    up = 2 if model.gated else 1
+    return [(model.hidden, up * width / tp, times), (width / tp, model.hidden, times)]
 
 # %% ../../nbs/compute/02_operations.ipynb #e90da505
 def layer_products(
-    a: Architecture,
+    model: Architecture,
     tp: int = 1,  # tensor-parallel ranks
 ) -> list[tuple[float, float, float]]:  # (inner, outer, tokens that go through it, as a multiple)
     "Matrix products of one layer on one GPU."
-    q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    found = [(a.hidden, (q + 2 * kv) / tp, 1.0), (q / tp, a.hidden, 1.0)]
-    up = 2 if a.gated else 1
-    if not a.experts: return found + [(a.hidden, up * a.ffn / tp, 1.0), (a.ffn / tp, a.hidden, 1.0)]
-    width = a.expert_ffn or a.ffn
-    found += [
-        (a.hidden, up * width / tp, float(a.experts_per_token)),
-        (width / tp, a.hidden, float(a.experts_per_token)),
-    ]
-    return found + (
-        [(a.hidden, up * a.shared_ffn / tp, 1.0), (a.shared_ffn / tp, a.hidden, 1.0)] if a.shared_ffn else []
-    )
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    found = [(model.hidden, (queries + 2 * keys) / tp, 1.0), (queries / tp, model.hidden, 1.0)]
+    if not model.experts: return found + _mlp_products(model, model.ffn, tp, 1.0)
+    found += _mlp_products(model, model.expert_ffn or model.ffn, tp, float(model.experts_per_token))
+    return found + (_mlp_products(model, model.shared_ffn, tp, 1.0) if model.shared_ffn else [])
 
-
+# %% ../../nbs/compute/02_operations.ipynb #02ac0003
 def product_scale(
-    a: Architecture,
+    model: Architecture,
 ) -> float:  # about 1
     "Active parameters of all layers over those that `layer_products` sees."
-    layers = a.layers + a.decoder_layers
-    seen = layers * sum(k * n * times for k, n, times in layer_products(a))
-    active = a.parts.layer + (a.parts.expert * a.experts_per_token / a.experts if a.experts else 0)
+    layers, parts = model.layers + model.decoder_layers, model.parts
+    seen = layers * sum(inner * outer * times for inner, outer, times in layer_products(model))
+    routed = parts.expert * model.experts_per_token / model.experts if model.experts else 0
+    active = parts.layer + routed
     return active / seen if seen and active else 1.0
 
 # %% ../../nbs/compute/02_operations.ipynb #32a7eff5
@@ -81,18 +81,24 @@ FUSED = 0.5
 #: copies of every routed token, each way: gathered by expert, sent, sorted again, and back (write and read of each)
 MOVES = 6
 
+def _moved(model: Architecture, strategy: Strategy, hidden: int, gated: int, plain: int) -> float:
+    "Elements of one pass before fusion: so many times the hidden width, and so many times the MLP's."
+    tp, split = strategy.tp, strategy.tp if strategy.sequence_parallel else 1
+    routed = model.expert_ffn * model.experts_per_token + model.shared_ffn
+    width = routed if model.experts else model.ffn
+    rotary = 4 * (model.heads + model.kv_heads) * model.head_dim / tp
+    return hidden * model.hidden / split + rotary + (gated if model.gated else plain) * width / tp
+
+# %% ../../nbs/compute/02_operations.ipynb #02ad0004
 def elementwise_elements(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> tuple[float, float]:  # elements a token and layer: forward, backward
     "Elements that small operations move."
-    t, sp = s.tp, s.tp if s.sequence_parallel else 1
-    width = (a.expert_ffn * a.experts_per_token + a.shared_ffn) if a.experts else a.ffn
-    qk = 4 * (a.heads + a.kv_heads) * a.head_dim / t
-    forward = 10 * a.hidden / sp + qk + (5 if a.gated else 2) * width / t
-    backward = 16 * a.hidden / sp + qk + (8 if a.gated else 3) * width / t
-    left = FUSED if s.compile or s.software in ("compile", "jax") else 1.0
-    routed = MOVES * a.experts_per_token * a.hidden / sp if a.experts else 0.0
+    left = FUSED if strategy.compile or strategy.software in ("compile", "jax") else 1.0
+    split = strategy.tp if strategy.sequence_parallel else 1
+    routed = MOVES * model.experts_per_token * model.hidden / split if model.experts else 0.0
+    forward, backward = _moved(model, strategy, 10, 5, 2), _moved(model, strategy, 16, 8, 3)
     return forward * left + routed, backward * left + routed
 
 # %% ../../nbs/compute/02_operations.ipynb #b0c8a8a4
@@ -100,11 +106,12 @@ def elementwise_elements(
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
 
 def attention_flops(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
 ) -> float:
-    "FLOPs of one product (QKᵀ) of one layer, micro-batch and GPU."
-    half, near = 0.5 if a.kind in ("decoder", "encoder-decoder") else 1.0, windowed(a, w.seq_len)
-    seen = near * min(w.seq_len, a.window or w.seq_len) + (1 - near) * w.seq_len * half  # a mean over the layers
-    return 2.0 * (w.micro_batch * w.seq_len / s.cp) * seen * a.heads * (a.query_dim or a.head_dim) / s.tp
+    "FLOPs of one product (QKᵀ) of one layer, micro-batch and GPU: a mean over layers with and without a window."
+    half, near = 0.5 if model.kind in ("decoder", "encoder-decoder") else 1.0, windowed(model, workload.seq_len)
+    length, width = workload.seq_len, model.query_dim or model.head_dim
+    seen = near * min(length, model.window or length) + (1 - near) * length * half
+    return 2.0 * (workload.micro_batch * length / strategy.cp) * seen * model.heads * width / strategy.tp

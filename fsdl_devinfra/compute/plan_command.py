@@ -83,14 +83,14 @@ def plan_command(
     return Outcome(found.to_dict(), text_of(found), HOLDS if found.best is not None else FAILS)
 
 def text_of(
-    r: PlanReport,
+    report: PlanReport,
 ) -> str:
     "Verdict, plans, reasons and advice for people."
-    parts = [r.verdict() + "."]
-    if r.plans: parts.append(r.table())
-    ruled = [f"{x.description}: {x.why}" for x in r.rejected[:6]] + [f"… and {len(r.rejected) - 6} more"] * (
-        len(r.rejected) > 6
+    parts = [report.verdict() + "."]
+    if report.plans: parts.append(report.table())
+    ruled = [f"{x.description}: {x.why}" for x in report.rejected[:6]] + [f"… and {len(report.rejected) - 6} more"] * (
+        len(report.rejected) > 6
     )
     if ruled: parts.append("\n  ".join(["ruled out:", *ruled]))
-    advice = "\n  ".join(["advice:", *(f"{i}. {line}" for i, line in enumerate(r.advice, 1))])
-    return "\n\n".join([*parts, advice, "\n".join("- " + n for n in r.assumptions)])
+    advice = "\n  ".join(["advice:", *(f"{i}. {line}" for i, line in enumerate(report.advice, 1))])
+    return "\n\n".join([*parts, advice, "\n".join("- " + n for n in report.assumptions)])

@@ -82,12 +82,12 @@ class Setting:
         return Workload(self.seq_len, self.micro_batch)
 
 def training_memory(
-    s: Setting,
+    setting: Setting,
     device: Device,
     advice: bool = True,  # look for what would make it fit
 ) -> Footprint:
     "What a configuration holds on one GPU. Raises `CheckError`."
-    return estimate(model_named(s.model), s.strategy, s.workload, device, advice=advice)
+    return estimate(model_named(setting.model), setting.strategy, setting.workload, device, advice=advice)
 
 def serving_memory(
     model: str,  # a preset, a Hub id, a popular name or a folder
@@ -138,10 +138,10 @@ def _row(device: Device, found: Footprint, gpus: int) -> dict[str, object]:
 
 
 def range_text(
-    f: Footprint,
+    field: Footprint,
 ) -> str:
     "Lower and upper bound in GiB."
-    return f"{f.device_bytes.low / GIB:.1f}–{f.device_bytes.high / GIB:.1f}"
+    return f"{field.device_bytes.low / GIB:.1f}–{field.device_bytes.high / GIB:.1f}"
 
 # %% ../../nbs/compute/14_planner.ipynb #53162521
 @dataclass(frozen=True)
@@ -214,12 +214,12 @@ def read_address(
     use = given.get("use", "train")
     return {f.name: _checked(f, given.get(f.name, f.default)) for f in form() if f.use in ("", use)}
 
-def _checked(f: Field, value: str) -> str:
-    if f.name == "gpu": return find_device(value).name
-    if f.options is not None and value not in f.options:
-        raise unknown_name(f.label.lower(), value, list(f.options))
-    if f.most is not None and not (value.isdecimal() and 1 <= int(value) <= f.most):
-        raise BadInput(f"{f.label} cannot be {value!r}", f"Give a whole number from 1 to {f.most:,}")
+def _checked(field: Field, value: str) -> str:
+    if field.name == "gpu": return find_device(value).name
+    if field.options is not None and value not in field.options:
+        raise unknown_name(field.label.lower(), value, list(field.options))
+    if field.most is not None and not (value.isdecimal() and 1 <= int(value) <= field.most):
+        raise BadInput(f"{field.label} cannot be {value!r}", f"Give a whole number from 1 to {field.most:,}")
     return value
 
 def write_address(
@@ -230,47 +230,47 @@ def write_address(
     return urlencode({name: value for name, value in values.items() if value != defaults[name]})
 
 # %% ../../nbs/compute/14_planner.ipynb #832d13a5
-def _setting(v: Mapping[str, str]) -> Setting:
+def _setting(values: Mapping[str, str]) -> Setting:
     return Setting(
-        v["model"],
-        v["method"],
-        int(v["seq_len"]),
-        int(v["micro_batch"]),
-        int(v["gpus"]),
-        int(v["zero"]),
-        v["optimizer"],
-        v["precision"],
-        v["recompute"],
-        v["framework"],
-        v["offload"],
-        v["loss"],
+        values["model"],
+        values["method"],
+        int(values["seq_len"]),
+        int(values["micro_batch"]),
+        int(values["gpus"]),
+        int(values["zero"]),
+        values["optimizer"],
+        values["precision"],
+        values["recompute"],
+        values["framework"],
+        values["offload"],
+        values["loss"],
     )
 
-def _served(v: Mapping[str, str]) -> ServeOptions:
+def _served(values: Mapping[str, str]) -> ServeOptions:
     cache_type = (
-        {"auto": "f16", "fp8": "q8_0"}[v["kv_cache"]] if v["engine"] == "llama.cpp" else v["kv_cache"]
+        {"auto": "f16", "fp8": "q8_0"}[values["kv_cache"]] if values["engine"] == "llama.cpp" else values["kv_cache"]
     )
     return ServeOptions(
-        v["engine"],
-        tp=int(v["gpus"]),
-        max_model_len=int(v["context"]),
-        max_num_seqs=_slots(v),
+        values["engine"],
+        tp=int(values["gpus"]),
+        max_model_len=int(values["context"]),
+        max_num_seqs=_slots(values),
         kv_cache_dtype=cache_type,
-        base_weights=v["weights"] or None,
+        base_weights=values["weights"] or None,
     )
 
-def _slots(v: Mapping[str, str]) -> int | None:
+def _slots(values: Mapping[str, str]) -> int | None:
     "llama.cpp divides its context among its slots; the others take requests as they come."
-    return int(v["requests"]) if v["engine"] == "llama.cpp" else None
+    return int(values["requests"]) if values["engine"] == "llama.cpp" else None
 
 def asked(
-    v: Mapping[str, str],  # the form, as `read_address` gives it
+    values: Mapping[str, str],  # the form, as `read_address` gives it
     device: Device,
     advice: bool = False,  # look for what would make it fit
 ) -> tuple[Footprint, Serving | None]:  # what is held, and for serving the cache
     "The form's question about one GPU. Raises `CheckError`."
-    if v["use"] == "train": return training_memory(_setting(v), device, advice), None
-    held, found = serving_memory(v["model"], _served(v), device, advice)
+    if values["use"] == "train": return training_memory(_setting(values), device, advice), None
+    held, found = serving_memory(values["model"], _served(values), device, advice)
     return found, held
 
 def answer(
@@ -315,13 +315,13 @@ def parts_of(
     return {part: size for part, size in (known | {"runtime": max(rest, 0)}).items() if size}
 
 def command_line(
-    v: Mapping[str, str],  # the form
+    values: Mapping[str, str],  # the form
     found: Footprint,  # its answer
 ) -> str:
     "What to type for the same answer."
-    words = ["fsdl-devinfra", "memory", _short(v["model"]), "--gpu", v["gpu"]]
-    if v["use"] == "train": return shlex.join([*words, *command_options(found.strategy, found.workload)])
-    o, options = _served(v), ["--serve", v["engine"], "--max-model-len", v["context"]]
+    words = ["fsdl-devinfra", "memory", _short(values["model"]), "--gpu", values["gpu"]]
+    if values["use"] == "train": return shlex.join([*words, *command_options(found.strategy, found.workload)])
+    o, options = _served(values), ["--serve", values["engine"], "--max-model-len", values["context"]]
     for flag, value in (
         ("--tp", o.tp if o.tp > 1 else None),
         ("--max-num-seqs", o.max_num_seqs),
@@ -329,7 +329,7 @@ def command_line(
     ):
         if value: options += [flag, str(value)]
     return shlex.join(
-        [*words, *options, *(["--kv-cache-dtype", o.kv_cache_dtype] if v["kv_cache"] != "auto" else [])]
+        [*words, *options, *(["--kv-cache-dtype", o.kv_cache_dtype] if values["kv_cache"] != "auto" else [])]
     )
 
 

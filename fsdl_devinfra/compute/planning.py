@@ -34,7 +34,7 @@ __all__ = ['LADDER', 'LONG_SEQUENCE', 'USUAL_BATCH', 'MOST_BATCH', 'USUAL_ADAPTE
            'describe', 'divisors', 'degrees', 'variants', 'usual_batch', 'workloads', 'Plan', 'Rejected',
            'states_bytes', 'Found', 'judge', 'PlanReport', 'Search', 'plan']
 
-# %% ../../nbs/compute/08_planning.ipynb #2e712a73
+# %% ../../nbs/compute/08_planning.ipynb #08ac0001
 LADDER = (
     "one GPU",
     "data parallel",
@@ -46,102 +46,115 @@ LADDER = (
     "3D parallel",
 )
 
-
 def rung(
-    s: Strategy,
+    strategy: Strategy,
 ) -> str:  # one of LADDER
     "Which step of the ladder a strategy is."
-    if s.pp > 1: return "3D parallel" if s.tp > 1 and s.dp * s.cp > 1 else "pipeline parallel"
-    if s.tp > 1: return "tensor parallel"
-    if s.offload != "none": return "offload"
-    if s.gpus == 1: return "one GPU"
-    return {0: "data parallel", 3: "fully sharded"}.get(s.zero, "ZeRO")
+    if strategy.pp > 1: return "3D parallel" if strategy.tp > 1 and strategy.dp * strategy.cp > 1 else "pipeline parallel"
+    if strategy.tp > 1: return "tensor parallel"
+    if strategy.offload != "none": return "offload"
+    if strategy.gpus == 1: return "one GPU"
+    return {0: "data parallel", 3: "fully sharded"}.get(strategy.zero, "ZeRO")
 
+# %% ../../nbs/compute/08_planning.ipynb #2e712a73
 def describe(
-    s: Strategy,
+    strategy: Strategy,
 ) -> str:
     "A strategy in a few words, as people say it."
-    deep = s.framework == "deepspeed"
-    kinds = (
-        "",
-        "ZeRO-1",
-        "ZeRO-2" if deep else "FSDP (gradients and optimizer)",
-        "ZeRO-3" if deep else "FSDP",
-    )
-    parts = [kinds[s.zero] or ("DDP" if s.dp * s.cp > 1 else "")]
-    parts += [f"{k} {getattr(s, k)}" for k in ("dp", "tp", "pp", "vpp", "cp", "ep") if getattr(s, k) > 1]
-    if s.shard_group: parts.append(f"groups of {s.shard_group}")
-    if s.offload != "none": parts.append(f"{s.offload} offloaded")
-    if s.recompute != "none": parts.append(f"{s.recompute} activation checkpointing")
-    if s.schedule != "1f1b": parts.append("DualPipe")
-    return ", ".join(p for p in parts if p) or "one GPU"
+    deep = strategy.framework == "deepspeed"
+    two, three = ("ZeRO-2", "ZeRO-3") if deep else ("FSDP (gradients and optimizer)", "FSDP")
+    replicated = "DDP" if strategy.dp * strategy.cp > 1 else ""
+    parts = [(replicated, "ZeRO-1", two, three)[strategy.zero]]
+    degrees = {name: getattr(strategy, name) for name in ("dp", "tp", "pp", "vpp", "cp", "ep")}
+    parts += [f"{name} {degree}" for name, degree in degrees.items() if degree > 1]
+    if strategy.shard_group: parts.append(f"groups of {strategy.shard_group}")
+    if strategy.offload != "none": parts.append(f"{strategy.offload} offloaded")
+    if strategy.recompute != "none": parts.append(f"{strategy.recompute} activation checkpointing")
+    if strategy.schedule != "1f1b": parts.append("DualPipe")
+    return ", ".join(part for part in parts if part) or "one GPU"
 
-# %% ../../nbs/compute/08_planning.ipynb #95040dc9
+# %% ../../nbs/compute/08_planning.ipynb #08ac0002
 #: from this length on the search tries to split sequences
 LONG_SEQUENCE = 16384
 
 def divisors(
-    n: int,
+    number: int,
 ) -> list[int]:
-    "All divisors of `n`, ascending."
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return sorted({*small, *(n // d for d in small)})
+    "All divisors of a number, ascending."
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})
 
+# %% ../../nbs/compute/08_planning.ipynb #08ad0004
+def _degree_options(model: Architecture, cluster: Cluster, seq_len: int) -> dict[str, list[int]]:
+    "What each degree may be by itself: expert parallelism goes inside dp·cp first."
+    layers, counts = max(model.layers + model.decoder_layers, 1), divisors(cluster.gpus)
+    experts = [count for count in (1, 2, 4, 8, 16, 32, 64) if model.experts and model.experts % count == 0]
+    return {
+        "tp": [count for count in counts if count <= min(cluster.per_node, max(model.heads, 1))],
+        "pp": [count for count in counts if count <= layers],
+        "cp": [1, 2, 4, 8] if seq_len >= LONG_SEQUENCE else [1],
+        "ep": experts or [1],
+    }
+
+# %% ../../nbs/compute/08_planning.ipynb #08ac0003
 def degrees(
-    a: Architecture,
-    k: Cluster,
+    model: Architecture,
+    cluster: Cluster,
     seq_len: int,
     fixed: Strategy,  # degrees above 1 are kept
 ) -> Iterator[dict[str, int]]:
     "All ways to divide the GPUs into data, tensor, pipeline, context and expert parallelism."
-    layers = max(a.layers + a.decoder_layers, 1)
-    def options(name, values): return [getattr(fixed, name)] if getattr(fixed, name) > 1 else values
-    tps = [d for d in divisors(k.gpus) if d <= min(k.per_node, max(a.heads, 1))]
-    pps = [d for d in divisors(k.gpus) if d <= layers]
-    cps = [1, 2, 4, 8] if seq_len >= LONG_SEQUENCE else [1]
-    eps = [d for d in (1, 2, 4, 8, 16, 32, 64) if a.experts and a.experts % d == 0] or [1]  # inside dp·cp first
-    for tp, pp, cp, ep in itertools.product(
-        options("tp", tps), options("pp", pps), options("cp", cps), options("ep", eps)
-    ):
-        dp, rest = divmod(k.gpus, tp * pp * cp)
+    options = _degree_options(model, cluster, seq_len)
+    options |= {name: [getattr(fixed, name)] for name in options if getattr(fixed, name) > 1}
+    for tp, pp, cp, ep in itertools.product(*options.values()):
+        dp, rest = divmod(cluster.gpus, tp * pp * cp)
         if rest or dp < 1 or (fixed.dp > 1 and dp != fixed.dp): continue
         if ep > 1 and (dp * cp * tp) % ep: continue
         yield dict(tp=tp, pp=pp, cp=cp, ep=ep, dp=dp)
 
+# %% ../../nbs/compute/08_planning.ipynb #08ad0007
+def _kept(base: Strategy, degrees: dict[str, int]) -> Strategy:
+    "What the user said of sharding, offload or the framework; a model that is split takes Megatron's ZeRO-1 at most."
+    alone = degrees["tp"] == degrees["pp"] == 1
+    if alone or base.framework != "fsdp" or base.zero == 3: return replace(base, **degrees)
+    return replace(base, **degrees, framework="megatron", zero=min(base.zero, 1))
+
+# %% ../../nbs/compute/08_planning.ipynb #95040dc9
+def _unsplit(base: Strategy, degrees: dict[str, int], cluster: Cluster) -> Iterator[Strategy]:
+    "Data parallelism and sharding. Offload is for those who have one node."
+    def to(**choices: Any) -> Strategy: return replace(base, **degrees, **choices)
+
+    ranks = degrees["dp"] * degrees["cp"]
+    yield to(zero=0)
+    if ranks > 1:
+        yield from (to(zero=1, framework="deepspeed"), to(zero=2, framework="deepspeed"), to(zero=3))
+        groups = ranks % cluster.per_node == 0 and ranks > cluster.per_node
+        if cluster.nodes > 1 and groups: yield to(zero=3, shard_group=cluster.per_node)
+    if cluster.nodes == 1 and not base.optimizer_in_backward:
+        yield to(zero=2, framework="deepspeed", offload="optimizer")
+        yield to(zero=3, framework="deepspeed", offload="parameters")
+
+# %% ../../nbs/compute/08_planning.ipynb #08ad000a
 def variants(
     base: Strategy,  # what the user said
-    d: dict[str, int],  # degrees
-    k: Cluster,
+    degrees: dict[str, int],
+    cluster: Cluster,
 ) -> Iterator[Strategy]:
-    "Frameworks, sharding and offload that make sense for the degrees. Offload is for those who have one node."
-    ranks = d["dp"] * d["cp"]
-    alone = d["tp"] == d["pp"] == 1
-    def to(**kw): return replace(base, **(d | kw))
-    if base.zero or base.offload != "none" or base.framework != "fsdp":
-        fixed = (
-            [to()]
-            if alone or base.framework != "fsdp" or base.zero == 3
-            else [to(framework="megatron", zero=min(base.zero, 1))]
-        )
-        yield from fixed
-        return
-    if alone:
-        yield to(zero=0)
-        if ranks > 1:
-            yield from (to(zero=1, framework="deepspeed"), to(zero=2, framework="deepspeed"), to(zero=3))
-            if k.nodes > 1 and ranks % k.per_node == 0 and ranks > k.per_node:
-                yield to(zero=3, shard_group=k.per_node)
-        if k.nodes == 1 and not base.optimizer_in_backward:
-            yield to(zero=2, framework="deepspeed", offload="optimizer")
-            yield to(zero=3, framework="deepspeed", offload="parameters")
-        return
-    if base.lora_rank or base.optimizer_in_backward:
-        yield to(zero=3 if ranks > 1 else 0)
-        return
-    yield to(zero=1 if ranks > 1 else 0, framework="megatron")
-    if ranks > 1: yield to(zero=3)
+    "Frameworks, sharding and offload that make sense for the degrees."
+    def to(**choices: Any) -> Strategy: return replace(base, **degrees, **choices)
 
-# %% ../../nbs/compute/08_planning.ipynb #6b4a04d3
+    ranks = degrees["dp"] * degrees["cp"]
+    if base.zero or base.offload != "none" or base.framework != "fsdp":
+        yield _kept(base, degrees)
+    elif degrees["tp"] == degrees["pp"] == 1:
+        yield from _unsplit(base, degrees, cluster)
+    elif base.lora_rank or base.optimizer_in_backward:
+        yield to(zero=3 if ranks > 1 else 0)
+    else:
+        yield to(zero=1 if ranks > 1 else 0, framework="megatron")
+        if ranks > 1: yield to(zero=3)
+
+# %% ../../nbs/compute/08_planning.ipynb #08ac0004
 #: (active parameters up to, tokens in a batch); the last is Llama 3 405B's for most of its training (arXiv 2407.21783)
 USUAL_BATCH = ((1.0e9, 2**19), (15e9, 2**20), (100e9, 2**22), (math.inf, 2**24))
 #: tokens to which the usual batch may grow so that every rank has a sequence: nobody's dense model was trained with more
@@ -150,16 +163,24 @@ MOST_BATCH = 2**24
 USUAL_ADAPTER_BATCH = 64
 
 def usual_batch(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
     seq_len: int,
 ) -> int:  # sequences
     "The batch of a run of this size."
-    if s.lora_rank: return USUAL_ADAPTER_BATCH
-    return max(1, next(tokens for limit, tokens in USUAL_BATCH if a.active_parameters <= limit) // seq_len)
+    if strategy.lora_rank: return USUAL_ADAPTER_BATCH
+    tokens = next(tokens for limit, tokens in USUAL_BATCH if model.active_parameters <= limit)
+    return max(1, tokens // seq_len)
+
+# %% ../../nbs/compute/08_planning.ipynb #6b4a04d3
+def _sizes(each: float, batch: int, strategy: Strategy, stretch: bool) -> list[int]:
+    "Micro-batches to try of `each` sequences on a rank."
+    exact = not stretch and batch % strategy.dp == 0
+    if exact: return [size for size in divisors(batch // strategy.dp) if size <= 64]
+    return [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= each]
 
 def workloads(
-    s: Strategy,
+    strategy: Strategy,
     seq_len: int,
     batch: int,  # sequences in a step, over all GPUs
     micro_batch: int | None,  # fixed by the user
@@ -167,16 +188,15 @@ def workloads(
 ) -> list[Workload]:
     """Micro-batches to try, smallest first, each with the accumulation that makes the batch:
     exactly the one that was asked for, or about the usual one."""
-    if stretch and batch < s.dp and s.dp * seq_len > MOST_BATCH: return []
-    each = batch / s.dp if not stretch else max(1.0, batch / s.dp)
-    sizes = [micro_batch] if micro_batch else [m for m in (1, 2, 4, 8, 16, 32, 64) if m <= each]
-    if not stretch and not micro_batch and batch % s.dp == 0: sizes = [m for m in divisors(batch // s.dp) if m <= 64]
-    if not stretch: sizes = [m for m in sizes if batch % (s.dp * m) == 0]
-    found = [Workload(seq_len, m, max(1, round(each / m))) for m in sizes]
-    if s.optimizer_in_backward: found = [replace(w, grad_accum=1) for w in found]
-    return found
+    dp = strategy.dp
+    if stretch and batch < dp and dp * seq_len > MOST_BATCH: return []
+    each = max(1.0, batch / dp) if stretch else batch / dp
+    sizes = [micro_batch] if micro_batch else _sizes(each, batch, strategy, stretch)
+    if not stretch: sizes = [size for size in sizes if batch % (dp * size) == 0]
+    found = [Workload(seq_len, size, max(1, round(each / size))) for size in sizes]
+    return [replace(workload, grad_accum=1) for workload in found] if strategy.optimizer_in_backward else found
 
-# %% ../../nbs/compute/08_planning.ipynb #7503fbf2
+# %% ../../nbs/compute/08_planning.ipynb #08ac0005
 @dataclass(frozen=True)
 class Plan:
     "One strategy that fits."
@@ -200,6 +220,7 @@ class Plan:
     co2_kg: float | None = None  # of that energy, at the mean of the U.S. grid
     pareto: bool = False  # no other plan of the table is both faster and cheaper
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac0006
 @dataclass(frozen=True)
 class Rejected:
     "A strategy that was ruled out."
@@ -208,22 +229,22 @@ class Rejected:
     description: str
     why: str
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac0007
 def states_bytes(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> float:
     "A lower bound on what a GPU holds: states only, spread as evenly as can be."
-    if s.lora_rank or s.offload != "none" or s.base_weights: return 0.0
-    r, every = recipe(s), a.parameters / (s.tp * s.pp)
-    here = every - a.parts.expert * (1 - 1 / s.ep) / (s.tp * s.pp)  # experts are dealt out among ranks that share the rest
-    spread = every / s.shards
-    return (
-        r.weight * (spread if s.zero == 3 else here)
-        + r.grad * (spread if s.zero >= 2 else here)
-        + r.optimizer * (spread if s.zero else here)
-    )
+    if strategy.lora_rank or strategy.offload != "none" or strategy.base_weights: return 0.0
+    held, split, zero = recipe(strategy), strategy.tp * strategy.pp, strategy.zero
+    every = model.parameters / split
+    here = every - model.parts.expert * (1 - 1 / strategy.ep) / split  # experts are dealt out among ranks that share the rest
+    spread = every / strategy.shards
+    weights = held.weight * (spread if zero == 3 else here)
+    gradients = held.grad * (spread if zero >= 2 else here)
+    return weights + gradients + held.optimizer * (spread if zero else here)
 
-
+# %% ../../nbs/compute/08_planning.ipynb #08ac0008
 @dataclass(frozen=True)
 class Found:
     "The best workload of a strategy."
@@ -232,60 +253,68 @@ class Found:
     footprint: Footprint
     speed: Throughput
 
+# %% ../../nbs/compute/08_planning.ipynb #7503fbf2
+def _hopeless(model: Architecture, strategy: Strategy, cluster: Cluster, options: Sequence[Workload]) -> str:
+    "Why no workload need be tried, if there is a reason."
+    if not options: return f"the batch cannot be divided among {strategy.dp} data-parallel ranks"
+    if why := refusal(model, strategy, options[0]): return why[0]
+    limit, states = cluster.device.memory_bytes, states_bytes(model, strategy)
+    if states <= limit: return ""
+    return f"parameters, gradients and optimizer alone take {size_text(states)} of {size_text(limit)}"
+
+def _too_much(footprint: Footprint, strategy: Strategy, cluster: Cluster) -> str:
+    "What does not fit on the GPU or the host, if anything."
+    if footprint.fits == "no":
+        most = max(footprint.per_gpu_bytes, key=lambda part: footprint.per_gpu_bytes[part])
+        needed, limit = size_text(footprint.device_bytes.value), size_text(cluster.device.memory_bytes)
+        return f"{needed} of {limit}, most of it {most}"
+    host = footprint.host_bytes * min(cluster.per_node, strategy.gpus)
+    if host <= cluster.host_bytes: return ""
+    return f"the host would need {size_text(host)} of {size_text(cluster.host_bytes)}"
+
+# %% ../../nbs/compute/08_planning.ipynb #08ad000f
 def judge(
-    a: Architecture,
-    s: Strategy,
-    k: Cluster,
+    model: Architecture,
+    strategy: Strategy,
+    cluster: Cluster,
     options: Sequence[Workload],  # smallest first
 ) -> Found | str:  # the fastest that fits, or why none does
     "The fastest workload of a strategy that fits."
-    if not options: return f"the batch cannot be divided among {s.dp} data-parallel ranks"
-    why = refusal(a, s, options[0])
-    if why: return why[0]
-    limit = k.device.memory_bytes
-    states = states_bytes(a, s)
-    if states > limit:
-        return f"parameters, gradients and optimizer alone take {size_text(states)} of {size_text(limit)}"
+    if why := _hopeless(model, strategy, cluster, options): return why
     best: Found | None = None
     said = ""
-    for w in options:
-        if refusal(a, s, w): continue
-        f = estimate(a, s, w, k.device, "device", advice=False)
-        if f.fits == "no":
-            said = said or _too_much(f, limit)
-            break
-        host = f.host_bytes * min(k.per_node, s.gpus)
-        if host > k.host_bytes:
-            said = f"the host would need {size_text(host)} of {size_text(k.host_bytes)}"
-            break
-        found = Found(s, w, f, throughput(a, s, w, k, bounds=False))
+    for workload in options:
+        if refusal(model, strategy, workload): continue
+        footprint = estimate(model, strategy, workload, cluster.device, "device", advice=False)
+        said = _too_much(footprint, strategy, cluster)
+        if said: break
+        speed = throughput(model, strategy, workload, cluster, bounds=False)
+        found = Found(strategy, workload, footprint, speed)
         if best is None or _worth(found, best): best = found
     return best or said or "no workload is possible"
 
-def _too_much(f: Footprint, limit: int) -> str:
-    most = max(f.per_gpu_bytes, key=lambda p: f.per_gpu_bytes[p])
-    return f"{size_text(f.device_bytes.value)} of {size_text(limit)}, most of it {most}"
-
+# %% ../../nbs/compute/08_planning.ipynb #08ac0009
 def _worth(larger: Found, best: Found) -> bool:
     "Whether a larger micro-batch is worth its memory: as sure to fit, and a thousandth faster."
     if best.footprint.fits == "yes" and larger.footprint.fits != "yes": return False
     return larger.speed.tokens_per_second_per_gpu.value > best.speed.tokens_per_second_per_gpu.value * 1.001
 
-# %% ../../nbs/compute/08_planning.ipynb #1fda8819
-def _cells(p: Plan) -> list[Any]:
+# %% ../../nbs/compute/08_planning.ipynb #08ac000a
+def _cells(plan: Plan) -> list[Any]:
     "A row of the table of plans."
     return [
-        p.gpus,
-        p.description,
-        f"{p.workload.micro_batch} × {p.workload.microbatches(p.strategy)}",
-        size_text(p.peak_bytes) + (" tight" if p.fits == "tight" else ""),
-        time_text(p.step_seconds.value),
-        f"{p.tokens_per_second_per_gpu.value:,.0f}",
-        f"{p.mfu:.0%}",
-        time_text(p.hours * 3600) if p.hours is not None else "",
-        usd_text(p.usd) if p.usd is not None else "",
+        plan.gpus,
+        plan.description,
+        f"{plan.workload.micro_batch} × {plan.workload.microbatches(plan.strategy)}",
+        size_text(plan.peak_bytes) + (" tight" if plan.fits == "tight" else ""),
+        time_text(plan.step_seconds.value),
+        f"{plan.tokens_per_second_per_gpu.value:,.0f}",
+        f"{plan.mfu:.0%}",
+        time_text(plan.hours * 3600) if plan.hours is not None else "",
+        usd_text(plan.usd) if plan.usd is not None else "",
     ]
 
+# %% ../../nbs/compute/08_planning.ipynb #1fda8819
 #: columns of the table of plans that a terminal must be wider than this to show
 _NARROW = {"GPUs": 90, "batch": 120, "step": 120, "MFU": 120, "tokens/s/GPU": 70, "cost": 70}
 
@@ -364,9 +393,9 @@ class PlanReport(Result):
 
     def cost_chart(self) -> Chart:
         "Cost (or GPU-hours per million tokens) against time, with the Pareto front."
-        def point(p):  # 1000 s, and GPU-hours, per billion tokens
-            rate = p.tokens_per_second_per_gpu.value
-            return 1e6 / (rate * p.gpus), 1e9 / rate / 3600, p.description
+        def point(plan):  # 1000 s, and GPU-hours, per billion tokens
+            rate = plan.tokens_per_second_per_gpu.value
+            return 1e6 / (rate * plan.gpus), 1e9 / rate / 3600, plan.description
 
         points = [point(p) for p in self.plans]
         front = sorted(point(p) for p in self.plans if p.pareto)
@@ -386,9 +415,8 @@ class PlanReport(Result):
         several = len({p.gpus for p in self.plans}) > 1
         return verdict + self.memory_chart().svg + (self.cost_chart().svg if several else "")
 
-# %% ../../nbs/compute/08_planning.ipynb #e543e46a
+# %% ../../nbs/compute/08_planning.ipynb #08ac000b
 _RECOMPUTE = ("none", "selective", "full")
-
 #: the instance, or instances, for a number of GPUs; None where nobody lists any
 Rates = Callable[[int], Price | float | None]
 
@@ -420,39 +448,43 @@ class Search:
         "So many of these GPUs, in the nodes that were asked for."
         return cluster(self.device, gpus, self.per_node, self.network)
 
-def _candidates(
-    q: Search,
-    k: Cluster,
-) -> Iterator[tuple[Strategy, Found | str]]:
-    "Every strategy with its best activation checkpointing and workload, or the reason against the leanest one."
-    for d in degrees(q.model, k, q.workload.seq_len, q.base):
-        for s in variants(q.base, d, k):
-            options = [q.base.recompute] if q.base.recompute != "none" else _RECOMPUTE
-            best: Found | str = ""
-            for way in options:
-                for v in _virtual(q.model, replace(s, recompute=way)):
-                    tried = workloads(v, q.workload.seq_len, q.batch, q.micro_batch, q.stretch)
-                    found = judge(q.model, v, k, tried)
-                    if isinstance(found, str):
-                        best = best if isinstance(best, Found) else found
-                        continue
-                    if not isinstance(best, Found) or _better(found, best): best = found
-            yield (best.strategy if isinstance(best, Found) else replace(s, recompute=options[-1])), best
+# %% ../../nbs/compute/08_planning.ipynb #e543e46a
+def _best_way(search: Search, cluster: Cluster, strategy: Strategy, options: Sequence[str]) -> Found | str:
+    "The best activation checkpointing, schedule and workload, or the reason against the leanest one."
+    best: Found | str = ""
+    leaner = (replace(strategy, recompute=recompute) for recompute in options)
+    for way in (way for one in leaner for way in _virtual(search.model, one)):
+        tried = workloads(way, search.workload.seq_len, search.batch, search.micro_batch, search.stretch)
+        found = judge(search.model, way, cluster, tried)
+        if not isinstance(best, Found): best = found
+        elif isinstance(found, Found) and _better(found, best): best = found
+    return best
 
-def _virtual(a: Architecture, s: Strategy) -> Iterator[Strategy]:
-    "With a Megatron pipeline also the interleaved schedule: chunks of equal layers, or with the embedding and the head counted as layers."
-    yield s
-    if s.pp == 1 or s.vpp > 1 or s.framework != "megatron" or s.schedule != "1f1b": return
-    layers = a.layers + a.decoder_layers
-    chunks = {total // s.pp for total in (layers, layers + 2) if total % s.pp == 0}
-    yield from (
-        replace(s, vpp=v) for v in range(2, 1 + max(chunks, default=1)) if any(c % v == 0 for c in chunks)
-    )
+def _candidates(search: Search, cluster: Cluster) -> Iterator[tuple[Strategy, Found | str]]:
+    "Every strategy with what was found of it."
+    fixed = search.base.recompute
+    options = [fixed] if fixed != "none" else _RECOMPUTE
+    for split in degrees(search.model, cluster, search.workload.seq_len, search.base):
+        for strategy in variants(search.base, split, cluster):
+            best = _best_way(search, cluster, strategy, options)
+            yield best.strategy if isinstance(best, Found) else replace(strategy, recompute=options[-1]), best
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac000c
+def _virtual(model: Architecture, strategy: Strategy) -> Iterator[Strategy]:
+    """With a Megatron pipeline also the interleaved schedule: chunks of equal layers,
+    or with the embedding and the head counted as layers."""
+    yield strategy
+    pp = strategy.pp
+    if pp == 1 or strategy.vpp > 1 or strategy.framework != "megatron" or strategy.schedule != "1f1b": return
+    layers = model.layers + model.decoder_layers
+    chunks = {total // pp for total in (layers, layers + 2) if total % pp == 0}
+    for stages in range(2, 1 + max(chunks, default=1)):
+        if any(chunk % stages == 0 for chunk in chunks): yield replace(strategy, vpp=stages)
 
-def _better(x: Found, y: Found) -> bool:
-    if (x.footprint.fits == "yes") != (y.footprint.fits == "yes"): return x.footprint.fits == "yes"
-    return x.speed.tokens_per_second_per_gpu.value > y.speed.tokens_per_second_per_gpu.value
+# %% ../../nbs/compute/08_planning.ipynb #08ac000d
+def _better(found: Found, best: Found) -> bool:
+    if (found.footprint.fits == "yes") != (best.footprint.fits == "yes"): return found.footprint.fits == "yes"
+    return found.speed.tokens_per_second_per_gpu.value > best.speed.tokens_per_second_per_gpu.value
 
 # %% ../../nbs/compute/08_planning.ipynb #e932d805
 def _rates(price: Price | float | Rates | None, device: Device) -> Callable[[int], Price | None]:
@@ -463,10 +495,11 @@ def _rates(price: Price | float | Rates | None, device: Device) -> Callable[[int
         return given_price(found, device.name) if isinstance(found, (int, float)) else found
     return rate
 
-def _hosted(k: Cluster, price: Price | None) -> Cluster:
+# %% ../../nbs/compute/08_planning.ipynb #08ac000e
+def _hosted(cluster: Cluster, price: Price | None) -> Cluster:
     "With the host memory of the instance that is paid for, where its list says it."
-    if price is None or price.host_bytes_per_gpu is None: return k
-    return replace(k, host_bytes=int(price.host_bytes_per_gpu * min(k.per_node, k.gpus)))
+    if price is None or price.host_bytes_per_gpu is None: return cluster
+    return replace(cluster, host_bytes=int(price.host_bytes_per_gpu * min(cluster.per_node, cluster.gpus)))
 
 # %% ../../nbs/compute/08_planning.ipynb #aebab3a4
 def plan(
@@ -503,27 +536,28 @@ def plan(
         raise BadInput(why, "Use degrees whose product divides the GPUs, or leave them to the search")
     return _report(q, found, ruled)
 
-def _searched(q: Search) -> tuple[list[Found], list[Rejected]]:
+# %% ../../nbs/compute/08_planning.ipynb #08ac000f
+def _searched(search: Search) -> tuple[list[Found], list[Rejected]]:
     "What fits, and what does not, over all numbers of GPUs that are worth a try."
     found: list[Found] = []
     ruled: list[Rejected] = []
-    for count in _counts(q.gpus, q.minimize, q.base):
-        for s, result in _candidates(q, _hosted(q.cluster(count), q.rates(count))):
+    for count in _counts(search.gpus, search.minimize, search.base):
+        for s, result in _candidates(search, _hosted(search.cluster(count), search.rates(count))):
             if isinstance(result, str): ruled.append(Rejected(s, rung(s), describe(s), result))
             else: found.append(result)
-        if (q.gpus is None or q.minimize == "gpus") and _enough(found, count): break
+        if (search.gpus is None or search.minimize == "gpus") and _enough(found, count): break
     return found, ruled
 
-
+# %% ../../nbs/compute/08_planning.ipynb #08ac0010
 def _askable(
-    a: Architecture,
+    model: Architecture,
     base: Strategy,
     minimize: str,
     tokens: int | None,
     price: Price | None,
     budget: float | None,
 ) -> None:
-    if a.kind == "states":
+    if model.kind == "states":
         raise BadInput(
             "a number of parameters cannot be planned", "Name a model: its configuration is enough"
         )
@@ -541,14 +575,14 @@ def _askable(
     if tokens is not None and tokens < 1:
         raise BadInput(f"a run of {tokens} tokens cannot be planned", "Give at least one token")
 
-
+# %% ../../nbs/compute/08_planning.ipynb #08ac0011
 def _given(base: Strategy) -> str:
     return (
         ", ".join(f"{k} {getattr(base, k)}" for k in ("dp", "tp", "pp", "cp", "ep") if getattr(base, k) > 1)
         or "anything"
     )
 
-
+# %% ../../nbs/compute/08_planning.ipynb #08ac0012
 def _counts(gpus: int | None, minimize: str, base: Strategy) -> list[int]:
     "Numbers of GPUs to try: the given one, or ascending powers of two."
     if gpus is not None and minimize == "time": return [gpus]
@@ -557,72 +591,77 @@ def _counts(gpus: int | None, minimize: str, base: Strategy) -> list[int]:
     steps = [least * 2**i for i in range(13) if least * 2**i < top]
     return [*steps, top] if gpus else steps
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac0013
 #: seconds of the longest step that the smallest number of GPUs may take: 1,000 steps would be a week
 LONGEST_STEP = 600.0
 
-def _bearable(f: Found) -> bool:
+def _bearable(found: Found) -> bool:
     "Whether a step ends while somebody waits. With fewer GPUs a run fits sooner than it makes sense."
-    return f.speed.step_seconds.value <= LONGEST_STEP
+    return found.speed.step_seconds.value <= LONGEST_STEP
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac0014
 def _enough(found: Sequence[Found], count: int) -> bool:
     "Whether no larger number of GPUs need be tried: one plan surely fits and is bearable, or 64 times the GPUs did not help."
     if any(f.footprint.fits == "yes" and _bearable(f) for f in found): return True
     return bool(found) and count >= 64 * min(f.strategy.gpus for f in found)
 
-# %% ../../nbs/compute/08_planning.ipynb #fda483f0
+# %% ../../nbs/compute/08_planning.ipynb #08ac0015
 def _report(
-    q: Search,
+    search: Search,
     found: list[Found],
     ruled: list[Rejected],
 ) -> PlanReport:
     "What was found, ranked, priced and explained."
-    ranked = _ranked(found, q.base, q.minimize)
-    plans = [_plan(q, f, full=i < q.most) for i, f in enumerate(ranked)]
+    ranked = _ranked(found, search.base, search.minimize)
+    plans = [_plan(search, f, full=i < search.most) for i, f in enumerate(ranked)]
     least = min((p.usd for p in plans if p.usd is not None), default=None)
-    plans, over = _within(plans, q.budget)
+    plans, over = _within(plans, search.budget)
     rejected = sorted(ruled + over, key=lambda r: (LADDER.index(r.rung), r.strategy.pp, r.strategy.tp))
     simplest = _simplest(plans)
-    count = plans[0].gpus if plans else q.gpus or max(r.strategy.gpus for r in rejected)
-    advice = _savings(q.base) if not plans and least is not None else _advice(q, count, plans, rejected, simplest)
-    shown = _starred(plans[: q.most])
+    count = plans[0].gpus if plans else search.gpus or max(r.strategy.gpus for r in rejected)
+    advice = _savings(search.base) if not plans and least is not None else _advice(search, count, plans, rejected, simplest)
+    shown = _starred(plans[: search.most])
     return PlanReport(
-        model=q.model.name,
-        parameters=q.model.parameters,
-        gpu=q.device.name,
+        model=search.model.name,
+        parameters=search.model.parameters,
+        gpu=search.device.name,
         gpus=count,
-        memory_bytes=q.device.memory_bytes,
-        minimize=q.minimize,
-        tokens=q.tokens,
-        batch=q.batch,
-        best=_headline(shown, q.minimize),
+        memory_bytes=search.device.memory_bytes,
+        minimize=search.minimize,
+        tokens=search.tokens,
+        batch=search.batch,
+        best=_headline(shown, search.minimize),
         simplest=simplest,
         plans=shown,
         rejected=rejected[:60],
         advice=advice,
         considered=len(found) + len(ruled),
-        assumptions=_assumptions(q, q.rates(count), found),
-        flops_convention=convention(q.base),
+        assumptions=_assumptions(search, search.rates(count), found),
+        flops_convention=convention(search.base),
         cheapest_usd=None if plans else least,
     )
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac0016
 def _within(plans: list[Plan], budget: float | None) -> tuple[list[Plan], list[Rejected]]:
     "Plans that keep to the budget, and those that do not."
-    def costs_too_much(p): return budget is not None and p.usd is not None and p.usd > budget
+    def costs_too_much(plan): return budget is not None and plan.usd is not None and plan.usd > budget
     why = f"more than the budget of {usd_text(budget)}" if budget is not None else ""
     over = [Rejected(p.strategy, p.rung, p.description, f"costs {usd_text(p.usd or 0)}, {why}")
             for p in plans if costs_too_much(p)]
     return [p for p in plans if not costs_too_much(p)], over
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac0017
 def _simplest(plans: Sequence[Plan]) -> Plan | None:
     "The plan lowest on the ladder that surely fits; where none does, the first."
-    def simple(p): return LADDER.index(p.rung), p.gpus, -p.tokens_per_second_per_gpu.value
+    def simple(plan): return LADDER.index(plan.rung), plan.gpus, -plan.tokens_per_second_per_gpu.value
     return min((p for p in plans if p.fits == "yes"), key=simple, default=plans[0] if plans else None)
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac0018
 def _starred(plans: Sequence[Plan]) -> list[Plan]:
     "The same plans; those on the Pareto front of time and money (GPU-hours where there is no price) are marked."
-    def spent(p):
-        rate = p.tokens_per_second_per_gpu.value
-        return 1 / (rate * p.gpus), (p.usd if p.usd is not None else 1 / rate)
+    def spent(plan):
+        rate = plan.tokens_per_second_per_gpu.value
+        return 1 / (rate * plan.gpus), (plan.usd if plan.usd is not None else 1 / rate)
 
     marked: dict[int, bool] = {}
     least = math.inf
@@ -631,6 +670,9 @@ def _starred(plans: Sequence[Plan]) -> list[Plan]:
         least = min(least, spent(plans[i])[1])
     return [replace(p, pareto=marked[i]) for i, p in enumerate(plans)]
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac0019
+#: activation checkpointing by how little has to be set up
+_EFFORT = {"none": 0, "selective": 1, "full": 2}
 #: how much slower (or more expensive) than the first a plan may be and still be preferred for being simpler
 NEAR = 0.10
 
@@ -638,14 +680,14 @@ def _headline(plans: Sequence[Plan], minimize: str) -> int | None:
     "Index of the simplest plan within `NEAR` of the first: as sure to fit, offloaded only where the first is."
     if not plans: return None
     first = plans[0]
-    def worth(p): return p.tokens_per_second_per_gpu.value * (p.gpus if minimize == "time" else 1)
-    def near(p):
-        if minimize == "gpus" and p.gpus != first.gpus: return False
-        sure = p.fits == first.fits or p.fits == "yes"
+    def worth(plan): return plan.tokens_per_second_per_gpu.value * (plan.gpus if minimize == "time" else 1)
+    def near(plan):
+        if minimize == "gpus" and plan.gpus != first.gpus: return False
+        sure = plan.fits == first.fits or plan.fits == "yes"
         return (
             sure
-            and (p.strategy.offload == "none" or first.strategy.offload != "none")
-            and worth(p) >= (1 - NEAR) * worth(first)
+            and (plan.strategy.offload == "none" or first.strategy.offload != "none")
+            and worth(plan) >= (1 - NEAR) * worth(first)
         )
 
     close = [i for i, p in enumerate(plans) if near(p)]
@@ -659,59 +701,58 @@ def _headline(plans: Sequence[Plan], minimize: str) -> int | None:
         ),
     )
 
-
-#: activation checkpointing by how little has to be set up
-_EFFORT = {"none": 0, "selective": 1, "full": 2}
-
+# %% ../../nbs/compute/08_planning.ipynb #08ac001a
 def _ranked(found: Sequence[Found], base: Strategy, minimize: str) -> list[Found]:
     "What surely fits and is not offloaded first, then by what is asked for, then the simpler one."
-    def speed(f): return f.speed.tokens_per_second_per_gpu.value
+    def speed(found): return found.speed.tokens_per_second_per_gpu.value
     keys = {"time": lambda f: -round(speed(f) * f.strategy.gpus, 3), "cost": lambda f: -round(speed(f), 3),
             "gpus": lambda f: (not _bearable(f), f.strategy.gpus, -round(speed(f), 3))}
 
-    def key(f):
+    def key(found):
         return (
-            f.footprint.fits != "yes",
-            f.strategy.offload != base.offload,
-            keys[minimize](f),
-            LADDER.index(rung(f.strategy)),
+            found.footprint.fits != "yes",
+            found.strategy.offload != base.offload,
+            keys[minimize](found),
+            LADDER.index(rung(found.strategy)),
         )
 
     return sorted(found, key=key)
 
+# %% ../../nbs/compute/08_planning.ipynb #fda483f0
 def _plan(
-    q: Search,
-    f: Found,
+    search: Search,
+    found: Found,
     full: bool,  # with the range, which takes longer
 ) -> Plan:
     "A strategy that fits, with its time, its bill and its energy."
-    t = throughput(q.model, f.strategy, f.workload, q.cluster(f.strategy.gpus)) if full else f.speed
-    step = t.step_seconds.map(lambda seconds: seconds * q.measured_share)
-    hours = math.ceil(q.tokens / t.tokens_per_step) * step.value / 3600 if q.tokens else None
-    price, watts, gpus = q.rates(f.strategy.gpus), q.device.watts, f.strategy.gpus
+    t = throughput(search.model, found.strategy, found.workload, search.cluster(found.strategy.gpus)) if full else found.speed
+    step = t.step_seconds.map(lambda seconds: seconds * search.measured_share)
+    hours = math.ceil(search.tokens / t.tokens_per_step) * step.value / 3600 if search.tokens else None
+    price, watts, gpus = search.rates(found.strategy.gpus), search.device.watts, found.strategy.gpus
     kwh = energy_kwh(watts, gpus, hours) if hours is not None and watts else None
-    held = f.footprint.device_bytes
+    held = found.footprint.device_bytes
     return Plan(
-        strategy=f.strategy,
-        workload=f.workload,
-        rung=rung(f.strategy),
-        description=describe(f.strategy),
+        strategy=found.strategy,
+        workload=found.workload,
+        rung=rung(found.strategy),
+        description=describe(found.strategy),
         gpus=gpus,
-        fits=str(f.footprint.fits),
+        fits=str(found.footprint.fits),
         peak_bytes=int(held.value),
         peak_range=[int(held.low), int(held.high)],
-        host_bytes=f.footprint.host_bytes,
+        host_bytes=found.footprint.host_bytes,
         step_seconds=step,
-        tokens_per_second_per_gpu=t.tokens_per_second_per_gpu.map(lambda rate: rate / q.measured_share),
+        tokens_per_second_per_gpu=t.tokens_per_second_per_gpu.map(lambda rate: rate / search.measured_share),
         tokens_per_step=t.tokens_per_step,
-        mfu=t.mfu / q.measured_share,
+        mfu=t.mfu / search.measured_share,
         hours=hours,
         usd=hours * gpus * price.usd_per_gpu_hour if hours is not None and price else None,
-        why=_why(f, t),
+        why=_why(found, t),
         kwh=kwh,
         co2_kg=kwh * CO2_KG_PER_KWH if kwh is not None else None,
     )
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac001b
 _WASTE = {
     "tensor": "tensor-parallel communication",
     "data": "data-parallel communication",
@@ -721,66 +762,66 @@ _WASTE = {
     "host": "waiting for the host",
 }
 
-def _why(f: Found, t: Throughput) -> str:
+def _why(found: Found, speed: Throughput) -> str:
     "What is good about it, and what it loses time with."
-    waste = {k: v for k, v in t.spent_seconds.items() if k in _WASTE}
+    waste = {k: v for k, v in speed.spent_seconds.items() if k in _WASTE}
     lost = max(waste, key=lambda k: waste[k]) if waste else ""
-    loss = f"; {waste[lost] / t.step_seconds.value:.0%} of a step is {_WASTE[lost]}" if lost else ""
-    return f"{'fits' if f.footprint.fits == 'yes' else 'may fit'} with {size_text(f.footprint.device_bytes.value)}{loss}"
+    loss = f"; {waste[lost] / speed.step_seconds.value:.0%} of a step is {_WASTE[lost]}" if lost else ""
+    return f"{'fits' if found.footprint.fits == 'yes' else 'may fit'} with {size_text(found.footprint.device_bytes.value)}{loss}"
 
-
-def _assumptions(q: Search, price: Price | None, found: Sequence[Found]) -> list[str]:
+# %% ../../nbs/compute/08_planning.ipynb #08ac001c
+def _assumptions(search: Search, price: Price | None, found: Sequence[Found]) -> list[str]:
     size = (
-        f"A step holds {count_of(q.batch, 'sequence')} of {q.workload.seq_len} tokens, "
+        f"A step holds {count_of(search.batch, 'sequence')} of {search.workload.seq_len} tokens, "
         "or one per data-parallel rank where there are more ranks"
     )
-    notes = [size, f"{q.base.precision}, {q.base.optimizer}"]
-    if q.measured_share != 1:
-        notes.append(f"Calibrated: a measured step took {q.measured_share:.2f} times the estimate, and so does every step here")
+    notes = [size, f"{search.base.precision}, {search.base.optimizer}"]
+    if search.measured_share != 1:
+        notes.append(f"Calibrated: a measured step took {search.measured_share:.2f} times the estimate, and so does every step here")
     if price:
         notes.append(
             f"Price: {usd_text(price.usd_per_gpu_hour)} per GPU-hour ({price.cloud} {price.instance}; {price.source})"
         )
     return notes + (found[0].speed.assumptions[:3] if found else [])
 
+# %% ../../nbs/compute/08_planning.ipynb #08ad001b
+def _alone_advice(gpus: int) -> str:
+    "What to do where one GPU would do."
+    if gpus == 1: return "It fits on one GPU: that is all you need"
+    others = f"use the other {gpus - 1} for more experiments in parallel (trivial parallelism)"
+    return f"It fits on one GPU: start there, and {others}; nothing is faster to set up"
+
 # %% ../../nbs/compute/08_planning.ipynb #b6c463df
+def _ladder_advice(plans: Sequence[Plan], ruled: Sequence[Rejected]) -> Iterator[str]:
+    "The best of each step of the ladder, or why none fits."
+    for step in LADDER[1:]:
+        fit = [plan for plan in plans if plan.rung == step]
+        best = max(fit, key=lambda plan: plan.tokens_per_second_per_gpu.value, default=None)
+        if best: yield _sentence(step, best, plans[0])
+        else: yield from [f"{_CAPITAL[step]}: does not fit: {rejected.why}" for rejected in ruled if rejected.rung == step][:1]
+
+def _simplest_advice(first: Plan, simplest: Plan) -> str:
+    rate = simplest.tokens_per_second_per_gpu.value * simplest.gpus
+    gain = first.tokens_per_second_per_gpu.value * first.gpus / rate - 1
+    faster = f"; {first.description} is {gain:.0%} faster"
+    other = faster if gain > 0.005 else ", and nothing is faster by more than half a percent"
+    return f"The simplest that fits is {simplest.description}{other}"
+
 def _advice(
-    q: Search,
+    search: Search,
     gpus: int,
     plans: Sequence[Plan],
     ruled: Sequence[Rejected],
     simplest: Plan | None,
 ) -> list[str]:
     "What to try, in the order in which people should try it."
-    said = []
-    if not plans: return _ways_out(q.base, q.workload)
-    alone = _single(q.model, plans, q.device)
-    if alone and gpus > 1:
-        said.append(
-            f"It fits on one GPU: start there, and use the other {gpus - 1} for more experiments in parallel (trivial parallelism); "
-            "nothing is faster to set up"
-        )
-    elif alone: said.append("It fits on one GPU: that is all you need")
-    for step in LADDER[1:]:
-        fit = [p for p in plans if p.rung == step]
-        if fit:
-            said.append(_sentence(step, max(fit, key=lambda p: p.tokens_per_second_per_gpu.value), plans[0]))
-        else: said += [f"{_CAPITAL[step]}: does not fit: {r.why}" for r in ruled if r.rung == step][:1]
-    if simplest and simplest is not plans[0]:
-        gain = (
-            plans[0].tokens_per_second_per_gpu.value
-            * plans[0].gpus
-            / (simplest.tokens_per_second_per_gpu.value * simplest.gpus)
-            - 1
-        )
-        other = (
-            f"; {plans[0].description} is {gain:.0%} faster"
-            if gain > 0.005
-            else ", and nothing is faster by more than half a percent"
-        )
-        said.append(f"The simplest that fits is {simplest.description}{other}")
+    if not plans: return _ways_out(search.base, search.workload)
+    said = [_alone_advice(gpus)] if _single(search.model, plans, search.device) else []
+    said += _ladder_advice(plans, ruled)
+    if simplest and simplest is not plans[0]: said.append(_simplest_advice(plans[0], simplest))
     return said
 
+# %% ../../nbs/compute/08_planning.ipynb #08ac001d
 _CAPITAL = {
     "data parallel": "Data parallel (DDP)",
     "ZeRO": "ZeRO-1 or -2",
@@ -791,15 +832,16 @@ _CAPITAL = {
     "3D parallel": "3D parallelism",
 }
 
-def _sentence(step: str, p: Plan, best: Plan) -> str:
-    share = p.tokens_per_second_per_gpu.value * p.gpus / (best.tokens_per_second_per_gpu.value * best.gpus)
-    verb = "fits" if p.fits == "yes" else "may fit"
+def _sentence(step: str, plan: Plan, best: Plan) -> str:
+    share = plan.tokens_per_second_per_gpu.value * plan.gpus / (best.tokens_per_second_per_gpu.value * best.gpus)
+    verb = "fits" if plan.fits == "yes" else "may fit"
     rate = (
-        f"{p.tokens_per_second_per_gpu.value:,.0f} tokens/s on each GPU, {share:.0%} of the best throughput"
+        f"{plan.tokens_per_second_per_gpu.value:,.0f} tokens/s on each GPU, {share:.0%} of the best throughput"
     )
-    return f"{_CAPITAL[step]}: {verb} ({p.description}, {size_text(p.peak_bytes)}, {rate})"
+    return f"{_CAPITAL[step]}: {verb} ({plan.description}, {size_text(plan.peak_bytes)}, {rate})"
 
-def _single(a: Architecture, plans: Sequence[Plan], device: Device) -> bool:
+# %% ../../nbs/compute/08_planning.ipynb #08ac001e
+def _single(model: Architecture, plans: Sequence[Plan], device: Device) -> bool:
     "Whether one GPU would do, without offload, as the plans are trained."
     s = replace(
         plans[0].strategy,
@@ -818,27 +860,28 @@ def _single(a: Architecture, plans: Sequence[Plan], device: Device) -> bool:
         async_tp=False,
     )
     w = replace(plans[0].workload, micro_batch=1)
-    if states_bytes(a, s) > device.memory_bytes or refusal(a, s, w): return False
-    return estimate(a, s, w, device, "device", advice=False).fits == "yes"
+    if states_bytes(model, s) > device.memory_bytes or refusal(model, s, w): return False
+    return estimate(model, s, w, device, "device", advice=False).fits == "yes"
 
-def _savings(s: Strategy) -> list[str]:
+# %% ../../nbs/compute/08_planning.ipynb #08ac001f
+def _savings(strategy: Strategy) -> list[str]:
     "What makes a run cheaper."
     return [
         "Rank by cost: --minimize cost also looks at fewer GPUs, which wait less for each other",
         "Compare other GPUs: the cheapest hour is seldom the cheapest run",
         "Take spot prices (--spot), or a list of your own (--prices)",
-        "Train on fewer tokens (--tokens)" + ("" if s.lora_rank else ", or adapters only (--lora-rank 16)"),
+        "Train on fewer tokens (--tokens)" + ("" if strategy.lora_rank else ", or adapters only (--lora-rank 16)"),
     ]
 
-
-def _ways_out(s: Strategy, w: Workload) -> list[str]:
+# %% ../../nbs/compute/08_planning.ipynb #08ac0020
+def _ways_out(strategy: Strategy, workload: Workload) -> list[str]:
     "What may make it fit, of what is not done already."
     ways = ["Use more GPUs: fsdl-devinfra plan without --gpus finds the smallest number that does"]
-    if not s.lora_rank:
+    if not strategy.lora_rank:
         ways.append("Train adapters only (--lora-rank 16), with a quantised base (--base-weights nf4)")
-    elif not s.base_weights: ways.append("Quantise the frozen base (--base-weights nf4)")
+    elif not strategy.base_weights: ways.append("Quantise the frozen base (--base-weights nf4)")
     ways.append("Use a GPU with more memory")
-    shorter = [f"a shorter sequence (--seq-len {w.seq_len // 2})"] * (w.seq_len > 512) + [
+    shorter = [f"a shorter sequence (--seq-len {workload.seq_len // 2})"] * (workload.seq_len > 512) + [
         "a fused loss (--loss fused)"
-    ] * (s.loss != "fused")
+    ] * (strategy.loss != "fused")
     return ways + ([f"Use {' or '.join(shorter)}"] if shorter else [])

@@ -296,12 +296,12 @@ def cheapest(
     rented = [_rented(p, gpus) for p in own if p.gpus >= node]
     return min(rented, key=lambda p: (p.usd_per_hour, p.cloud, p.instance))
 
-def _rented(p: Price, gpus: int) -> Price:
+def _rented(price: Price, gpus: int) -> Price:
     "Enough instances for `gpus` GPUs, as one price of that many."
-    count = -(-gpus // p.gpus)
-    if count * p.gpus == gpus and count == 1: return p
-    spare = count * p.gpus - gpus
+    count = -(-gpus // price.gpus)
+    if count * price.gpus == gpus and count == 1: return price
+    spare = count * price.gpus - gpus
     idle = f", {count_of(spare, 'GPU')} idle" if spare else ""
     return replace(
-        p, instance=f"{count} × {p.instance}{idle}", gpus=gpus, usd_per_hour=count * p.usd_per_hour
+        price, instance=f"{count} × {price.instance}{idle}", gpus=gpus, usd_per_hour=count * price.usd_per_hour
     )

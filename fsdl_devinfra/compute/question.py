@@ -70,23 +70,23 @@ class Answer:
 
 
 def answered(
-    q: Question,
+    question: Question,
 ) -> Answer:
     "Plan what was asked. Raises `CheckError`."
-    device, a = find_device(q.gpu), model_named(q.model)
-    price = q.usd_per_gpu_hour or cheapest(shipped_prices().prices, device, q.gpus)
-    base = Strategy(precision=q.precision, lora_rank=16 if q.adapters else None)
-    tokens = parse_count(q.tokens) if q.tokens.strip() else None
+    device, a = find_device(question.gpu), model_named(question.model)
+    price = question.usd_per_gpu_hour or cheapest(shipped_prices().prices, device, question.gpus)
+    base = Strategy(precision=question.precision, lora_rank=16 if question.adapters else None)
+    tokens = parse_count(question.tokens) if question.tokens.strip() else None
     return Answer(
         a,
         plan(
             a,
             device,
-            q.gpus,
+            question.gpus,
             base,
-            default_workload(a, seq_len=q.seq_len),
+            default_workload(a, seq_len=question.seq_len),
             tokens,
             price=price,
-            batch=q.batch or None,
+            batch=question.batch or None,
         ),
     )

@@ -81,18 +81,17 @@ def best_shape(
 ) -> float:  # share of the dense peak
     "What the best shape reaches."
     other = BEST_SHAPE_NEW if is_new(device) else BEST_SHAPE_OLD
-    row = next((v for k, v in BEST_SHAPE.items() if device.name.startswith(k + "-")), other)
+    row = next((shares for chip, shares in BEST_SHAPE.items() if device.name.startswith(chip + "-")), other)
     return (row[1] if eight_bit else row[0]) or row[0]
 
 def is_new(
     device: Device,
 ) -> bool:
-    "Whether a chip is of the Hopper generation or later: those whose arithmetic outran their memory and software. GeForce never did."
-    return not device.name.startswith("RTX") and (
-        device.fp8 is not None or device.name.startswith(("TPU-v6", "MI3"))
-    )
+    "Whether a chip is of the Hopper generation or later: arithmetic outran memory and software. GeForce never did."
+    if device.name.startswith("RTX"): return False
+    return device.fp8 is not None or device.name.startswith(("TPU-v6", "MI3"))
 
-# %% ../../nbs/compute/04_throughput.ipynb #7efa23e1
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0002
 def precision_used(
     precision: str,
     device: Device,
@@ -100,23 +99,29 @@ def precision_used(
     "The precision that the chip can run: fp16 in place of bf16 where it has no bf16 units."
     if device.bf16 is None and precision.startswith("bf16"): return "fp16-mixed"
     if precision in NARROW and not device.fp8:
-        raise BadInput(
-            f"{device.name} has no 8-bit floating point units", "Use bf16-mixed, or an H100 or newer"
-        )
+        hint = "Use bf16-mixed, or an H100 or newer"
+        raise BadInput(f"{device.name} has no 8-bit floating point units", hint)
     if precision in ("mxfp8-mixed", "nvfp4-mixed") and not scales_blocks(device):
-        raise BadInput(
-            f"{device.name} has no units for block-scaled values", "Use fp8-mixed, or a B200 or newer"
-        )
+        hint = "Use fp8-mixed, or a B200 or newer"
+        raise BadInput(f"{device.name} has no units for block-scaled values", hint)
     return precision
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0003
 #: dense fp4 over dense fp8 of Blackwell (NVIDIA HGX B200 data sheet: 9 and 4.5 PFLOP/s)
 FP4_OVER_FP8 = 2.0
 
 def scales_blocks(
     device: Device,
 ) -> bool:
-    "Whether matrix units scale blocks of values, as MXFP8 and NVFP4 need: Blackwell and later, and AMD's fourth generation."
+    "Whether matrix units scale blocks of values, as MXFP8 and NVFP4 need: Blackwell and later, AMD's fourth generation."
     return device.name.startswith(("RTX-5", "RTX-PRO")) or (device.fp8 or 0) >= 3000
+
+# %% ../../nbs/compute/04_throughput.ipynb #7efa23e1
+def _units(used: str) -> str:
+    "The column of the device table for a precision."
+    if used == "fp32": return "fp32"
+    if used in NARROW: return "fp8"
+    return "bf16" if used.startswith("bf16") else "fp16"
 
 def peak_flops(
     precision: str,
@@ -124,33 +129,25 @@ def peak_flops(
 ) -> float:  # FLOP/s
     "Dense peak of the matrix products in this precision."
     used = precision_used(precision, device)
-    kind = (
-        "fp32"
-        if used == "fp32"
-        else "fp8"
-        if used in NARROW
-        else "bf16"
-        if used.startswith("bf16")
-        else "fp16"
-    )
+    kind = _units(used)
     rate = getattr(device, kind) or (device.bf16 if kind == "fp16" else None)
     other = "bf16-mixed" if kind == "fp32" else "fp32"
     if not rate: raise BadInput(f"{device.name} has no known {kind} rate", f"Use --precision {other}")
     return rate * 1e12 * (FP4_OVER_FP8 if used == "nvfp4-mixed" else 1.0)
 
-# %% ../../nbs/compute/04_throughput.ipynb #ad563c09
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0006
 @dataclass(frozen=True)
 class Chip:
-    "Achievable rates: FLOP/s of products, of products outside fp8, of attention; bytes/s of memory; element width; seconds a kernel."
+    "Rates that a model achieves on a chip."
+    products: float  # FLOP/s
+    plain: float  # FLOP/s of products outside fp8
+    attention: float  # FLOP/s
+    bandwidth: float  # bytes/s of memory
+    width: int  # bytes of an element
+    kernel: float  # seconds to launch one
+    experts: float = 1.0  # of the rate of products, where they are one of many experts'
 
-    products: float
-    plain: float
-    attention: float
-    bandwidth: float
-    width: int
-    kernel: float
-    experts: float = 1.0
-
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0007
 #: stacks with attention and casts of Hopper's age: cuDNN or FlashAttention-3, casts where a norm writes anyway
 FUSED_KERNELS = ("te", "megatron", "jax")
 #: stacks that join small kernels and so launch a third of them: Inductor and XLA. Megatron's compiled functions join
@@ -159,48 +156,56 @@ JOINED_KERNELS = ("compile", "jax")
 
 def chip_share(
     device: Device,
-    s: Strategy,
+    strategy: Strategy,
     rates: Rates,
 ) -> float:
     "Share of the best shape's rate that a model holds."
     if not is_new(device): return rates.sustained
-    return rates.sustained_fused if s.software in FUSED_KERNELS else rates.sustained_new
+    return rates.sustained_fused if strategy.software in FUSED_KERNELS else rates.sustained_new
+
+# %% ../../nbs/compute/04_throughput.ipynb #ad563c09
+def _attention_share(device: Device, strategy: Strategy, head_dim: int, seq_len: int, rates: Rates) -> float:
+    "Share of the dense peak that the attention core reaches."
+    kernel = rates.attention
+    if is_new(device):
+        kernel = rates.attention_fused if strategy.software in FUSED_KERNELS else rates.attention_new
+    return kernel * (1.0 if head_dim > 64 else SMALL_HEADS) * seq_len / (seq_len + HALF_SPEED)
 
 def chip(
     device: Device,
-    s: Strategy,
+    strategy: Strategy,
     head_dim: int,
     seq_len: int,
     rates: Rates,
 ) -> Chip:
     "Peak rates times the shares that `rates` says."
-    fused, held = is_new(device) and s.software in FUSED_KERNELS, chip_share(device, s, rates)
-    kernel = rates.attention_fused if fused else rates.attention_new if is_new(device) else rates.attention
-    base = "bf16-mixed" if s.precision in NARROW else s.precision
+    held, narrow = chip_share(device, strategy, rates), strategy.precision in NARROW
+    base = "bf16-mixed" if narrow else strategy.precision
     plain = peak_flops(base, device) * best_shape(device) * held
-    products = (
-        peak_flops(s.precision, device) * best_shape(device, True) * held if s.precision in NARROW else plain
+    core = peak_flops(base, device) * _attention_share(device, strategy, head_dim, seq_len, rates)
+    return Chip(
+        products=peak_flops(strategy.precision, device) * best_shape(device, True) * held if narrow else plain,
+        plain=plain,
+        attention=min(core, plain),
+        bandwidth=device.bandwidth * 1e9 * rates.bandwidth,
+        width=4 if strategy.precision == "fp32" else 2,
+        kernel=rates.kernel / (3 if strategy.software in JOINED_KERNELS else 1),
+        experts=rates.experts,
     )
-    core = kernel * (1.0 if head_dim > 64 else SMALL_HEADS) * seq_len / (seq_len + HALF_SPEED)
-    attention = min(peak_flops(base, device) * core, plain)
-    memory, width = device.bandwidth * 1e9 * rates.bandwidth, 4 if s.precision == "fp32" else 2
-    launch = rates.kernel / (3 if s.software in JOINED_KERNELS else 1)
-    return Chip(products, plain, attention, memory, width, launch, rates.experts)
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab000a
 def product_seconds(
     tokens: float,
     inner: float,
     outer: float,
     flops: float,  # FLOP/s
-    c: Chip,
+    gpu: Chip,
 ) -> float:
     "One product of `tokens` × `inner` × `outer`."
-    return (
-        2 * tokens * inner * outer / flops
-        + c.width * (tokens * inner + inner * outer + tokens * outer) / c.bandwidth
-    )
+    operands = tokens * inner + inner * outer + tokens * outer
+    return 2 * tokens * inner * outer / flops + gpu.width * operands / gpu.bandwidth
 
-# %% ../../nbs/compute/04_throughput.ipynb #cac49680
+# %% ../../nbs/compute/04_throughput.ipynb #04ab000c
 @dataclass(frozen=True)
 class Pass:
     "Seconds of one layer, or of one micro-batch, by kind of work."
@@ -212,102 +217,126 @@ class Pass:
     @property
     def total(self) -> float: return self.products + self.attention + self.elementwise + self.host
 
-    def __add__(self, other: "Pass") -> "Pass":
-        return Pass(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
+    def __add__(self, other: Pass) -> Pass:
+        return Pass(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values())))
 
-    def __mul__(self, times: float) -> "Pass": return Pass(*(v * times for v in vars(self).values()))
+    def __mul__(self, times: float) -> Pass: return Pass(*(seconds * times for seconds in vars(self).values()))
 
+# %% ../../nbs/compute/04_throughput.ipynb #cac49680
 #: what fp8 adds: two casts of every product's input and gradient (read 2 bytes, write 1, and the transpose), bytes an element;
 #: Transformer Engine casts where a norm or an activation writes anyway, which leaves the transpose
 CAST_BYTES, CAST_BYTES_FUSED = 8, 2
 
+def _products_pass(model: Architecture, strategy: Strategy, tokens: float, gpu: Chip) -> tuple[float, float]:
+    "Products, forward and backward: there one for the input and, unless it is frozen, one for the weight."
+    scale, again = product_scale(model), 1 if strategy.lora_rank is not None else 2
+    forward = backward = 0.0
+    for inner, outer, times in layer_products(model, strategy.tp):
+        rate = gpu.products * (gpu.experts if times > 1 else 1.0)
+        one = product_seconds(tokens * times, inner, outer, rate, gpu)
+        forward += one * scale
+        backward += one * scale * again
+    return forward, backward
+
 def layer_pass(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    c: Chip,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    gpu: Chip,
 ) -> tuple[Pass, Pass]:  # forward, backward
     "Seconds of one layer for one micro-batch on one GPU."
-    tokens, scale = w.micro_batch * w.seq_len / s.cp, product_scale(a)
-    frozen = s.lora_rank is not None
-    fp = bp = 0.0
-    for inner, outer, times in layer_products(a, s.tp):
-        rate = c.products * (c.experts if times > 1 else 1.0)
-        one = product_seconds(tokens * times, inner, outer, rate, c)
-        fp += one * scale
-        bp += one * scale * (1 if frozen else 2)
-    fa, ba = _attention_pass(a, s, w, c)
-    fe, be = (bytes_moved / c.bandwidth for bytes_moved in _small_bytes(a, s, tokens, c.width))
-    if s.base_weights: fe, be = fe + _unpack_seconds(a, s, c), be + _unpack_seconds(a, s, c)
-    least = host_kernels(a, s)
-    return _host_bound(Pass(fp, fa, fe), least[0] * c.kernel), _host_bound(
-        Pass(bp, ba, be), least[1] * c.kernel
-    )
+    tokens = workload.micro_batch * workload.seq_len / strategy.cp
+    products = _products_pass(model, strategy, tokens, gpu)
+    attention = _attention_pass(model, strategy, workload, gpu)
+    small = _small_pass(model, strategy, tokens, gpu)
+    least = (kernels * gpu.kernel for kernels in host_kernels(model, strategy))
+    forward, backward = (Pass(*seconds) for seconds in zip(products, attention, small))
+    return _host_bound(forward, next(least)), _host_bound(backward, next(least))
 
-def _small_bytes(a: Architecture, s: Strategy, tokens: float, width: int) -> tuple[float, float]:
+# %% ../../nbs/compute/04_throughput.ipynb #04ab000e
+def _small_bytes(model: Architecture, strategy: Strategy, tokens: float, width: int) -> tuple[float, float]:
     "Bytes that everything but products and attention moves in a layer: forward, backward."
-    kinds = [tuple(n * width * tokens for n in elementwise_elements(a, s))]
-    if s.precision in NARROW: kinds += [cast_bytes(a, s, tokens), routed_cast_bytes(a, s, tokens)]
-    if s.lora_rank is not None: kinds.append(tuple(n * width * tokens for n in adapter_elements(a, s)))
-    if a.experts: kinds.append(expert_weight_bytes(a, s, width))
-    return sum(k[0] for k in kinds), sum(k[1] for k in kinds)
+    def elements(counts: tuple[float, float]) -> tuple[float, ...]: return tuple(n * width * tokens for n in counts)
+    kinds = [elements(elementwise_elements(model, strategy))]
+    if strategy.precision in NARROW:
+        kinds += [cast_bytes(model, strategy, tokens), routed_cast_bytes(model, strategy, tokens)]
+    if strategy.lora_rank is not None: kinds.append(elements(adapter_elements(model, strategy)))
+    if model.experts: kinds.append(expert_weight_bytes(model, strategy, width))
+    forward, backward = zip(*kinds)
+    return sum(forward), sum(backward)
 
+def _small_pass(model: Architecture, strategy: Strategy, tokens: float, gpu: Chip) -> tuple[float, float]:
+    "Seconds of it, with quantised weights unpacked before every product."
+    forward, backward = (moved / gpu.bandwidth for moved in _small_bytes(model, strategy, tokens, gpu.width))
+    unpacked = _unpack_seconds(model, strategy, gpu)
+    return forward + unpacked, backward + unpacked
+
+# %% ../../nbs/compute/04_throughput.ipynb #04ab000f
 def cast_bytes(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
     tokens: float,
 ) -> tuple[float, float]:  # forward, backward
     "Bytes that casts to 8 bits move around the products that every token goes through."
-    moved = CAST_BYTES_FUSED if s.software in FUSED_KERNELS else CAST_BYTES
-    every = sum(inner for inner, _, times in layer_products(a, s.tp) if times == 1)
+    moved = CAST_BYTES_FUSED if strategy.software in FUSED_KERNELS else CAST_BYTES
+    every = sum(inner for inner, _, times in layer_products(model, strategy.tp) if times == 1)
     return moved * tokens * every, moved * tokens * every
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0011
 def adapter_elements(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> tuple[float, float]:  # elements a token and layer: forward, backward
     """What adapters of small rank move. Forward they read the input of the product and write an output, which is added
     to the frozen one (two reads, one write). Backward the output's gradient is read for both small products, the input
     again, and a gradient of the input is written and added."""
     forward = backward = 0.0
-    for inner, outer in _adapted(a, s):
+    for inner, outer in _adapted(model, strategy):
         forward += inner + 4 * outer
         backward += 2 * outer + 5 * inner
     return forward, backward
 
-def _adapted(a: Architecture, s: Strategy) -> list[tuple[float, float]]:
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0012
+def _adapted(model: Architecture, strategy: Strategy) -> list[tuple[float, float]]:
     "Widths of the products that have adapters, on one GPU."
-    queries, keys = a.heads * a.head_dim / s.tp, a.kv_heads * a.head_dim / s.tp
-    found: list[tuple[float, float]] = [(a.hidden, queries), (a.hidden, keys)]
-    if s.lora_targets != "attention-qv": found += [(a.hidden, keys), (queries, a.hidden)]
-    if s.lora_targets != "all-linear": return found
-    width = (a.ffn or a.expert_ffn) / s.tp
-    return found + [(a.hidden, width)] * (2 if a.gated else 1) + [(width, a.hidden)]
+    hidden, tp = model.hidden, strategy.tp
+    queries, keys = model.heads * model.head_dim / tp, model.kv_heads * model.head_dim / tp
+    found: list[tuple[float, float]] = [(hidden, queries), (hidden, keys)]
+    if strategy.lora_targets != "attention-qv": found += [(hidden, keys), (queries, hidden)]
+    if strategy.lora_targets != "all-linear": return found
+    width = (model.ffn or model.expert_ffn) / tp
+    return found + [(hidden, width)] * (2 if model.gated else 1) + [(width, hidden)]
 
-def _attention_pass(a: Architecture, s: Strategy, w: Workload, c: Chip) -> tuple[float, float]:
-    one = attention_flops(a, s, w)
-    if s.attention == "flash":
-        return FORWARD_PRODUCTS * one / c.attention, BACKWARD_PRODUCTS * one / c.attention
-    full = 2 * one if a.kind == "decoder" else one  # eager attention computes the masked half too, and moves the scores through memory
-    moved = full / max(a.head_dim, 1) / 2 * c.width / c.bandwidth  # one pass over the s × s matrices of all heads
-    return 2 * full / c.plain + EAGER_SCORES[0] * moved, 4 * full / c.plain + EAGER_SCORES[1] * moved
-
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0014
 #: passes over the score matrix in eager attention: scale, mask, softmax (fp32 in between), cast, dropout; and their gradients
 EAGER_SCORES = (10, 12)
 
-def _unpack_seconds(a: Architecture, s: Strategy, c: Chip) -> float:
-    "Quantised weights are unpacked to 16 bits before every product."
-    moved = UNPACK_BYTES[s.base_weights] if s.base_weights else 0.0
-    return moved * a.parts.layer / max(a.layers + a.decoder_layers, 1) / s.tp / c.bandwidth
+def _attention_pass(
+    model: Architecture, strategy: Strategy, workload: Workload, gpu: Chip
+) -> tuple[float, float]:
+    "The attention core. Eager attention computes the masked half too, and moves the scores through memory."
+    one = attention_flops(model, strategy, workload)
+    if strategy.attention == "flash":
+        return FORWARD_PRODUCTS * one / gpu.attention, BACKWARD_PRODUCTS * one / gpu.attention
+    full = 2 * one if model.kind == "decoder" else one
+    moved = full / max(model.head_dim, 1) / 2 * gpu.width / gpu.bandwidth  # one pass over the s × s matrices of all heads
+    return 2 * full / gpu.plain + EAGER_SCORES[0] * moved, 4 * full / gpu.plain + EAGER_SCORES[1] * moved
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0016
 #: bytes a weight that unpacking moves. One kernel (bitsandbytes): read a byte or half, write two, read two. GPTQ trains through
 #: PyTorch's own operations (auto-gptq's QuantLinear): shift to 32 bits (0.5 + 4), cast (4 + 1), mask, subtract the zero (2 + 2),
 #: scale to 16 bits (1 + 2), read by the product (2)
 UNPACK_BYTES = {"int8": 5.0, "nf4": 4.5, "int4-gptq": 18.5}
 
-def _host_bound(p: Pass, least: float) -> Pass:
+def _unpack_seconds(model: Architecture, strategy: Strategy, gpu: Chip) -> float:
+    "Quantised weights are unpacked to 16 bits before every product."
+    moved = UNPACK_BYTES[strategy.base_weights] if strategy.base_weights else 0.0
+    return moved * model.parts.layer / max(model.layers + model.decoder_layers, 1) / strategy.tp / gpu.bandwidth
+
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0018
+def _host_bound(computed: Pass, least: float) -> Pass:
     "A layer cannot go faster than the host launches its kernels."
-    return p if p.total >= least else replace(p, host=least - p.total)
+    return computed if computed.total >= least else replace(computed, host=least - computed.total)
 
 # %% ../../nbs/compute/04_throughput.ipynb #5e1c0a72
 #: casting the inputs of grouped products, bytes an element: read for the largest value, read, written and written transposed
@@ -318,36 +347,36 @@ ROUTED_CAST_BYTES = 6
 PADDING_BYTES = 8
 
 def grad_bytes(
-    s: Strategy,
+    strategy: Strategy,
 ) -> int:
     "Bytes of a gradient element on the wire."
-    if s.grad_dtype: return 4 if s.grad_dtype == "fp32" else 2
-    if s.precision in ("fp32",): return 4
-    return 4 if s.framework in ("fsdp", "megatron") and s.precision != "bf16" else 2
+    if strategy.grad_dtype: return 4 if strategy.grad_dtype == "fp32" else 2
+    if strategy.precision == "fp32": return 4
+    return 4 if strategy.framework in ("fsdp", "megatron") and strategy.precision != "bf16" else 2
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab001b
 def routed_cast_bytes(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
     tokens: float,
 ) -> tuple[float, float]:  # forward, backward
     "Bytes that casts to 8 bits, and the padding that they need, move around grouped products."
-    grouped = [(inner, outer, times) for inner, outer, times in layer_products(a, s.tp) if times > 1]
-    padded = PADDING_BYTES * a.hidden * a.experts_per_token * tokens if grouped else 0.0
+    grouped = [product for product in layer_products(model, strategy.tp) if product[2] > 1]
+    padded = PADDING_BYTES * model.hidden * model.experts_per_token * tokens if grouped else 0.0
     inputs = sum(inner * times for inner, _, times in grouped)
     gradients = sum(outer * times for _, outer, times in grouped)
-    return (
-        ROUTED_CAST_BYTES * tokens * inputs + padded,
-        ROUTED_CAST_BYTES * tokens * gradients + padded,
-    )
+    each = ROUTED_CAST_BYTES * tokens
+    return each * inputs + padded, each * gradients + padded
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab001c
 def expert_weight_bytes(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
     width: int,  # bytes of a weight as products read it
 ) -> tuple[float, float]:  # forward, backward
     "Bytes of this GPU's experts in one layer: read by each product, and gradients added to their accumulator."
-    mine = a.parts.expert / max(a.layers + a.decoder_layers, 1) / s.ep / s.expert_tp
-    accumulated = 0 if s.lora_rank is not None else 2 * grad_bytes(s)
+    mine = model.parts.expert / max(model.layers + model.decoder_layers, 1) / strategy.ep / strategy.expert_tp
+    accumulated = 0 if strategy.lora_rank is not None else 2 * grad_bytes(strategy)
     return mine * width, mine * (width + accumulated)
 
 # %% ../../nbs/compute/04_throughput.ipynb #07c720f6
@@ -359,162 +388,195 @@ ADAPTER_KERNELS, ZERO3_KERNELS = 25, 430
 #: an expert of this GPU, forward and backward: its two products, and its casts in fp8; the router, its sort and the moves
 EXPERT_KERNELS, EXPERT_CASTS, ROUTER_KERNELS = (2, 4), (4, 8), 15
 
+def _kernels_beside(model: Architecture, strategy: Strategy) -> int:
+    "Launches of a pass that come to those of a plain layer."
+    more = ZERO3_KERNELS if strategy.framework == "deepspeed" and strategy.zero == 3 else 0
+    adapted = {"all-linear": 7 if model.gated else 6, "attention": 4, "attention-qv": 2}
+    if strategy.lora_rank: more += ADAPTER_KERNELS * adapted[strategy.lora_targets]
+    return more + (ROUTER_KERNELS if model.experts else 0)
+
 def host_kernels(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> tuple[float, float]:  # forward, backward
     "Launches of one layer, as a host pays for them."
-    more = ZERO3_KERNELS if s.framework == "deepspeed" and s.zero == 3 else 0
-    if s.lora_rank:
-        more += (
-            ADAPTER_KERNELS
-            * {"all-linear": 7 if a.gated else 6, "attention": 4, "attention-qv": 2}[s.lora_targets]
-        )
-    if a.experts: more += ROUTER_KERNELS
-    local, eight_bit = a.experts / s.ep if a.experts else 0, s.precision in NARROW
-
-    def launches(kernels: int, products: int, casts: int) -> float:
-        return kernels + more + local * (products + casts * eight_bit)
-
-    forward, backward = zip(KERNELS, EXPERT_KERNELS, EXPERT_CASTS)
-    return launches(*forward), launches(*backward)
+    more, eight_bit = _kernels_beside(model, strategy), strategy.precision in NARROW
+    local = model.experts / strategy.ep if model.experts else 0
+    passes = zip(KERNELS, EXPERT_KERNELS, EXPERT_CASTS)
+    forward, backward = (kernels + more + local * (products + casts * eight_bit) for kernels, products, casts in passes)
+    return forward, backward
 
 # %% ../../nbs/compute/04_throughput.ipynb #cbf9cc95
 #: bytes a logit that the loss moves; a fused loss reads and writes the 16-bit logits once
 LOSS_BYTES = {"full": 28, "chunked": 28, "fused": 6}
 
 def head_pass(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    c: Chip,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    gpu: Chip,
 ) -> tuple[Pass, Pass]:  # forward, backward
-    "Seconds of the output head and the loss for one micro-batch."
-    outputs = a.classes or a.vocab
-    tokens = w.micro_batch * (w.seq_len / s.cp if a.kind not in ("vision",) and not a.classes else 1)
-    one = product_seconds(tokens, a.hidden, outputs / s.tp, c.plain, c)
-    loss = LOSS_BYTES[s.loss] * tokens * outputs / s.tp / c.bandwidth
-    backward = one if s.lora_rank is not None else 2 * one  # a frozen head has no gradient of its own
+    "Seconds of the output head and the loss for one micro-batch. A frozen head has no gradient of its own."
+    outputs = model.classes or model.vocab
+    once = model.kind == "vision" or model.classes  # for a whole sample
+    tokens = workload.micro_batch * (1 if once else workload.seq_len / strategy.cp)
+    one = product_seconds(tokens, model.hidden, outputs / strategy.tp, gpu.plain, gpu)
+    loss = LOSS_BYTES[strategy.loss] * tokens * outputs / strategy.tp / gpu.bandwidth
+    backward = one if strategy.lora_rank is not None else 2 * one
     return Pass(one, 0.0, loss / 2), Pass(backward, 0.0, loss / 2)
 
-# %% ../../nbs/compute/04_throughput.ipynb #f6f646f5
+# %% ../../nbs/compute/04_throughput.ipynb #04ab001f
 def stage_layers(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
 ) -> list[tuple[float, bool]]:  # (layers, has the head)
     "The stages that may be slowest."
-    layers = a.layers + a.decoder_layers
-    if s.pp == 1: return [(layers, True)]
-    each, rest = divmod(layers, s.pp)
-    return [(each + (rest > 0), False), (each + (rest > max(s.pp - 1, 1)), True)]
+    layers = model.layers + model.decoder_layers
+    if strategy.pp == 1: return [(layers, True)]
+    each, rest = divmod(layers, strategy.pp)
+    return [(each + (rest > 0), False), (each + (rest > max(strategy.pp - 1, 1)), True)]
 
+# %% ../../nbs/compute/04_throughput.ipynb #f6f646f5
 #: selective activation checkpointing repeats the attention core (Megatron, DeepSpeed), or every second product (torchtitan's policy)
 def recomputed(
     forward: Pass,
-    s: Strategy,
+    strategy: Strategy,
     least: float = 0.0,  # seconds that the host needs to launch a forward pass
 ) -> Pass:
     "What is computed again in the backward pass."
-    if s.recompute == "full": return forward
-    if s.recompute == "none": return Pass()
-    if s.framework == "fsdp":
+    if strategy.recompute == "full": return forward
+    if strategy.recompute == "none": return Pass()
+    if strategy.framework == "fsdp":
         return _host_bound(Pass(forward.products / 2, 0.0, forward.elementwise), least / 2)
-    return Pass() if s.attention == "flash" else Pass(0.0, forward.attention, 0.0)
+    return Pass() if strategy.attention == "flash" else Pass(0.0, forward.attention, 0.0)
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0022
 def stage_passes(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    c: Chip,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    gpu: Chip,
 ) -> list[tuple[Pass, float]]:  # of each stage that may be slowest, and its layers
     "Computation of one micro-batch, forward and backward."
-    forward, backward = layer_pass(a, s, w, c)
-    ends = head_pass(a, s, w, c)
-    again = recomputed(forward, s, host_kernels(a, s)[0] * c.kernel)
+    forward, backward = layer_pass(model, strategy, workload, gpu)
+    ends = head_pass(model, strategy, workload, gpu)
+    again = recomputed(forward, strategy, host_kernels(model, strategy)[0] * gpu.kernel)
     layer, last = forward + backward + again, ends[0] + ends[1]
-    return [(layer * n + (last if head else Pass()), n) for n, head in stage_layers(a, s)]
+    return [(layer * count + (last if head else Pass()), count) for count, head in stage_layers(model, strategy)]
 
-# %% ../../nbs/compute/04_throughput.ipynb #3f400daa
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0024
+def _position_elements(model: Architecture, strategy: Strategy, workload: Workload) -> float:
+    "Elements of the residual stream of one micro-batch on a context-parallel rank."
+    return workload.micro_batch * workload.seq_len / strategy.cp * model.hidden
+
 def tensor_seconds(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    k: Cluster,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    cluster: Cluster,
     layers: float,
 ) -> float:  # a micro-batch
     "Activations of tensor parallelism, forward and backward."
-    if s.tp == 1: return 0.0
-    size = w.micro_batch * w.seq_len / s.cp * a.hidden * (4 if s.precision == "fp32" else 2)
-    times = 4 + (2 if s.recompute == "full" else 0)
-    return layers * times * all_reduce_seconds(k, s.tp, size) * (0.5 if s.async_tp else 1.0)
+    if strategy.tp == 1: return 0.0
+    size = _position_elements(model, strategy, workload) * (4 if strategy.precision == "fp32" else 2)
+    times = 4 + (2 if strategy.recompute == "full" else 0)
+    return layers * times * all_reduce_seconds(cluster, strategy.tp, size) * (0.5 if strategy.async_tp else 1.0)
+
+# %% ../../nbs/compute/04_throughput.ipynb #3f400daa
+def _token_copies(model: Architecture, strategy: Strategy, cluster: Cluster) -> float:
+    "How often a token is sent: it goes to a node once and is handed on there (DeepSeek-V3 report, 3.2.2)."
+    nodes = max(1, strategy.ep * strategy.expert_tp // cluster.per_node)
+    return nodes * (1 - (1 - 1 / nodes) ** model.experts_per_token) if nodes > 1 else model.experts_per_token
 
 def expert_seconds(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    k: Cluster,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    cluster: Cluster,
     layers: float,
 ) -> float:  # a micro-batch
     "Tokens sent to their experts and back, forward and backward."
-    if s.ep == 1: return 0.0
-    nodes = max(1, s.ep * s.expert_tp // k.per_node)  # a token goes to a node once and is handed on there (DeepSeek-V3 report, 3.2.2)
-    copies = nodes * (1 - (1 - 1 / nodes) ** a.experts_per_token) if nodes > 1 else a.experts_per_token
-    size = w.micro_batch * w.seq_len / s.cp * a.hidden * 2 * copies / (s.tp if s.sequence_parallel else 1)
-    return layers * (4 + (2 if s.recompute == "full" else 0)) * all_to_all_seconds(k, s.ep, size, s.expert_tp)
+    if strategy.ep == 1: return 0.0
+    copies, split = _token_copies(model, strategy, cluster), strategy.tp if strategy.sequence_parallel else 1
+    size = _position_elements(model, strategy, workload) * 2 * copies / split
+    times = 4 + (2 if strategy.recompute == "full" else 0)
+    return layers * times * all_to_all_seconds(cluster, strategy.ep, size, strategy.expert_tp)
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0027
 def context_seconds(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    k: Cluster,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    cluster: Cluster,
     layers: float,
 ) -> float:  # a micro-batch
     "Keys and values that go round the ring of context parallelism, forward and backward."
-    if s.cp == 1: return 0.0
-    size = w.micro_batch * w.seq_len / s.cp * 2 * a.kv_heads * a.head_dim / s.tp * 2
-    return layers * 3 * (s.cp - 1) * point_to_point_seconds(k, size, s.tp)
+    if strategy.cp == 1: return 0.0
+    positions = workload.micro_batch * workload.seq_len / strategy.cp
+    size = positions * 2 * model.kv_heads * model.head_dim / strategy.tp * 2
+    return layers * 3 * (strategy.cp - 1) * point_to_point_seconds(cluster, size, strategy.tp)
 
 # %% ../../nbs/compute/04_throughput.ipynb #da9903be
+@dataclass(frozen=True)
+class _Shared:
+    """What data-parallel ranks of a stage share, sent a unit at a time. Experts are shared by fewer, `ep` GPUs apart:
+    where a node holds all of them once, each goes over a network card of its own."""
+    strategy: Strategy
+    cluster: Cluster
+    dense: float  # parameters
+    experts: float  # parameters
+    units: float
+
+    @property
+    def ranks(self) -> int: return self.strategy.dp * self.strategy.cp
+
+    def ring(self, width: int, group: int) -> float:
+        "Seconds to gather, or to reduce, values of so many bytes among so many ranks."
+        strategy, units = self.strategy, self.units
+        seconds = units * ring_seconds(self.cluster, group, self.dense * width / units, strategy.tp)
+        if not self.experts: return seconds
+        apart = strategy.expert_tp * strategy.ep
+        held_by = max(group * strategy.tp // apart, 1)
+        return seconds + units * ring_seconds(self.cluster, held_by, self.experts * width / units, apart)
+
+    def across(self, width: int, group: int) -> float:
+        "Seconds to reduce gradients between the groups of HSDP, once a step."
+        if group >= self.ranks: return 0.0
+        left = (self.dense + self.experts) * width / group / self.units
+        apart = self.strategy.tp * group
+        return 2 * self.units * ring_seconds(self.cluster, self.ranks // group, left, apart)
+
 def data_seconds(
-    a: Architecture,
-    s: Strategy,
-    k: Cluster,
+    model: Architecture,
+    strategy: Strategy,
+    cluster: Cluster,
     layers: float,  # of the stage
     microbatches: int,
 ) -> tuple[float, float]:  # a micro-batch, once a step
-    """Parameters and gradients between data-parallel ranks. Experts are shared by fewer, `ep` GPUs apart:
-    where a node holds all of them once, each goes over a network card of its own."""
-    ranks = s.dp * s.cp
+    "Parameters and gradients between data-parallel ranks. Full sharding gathers frozen weights as well."
+    shared = _Shared(strategy, cluster, *_stage_parts(model, strategy, layers), max(layers, 1) + 1)
+    ranks, group = shared.ranks, strategy.shard_group or shared.ranks
     if ranks == 1: return 0.0, 0.0
-    dense, experts = _stage_parts(a, s, layers)
-    units = max(layers, 1) + 1
-    def ring(width, group=ranks):
-        seconds = units * ring_seconds(k, group, dense * width / units, s.tp)
-        if not experts: return seconds
-        held_by, apart = max(group * s.tp // (s.ep * s.expert_tp), 1), s.expert_tp * s.ep
-        return seconds + units * ring_seconds(k, held_by, experts * width / units, apart)
-    grad = 0 if s.lora_rank else grad_bytes(s)
-    group = s.shard_group or ranks
-    left = (dense + experts) * grad / group / units
-    across = 2 * units * ring_seconds(k, ranks // group, left, s.tp * group) if group < ranks else 0.0
-    if s.zero == 3: return 2 * ring(2, group) + ring(grad, group), across  # frozen weights are gathered as well
-    if s.zero == 2:
-        return (ring(2, group) + ring(grad), 0.0) if s.framework == "fsdp" else (ring(grad), ring(2))
-    if s.zero == 1: return 0.0, ring(grad) + ring(2)
-    return 0.0, 2 * ring(grad)
+    width = 0 if strategy.lora_rank else grad_bytes(strategy)
+    if strategy.zero == 3:
+        return 2 * shared.ring(2, group) + shared.ring(width, group), shared.across(width, group)
+    gradients = shared.ring(width, ranks)
+    if strategy.zero == 0: return 0.0, 2 * gradients
+    if strategy.zero == 1: return 0.0, gradients + shared.ring(2, ranks)
+    if strategy.framework == "fsdp": return shared.ring(2, group) + gradients, 0.0
+    return gradients, shared.ring(2, ranks)
 
-def _stage_parts(a: Architecture, s: Strategy, layers: float) -> tuple[float, float]:
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0029
+def _stage_parts(model: Architecture, strategy: Strategy, layers: float) -> tuple[float, float]:
     "Parameters of one stage on one tensor-parallel rank: dense ones, and those of its experts."
-    total = max(a.layers + a.decoder_layers, 1)
-    ends = a.parts.embedding + a.parts.other + (a.parts.head if s.pp == 1 else 0)
-    if s.pp > 1: ends = max(a.parts.embedding, a.parts.head)
-    return (
-        a.parts.layer * layers / total + ends
-    ) / s.tp, a.parts.expert / s.ep * layers / total / s.expert_tp
+    total, parts = max(model.layers + model.decoder_layers, 1), model.parts
+    ends = parts.embedding + parts.other + parts.head if strategy.pp == 1 else max(parts.embedding, parts.head)
+    dense = (parts.layer * layers / total + ends) / strategy.tp
+    return dense, parts.expert / strategy.ep * layers / total / strategy.expert_tp
 
-
-def _stage_parameters(a: Architecture, s: Strategy, layers: float) -> float:
-    return sum(_stage_parts(a, s, layers))
+def _held_parameters(model: Architecture, strategy: Strategy, layers: float) -> float:
+    "Parameters of a stage that one rank steps."
+    return sum(_stage_parts(model, strategy, layers)) / (strategy.shards if strategy.zero else 1)
 
 # %% ../../nbs/compute/04_throughput.ipynb #54e6a214
 #: seconds that a host of two sockets needs to step a billion parameters with Adam
@@ -525,44 +587,41 @@ HOST_ADAM = 0.25e-9
 STEP_BYTES = 30
 
 def offload_seconds(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    k: Cluster,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    cluster: Cluster,
     layers: float,
     host: float = 1.0,  # of the usual time
 ) -> tuple[float, float]:  # a micro-batch (beside computation), once a step
     "Copies over PCIe and the optimizer on the host."
-    if s.offload == "none": return 0.0, 0.0
-    rate = k.pcie * COPY_SHARE * 1e9
-    mine = _stage_parameters(a, s, layers) / (s.shards if s.zero else 1)
-    if s.offload == "activations":
-        return 2 * w.micro_batch * w.seq_len / s.cp * a.hidden * 2 * layers / rate, 0.0
-    sharing = min(k.per_node, k.gpus)
-    step = 0.0 if s.lora_rank else mine * 4 / rate + mine * sharing * HOST_ADAM * host
-    if s.offload == "optimizer": return 0.0, step
-    passes = 2 if s.zero == 3 else 0
+    if strategy.offload == "none": return 0.0, 0.0
+    rate = cluster.pcie * COPY_SHARE * 1e9
+    if strategy.offload == "activations":
+        return 2 * workload.micro_batch * workload.seq_len / strategy.cp * model.hidden * 2 * layers / rate, 0.0
+    mine = _held_parameters(model, strategy, layers)
+    sharing = min(cluster.per_node, cluster.gpus)
+    step = 0.0 if strategy.lora_rank else mine * 4 / rate + mine * sharing * HOST_ADAM * host
+    passes = 2 if strategy.offload == "parameters" and strategy.zero == 3 else 0
     return passes * 2 * mine / rate, step
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab002c
+#: bytes that an optimizer moves, as multiples of Adam's
+_OPTIMIZER_BYTES = {"muon": 3.0, "adamw-8bit": 0.6, "lion": 0.6, "sgd": 0.6, "adafactor": 0.6}
+
 def optimizer_seconds(
-    a: Architecture,
-    s: Strategy,
+    model: Architecture,
+    strategy: Strategy,
     layers: float,
-    c: Chip,
+    gpu: Chip,
 ) -> float:
     "The optimizer step on the GPU."
-    if s.offload in ("optimizer", "parameters") or s.lora_rank or s.optimizer == "none": return 0.0
-    mine = _stage_parameters(a, s, layers) / (s.shards if s.zero else 1)
-    times = (
-        3.0
-        if s.optimizer == "muon"
-        else 0.6
-        if s.optimizer in ("adamw-8bit", "lion", "sgd", "adafactor")
-        else 1.0
-    )
-    return mine * STEP_BYTES * times / c.bandwidth
+    on_host = strategy.offload in ("optimizer", "parameters")
+    if on_host or strategy.lora_rank or strategy.optimizer == "none": return 0.0
+    times = _OPTIMIZER_BYTES.get(strategy.optimizer, 1.0)
+    return _held_parameters(model, strategy, layers) * STEP_BYTES * times / gpu.bandwidth
 
-# %% ../../nbs/compute/04_throughput.ipynb #46c7e4d9
+# %% ../../nbs/compute/04_throughput.ipynb #04ab002e
 @dataclass(frozen=True)
 class Step:
     "Seconds of one optimizer step, by what they are spent on."
@@ -579,72 +638,106 @@ class Step:
     @property
     def total(self) -> float: return sum(vars(self).values())
 
-def _beside(compute: float, hidden: float, units: float, contention: float) -> float:
-    "Seconds that `hidden` communication adds to `compute`."
-    return max(0.0, hidden - compute) + contention * min(hidden, compute) + hidden / (units + 1) / 2
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0030
+def _hidden(seconds: float, under: float, contention: float) -> float:
+    "Seconds that work beside computation adds: what does not fit under it, and what it slows."
+    return max(0.0, seconds - under) + contention * min(seconds, under)
 
+def _exposed_communication_seconds(compute: float, sent: float, units: float, contention: float) -> float:
+    "Seconds that communication in so many units adds to `compute`: the first has nothing to hide behind."
+    return _hidden(sent, compute, contention) + sent / (units + 1) / 2
+
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0032
 def waiting_slots(
-    s: Strategy,
+    strategy: Strategy,
 ) -> float:  # in forward and backward passes of a micro-batch
     """What a pipeline waits in a step: pp - 1 slots, fewer with chunks. DualPipe waits (pp/2 - 1)·(F&B + B - 3W)
-    (DeepSeek-V3 report, table 2), two thirds of a slot each where the backward pass takes twice the forward and half of it is W."""
-    if s.schedule == "dualpipe": return max(s.pp / 2 - 1, 0) * 2 / 3
-    return (s.pp - 1) / s.vpp
+    (DeepSeek-V3 report, table 2): two thirds of a slot each where backward takes twice the forward and half of it is W."""
+    if strategy.schedule == "dualpipe": return max(strategy.pp / 2 - 1, 0) * 2 / 3
+    return (strategy.pp - 1) / strategy.vpp
 
-def _exposed_experts(seconds: float, compute: float, s: Strategy, rates: Rates) -> float:
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0034
+def _exposed_experts(seconds: float, compute: float, strategy: Strategy, rates: Rates) -> float:
     "What sending tokens adds: all of it, or under DualPipe what another micro-batch's computation does not hide."
-    if s.schedule != "dualpipe": return seconds
-    return max(0.0, seconds - compute) + rates.contention * min(seconds, compute)
+    return _hidden(seconds, compute, rates.contention) if strategy.schedule == "dualpipe" else seconds
+
+# %% ../../nbs/compute/04_throughput.ipynb #46c7e4d9
+def _split_seconds(
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    cluster: Cluster,
+    layers: float,
+    compute: Pass,
+    rates: Rates,
+) -> float:
+    "What tensor, expert and context parallelism add to a micro-batch; keys and values go round beside attention."
+    experts = expert_seconds(model, strategy, workload, cluster, layers)
+    sent = tensor_seconds(model, strategy, workload, cluster, layers)
+    sent += _exposed_experts(experts, compute.total, strategy, rates)
+    ring = context_seconds(model, strategy, workload, cluster, layers)
+    return sent + _hidden(ring, compute.attention, rates.contention)
+
+def _handed_on_seconds(model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster) -> float:
+    "Activations between the stages of a pipeline, forward and backward."
+    if strategy.pp == 1: return 0.0
+    passed = _position_elements(model, strategy, workload) * 2 / strategy.tp
+    return point_to_point_seconds(cluster, passed, strategy.tp) * 2 * strategy.vpp
+
+def _last_reduction(once: float, compute: Pass, layers: float, strategy: Strategy, rates: Rates) -> float:
+    "What is reduced once a step, beside the last backward pass (Megatron-LM's README: --overlap-grad-reduce)."
+    overlaps = strategy.framework == "fsdp" or strategy.framework == "megatron" and strategy.zero > 0
+    backward = compute.total * 2 / 3 if overlaps and strategy.pp == 1 else 0.0
+    return _exposed_communication_seconds(backward, once, layers, rates.contention) if backward else once
 
 def step_seconds(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-    k: Cluster,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    cluster: Cluster,
     rates: Rates,
 ) -> Step:
     """One optimizer step on the slowest stage: the stage whose whole step takes longest, communication with it.
     The stage with the head computes longer on a chip with slow memory, one with a layer more also sends more."""
-    c = chip(k.device, s, a.query_dim or a.head_dim, w.seq_len, rates)
-    k = k if k.nvlink else replace(k, link=k.link * rates.pcie)
-    steps = [
-        _stage_step(a, s, w, k, rates, c, compute, layers) for compute, layers in stage_passes(a, s, w, c)
-    ]
+    gpu = chip(cluster.device, strategy, model.query_dim or model.head_dim, workload.seq_len, rates)
+    cluster = cluster if cluster.nvlink else replace(cluster, link=cluster.link * rates.pcie)
+    stages = stage_passes(model, strategy, workload, gpu)
+    steps = (_stage_step(model, strategy, workload, cluster, rates, gpu, *stage) for stage in stages)
     return max(steps, key=lambda step: step.total)
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0036
 def _stage_step(
-    a: Architecture, s: Strategy, w: Workload, k: Cluster, rates: Rates, c: Chip, compute: Pass, layers: float
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
+    cluster: Cluster,
+    rates: Rates,
+    gpu: Chip,
+    compute: Pass,
+    layers: float,
 ) -> Step:
     "One optimizer step of a stage with so many layers."
-    m = w.microbatches(s)
-    each, once = data_seconds(a, s, k, layers, m)
-    moved, stepped = offload_seconds(a, s, w, k, layers, rates.host)
-    tensor = tensor_seconds(a, s, w, k, layers) + _exposed_experts(
-        expert_seconds(a, s, w, k, layers), compute.total, s, rates
-    )
-    ring = context_seconds(a, s, w, k, layers)
-    tensor += max(0.0, ring - compute.attention) + rates.contention * min(ring, compute.attention)
-    passed = w.micro_batch * w.seq_len / s.cp * a.hidden * 2 / s.tp
-    stages = point_to_point_seconds(k, passed, s.tp) * 2 * s.vpp if s.pp > 1 else 0.0
-    data = _beside(compute.total + tensor, each, layers, rates.contention)
-    offload = max(0.0, moved - compute.total) + rates.contention * min(moved, compute.total)
-    slot = compute.total + tensor + stages + data + offload
-    overlaps = s.framework == "fsdp" or s.framework == "megatron" and s.zero > 0  # Megatron-LM's README: --overlap-grad-reduce
-    last = compute.total * 2 / 3 if overlaps and s.pp == 1 else 0.0
-    once = _beside(last, once, layers, rates.contention) if last else once
+    count = workload.microbatches(strategy)
+    each, once = data_seconds(model, strategy, cluster, layers, count)
+    moved, stepped = offload_seconds(model, strategy, workload, cluster, layers, rates.host)
+    split = _split_seconds(model, strategy, workload, cluster, layers, compute, rates)
+    stages = _handed_on_seconds(model, strategy, workload, cluster)
+    data = _exposed_communication_seconds(compute.total + split, each, layers, rates.contention)
+    offload = _hidden(moved, compute.total, rates.contention)
+    slot = compute.total + split + stages + data + offload
     return Step(
-        m * compute.products,
-        m * compute.attention,
-        m * compute.elementwise,
-        m * compute.host,
-        m * (tensor + stages),
-        m * data + once,
-        slot * waiting_slots(s),
-        m * offload + stepped,
-        optimizer_seconds(a, s, layers, c),
+        products=count * compute.products,
+        attention=count * compute.attention,
+        elementwise=count * compute.elementwise,
+        host=count * compute.host,
+        tensor=count * (split + stages),
+        data=count * data + _last_reduction(once, compute, layers, strategy, rates),
+        bubble=slot * waiting_slots(strategy),
+        offload=count * offload + stepped,
+        optimizer=optimizer_seconds(model, strategy, layers, gpu),
     )
 
-# %% ../../nbs/compute/04_throughput.ipynb #357d3952
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0038
 @dataclass(frozen=True)
 class Throughput(Result):
     "How fast a model trains, and what a step is spent on."
@@ -664,15 +757,12 @@ class Throughput(Result):
 
     def verdict(self) -> str:
         "One sentence."
-        t, most = self.tokens_per_second_per_gpu, max(self.spent_seconds, key=lambda k: self.spent_seconds[k])
-        share, work = (
-            self.spent_seconds[most] / self.step_seconds.value,
-            {"products": "matmuls"}.get(most, most),
-        )
-        return (
-            f"{self.model} on {self.gpus} × {self.gpu}: {t.value:,.0f} tokens/s on each GPU (between {t.low:,.0f} and {t.high:,.0f}), "
-            f"a step takes {time_text(self.step_seconds.value)}, {self.mfu:.0%} of peak; {share:.0%} of it is {work}"
-        )
+        rate, took = self.tokens_per_second_per_gpu, self.step_seconds.value
+        most = max(self.spent_seconds, key=lambda kind: self.spent_seconds[kind])
+        share, work = self.spent_seconds[most] / took, "matmuls" if most == "products" else most
+        speed = f"{rate.value:,.0f} tokens/s on each GPU (between {rate.low:,.0f} and {rate.high:,.0f})"
+        step = f"a step takes {time_text(took)}, {self.mfu:.0%} of peak; {share:.0%} of it is {work}"
+        return f"{self.model} on {self.gpus} × {self.gpu}: {speed}, {step}"
 
     def chart(self) -> Chart:
         "What a step is spent on."
@@ -681,6 +771,7 @@ class Throughput(Result):
     def __str__(self) -> str: return self.verdict()
     def _repr_html_(self) -> str: return f"<p>{self.verdict()}.</p>{self.chart().svg}"
 
+# %% ../../nbs/compute/04_throughput.ipynb #357d3952
 def throughput(
     architecture: Architecture,  # the model
     strategy: Strategy,  # how it is spread
@@ -689,41 +780,38 @@ def throughput(
     bounds: bool = True,  # also the tuned and the slow rates; without them low and high are the value
 ) -> Throughput:
     "How long a step takes. Raises `BadInput` where the strategy cannot run the model or the GPUs do not match it."
-    a, s, w = architecture, strategy, workload or default_workload(architecture)
-    _trainable(a, s)
-    check(a, s, w)
-    if s.gpus != cluster.gpus:
-        why = f"the strategy takes {s.gpus} GPUs and the cluster has {cluster.gpus}"
-        raise BadInput(why, "Make dp·tp·pp·cp equal to the number of GPUs")
-    step = step_seconds(a, s, w, cluster, USUAL)
-    fast, slow = (
-        (step_seconds(a, s, w, cluster, r).total for r in (TUNED, SLOW))
-        if bounds
-        else (step.total, step.total)
-    )
-    tokens = w.micro_batch * w.seq_len * w.microbatches(s) * s.dp
-    flops = flops_per_token(a, w.seq_len, s.lora_rank is not None)
-    mfu = flops * tokens / step.total / cluster.gpus / peak_flops(s.precision, cluster.device)
-    seconds = Estimate(step.total, min(fast, step.total), max(slow, step.total))
-    rate = Estimate(*(tokens / cluster.gpus / t for t in (seconds.value, seconds.high, seconds.low)))
-    spent = {k: v for k, v in vars(step).items() if v}
-    notes = _assumptions(a, s, w, cluster)
+    model, workload = architecture, workload or default_workload(architecture)
+    _can_run(model, strategy, workload, cluster)
+    step = step_seconds(model, strategy, workload, cluster, USUAL)
+    seconds = Estimate(step.total, step.total, step.total)
+    if bounds:
+        fast, slow = (step_seconds(model, strategy, workload, cluster, rates).total for rates in (TUNED, SLOW))
+        seconds = Estimate(step.total, min(fast, step.total), max(slow, step.total))
+    tokens = workload.micro_batch * workload.seq_len * workload.microbatches(strategy) * strategy.dp
+    rates = (tokens / cluster.gpus / took for took in (seconds.value, seconds.high, seconds.low))
     return Throughput(
-        a.name,
-        cluster.device.name,
-        cluster.gpus,
-        s,
-        w,
-        seconds,
-        tokens,
-        rate,
-        mfu,
-        convention(s),
-        spent,
-        notes,
+        model=model.name,
+        gpu=cluster.device.name,
+        gpus=cluster.gpus,
+        strategy=strategy,
+        workload=workload,
+        step_seconds=seconds,
+        tokens_per_step=tokens,
+        tokens_per_second_per_gpu=Estimate(*rates),
+        mfu=_mfu(model, strategy, workload, cluster, tokens, step.total),
+        flops_convention=convention(strategy),
+        spent_seconds={kind: spent for kind, spent in vars(step).items() if spent},
+        assumptions=_assumptions(model, strategy, workload, cluster),
     )
 
+def _mfu(
+    model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster, tokens: int, seconds: float
+) -> float:
+    "Model FLOPs of a step over what the peak of all GPUs allows."
+    flops = flops_per_token(model, workload.seq_len, strategy.lora_rank is not None)
+    return flops * tokens / seconds / cluster.gpus / peak_flops(strategy.precision, cluster.device)
 
+# %% ../../nbs/compute/04_throughput.ipynb #04ab0039
 #: what computes a layer, for people
 KERNEL_NAMES = {
     "torch": "eager PyTorch with flash attention",
@@ -733,50 +821,59 @@ KERNEL_NAMES = {
     "jax": "JAX and XLA",
 }
 
-def _schedule_name(s: Strategy) -> str:
-    if s.schedule == "dualpipe": return "DualPipe"
-    return "interleaved 1F1B" if s.vpp > 1 else "1F1B"
+def _schedule_name(strategy: Strategy) -> str:
+    if strategy.schedule == "dualpipe": return "DualPipe"
+    return "interleaved 1F1B" if strategy.vpp > 1 else "1F1B"
 
-def _trainable(a: Architecture, s: Strategy) -> None:
-    if a.kind == "states":
-        raise BadInput(
-            "a number of parameters says nothing about time", "Name a model: its configuration is enough"
-        )
-    if s.inference: raise BadInput("the time model is of training", "Leave --inference out")
+# %% ../../nbs/compute/04_throughput.ipynb #04ab003b
+def _trainable(model: Architecture, strategy: Strategy) -> None:
+    if model.kind == "states":
+        raise BadInput("a number of parameters says nothing about time", "Name a model: its configuration is enough")
+    if strategy.inference: raise BadInput("the time model is of training", "Leave --inference out")
 
-def _link_name(k: Cluster) -> str:
+def _can_run(model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster) -> None:
+    "Raises `BadInput` where the strategy cannot run the model or the GPUs do not match it."
+    _trainable(model, strategy)
+    check(model, strategy, workload)
+    if strategy.gpus == cluster.gpus: return
+    why = f"the strategy takes {strategy.gpus} GPUs and the cluster has {cluster.gpus}"
+    raise BadInput(why, "Make dp·tp·pp·cp equal to the number of GPUs")
+
+# %% ../../nbs/compute/04_throughput.ipynb #04ab003d
+def _link_name(cluster: Cluster) -> str:
     "What GPUs of a node talk through."
-    if k.device.name.startswith("TPU"): return "ICI"
-    if k.device.name.startswith("MI"): return "Infinity Fabric"
-    return "NVLink" if k.nvlink else "PCIe"
+    if cluster.device.name.startswith("TPU"): return "ICI"
+    if cluster.device.name.startswith("MI"): return "Infinity Fabric"
+    return "NVLink" if cluster.nvlink else "PCIe"
 
-def _assumptions(a: Architecture, s: Strategy, w: Workload, k: Cluster) -> list[str]:
-    held, m = chip_share(k.device, s, USUAL), w.microbatches(s)
-    batch = (
-        f"{m} micro-batch{'es' * (m > 1)} of {w.micro_batch} × {w.seq_len} tokens on each data-parallel rank"
-    )
-    notes = [
-        f"Kernels: {KERNEL_NAMES[s.software]}",
-        f"Matmuls reach {best_shape(k.device) * held:.0%} of peak (dense); better-tuned kernels give the lower bound on time",
-        f"GPUs per node: {k.per_node}; {k.link:g} GB/s {_link_name(k)} and {k.network:g} GB/s of network per GPU, one direction",
-        f"{batch}; data loading, checkpoints and failures are not counted",
+# %% ../../nbs/compute/04_throughput.ipynb #04ab003f
+def _special_assumptions(
+    model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster
+) -> dict[str, object]:
+    "What is assumed → whether it counts here."
+    device, waiting = cluster.device, f"{waiting_slots(strategy):.3g} slots of waiting"
+    host_adam = f"host Adam at {HOST_ADAM * 1e9:g} s a billion parameters"
+    return {
+        cluster.bridge: bool(cluster.bridge),
+        f"{device.name} has no bf16 units: fp16 is assumed": precision_used(strategy.precision, device) != strategy.precision,
+        "TPU: Google's own runs were between an eighth slower and 30% faster": device.name.startswith("TPU"),
+        "fp32 products do not use TF32, as PyTorch ships": strategy.precision == "fp32",
+        f"Pipeline: {_schedule_name(strategy)}, {waiting} beside {workload.microbatches(strategy)} of work": strategy.pp > 1,
+        "Experts: tokens are spread evenly; published runs of one model and chip differ by 2.6 times, "
+        "which the range shows": model.experts,
+        f"Offload: {host_adam}, copies at {COPY_SHARE:.0%} of PCIe": strategy.offload != "none",
+    }
+
+def _assumptions(model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster) -> list[str]:
+    reached = best_shape(cluster.device) * chip_share(cluster.device, strategy, USUAL)
+    count = workload.microbatches(strategy)
+    batch = f"{count} micro-batch{'es' * (count > 1)} of {workload.micro_batch} × {workload.seq_len} tokens"
+    links = f"{cluster.link:g} GB/s {_link_name(cluster)} and {cluster.network:g} GB/s of network per GPU"
+    usual = [
+        f"Kernels: {KERNEL_NAMES[strategy.software]}",
+        f"Matmuls reach {reached:.0%} of peak (dense); better-tuned kernels give the lower bound on time",
+        f"GPUs per node: {cluster.per_node}; {links}, one direction",
+        f"{batch} on each data-parallel rank; data loading, checkpoints and failures are not counted",
     ]
-    if k.bridge: notes.append(k.bridge)
-    if precision_used(s.precision, k.device) != s.precision:
-        notes.append(f"{k.device.name} has no bf16 units: fp16 is assumed")
-    if k.device.name.startswith("TPU"):
-        notes.append("TPU: Google's own runs were between an eighth slower and 30% faster")
-    if s.precision == "fp32": notes.append("fp32 products do not use TF32, as PyTorch ships")
-    if s.pp > 1:
-        notes.append(
-            f"Pipeline: {_schedule_name(s)}, {waiting_slots(s):.3g} slots of waiting beside {m} of work"
-        )
-    if a.experts:
-        notes.append(
-            "Experts: tokens are spread evenly; published runs of one model and chip differ by 2.6 times, which the range shows"
-        )
-    if s.offload != "none":
-        notes.append(
-            f"Offload: host Adam at {HOST_ADAM * 1e9:g} s a billion parameters, copies at {COPY_SHARE:.0%} of PCIe"
-        )
-    return notes
+    special = _special_assumptions(model, strategy, workload, cluster)
+    return usual + [note for note, counts in special.items() if counts]

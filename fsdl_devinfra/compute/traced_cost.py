@@ -188,10 +188,10 @@ class TracedPlans(Result):
 
 def data_parallel(
     alone: TracedCost,  # on one GPU
-    k: Cluster,
+    cluster: Cluster,
 ) -> Estimate:  # seconds of a step on all GPUs of the cluster
     "A step with gradients added up behind the backward pass, which takes two thirds of a step (DDP)."
-    summed = all_reduce_seconds(k, k.gpus, alone.gradient_bytes)
+    summed = all_reduce_seconds(cluster, cluster.gpus, alone.gradient_bytes)
 
     def longer(seconds: float) -> float:
         behind = seconds * 2 / 3
@@ -208,7 +208,7 @@ def traced_plans(
     module: Any,  # nn.Module
     inputs_of: Callable[[int], Any],  # a batch → inputs of `forward`
     strategy: Strategy,
-    k: Cluster,
+    cluster: Cluster,
     name: str,
     channels_last: bool = False,
     usd_per_gpu_hour: float | None = None,
@@ -216,12 +216,12 @@ def traced_plans(
     "Batches that fit, the fastest first. Raises `BadInput`, `CheckError`."
     found, rejected, batch, last = [], [], 1, None
     while batch <= MOST_TRACED_BATCH:
-        last = traced_cost(module, inputs_of(batch), strategy, k.device, batch, name, channels_last)
+        last = traced_cost(module, inputs_of(batch), strategy, cluster.device, batch, name, channels_last)
         if last.fits == "no":
-            why = f"{size_text(last.peak_bytes)} of {size_text(k.device.memory_bytes)}"
+            why = f"{size_text(last.peak_bytes)} of {size_text(cluster.device.memory_bytes)}"
             rejected.append({"strategy": f"batch {batch}", "why": why})
             break
-        found.append(_on_all(last, k, usd_per_gpu_hour))
+        found.append(_on_all(last, cluster, usd_per_gpu_hour))
         batch *= 2
     found.sort(key=lambda p: -p.samples_per_second.value)
     near = [i for i, p in enumerate(found) if p.samples_per_second.value >= (1 - NEAR) * found[0].samples_per_second.value]
@@ -230,15 +230,15 @@ def traced_plans(
     chosen = "The headline is the smallest batch within 10 % of the fastest"
     advice = [chosen if found else "Use a GPU with more memory, or smaller inputs (--image-size)"]
     notes = last.assumptions if last else []
-    return TracedPlans(name, k.device.name, k.gpus, kind, best, found, rejected, advice, notes)
+    return TracedPlans(name, cluster.device.name, cluster.gpus, kind, best, found, rejected, advice, notes)
 
-def _on_all(alone: TracedCost, k: Cluster, usd: float | None) -> TracedPlan:
+def _on_all(alone: TracedCost, cluster: Cluster, usd: float | None) -> TracedPlan:
     "What one GPU does, on all of them."
-    step = data_parallel(alone, k) if k.gpus > 1 else alone.step_seconds
-    rate = step.map(lambda seconds: alone.batch * k.gpus / seconds)
+    step = data_parallel(alone, cluster) if cluster.gpus > 1 else alone.step_seconds
+    rate = step.map(lambda seconds: alone.batch * cluster.gpus / seconds)
     rate = Estimate(rate.value, min(rate.low, rate.high), max(rate.low, rate.high))
     return TracedPlan(
-        strategy=replace(alone.strategy, dp=k.gpus),
+        strategy=replace(alone.strategy, dp=cluster.gpus),
         batch=alone.batch,
         fits=str(alone.fits),
         peak_bytes=alone.peak_bytes,
@@ -246,7 +246,7 @@ def _on_all(alone: TracedCost, k: Cluster, usd: float | None) -> TracedPlan:
         samples_per_second=rate,
         mfu=alone.mfu * alone.step_seconds.value / step.value,
         why=f"{'fits' if alone.fits == 'yes' else 'may fit'} with {size_text(alone.peak_bytes)}",
-        usd_per_million_samples=usd * k.gpus / 3600 / rate.value * 1e6 if usd else None,
+        usd_per_million_samples=usd * cluster.gpus / 3600 / rate.value * 1e6 if usd else None,
     )
 
 def _refuse_tokens(args: argparse.Namespace) -> None:
