@@ -163,7 +163,7 @@ def test_the_lock_of_a_folder_loads_from_that_folder(saved, tmp_path_factory):
 @pytest.mark.parametrize("cold", [False, True])
 def test_memory_advice_changes_no_value(tmp_path, monkeypatch, cold):
     from fsdl_devinfra.hub import loading
-    monkeypatch.setattr(loading, "_large_pages_are_cold", lambda: cold)
+    monkeypatch.setattr(loading, "_host_reclaims_free_pages", lambda: cold)
     torch.manual_seed(0); state = {"w": torch.randn(1537, 2049), "s": torch.randn(3), "none": torch.randn(0, 4)}  # large, small, empty
     save_file({n: t.bfloat16() for n, t in state.items()}, tmp_path / "model.safetensors")
     class Three(nn.Module):

@@ -32,9 +32,9 @@ from .whole import WeightFile, cut_files, flaw_of, is_headed, refuse, refuse_not
 
 # %% auto #0
 __all__ = ['HASH_AT_ONCE', 'AT_ONCE', 'FileEntry', 'TensorTotals', 'Module', 'Checkpoint', 'totals', 'card_data',
-           'architecture_of', 'library_of', 'module_tree', 'tied_tensors', 'config_risks', 'file_risks', 'index_risks',
-           'index_lies', 'shards_of', 'is_lock_file', 'walk_folder', 'linked', 'file_sha256', 'guess_header',
-           'HubReader', 'inspect', 'files_of', 'say_cached', 'leaves', 'report', 'skipped_text']
+           'architecture_of', 'library_of', 'module_tree', 'tied_tensors', 'config_risks', 'file_risks', 'index_lies',
+           'shards_of', 'index_risks', 'is_lock_file', 'walk_folder', 'linked', 'file_sha256', 'guess_header',
+           'HubReader', 'leaves', 'files_of', 'say_cached', 'inspect', 'skipped_text', 'report']
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #62664b6c
 @dataclass(frozen=True)
@@ -126,17 +126,15 @@ def totals(
         elements=sum(by_dtype.values()),
     )
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #3cf740da
 def card_data(
     text: str,  # of a README.md
 ) -> dict[str, str]:  # the top-level "key: value" lines
-    "The plain values in the front matter of a model card. No YAML library: only `license` and `library_name` are asked for."
+    "The plain values in the front matter of a model card: only `license` and `library_name` are asked for."
     match = re.match(r"\s*---\s*\n(.*?)\n---", text, re.S)
     lines = (match[1] if match else "").splitlines()
-    return {
-        k: v.strip().strip("'\"")
-        for k, v in re.findall(r"^([A-Za-z_]+):[ \t]*([^\n#]+?)\s*$", "\n".join(lines), re.M)
-    }
-
+    pairs = re.findall(r"^([A-Za-z_]+):[ \t]*([^\n#]+?)\s*$", "\n".join(lines), re.M)
+    return {key: value.strip().strip("'\"") for key, value in pairs}
 
 def architecture_of(config: dict[str, Any] | None) -> str | None:
     "The class that a config names, in the ways in which Transformers, diffusers and timm do."
@@ -176,6 +174,7 @@ def _nest(tensors: dict[str, TensorEntry]) -> dict[str, Any]:
         node[leaf] = t
     return tree
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #800af336
 class _Node(NamedTuple):
     "What is below a module: equal `sign`, equal subtree."
     sign: int
@@ -185,44 +184,37 @@ class _Node(NamedTuple):
 
 def _weigh(node: dict[str, Any], nodes: dict[int, _Node], known: dict[Any, int]) -> _Node:
     "Add up a tree from its leaves, looking at every node once; `nodes` remembers them by identity."
-    parameters, size, dtypes, key = 0, 0, set(), []
-    for name, child in node.items():
-        if type(child) is dict:
-            below = _weigh(child, nodes, known)
-            parameters += below.parameters
-            size += below.size_bytes
-            dtypes |= below.dtypes
-            key.append((name, below.sign))
-        else:
-            parameters += child.parameters
-            size += child.size_bytes
-            dtypes.add(child.dtype)
-            key.append((name, child[:2]))
+    modules = {n: _weigh(child, nodes, known) for n, child in node.items() if type(child) is dict}
+    tensors = {n: child for n, child in node.items() if type(child) is not dict}
+    key = [(n, below.sign) for n, below in modules.items()] + [(n, t[:2]) for n, t in tensors.items()]
     key.sort(key=lambda k: k[0])
-    nodes[id(node)] = _Node(known.setdefault(tuple(key), len(known)), parameters, size, frozenset(dtypes))
+    parts = [*modules.values(), *tensors.values()]
+    nodes[id(node)] = _Node(
+        sign=known.setdefault(tuple(key), len(known)),
+        parameters=sum(part.parameters for part in parts),
+        size_bytes=sum(part.size_bytes for part in parts),
+        dtypes=frozenset().union(*(m.dtypes for m in modules.values()), (t.dtype for t in tensors.values())),
+    )
     return nodes[id(node)]
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #d587e321
+def _follows(name: str, last: str) -> bool:
+    return name.isdigit() and last.isdigit() and int(name) == int(last) + 1
 
 def _runs(children: dict[str, Any], nodes: dict[int, _Node]) -> Iterator[tuple[str, int, Any]]:
     "(name, repeats, node) of the modules of a node; equal numbered neighbours as one."
     modules = [(n, c) for n, c in children.items() if isinstance(c, dict)]
     modules.sort(key=lambda m: (0, int(m[0]), "") if m[0].isdigit() else (1, 0, ""))
-    i = 0
-    while i < len(modules):
-        name, node = modules[i]
-        j = i + 1
-        if name.isdigit():
-            def follows(j: int) -> bool:
-                (last, _), (this, other) = modules[j - 1:j + 1]
-                return (
-                    this.isdigit()
-                    and int(this) == int(last) + 1
-                    and nodes[id(other)].sign == nodes[id(node)].sign
-                )
+    runs: list[tuple[str, str, int, Any]] = []  # first name, last name, repeats, first node
+    for name, node in modules:
+        sign = nodes[id(node)].sign
+        if runs and _follows(name, runs[-1][1]) and sign == nodes[id(runs[-1][3])].sign:
+            first, _, repeats, like = runs[-1]
+            runs[-1] = first, name, repeats + 1, like
+        else: runs.append((name, name, 1, node))
+    for first, last, repeats, node in runs: yield first if first == last else f"{first}-{last}", repeats, node
 
-            while j < len(modules) and follows(j): j += 1
-        yield (name if j == i + 1 else f"{name}-{modules[j - 1][0]}"), j - i, node
-        i = j
-
+# %% ../../nbs/hub/05_checkpoint.ipynb #c8ed8ace
 def module_tree(
     tensors: dict[str, TensorEntry],  # of a checkpoint
     depth: int = 5,  # parts of a name
@@ -256,6 +248,13 @@ def tied_tensors(
     return found
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #27a05bec
+#: keys that make a loader run code from the repository → what they do
+_CODE_KEYS = {
+    "auto_map": "names classes in the repository's own Python files",
+    "trust_remote_code": "asks the loader to run the repository's code",
+    "custom_pipelines": "names pipelines in the repository's own Python files",
+}
+
 def config_risks(
     path: str,  # of the JSON file
     document: Any,  # its content
@@ -266,27 +265,26 @@ def config_risks(
         if isinstance(value, dict):
             for key, inner in value.items():
                 at = f"{where}.{key}" if where else str(key)
-                if key == "auto_map" and inner:
-                    found.append(
-                        Risk("remote-code", path, f"{at} names classes in the repository's own Python files")
-                    )
-                elif key == "trust_remote_code" and inner:
-                    found.append(
-                        Risk("remote-code", path, f"{at} asks the loader to run the repository's code")
-                    )
-                elif key == "custom_pipelines" and inner:
-                    found.append(
-                        Risk(
-                            "remote-code", path, f"{at} names pipelines in the repository's own Python files"
-                        )
-                    )
+                if key in _CODE_KEYS and inner: found.append(Risk("remote-code", path, f"{at} {_CODE_KEYS[key]}"))
                 else: walk(inner, at)
         elif isinstance(value, list):
             for i, inner in enumerate(value): walk(inner, f"{where}[{i}]")
     walk(document, "")
     return found
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #60238442
 _COMPILED = (".so", ".dll", ".dylib", ".pyd", ".pyc", ".pyo", ".exe")
+
+def _is_compiled(path: str, content: str | None) -> bool:
+    "True for a library, a program or Python's bytecode."
+    if content in ("library", "bytecode") or path.lower().endswith(_COMPILED): return True
+    return content is None and bool(re.search(r"\.so(\.\d+)*$", path))
+
+def _pickle_risk(path: str, content: str | None, scan: PickleScan | None) -> str | None:
+    "Why a file is dangerous to unpickle; None for what is no pickle."
+    if scan is not None: return scan.why
+    is_pickle = format_by_content(path, format_of(path), content) == "pickle" and content != "lfs-pointer"
+    return "reading this file can run any code" if is_pickle else None
 
 def file_risks(
     paths: Iterable[str],  # of all files
@@ -297,25 +295,56 @@ def file_risks(
     contents, scans = contents or {}, scans or {}
     risks = []
     for path in paths:
-        named = format_by_content(path, format_of(path), contents.get(path))
-        if path in scans:
-            risks.append(Risk("pickle", path, scans[path].why))
-        elif named == "pickle" and contents.get(path) != "lfs-pointer":
-            risks.append(Risk("pickle", path, "reading this file can run any code"))
+        why = _pickle_risk(path, contents.get(path), scans.get(path))
+        if why is not None: risks.append(Risk("pickle", path, why))
         if path.endswith(".py"):
             risks.append(Risk("remote-code", path, "the repository brings Python code of its own"))
         elif _is_compiled(path, contents.get(path)):
             risks.append(Risk("remote-code", path, "the repository brings compiled code"))
     return risks
 
-def _is_compiled(path: str, content: str | None) -> bool:
-    "True for a library, a program or Python's bytecode."
-    return (
-        content in ("library", "bytecode")
-        or (content is None and bool(re.search(r"\.so(\.\d+)*$", path)))
-        or path.lower().endswith(_COMPILED)
-    )
+# %% ../../nbs/hub/05_checkpoint.ipynb #5f7061ea
+#: names of tensors that some indexes list although no file stores them, because they are tied to another one
+_MAY_BE_TIED = re.compile(r"head|embed|shared|(decoder|output|wte)\.(weight|bias)$")
 
+def _more(found: list[Any]) -> str: return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+
+def index_lies(
+    path: str,  # of the index
+    shards: dict[str, list[str]],  # that it names: file → tensors
+    headers: dict[str, Header],  # of the files that are there
+) -> list[Risk]:
+    "Tensors of which an index and the files say different things: readers that go by one or the other see two models."
+    where = {name: file for file, header in headers.items() if file in shards for name in header.tensors}
+    read = [(name, file) for file, names in shards.items() if file in headers for name in names]
+    wrong = [(n, f) for n, f in read if where.get(n, f) != f and n not in headers[f].tensors]
+    nowhere = [n for n, _ in read if n not in where and not _MAY_BE_TIED.search(n)]
+    named = {n for names in shards.values() for n in names}
+    hidden = [n for n in where if n not in named]
+    why = [f"the index says that {n!r} is in {f}, and it is in {where[n]}{_more(wrong)}" for n, f in wrong[:1]]
+    why += [f"the index names a tensor {n!r}, and no shard holds it{_more(nowhere)}" for n in nowhere[:1]]
+    why += [f"{where[n]} holds a tensor {n!r} that the index does not name{_more(hidden)}" for n in hidden[:1]]
+    return [Risk("path", path, reason) for reason in why]
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #89f0bd01
+def shards_of(path: str, document: Any) -> dict[str, list[str]] | None:
+    "Shard → names of its tensors; None for something that is no index."
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict): return None
+    folder, shards = os.path.dirname(path), {}
+    for name, shard in weight_map.items(): shards.setdefault(str(shard), []).append(name)
+    return {f"{folder}/{s}" if folder else s: shards[s] for s in sorted(shards)}
+
+def _shard_risks(path: str, shards: dict[str, list[str]] | None, paths: Iterable[str] | None) -> list[Risk]:
+    if shards is None: return [Risk("path", path, "the index has no weight_map")]
+    folder = os.path.dirname(path)
+    end = os.path.splitext(path.removesuffix(".index.json"))[1]
+    there = set(shards) if paths is None else set(paths)
+    bad = [n for n in shards if unsafe_path(n[len(folder):].lstrip("/")) or not n.endswith(end)]
+    gone = [n for n in shards if n not in there and n not in bad]
+    why = [f"the index names a shard {n!r} outside its folder or of another format" for n in bad]
+    why += [f"the index names a shard {n!r} that is not there" for n in gone]
+    return [Risk("path", path, reason) for reason in why]
 
 def index_risks(
     path: str,  # e.g. "model.safetensors.index.json"
@@ -325,73 +354,8 @@ def index_risks(
     "Shards that an index names outside its folder, in another format than its own, or that are not there."
     return _shard_risks(path, shards_of(path, document), paths)
 
-def _shard_risks(path: str, shards: dict[str, list[str]] | None, paths: Iterable[str] | None) -> list[Risk]:
-    if shards is None: return [Risk("path", path, "the index has no weight_map")]
-    end, there = (
-        os.path.splitext(path.removesuffix(".index.json"))[1],
-        set(shards) if paths is None else set(paths),
-    )
-    bad = [
-        n for n in shards if unsafe_path(n[len(os.path.dirname(path)) :].lstrip("/")) or not n.endswith(end)
-    ]
-    return [
-        Risk("path", path, f"the index names a shard {n!r} outside its folder or of another format")
-        for n in bad
-    ] + [
-        Risk("path", path, f"the index names a shard {n!r} that is not there")
-        for n in shards
-        if n not in there and n not in bad
-    ]
-
-def index_lies(
-    path: str,  # of the index
-    shards: dict[str, list[str]],  # that it names: file → tensors
-    headers: dict[str, Header],  # of the files that are there
-) -> list[Risk]:
-    "Tensors that an index puts into one file and that are in another: readers that go by the index and by the files see two models."
-    where = {name: file for file, header in headers.items() if file in shards for name in header.tensors}
-    wrong = [(n, file, where[n]) for file, names in shards.items() if file in headers
-             for n in names if where.get(n, file) != file and n not in headers[file].tensors]
-    named = {n for names in shards.values() for n in names}
-    nowhere = [
-        n
-        for file, names in shards.items()
-        if file in headers
-        for n in names
-        if n not in where and not _MAY_BE_TIED.search(n)
-    ]
-    hidden = [n for n in where if n not in named]
-    return (
-        [
-            Risk("path", path, f"the index says that {n!r} is in {said}, and it is in {real}{_more(wrong)}")
-            for n, said, real in wrong[:1]
-        ]
-        + [
-            Risk("path", path, f"the index names a tensor {n!r}, and no shard holds it{_more(nowhere)}")
-            for n in nowhere[:1]
-        ]
-        + [
-            Risk("path", path, f"{where[n]} holds a tensor {n!r} that the index does not name{_more(hidden)}")
-            for n in hidden[:1]
-        ]
-    )
-
-#: names of tensors that some indexes list although no file stores them, because they are tied to another one
-_MAY_BE_TIED = re.compile(r"head|embed|shared|(decoder|output|wte)\.(weight|bias)$")
-
-def _more(found: list[Any]) -> str: return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-
-def shards_of(path: str, document: Any) -> dict[str, list[str]] | None:
-    "Shard → names of its tensors; None for something that is no index."
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict): return None
-    folder, shards = os.path.dirname(path), {}
-    for name, shard in weight_map.items(): shards.setdefault(str(shard), []).append(name)
-    return {f"{folder}/{s}" if folder else s: shards[s] for s in sorted(shards)}
-
 # %% ../../nbs/hub/05_checkpoint.ipynb #7bec816f
 _CACHES = {"__pycache__", "__MACOSX"}
-HASH_AT_ONCE = 16 * MIB  # small enough to hash while inspecting; larger files keep `sha256: null`
 
 def is_lock_file(file: Path) -> bool:
     "True for a lock that this package wrote, whatever it is called."
@@ -406,20 +370,19 @@ def walk_folder(
     for at, folders, names in os.walk(folder):
         folders[:] = [d for d in folders if not d.startswith(".") and d not in _CACHES]
         found += [Path(at) / n for n in names if not n.startswith(".")]
-    return sorted(
-        f.relative_to(folder).as_posix()
-        for f in found
-        if f.is_symlink() or (f.is_file() and not is_lock_file(f))
-    )
+    def counts(file: Path) -> bool: return file.is_symlink() or (file.is_file() and not is_lock_file(file))
+    return sorted(file.relative_to(folder).as_posix() for file in filter(counts, found))
 
-
+# %% ../../nbs/hub/05_checkpoint.ipynb #dacb6408
 def linked(folder: Path, path: str) -> Path:
     "A file of a folder. Raises `BadInput` for a link that leads nowhere, or in a circle."
     if not (folder / path).exists():
-        raise BadInput(
-            f"{path} is a link to a file that is not there", "Download the model again, or remove the link"
-        )
+        raise BadInput(f"{path} is a link to a file that is not there",
+                       "Download the model again, or remove the link")
     return folder / path
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #799f9df3
+HASH_AT_ONCE = 16 * MIB  # small enough to hash while inspecting; larger files keep `sha256: null`
 
 def file_sha256(
     file: str | Path,
@@ -446,6 +409,7 @@ class _Reader(Protocol):
     def beginnings(self, sizes: Mapping[str, int]) -> dict[str, bytes]: ...
     def each(self, function: Callable[[str], _T], paths: list[str]) -> Iterator[_T]: ...
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #80493754
 class _Local:
     "Reads a folder, or a single file of it, and counts what it read."
 
@@ -472,11 +436,8 @@ class _Local:
         return read
 
     def beginnings(self, sizes: Mapping[str, int]) -> dict[str, bytes]:
-        return {
-            p: self.range_of(p)(0, SNIFF_BYTES)
-            for p, size in sizes.items()
-            if size and (self.folder / p).is_file()
-        }
+        there = [p for p, size in sizes.items() if size and (self.folder / p).is_file()]
+        return {p: self.range_of(p)(0, SNIFF_BYTES) for p in there}
 
     def each(self, function: Callable[[str], _T], paths: list[str]) -> Iterator[_T]:
         return map(function, paths)
@@ -490,24 +451,31 @@ class _Local:
         return entries
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #46948565
-AT_ONCE = 64  # requests in flight; the time of an inspection is latency, not bandwidth
 _ENTRY_BYTES = len('"":{"dtype":"BF16","shape":[],"data_offsets":[,]},')
 
 def guess_header(
     names: list[str],  # of the tensors in a shard
     size_bytes: int,  # of the shard
 ) -> int:  # bytes
-    "About how long the header of a shard is, with its eight bytes of length. Offsets have as many digits as the size of the file."
+    "About how long the header of a shard is, with its eight bytes of length."
     vectors = sum(n.endswith(("norm.weight", ".bias")) for n in names)
     letters = len("".join(names).encode("utf-8", "replace"))
-    entries = (
-        letters
-        + len(names) * (_ENTRY_BYTES + 2 * len(str(size_bytes)) + len("4096,4096"))
-        - vectors * len(",4096")
-    )
-    return 8 + len('"__metadata__":{"format":"pt"},') + entries
+    offsets = 2 * len(str(size_bytes))  # they have as many digits as the size of the file
+    entries = len(names) * (_ENTRY_BYTES + offsets + len("4096,4096")) - vectors * len(",4096")
+    return 8 + len('"__metadata__":{"format":"pt"},') + letters + entries
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #54cc55a7
+def _header_in(data: bytes, length: int, path: str, size_bytes: int) -> Header:
+    "The header at the start of a file; read while the next ones are still on their way."
+    if length > MAX_HEADER_BYTES: return too_long(path, length)
+    if len(data) < 8 + length: raise BadInput(f"{path} ends inside its header", "Tell its publisher")
+    return parse_header(data[8:8 + length], path, size_bytes)
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #b680ce38
+AT_ONCE = 64  # requests in flight; the time of an inspection is latency, not bandwidth
 
 _MOST_BEGINNINGS = 200  # requests for half a kilobyte
+
 _TEXT = re.compile(r"\.(json|jsonl|txt|md|ya?ml|csv|png|jpe?g|svg|gif|gitattributes)$", re.I)
 
 class HubReader:
@@ -534,9 +502,8 @@ class HubReader:
     def range_of(self, path: str) -> Callable[[int, int], bytes]:
         from fsdl_devinfra.hub.remote import check_reply
         url, repo, sha256 = self.at.url(path), self.at.repo, self._hashes.get(path)
-        return lambda a, b: self.remote.span(
-            url, repo, a, b, lambda reply: check_reply(reply, self.at, path, sha256)
-        )
+        def check(reply: Any) -> None: check_reply(reply, self.at, path, sha256)
+        return lambda start, stop: self.remote.span(url, repo, start, stop, check)
 
     def beginnings(self, sizes: Mapping[str, int]) -> dict[str, bytes]:
         "Of so many files as one inspection may ask for, texts last; a beginning that does not come is not there."
@@ -545,30 +512,22 @@ class HubReader:
             try: return self.range_of(path)(0, min(SNIFF_BYTES, sizes[path]))
             except CheckError: return b""
 
-        asked = sorted((p for p, size in sizes.items() if size), key=lambda p: bool(_TEXT.search(p)))[
-            :_MOST_BEGINNINGS
-        ]
+        filled = [p for p, size in sizes.items() if size]
+        asked = sorted(filled, key=lambda p: bool(_TEXT.search(p)))[:_MOST_BEGINNINGS]
         return {p: data for p, data in zip(asked, self.each(one, asked)) if data}
 
     def headers(self, paths: list[str], sizes: dict[str, int], guesses: dict[str, int]) -> list[Header]:
-        def one(path: str) -> tuple[int, bytes]:
-            span = self.range_of(path)
-            first = span(0, max(8, min(guesses.get(path, 8), sizes[path], MAX_HEADER_BYTES)))
-            length = header_length(first, path)
-            if len(first) < 8 + length <= min(8 + MAX_HEADER_BYTES, sizes[path]): first += span(len(first), 8 + length)
-            return length, first
+        def one(path: str) -> tuple[int, bytes]: return self._header(path, sizes[path], guesses.get(path, 8))
+        arriving = zip(paths, self.each(one, paths))
+        return [_header_in(data, length, path, sizes[path]) for path, (length, data) in arriving]
 
-        return [
-            _header_in(data, length, path, sizes[path])
-            for path, (length, data) in zip(paths, self.each(one, paths))
-        ]
-
-
-def _header_in(data: bytes, length: int, path: str, size_bytes: int) -> Header:
-    "The header at the start of a file; read while the next ones are still on their way."
-    if length > MAX_HEADER_BYTES: return too_long(path, length)
-    if len(data) < 8 + length: raise BadInput(f"{path} ends inside its header", "Tell its publisher")
-    return parse_header(data[8:8 + length], path, size_bytes)
+    def _header(self, path: str, size_bytes: int, guess: int) -> tuple[int, bytes]:
+        "(length of the header, what was read): as much as was guessed, and the rest where that was too little."
+        span = self.range_of(path)
+        data = span(0, max(8, min(guess, size_bytes, MAX_HEADER_BYTES)))
+        length = header_length(data, path)
+        if len(data) < 8 + length <= min(8 + MAX_HEADER_BYTES, size_bytes): data += span(len(data), 8 + length)
+        return length, data
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #1d4b089d
 _CONFIGS = re.compile(
@@ -577,14 +536,14 @@ _CONFIGS = re.compile(
 
 _TEMPLATES = re.compile(r"(^|/)(chat_template\.jinja|additional_chat_templates/[^/]+\.jinja)$")
 
+def _is_small(path: str) -> bool:
+    return bool(_CONFIGS.search(path) or _TEMPLATES.search(path)) or path.endswith(".index.json")
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #84e8453e
 def _json(path: str, text: bytes) -> Any:
     if is_pointer(text): raise pointers_error([path])
     try: return parse_json(text)
     except ValueError: raise BadInput(f"{path} is not JSON", "Download it again") from None
-
-def _is_small(path: str) -> bool:
-    return bool(_CONFIGS.search(path) or _TEMPLATES.search(path)) or path.endswith(".index.json")
-
 
 def _documents(reader: _Reader, paths: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     "(small JSON files, chat templates of their own)."
@@ -593,6 +552,8 @@ def _documents(reader: _Reader, paths: list[str]) -> tuple[dict[str, Any], dict[
     return {p: _json(p, t) for p, t in texts.items() if p not in templates}, templates
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #9f553daa
+_MAY_HOLD_PICKLES = {"pickle", "numpy", "zip", "tar", "gzip", "zlib", "bzip2", "xz", "lzma"}
+
 class _Contents:
     "What the files are, by their first bytes."
     def __init__(self, reader: _Reader, sizes: dict[str, int]):
@@ -629,13 +590,9 @@ class _Contents:
         formats = self.formats
         may = [p for p, kind in self.kinds.items() if formats[p] == "pickle" or kind in _MAY_HOLD_PICKLES]
         def scan(path: str) -> PickleScan | None:
-            return scan_pickle(
-                self._reader.range_of(path), self._sizes[path], self.kinds[path], formats[path] == "pickle"
-            )
-
+            read = self._reader.range_of(path)
+            return scan_pickle(read, self._sizes[path], self.kinds[path], formats[path] == "pickle")
         return {p: found for p, found in zip(may, self._reader.each(scan, may)) if found}
-
-_MAY_HOLD_PICKLES = {"pickle", "numpy", "zip", "tar", "gzip", "zlib", "bzip2", "xz", "lzma"}
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #faf1ec36
 class _Indexes(NamedTuple):
@@ -646,6 +603,31 @@ class _Indexes(NamedTuple):
 def _indexes(documents: Mapping[str, Any], left_out: set[str]) -> _Indexes:
     named = {p: shards_of(p, d) for p, d in documents.items() if p.endswith(".index.json")}
     return _Indexes(named, {p: shards or {} for p, shards in named.items() if p not in left_out})
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #6c1fa382
+def _two_tensors(name: str, other: str) -> str:
+    return f"the file has a tensor {name!r}, and so has {other}: which one is meant is not said"
+
+def _tensor_index(headers: list[Header], many: bool) -> tuple[dict[str, TensorEntry], list[Risk]]:
+    "All tensors, in a pipeline with the folder before the name; and the names that two files give to two tensors."
+    found: dict[str, TensorEntry] = {}
+    twice = []
+    for header in headers:
+        file = next((t.file for t in header.tensors.values()), "")
+        folder = os.path.dirname(file)
+        named = {f"{folder}:{n}": t for n, t in header.tensors.items()} if many and folder else header.tensors
+        both = {n: found[n].file for n in found.keys() & named.keys()}
+        twice += [Risk("duplicate-key", file, _two_tensors(name, other)) for name, other in both.items()]
+        found |= named
+    return found, sorted(twice, key=lambda r: r.why)
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #0ce7aec9
+_TWO_MODELS = "an index of shards lies beside it, and libraries differ in which of the two they load"
+
+def _index_mismatches(indexes: _Indexes, headers: dict[str, Header]) -> list[Risk]:
+    "Of all indexes of safetensors files."
+    taken = [(p, shards) for p, shards in indexes.taken.items() if p.endswith(".safetensors.index.json")]
+    return [risk for path, shards in taken for risk in index_lies(path, shards, headers)]
 
 class _Held(NamedTuple):
     "What the headers hold."
@@ -670,58 +652,54 @@ def _held(
     }
     headers = reader.headers(safe, sizes, guesses)
     tensors, risks = _tensor_index(headers, len({os.path.dirname(p) for p in safe}) > 1)
-    risks = (
-        [r for h in headers for r in h.risks] + risks + _index_mismatches(indexes, dict(zip(safe, headers)))
-    )
-    risks += [
-        Risk(
-            "duplicate-key",
-            p,
-            "an index of shards lies beside it, and libraries differ in which of the two they load",
-        )
-        for p in safe
-        if p + ".index.json" in left_out
-    ]
+    risks = [r for h in headers for r in h.risks] + risks + _index_mismatches(indexes, dict(zip(safe, headers)))
+    risks += [Risk("duplicate-key", p, _TWO_MODELS) for p in safe if p + ".index.json" in left_out]
     metadata = {k: v for h in headers for k, v in h.metadata.items() if isinstance(v, str)}
     needs = {file: size for h in headers for file, size in h.needs.items()}
     if kind not in ("onnx", "gguf"): return _Held(tensors, set(safe), metadata, risks, needs)
     walked = _walked(reader, chosen, sizes)
     return walked._replace(metadata=metadata, risks=risks + walked.risks)
 
-def _index_mismatches(indexes: _Indexes, headers: dict[str, Header]) -> list[Risk]:
-    return [
-        r
-        for p, shards in indexes.taken.items()
-        if p.endswith(".safetensors.index.json")
-        for r in index_lies(p, shards, headers)
-    ]
-
+# %% ../../nbs/hub/05_checkpoint.ipynb #11ca7fca
+def _config_in(documents: Mapping[str, Any]) -> dict[str, Any] | None:
+    "The configuration of the model, of the pipeline or of the adapter."
+    found = [documents.get(p) for p in ("config.json", "model_index.json", "adapter_config.json")]
+    return next((document for document in found if isinstance(document, dict)), None)
 
 def _document_risks(
     paths: list[str], documents: Mapping[str, Any], templates: Mapping[str, str], indexes: _Indexes
 ) -> list[Risk]:
     "What the names and the small files ask for."
-    risks = [
-        r
-        for p, d in documents.items()
-        if p not in indexes.named
-        for r in [*config_risks(p, d), *template_risks(p, d)]
-    ]
+    configs = {p: d for p, d in documents.items() if p not in indexes.named}
+    risks = [r for p, d in configs.items() for r in [*config_risks(p, d), *template_risks(p, d)]]
     risks += [r for p, text in templates.items() for r in template_risks(p, text)]
     risks += [r for p, shards in indexes.named.items() for r in _shard_risks(p, shards, paths)]
     return risks + [Risk("path", p, "this name leaves the folder") for p in paths if unsafe_path(p)]
 
-def _config_in(documents: Mapping[str, Any]) -> dict[str, Any] | None:
-    "The configuration of the model, of the pipeline or of the adapter."
-    return next(
-        (
-            d
-            for p in ("config.json", "model_index.json", "adapter_config.json")
-            if isinstance(d := documents.get(p), dict)
-        ),
-        None,
-    )
+# %% ../../nbs/hub/05_checkpoint.ipynb #fdb834dd
+def _may_be_disguised(paths: list[str], chosen: list[str], risks: list[Risk]) -> list[str]:
+    "Files called safetensors whose header was not read, or was none."
+    odd = {r.path for r in risks if r.kind == "header-size"}
+    return [p for p in paths if p.endswith(".safetensors") and (p not in chosen or p in odd)]
 
+def _said_of(held: _Held, config: dict[str, Any] | None) -> dict[str, Any]:
+    "What the tensors and the configuration say."
+    return {
+        "config": config,
+        "architecture": architecture_of(config),
+        "tensors": totals(held.tensors, config),
+        "index": held.tensors,
+        "tied": tied_tensors(held.tensors, held.metadata, config),
+    }
+
+def _weights_of(chosen: list[str], held: _Held, sizes: dict[str, int], contents: _Contents) -> dict[str, Any]:
+    "What is said of the weight files of the model."
+    weights = [p for p in chosen if is_weights(p)]
+    return {
+        "weight_format": Files(sizes, formats=contents.formats).weight_format(chosen),
+        "uncounted": [p for p in weights if p not in held.counted],
+        "weight_bytes": sum(sizes[p] for p in weights),
+    }
 
 def _examine(reader: _Reader, name: str, files: list[FileEntry], wish: Wish) -> dict[str, Any]:
     "Everything that can be said from the names, the small files, the first bytes and the headers."
@@ -741,50 +719,34 @@ def _examine(reader: _Reader, name: str, files: list[FileEntry], wish: Wish) -> 
     scans = contents.scans()
     contents.refuse_cut(chosen, scans)
     named = file_risks(paths, contents.kinds, scans) + _document_risks(paths, documents, templates, indexes)
-    kind = Files(sizes, formats=contents.formats).weight_format(chosen)
-    return _said_of(held, _config_in(documents)) | {
-        "risks": named + held.risks,
-        "weight_format": kind,
-        "skipped": skipped,
-        "uncounted": [p for p in chosen if is_weights(p) and p not in held.counted],
-        "weight_bytes": sum(sizes[p] for p in chosen if is_weights(p)),
-    }
-
-def _may_be_disguised(paths: list[str], chosen: list[str], risks: list[Risk]) -> list[str]:
-    "Files called safetensors whose header was not read, or was none."
-    odd = {r.path for r in risks if r.kind == "header-size"}
-    return [p for p in paths if p.endswith(".safetensors") and (p not in chosen or p in odd)]
-
-def _said_of(held: _Held, config: dict[str, Any] | None) -> dict[str, Any]:
-    "What the tensors and the configuration say."
-    return {
-        "config": config,
-        "architecture": architecture_of(config),
-        "tensors": totals(held.tensors, config),
-        "index": held.tensors,
-        "tied": tied_tensors(held.tensors, held.metadata, config),
-    }
-
-def _tensor_index(headers: list[Header], many: bool) -> tuple[dict[str, TensorEntry], list[Risk]]:
-    "All tensors; in a repository of several models (a pipeline) with the folder before the name. And the names that two files give to two tensors."
-    found: dict[str, TensorEntry] = {}
-    twice = []
-    for header in headers:
-        file = next((t.file for t in header.tensors.values()), "")
-        folder = os.path.dirname(file)
-        named = {f"{folder}:{n}": t for n, t in header.tensors.items()} if many and folder else header.tensors
-        twice += [
-            Risk(
-                "duplicate-key",
-                file,
-                f"the file has a tensor {n!r}, and so has {found[n].file}: which one is meant is not said",
-            )
-            for n in found.keys() & named.keys()
-        ]
-        found |= named
-    return found, sorted(twice, key=lambda r: r.why)
+    said = _said_of(held, _config_in(documents)) | _weights_of(chosen, held, sizes, contents)
+    return said | {"risks": named + held.risks, "skipped": skipped}
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #408ff9e6
+def _beside(path: str, files: set[str]) -> set[str]:
+    "A graph and the files that hold its weights."
+    return {path} | {os.path.normpath(os.path.join(os.path.dirname(path), file)) for file in files}
+
+def _walked_risks(path: str, header: Header, beside: set[str]) -> list[Risk]:
+    "What the templates ask for, and weights outside the folder."
+    texts = [{"chat_template": text} for text in header.metadata.values()]
+    bad = [file for file in sorted(beside) if unsafe_path(file)]
+    outside = [Risk("path", path, f"its weights are in {file!r}, outside its folder") for file in bad]
+    return [r for text in texts for r in template_risks(path, text)] + header.risks + outside
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #830adb71
+def _walked_header(reader: _Reader, path: str, size_bytes: int) -> tuple[Header, set[str]]:
+    "The header, and the files beside it that hold weights."
+    if not size_bytes: raise BadInput(f"{path} is empty", "Download it again, or leave it out with --exclude")
+    read = reader.range_of(path)
+    try:
+        if path.endswith(".onnx"): return onnx_header(read, size_bytes, path)
+        return gguf_header(read, size_bytes, path), set()
+    except BadInput: raise
+    except (ValueError, RecursionError):
+        refuse(unreadable(path, path.rpartition(".")[2]))
+        raise
+
 def _walked(reader: _Reader, chosen: list[str], sizes: dict[str, int]) -> _Held:
     "What the headers of an ONNX or GGUF repository hold. Raises `BadInput` where one cannot be read."
     paths = [p for p in chosen if p.endswith((".onnx", ".gguf")) and not unsafe_path(p)]
@@ -798,42 +760,19 @@ def _walked(reader: _Reader, chosen: list[str], sizes: dict[str, int]) -> _Held:
         for file, size in header.needs.items(): held.needs[file] = max(size, held.needs.get(file, 0))
     return held
 
-def _walked_header(reader: _Reader, path: str, size_bytes: int) -> tuple[Header, set[str]]:
-    "The header, and the files beside it that hold weights."
-    if not size_bytes: raise BadInput(f"{path} is empty", "Download it again, or leave it out with --exclude")
-    read = reader.range_of(path)
-    try:
-        if path.endswith(".onnx"): return onnx_header(read, size_bytes, path)
-        return gguf_header(read, size_bytes, path), set()
-    except BadInput: raise
-    except (ValueError, RecursionError):
-        refuse(unreadable(path, path.rpartition(".")[2]))
-        raise
-
-def _walked_risks(path: str, header: Header, beside: set[str]) -> list[Risk]:
-    "What the templates ask for, and weights outside the folder."
-    texts = [{"chat_template": text} for text in header.metadata.values()]
-    outside = [
-        Risk("path", path, f"its weights are in {file!r}, outside its folder")
-        for file in sorted(beside)
-        if unsafe_path(file)
-    ]
-    return [r for text in texts for r in template_risks(path, text)] + header.risks + outside
-
-def _beside(path: str, files: set[str]) -> set[str]:
-    "A graph and the files that hold its weights."
-    return {path} | {os.path.normpath(os.path.join(os.path.dirname(path), file)) for file in files}
-
 # %% ../../nbs/hub/05_checkpoint.ipynb #14d86578
-def inspect(
-    model: str | Path | Source | None = None,  # nothing, a local folder or a Hub id
-    wish: Wish | None = None,  # which files, or which quantisation; default: those of one model
-) -> Checkpoint:
-    "Say what a model holds. Raises `BadInput` for a name that is none, `Unreachable` where the Hub does not answer."
-    source = model if isinstance(model, Source) else resolve(model, anything=True)
-    look = _inspect_folder if source.is_local else _inspect_hub
-    with uncollected(): return look(source, wish or Wish())
+def leaves(folder: Path, path: str) -> bool:
+    "True where a path leads out of a model's folder through a link; in the HF cache, out of the repository's."
+    real = folder.resolve()
+    try: target = (folder / path).resolve()
+    except (OSError, RuntimeError): return False  # a circle of links leads nowhere
+    if real.parent.name != "snapshots" or not (real.parent.parent / "blobs").is_dir():
+        return not target.is_relative_to(real)
+    repo = real.parent.parent
+    shared = repo.parent / "blobs"  # by several repositories
+    return not (target.is_relative_to(repo) or target.is_relative_to(shared))
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #4bbc773e
 def files_of(
     source: Source,
 ) -> list[str] | None:  # None for a folder: all of it
@@ -845,6 +784,10 @@ def files_of(
     except (ValueError, RecursionError): beside = set()
     return [source.file, *sorted(p for p in beside if not unsafe_path(p) and (source.path / p).is_file())]
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #4a44127b
+def _card(reader: _Reader) -> dict[str, str]:
+    return card_data(reader.texts(["README.md"])["README.md"].decode("utf-8", "replace"))
+
 def _inspect_folder(source: Source, wish: Wish) -> Checkpoint:
     folder = source.path
     if not folder.is_dir():
@@ -852,17 +795,11 @@ def _inspect_folder(source: Source, wish: Wish) -> Checkpoint:
     reader = _Local(folder, files_of(source))
     files = reader.files()
     paths = [f.path for f in files]
-    card = (
-        card_data(reader.texts(["README.md"])["README.md"].decode("utf-8", "replace"))
-        if "README.md" in paths
-        else {}
-    )
+    card = _card(reader) if "README.md" in paths else {}
     said = _examine(reader, source.name, files, wish)
     index = said.pop("index")
-    if source.file is None:
-        said["risks"] += [
-            Risk("path", p, "this link leads out of the folder") for p in paths if leaves(folder, p)
-        ]
+    out = [p for p in paths if leaves(folder, p)] if source.file is None else []
+    said["risks"] += [Risk("path", p, "this link leads out of the folder") for p in out]
     found = Checkpoint(
         repo=source.name,
         files=files,
@@ -873,34 +810,29 @@ def _inspect_folder(source: Source, wish: Wish) -> Checkpoint:
     )
     return found.with_local(folder, index)
 
-def _inspect_cached(source: Source, folder: Path, wish: Wish) -> Checkpoint:
-    "What the HF cache holds of a repository, where the Hub does not answer."
-    found = _inspect_folder(replace(source, folder=folder), wish)
-    if any(r.why.endswith("that is not there") for r in found.risks):
-        raise Unreachable(
-            f"the HF cache holds only a part of {source.repo}, and the Hub does not answer",
-            "Pull it where there is a network",
-        )
-    known = replace(found, repo=str(source.repo), revision=source.revision, commit=folder.name)
-    return known.with_local(found.folder, found.tensor_index)
-
+# %% ../../nbs/hub/05_checkpoint.ipynb #32451032
 def say_cached(
     source: Source,  # of a repository on the Hub
     folder: Path,  # its snapshot in the HF cache
     why: Unreachable,  # how the Hub failed
 ) -> None:
-    "Say on standard error that the HF cache answers in place of the Hub: a branch may mean another commit by now."
+    "Say on standard error that the HF cache answers for the Hub: a branch may mean another commit by now."
     status(f"{source.name} is answered from the HF cache, commit {folder.name[:12]}: {why.message}.")
 
-def leaves(folder: Path, path: str) -> bool:
-    "True where a path leads out of a model's folder through a link. In the HF cache the repository's folder is the limit."
-    real = folder.resolve()
-    try: target = (folder / path).resolve()
-    except (OSError, RuntimeError): return False  # a circle of links leads nowhere
-    if real.parent.name != "snapshots" or not (real.parent.parent / "blobs").is_dir():
-        return not target.is_relative_to(real)
-    repo = real.parent.parent
-    return not (target.is_relative_to(repo) or target.is_relative_to(repo.parent / "blobs"))  # what several repositories share
+def _inspect_cached(source: Source, folder: Path, wish: Wish) -> Checkpoint:
+    "What the HF cache holds of a repository, where the Hub does not answer."
+    found = _inspect_folder(replace(source, folder=folder), wish)
+    if any(r.why.endswith("that is not there") for r in found.risks):
+        raise Unreachable(f"the HF cache holds only a part of {source.repo}, and the Hub does not answer",
+                          "Pull it where there is a network")
+    known = replace(found, repo=str(source.repo), revision=source.revision, commit=folder.name)
+    return known.with_local(found.folder, found.tensor_index)
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #6eda584b
+def _card_texts(card: dict[str, Any]) -> dict[str, str]:
+    "The texts and lists of a card, as texts."
+    texts = {k: v for k, v in card.items() if isinstance(v, (str, list))}
+    return {k: v if isinstance(v, str) else ", ".join(map(str, v)) for k, v in texts.items()}
 
 def _inspect_hub(source: Source, wish: Wish) -> Checkpoint:
     from fsdl_devinfra.hub.remote import Remote, find
@@ -913,12 +845,9 @@ def _inspect_hub(source: Source, wish: Wish) -> Checkpoint:
         return _inspect_cached(source, cached, wish)
     reader = HubReader(remote, at)
     files = [FileEntry(f.path, f.size_bytes or 0, f.sha256) for f in at.files]
-    said = _examine(reader, source.name, files, wish); index = said.pop("index")
-    card = {
-        k: v if isinstance(v, str) else ", ".join(map(str, v))
-        for k, v in at.card.items()
-        if isinstance(v, (str, list))
-    }
+    said = _examine(reader, source.name, files, wish)
+    index = said.pop("index")
+    card = _card_texts(at.card)
     found = Checkpoint(
         repo=at.repo,
         revision=source.revision,
@@ -932,46 +861,37 @@ def _inspect_hub(source: Source, wish: Wish) -> Checkpoint:
     )
     return found.with_local(None, index)
 
-# %% ../../nbs/hub/05_checkpoint.ipynb #5ba85d4a
-def report(
-    checkpoint: Checkpoint,  # what `inspect` returned
-) -> str:  # plain text, the verdict first
-    "What a repository holds, for a terminal."
-    c = _printable(checkpoint)
-    where = f"{c.repo}@{c.commit[:12]}" if c.commit else c.repo
-    risk = count_of(len(c.risks), "risk") if c.risks else "no risk found"
-    head = [
-        f"{where}: {c.architecture or 'a model without a config'}, "
-        f"{count_text(c.tensors.parameters)} parameters in {count_of(c.tensors.count, 'tensor')}, "
-        f"{size_text(c.weight_bytes)} of {c.weight_format} weights; {risk}."
-    ]
-    facts = [
-        ("license", c.license or "not stated"),
-        ("library", c.library or "not stated"),
-        ("gated", c.gated or "no"),
-        ("read", size_text(c.bytes_read)),
-    ]
-    facts += [(f"{d} elements stored", f"{n:,}") for d, n in c.tensors.by_dtype.items()]
-    facts += [(f"{k} is tied to", v) for k, v in c.tied.items()]
-    parts = ["\n".join(head), "\n".join(f"  {k:<32}{v}" for k, v in facts)]
-    if c.modules:
-        parts.append(
-            table_text(["module", "×", "parameters", "size", "dtype"], [_row(m) for m in c.modules[:40]])
-        )
-    parts.append(
-        table_text(
-            ["file", "size", "sha256"],
-            [(f.path, size_text(f.size_bytes), (f.sha256 or "-")[:16]) for f in c.files],
-        )
+# %% ../../nbs/hub/05_checkpoint.ipynb #4a42549b
+def inspect(
+    model: str | Path | Source | None = None,  # nothing, a local folder or a Hub id
+    wish: Wish | None = None,  # which files, or which quantisation; default: those of one model
+) -> Checkpoint:
+    "Say what a model holds. Raises `BadInput` for a name that is none, `Unreachable` where the Hub does not answer."
+    source = model if isinstance(model, Source) else resolve(model, anything=True)
+    look = _inspect_folder if source.is_local else _inspect_hub
+    with uncollected(): return look(source, wish or Wish())
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #60bbd79a
+def _printable(value: Any) -> Any:
+    "The same document, with the control characters in its names spelt out."
+    if isinstance(value, str): return printable(value)
+    if isinstance(value, list): return [_printable(v) for v in value]
+    if isinstance(value, dict): return {_printable(k): _printable(v) for k, v in value.items()}
+    if not is_dataclass(value) or isinstance(value, type): return value
+    names = [f.name for f in fields(value) if f.name != "config"]
+    new = replace(value, **{name: _printable(getattr(value, name)) for name in names})
+    if isinstance(value, Checkpoint): new.__dict__["modules"] = [_printable(m) for m in value.modules]
+    return new
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #faeeb612
+def _row(m: Module) -> tuple[Any, ...]:
+    return (
+        "  " * m.name.count(".") + m.name.rpartition(".")[2],
+        m.repeats,
+        count_text(m.parameters),
+        size_text(m.size_bytes),
+        " ".join(m.dtypes),
     )
-    if c.uncounted:
-        some = ", ".join(c.uncounted[:6]) + (" …" if len(c.uncounted) > 6 else "")
-        parts.append(
-            f"Not counted above, because the format does not tell or the weights are there already: {some}."
-        )
-    if c.skipped: parts.append(skipped_text(c.skipped))
-    if c.risks: parts.append(table_text(["risk", "file", "why"], [(r.kind, r.path, r.why) for r in c.risks]))
-    return "\n\n".join(parts)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #c0287a61
 def skipped_text(
@@ -983,30 +903,51 @@ def skipped_text(
     for s in skipped:
         sizes[s.why] += s.size_bytes
         counts[s.why] += 1
-    lines = [
-        f"Skipped {size_text(size)}: {why}, {count_of(counts[why], 'file')}"
-        for why, size in sizes.most_common(12)
-    ]
-    return "\n".join(lines)
+    most = sizes.most_common(12)
+    return "\n".join(f"Skipped {size_text(size)}: {why}, {count_of(counts[why], 'file')}" for why, size in most)
 
-# %% ../../nbs/hub/05_checkpoint.ipynb #60bbd79a
-def _printable(value: Any) -> Any:
-    "The same document, with the control characters in its names spelt out."
-    if isinstance(value, str): return printable(value)
-    if isinstance(value, list): return [_printable(v) for v in value]
-    if isinstance(value, dict): return {_printable(k): _printable(v) for k, v in value.items()}
-    if not is_dataclass(value) or isinstance(value, type): return value
-    new = replace(
-        value, **{f.name: _printable(getattr(value, f.name)) for f in fields(value) if f.name != "config"}
-    )
-    if isinstance(value, Checkpoint): new.__dict__["modules"] = [_printable(m) for m in value.modules]
-    return new
-
-def _row(m: Module) -> tuple[Any, ...]:
+# %% ../../nbs/hub/05_checkpoint.ipynb #5ba85d4a
+def _headline(said: Checkpoint) -> str:
+    "Which model, how large, and whether there is a risk."
+    where = f"{said.repo}@{said.commit[:12]}" if said.commit else said.repo
+    risk = count_of(len(said.risks), "risk") if said.risks else "no risk found"
     return (
-        "  " * m.name.count(".") + m.name.rpartition(".")[2],
-        m.repeats,
-        count_text(m.parameters),
-        size_text(m.size_bytes),
-        " ".join(m.dtypes),
+        f"{where}: {said.architecture or 'a model without a config'}, "
+        f"{count_text(said.tensors.parameters)} parameters in {count_of(said.tensors.count, 'tensor')}, "
+        f"{size_text(said.weight_bytes)} of {said.weight_format} weights; {risk}."
     )
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #35dc7bc2
+def _facts_text(said: Checkpoint) -> str:
+    "One line a fact."
+    facts = [
+        ("license", said.license or "not stated"),
+        ("library", said.library or "not stated"),
+        ("gated", said.gated or "no"),
+        ("read", size_text(said.bytes_read)),
+    ]
+    facts += [(f"{dtype} elements stored", f"{n:,}") for dtype, n in said.tensors.by_dtype.items()]
+    facts += [(f"{name} is tied to", other) for name, other in said.tied.items()]
+    return "\n".join(f"  {what:<32}{value}" for what, value in facts)
+
+def _uncounted_text(paths: list[str]) -> str:
+    some = ", ".join(paths[:6]) + (" …" if len(paths) > 6 else "")
+    return f"Not counted above, because the format does not tell or the weights are there already: {some}."
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #199ac39b
+def report(
+    checkpoint: Checkpoint,  # what `inspect` returned
+) -> str:  # plain text, the verdict first
+    "What a repository holds, for a terminal."
+    said = _printable(checkpoint)
+    parts = [_headline(said), _facts_text(said)]
+    if said.modules:
+        rows = [_row(module) for module in said.modules[:40]]
+        parts.append(table_text(["module", "×", "parameters", "size", "dtype"], rows))
+    files = [(f.path, size_text(f.size_bytes), (f.sha256 or "-")[:16]) for f in said.files]
+    parts.append(table_text(["file", "size", "sha256"], files))
+    if said.uncounted: parts.append(_uncounted_text(said.uncounted))
+    if said.skipped: parts.append(skipped_text(said.skipped))
+    risks = [(risk.kind, risk.path, risk.why) for risk in said.risks]
+    if risks: parts.append(table_text(["risk", "file", "why"], risks))
+    return "\n\n".join(parts)

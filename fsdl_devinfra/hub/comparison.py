@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
 import re
 from collections import Counter
@@ -47,6 +48,7 @@ class TensorChange:
     sha256: list[str] = field(default_factory=list)  # of the bytes, where they were read
     statistics: TensorStatistics | None = None  # with `full`
 
+# %% ../../nbs/hub/12_diff.ipynb #8b5cee7f
 @dataclass(frozen=True)
 class FileChange:
     "One file that is not the same on both sides."
@@ -65,6 +67,9 @@ class ComparedModel:
     tensors: int
 
 # %% ../../nbs/hub/12_diff.ipynb #93ba3d67
+def _escaped(text: str) -> str:
+    return html.escape(text)
+
 @dataclass(frozen=True)
 class ModelDifference(Result):
     "What changed between two models."
@@ -73,9 +78,7 @@ class ModelDifference(Result):
     summary: str  # one sentence
     left: ComparedModel
     right: ComparedModel
-    counts: dict[str, int] = field(
-        default_factory=dict
-    )  # same, changed, dtype, shape, renamed, added, removed, undecided
+    counts: dict[str, int] = field(default_factory=dict)  # "same" and each kind of `TensorChange` → how many
     tensors: list[TensorChange] = field(default_factory=list)  # that are not the same
     files: list[FileChange] = field(default_factory=list)  # that are not the same
     documents: list[Remark] = field(default_factory=list)  # configuration, tokenizer, template, code, licence
@@ -85,72 +88,62 @@ class ModelDifference(Result):
     def __str__(self) -> str: return _report(self)
 
     def _repr_html_(self) -> str:
-        tables = [
-            f"<p><b>{'Same' if self.verdict == 'same' else 'Differs'}</b>: {_escaped(self.summary)}</p>"
-        ]
+        tables = [f"<p><b>{self.verdict.capitalize()}</b>: {_escaped(self.summary)}</p>"]
         tables += [table_html(header, rows) for header, rows in _tables(self)]
         return "\n".join(tables + [f"<p>{_escaped(n)}</p>" for n in self.notes])
 
-def _escaped(text: str) -> str:
-    from html import escape
-    return escape(text)
-
 # %% ../../nbs/hub/12_diff.ipynb #94126adf
-_SHOWN = 30  # rows of a table
-
-def _tables(found: ModelDifference) -> list[tuple[list[str], list[tuple[Any, ...]]]]:
-    "The tables that have rows: tensors, documents, files."
-    statistics = any(t.statistics for t in found.tensors)
-    header = ["tensor", "change", "dtype", "shape"] + (
-        ["max |Δ|", "‖Δ‖/‖left‖", "elements"] if statistics else []
-    )
-    rows = [
-        (*_tensor_row(t), *(_statistics_row(t.statistics) if statistics else ()))
-        for t in found.tensors[:_SHOWN]
-    ]
-    tables = [(header, rows)] if rows else []
-    if found.documents:
-        tables.append(
-            (
-                ["file", "effect", "what"],
-                [(printable(r.path), r.effect, printable(r.what)) for r in found.documents[:_SHOWN]],
-            )
-        )
-    if found.files:
-        said = [
-            (printable(f.path), f.change, " → ".join(map(size_text, f.size_bytes)))
-            for f in found.files[:_SHOWN]
-        ]
-        tables.append((["file", "change", "size"], said))
-    return tables
-
 def _arrow(values: Iterable[Any]) -> str:
-    said = list(dict.fromkeys(map(str, values)))
-    return " → ".join(said)
+    "One value, or the one on the left and the one on the right."
+    return " → ".join(dict.fromkeys(map(str, values)))
 
 def _tensor_row(t: TensorChange) -> tuple[str, ...]:
     name = f"{t.name} → {t.right_name}" if t.right_name else t.name
-    return (
-        printable(name),
-        t.change,
-        _arrow(t.dtype),
-        _arrow("×".join(map(str, s)) or "scalar" for s in t.shape),
-    )
-
+    shapes = ["×".join(map(str, shape)) or "scalar" for shape in t.shape]
+    return printable(name), t.change, _arrow(t.dtype), _arrow(shapes)
 
 def _statistics_row(s: TensorStatistics | None) -> tuple[str, str, str]:
     if s is None: return "", "", ""
     share = "cast only" if s.is_cast else f"{s.changed_share:.2%}"
     return f"{s.max_abs_difference:.3g}", "–" if s.relative_norm is None else f"{s.relative_norm:.3g}", share
 
+# %% ../../nbs/hub/12_diff.ipynb #c6089afe
+_SHOWN = 30  # rows of a table
+
+_Table = tuple[list[str], list[tuple[Any, ...]]]  # header and rows
+
+def _tensor_table(changes: list[TensorChange], measured: bool) -> _Table:
+    header = ["tensor", "change", "dtype", "shape"]
+    if not measured: return header, [_tensor_row(t) for t in changes]
+    return [*header, "max |Δ|", "‖Δ‖/‖left‖", "elements"], [(*_tensor_row(t), *_statistics_row(t.statistics)) for t in changes]
+
+def _document_table(remarks: list[Remark]) -> _Table:
+    return ["file", "effect", "what"], [(printable(r.path), r.effect, printable(r.what)) for r in remarks]
+
+def _file_table(changes: list[FileChange]) -> _Table:
+    rows = [(printable(f.path), f.change, " → ".join(map(size_text, f.size_bytes))) for f in changes]
+    return ["file", "change", "size"], rows
+
+def _tables(found: ModelDifference) -> list[_Table]:
+    "The tables that have rows: tensors, documents, files."
+    measured = any(t.statistics for t in found.tensors)
+    tables = [
+        _tensor_table(found.tensors[:_SHOWN], measured),
+        _document_table(found.documents[:_SHOWN]),
+        _file_table(found.files[:_SHOWN]),
+    ]
+    return [table for table in tables if table[1]]
+
+# %% ../../nbs/hub/12_diff.ipynb #9afc544e
+def _pinned_name(model: ComparedModel) -> str:
+    "The name with the commit, if it does not say one already."
+    commit = f"@{model.commit[:12]}" if model.commit and "@" not in model.name else ""
+    return printable(model.name) + commit
+
 def _report(found: ModelDifference) -> str:
     "The verdict first, then what differs."
-    parts = [f"{'Same' if found.verdict == 'same' else 'Differs'}: {found.summary}"]
-    names = [
-        f"{printable(m.name)}{'@' + m.commit[:12] if m.commit and '@' not in m.name else ''}"
-        for m in (found.left, found.right)
-    ]
-    parts.append(f"left: {names[0]}\nright: {names[1]}")
+    parts = [f"{found.verdict.capitalize()}: {found.summary}"]
+    parts.append(f"left: {_pinned_name(found.left)}\nright: {_pinned_name(found.right)}")
     parts += [table_text(header, rows) for header, rows in _tables(found)]
     if len(found.tensors) > _SHOWN:
         parts.append(f"{len(found.tensors) - _SHOWN} more tensors; --json names them all.")
@@ -166,13 +159,10 @@ class Side:
         self._content: dict[str, Path | bytes | None] = {}
 
     def said(self) -> ComparedModel:
+        locked = self.lock
         return ComparedModel(
-            self.name,
-            self.lock.repo,
-            self.lock.commit,
-            len(self.by_path),
-            self.lock.size_bytes,
-            len(self.tensors),
+            name=self.name, repo=locked.repo, commit=locked.commit,
+            files=len(self.by_path), size_bytes=locked.size_bytes, tensors=len(self.tensors),
         )
 
     def on_disk(self, path: str) -> Path | None:
@@ -204,6 +194,34 @@ class Side:
 _LARGEST_TEXT = 64 * MIB
 
 # %% ../../nbs/hub/12_diff.ipynb #8e3ca67f
+def _name_of(model: Any) -> str:
+    if isinstance(model, ModelLock):
+        return f"{model.repo}@{model.commit[:12]}" if model.repo and model.commit else "a lock"
+    return model.name if isinstance(model, Source) else os.fspath(model)
+
+def _is_lock(path: Path) -> bool: return path.is_file() and is_lock_file(path)
+
+# %% ../../nbs/hub/12_diff.ipynb #3df054d6
+def _cached(locked: ModelLock) -> Path | None:
+    return cached_snapshot(Source(str(locked.repo), repo=locked.repo, revision=locked.commit))
+
+def _inspected(folder: Path, wish: Wish) -> Checkpoint | None:
+    with contextlib.suppress(CheckError): return inspect(Source(str(folder), folder=folder), wish)
+    return None
+
+def _locked_side(name: str, model: Any) -> Side:
+    "What a lock says; the headers of its files where they can be read."
+    locked = model if isinstance(model, ModelLock) else ModelLock.load(model)
+    exactly = Wish(include=tuple(re.sub(r"([*?\[])", r"[\1]", f.path) for f in locked.files))
+    if locked.repo:
+        source = Source(name, repo=locked.repo, revision=locked.commit)
+        try: return Side(name, locked, inspect(source, exactly), _cached(locked))
+        except Unreachable: return Side(name, locked, None, None)
+    try: folder = folder_of(locked, model)
+    except BadInput: return Side(name, locked, None, None)
+    return Side(name, locked, _inspected(folder, exactly), folder)
+
+# %% ../../nbs/hub/12_diff.ipynb #bb117b68
 def side_of(
     model: Any,  # Hub id, folder, file, or a lock or its file
     wish: Wish | None = None,  # which files, or which quantisation
@@ -218,28 +236,6 @@ def side_of(
     exact = replace(source, revision=locked.commit) if locked.commit else source
     return Side(name, locked, inspect(exact, wish), source.folder or _cached(locked))
 
-def _is_lock(path: Path) -> bool: return path.is_file() and is_lock_file(path)
-
-def _cached(locked: ModelLock) -> Path | None:
-    return cached_snapshot(Source(str(locked.repo), repo=locked.repo, revision=locked.commit))
-
-def _locked_side(name: str, model: Any) -> Side:
-    "What a lock says; the headers of its files where they can be read."
-    locked = model if isinstance(model, ModelLock) else ModelLock.load(model)
-    paths = tuple(re.sub(r"([*?\[])", r"[\1]", f.path) for f in locked.files)
-    if locked.repo:
-        source = Source(name, repo=locked.repo, revision=locked.commit)
-        try: return Side(name, locked, inspect(source, Wish(include=paths)), _cached(locked))
-        except Unreachable: return Side(name, locked, None, None)
-    try: folder = folder_of(locked, model)
-    except BadInput: return Side(name, locked, None, None)
-    return Side(name, locked, _inspected(folder, paths), folder)
-
-def _inspected(folder: Path, paths: tuple[str, ...]) -> Checkpoint | None:
-    with contextlib.suppress(CheckError):
-        return inspect(Source(str(folder), folder=folder), Wish(include=paths))
-    return None
-
 # %% ../../nbs/hub/12_diff.ipynb #5ca7459d
 def _file_changes(left: Side, right: Side) -> list[FileChange]:
     "The files that are not the same, sorted by path."
@@ -247,11 +243,31 @@ def _file_changes(left: Side, right: Side) -> list[FileChange]:
     for path in sorted(left.by_path.keys() | right.by_path.keys()):
         one, other = left.by_path.get(path), right.by_path.get(path)
         if one and other and one.sha256 == other.sha256: continue
-        change: Literal["changed", "added", "removed"] = (
-            "changed" if one and other else "removed" if one else "added"
-        )
+        change: Literal["changed", "added", "removed"] = "changed" if one and other else "removed" if one else "added"
         found.append(FileChange(path, change, [f.size_bytes for f in (one, other) if f]))
     return found
+
+# %% ../../nbs/hub/12_diff.ipynb #17ca2a18
+def _effect(path: str) -> Literal["model", "record"]:
+    return "record" if kind_of(path) in ("other", "license") else "model"
+
+def _whole_file(f: FileChange) -> Remark:
+    what = "the file is new" if f.change == "added" else "the file is gone"
+    return Remark(f.path, kind_of(f.path), _effect(f.path), what)
+
+def _changed_file(left: Side, right: Side, path: str) -> list[Remark]:
+    one, other = left.text(path), right.text(path)
+    if one is None or other is None:
+        return [Remark(path, kind_of(path), _effect(path), "the bytes differ; they are not here to be compared")]
+    if found := remarks_of(path, one, other): return found
+    if os.path.basename(path) == "tokenizer_config.json": return []  # its template has remarks of its own
+    return [Remark(path, kind_of(path), "record", "written in another way, with the same content")]
+
+# %% ../../nbs/hub/12_diff.ipynb #47864fe7
+def _template_files(side: Side) -> dict[str, bytes]:
+    def holds_one(path: str) -> bool:
+        return kind_of(path) == "template" or os.path.basename(path) == "tokenizer_config.json"
+    return {p: text for p in filter(holds_one, side.by_path) if (text := side.text(p)) is not None}
 
 def _document_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
     "What differs in the files that hold no weights."
@@ -262,23 +278,7 @@ def _document_remarks(left: Side, right: Side, files: list[FileChange]) -> list[
         remarks += _changed_file(left, right, f.path) if f.change == "changed" else [_whole_file(f)]
     return remarks + template_remarks(_template_files(left), _template_files(right))
 
-def _changed_file(left: Side, right: Side, path: str) -> list[Remark]:
-    one, other = left.text(path), right.text(path)
-    if one is None or other is None:
-        return [
-            Remark(path, kind_of(path), _effect(path), "the bytes differ; they are not here to be compared")
-        ]
-    if found := remarks_of(path, one, other): return found
-    if os.path.basename(path) == "tokenizer_config.json": return []  # its template has remarks of its own
-    return [Remark(path, kind_of(path), "record", "written in another way, with the same content")]
-
-def _effect(path: str) -> Literal["model", "record"]:
-    return "record" if kind_of(path) in ("other", "license") else "model"
-
-def _whole_file(f: FileChange) -> Remark:
-    what = "the file is new" if f.change == "added" else "the file is gone"
-    return Remark(f.path, kind_of(f.path), _effect(f.path), what)
-
+# %% ../../nbs/hub/12_diff.ipynb #af93938f
 def _gguf_settings(side: Side, paths: list[str]) -> dict[str, bytes] | None:
     "Key → digest, of all those files of a side; None where one cannot be read here."
     found: dict[str, bytes] = {}
@@ -288,6 +288,13 @@ def _gguf_settings(side: Side, paths: list[str]) -> dict[str, bytes] | None:
         try: found |= gguf_values(_ranges_of(content), _size_of(content)) if content is not None else {"": b""}
         except ValueError: return None
     return None if "" in found else {k: v for k, v in found.items() if not k.startswith("split.")}
+
+def _gguf_remark(path: str, key: str, one: dict[str, bytes], other: dict[str, bytes]) -> Remark:
+    what = f"{key} {'is new' if key not in one else 'is gone' if key not in other else 'differs'}"
+    if key.startswith("general.") and key != "general.architecture": return Remark(path, "other", "record", what)
+    kind: Literal["template", "tokenizer", "configuration"] = "configuration"
+    if key.startswith("tokenizer."): kind = "template" if "chat_template" in key else "tokenizer"
+    return Remark(path, kind, "model", what)
 
 def _gguf_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
     "What differs in the settings of GGUF files: they hold the configuration, the tokenizer and the template too."
@@ -300,20 +307,12 @@ def _gguf_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Rema
     changed = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
     return [_gguf_remark(paths[0], key, one, other) for key in changed]
 
-def _gguf_remark(path: str, key: str, one: dict[str, bytes], other: dict[str, bytes]) -> Remark:
-    what = f"{key} {'is new' if key not in one else 'is gone' if key not in other else 'differs'}"
-    if key.startswith("general.") and key != "general.architecture": return Remark(path, "other", "record", what)
-    kind: Literal["template", "tokenizer", "configuration"] = "configuration"
-    if key.startswith("tokenizer."): kind = "template" if "chat_template" in key else "tokenizer"
-    return Remark(path, kind, "model", what)
-
-def _onnx_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
-    "What differs in ONNX files besides their weights."
-    changed = [f.path for f in files if f.path.endswith(".onnx") and f.change == "changed"]
-    pairs = [(path, path) for path in changed]
-    alone = [[f.path for f in files if f.path.endswith(".onnx") and f.change == kind] for kind in ("removed", "added")]
-    if len(alone[0]) == len(alone[1]) == 1: pairs.append((alone[0][0], alone[1][0]))  # one graph under another name
-    return [remark for one, other in pairs for remark in _graph_remarks(left, one, right, other)]
+# %% ../../nbs/hub/12_diff.ipynb #777c2d8e
+def _graph_parts(side: Side, path: str) -> dict[str, str] | None:
+    content = side.content(path, SMALL)
+    if content is None: return None
+    try: return onnx_values(_ranges_of(content), _size_of(content))
+    except ValueError: return None
 
 def _graph_remarks(left: Side, path: str, right: Side, other_path: str) -> list[Remark]:
     one, other = _graph_parts(left, path), _graph_parts(right, other_path)
@@ -326,17 +325,13 @@ def _graph_remarks(left: Side, path: str, right: Side, other_path: str) -> list[
         for part in changed
     ]
 
-def _graph_parts(side: Side, path: str) -> dict[str, str] | None:
-    content = side.content(path, SMALL)
-    if content is None: return None
-    try: return onnx_values(_ranges_of(content), _size_of(content))
-    except ValueError: return None
-
-def _template_files(side: Side) -> dict[str, bytes]:
-    paths = [
-        p for p in side.by_path if kind_of(p) == "template" or os.path.basename(p) == "tokenizer_config.json"
-    ]
-    return {p: text for p in paths if (text := side.text(p)) is not None}
+def _onnx_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
+    "What differs in ONNX files besides their weights."
+    graphs = [f for f in files if f.path.endswith(".onnx")]
+    pairs = [(f.path, f.path) for f in graphs if f.change == "changed"]
+    removed, added = ([f.path for f in graphs if f.change == change] for change in ("removed", "added"))
+    if len(removed) == len(added) == 1: pairs.append((removed[0], added[0]))  # one graph under another name
+    return [remark for one, other in pairs for remark in _graph_remarks(left, one, right, other)]
 
 # %% ../../nbs/hub/12_diff.ipynb #39f15b65
 def _is_same_by_hash(left: Side, one: TensorEntry, right: Side, other: TensorEntry) -> bool:
@@ -345,13 +340,37 @@ def _is_same_by_hash(left: Side, one: TensorEntry, right: Side, other: TensorEnt
     if not files[0] or not files[1] or files[0].sha256 != files[1].sha256: return False
     return (one.dtype, one.shape, one.begin, one.end) == (other.dtype, other.shape, other.begin, other.end)
 
+# %% ../../nbs/hub/12_diff.ipynb #56126dd1
+def _size_of(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+def _ranges_of(content: Path | bytes) -> Callable[[int, int], bytes]:
+    "(start, stop) → those bytes."
+    return lambda start, stop: b"".join(Span(content, start, stop - start).pieces())
+
+def _gguf_start(content: Path | bytes) -> int | None:
+    "The data begin at the next multiple of 32 after the header."
+    try: return -(-gguf_header(_ranges_of(content), _size_of(content)).size_bytes // 32) * 32
+    except ValueError: return None
+
+def _data_start(content: Path | bytes, path: str) -> int | None:
+    if format_of(path) == "gguf": return _gguf_start(content)
+    if not path.endswith(".safetensors"): return None
+    length = int.from_bytes(b"".join(Span(content, 0, 8).pieces()), "little")
+    return 8 + length if length <= MAX_HEADER_BYTES else None
+
+# %% ../../nbs/hub/12_diff.ipynb #84045176
+def _of_graph(entry: TensorEntry, span: Span) -> Span | None:
+    "The raw bytes of a tensor of an ONNX file; None where they are written in a way that is not read (texts, single fields)."
+    found = written_out(span, entry.dtype) if isinstance(entry, Varints) else span
+    return found if found is not None and entry.dtype in DTYPE_BITS and found.size_bytes == entry.size_bytes else None
+
 class _Reader:
     "The bytes of the tensors of one side, of those files that were made available."
     def __init__(self, side: Side, files: set[str], limit: int):
         self.side = side
-        self._contents = {
-            p: c for p in sorted(files) if p in side.by_path and (c := side.content(p, limit)) is not None
-        }
+        contents = {path: side.content(path, limit) for path in sorted(files) if path in side.by_path}
+        self._contents = {path: content for path, content in contents.items() if content is not None}
         self._starts: dict[str, int | None] = {}
         self._is_onnx = side.checkpoint is not None and side.checkpoint.weight_format == "onnx"
         self._digests: dict[str, str] = {}
@@ -376,28 +395,9 @@ class _Reader:
         if name not in self._digests and (span := self.span(name)): self._digests[name] = span_sha256(span)
         return self._digests.get(name)
 
-def _of_graph(entry: TensorEntry, span: Span) -> Span | None:
-    "The raw bytes of a tensor of an ONNX file; None where they are written in a way that is not read (texts, single fields)."
-    found = written_out(span, entry.dtype) if isinstance(entry, Varints) else span
-    return found if found is not None and entry.dtype in DTYPE_BITS and found.size_bytes == entry.size_bytes else None
-
-def _data_start(content: Path | bytes, path: str) -> int | None:
-    if format_of(path) == "gguf": return _gguf_start(content)
-    if not path.endswith(".safetensors"): return None
-    length = int.from_bytes(b"".join(Span(content, 0, 8).pieces()), "little")
-    return 8 + length if length <= MAX_HEADER_BYTES else None
-
-def _size_of(content: Path | bytes) -> int:
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-def _ranges_of(content: Path | bytes) -> Callable[[int, int], bytes]:
-    "(start, stop) → those bytes."
-    return lambda start, stop: b"".join(Span(content, start, stop - start).pieces())
-
-def _gguf_start(content: Path | bytes) -> int | None:
-    "The data begin at the next multiple of 32 after the header."
-    try: return -(-gguf_header(_ranges_of(content), _size_of(content)).size_bytes // 32) * 32
-    except ValueError: return None
+    def key(self, name: str) -> tuple[Any, ...]:
+        "What two tensors share that are the same under two names: dtype, shape and bytes."
+        return (*self.side.tensors[name][:2], self.sha256(name))
 
 # %% ../../nbs/hub/12_diff.ipynb #17938f3e
 SMALL = 64 * MIB  # weights of one side that are fetched to be compared without being asked
@@ -414,45 +414,35 @@ def _to_read(left: Side, right: Side, full: bool) -> tuple[set[str], set[str]]:
 
 def _missing(side: Side, files: set[str], same: set[str]) -> list[LockedFile]:
     "Files that would have to be downloaded."
-    return [
-        side.by_path[p]
-        for p in sorted(files)
-        if p in side.by_path and side.by_path[p].sha256 not in same and side.on_disk(p) is None
-    ]
+    known = [side.by_path[path] for path in sorted(files) if path in side.by_path]
+    return [f for f in known if f.sha256 not in same and side.on_disk(f.path) is None]
 
-
-def _readers(left: Side, right: Side, full: bool, quiet: bool) -> tuple[_Reader, _Reader, int, list[str]]:
-    "Readers of both sides, bytes downloaded for them, and notes."
-    same = {f.sha256 for f in left.lock.files} & {f.sha256 for f in right.lock.files}
-    needed, downloaded, notes = _to_read(left, right, full), 0, []
-    readers = []
-    for side, files in zip((left, right), needed):
-        missing = _missing(side, files, same) if side.lock.repo else []
-        size = sum(f.size_bytes for f in missing)
-        if size and full: _pull_missing(side, missing, quiet)
-        small = size <= SMALL
-        if size and not full and not small:
-            notes.append(
-                f"{size_text(size)} of weights of {side.name} have another hash; --full compares them."
-            )
-        downloaded += size if full or small else 0
-        readers.append(
-            _Reader(
-                side,
-                {
-                    p
-                    for p in files
-                    if p in side.by_path and (side.by_path[p].sha256 not in same or side.on_disk(p))
-                },
-                SMALL if small and not full else 0,
-            )
-        )
-    return readers[0], readers[1], downloaded, notes
-
+# %% ../../nbs/hub/12_diff.ipynb #24ee5ea7
 def _pull_missing(side: Side, missing: list[LockedFile], quiet: bool) -> None:
     from fsdl_devinfra.hub.pulling import pulled
     side.folder = Path(pulled(replace(side.lock, files=missing, skipped=[]), quiet=quiet).path)
     side._content.clear()
+
+def _reader(
+    side: Side, files: set[str], same: set[str], full: bool, quiet: bool
+) -> tuple[_Reader, int, list[str]]:
+    "A reader of one side, bytes downloaded for it, and notes; `same` are the hashes that both sides have."
+    missing = _missing(side, files, same) if side.lock.repo else []
+    size = sum(f.size_bytes for f in missing)
+    small = size <= SMALL
+    if size and full: _pull_missing(side, missing, quiet)
+    said = f"{size_text(size)} of weights of {side.name} have another hash; --full compares them."
+    notes = [] if full or small else [said]
+    known = [path for path in files if path in side.by_path]
+    here = {path for path in known if side.by_path[path].sha256 not in same or side.on_disk(path)}
+    return _Reader(side, here, SMALL if small and not full else 0), size if full or small else 0, notes
+
+def _readers(left: Side, right: Side, full: bool, quiet: bool) -> tuple[_Reader, _Reader, int, list[str]]:
+    "Readers of both sides, bytes downloaded for them, and notes."
+    same = {f.sha256 for f in left.lock.files} & {f.sha256 for f in right.lock.files}
+    needed = _to_read(left, right, full)
+    one, other = (_reader(side, files, same, full, quiet) for side, files in zip((left, right), needed))
+    return one[0], other[0], one[1] + other[1], [*one[2], *other[2]]
 
 # %% ../../nbs/hub/12_diff.ipynb #207e5822
 def _common_end(one: str, other: str) -> int:
@@ -463,65 +453,71 @@ def _common_end(one: str, other: str) -> int:
         count += 1
     return count
 
+# %% ../../nbs/hub/12_diff.ipynb #1ebc0eaf
 def _renamed_by_bytes(gone: list[str], new: list[str], left: _Reader, right: _Reader) -> dict[str, str]:
     "Left name → right name, of tensors with the same dtype, shape and bytes."
     by_key: dict[Any, list[str]] = {}
     for name in new:
-        if (digest := right.sha256(name)) is not None:
-            by_key.setdefault((*right.side.tensors[name][:2], digest), []).append(name)
+        if right.sha256(name) is not None: by_key.setdefault(right.key(name), []).append(name)
     if not by_key: return {}
     found: dict[str, str] = {}
     for name in gone:
-        options = by_key.get((*left.side.tensors[name][:2], left.sha256(name)), [])
+        options = by_key.get(left.key(name), [])
         if not options: continue
         found[name] = max(options, key=lambda o: (_common_end(name, o), o))
         options.remove(found[name])
     return found
 
+# %% ../../nbs/hub/12_diff.ipynb #30a8cec9
+def _ends(name: str) -> list[str]:
+    "A name without its first part, without its first two, …"
+    return [name[i + 1:] for i, c in enumerate(name) if c == "."]
+
 def _renamed_by_prefix(gone: list[str], new: list[str], left: Side, right: Side) -> dict[str, str]:
     "Left name → right name, where a prefix was added or removed and the shapes agree."
     there = set(new)
-    ends: dict[str, str] = {}
+    by_end: dict[str, str] = {}
     for name in new:
-        for at in (i + 1 for i, c in enumerate(name) if c == "."): ends.setdefault(name[at:], name)
+        for end in _ends(name): by_end.setdefault(end, name)
     found: dict[str, str] = {}
     taken: set[str] = set()
     for name in gone:
-        options = [name[i + 1:] for i, c in enumerate(name) if c == "." and name[i + 1:] in there]
-        option = ends.get(name) or (options[0] if options else None)
-        if option is None or option in taken or left.tensors[name].shape != right.tensors[option].shape:
-            continue
+        option = by_end.get(name) or next((end for end in _ends(name) if end in there), None)
+        if option is None or option in taken: continue
+        if left.tensors[name].shape != right.tensors[option].shape: continue
         found[name] = option
         taken.add(option)
     return found
 
 # %% ../../nbs/hub/12_diff.ipynb #db07500f
-def _compare(name: str, other_name: str, left: _Reader, right: _Reader, full: bool) -> TensorChange | None:
-    "How a tensor of the left side differs from one of the right; None where it is the same."
-    one, other = left.side.tensors[name], right.side.tensors[other_name]
-    renamed = other_name if other_name != name else None
-    facts: dict[str, Any] = {
-        "dtype": [one.dtype, other.dtype],
-        "shape": [list(one.shape), list(other.shape)],
-        "right_name": renamed,
-    }
-    if one.shape != other.shape: return TensorChange(name, "shape", **facts)
-    if _is_same_by_hash(left.side, one, right.side, other):
-        return TensorChange(name, "renamed", **facts) if renamed else None
-    both = left.span(name) is not None and right.span(other_name) is not None
-    digests = [d for d in (left.sha256(name), right.sha256(other_name)) if d] if both else []
-    facts["sha256"] = digests
-    if one.dtype == other.dtype and len(digests) == 2 and digests[0] == digests[1]:
-        return TensorChange(name, "renamed", **facts) if renamed else None
-    if full: facts["statistics"] = _statistics(left, name, right, other_name)
-    if one.dtype != other.dtype: return TensorChange(name, "dtype", **facts)
-    return TensorChange(name, "changed" if len(digests) == 2 else "undecided", **facts)
-
 def _statistics(left: _Reader, name: str, right: _Reader, other_name: str) -> TensorStatistics | None:
     one, other = left.span(name), right.span(other_name)
     if one is None or other is None: return None
     return tensor_statistics(one, left.side.tensors[name].dtype, other, right.side.tensors[other_name].dtype)
 
+def _both_digests(left: _Reader, name: str, right: _Reader, other_name: str) -> list[str]:
+    "The hashes of two tensors, if the bytes of both can be read."
+    if left.span(name) is None or right.span(other_name) is None: return []
+    return [digest for digest in (left.sha256(name), right.sha256(other_name)) if digest]
+
+def _compare(name: str, other_name: str, left: _Reader, right: _Reader, full: bool) -> TensorChange | None:
+    "How a tensor of the left side differs from one of the right; None where it is the same."
+    one, other = left.side.tensors[name], right.side.tensors[other_name]
+    renamed = other_name if other_name != name else None
+    def said(change: Change, **more: Any) -> TensorChange:
+        dtypes, shapes = [one.dtype, other.dtype], [list(one.shape), list(other.shape)]
+        return TensorChange(name, change, renamed, dtypes, shapes, **more)
+    if one.shape != other.shape: return said("shape")
+    if _is_same_by_hash(left.side, one, right.side, other): return said("renamed") if renamed else None
+    digests = _both_digests(left, name, right, other_name)
+    read = len(digests) == 2
+    if one.dtype == other.dtype and read and digests[0] == digests[1]:
+        return said("renamed", sha256=digests) if renamed else None
+    statistics = _statistics(left, name, right, other_name) if full else None
+    change: Change = "dtype" if one.dtype != other.dtype else "changed" if read else "undecided"
+    return said(change, sha256=digests, statistics=statistics)
+
+# %% ../../nbs/hub/12_diff.ipynb #47850b1d
 def _alone(name: str, change: Change, reader: _Reader) -> TensorChange:
     entry = reader.side.tensors[name]
     digest = reader.sha256(name)
@@ -536,10 +532,16 @@ def _is_tied(name: str, reader: _Reader, other: _Reader) -> bool:
 
 def _knows_tensors(side: Side) -> bool:
     "Whether the headers of a side were read, or it has no weights."
-    return bool(side.tensors) or (
-        side.checkpoint is not None and not any(is_weights(p) for p in side.by_path)
-    )
+    if side.tensors: return True
+    return side.checkpoint is not None and not any(is_weights(path) for path in side.by_path)
 
+# %% ../../nbs/hub/12_diff.ipynb #1be641cb
+def _renamed(gone: list[str], new: list[str], left: _Reader, right: _Reader) -> dict[str, str]:
+    "Left name → right name, of tensors that have another name."
+    by_bytes = _renamed_by_bytes(gone, new, left, right)
+    taken = set(by_bytes.values())
+    gone, new = [n for n in gone if n not in by_bytes], [n for n in new if n not in taken]
+    return by_bytes | _renamed_by_prefix(gone, new, left.side, right.side)
 
 def _tensor_changes(
     left: _Reader, right: _Reader, full: bool, advance: Callable[[int], None]
@@ -547,14 +549,8 @@ def _tensor_changes(
     "All tensors that are not the same, in the order of the left side; none where one side's are not known."
     if not (_knows_tensors(left.side) and _knows_tensors(right.side)): return []
     ours, theirs = left.side.tensors, right.side.tensors
-    gone, new = [n for n in ours if n not in theirs], [n for n in theirs if n not in ours]
-    names = _renamed_by_bytes(gone, new, left, right)
-    names |= _renamed_by_prefix(
-        [n for n in gone if n not in names],
-        [n for n in new if n not in set(names.values())],
-        left.side,
-        right.side,
-    )
+    new = [n for n in theirs if n not in ours]
+    names = _renamed([n for n in ours if n not in theirs], new, left, right)
     changes = []
     for name, entry in ours.items():
         advance(entry.size_bytes)
@@ -566,6 +562,29 @@ def _tensor_changes(
     return [c for c in changes if c is not None]
 
 # %% ../../nbs/hub/12_diff.ipynb #003522e2
+def _number_range(numbers: list[int]) -> str:
+    "\"0-3,7\"; \"\" for none."
+    runs: list[list[int]] = []
+    for n in sorted(set(numbers)):
+        if runs and n == runs[-1][1] + 1: runs[-1][1] = n
+        else: runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+def _ranges(names: list[str]) -> list[str]:
+    "Names that differ in their first number only, as one."
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        match = re.search(r"(?:^|\.)(\d+)(?=\.|$)", name)
+        key = (name[:match.start(1)], name[match.end(1):]) if match else (name, "")
+        groups.setdefault(key, []).extend([int(match[1])] if match else [])
+    return [f"{before}{_number_range(numbers)}{after}" for (before, after), numbers in groups.items()]
+
+# %% ../../nbs/hub/12_diff.ipynb #8ed5dfca
+def _prefixes(name: str) -> list[str]:
+    "\"\", \"model\", \"model.layers\", …, the name itself."
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts) + 1)]
+
 def changed_modules(
     changed: Iterable[str],  # names of tensors
     names: Iterable[str],  # of all tensors
@@ -579,28 +598,6 @@ def changed_modules(
     found = {}
     for name in sorted(wanted): found[next(p for p in _prefixes(name) if hit[p] == total[p])] = None
     return _ranges(list(found))
-
-def _prefixes(name: str) -> list[str]:
-    "\"\", \"model\", \"model.layers\", …, the name itself."
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(len(parts) + 1)]
-
-def _ranges(names: list[str]) -> list[str]:
-    "Names that differ in their first number only, as one."
-    groups: dict[tuple[str, str], list[int]] = {}
-    for name in names:
-        match = re.search(r"(?:^|\.)(\d+)(?=\.|$)", name)
-        key = (name[:match.start(1)], name[match.end(1):]) if match else (name, "")
-        groups.setdefault(key, []).extend([int(match[1])] if match else [])
-    return [f"{before}{_number_range(numbers)}{after}" for (before, after), numbers in groups.items()]
-
-def _number_range(numbers: list[int]) -> str:
-    "\"0-3,7\"; \"\" for none."
-    runs: list[list[int]] = []
-    for n in sorted(set(numbers)):
-        if runs and n == runs[-1][1] + 1: runs[-1][1] = n
-        else: runs.append([n, n])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 # %% ../../nbs/hub/12_diff.ipynb #0b8b59ef
 _VERBS = {
@@ -617,6 +614,18 @@ def _modules_text(modules: list[str]) -> str:
     shown = [printable(m) for m in modules[:4]]
     return ", ".join(shown) + (f" and {len(modules) - 4} more modules" if len(modules) > 4 else "")
 
+def _dtype_text(changes: list[TensorChange]) -> str:
+    pairs = " and ".join(sorted({f"{c.dtype[0]} → {c.dtype[1]}" for c in changes}))
+    casts = [c.statistics.is_cast for c in changes if c.statistics]
+    only = ", a cast and nothing else" if len(casts) == len(changes) and all(casts) else ""
+    return f"every tensor has another dtype: {pairs}{only}"
+
+def _kind_text(kind: str, found: list[str], names: set[str]) -> str:
+    "How many tensors had this happen to them, and in which modules."
+    modules = changed_modules(found, names)
+    where = "" if modules == [""] else f" ({_modules_text(modules)})"
+    return f"{count_of(len(found), 'tensor')} {_VERBS[kind]}{where}"
+
 def _tensor_text(changes: list[TensorChange], left: Side, right: Side) -> str:
     "What happened to the tensors, in a few words."
     kinds = {c.change for c in changes}
@@ -625,21 +634,10 @@ def _tensor_text(changes: list[TensorChange], left: Side, right: Side) -> str:
         modules = changed_modules([c.name for c in changes], names)
         return "every tensor changed" if modules == [""] else f"only {_modules_text(modules)} changed"
     if kinds == {"dtype"} and len(changes) == len(left.tensors): return _dtype_text(changes)
-    parts = []
-    for kind in _VERBS:
-        found = [c.name for c in changes if c.change == kind]
-        if not found: continue
-        modules = changed_modules(found, names)
-        where = "" if modules == [""] else f" ({_modules_text(modules)})"
-        parts.append(f"{count_of(len(found), 'tensor')} {_VERBS[kind]}{where}")
-    return ", ".join(parts)
+    by_kind = {kind: [c.name for c in changes if c.change == kind] for kind in _VERBS}
+    return ", ".join(_kind_text(kind, found, names) for kind, found in by_kind.items() if found)
 
-def _dtype_text(changes: list[TensorChange]) -> str:
-    pairs = " and ".join(sorted({f"{c.dtype[0]} → {c.dtype[1]}" for c in changes}))
-    casts = [c.statistics.is_cast for c in changes if c.statistics]
-    only = ", a cast and nothing else" if len(casts) == len(changes) and all(casts) else ""
-    return f"every tensor has another dtype: {pairs}{only}"
-
+# %% ../../nbs/hub/12_diff.ipynb #ac59750c
 def _document_text(remarks: list[Remark]) -> str:
     kinds = Counter(r.kind for r in remarks if r.effect == "model")
     names = {"other": "other files"}
@@ -650,42 +648,49 @@ def _tensor_files(left: Side, right: Side) -> set[str]:
     "The files that hold tensors which are compared one by one."
     return {t.file for side in (left, right) for t in side.tensors.values()}
 
+def _weights_text(left: Side, right: Side, weights: list[FileChange]) -> str:
+    "What is said of weight files beside their tensors; \"\" where the tensors say all."
+    read = _tensor_files(left, right)
+    known = (".safetensors", ".gguf", ".onnx")
+    unread = [printable(f.path) for f in weights if f.path not in read and not f.path.endswith(known)]
+    if unread: return f"weight files differ whose tensors are not read: {', '.join(unread[:3])}"
+    return "weight files differ" if weights and not (_knows_tensors(left) and _knows_tensors(right)) else ""
+
+def _same_text(left: Side, right: Side, files: list[FileChange], weights: list[FileChange]) -> str:
+    "How two copies of the same model differ."
+    if not files: return f"{count_of(len(left.by_path), 'file')}, every byte is the same."
+    if not weights: return f"the same model; {count_of(len(files), 'file')} with differences for the record."
+    counts = [count_of(sum(is_weights(path) for path in side.by_path), "file") for side in (left, right)]
+    return f"same tensors, other files: {len(left.tensors)} tensors in {counts[0]} and in {counts[1]}."
+
 def _summary(
     left: Side, right: Side, files: list[FileChange], changes: list[TensorChange], remarks: list[Remark]
 ) -> tuple[bool, str]:
     "(whether it is the same model, one sentence)."
     weights = [f for f in files if is_weights(f.path)]
-    read = _tensor_files(left, right)
-    unread = [f for f in weights if not (f.path in read or f.path.endswith((".safetensors", ".gguf", ".onnx")))]
     documents = _document_text(remarks)
-    parts = [_tensor_text(changes, left, right)] if changes else []
-    if unread:
-        parts.append(
-            "weight files differ whose tensors are not read: "
-            + ", ".join(printable(f.path) for f in unread[:3])
-        )
-    elif weights and not (_knows_tensors(left) and _knows_tensors(right)): parts.append("weight files differ")
-    if documents: parts.append(f"different: {documents}")
-    if parts: return False, "; ".join(parts) + "."
-    if not files: return True, f"{count_of(len(left.by_path), 'file')}, every byte is the same."
-    if weights:
-        counts = [sum(is_weights(p) for p in side.by_path) for side in (left, right)]
-        return (
-            True,
-            f"same tensors, other files: {len(left.tensors)} tensors in {count_of(counts[0], 'file')}"
-            f" and in {count_of(counts[1], 'file')}.",
-        )
-    return (
-        True,
-        f"the same model; {count_of(len(files), 'file')} with differences for the record.",
-    )
+    parts = [
+        _tensor_text(changes, left, right) if changes else "",
+        _weights_text(left, right, weights),
+        f"different: {documents}" if documents else "",
+    ]
+    different = "; ".join(filter(None, parts))
+    return (False, f"{different}.") if different else (True, _same_text(left, right, files, weights))
 
 # %% ../../nbs/hub/12_diff.ipynb #e3556359
+def _counts(left: Side, right: Side, changes: list[TensorChange]) -> dict[str, int]:
+    if not (_knows_tensors(left) and _knows_tensors(right)): return dict.fromkeys(["same", *_VERBS], 0)
+    counts = Counter(c.change for c in changes)
+    here = sum(c.change != "added" for c in changes)
+    return {"same": len(left.tensors) - here, **{kind: counts.get(kind, 0) for kind in _VERBS}}
+
+def _absent(left: Side, right: Side) -> list[str]:
+    absent = [side for side in (left, right) if side.checkpoint is None]
+    return [f"the files of {side.name} are not here, so only hashes were compared." for side in absent]
+
+# %% ../../nbs/hub/12_diff.ipynb #93f107df
 def diff(
-    left: str
-    | Path
-    | Source
-    | ModelLock,  # a model as everywhere (Hub id with @revision, folder), or a lock or its file
+    left: str | Path | Source | ModelLock,  # a model as everywhere (Hub id with @revision, folder), or a lock or its file
     right: str | Path | Source | ModelLock,
     full: bool = False,  # read the tensors of all files that differ, and say how far they are apart
     quiet: bool = True,  # no progress on standard error
@@ -703,31 +708,14 @@ def diff(
     remarks += _onnx_remarks(one, other, files)
     is_same, summary = _summary(one, other, files, changes, remarks)
     return ModelDifference(
-        "same" if is_same else "differs",
-        summary,
-        one.said(),
-        other.said(),
-        _counts(one, other, changes),
-        changes,
-        files,
-        sorted(remarks, key=lambda r: r.effect),
-        [*readers[3], *_absent(one, other)],
-        readers[2],
+        verdict="same" if is_same else "differs",
+        summary=summary,
+        left=one.said(),
+        right=other.said(),
+        counts=_counts(one, other, changes),
+        tensors=changes,
+        files=files,
+        documents=sorted(remarks, key=lambda r: r.effect),
+        notes=[*readers[3], *_absent(one, other)],
+        bytes_downloaded=readers[2],
     )
-
-def _name_of(model: Any) -> str:
-    if isinstance(model, ModelLock):
-        return f"{model.repo}@{model.commit[:12]}" if model.repo and model.commit else "a lock"
-    return model.name if isinstance(model, Source) else os.fspath(model)
-
-def _counts(left: Side, right: Side, changes: list[TensorChange]) -> dict[str, int]:
-    if not (_knows_tensors(left) and _knows_tensors(right)): return dict.fromkeys(["same", *_VERBS], 0)
-    counts = Counter(c.change for c in changes)
-    here = sum(c.change != "added" for c in changes)
-    return {"same": len(left.tensors) - here, **{kind: counts.get(kind, 0) for kind in _VERBS}}
-
-def _absent(left: Side, right: Side) -> list[str]:
-    hint = "so only hashes were compared"
-    return [
-        f"the files of {side.name} are not here, {hint}." for side in (left, right) if side.checkpoint is None
-    ]

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
+import importlib
+import inspect as signatures
 import math
 import mmap
 import os
@@ -42,7 +45,92 @@ __all__ = ['READ', 'GRAIN', 'LARGE_PAGE', 'Weights', 'weights_of', 'empty_is_met
            'left_out_on_purpose', 'check_names', 'torch_dtype', 'file_dtype', 'on_large_pages', 'Reader', 'sliced',
            'shard', 'fill_sharded', 'load']
 
+# %% ../../nbs/hub/09_load.ipynb #395b0ea5
+class _WhenUsed:
+    "A module that is imported when one of its names is used."
+    def __init__(self, name: str): self._name = name
+    def __getattr__(self, name: str) -> Any: return getattr(importlib.import_module(self._name), name)
+
+if not TYPE_CHECKING: torch, nn = _WhenUsed("torch"), _WhenUsed("torch.nn")
+
 # %% ../../nbs/hub/09_load.ipynb #18f5d8ae
+def _read_json(file: Path) -> Any:
+    try: return parse_json(file.read_bytes())
+    except ValueError: raise BadInput(f"{file.name} is not JSON", "Download it again") from None
+
+# %% ../../nbs/hub/09_load.ipynb #ac5f77ee
+def _not_trusted(path: str, why: str) -> BadInput:
+    return BadInput(f"{path} is not to be trusted: {why}", "Get the model from its publisher again")
+
+def _all_tensors(headers: dict[str, Header]) -> dict[str, TensorEntry]:
+    "The tensors of several files. Raises `BadInput` where a header is not to be trusted, or a name is there twice."
+    for risk in (r for h in headers.values() for r in h.risks):
+        raise _not_trusted(risk.path, risk.why)
+    tensors = {name: t for h in headers.values() for name, t in h.tensors.items()}
+    if len(tensors) < sum(len(h.tensors) for h in headers.values()):
+        raise BadInput("two weight files hold a tensor of the same name",
+                       "Keep one of the checkpoints in the folder")
+    return tensors
+
+# %% ../../nbs/hub/09_load.ipynb #8aea7d79
+_STANDARD = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+
+def _weight_files(folder: Path, paths: list[str]) -> list[str]:
+    "The weight files of a model: those of the index, else the one of the usual name, else all."
+    safe = [p for p in choose(paths) if p.endswith(".safetensors")]
+    for name in _STANDARD:
+        if f"{name}.index.json" in paths: return _shards(folder, name, paths)
+    if not safe:
+        raise BadInput(f"there are no safetensors weights in {folder.name}",
+                       "Convert the weights to safetensors; pickles are not loaded")
+    return [p for p in safe if p in _STANDARD] or safe
+
+def _shards(folder: Path, single: str, paths: list[str]) -> list[str]:
+    "The files of an index. Raises `BadInput` where it is not to be trusted, or the whole model lies beside it."
+    index = f"{single}.index.json"
+    if single in paths:
+        raise BadInput(
+            f"{folder.name} holds {single} and an index of shards, and libraries differ in which one they load",
+            "Remove one of the two")
+    document = _read_json(folder / index)
+    risks = index_risks(index, document, paths)
+    if risks: raise _not_trusted(index, risks[0].why)
+    return list(shards_of(index, document) or ())
+
+# %% ../../nbs/hub/09_load.ipynb #778a26db
+def _locked_files(
+    given: ModelLock | str | Path, folder: str | Path | None, copied: bool
+) -> tuple[Path, list[str], ModelLock]:
+    "What a lock names, verified: in the HF cache, in the folder that was named, or beside the lock's file."
+    locked = given if isinstance(given, ModelLock) else ModelLock.load(given)
+    at = folder_of(locked, given, folder)
+    later = [f for f in locked.files if copied and f.path.endswith(".safetensors")]
+    now = [f for f in locked.files if f not in later]
+    wrong = [p for f in later if (p := seen_problem(at, f))]
+    if now: wrong += [p for p in verify(replace(locked, files=now), at).problems if p.kind != "unlocked"]
+    if wrong:
+        again = (
+            "Pull the lock again" if locked.repo else "Get the folder's files again, or lock it as it is now"
+        )
+        raise WrongBytes(f"{wrong[0].path} is not what was locked ({wrong[0].why})", again)
+    return at, [f.path for f in locked.files], locked
+
+def _files(
+    source: Any, folder: str | Path | None = None, copied: bool = False
+) -> tuple[Path, list[str], ModelLock | None]:
+    "(folder, paths, lock) of a model; a model of a Hub is pulled."
+    if isinstance(source, ModelLock) or (isinstance(source, (str, Path)) and str(source).endswith(".json")):
+        return _locked_files(source, folder, copied)
+    if folder is not None:
+        raise BadInput("a folder was given beside a model that is no lock",
+                       "Give the folder alone, or a lock and its folder")
+    found = source if isinstance(source, Source) else resolve(source)
+    if found.is_local: return found.path, walk_folder(found.path) if found.path.is_dir() else [], None
+    from fsdl_devinfra.hub.pulling import pull
+    folder = pull(found)
+    return folder, walk_folder(folder), None
+
+# %% ../../nbs/hub/09_load.ipynb #a4addb6e
 @dataclass(frozen=True)
 class Weights:
     "The safetensors files of a model and what they hold."
@@ -67,6 +155,7 @@ class Weights:
         "Offset of a tensor in its file."
         return self.headers[t.file].size_bytes + t.begin
 
+# %% ../../nbs/hub/09_load.ipynb #c81cbdf8
 def weights_of(
     source: str | Path | Source | ModelLock | None = None,  # a folder, a lock, or what `resolve` takes
     folder: str | Path | None = None,  # where the files of a lock are
@@ -77,170 +166,66 @@ def weights_of(
     unread = tuple(f for f in locked.files if f.path.endswith(".safetensors")) if locked and copied else ()
     files = _weight_files(folder, [p for p in paths if "/" not in p])
     headers = {p: read_header(folder / p, p) for p in files}
-    for risk in (r for h in headers.values() for r in h.risks):
-        raise BadInput(
-            f"{risk.path} is not to be trusted: {risk.why}", "Get the model from its publisher again"
-        )
-    tensors = {name: t for h in headers.values() for name, t in h.tensors.items()}
-    if len(tensors) < sum(len(h.tensors) for h in headers.values()):
-        raise BadInput(
-            "two weight files hold a tensor of the same name", "Keep one of the checkpoints in the folder"
-        )
+    tensors = _all_tensors(headers)
     config = _read_json(folder / "config.json") if "config.json" in paths else None
     if not isinstance(config, dict | None):
         raise BadInput("config.json is not a JSON object", "Download it again")
     return Weights(folder, tensors, config, headers, locked, unread)
 
-def _files(source: Any, folder: str | Path | None = None, copied: bool = False) -> tuple[Path, list[str], ModelLock | None]:
-    if isinstance(source, ModelLock) or (isinstance(source, (str, Path)) and str(source).endswith(".json")):
-        return _locked_files(source, folder, copied)
-    if folder is not None:
-        raise BadInput(
-            "a folder was given beside a model that is no lock",
-            "Give the folder alone, or a lock and its folder",
-        )
-    found = source if isinstance(source, Source) else resolve(source)
-    if found.is_local: return found.path, walk_folder(found.path) if found.path.is_dir() else [], None
-    from fsdl_devinfra.hub.pulling import pull
-    folder = pull(found)
-    return folder, walk_folder(folder), None
-
-def _locked_files(
-    given: ModelLock | str | Path, folder: str | Path | None, copied: bool
-) -> tuple[Path, list[str], ModelLock]:
-    "What a lock names, verified: in the HF cache, in the folder that was named, or beside the lock's file."
-    locked = given if isinstance(given, ModelLock) else ModelLock.load(given)
-    at = folder_of(locked, given, folder)
-    later = [f for f in locked.files if copied and f.path.endswith(".safetensors")]
-    now = [f for f in locked.files if f not in later]
-    wrong = [p for f in later if (p := seen_problem(at, f))]
-    if now: wrong += [p for p in verify(replace(locked, files=now), at).problems if p.kind != "unlocked"]  # what is not locked is not read
-    if wrong:
-        again = (
-            "Pull the lock again" if locked.repo else "Get the folder's files again, or lock it as it is now"
-        )
-        raise WrongBytes(f"{wrong[0].path} is not what was locked ({wrong[0].why})", again)
-    return at, [f.path for f in locked.files], locked
-
-def _weight_files(folder: Path, paths: list[str]) -> list[str]:
-    safe = [p for p in choose(paths) if p.endswith(".safetensors")]
-    for index in (
-        p
-        for p in ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
-        if p in paths
-    ):
-        if (single := index.removesuffix(".index.json")) in paths:
-            raise BadInput(
-                f"{folder.name} holds {single} and an index of shards, and libraries differ in which one they load",
-                "Remove one of the two",
-            )
-        document = _read_json(folder / index)
-        risks = index_risks(index, document, paths)
-        if risks:
-            raise BadInput(
-                f"{index} is not to be trusted: {risks[0].why}", "Get the model from its publisher again"
-            )
-        return list(shards_of(index, document) or ())
-    standard = [p for p in safe if p in ("model.safetensors", "diffusion_pytorch_model.safetensors")]
-    if not safe:
-        raise BadInput(
-            f"there are no safetensors weights in {folder.name}",
-            "Convert the weights to safetensors; pickles are not loaded",
-        )
-    return standard or safe
-
-def _read_json(file: Path) -> Any:
-    try: return parse_json(file.read_bytes())
-    except ValueError: raise BadInput(f"{file.name} is not JSON", "Download it again") from None
-
 # %% ../../nbs/hub/09_load.ipynb #969bea38
+@contextlib.contextmanager
+def _default_dtype(dtype: "torch.dtype | None") -> Iterator[None]:
+    "In this block constructors compute in this dtype, if they can."
+    before = torch.get_default_dtype()
+    try:
+        if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1: torch.set_default_dtype(dtype)
+        yield
+    finally: torch.set_default_dtype(before)
+
+# %% ../../nbs/hub/09_load.ipynb #ee638d87
+#: functions that give a tensor its first values
 _FILLS = {
-    "normal_",
-    "uniform_",
-    "trunc_normal_",
-    "zero_",
-    "zeros_",
-    "ones_",
-    "fill_",
-    "constant_",
-    "copy_",
-    "mul_",
-    "add_",
-    "div_",
-    "clamp_",
-    "erfinv_",
-    "xavier_uniform_",
-    "xavier_normal_",
-    "kaiming_uniform_",
-    "kaiming_normal_",
-    "orthogonal_",
+    "normal_", "uniform_", "trunc_normal_", "zero_", "zeros_", "ones_", "fill_", "constant_", "copy_",
+    "mul_", "add_", "div_", "clamp_", "erfinv_", "xavier_uniform_", "xavier_normal_",
+    "kaiming_uniform_", "kaiming_normal_", "orthogonal_",
 }
+
+def _fills_meta(function: Any, tensor: Any) -> bool:
+    return getattr(function, "__name__", "") in _FILLS and isinstance(tensor, torch.Tensor) and tensor.is_meta
 
 @contextlib.contextmanager
 def empty_is_meta(
     dtype: "torch.dtype | None" = None,  # default dtype in the block
 ) -> Iterator[None]:
     "In this block uninitialised tensors get no memory; computed ones are computed."
-    import torch
     from torch.overrides import TorchFunctionMode
     class Mode(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
             first = args[0] if args else kwargs.get("tensor")
-            if (
-                getattr(function, "__name__", "") in _FILLS
-                and isinstance(first, torch.Tensor)
-                and first.is_meta
-            ):
-                return first  # nothing to initialise
-            if function is torch.empty and str(kwargs.get("device") or "cpu") == "cpu":
-                kwargs["device"] = "meta"
+            if _fills_meta(function, first): return first  # nothing to initialise
+            if function is torch.empty and str(kwargs.get("device") or "cpu") == "cpu": kwargs["device"] = "meta"
             return function(*args, **kwargs)
-    before = torch.get_default_dtype()
-    try:
-        if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1:
-            torch.set_default_dtype(dtype)
-        with Mode(): yield
-    finally: torch.set_default_dtype(before)
+    with _default_dtype(dtype), Mode(): yield
 
 # %% ../../nbs/hub/09_load.ipynb #d07df6fb
-def build(
-    into: Any,  # a module, a class, a function that makes a module, or None to go by the config
-    config: dict[str, Any] | None,  # config.json
-    folder: Path,  # of the model
-    dtype: "torch.dtype | None" = None,  # default dtype of what a constructor computes
-) -> "nn.Module":
-    "Make the module that the weights go into. Raises `BadInput`."
-    from torch import nn
-    if isinstance(into, nn.Module): return into
-    if into is None: into = _class_of(config, folder)
-    if hasattr(into, "_from_config") or hasattr(into, "from_config"):
-        return _transformers(into, folder, dtype)
-    with empty_is_meta(dtype):
-        if hasattr(into, "_hub_mixin_init_parameters"): return _mixin(into, folder)
-        return _construct(into, config or {})
-
 def _construct(into: "Callable[..., nn.Module]", config: dict[str, Any]) -> "nn.Module":
     "Call a class or a function with those keys of the config that it takes."
-    import inspect as signatures
     names = signatures.signature(into).parameters
     if any(p.kind is p.VAR_KEYWORD for p in names.values()):
         return into(**{k: v for k, v in config.items() if not k.startswith("_")})
-    missing = [
-        n
-        for n, p in names.items()
-        if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and n not in config
-    ]
+    needed = [n for n, p in names.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    missing = [n for n in needed if n not in config]
     if missing:
-        raise BadInput(
-            f"{getattr(into, '__name__', into)} needs {', '.join(missing)}, which config.json does not have",
-            "Give a module, or a function that makes it",
-        )
+        who = getattr(into, "__name__", into)
+        raise BadInput(f"{who} needs {', '.join(missing)}, which config.json does not have",
+                       "Give a module, or a function that makes it")
     return into(**{n: config[n] for n in names if n in config})
 
+# %% ../../nbs/hub/09_load.ipynb #38c437a1
 def _mixin(into: type, folder: Path) -> "nn.Module":
     "Let the Hub's mixin read its config, and take its arguments before it loads anything."
-    class Stand:  # looks like the class, but builds without loading
+    class ConstructorProxy:  # looks like the class, but builds without loading
         def __getattr__(self, name: str) -> Any: return getattr(into, name)
 
         def _from_pretrained(
@@ -256,29 +241,25 @@ def _mixin(into: type, folder: Path) -> "nn.Module":
             strict: Any = None,
             **kwargs: Any,
         ) -> "nn.Module": return into(**kwargs)
-    return into.from_pretrained.__func__(Stand(), str(folder), local_files_only=True)
+    return into.from_pretrained.__func__(ConstructorProxy(), str(folder), local_files_only=True)
+
+# %% ../../nbs/hub/09_load.ipynb #30ca0281
+def build(
+    into: Any,  # a module, a class, a function that makes a module, or None to go by the config
+    config: dict[str, Any] | None,  # config.json
+    folder: Path,  # of the model
+    dtype: "torch.dtype | None" = None,  # default dtype of what a constructor computes
+) -> "nn.Module":
+    "Make the module that the weights go into. Raises `BadInput`."
+    if isinstance(into, nn.Module): return into
+    if into is None: into = _class_of(config, folder)
+    if hasattr(into, "_from_config") or hasattr(into, "from_config"):
+        return _transformers(into, folder, dtype)
+    with empty_is_meta(dtype):
+        if hasattr(into, "_hub_mixin_init_parameters"): return _mixin(into, folder)
+        return _construct(into, config or {})
 
 # %% ../../nbs/hub/09_load.ipynb #d7e109ed
-def _class_of(config: dict[str, Any] | None, folder: Path) -> Any:
-    "The class or function that a config names. Raises `BadInput`."
-    if config is None:
-        raise BadInput(
-            f"{folder.name} has no config.json, so the class of the model is not known",
-            "Say the class or the module with into=",
-        )
-    named = config.get("architectures")
-    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
-    if name == "DigitsViT":
-        from fsdl_devinfra.hub.digits import DigitsViT
-        return DigitsViT
-    if "model_type" in config: return _transformers_class(name)
-    if "architecture" in config: return lambda: _timm(config)
-    raise BadInput(
-        f"config.json of {folder.name} names no class that is known here",
-        "Say the class or the module with into=",
-    )
-
-
 @contextlib.contextmanager
 def _as_bad_input(library: str) -> Iterator[None]:
     "A library that makes nothing of a config raises whatever it stumbles over; here it is one sentence."
@@ -288,6 +269,10 @@ def _as_bad_input(library: str) -> Iterator[None]:
         said = " ".join(str(e).split())[:160]
         raise BadInput(f"{library} cannot build a model from this config.json ({said or type(e).__name__})",
                        f"Update {library.lower()}, or give your own class with into=") from None
+
+# %% ../../nbs/hub/09_load.ipynb #a6bef400
+#: arguments with which timm loads something by itself
+_TIMM_LOADS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 def _timm(config: dict[str, Any]) -> "nn.Module":
     try:
@@ -307,12 +292,30 @@ def _timm(config: dict[str, Any]) -> "nn.Module":
         )
     with _as_bad_input("timm"): return timm.create_model(name, pretrained=False, **kwargs)
 
-_TIMM_LOADS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}  # arguments of its own
-
+# %% ../../nbs/hub/09_load.ipynb #7b16a0e5
 def _transformers_class(name: str | None) -> type:
     transformers = need("transformers", "transformers", "loading a Transformers model")
     found = getattr(transformers, name, None) if name else None
     return found if isinstance(found, type) and hasattr(found, "_from_config") else transformers.AutoModel
+
+def _class_of(config: dict[str, Any] | None, folder: Path) -> Any:
+    "The class or function that a config names. Raises `BadInput`."
+    if config is None:
+        raise BadInput(
+            f"{folder.name} has no config.json, so the class of the model is not known",
+            "Say the class or the module with into=",
+        )
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
+    if name == "DigitsViT":
+        from fsdl_devinfra.hub.digits import DigitsViT
+        return DigitsViT
+    if "model_type" in config: return _transformers_class(name)
+    if "architecture" in config: return lambda: _timm(config)
+    raise BadInput(
+        f"config.json of {folder.name} names no class that is known here",
+        "Say the class or the module with into=",
+    )
 
 # %% ../../nbs/hub/09_load.ipynb #8ab83ec4
 def _computes(module: "nn.Module") -> bool:
@@ -323,6 +326,7 @@ def _computes(module: "nn.Module") -> bool:
     if not computes: setattr(module, "_is_hf_initialized", True)
     return computes
 
+# %% ../../nbs/hub/09_load.ipynb #e1e8b396
 @contextlib.contextmanager
 def _no_needless_init() -> Iterator[None]:
     "In this block Transformers initialises only what no file stores."
@@ -347,14 +351,13 @@ def _transformers_config(folder: Path) -> Any:
     with _as_bad_input("Transformers"):
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
-
+# %% ../../nbs/hub/09_load.ipynb #35d40134
 def _recompute(model: "nn.Module") -> None:
     """Compute again, in single precision, what no file stores.
 
     Transformers 5 builds a module without memory and initialises its tables afterwards, outside the block in which the weights'
     dtype is the default; before, a constructor computed them inside. A table of positions in bfloat16 is off by almost its own size.
     """
-    import torch
     def walk(module: Any, owner: Any) -> None:
         owner = module if hasattr(module, "_init_weights") else owner
         if module._non_persistent_buffers_set: owner._init_weights(module)
@@ -374,8 +377,9 @@ def _transformers(cls: Any, folder: Path, dtype: "torch.dtype | None") -> "nn.Mo
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
 
+# %% ../../nbs/hub/09_load.ipynb #1e8cb935
 def _by_transformers(model: "nn.Module", folder: Path, dtype: "torch.dtype | None") -> "nn.Module":
-    "Let Transformers load, where it converts names or formats on the way. From this folder, safetensors only, no code, no network."
+    "Let Transformers load, where it converts names or formats on the way: safetensors only, no code, no network."
     kwargs = dict(
         local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
@@ -397,7 +401,7 @@ def _not_the_same(what: str, names: list[str]) -> BadInput:
         "Give the class that these weights were saved from",
     )
 
-
+# %% ../../nbs/hub/09_load.ipynb #17c496ce
 def state_of(
     model: "nn.Module",
 ) -> "dict[str, torch.Tensor]":
@@ -412,55 +416,54 @@ def groups_of(
     for name, t in state.items(): sites.setdefault(id(t), []).append(name)
     return list(sites.values())
 
+# %% ../../nbs/hub/09_load.ipynb #59296024
 #: parts that checkpoints of pretraining hold, and that most classes leave out
 _HEADS = re.compile(
     r"(^|\.)(pooler|seq_relationship|position_ids|masked_bias|lm_head|cls|classifier|score|qa_outputs|vocab_\w+|"
     r"discriminator_predictions|generator_\w+|sop_classifier|mlm_head|nsp_head)(\.|$)"
 )
 
+def _is_absent_head(name: str, prefix: str, has: set[str]) -> bool:
+    "True for a head or a pooler that the model has not, under its own name or beside the base model."
+    found = _HEADS.search(name)
+    if not found: return False
+    part = name[:found.end(2)]
+    in_a_layer = re.search(r"\.\d+\.", f".{part}.")
+    places = [part, part.partition(".")[2], f"{prefix}.{part}"]
+    return not in_a_layer and not any(place and place in has for place in places)
+
+def _is_absent_part(name: str, has: set[str]) -> bool:
+    "True for a head inside of a head, such as the next-sentence part of BERT's."
+    inside = re.search(r"(^|\.)(seq_relationship|sop_classifier)\.", name)
+    return bool(inside) and name.rpartition(".")[0] not in has
+
 def left_out_on_purpose(
     model: "nn.Module",  # of Transformers
     names: Iterable[str],  # in the files
 ) -> set[str]:
-    "Names that the library ignores when it loads this class: those that the class lists, and heads and poolers that it does not have."
+    "Names that the library ignores when it loads this class: listed ones, and heads and poolers that it does not have."
     patterns = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     has = {n for n, _ in model.named_modules()}
-    def is_absent_head(name: str) -> bool:
-        found = _HEADS.search(name)
-        part = name[:found.end(2)] if found else ""
-        inside = [part, part.partition(".")[2], f"{getattr(model, 'base_model_prefix', '')}.{part}"]
-        return (
-            bool(found) and not re.search(r"\.\d+\.", f".{part}.") and not any(i and i in has for i in inside)
-        )
+    prefix = getattr(model, "base_model_prefix", "")
+    def is_left_out(name: str) -> bool:
+        listed = any(pattern.search(name) for pattern in patterns)
+        return listed or _is_absent_head(name, prefix, has) or _is_absent_part(name, has)
+    return set(filter(is_left_out, names))
 
-    return {
-        n for n in names if any(p.search(n) for p in patterns) or is_absent_head(n) or _is_absent_part(n, has)
-    }
-
-
-def _is_absent_part(name: str, has: set[str]) -> bool:
-    "True for a head inside of a head, such as the next-sentence part of BERT's."
-    return (
-        bool(re.search(r"(^|\.)(seq_relationship|sop_classifier)\.", name))
-        and name.rpartition(".")[0] not in has
-    )
-
-
+# %% ../../nbs/hub/09_load.ipynb #84582ee4
 def _fitted(
     wanted: dict[str, Any], prefix: str, tensors: dict[str, TensorEntry], metadata: dict[str, Any]
 ) -> dict[str, TensorEntry]:
     "The files' tensors under the module's names."
     found = dict(tensors)
-    if (
-        prefix
-        and not any(n.startswith(prefix + ".") for n in wanted)
-        and any(n.startswith(prefix + ".") for n in found)
-    ):
-        found = {n[len(prefix) + 1:]: t for n, t in found.items() if n.startswith(prefix + ".")}  # the base model of one with a head
-    for name, kept in metadata.items():  # safetensors.torch.save_model names the shared tensors that it left out
+    start = f"{prefix}."
+    inside = {n[len(start):]: t for n, t in found.items() if n.startswith(start)} if prefix else {}
+    if inside and not any(n.startswith(start) for n in wanted): found = inside  # the base of one with a head
+    for name, kept in metadata.items():  # save_model names the shared tensors that it left out
         if name in wanted and name not in found and kept in found: found[name] = found[kept]
     return found
 
+# %% ../../nbs/hub/09_load.ipynb #b4306f55
 #: what training wrappers put before every name → who does
 _WRAPPERS = {
     "module.": "DistributedDataParallel and DataParallel put",
@@ -474,18 +477,15 @@ def _refuse_wrapped(names: Iterable[str], wanted: Iterable[str]) -> None:
     "Name the prefix of a wrapper that all stored names have and the module's have not."
     names, wanted = list(names), list(wanted)
     for prefix, who in _WRAPPERS.items():
-        if (
-            names
-            and all(n.startswith(prefix) for n in names)
-            and not any(n.startswith(prefix) for n in wanted)
-        ):
+        stored = bool(names) and all(n.startswith(prefix) for n in names)
+        if stored and not any(n.startswith(prefix) for n in wanted):
             raise BadInput(f"the name of every tensor begins with {prefix!r}, which {who} before it",
                            "Save the module inside of the wrapper, or take the prefix off the names")
 
+# %% ../../nbs/hub/09_load.ipynb #571caefb
 _TRAINED_HEADS = re.compile(
     r"(^|\.)(lm_head|classifier|score|qa_outputs|cls\.predictions|embed_out|mlm_head)(\.|$)"
 )
-
 
 def _refuse_headless(config: dict[str, Any] | None, names: Iterable[str], wanted: Iterable[str]) -> None:
     "Without `architectures` the base model is built; refuse where that would leave out a head that the files have."
@@ -498,6 +498,7 @@ def _refuse_headless(config: dict[str, Any] | None, names: Iterable[str], wanted
             "Say the class, e.g. into=transformers.AutoModelForCausalLM",
         )
 
+# %% ../../nbs/hub/09_load.ipynb #4a629ebf
 def check_names(
     wanted: dict[str, tuple[int, ...]],  # the module's names → shapes
     groups: list[list[str]],  # names that share one tensor
@@ -516,35 +517,19 @@ def check_names(
         if names: raise _not_the_same(what, names)
 
 # %% ../../nbs/hub/09_load.ipynb #e0cb9f02
+#: what safetensors calls a dtype → what torch calls it
 _TORCH = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "U16": "uint16",
-    "U32": "uint32",
-    "U64": "uint64",
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "U16": "uint16", "U32": "uint32", "U64": "uint64",
 }
-READ = 256 * 1024  # elements of a cast that are read at once; they stay in the processor's cache until they are converted
-GRAIN = 32 * 1024 - 64  # elements converted at once: below torch's grain size (32768), so that no pool of threads spins for microseconds of work
 
 def torch_dtype(
     dtype: "str | torch.dtype | None",  # "float32", torch.float32 or None
 ) -> "torch.dtype | None":
     "A dtype by name. Raises `BadInput`."
-    import torch
     if dtype is None or isinstance(dtype, torch.dtype): return dtype
     found = getattr(torch, str(dtype).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
@@ -553,10 +538,12 @@ def torch_dtype(
 
 def file_dtype(t: TensorEntry) -> "torch.dtype":
     "The torch dtype of a tensor in a file. Raises `BadInput`."
-    import torch
     found = getattr(torch, _TORCH.get(t.dtype, ""), None)
     if found is None: raise BadInput(f"torch has no dtype for {t.dtype}", "Convert the weights first")
     return found
+
+# %% ../../nbs/hub/09_load.ipynb #a067d59c
+_seeking = threading.Lock()
 
 def _pread(fd: int, view: memoryview, at: int) -> int:
     "Read at an offset without moving the file's position, so that threads can share the file."
@@ -567,28 +554,26 @@ def _pread(fd: int, view: memoryview, at: int) -> int:
         view[: len(data)] = data
     return len(data)
 
-_seeking = threading.Lock()
-
-def _sound(tensor: "torch.Tensor") -> "torch.Tensor":  # the same
+# %% ../../nbs/hub/09_load.ipynb #334c2a0f
+def _reject_invalid_bools(tensor: "torch.Tensor") -> "torch.Tensor":  # the same
     "Refuse booleans of other bytes than 0 and 1, with which a processor computes anything."
-    import torch
-
-    if (
-        tensor.dtype == torch.bool
-        and tensor.numel()
-        and int(tensor.contiguous().view(-1).view(torch.uint8).max()) > 1
-    ):
-        raise BadInput(
-            "a tensor of type BOOL holds bytes that are neither 0 nor 1",
-            "Get the model from its publisher again",
-        )
+    if tensor.dtype != torch.bool or not tensor.numel(): return tensor
+    if int(tensor.contiguous().view(-1).view(torch.uint8).max()) > 1:
+        raise BadInput("a tensor of type BOOL holds bytes that are neither 0 nor 1",
+                       "Get the model from its publisher again")
     return tensor
 
+# %% ../../nbs/hub/09_load.ipynb #19614d08
 _HASHED = 1 << 20  # bytes that are hashed while they are in the processor's cache
+
+#: elements of a cast that are read at once; they stay in the processor's cache until they are converted
+READ = 256 * 1024
+
+#: elements converted at once: below torch's grain size (32768), so that no threads spin for microseconds of work
+GRAIN = 32 * 1024 - 64
 
 def _read_into(fd: int, tensor: "torch.Tensor", at: int, digest: Any = None) -> None:
     "Fill a contiguous tensor from a file, and take in its bytes. Raises `BadInput` where the file ends."
-    import torch
     if not tensor.numel(): return
     view = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     done, most = 0, 2**30 if digest is None else _HASHED
@@ -600,13 +585,11 @@ def _read_into(fd: int, tensor: "torch.Tensor", at: int, digest: Any = None) -> 
 
 # %% ../../nbs/hub/09_load.ipynb #e2f34b84
 @cache
-def _large_pages_are_cold() -> bool:
+def _host_reclaims_free_pages() -> bool:
     "True where free memory goes back to the host: feature 5 of virtio's balloon, free page reporting."
     with contextlib.suppress(OSError):
-        return any(
-            f.read_text()[5:6] == "1"
-            for f in Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features")
-        )
+        features = Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features")
+        return any(file.read_text()[5:6] == "1" for file in features)
     return False
 
 LARGE_PAGE = 2 * MIB
@@ -615,11 +598,9 @@ def on_large_pages(
     tensor: "torch.Tensor",  # that nothing has been written to
 ) -> "torch.Tensor":  # the same
     "Ask Linux to back a large tensor with 2 MiB pages. Elsewhere, and where Linux cannot, nothing happens."
-    start, stop = (
-        -(-tensor.data_ptr() // LARGE_PAGE) * LARGE_PAGE,
-        (tensor.data_ptr() + tensor.nbytes) // LARGE_PAGE * LARGE_PAGE,
-    )
-    if stop > start and hasattr(mmap, "MADV_HUGEPAGE") and not _large_pages_are_cold():
+    start = -(-tensor.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+    stop = (tensor.data_ptr() + tensor.nbytes) // LARGE_PAGE * LARGE_PAGE
+    if stop > start and hasattr(mmap, "MADV_HUGEPAGE") and not _host_reclaims_free_pages():
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_HUGEPAGE)
     return tensor
 
@@ -627,13 +608,9 @@ def on_large_pages(
 class Reader:
     "Reads tensors of one model; `bytes_read` counts what was read or mapped."
     def __init__(self, weights: Weights):
-        self.weights, self.bytes_read, self._maps, self._own, self._guard = (
-            weights,
-            0,
-            {},
-            threading.local(),
-            threading.Lock(),
-        )
+        self.weights, self.bytes_read = weights, 0
+        self._maps: dict[str, mmap.mmap] = {}
+        self._own, self._guard = threading.local(), threading.Lock()
         self._open = {file: open(weights.folder / file, "rb") for file in weights.headers}
 
     def _fd(self, file: str) -> int: return self._open[file].fileno()
@@ -650,11 +627,10 @@ class Reader:
 
     def mapped(self, t: TensorEntry) -> "torch.Tensor":
         "The file itself as a tensor, on private pages."
-        import torch
         dtype, at = file_dtype(t), self.weights.start(t)
         if at % dtype.itemsize or not t.size_bytes: return self.copied(t, dtype)  # not aligned, or nothing to map
         self.count(t.size_bytes)
-        return _sound(
+        return _reject_invalid_bools(
             torch.frombuffer(self._map(t.file), dtype=dtype, count=t.parameters, offset=at).view(t.shape)
         )
 
@@ -667,7 +643,6 @@ class Reader:
         digest: Any = None,  # a hashlib object that takes in what is read
     ) -> "torch.Tensor":
         "A copy of a tensor, or of its elements from `offset` on, as `dtype`; a cast goes through one small buffer."
-        import torch
         shape = t.shape if shape is None else shape
         stored, fd = file_dtype(t), self._fd(t.file)
         at = self.weights.start(t) + offset * stored.itemsize
@@ -675,11 +650,10 @@ class Reader:
         self.count(out.numel() * stored.itemsize)
         if stored == dtype: _read_into(fd, out, at, digest)
         else: self._cast(fd, at, stored, out.view(-1), digest)
-        return _sound(out)
+        return _reject_invalid_bools(out)
 
     def _buffer(self) -> "torch.Tensor":
         "Bytes of this thread. They are kept: freed between large tensors, they would leave holes in the heap."
-        import torch
         if not hasattr(self._own, "buffer"): self._own.buffer = torch.empty(READ * 8, dtype=torch.uint8)
         return self._own.buffer
 
@@ -688,6 +662,21 @@ class Reader:
         buffer, at = self._buffer(), self.weights.start(t)
         for i in range(0, t.end - t.begin, len(buffer)):
             _read_into(self._fd(t.file), buffer[:min(len(buffer), t.end - t.begin - i)], at + i, digest)
+
+    def runs(
+        self,
+        t: TensorEntry,
+        shape: tuple[int, ...],  # of the result
+        run: int,  # elements that lie side by side in the file
+        starts: list[int],  # first element of each run
+    ) -> "torch.Tensor":
+        "Several runs of elements, one behind the other, in the dtype of the file."
+        stored, at = file_dtype(t), self.weights.start(t)
+        out = torch.empty(shape, dtype=stored)
+        self.count(out.numel() * stored.itemsize)
+        for start, part in zip(starts, out.view(-1).split(run) if starts else ()):
+            _read_into(self._fd(t.file), part, at + start * stored.itemsize)
+        return _reject_invalid_bools(out)
 
     def _cast(
         self, fd: int, at: int, stored: "torch.dtype", flat: "torch.Tensor", digest: Any = None
@@ -706,7 +695,6 @@ def _not_locked(path: str) -> WrongBytes:
 
 def _header_digest(weights: Weights, file: str) -> Any:
     "A hash that has taken in the header. Raises `WrongBytes` where that is not the one whose tensors are read."
-    import hashlib
     header = weights.headers[file]
     with open(weights.folder / file, "rb") as f: text = f.read(header.size_bytes)
     if parse_header(text[8:], file).tensors != header.tensors: raise _not_locked(file)
@@ -717,12 +705,13 @@ def _hashed_file(
     locked: LockedFile,
     read: Callable[[TensorEntry, Any], Any],  # (tensor, hash) → its value, or None
 ) -> dict[TensorEntry, Any]:
-    "What `read` makes of the tensors of a file, in their order. Raises `WrongBytes` where the bytes are not those of the lock."
+    "What `read` makes of a file's tensors, in their order. Raises `WrongBytes` where it is not the locked file."
     file = weights.folder / locked.path
     before, digest = record_key(file), _header_digest(weights, locked.path)
     entries = sorted(weights.headers[locked.path].tensors.values(), key=lambda t: (t.begin, t.end))
     values = {t: read(t, digest) for t in entries}
-    if digest.hexdigest() != locked.sha256 or file.stat().st_size != locked.size_bytes: raise _not_locked(locked.path)
+    found = digest.hexdigest(), file.stat().st_size
+    if found != (locked.sha256, locked.size_bytes): raise _not_locked(locked.path)
     if record_key(file) == before: remember(file, locked, before)
     return values
 
@@ -737,6 +726,7 @@ def _runs_of(
     for i in range(cut): starts = [first + j * strides[i] for first in starts for j in range(local[i])]
     return math.prod(local[cut:]), starts if math.prod(local) else []
 
+# %% ../../nbs/hub/09_load.ipynb #49802e38
 def sliced(
     reader: Reader,
     t: TensorEntry,  # a tensor in a file
@@ -745,17 +735,9 @@ def sliced(
     dtype: "torch.dtype",  # that it shall have
 ) -> "torch.Tensor":
     "Read one block of a tensor, and only that."
-    import torch
     run, starts = _runs_of(t.shape, offset, local) if t.shape else (1, [0])
     if len(starts) == 1: return reader.copied(t, dtype, starts[0], local)
-    stored = file_dtype(t)
-    out = torch.empty(local, dtype=stored)
-    flat = out.view(-1)
-    fd, at = reader._fd(t.file), reader.weights.start(t)
-    reader.count(out.numel() * stored.itemsize)
-    for i, first in enumerate(starts):
-        _read_into(fd, flat[i * run : (i + 1) * run], at + first * stored.itemsize)
-    return _sound(out).to(dtype)
+    return reader.runs(t, local, run, starts).to(dtype)
 
 # %% ../../nbs/hub/09_load.ipynb #d3e67e30
 def shard(
@@ -763,12 +745,27 @@ def shard(
     mesh: "DeviceMesh",  # one dimension
 ) -> "nn.Module":
     "FSDP2: shard the layers of every `ModuleList`, then what is left."
-    from torch import nn
     from torch.distributed.fsdp import fully_shard
     for layers in (m for m in model.modules() if isinstance(m, nn.ModuleList)):
         for layer in layers: fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)  # changes the class of the module in place
     return model
+
+# %% ../../nbs/hub/09_load.ipynb #bf041763
+def _device_of(kind: str) -> "torch.device":
+    "This rank's device on a mesh of \"cuda\" or \"cpu\"."
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+
+def _local_value(reader: Reader, t: TensorEntry, old: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+    if not isinstance(old, DTensor): return reader.copied(t, dtype).to("cpu" if old.is_meta else old.device)
+    mesh, placements = old.device_mesh, old.placements
+    if any(p.is_partial() for p in placements):
+        raise BadInput("a parameter is placed as partial sums, which no file can fill", "Use Shard or Replicate")
+    local, offset = compute_local_shape_and_global_offset(old.shape, mesh, placements)
+    value = sliced(reader, t, tuple(offset), tuple(local), dtype).to(_device_of(mesh.device_type))
+    return DTensor.from_local(value, mesh, placements, run_check=False, shape=old.shape, stride=old.stride())
 
 def fill_sharded(
     model: "nn.Module",
@@ -779,7 +776,6 @@ def fill_sharded(
     asked: "torch.dtype | None",
 ) -> int:
     "Give a module of `DTensor`s its slices; plain tensors are read whole. Returns the bytes read by this rank."
-    import torch
     reader, values = Reader(weights), {}
     try:
         for g in groups:
@@ -789,45 +785,16 @@ def fill_sharded(
             if isinstance(old, torch.nn.Parameter):
                 value = torch.nn.Parameter(value, requires_grad=old.requires_grad)
             for n in g: values[n] = value
-        model.load_state_dict(values, assign=True, strict=False)  # runs the hooks that tell FSDP about its new parameters
+        model.load_state_dict(values, assign=True, strict=False)  # its hooks tell FSDP about the new parameters
     finally: reader.close()
     model.__dict__["checkpoint_bytes_read"] = reader.bytes_read
     return reader.bytes_read
 
-def _local_value(reader: Reader, t: TensorEntry, old: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
-    import torch
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-    if not isinstance(old, DTensor): return reader.copied(t, dtype).to("cpu" if old.is_meta else old.device)
-    if any(p.is_partial() for p in old.placements):
-        raise BadInput(
-            "a parameter is placed as partial sums, which no file can fill", "Use Shard or Replicate"
-        )
-    local, offset = compute_local_shape_and_global_offset(old.shape, old.device_mesh, old.placements)
-    kind = old.device_mesh.device_type
-    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
-    value = sliced(reader, t, tuple(offset), tuple(local), dtype).to(device)
-    return DTensor.from_local(
-        value, old.device_mesh, old.placements, run_check=False, shape=old.shape, stride=old.stride()
-    )
-
 # %% ../../nbs/hub/09_load.ipynb #1f97ee32
-def load(
-    source: str | Path | Source | ModelLock | None = None,  # a folder, a lock, or what `resolve` takes
-    into: Any = None,  # a module, a class, a function that makes a module; None goes by config.json
-    dtype: "str | torch.dtype | None" = None,  # of floating-point tensors; None keeps the file's
-    device: "str | torch.device" = "cpu",
-    trust: Literal["map", "copy"] = "map",  # "map" shares memory with the file; "copy" reads it, so that a later change of the file changes nothing
-    mesh: "DeviceMesh | None" = None,  # shard the model over these ranks with FSDP2; each reads its own slices only
-    folder: str | Path | None = None,  # where the files of a lock are; default: the HF cache, for a folder's lock the folder of its file
-) -> "nn.Module":  # in evaluation mode where it was built here
-    "Load safetensors weights. Raises `BadInput`, `WrongBytes`; never unpickles, never runs a repository's code."
-    need("torch", "torch", "loading weights")
-    if trust not in ("map", "copy"): raise BadInput(f"trust cannot be {trust!r}", "Choose map or copy")
-    weights = weights_of(source, folder, trust == "copy")
-    with _locked_only(weights) as seen:
-        return _load(weights, seen, into, torch_dtype(dtype), device, trust, mesh)
-
+def _link(file: Path, at: Path) -> None:
+    at.parent.mkdir(parents=True, exist_ok=True)
+    try: os.symlink(file.resolve(), at)
+    except OSError: shutil.copyfile(file, at)  # a system without links
 
 @contextlib.contextmanager
 def _locked_only(weights: Weights) -> Iterator[Path]:
@@ -840,77 +807,87 @@ def _locked_only(weights: Weights) -> Iterator[Path]:
         for file in weights.lock.files: _link(weights.folder / file.path, view / file.path)
         yield view
 
-def _link(file: Path, at: Path) -> None:
-    at.parent.mkdir(parents=True, exist_ok=True)
-    try: os.symlink(file.resolve(), at)
-    except OSError: shutil.copyfile(file, at)  # a system without links
-
-def _load(
-    weights: Weights, seen: Path, into: Any, asked: "torch.dtype | None", device: Any, trust: str, mesh: Any
-) -> "nn.Module":
-    "`load`, of weights whose headers are read; `seen` is the folder that libraries may read."
-    from torch import nn
-    model = build(into, weights.config, seen, asked or _usual_dtype(weights.tensors.values()))
-    filled = isinstance(into, nn.Module) and any(not p.is_meta for p in model.parameters())  # it has memory, and keeps it
-    if mesh is not None: shard(model, mesh)
-    state = state_of(model)
-    groups = groups_of(state)
-    _refuse_wrapped(weights.tensors, state)
-    if _converts(model) and not isinstance(into, nn.Module):
-        _note_own_dtypes(model, state, asked or _usual_dtype(weights.tensors.values()))
-    if into is None and _converts(model): _refuse_headless(weights.config, weights.tensors, state)
-    tensors = _fitted(state, getattr(model, "base_model_prefix", ""), weights.tensors, weights.metadata)
-    if _converts(model) and not isinstance(into, nn.Module):
-        ignored = left_out_on_purpose(model, [n for n in tensors if n not in state])
-        tensors = {n: t for n, t in tensors.items() if n not in ignored}
-    try: check_names({n: tuple(t.shape) for n, t in state.items()}, groups, tensors)
-    except BadInput:
-        if isinstance(into, nn.Module) or not _converts(model): raise
-        weights.check_unread()
-        return _by_transformers(model, seen, asked).to(device)
-    if _converts(model) and (weights.config or {}).get("quantization_config"):
-        weights.check_unread()
-        return _by_transformers(model, seen, asked).to(device)
-    if any(hasattr(t, "device_mesh") for t in state.values()):
-        weights.check_unread()
-        fill_sharded(model, state, weights, tensors, groups, asked)
-    else: _fill(model, state, weights, tensors, groups, asked, device, trust, filled and asked is None)
-    _complete(model, None if filled else device)
-    model.__dict__.pop(_OWN, None)
-    return model if isinstance(into, nn.Module) else model.eval()
-
+# %% ../../nbs/hub/09_load.ipynb #5e0a0479
 def _converts(model: "nn.Module") -> bool:
     "True for a Transformers model, whose own loader may know other names for the same weights."
     return hasattr(model, "_from_config") and hasattr(model, "can_generate")
 
 def _usual_dtype(tensors: Iterable[TensorEntry]) -> "torch.dtype | None":
     "The floating-point dtype of most parameters."
-    import torch
     counts = Counter()
     for t in tensors:
         if t.dtype in ("F16", "BF16", "F32", "F64"): counts[t.dtype] += t.parameters
     return getattr(torch, _TORCH[counts.most_common(1)[0][0]]) if counts else None
 
+# %% ../../nbs/hub/09_load.ipynb #9f2e1a18
+def _tensors_for(
+    model: "nn.Module", given: bool, state: "dict[str, torch.Tensor]", weights: Weights
+) -> dict[str, TensorEntry]:
+    "The files' tensors under the module's names, without those that Transformers would leave out as well."
+    tensors = _fitted(state, getattr(model, "base_model_prefix", ""), weights.tensors, weights.metadata)
+    if given or not _converts(model): return tensors
+    ignored = left_out_on_purpose(model, [n for n in tensors if n not in state])
+    return {n: t for n, t in tensors.items() if n not in ignored}
+
+def _is_left_to_transformers(
+    model: "nn.Module", given: bool, state: "dict[str, torch.Tensor]", tensors: dict[str, TensorEntry],
+    config: dict[str, Any] | None,
+) -> bool:
+    "True where Transformers must convert names or formats. Raises `BadInput` where names differ and it cannot help."
+    shapes = {n: tuple(t.shape) for n, t in state.items()}
+    try: check_names(shapes, groups_of(state), tensors)
+    except BadInput:
+        if given or not _converts(model): raise
+        return True
+    return _converts(model) and bool((config or {}).get("quantization_config"))
+
+# %% ../../nbs/hub/09_load.ipynb #7817caee
+def _load(
+    weights: Weights, seen: Path, into: Any, asked: "torch.dtype | None", device: Any, trust: str, mesh: Any
+) -> "nn.Module":
+    "`load`, of weights whose headers are read; `seen` is the folder that libraries may read."
+    given = isinstance(into, nn.Module)
+    usual = asked or _usual_dtype(weights.tensors.values())
+    model = build(into, weights.config, seen, usual)
+    filled = given and any(not p.is_meta for p in model.parameters())  # it has memory, and keeps it
+    if mesh is not None: shard(model, mesh)
+    state = state_of(model)
+    _refuse_wrapped(weights.tensors, state)
+    if _converts(model) and not given: _note_own_dtypes(model, state, usual)
+    if _converts(model) and into is None: _refuse_headless(weights.config, weights.tensors, state)
+    tensors = _tensors_for(model, given, state, weights)
+    if _is_left_to_transformers(model, given, state, tensors, weights.config):
+        weights.check_unread()
+        return _by_transformers(model, seen, asked).to(device)
+    if any(hasattr(t, "device_mesh") for t in state.values()):
+        weights.check_unread()
+        fill_sharded(model, state, weights, tensors, groups_of(state), asked)
+    else: _fill(model, state, weights, tensors, groups_of(state), asked, device, trust, filled and asked is None)
+    _complete(model, None if filled else device)
+    model.__dict__.pop(_OWN, None)
+    return model if given else model.eval()
+
+def load(
+    source: str | Path | Source | ModelLock | None = None,  # a folder, a lock, or what `resolve` takes
+    into: Any = None,  # a module, a class, a function that makes a module; None goes by config.json
+    dtype: "str | torch.dtype | None" = None,  # of floating-point tensors; None keeps the file's
+    device: "str | torch.device" = "cpu",
+    trust: Literal["map", "copy"] = "map",  # "map" shares memory with the file; "copy" is safe from later changes of it
+    mesh: "DeviceMesh | None" = None,  # shard the model over these ranks with FSDP2; each reads its own slices only
+    folder: str | Path | None = None,  # where the files of a lock are; default: the HF cache, or beside its file
+) -> "nn.Module":  # in evaluation mode where it was built here
+    "Load safetensors weights. Raises `BadInput`, `WrongBytes`; never unpickles, never runs a repository's code."
+    need("torch", "torch", "loading weights")
+    if trust not in ("map", "copy"): raise BadInput(f"trust cannot be {trust!r}", "Choose map or copy")
+    weights = weights_of(source, folder, trust == "copy")
+    with _locked_only(weights) as seen:
+        return _load(weights, seen, into, torch_dtype(dtype), device, trust, mesh)
+
 # %% ../../nbs/hub/09_load.ipynb #e82c5db9
 _OWN = "_fsdl_devinfra_own_dtypes"  # attribute of a module that was built here
 
-def _note_own_dtypes(
-    model: "nn.Module", state: "dict[str, torch.Tensor]", usual: "torch.dtype | None"
-) -> None:
-    "Remember the tensors of a Transformers module that have a dtype whatever the default is: from_pretrained keeps to it."
-    import torch
-
-    own = {
-        n: t.dtype
-        for n, t in state.items()
-        if t.is_floating_point() and t.dtype != usual and t.dtype.itemsize > 1
-    }
-    in_single = {n: torch.float32 for n in state if usual and _stays_in_single(model, n, usual)}  # counters of a batch norm too
-    model.__dict__[_OWN] = own | in_single
-
 def _stays_in_single(model: "nn.Module", name: str, target: "torch.dtype") -> bool:
     "True for what must stay in 32 bits: some Transformers modules say so."
-    import torch
     keep = list(getattr(model, "_keep_in_fp32_modules", None) or []) if target == torch.float16 else []
     if target in (torch.float16, torch.bfloat16):
         keep += list(getattr(model, "_keep_in_fp32_modules_strict", None) or [])
@@ -920,12 +897,25 @@ def _target_dtype(
     model: "nn.Module", name: str, stored: "torch.dtype", asked: "torch.dtype | None"
 ) -> "torch.dtype":
     "The dtype that a tensor gets."
-    import torch
     if own := model.__dict__.get(_OWN, {}).get(name): return own
     if not stored.is_floating_point: return stored
     target = asked or stored
     return torch.float32 if _stays_in_single(model, name, target) else target
 
+def _note_own_dtypes(
+    model: "nn.Module", state: "dict[str, torch.Tensor]", usual: "torch.dtype | None"
+) -> None:
+    "Remember the tensors of a Transformers module that have a dtype of their own: from_pretrained keeps to it."
+    own = {
+        n: t.dtype
+        for n, t in state.items()
+        if t.is_floating_point() and t.dtype != usual and t.dtype.itemsize > 1
+    }
+    # counters of a batch norm too
+    in_single = {n: torch.float32 for n in state if usual and _stays_in_single(model, n, usual)}
+    model.__dict__[_OWN] = own | in_single
+
+# %% ../../nbs/hub/09_load.ipynb #0b5512b7
 class _Filler:
     "What filling a module needs to know: where tensors come from, in which dtype, and how they are kept."
 
@@ -980,6 +970,15 @@ class _Filler:
         self._used.add((t.file, t.begin))
         return value.clone() if again else value
 
+# %% ../../nbs/hub/09_load.ipynb #0fd2150b
+def _order(tensors: dict[str, TensorEntry], group: list[str]) -> tuple[str, int]:
+    t = tensors[next(n for n in group if n in tensors)]
+    return t.file, t.begin
+
+def _check_ties(reader: Reader, tensors: dict[str, TensorEntry], group: list[str], name: str) -> None:
+    for other in group:
+        if other in tensors and other != name: _same_bytes(reader, name, tensors[name], other, tensors[other])
+
 def _fill(
     model: "nn.Module",
     state: "dict[str, torch.Tensor]",
@@ -992,7 +991,6 @@ def _fill(
     in_place: bool,
 ) -> None:
     "Give every group of names that share a tensor its value, in the order of the files."
-    import torch
     filler = _Filler(model, weights, tensors, asked, trust)
     groups = sorted(groups, key=lambda g: _order(tensors, g))
     names = [next(n for n in g if n in tensors) for g in groups]
@@ -1001,21 +999,13 @@ def _fill(
         with torch.no_grad():
             values = filler.values(names)
             for group, name in zip(groups, names):
-                value = filler.apart(tensors[name], values.pop(0))  # popped: what is moved to a device is freed at once
+                value = filler.apart(tensors[name], values.pop(0))  # popped: what is moved is freed at once
                 _put(model, group, state[name], value.to(device), in_place)
     finally: filler.reader.close()
 
-def _check_ties(reader: Reader, tensors: dict[str, TensorEntry], group: list[str], name: str) -> None:
-    for other in group:
-        if other in tensors and other != name: _same_bytes(reader, name, tensors[name], other, tensors[other])
-
-def _order(tensors: dict[str, TensorEntry], group: list[str]) -> tuple[str, int]:
-    t = tensors[next(n for n in group if n in tensors)]
-    return t.file, t.begin
-
+# %% ../../nbs/hub/09_load.ipynb #c8d16232
 def _same_bytes(reader: Reader, name: str, t: TensorEntry, other: str, u: TensorEntry) -> None:
     "Tensors that a module ties must not be stored with two values."
-    import torch
     a, b = (reader.mapped(x).contiguous().view(-1).view(torch.uint8) for x in (t, u))
     if t.dtype != u.dtype or not torch.equal(a, b):
         raise BadInput(
@@ -1027,8 +1017,6 @@ def _same_bytes(reader: Reader, name: str, t: TensorEntry, other: str, u: Tensor
 def _put(
     model: "nn.Module", names: list[str], old: "torch.Tensor", new: "torch.Tensor", in_place: bool
 ) -> None:
-    import torch
-
     if in_place and not old.is_meta:
         old.data.copy_(new)
         return
@@ -1042,6 +1030,7 @@ def _put(
         places: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
         places[leaf] = new
 
+# %% ../../nbs/hub/09_load.ipynb #118d2d4d
 def _complete(model: "nn.Module", device: Any) -> None:
     "Move what a constructor computed to the device, and refuse a model of which anything was left on meta."
     _restore(model)

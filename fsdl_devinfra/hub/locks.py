@@ -18,29 +18,12 @@ from ..core.console import progress
 from ..core.errors import BadInput, Unreachable
 from ..core.results import Result
 from ..core.units import count_of, size_text
-from fsdl_devinfra.hub.checkpoint import (
-    HubReader,
-    file_sha256,
-    files_of,
-    linked,
-    say_cached,
-    shards_of,
-    walk_folder,
-)
+from .checkpoint import (
+    HubReader, file_sha256, files_of, linked, say_cached, shards_of, walk_folder)
 from .header import parse_json
 from .content import SNIFF_BYTES, content_of, format_by_content, is_pointer, pointers_error
-from fsdl_devinfra.hub.layout import (
-    Skipped,
-    Wish,
-    documents_of,
-    format_of,
-    is_data,
-    is_data_set,
-    is_read_by_loaders,
-    is_weights,
-    pick,
-    weight_format,
-)
+from .layout import (
+    Skipped, Wish, documents_of, format_of, is_data, is_data_set, is_read_by_loaders, is_weights, pick, weight_format)
 from .source import DATA_SETS, Source, cached_snapshot, git_sha1, hf_home, resolve, unsafe_path
 from .whole import WeightFile, flaw_of, refuse, refuse_nothing
 
@@ -48,7 +31,7 @@ if TYPE_CHECKING:
     from fsdl_devinfra.hub.remote import Remote, RemoteFile, RemoteRepo
 
 # %% auto #0
-__all__ = ['LockedFile', 'ModelLock', 'lock', 'ranges_of', 'lock_folder', 'lock_hub']
+__all__ = ['LockedFile', 'ModelLock', 'ranges_of', 'lock_folder', 'lock', 'lock_hub']
 
 # %% ../../nbs/hub/06_lock.ipynb #a82c644a
 @dataclass(frozen=True)
@@ -78,51 +61,48 @@ class ModelLock(Result):
     def on_hub(self) -> tuple[str, str]:
         "Hub id and commit. Raises `BadInput` for a lock of a folder."
         if self.repo and self.commit: return self.repo, self.commit
-        raise BadInput(
-            "this lock is of a folder, so there is nothing to pull", "Give a lock of a repository on the Hub"
-        )
+        raise BadInput("this lock is of a folder, so there is nothing to pull",
+                       "Give a lock of a repository on the Hub")
 
     def __str__(self) -> str:
         at = f"{self.repo}@{self.commit}" if self.repo else "a local folder"
         return f"Lock of {at}: {count_of(len(self.files), 'file')}, {size_text(self.size_bytes)}"
 
 # %% ../../nbs/hub/06_lock.ipynb #af619be8
+_MAKE_AGAIN = "Make the lock again with: fsdl-devinfra hub lock MODEL"
+
 def _check(lock: ModelLock) -> None:
-    hint = "Make the lock again with: fsdl-devinfra hub lock MODEL"
+    "Raise `BadInput` where a lock could not have been made by us."
     if lock.commit is not None and not re.fullmatch("[0-9a-f]{40}", lock.commit):
-        raise BadInput(f"the lock's commit {lock.commit!r} is not 40 hex digits", hint)
-    if not lock.files: raise BadInput("the lock names no file", hint)
-    for f in lock.files:
-        if not isinstance(f, LockedFile):
-            raise BadInput("the lock's files are not path, size_bytes and sha256", hint)
-        if unsafe_path(str(f.path)):
-            raise BadInput(f"the lock names {f.path!r}, which leaves the folder", hint)
-        if not re.fullmatch("[0-9a-f]{64}", str(f.sha256)):
-            raise BadInput(f"the lock's hash of {f.path} is not 64 hex digits", hint)
-        if not isinstance(f.size_bytes, int) or f.size_bytes < 0:
-            raise BadInput(f"the lock's size of {f.path} is not a number of bytes", hint)
+        raise BadInput(f"the lock's commit {lock.commit!r} is not 40 hex digits", _MAKE_AGAIN)
+    if not lock.files: raise BadInput("the lock names no file", _MAKE_AGAIN)
+    for f in lock.files: _check_file(f)
     if not all(isinstance(s, Skipped) and isinstance(s.path, str) for s in lock.skipped):
-        raise BadInput("what the lock skipped is not path, size_bytes and why", hint)
+        raise BadInput("what the lock skipped is not path, size_bytes and why", _MAKE_AGAIN)
     paths = {f.path for f in lock.files}
-    if len(paths) < len(lock.files): raise BadInput("the lock names a file twice", hint)
+    if len(paths) < len(lock.files): raise BadInput("the lock names a file twice", _MAKE_AGAIN)
     for folder in {str(p) for f in paths for p in PurePosixPath(f).parents} & paths:
-        raise BadInput(f"the lock names {folder!r} as both a file and a folder", hint)
+        raise BadInput(f"the lock names {folder!r} as both a file and a folder", _MAKE_AGAIN)
+
+def _check_file(file: Any) -> None:
+    "Raise `BadInput` for a path that leaves the folder, and for a hash or a size that is none."
+    if not isinstance(file, LockedFile):
+        raise BadInput("the lock's files are not path, size_bytes and sha256", _MAKE_AGAIN)
+    if unsafe_path(str(file.path)):
+        raise BadInput(f"the lock names {file.path!r}, which leaves the folder", _MAKE_AGAIN)
+    if not re.fullmatch("[0-9a-f]{64}", str(file.sha256)):
+        raise BadInput(f"the lock's hash of {file.path} is not 64 hex digits", _MAKE_AGAIN)
+    if not isinstance(file.size_bytes, int) or file.size_bytes < 0:
+        raise BadInput(f"the lock's size of {file.path} is not a number of bytes", _MAKE_AGAIN)
 
 # %% ../../nbs/hub/06_lock.ipynb #9f2a83bb
-def lock(
-    model: str | Path | Source | None = None,  # nothing, a local folder or a Hub id
-    quiet: bool = True,  # no progress on standard error
-    wish: Wish | None = None,  # which files, or which quantisation; default: those of one model
-) -> ModelLock:
-    "Lock a model. Raises `BadInput` where there is none."
-    source = model if isinstance(model, Source) else resolve(model, anything=True)
-    if source.is_local: return lock_folder(source.path, quiet, wish, files_of(source))
-    return lock_hub(source, wish)
-
 def _parsed(data: bytes) -> Any:
     "The content of a JSON file; None where it is none, which `inspect` and `load` complain about."
     try: return parse_json(data)
     except ValueError: return None
+
+def _beginning(file: Path) -> bytes:
+    with open(file, "rb") as f: return f.read(SNIFF_BYTES)
 
 def ranges_of(file: Path) -> Callable[[int, int], bytes]:
     "(start, stop) → those bytes of a file."
@@ -132,9 +112,7 @@ def ranges_of(file: Path) -> Callable[[int, int], bytes]:
             return f.read(stop - start)
     return read
 
-def _beginning(file: Path) -> bytes:
-    with open(file, "rb") as f: return f.read(SNIFF_BYTES)
-
+# %% ../../nbs/hub/06_lock.ipynb #e02db541
 def _chosen(
     sizes: Mapping[str, int],
     documents: Mapping[str, Any],
@@ -149,31 +127,16 @@ def _chosen(
     left_out = [Skipped(p, sizes[p], why) for p, why in asked.items() if why]
     return [p for p, why in asked.items() if not why], left_out
 
-def lock_folder(
-    folder: Path,  # of a model or a data set
-    quiet: bool = True,  # no progress on standard error
-    wish: Wish | None = None,  # which files
-    only: list[str] | None = None,  # the paths that there are for us; default: all of them
-) -> ModelLock:
-    "Lock the files of a folder, or only some of them."
-    there = only if only is not None else walk_folder(folder) if folder.is_dir() else []
-    sizes = {p: (folder / p).stat().st_size if (folder / p).is_file() else 0 for p in there}
+def _chosen_in(
+    folder: Path, there: list[str], sizes: Mapping[str, int], kinds: Mapping[str, str | None], wish: Wish | None
+) -> tuple[list[str], list[Skipped]]:
+    "Of the files of a folder those that are locked, and what is left out."
     documents = {p: _parsed((folder / p).read_bytes()) for p in documents_of(there) if (folder / p).is_file()}
-    kinds = {p: content_of(_beginning(folder / p)) for p in there if (folder / p).is_file()}
-    formats = {
-        p: format_by_content(p, format_of(p), k) for p, k in kinds.items() if not p.endswith(".safetensors")
-    }
-    paths, skipped = _chosen(sizes, documents, wish, formats, is_data_set(there))
-    if not paths: raise BadInput(f"there is no file to lock in {folder}", "Give a folder with a model in it")
-    if not is_data_set(there): refuse_nothing(str(folder), there, kinds)
-    for p in paths: linked(folder, p)
-    if pointers := [p for p in paths if kinds.get(p) == "lfs-pointer"]: raise pointers_error(pointers)
-    _refuse_flawed(folder, paths, sizes, kinds)
-    with progress("hashing", sum(sizes[p] for p in paths), "bytes", quiet) as bar:
-        files = [LockedFile(p, sizes[p], file_sha256(folder / p, bar.advance)) for p in paths]
-        skipped = [_hashed(folder, s) if is_read_by_loaders(s.path, paths) else s for s in skipped]
-    return ModelLock(files=files, skipped=skipped)
+    looked_at = {p: kind for p, kind in kinds.items() if not p.endswith(".safetensors")}
+    formats = {p: format_by_content(p, format_of(p), kind) for p, kind in looked_at.items()}
+    return _chosen(sizes, documents, wish, formats, is_data_set(there))
 
+# %% ../../nbs/hub/06_lock.ipynb #4f0b0092
 def _refuse_flawed(
     folder: Path, paths: list[str], sizes: Mapping[str, int], kinds: Mapping[str, str | None]
 ) -> None:
@@ -187,7 +150,99 @@ def _hashed(folder: Path, skipped: Skipped) -> Skipped:
     file = folder / skipped.path
     return replace(skipped, sha256=file_sha256(file)) if file.is_file() else skipped
 
+def lock_folder(
+    folder: Path,  # of a model or a data set
+    quiet: bool = True,  # no progress on standard error
+    wish: Wish | None = None,  # which files
+    only: list[str] | None = None,  # the paths that there are for us; default: all of them
+) -> ModelLock:
+    "Lock the files of a folder, or only some of them."
+    there = only if only is not None else walk_folder(folder) if folder.is_dir() else []
+    sizes = {p: (folder / p).stat().st_size if (folder / p).is_file() else 0 for p in there}
+    kinds = {p: content_of(_beginning(folder / p)) for p in there if (folder / p).is_file()}
+    paths, skipped = _chosen_in(folder, there, sizes, kinds, wish)
+    if not paths: raise BadInput(f"there is no file to lock in {folder}", "Give a folder with a model in it")
+    if not is_data_set(there): refuse_nothing(str(folder), there, kinds)
+    for p in paths: linked(folder, p)
+    if pointers := [p for p in paths if kinds.get(p) == "lfs-pointer"]: raise pointers_error(pointers)
+    _refuse_flawed(folder, paths, sizes, kinds)
+    with progress("hashing", sum(sizes[p] for p in paths), "bytes", quiet) as bar:
+        files = [LockedFile(p, sizes[p], file_sha256(folder / p, bar.advance)) for p in paths]
+        skipped = [_hashed(folder, s) if is_read_by_loaders(s.path, paths) else s for s in skipped]
+    return ModelLock(files=files, skipped=skipped)
+
+# %% ../../nbs/hub/06_lock.ipynb #bf5694e2
+def lock(
+    model: str | Path | Source | None = None,  # nothing, a local folder or a Hub id
+    quiet: bool = True,  # no progress on standard error
+    wish: Wish | None = None,  # which files, or which quantisation; default: those of one model
+) -> ModelLock:
+    "Lock a model. Raises `BadInput` where there is none."
+    source = model if isinstance(model, Source) else resolve(model, anything=True)
+    if source.is_local: return lock_folder(source.path, quiet, wish, files_of(source))
+    return lock_hub(source, wish)
+
 # %% ../../nbs/hub/06_lock.ipynb #90f8a5bf
+def _refuse_listed(name: str, at: RemoteRepo, paths: list[str]) -> None:
+    "Raise `BadInput` where a listing shows no model, or weights without a byte; a large file may be a model."
+    if at.repo.startswith(DATA_SETS): return
+    if not any(f.sha256 for f in at.files): refuse_nothing(name, [f.path for f in at.files])
+    sizes = {f.path: f.size_bytes for f in at.files}
+    refuse(next((f"{p} is empty" for p in paths if is_weights(p) and sizes[p] == 0), None))
+
+def _must_be_read(file: RemoteFile) -> bool:
+    "True for a file whose SHA-256 the listing does not say, and for weights that are as small as a Git LFS pointer."
+    if not file.sha256 or file.size_bytes is None: return True
+    return is_weights(file.path) and file.size_bytes < SNIFF_BYTES
+
+def _locked(file: RemoteFile, text: bytes | None) -> LockedFile:
+    "A file of a lock: as it was read, else as the Hub lists it."
+    if text is not None: return LockedFile(file.path, len(text), hashlib.sha256(text).hexdigest())
+    return LockedFile(file.path, file.size_bytes or 0, str(file.sha256))
+
+# %% ../../nbs/hub/06_lock.ipynb #8e7a39d2
+def _record_of(repo: str, commit: str, wish: Wish | None) -> Path:
+    "Where this machine keeps a lock that it made, for when the Hub does not answer."
+    asked = hashlib.sha256(repr((repo, commit, wish or Wish())).encode()).hexdigest()[:32]
+    return hf_home() / "fsdl-devinfra" / "locks" / f"{asked}.json"
+
+def _recorded(made: ModelLock, wish: Wish | None) -> ModelLock:
+    "The same lock. A record that cannot be written is no harm."
+    record = _record_of(str(made.repo), str(made.commit), wish)
+    with contextlib.suppress(OSError):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        made.save(record)
+    return made
+
+# %% ../../nbs/hub/06_lock.ipynb #0dc515b1
+def _picked(
+    remote: Remote, at: RemoteRepo, documents: dict[str, Any], wish: Wish | None
+) -> tuple[list[str], list[Skipped]]:
+    "The files of one model. Where names leave nothing but pickles, their first bytes are looked at."
+    sizes = {f.path: f.size_bytes or 0 for f in at.files}
+    if at.repo.startswith(DATA_SETS): return _chosen(sizes, documents, wish, None, True)
+    paths, skipped = pick(sizes, documents, wish)
+    if weight_format(paths) != "pickle": return paths, skipped
+    odd = {p: size for p, size in sizes.items() if format_of(p) in ("pickle", "other")}
+    first = HubReader(remote, at).beginnings(odd)
+    formats = {p: format_by_content(p, format_of(p), content_of(data)) for p, data in first.items()}
+    return pick(sizes, documents, wish, formats)
+
+def _picked_and_read(
+    name: str, remote: Remote, at: RemoteRepo, read: Callable[[str], bytes], wish: Wish | None
+) -> tuple[list[str], list[Skipped], dict[str, bytes]]:
+    "The files to lock, what is left out, and the content of those whose hash the Hub does not say."
+    listed = {f.path: f for f in at.files}
+    with ThreadPoolExecutor(16) as pool:
+        small = documents_of(listed)
+        texts = dict(zip(small, pool.map(read, small)))
+        paths, skipped = _picked(remote, at, {p: _parsed(text) for p, text in texts.items()}, wish)
+        if not paths: raise BadInput(f"{name} holds no file to lock", "Choose another repository")
+        _refuse_listed(name, at, paths)
+        unknown = [p for p in paths if p not in texts and _must_be_read(listed[p])]
+        texts |= dict(zip(unknown, pool.map(read, unknown)))
+    return paths, skipped, texts
+
 _SCHEMA_MARK = b'"fsdl-devinfra/model-lock/'
 
 def lock_hub(source: Source, wish: Wish | None = None) -> ModelLock:
@@ -203,88 +258,14 @@ def lock_hub(source: Source, wish: Wish | None = None) -> ModelLock:
     listed = {f.path: f for f in at.files}
     if bad := [p for p in listed if unsafe_path(p)]:
         raise WrongBytes(f"the Hub lists {bad[0]!r}, which leaves the folder", "Use another endpoint")
-
-    def read(path: str) -> bytes: return fetch(remote, at, path)
-    with ThreadPoolExecutor(16) as pool:
-        small = documents_of(listed)
-        texts = dict(zip(small, pool.map(read, small)))
-        paths, skipped = _picked(remote, at, {p: _parsed(text) for p, text in texts.items()}, wish)
-        if not paths: raise BadInput(f"{source.name} holds no file to lock", "Choose another repository")
-        _refuse_listed(source.name, at, paths)
-        unknown = [p for p in paths if p not in texts and _must_be_read(listed[p])]
-        texts |= dict(zip(unknown, pool.map(read, unknown)))
+    paths, skipped, texts = _picked_and_read(source.name, remote, at, lambda path: fetch(remote, at, path), wish)
     if pointers := [p for p in paths if is_pointer(texts.get(p, b""))]: raise pointers_error(pointers)
-    locks = {p for p, text in texts.items() if _SCHEMA_MARK in text[:200]}  # somebody published a lock beside the model
-    return _recorded(
-        ModelLock(
-            at.repo,
-            at.commit,
-            [_locked(listed[p], texts.get(p)) for p in paths if p not in locks],
-            [replace(s, sha256=listed[s.path].sha256) for s in skipped],
-        ),
-        wish,
-    )
+    published = {p for p, text in texts.items() if _SCHEMA_MARK in text[:200]}  # locks beside the model
+    files = [_locked(listed[p], texts.get(p)) for p in paths if p not in published]
+    left_out = [replace(s, sha256=listed[s.path].sha256) for s in skipped]
+    return _recorded(ModelLock(at.repo, at.commit, files, left_out), wish)
 
-def _refuse_listed(name: str, at: RemoteRepo, paths: list[str]) -> None:
-    "Raise `BadInput` where a listing shows no model, or weights without a byte. A large file may be a model under any name."
-    if at.repo.startswith(DATA_SETS): return
-    if not any(f.sha256 for f in at.files): refuse_nothing(name, [f.path for f in at.files])
-    sizes = {f.path: f.size_bytes for f in at.files}
-    refuse(next((f"{p} is empty" for p in paths if is_weights(p) and sizes[p] == 0), None))
-
-def _must_be_read(file: RemoteFile) -> bool:
-    "True for a file whose SHA-256 the listing does not say, and for weights that are as small as a Git LFS pointer."
-    return (
-        not file.sha256
-        or file.size_bytes is None
-        or (is_weights(file.path) and file.size_bytes < SNIFF_BYTES)
-    )
-
-
-def _locked(file: RemoteFile, text: bytes | None) -> LockedFile:
-    "A file of a lock: as it was read, else as the Hub lists it."
-    if text is not None: return LockedFile(file.path, len(text), hashlib.sha256(text).hexdigest())
-    return LockedFile(file.path, file.size_bytes or 0, str(file.sha256))
-
-def _picked(
-    remote: Remote, at: RemoteRepo, documents: dict[str, Any], wish: Wish | None
-) -> tuple[list[str], list[Skipped]]:
-    "The files of one model. Where names leave nothing but pickles, their first bytes are looked at."
-    sizes = {f.path: f.size_bytes or 0 for f in at.files}
-    if at.repo.startswith(DATA_SETS): return _chosen(sizes, documents, wish, None, True)
-    paths, skipped = pick(sizes, documents, wish)
-    if weight_format(paths) != "pickle": return paths, skipped
-    first = HubReader(remote, at).beginnings(
-        {p: sizes[p] for p in sizes if format_of(p) in ("pickle", "other")}
-    )
-    return pick(
-        sizes,
-        documents,
-        wish,
-        {p: format_by_content(p, format_of(p), content_of(data)) for p, data in first.items()},
-    )
-
-
-def _record_of(repo: str, commit: str, wish: Wish | None) -> Path:
-    "Where this machine keeps a lock that it made, for when the Hub does not answer."
-    asked = hashlib.sha256(repr((repo, commit, wish or Wish())).encode()).hexdigest()[:32]
-    return hf_home() / "fsdl-devinfra" / "locks" / f"{asked}.json"
-
-def _recorded(made: ModelLock, wish: Wish | None) -> ModelLock:
-    "The same lock. A record that cannot be written is no harm."
-    record = _record_of(str(made.repo), str(made.commit), wish)
-    with contextlib.suppress(OSError):
-        record.parent.mkdir(parents=True, exist_ok=True)
-        made.save(record)
-    return made
-
-def _refuse_spoilt(file: Path, found: LockedFile) -> None:
-    "Raise `BadInput` where a blob of the HF cache has other bytes than its name says: SHA-256, or git's SHA-1."
-    blob = file.resolve()
-    if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name): return
-    if blob.name == (found.sha256 if len(blob.name) == 64 else _git_name(blob)): return
-    raise BadInput(f"{found.path} in the HF cache does not have the bytes that its blob is named by", "Pull the model again")
-
+# %% ../../nbs/hub/06_lock.ipynb #fb4d53cb
 def _git_name(file: Path) -> str:
     "The name that git gives to the bytes of a small file."
     data = file.read_bytes()
@@ -292,23 +273,28 @@ def _git_name(file: Path) -> str:
     digest.update(data)
     return digest.hexdigest()
 
+def _refuse_spoilt(file: Path, found: LockedFile) -> None:
+    "Raise `BadInput` where a blob of the HF cache has other bytes than its name says: SHA-256, or git's SHA-1."
+    blob = file.resolve()
+    if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name): return
+    if blob.name == (found.sha256 if len(blob.name) == 64 else _git_name(blob)): return
+    raise BadInput(f"{found.path} in the HF cache does not have the bytes that its blob is named by",
+                   "Pull the model again")
+
+# %% ../../nbs/hub/06_lock.ipynb #712d0235
+def _is_a_part(folder: Path, paths: set[str]) -> bool:
+    "True where an index names shards that are not there, or there is neither a weight nor a datum."
+    indexes = [p for p in paths if p.endswith(".index.json")]
+    shards = [s for p in indexes for s in shards_of(p, _parsed((folder / p).read_bytes())) or ()]
+    return any(s not in paths for s in shards) or not any(is_weights(p) or is_data(p) for p in paths)
+
 def _lock_cached(source: Source, folder: Path, wish: Wish | None) -> ModelLock:
-    "Lock what the HF cache holds, where the Hub does not answer: the lock from before, else the files that are there."
+    "Lock what the HF cache holds: the lock from before, else the files that are there."
     record = _record_of(str(source.repo), folder.name, wish)
     if record.is_file(): return ModelLock.load(record)
     made = lock_folder(folder, wish=wish)
     for f in made.files: _refuse_spoilt(folder / f.path, f)
-    paths = {f.path for f in made.files}
-    absent = [
-        str(s)
-        for p in paths
-        if p.endswith(".index.json")
-        for s in shards_of(p, _parsed((folder / p).read_bytes())) or ()
-        if s not in paths
-    ]
-    if absent or not any(is_weights(p) or is_data(p) for p in paths):
-        raise Unreachable(
-            f"the HF cache holds only a part of {source.repo}, and the Hub does not answer",
-            "Pull it where there is a network",
-        )
+    if _is_a_part(folder, {f.path for f in made.files}):
+        raise Unreachable(f"the HF cache holds only a part of {source.repo}, and the Hub does not answer",
+                          "Pull it where there is a network")
     return replace(made, repo=source.repo, commit=folder.name)

@@ -18,127 +18,89 @@ Tensors = Mapping[str, TensorEntry]
 #: end of a packed tensor's name → ends of what belongs to it, in place of that end
 _PACKED = {
     "qweight": ("qzeros", "scales", "g_idx"),
-    "weight_packed": (
-        "weight_scale",
-        "weight_global_scale",
-        "weight_zero_point",
-        "weight_shape",
-        "weight_g_idx",
-        "input_scale",
-        "input_global_scale",
-    ),
+    "weight_packed": ("weight_scale", "weight_global_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
+                      "input_scale", "input_global_scale"),
     "_blocks": ("_scales",),
     "_weight_qdata": ("_weight_scale", "_weight_zero_point"),
     "weight._data": ("weight._scale", "weight._shift", "weight._zeropoint", "input_scale", "output_scale"),
 }
-#: what may be added to the name of a tensor, or stand in place of its last part, where the tensor itself has 8 or 4 bits
-_ADDED = (
-    ".absmax",
-    ".quant_map",
-    ".nested_absmax",
-    ".nested_quant_map",
-    "_scale",
-    "_scale_inv",
-    "_scale_2",
-    "_zero_point",
-    "_weight_scale",
-    "_weight_scale_2",
-    "_input_scale",
-    "_bias_scale",
-)
-_INSTEAD = (
-    "SCB",
-    "weight_format",
-    "input_scale",
-    "output_scale",
-    "activation_scale",
-    "input_scale_inv",
-    "scales",
-    "biases",
-)
+#: what may be added to the name of a tensor that has 8 or 4 bits
+_ADDED = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", "_scale", "_scale_inv", "_scale_2",
+          "_zero_point", "_weight_scale", "_weight_scale_2", "_input_scale", "_bias_scale",
+          ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
+#: what may stand in place of the last part of its name
+_INSTEAD = ("SCB", "weight_format", "input_scale", "output_scale", "activation_scale", "input_scale_inv",
+            "scales", "biases")
 _NARROW = ("U8", "I8", "U32", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4")
 
 _PACKED_ENDS = tuple(_PACKED)
 
-def _belongs(name: str, entry: TensorEntry, tensors: Tensors) -> list[str]:
-    "The names of the scales, zeros and tables that belong to a tensor."
+def _possible(name: str, dtype: str) -> list[str]:
+    "The names that scales, zeros and tables of a tensor may have."
     if name.endswith(_PACKED_ENDS):
         packed = next(end for end in _PACKED if name.endswith(end))
-        found = [name[:-len(packed)] + end for end in _PACKED[packed]]
-    elif entry.dtype not in _NARROW: return []
-    else:
-        folder = name[:len(name) - len(name.rpartition(".")[2])]
-        found = [name + end for end in _ADDED] + [
-            name + ".quant_state.bitsandbytes__" + kind for kind in ("nf4", "fp4")
-        ]
-        if name.endswith(".weight"): found += [folder + last for last in _INSTEAD]
-    return [n for n in found if n in tensors]
+        return [name[:-len(packed)] + end for end in _PACKED[packed]]
+    if dtype not in _NARROW: return []
+    folder = name[:len(name) - len(name.rpartition(".")[2])]
+    instead = [folder + last for last in _INSTEAD] if name.endswith(".weight") else []
+    return [name + end for end in _ADDED] + instead
+
+def _belongs(name: str, entry: TensorEntry, tensors: Tensors) -> list[str]:
+    "The names of the scales, zeros and tables that belong to a tensor."
+    return [n for n in _possible(name, entry.dtype) if n in tensors]
 
 # %% ../../nbs/hub/04_logical.ipynb #8fd01f85
+def _weights_of_first_group(said: dict[str, Any]) -> dict[str, Any] | None:
+    "What compressed-tensors says about the weights of its first group of layers."
+    groups = said.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    weights = first.get("weights") if isinstance(first, dict) else None
+    return weights if isinstance(weights, dict) else None
+
 def _bits(config: Mapping[str, Any] | None) -> int:
     "Bits of a weight as a configuration says, else 4."
     said = (config or {}).get("quantization_config") or (config or {}).get("quantization")
     if not isinstance(said, dict): return 4
-    groups = said.get("config_groups")
-    first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
-    weights = first.get("weights") if isinstance(first, dict) else None
-    found = weights.get("num_bits") if isinstance(weights, dict) else said.get("bits") or said.get("w_bit")
+    weights = _weights_of_first_group(said)
+    found = weights.get("num_bits") if weights is not None else said.get("bits") or said.get("w_bit")
     return found if isinstance(found, int) and 0 < found <= 32 else 4
+
+# %% ../../nbs/hub/04_logical.ipynb #40603ff8
+def _is_8bit(ends: dict[str, TensorEntry], config: Mapping[str, Any] | None) -> bool:
+    "True where an unsigned byte holds one weight."
+    if "SCB" in ends: return True
+    said = (config or {}).get("quantization_config")
+    return isinstance(said, dict) and (said.get("bits") == 8 or said.get("load_in_8bit") is True)
+
+# %% ../../nbs/hub/04_logical.ipynb #80e5792d
+def _unpacked(size: int, ends: dict[str, TensorEntry], bits: int) -> int:
+    "The weights in so many 32-bit integers of GPTQ or AWQ."
+    zeros, scales = ends.get("qzeros"), ends.get("scales")
+    if zeros and scales and zeros.shape and scales.shape and zeros.shape[-1]:
+        return size * scales.shape[-1] // zeros.shape[-1]
+    return size * 32 // bits
 
 def _stands_for(
     name: str, entry: TensorEntry, beside: list[str], tensors: Tensors, config: Mapping[str, Any] | None
 ) -> int:
     "The weights that a tensor stands for."
-    size = entry.parameters
-    if not beside and entry.dtype not in ("I32", "U32"): return size
+    size, in_integers = entry.parameters, entry.dtype in ("I32", "U32")
+    if not beside and not in_integers: return size
     ends = {n.rpartition(".")[2]: tensors[n] for n in beside}
-    if name.endswith("qweight") and entry.dtype in ("I32", "U32"):
-        zeros, scales = ends.get("qzeros"), ends.get("scales")
-        if zeros and scales and zeros.shape and scales.shape and zeros.shape[-1]:
-            return size * scales.shape[-1] // zeros.shape[-1]
-        return size * 32 // _bits(config)
-    if name.endswith("weight_packed") and entry.dtype in ("I32", "U32"): return size * (32 // _bits(config))
+    if name.endswith("qweight") and in_integers: return _unpacked(size, ends, _bits(config))
+    if name.endswith("weight_packed") and in_integers: return size * (32 // _bits(config))
     if entry.dtype == "U32" and "scales" in ends: return size * 32 // _bits(config)  # MLX
     return 2 * size if entry.dtype == "U8" and beside and not _is_8bit(ends, config) else size
 
-def _is_8bit(ends: dict[str, TensorEntry], config: Mapping[str, Any] | None) -> bool:
-    "True where an unsigned byte holds one weight."
-    said = (config or {}).get("quantization_config")
-    return "SCB" in ends or (
-        isinstance(said, dict) and (said.get("bits") == 8 or said.get("load_in_8bit") is True)
-    )
-
 # %% ../../nbs/hub/04_logical.ipynb #d1f87eb5
-EMBEDDINGS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "word_embeddings.weight",
-    "shared.weight",
-    "embed_in.weight",
-)
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight", "embed_in.weight")
+
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "decoder.weight")
+
 #: model types whose head is tied unless their configuration says otherwise, from the defaults of Transformers
 _TIED = {
-    "albert",
-    "bart",
-    "bert",
-    "bloom",
-    "distilbert",
-    "electra",
-    "falcon",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "gpt2",
-    "gpt_neo",
-    "mbart",
-    "mpnet",
-    "mpt",
-    "opt",
-    "roberta",
-    "t5",
-    "xglm",
-    "xlm-roberta",
+    "albert", "bart", "bert", "bloom", "distilbert", "electra", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2",
+    "gpt_neo", "mbart", "mpnet", "mpt", "opt", "roberta", "t5", "xglm", "xlm-roberta",
 }
 
 def ties_said(
@@ -147,9 +109,8 @@ def ties_said(
     "Whether a configuration ties the head to the embedding."
     config = config or {}
     text = config.get("text_config")
-    said = config.get(
-        "tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None
-    )
+    inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    said = config.get("tie_word_embeddings", inner)
     return said if isinstance(said, bool) else None
 
 def is_tied(
@@ -159,19 +120,17 @@ def is_tied(
     said = ties_said(config)
     return str((config or {}).get("model_type")) in _TIED if said is None else said
 
+# %% ../../nbs/hub/04_logical.ipynb #5f519aab
 def stored_twice(
     tensors: Tensors,
     config: Mapping[str, Any] | None,  # config.json
 ) -> list[str]:
     "Tensors that repeat another one."
-    embeddings = sorted(
-        (n for n in tensors if n.endswith(EMBEDDINGS)), key=lambda n: (not n.endswith("shared.weight"), n)
-    )
+    embeddings = [n for n in tensors if n.endswith(EMBEDDINGS)]
     if not embeddings: return []
-    first = embeddings[0]
-    repeats = [
-        n for n in embeddings[1:] if first.endswith("shared.weight") and n.endswith("embed_tokens.weight")
-    ]
+    first, *others = sorted(embeddings, key=lambda n: (not n.endswith("shared.weight"), n))
+    shared = first.endswith("shared.weight")  # T5 and its kind
+    repeats = [n for n in others if shared and n.endswith("embed_tokens.weight")]
     if is_tied(config): repeats += [n for n in tensors if n.endswith(HEADS) and n not in embeddings]
     return [n for n in repeats if tensors[n].shape == tensors[first].shape]
 

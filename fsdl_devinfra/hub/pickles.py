@@ -82,17 +82,10 @@ def danger_of(
     return "innocuous" if _HARMLESS.fullmatch(f"{module}.{name}") else "suspicious"
 
 # %% ../../nbs/hub/04_pickles.ipynb #e0e591bc
-_MOST_OPERATIONS = 3_000_000  # of one file; some seconds
-_TEXTS = {
-    "SHORT_BINUNICODE",
-    "BINUNICODE",
-    "BINUNICODE8",
-    "UNICODE",
-    "STRING",
-    "BINSTRING",
-    "SHORT_BINSTRING",
-}
+_TEXTS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"}
+
 _STORES = {"PUT", "BINPUT", "LONG_BINPUT"}
+
 _FETCHES = {"GET", "BINGET", "LONG_BINGET"}
 
 class _Imports:
@@ -122,6 +115,9 @@ class _Imports:
 
     def _push(self, value: Any) -> None: self._pushed = [self._pushed[-1], value]
 
+# %% ../../nbs/hub/04_pickles.ipynb #b8bfac44
+_MOST_OPERATIONS = 3_000_000  # of one file; some seconds
+
 def _imports_in(
     data: BinaryIO,  # one pickle behind another, as old versions of torch write them
 ) -> tuple[set[tuple[str, str]], bool]:  # (imports, whether all was read)
@@ -142,6 +138,19 @@ def _imports_in(
     return imports.found, False
 
 # %% ../../nbs/hub/04_pickles.ipynb #f734aba9
+def _some(names: tuple[str, ...]) -> str:
+    "The first of some names."
+    shown = ", ".join(printable(name)[:100] for name in names[:4])
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
+
+# %% ../../nbs/hub/04_pickles.ipynb #7e7966f6
+_WORDS = {
+    "dangerous": "dangerous: unpickling it imports {}, which can run any code",
+    "suspicious": "suspicious: unpickling it imports {}, which tensors do not need",
+    "innocuous": "a pickle whose imports are those of tensors ({}); reading it can still run code that no list knows",
+    "unreadable": "reading this file can run any code, and what it imports could not be read{}",
+}
+
 @dataclass(frozen=True)
 class PickleScan:
     "What unpickling a file would do, as far as its imports tell."
@@ -152,32 +161,16 @@ class PickleScan:
     @property
     def why(self) -> str:
         "The verdict in words."
-        return _WORDS[self.verdict].format(_some(self.imports)) + (
-            "" if self.whole else "; not all of it could be followed"
-        )
+        words = _WORDS[self.verdict].format(_some(self.imports))
+        return words if self.whole else f"{words}; not all of it could be followed"
 
-
-_WORDS = {
-    "dangerous": "dangerous: unpickling it imports {}, which can run any code",
-    "suspicious": "suspicious: unpickling it imports {}, which tensors do not need",
-    "innocuous": "a pickle whose imports are those of tensors ({}); reading it can still run code that no list knows",
-    "unreadable": "reading this file can run any code, and what it imports could not be read{}",
-}
-
-def _some(names: tuple[str, ...]) -> str:
-    if not names: return ""
-    return ", ".join(printable(n)[:100] for n in names[:4]) + (
-        f" and {len(names) - 4} more" if len(names) > 4 else ""
-    )
-
-
+# %% ../../nbs/hub/04_pickles.ipynb #9408ed6e
 def _verdict(imports: set[tuple[str, str]], whole: bool) -> PickleScan:
     "The worst of the imports decides."
     kinds: dict[str, list[str]] = {}
     for module, name in sorted(imports):
-        kinds.setdefault("dangerous" if module == "?" else danger_of(module, name), []).append(
-            f"{module}.{name}"
-        )
+        kind = "dangerous" if module == "?" else danger_of(module, name)
+        kinds.setdefault(kind, []).append(f"{module}.{name}")
     for verdict in ("dangerous", "suspicious", "innocuous"):
         if verdict in kinds: return PickleScan(verdict, tuple(kinds[verdict]), whole)
     return PickleScan("innocuous" if whole else "unreadable", ("none",) if whole else (), whole)
@@ -220,7 +213,6 @@ _RAW = re.compile(
     r"(^|/)(data/\d+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|code/.*)$"
 )
 
-
 def _in_zip(file: BinaryIO) -> Iterator[bytes]:
     "The beginnings of the members of a zip archive that are not raw numbers."
     with zipfile.ZipFile(file) as archive:
@@ -234,6 +226,7 @@ def _in_tar(file: BinaryIO) -> Iterator[bytes]:
             data = archive.extractfile(member) if member.isfile() else None
             if data: yield data.read(MOST_BYTES // 4)
 
+# %% ../../nbs/hub/04_pickles.ipynb #048e2c67
 _INFLATE: dict[str, Callable[[], Any]] = {
     "gzip": lambda: zlib.decompressobj(31),
     "zlib": zlib.decompressobj,
@@ -258,6 +251,7 @@ def inflated(
         if machine.eof: break
     return b"".join(parts), True
 
+# %% ../../nbs/hub/04_pickles.ipynb #188b31da
 def _object_array(data: bytes) -> bytes | None:
     "The pickle behind the header of a numpy array of objects; None for an array of numbers."
     width = 2 if data[6:7] == b"\x01" else 4

@@ -31,20 +31,19 @@ from .mirrors import Mirror
 from .remote import (
     Busy, LONGEST_WAITS, MOST_WAITS, Remote, RemoteRepo, Reply, TooSlow, WrongBytes, check_reply, say_wait, shown)
 from .source import Source, cache_folder, cache_name, git_sha1, is_offline, resolve
+from .verification import is_right, remember
 
 # %% auto #0
 __all__ = ['TRIES', 'RANGE_BYTES', 'STREAMS', 'LARGE_BYTES', 'FILES_AT_ONCE', 'Hashes', 'Place', 'clean', 'MirrorUse', 'Pulled',
-           'pull', 'pulled']
+           'pulled', 'pull']
 
 # %% ../../nbs/hub/07_pull.ipynb #444bd5c3
 class Hashes:
     "SHA-256 of what arrives, and for small files git's SHA-1."
     def __init__(self, locked: LockedFile):
         self.locked, self.size = locked, 0
-        self.sha256, self.git = (
-            hashlib.sha256(),
-            git_sha1(locked.size_bytes) if locked.size_bytes <= 10 * MIB else None,
-        )
+        self.sha256 = hashlib.sha256()
+        self.git = git_sha1(locked.size_bytes) if locked.size_bytes <= 10 * MIB else None
 
     def update(self, piece: bytes) -> None:
         self.sha256.update(piece)
@@ -86,7 +85,9 @@ class Place:
         self.record.unlink(missing_ok=True)
         self.partial.unlink(missing_ok=True)
 
+# %% ../../nbs/hub/07_pull.ipynb #537d679a
 def _cache_place(lock_: ModelLock, f: LockedFile) -> Place:
+    "A file's place in the HF cache, under the names that the official client uses."
     repo, commit = lock_.on_hub
     name = cache_name(repo)
     root = cache_folder() / name
@@ -95,27 +96,29 @@ def _cache_place(lock_: ModelLock, f: LockedFile) -> Place:
                  cache_folder() / ".locks" / name / f"{f.sha256}.lock", blobs)
 
 def _folder_place(folder: Path, f: LockedFile) -> Place:
+    "A file's place in a plain folder; what is unfinished stays in a hidden folder inside."
     keep = folder / ".cache" / "fsdl-devinfra"
     return Place(f, folder, folder / f.path, keep / f"{f.sha256}.incomplete", keep / f"{f.sha256}.lock", None)
 
+# %% ../../nbs/hub/07_pull.ipynb #ca81142f
+def _nearest(folder: Path) -> Path:
+    "The folder, or the nearest one above it that exists."
+    while not folder.exists(): folder = folder.parent
+    return folder
+
+def _check_folder(place: Place, at: Path) -> None:
+    "Refuse a folder to which a link led out of the place's root, and what is no folder."
+    root, real = place.root.resolve(), at.resolve()
+    if not real.is_relative_to(root) and not root.is_relative_to(real):
+        raise WrongBytes(f"{place.locked.path} would be written outside of its folder, through a link",
+                         "Remove the link")
+    if not at.is_dir():
+        raise CheckError(f"there is a file {at} where a folder for {place.locked.path} belongs", "Remove it")
+
 def _inside(place: Place) -> None:
-    "Refuse a place that a link has moved out of its folder, or that a file is in the way of, before anything is written."
-    root, keep = place.root.resolve(), place.partial.parent
-    for at in (place.target.parent, keep if place.blobs is None else place.target.parent):
-        while not at.exists(): at = at.parent
-        if (
-            at.resolve() != root
-            and not at.resolve().is_relative_to(root)
-            and not root.is_relative_to(at.resolve())
-        ):
-            raise WrongBytes(
-                f"{place.locked.path} would be written outside of its folder, through a link",
-                "Remove the link",
-            )
-        if not at.is_dir():
-            raise CheckError(
-                f"there is a file {at} where a folder for {place.locked.path} belongs", "Remove it"
-            )
+    "Refuse, before anything is written, a place outside of its folder, or one that a file is in the way of."
+    keep = place.partial.parent if place.blobs is None else place.target.parent
+    for at in map(_nearest, (place.target.parent, keep)): _check_folder(place, at)
     for file in place.partial, place.record:
         if file.is_symlink() or (file.exists() and file.stat().st_nlink > 1): file.unlink()  # somebody else's
 
@@ -124,16 +127,17 @@ def _blob_name(place: Place, etag: str | None, hashes: Hashes) -> str:
     "The official name of a blob: the ETag where it is one of the hashes that we computed, else the SHA-256."
     return etag if etag and hashes.git and etag == hashes.git.hexdigest() else place.locked.sha256
 
+# %% ../../nbs/hub/07_pull.ipynb #32894b3b
+def _snapshot(place: Place) -> Path: return Path(str(place.target)[:-len(place.locked.path) - 1])
+
 def _present(place: Place) -> bool:
     "True where the file is there with the right bytes. What a link leads to is read, not believed."
-    from fsdl_devinfra.hub.verification import is_right
     if not os.path.lexists(place.target): return False
     if place.blobs and leaves(_snapshot(place), place.locked.path): return False
     if not place.blobs and place.target.is_symlink(): return False
     return is_right(place.target, place.locked)
 
-def _snapshot(place: Place) -> Path: return Path(str(place.target)[:-len(place.locked.path) - 1])
-
+# %% ../../nbs/hub/07_pull.ipynb #780ec1ec
 def _show(place: Place, content: Path, name: str) -> None:
     "Make right bytes visible: rename, then link. Each step either happens or does not."
     place.target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,12 +150,16 @@ def _show(place: Place, content: Path, name: str) -> None:
     if content != blob:
         if blob.is_symlink() or blob.is_file(): blob.unlink()
         os.replace(content, blob)
-    link = place.target.with_name(f".{os.getpid()}.{threading.get_ident()}.link")  # short: a name may have 255 bytes already
+    _link(blob, place.target)
+
+def _link(blob: Path, target: Path) -> None:
+    "Let the target be a link to the blob, in one step."
+    link = target.with_name(f".{os.getpid()}.{threading.get_ident()}.link")  # short: a name may have 255 bytes already
     try:
         with contextlib.suppress(FileNotFoundError): link.unlink()
-        try: os.symlink(os.path.relpath(blob, place.target.parent), link)
+        try: os.symlink(os.path.relpath(blob, target.parent), link)
         except OSError: shutil.copyfile(blob, link)  # a disk without links
-        os.replace(link, place.target)
+        os.replace(link, target)
     finally:
         with contextlib.suppress(FileNotFoundError): link.unlink()
 
@@ -159,16 +167,14 @@ def _show(place: Place, content: Path, name: str) -> None:
 def _adopt(place: Place) -> None:
     "Take over the longest orphan of this blob; call it with the mutex held."
     if place.blobs is None: return
-    orphans = [
-        p
-        for p in place.blobs.glob(f"{place.locked.sha256}.*incomplete")
-        if p != place.partial and p.is_file() and not p.is_symlink()
-    ]
+    started = place.blobs.glob(f"{place.locked.sha256}.*incomplete")
+    orphans = [p for p in started if p != place.partial and p.is_file() and not p.is_symlink()]
     if not place.partial.exists() and orphans:
         place.record.unlink(missing_ok=True)
         os.replace(max(orphans, key=lambda p: p.stat().st_size), place.partial)
     for p in orphans: p.unlink(missing_ok=True)
 
+# %% ../../nbs/hub/07_pull.ipynb #d7266f0c
 def clean(
     root: Path,  # of a repository in the HF cache
     older_than_s: float = 24 * 3600,  # young ones may still be resumed
@@ -184,9 +190,22 @@ def clean(
     return removed
 
 # %% ../../nbs/hub/07_pull.ipynb #721997b6
-TRIES = 5  # connections without a new byte, before giving up
+def _not_kept(path: str) -> CheckError:
+    return CheckError(f"the disk did not keep the bytes of {path}", "Use another disk, and pull again")
 
-class _Stopped(Exception): "Another file failed, or the user did."
+def _disk_full(path: str) -> CheckError:
+    return CheckError(f"{path} cannot be written: the disk takes no more bytes", "Free space, and pull again")
+
+def _unwritable(path: str, error: OSError) -> CheckError:
+    return CheckError(f"{path} cannot be written ({error.strerror or error})",
+                      "Free space or raise the quota, and pull again")
+
+def _some_written(out: Any, rest: memoryview, path: str) -> int:
+    "The count of bytes that a full disk or a quota still took. Raises `CheckError` where it took none."
+    try: count = out.write(rest)
+    except OSError as e: raise _unwritable(path, e) from None
+    if not count: raise _disk_full(path)
+    return count
 
 def _written(out: Any, piece: bytes, at: int, path: str) -> bytes:
     "Write all of a piece and return what the file holds now, so that the disk is hashed and not the memory."
@@ -195,22 +214,13 @@ def _written(out: Any, piece: bytes, at: int, path: str) -> bytes:
     out.seek(at)
     found = b""
     while len(found) < len(piece) and (more := out.read(len(piece) - len(found))): found += more
-    if len(found) < len(piece):
-        raise CheckError(f"the disk did not keep the bytes of {path}", "Use another disk, and pull again")
+    if len(found) < len(piece): raise _not_kept(path)
     return found
 
-def _unwritable(path: str, error: OSError) -> CheckError:
-    return CheckError(f"{path} cannot be written ({error.strerror or error})", "Free space or raise the quota, and pull again")
+# %% ../../nbs/hub/07_pull.ipynb #49f281f3
+TRIES = 5  # connections without a new byte, before giving up
 
-def _some_written(out: Any, rest: memoryview, path: str) -> int:
-    "The count of bytes that a full disk or a quota still took. Raises `CheckError` where it took none."
-    try: count = out.write(rest)
-    except OSError as e: raise _unwritable(path, e) from None
-    if not count:
-        raise CheckError(
-            f"{path} cannot be written: the disk takes no more bytes", "Free space, and pull again"
-        )
-    return count
+class _Stopped(Exception): "Another file failed, or the user did."
 
 @dataclass(frozen=True)
 class _Job:
@@ -230,6 +240,45 @@ class _Job:
         self.advance(size)
         self.remote.count(size)
 
+# %% ../../nbs/hub/07_pull.ipynb #27082172
+def _said_range(reply: Reply) -> tuple[int, int, int | None] | None:
+    "(first byte, last byte, size of the file if it is said) of a Content-Range header."
+    said = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)", reply.headers.get("content-range", ""))
+    return (int(said[1]), int(said[2]), int(said[3]) if said[3].isdigit() else None) if said else None
+
+def _said_size(reply: Reply, start: int, end: int | None) -> int | None:
+    "The size of the file, from the range or from the length of what is left of it."
+    said = _said_range(reply)
+    if said and said[2] is not None: return said[2]
+    length = reply.headers.get("content-length", "")
+    if not length.isdigit() or end is not None: return None
+    return int(length) + (start if reply.status == 206 else 0)
+
+def _check_sizes(reply: Reply, locked: LockedFile, start: int, end: int | None = None) -> None:
+    "Refuse another range than `start` to `end` (None: to the end of the file), and a file of another size."
+    said = _said_range(reply)
+    if reply.status == 206 and (not said or said[0] != start or (end is not None and said[1] >= end)):
+        raise WrongBytes(f"{shown(reply.url)} sent another range than was asked for", "Use another endpoint")
+    for size in reply.size, _said_size(reply, start, end):
+        if size is not None and size != locked.size_bytes:
+            raise WrongBytes(
+                f"the server says that {locked.path} has {size} bytes where the lock says {locked.size_bytes}",
+                "Use another endpoint, or lock the model again",
+            )
+
+# %% ../../nbs/hub/07_pull.ipynb #9bf710ce
+class _Restart(Exception): "The server ignored the range: begin again."
+
+def _append(job: _Job, pieces: Iterator[bytes], hashes: Hashes, out: Any, advance: Callable[[int], None]) -> None:
+    "Write what arrives, and hash what was written."
+    for piece in pieces:
+        if job.stop.is_set(): raise _Stopped
+        if hashes.size + len(piece) > job.locked.size_bytes:
+            raise WrongBytes(f"{job.locked.path} is longer than the {job.locked.size_bytes} bytes that were locked",
+                             "Use another endpoint")
+        hashes.update(_written(out, piece, hashes.size, job.locked.path))
+        advance(len(piece))
+
 def _receive(job: _Job, hashes: Hashes, out: Any) -> str | None:
     "Ask for what is missing and append it. Returns the ETag. Raises `WrongBytes`, `Unreachable`."
     locked, start = job.locked, hashes.size
@@ -242,35 +291,6 @@ def _receive(job: _Job, hashes: Hashes, out: Any) -> str | None:
         if start and reply.status != 206: raise _Restart
         _append(job, reply.pieces(), hashes, out, job.arrived)
         return reply.etag
-
-def _append(job: _Job, pieces: Iterator[bytes], hashes: Hashes, out: Any, advance: Callable[[int], None]) -> None:
-    "Write what arrives, and hash what was written."
-    for piece in pieces:
-        if job.stop.is_set(): raise _Stopped
-        if hashes.size + len(piece) > job.locked.size_bytes:
-            raise WrongBytes(
-                f"{job.locked.path} is longer than the {job.locked.size_bytes} bytes that were locked",
-                "Use another endpoint",
-            )
-        hashes.update(_written(out, piece, hashes.size, job.locked.path))
-        advance(len(piece))
-
-class _Restart(Exception): "The server ignored the range: begin again."
-
-def _check_sizes(reply: Reply, locked: LockedFile, start: int, end: int | None = None) -> None:
-    "Refuse another range than `start` to `end` (None: to the end of the file), and a file of another size."
-    said = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)", reply.headers.get("content-range", ""))
-    if reply.status == 206 and (not said or int(said[1]) != start or (end is not None and int(said[2]) >= end)):
-        raise WrongBytes(f"{shown(reply.url)} sent another range than was asked for", "Use another endpoint")
-    length = reply.headers.get("content-length", "")
-    promised = int(length) + (start if reply.status == 206 else 0) if length.isdigit() and end is None else None
-    total = int(said[3]) if said and said[3].isdigit() else promised
-    for size in (reply.size, total):
-        if size is not None and size != locked.size_bytes:
-            raise WrongBytes(
-                f"the server says that {locked.path} has {size} bytes where the lock says {locked.size_bytes}",
-                "Use another endpoint, or lock the model again",
-            )
 
 # %% ../../nbs/hub/07_pull.ipynb #0f83be62
 class _Patience:
@@ -316,6 +336,7 @@ def _holes(spans: list[_Span], size_bytes: int) -> list[_Span]:
     starts, ends = [0, *(end for _, end in spans)], [*(start for start, _ in spans), size_bytes]
     return [(a, b) for a, b in zip(starts, ends) if a < b]
 
+# %% ../../nbs/hub/07_pull.ipynb #e2148f42
 def _there(place: Place) -> list[_Span]:
     "The bytes of a partial file that have arrived: what its record says, else all of it."
     size = place.partial.stat().st_size if place.partial.is_file() else 0
@@ -323,6 +344,12 @@ def _there(place: Place) -> list[_Span]:
     if not place.record.is_file(): return [(0, size)] if size else []
     lines = re.findall(rb"^(\d{1,18}) (\d{1,18})\n", place.record.read_bytes(), re.M)
     return _merged((int(a), int(b)) for a, b in lines if int(a) < int(b) <= size)
+
+def _bytes_in(spans: Iterable[_Span]) -> int: return sum(end - start for start, end in spans)
+
+def _missing_bytes(place: Place) -> int:
+    "How many bytes of a file have not arrived yet."
+    return _bytes_in(_holes(_there(place), place.locked.size_bytes))
 
 def _to_prefix(place: Place) -> None:
     "Keep the first bytes alone: one stream goes on behind them."
@@ -333,7 +360,18 @@ def _to_prefix(place: Place) -> None:
 
 # %% ../../nbs/hub/07_pull.ipynb #19b388f5
 RANGE_BYTES, STREAMS = 16 * MIB, 16  # of one request; requests at once, of all files
+
 LARGE_BYTES = 4 * RANGE_BYTES  # with fewer missing, a file comes in one
+
+def _put(file: int, data: bytes, start: int | None, path: str) -> None:
+    "Write all of some bytes, at a place or (None) at the end."
+    rest = memoryview(data)
+    while rest:
+        done = len(data) - len(rest)
+        try: count = os.write(file, rest) if start is None else os.pwrite(file, rest, start + done)
+        except OSError as e: raise _unwritable(path, e) from None
+        if not count: raise _disk_full(path)
+        rest = rest[count:]
 
 class _Ranges:
     "A partial file that is written in several places at once."
@@ -375,41 +413,17 @@ class _Ranges:
         "Take in what the disk holds."
         while hashes.size < end:
             piece = os.pread(self._data, min(4 * MIB, end - hashes.size), hashes.size)
-            if not piece: raise CheckError(f"the disk did not keep the bytes of {self.job.locked.path}", "Use another disk, and pull again")
+            if not piece: raise _not_kept(self.job.locked.path)
             hashes.update(piece)
 
     def close(self) -> None:
         for file in self._data, self._record: os.close(file)
 
-def _put(file: int, data: bytes, start: int | None, path: str) -> None:
-    "Write all of some bytes, at a place or (None) at the end."
-    rest = memoryview(data)
-    while rest:
-        try: count = os.write(file, rest) if start is None else os.pwrite(file, rest, start + len(data) - len(rest))
-        except OSError as e: raise _unwritable(path, e) from None
-        if not count: raise CheckError(f"{path} cannot be written: the disk takes no more bytes", "Free space, and pull again")
-        rest = rest[count:]
-
 # %% ../../nbs/hub/07_pull.ipynb #5ae1c970
 class _NoRanges(Exception): "The server ignores ranges: the file comes in one."
 
-def _fill_or_fail(ranges: _Ranges, start: int, end: int) -> None:
-    "Fill one hole; the first failure ends the others."
-    try: _fill_range(ranges, start, end)
-    except BaseException as e: ranges.fail(e)
-
-def _fill_range(ranges: _Ranges, start: int, end: int) -> None:
-    "Fill one hole, taken up where a connection broke."
-    patience = _Patience(ranges.job, ranges.over)
-    while start < end:
-        before = start
-        try:
-            for piece in _range_pieces(ranges, start, end):
-                ranges.put(piece, start)
-                start += len(piece)
-            if start < end: raise Unreachable(f"a range of {ranges.job.locked.path} ended early", "Try again")
-        except Unreachable as e:
-            if start < end: patience.after(e, start > before)
+def _too_long(path: str) -> WrongBytes:
+    return WrongBytes(f"a range of {path} is longer than was asked for", "Use another endpoint")
 
 def _range_pieces(ranges: _Ranges, start: int, end: int) -> Iterator[bytes]:
     "The bytes of a range as they come; each reply is checked like that for a whole file."
@@ -424,15 +438,52 @@ def _range_pieces(ranges: _Ranges, start: int, end: int) -> Iterator[bytes]:
         for piece in reply.pieces():
             if job.stop.is_set() or ranges.over.is_set(): raise _Stopped
             start += len(piece)
-            if start > end: raise WrongBytes(f"a range of {job.locked.path} is longer than was asked for", "Use another endpoint")
+            if start > end: raise _too_long(job.locked.path)
             yield piece
 
+def _fill_range(ranges: _Ranges, start: int, end: int) -> None:
+    "Fill one hole, taken up where a connection broke."
+    patience = _Patience(ranges.job, ranges.over)
+    while start < end:
+        before = start
+        try:
+            for piece in _range_pieces(ranges, start, end):
+                ranges.put(piece, start)
+                start += len(piece)
+            if start < end: raise Unreachable(f"a range of {ranges.job.locked.path} ended early", "Try again")
+        except Unreachable as e:
+            if start < end: patience.after(e, start > before)
+
+def _fill_or_fail(ranges: _Ranges, start: int, end: int) -> None:
+    "Fill one hole; the first failure ends the others."
+    try: _fill_range(ranges, start, end)
+    except BaseException as e: ranges.fail(e)
+
+# %% ../../nbs/hub/07_pull.ipynb #d16099ab
+def _cut(spans: list[_Span], most: int) -> list[_Span]:
+    "Spans of at most so many bytes."
+    return [(first, min(first + most, end)) for start, end in spans for first in range(start, end, most)]
+
+def _take_in(ranges: _Ranges, asked: deque[tuple[int, Future[None]]], hashes: Hashes) -> None:
+    "Wait for the first range that is still on its way, and hash up to its end."
+    end, first = asked.popleft()
+    wait([first])
+    if ranges.failure: raise ranges.failure
+    ranges.hash_to(end, hashes)
+
+def _fill_in_order(ranges: _Ranges, pool: ThreadPoolExecutor, holes: list[_Span], hashes: Hashes) -> None:
+    "Never more ahead of the hash than twice as many ranges as there are streams."
+    asked: deque[tuple[int, Future[None]]] = deque()
+    for start, end in holes:
+        if len(asked) >= 2 * ranges.job.streams: _take_in(ranges, asked, hashes)
+        asked.append((end, pool.submit(_fill_or_fail, ranges, start, end)))
+    while asked: _take_in(ranges, asked, hashes)
+
 def _download_ranges(job: _Job, hashes: Hashes) -> str | None:
-    "Fill the holes of the partial file by several requests at once, and hash it from its start on behind them. Returns the ETag."
+    "Fill the holes of the partial file by several requests at once, and hash it behind them. Returns the ETag."
     ranges = _Ranges(job)
     try:
-        holes = [(a, min(a + RANGE_BYTES, end)) for start, end in _holes(_there(job.place), job.locked.size_bytes)
-                 for a in range(start, end, RANGE_BYTES)]
+        holes = _cut(_holes(_there(job.place), job.locked.size_bytes), RANGE_BYTES)
         with ThreadPoolExecutor(job.streams) as pool:
             try: _fill_in_order(ranges, pool, holes, hashes)
             except BaseException:
@@ -443,42 +494,28 @@ def _download_ranges(job: _Job, hashes: Hashes) -> str | None:
     finally: ranges.close()
     return ranges.etag
 
-def _fill_in_order(ranges: _Ranges, pool: ThreadPoolExecutor, holes: list[_Span], hashes: Hashes) -> None:
-    "Never more ahead of the hash than twice as many ranges as there are streams."
-    asked: deque[tuple[int, Future[None]]] = deque()
-    for start, end in holes:
-        if len(asked) >= 2 * ranges.job.streams: _take_in(ranges, asked, hashes)
-        asked.append((end, pool.submit(_fill_or_fail, ranges, start, end)))
-    while asked: _take_in(ranges, asked, hashes)
-
-def _take_in(ranges: _Ranges, asked: deque[tuple[int, Future[None]]], hashes: Hashes) -> None:
-    "Wait for the first range that is still on its way, and hash up to its end."
-    end, first = asked.popleft()
-    wait([first])
-    if ranges.failure: raise ranges.failure
-    ranges.hash_to(end, hashes)
-
 # %% ../../nbs/hub/07_pull.ipynb #eda50d3b
-def _download(job: _Job) -> tuple[Hashes, str | None]:
-    "Fill the partial file until it is complete, by several ranges at once where much is missing. Returns hashes and ETag."
-    place, hashes = job.place, Hashes(job.locked)
-    place.partial.parent.mkdir(parents=True, exist_ok=True)
-    if not _there(place): place.forget()
-    if _is_worth_ranges(job):
-        counted = _Counted(job.advance)
-        counted(sum(end - start for start, end in _there(place)))
-        try: etag = _download_ranges(replace(job, advance=counted), hashes)
-        except _NoRanges: counted(-counted.total)
-        else:
-            _check_kept(place)
-            return hashes, etag
-    _to_prefix(place)
-    etag = _download_stream(job, hashes := Hashes(job.locked))
-    return hashes, etag
+def _check_grown(locked: LockedFile, size: int, before: int, silent: int) -> int:
+    "How many replies in a row ended early. Raises `WrongBytes` where one brought nothing, or too many did."
+    if size >= locked.size_bytes: return 0
+    silent += 1
+    if silent < TRIES and size > before: return silent
+    raise WrongBytes(f"{locked.path} ended after {size} of {locked.size_bytes} bytes",
+                     "Try again; if it stays, use another endpoint")
 
+# %% ../../nbs/hub/07_pull.ipynb #34d2249d
+def _check_kept(place: Place) -> None:
+    "Flush to the disk, and see that all of it is there."
+    with open(place.partial, "rb") as f:
+        os.fsync(f.fileno())
+        size = os.fstat(f.fileno()).st_size
+    if size != place.locked.size_bytes:
+        raise CheckError(f"the disk did not keep all of {place.locked.path}", "Free space, and pull again")
+
+# %% ../../nbs/hub/07_pull.ipynb #382ca8a1
 def _is_worth_ranges(job: _Job) -> bool:
-    missing = sum(end - start for start, end in _holes(_there(job.place), job.locked.size_bytes))
-    return isinstance(job.at, RemoteRepo) and job.streams > 1 and (missing >= LARGE_BYTES or job.place.record.is_file())
+    if not isinstance(job.at, RemoteRepo) or job.streams <= 1: return False
+    return job.place.record.is_file() or _missing_bytes(job.place) >= LARGE_BYTES
 
 def _download_stream(job: _Job, hashes: Hashes) -> str | None:
     "Fill the rest of the partial file. A connection that breaks is taken up again where it broke. Returns the ETag."
@@ -503,46 +540,80 @@ def _download_stream(job: _Job, hashes: Hashes) -> str | None:
     _check_kept(place)
     return etag
 
-def _check_grown(locked: LockedFile, size: int, before: int, silent: int) -> int:
-    "How many replies in a row ended early. Raises `WrongBytes` where one brought nothing, or too many did."
-    if size >= locked.size_bytes: return 0
-    silent += 1
-    if silent < TRIES and size > before: return silent
-    raise WrongBytes(
-        f"{locked.path} ended after {size} of {locked.size_bytes} bytes",
-        "Try again; if it stays, use another endpoint",
-    )
-
-def _check_kept(place: Place) -> None:
-    "Flush to the disk, and see that all of it is there."
-    with open(place.partial, "rb") as f:
-        os.fsync(f.fileno())
-        size = os.fstat(f.fileno()).st_size
-    if size != place.locked.size_bytes:
-        raise CheckError(f"the disk did not keep all of {place.locked.path}", "Free space, and pull again")
+def _download(job: _Job) -> tuple[Hashes, str | None]:
+    "Fill the partial file, by several ranges at once where much is missing. Returns hashes and ETag."
+    place, hashes = job.place, Hashes(job.locked)
+    place.partial.parent.mkdir(parents=True, exist_ok=True)
+    if not _there(place): place.forget()
+    if _is_worth_ranges(job):
+        counted = _Counted(job.advance)
+        counted(_bytes_in(_there(place)))
+        try: etag = _download_ranges(replace(job, advance=counted), hashes)
+        except _NoRanges: counted(-counted.total)
+        else:
+            _check_kept(place)
+            return hashes, etag
+    _to_prefix(place)
+    etag = _download_stream(job, hashes := Hashes(job.locked))
+    return hashes, etag
 
 # %% ../../nbs/hub/07_pull.ipynb #2c16f43f
-def _fetch(job: _Job, sources: list[RemoteRepo | Mirror]) -> bool:
-    "Bring one file to its place. True where something had to be done."
-    from fsdl_devinfra.hub.verification import is_right, remember
+@contextlib.contextmanager
+def _mutex(file: Path, stop: threading.Event) -> Iterator[None]:
+    "The lock file that the official client uses for the same blob. Freed by the system when a process dies."
+    from filelock import FileLock, Timeout
+    file.parent.mkdir(parents=True, exist_ok=True)
+    guard = FileLock(file)
+    for attempt in count():
+        try:
+            guard.acquire(timeout=0.5)
+            break
+        except Timeout:
+            if stop.is_set(): raise _Stopped from None
+            if attempt == 6: status(f"waiting for another process that holds {file.name}")
+    try: yield
+    finally: guard.release()
+
+# %% ../../nbs/hub/07_pull.ipynb #de528c1c
+class _Counted:
+    "`advance`, with the sum."
+    def __init__(self, advance: Callable[[int], None]):
+        self._advance, self.total, self._guard = advance, 0, threading.Lock()
+
+    def __call__(self, size: int) -> None:
+        with self._guard: self.total += size
+        self._advance(size)
+
+# %% ../../nbs/hub/07_pull.ipynb #c3771fee
+def _not_locked(locked: LockedFile, hashes: Hashes) -> WrongBytes:
+    hashed = f"sha256 {hashes.sha256.hexdigest()[:12]}…, locked {locked.sha256[:12]}…"
+    return WrongBytes(f"the bytes of {locked.path} are not those of the lock ({hashed})",
+                      "Try again; if it stays, use another endpoint")
+
+def _filled(job: _Job) -> tuple[Hashes, str | None]:
+    "Fill the partial file from one source. Raises `WrongBytes` where its bytes are not those of the lock."
     place = job.place
-    _inside(place)
-    with _mutex(place.mutex, job.stop):
-        if _present(place):
-            job.advance(place.locked.size_bytes)
-            return False
-        if place.blobs:
-            _adopt(place)
-            blob = place.blobs / place.locked.sha256
-            if blob.is_file() and not blob.is_symlink() and is_right(blob, place.locked):
-                job.advance(place.locked.size_bytes)
-                _show(place, blob, blob.name)
-                return True
-        hashes, etag = _first_right(job, sources)
-        place.record.unlink(missing_ok=True)
-        _show(place, place.partial, _blob_name(place, etag, hashes))
-        remember(place.target, place.locked)
-        return True
+    resumed = bool(_there(place))
+    try:
+        hashes, etag = _download(job)
+        if not hashes.right and resumed:
+            job.advance(-hashes.size)
+            place.forget()
+            hashes, etag = _download(job)
+        if not hashes.right: raise _not_locked(job.locked, hashes)
+    except BaseException as e:
+        is_empty = place.partial.exists() and not place.partial.stat().st_size
+        if isinstance(e, WrongBytes) or is_empty: place.forget()
+        raise
+    return hashes, etag
+
+# %% ../../nbs/hub/07_pull.ipynb #94969b28
+def _right_blob(place: Place) -> Path | None:
+    "A blob of the cache that has the right bytes already. What others left unfinished is taken over."
+    if place.blobs is None: return None
+    _adopt(place)
+    blob = place.blobs / place.locked.sha256
+    return blob if blob.is_file() and not blob.is_symlink() and is_right(blob, place.locked) else None
 
 def _first_right(job: _Job, sources: list[RemoteRepo | Mirror]) -> tuple[Hashes, str | None]:
     "Fill the partial file from the first source with the right bytes; say what is wrong with the others."
@@ -559,54 +630,23 @@ def _first_right(job: _Job, sources: list[RemoteRepo | Mirror]) -> tuple[Hashes,
         return found
     raise AssertionError("there is always a source")
 
-class _Counted:
-    "`advance`, with the sum."
-    def __init__(self, advance: Callable[[int], None]):
-        self._advance, self.total, self._guard = advance, 0, threading.Lock()
-
-    def __call__(self, size: int) -> None:
-        with self._guard: self.total += size
-        self._advance(size)
-
-
-def _filled(job: _Job) -> tuple[Hashes, str | None]:
-    "Fill the partial file from one source. Raises `WrongBytes` where its bytes are not those of the lock."
+def _fetch(job: _Job, sources: list[RemoteRepo | Mirror]) -> bool:
+    "Bring one file to its place. True where something had to be done."
     place = job.place
-    resumed = bool(_there(place))
-    try:
-        hashes, etag = _download(job)
-        if not hashes.right and resumed:
-            job.advance(-hashes.size)
-            place.forget()
-            hashes, etag = _download(job)
-        if not hashes.right: raise _not_locked(job.locked, hashes)
-    except BaseException as e:
-        if isinstance(e, WrongBytes) or (place.partial.exists() and not place.partial.stat().st_size): place.forget()
-        raise
-    return hashes, etag
-
-def _not_locked(locked: LockedFile, hashes: Hashes) -> WrongBytes:
-    hashed = f"sha256 {hashes.sha256.hexdigest()[:12]}…, locked {locked.sha256[:12]}…"
-    return WrongBytes(
-        f"the bytes of {locked.path} are not those of the lock ({hashed})",
-        "Try again; if it stays, use another endpoint",
-    )
-
-@contextlib.contextmanager
-def _mutex(file: Path, stop: threading.Event) -> Iterator[None]:
-    "The lock file that the official client uses for the same blob. Freed by the system when a process dies."
-    from filelock import FileLock, Timeout
-    file.parent.mkdir(parents=True, exist_ok=True)
-    guard = FileLock(file)
-    for attempt in count():
-        try:
-            guard.acquire(timeout=0.5)
-            break
-        except Timeout:
-            if stop.is_set(): raise _Stopped from None
-            if attempt == 6: status(f"waiting for another process that holds {file.name}")
-    try: yield
-    finally: guard.release()
+    _inside(place)
+    with _mutex(place.mutex, job.stop):
+        if _present(place):
+            job.advance(place.locked.size_bytes)
+            return False
+        if blob := _right_blob(place):
+            job.advance(place.locked.size_bytes)
+            _show(place, blob, blob.name)
+            return True
+        hashes, etag = _first_right(job, sources)
+        place.record.unlink(missing_ok=True)
+        _show(place, place.partial, _blob_name(place, etag, hashes))
+        remember(place.target, place.locked)
+        return True
 
 # %% ../../nbs/hub/07_pull.ipynb #5e74ab36
 @dataclass(frozen=True)
@@ -630,30 +670,88 @@ class Pulled(Result):
     mirrors: list[MirrorUse] = field(default_factory=list)  # that were asked
 
 # %% ../../nbs/hub/07_pull.ipynb #cd7fefe3
-FILES_AT_ONCE = 8  # as many as the official client
-
 def _room(places: list[Place], root: Path) -> None:
     "Say before the first byte that the disk is too small."
-
-    def missing(p: Place) -> int:
-        return sum(end - start for start, end in _holes(_there(p), p.locked.size_bytes))
-
-    needed, at = sum(missing(p) for p in places if not p.target.exists()), root
-    while not at.exists(): at = at.parent
-    free = shutil.disk_usage(at).free
+    needed = sum(_missing_bytes(place) for place in places if not place.target.exists())
+    free = shutil.disk_usage(_nearest(root)).free
     if needed > free:
         raise CheckError(f"the download needs {size_text(needed)} and the disk has {size_text(free)} left",
                          "Free space, or set HF_HOME to another disk")
 
-def pull(
-    model: str | Path | Source | ModelLock | None = None,  # a lock, its file, or a Hub id (which is locked first)
-    local_dir: str | Path | None = None,  # a plain folder instead of the HF cache
-    quiet: bool = True,  # no progress on standard error
-    wish: Wish | None = None,  # which files, or which quantisation; default: those of one model
-    mirrors: Sequence[str] = (),  # addresses and folders that are asked before the Hub
-) -> Path:  # the snapshot in the HF cache, or `local_dir`
-    "Download a model so that only the locked bytes become visible. Raises `WrongBytes`, `Unreachable`, `BadInput`."
-    return Path(pulled(model, local_dir, quiet, wish, mirrors).path)
+# %% ../../nbs/hub/07_pull.ipynb #ee8cc48c
+def _sources(wanted: ModelLock, mirrors: list[Mirror]) -> list[RemoteRepo | Mirror]:
+    "Who is asked, in this order: the mirrors, then the Hub. Offline those that need no network."
+    asked: list[RemoteRepo | Mirror] = [m for m in mirrors if m.is_local or not is_offline()]
+    if wanted.repo and wanted.commit and not is_offline(): asked.append(RemoteRepo(wanted.repo, wanted.commit))
+    return asked
+
+def _point(root: Path, revision: str, commit: str) -> None:
+    "Let a branch or a tag mean this commit offline, as the official client does."
+    ref = root / "refs" / revision
+    if ".." in revision.split("/") or (ref.is_file() and ref.read_text() == commit): return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(ref, commit)
+
+# %% ../../nbs/hub/07_pull.ipynb #0497c493
+def _part_of(whole: ModelLock, wish: Wish | None) -> ModelLock:
+    "The files of a lock that are asked for."
+    if not wish: return whole
+    sizes = {f.path: f.size_bytes for f in whole.files}
+    paths = set(pick(sizes, wish=wish)[0])
+    if not paths: raise BadInput("the lock names no file that is asked for", "Check --include and --exclude")
+    return replace(whole, files=[f for f in whole.files if f.path in paths])
+
+def _names_a_lock(model: Any) -> bool:
+    if model is None or isinstance(model, (ModelLock, Source)): return False
+    return str(model).endswith(".json") or Path(model).is_file()
+
+def _wanted(
+    model: Any, wish: Wish | None = None, from_anywhere: bool = False
+) -> tuple[ModelLock, str | None]:
+    "The lock of what is asked for, and the branch or tag that should point to it."
+    if _names_a_lock(model): model = ModelLock.load(model)
+    source = None
+    if not isinstance(model, ModelLock): source = model if isinstance(model, Source) else resolve(model, anything=True)
+    if source and source.is_local:
+        raise BadInput(f"{source.name} is on this machine already", "Give a Hub id or a lock of one")
+    found = _part_of(model, wish) if isinstance(model, ModelLock) else lock(source, wish=wish)
+    if not (found.repo and found.commit) and not from_anywhere:
+        raise BadInput("this lock is of a folder, so there is nothing to pull",
+                       "Name a --mirror and a --local-dir, or give a lock of a repository")
+    return found, (source.revision or "main") if source else None
+
+# %% ../../nbs/hub/07_pull.ipynb #a0c476e0
+FILES_AT_ONCE = 8  # as many as the official client
+
+def _all(function: Callable[[Place, threading.Event], Any], places: list[Place]) -> None:
+    "Several files at once, the largest first; the first failure, or Ctrl-C, stops the others."
+    stop = threading.Event()
+    largest_first = sorted(places, key=lambda place: -place.locked.size_bytes)
+    with ThreadPoolExecutor(min(FILES_AT_ONCE, len(places))) as pool:
+        try:
+            for done in as_completed([pool.submit(function, place, stop) for place in largest_first]): done.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+# %% ../../nbs/hub/07_pull.ipynb #4f54474c
+def _bring(
+    todo: list[Place], wanted: ModelLock, mirrors: list[Mirror], folder: Path | None, quiet: bool
+) -> int:  # bytes that came from the Hub
+    "Bring what is not there yet."
+    name = wanted.repo or "the lock"
+    if is_offline() and not any(m.is_local for m in mirrors):
+        where = "the folder" if folder else "the cache"
+        raise Unreachable(f"{count_of(len(todo), 'file')} of {name} are not in {where}, and HF_HUB_OFFLINE is set",
+                          "Unset it and pull again")
+    _room(todo, todo[0].root)
+    if not folder: clean(todo[0].root)
+    remote, sources = Remote(large=True), _sources(wanted, mirrors)
+    streams = max(1, STREAMS // min(FILES_AT_ONCE, len(todo)))
+    with progress(f"pulling {name}", sum(p.locked.size_bytes for p in todo), "bytes", quiet) as bar:
+        _all(lambda p, stop: _fetch(_Job(remote, sources[0], p, bar.advance, stop, streams), sources), todo)
+    return remote.bytes_read
 
 def pulled(
     model: Any = None,
@@ -667,98 +765,25 @@ def pulled(
     others = [Mirror(url, wanted.repo, wanted.commit) for url in mirrors]
     folder = Path(local_dir).expanduser() if local_dir else None
     places = [_folder_place(folder, f) if folder else _cache_place(wanted, f) for f in wanted.files]
-    root, read = places[0].root, 0
-    todo = [p for p in places if not _present(p)]
-    if todo:
-        if is_offline() and not any(m.is_local for m in others):
-            missing = f"{count_of(len(todo), 'file')} of {wanted.repo or 'the lock'}"
-            where = "the folder" if folder else "the cache"
-            raise Unreachable(
-                f"{missing} are not in {where}, and HF_HUB_OFFLINE is set",
-                "Unset it and pull again",
-            )
-        _room(todo, root)
-        if not folder: clean(root)
-        remote, sources = Remote(large=True), _sources(wanted, others)
-        with progress(
-            f"pulling {wanted.repo or 'the lock'}", sum(p.locked.size_bytes for p in todo), "bytes", quiet
-        ) as bar:
-            streams = max(1, STREAMS // min(FILES_AT_ONCE, len(todo)))
-            _all(lambda p, stop: _fetch(_Job(remote, sources[0], p, bar.advance, stop, streams), sources), todo)
-        read = remote.bytes_read
-    if not folder and revision and revision != wanted.commit: _point(root, revision, str(wanted.commit))
-    used = [MirrorUse(m.name, m.files, m.size_bytes, m.problems) for m in others]
+    todo = [place for place in places if not _present(place)]
+    read = _bring(todo, wanted, others, folder, quiet) if todo else 0
+    if not folder and revision and revision != wanted.commit: _point(places[0].root, revision, str(wanted.commit))
     return Pulled(
-        wanted.repo,
-        wanted.commit,
-        str(folder or _snapshot(places[0])),
-        len(places),
-        wanted.size_bytes,
-        read,
-        used,
+        repo=wanted.repo,
+        commit=wanted.commit,
+        path=str(folder or _snapshot(places[0])),
+        files=len(places),
+        size_bytes=wanted.size_bytes,
+        bytes_read=read,
+        mirrors=[MirrorUse(m.name, m.files, m.size_bytes, m.problems) for m in others],
     )
 
-
-def _sources(wanted: ModelLock, mirrors: list[Mirror]) -> list[RemoteRepo | Mirror]:
-    "Who is asked, in this order: the mirrors, then the Hub. Offline those that need no network."
-    asked: list[RemoteRepo | Mirror] = [m for m in mirrors if m.is_local or not is_offline()]
-    return asked + (
-        [RemoteRepo(wanted.repo, wanted.commit)] if wanted.repo and wanted.commit and not is_offline() else []
-    )
-
-
-def _all(function: Callable[[Place, threading.Event], Any], places: list[Place]) -> None:
-    "Several files at once; the first failure, or Ctrl-C, stops the others."
-    stop = threading.Event()
-    with ThreadPoolExecutor(min(FILES_AT_ONCE, len(places))) as pool:
-        try:
-            for done in as_completed(
-                [pool.submit(function, p, stop) for p in sorted(places, key=lambda p: -p.locked.size_bytes)]
-            ):
-                done.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-def _wanted(
-    model: Any, wish: Wish | None = None, from_anywhere: bool = False
-) -> tuple[ModelLock, str | None]:
-    "The lock of what is asked for, and the branch or tag that should point to it."
-    if (
-        not isinstance(model, (ModelLock, Source))
-        and model is not None
-        and (str(model).endswith(".json") or Path(model).is_file())
-    ):
-        model = ModelLock.load(model)
-    source = (
-        None
-        if isinstance(model, ModelLock)
-        else model
-        if isinstance(model, Source)
-        else resolve(model, anything=True)
-    )
-    if source and source.is_local:
-        raise BadInput(f"{source.name} is on this machine already", "Give a Hub id or a lock of one")
-    found = _part_of(model, wish) if isinstance(model, ModelLock) else lock(source, wish=wish)
-    if not (found.repo and found.commit) and not from_anywhere:
-        raise BadInput(
-            "this lock is of a folder, so there is nothing to pull",
-            "Name a --mirror and a --local-dir, or give a lock of a repository",
-        )
-    return found, (source.revision or "main") if source else None
-
-def _part_of(whole: ModelLock, wish: Wish | None) -> ModelLock:
-    "The files of a lock that are asked for."
-    if not wish: return whole
-    sizes = {f.path: f.size_bytes for f in whole.files}
-    paths = set(pick(sizes, wish=wish)[0])
-    if not paths: raise BadInput("the lock names no file that is asked for", "Check --include and --exclude")
-    return replace(whole, files=[f for f in whole.files if f.path in paths])
-
-def _point(root: Path, revision: str, commit: str) -> None:
-    "Let a branch or a tag mean this commit offline, as the official client does."
-    ref = root / "refs" / revision
-    if ".." in revision.split("/") or (ref.is_file() and ref.read_text() == commit): return
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(ref, commit)
+def pull(
+    model: str | Path | Source | ModelLock | None = None,  # a lock, its file, or a Hub id (which is locked first)
+    local_dir: str | Path | None = None,  # a plain folder instead of the HF cache
+    quiet: bool = True,  # no progress on standard error
+    wish: Wish | None = None,  # which files, or which quantisation; default: those of one model
+    mirrors: Sequence[str] = (),  # addresses and folders that are asked before the Hub
+) -> Path:  # the snapshot in the HF cache, or `local_dir`
+    "Download a model so that only the locked bytes become visible. Raises `WrongBytes`, `Unreachable`, `BadInput`."
+    return Path(pulled(model, local_dir, quiet, wish, mirrors).path)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import sys
@@ -34,12 +35,14 @@ class WrongBytes(CheckError):
     "The Hub answered, and the answer is not what it should be."
     status = FAILS
 
+# %% ../../nbs/hub/04_remote.ipynb #ecbea8e7
 def shown(
     url: str,
 ) -> str:  # without query and fragment, which may hold a signature, and without a user's password
     "An address for a message."
     return re.sub(r"^(\w[\w+.-]*://)[^/]*@", r"\1", url.split("?")[0].split("#")[0])
 
+# %% ../../nbs/hub/04_remote.ipynb #5e2ea7b7
 def _timeout() -> float:  # seconds without a byte
     try: return float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 10)
     except ValueError: return 10.0
@@ -57,6 +60,7 @@ class Busy(Unreachable):
 
 class TooSlow(Unreachable): "A reply that drips."
 
+# %% ../../nbs/hub/04_remote.ipynb #78a8499e
 def _asked_wait(headers: Mapping[str, str]) -> float:  # seconds; 0 where nothing is said
     "How long a server asks us to wait: `Retry-After` in seconds or as a date, or the `t` of `RateLimit`."
     after = headers.get("retry-after", "")
@@ -66,9 +70,36 @@ def _asked_wait(headers: Mapping[str, str]) -> float:  # seconds; 0 where nothin
     limit = re.search(r"\br=0\b.*?\bt=(\d{1,9})\b", headers.get("ratelimit", ""))
     return float(limit[1]) if limit else 0.0
 
+# %% ../../nbs/hub/04_remote.ipynb #24b4586f
 def _reason(headers: Mapping[str, str]) -> str:
     "What a server says about its refusal, in its own words."
     return printable(headers.get("x-error-message", "").strip())[:300]
+
+#: error codes of a Hub that mean one thing → message and hint
+_NAMED: dict[str, Callable[[str, str], tuple[str, str]]] = {
+    "GatedRepo": lambda repo, said: (
+        f"{repo} is gated: {said}", f"Accept its terms at {endpoint()}/{repo} and set HF_TOKEN"),
+    "RevisionNotFound": lambda repo, said: (
+        f"{repo} has no such revision: {said}", "Name a branch, a tag or a full commit that it has"),
+    "EntryNotFound": lambda repo, said: (f"{repo} has no such file: {said}", "Lock the model again"),
+}
+
+def _not_allowed(host: str, repo: str, said: str, has_token: bool) -> BadInput:
+    what = "the token" if has_token else "the request"
+    hint = "Check the token and its permissions" if has_token else "Set HF_TOKEN to a token that may read it"
+    return BadInput(f"{host} refused {what} for {repo}: {said}", hint)
+
+def _no_model(host: str, repo: str, said: str, has_token: bool) -> BadInput:
+    private = "check what the token may read" if has_token else "set HF_TOKEN"
+    return BadInput(f"{host} has no model {repo}, or it is private: {said}",
+                    f"Check the name; for a private model {private}")
+
+def _failed(message: str, status: int, headers: Mapping[str, str]) -> Unreachable:
+    "A failure of the server, with the time that it asks for where it may pass."
+    kind = Busy if status in (408, 429) or status >= 500 else Unreachable
+    failed = kind(message, "Try again later, or set HF_ENDPOINT to a Hub that works")
+    if isinstance(failed, Busy): failed.wait = _asked_wait(headers)
+    return failed
 
 def _refusal(
     url: str,
@@ -81,40 +112,17 @@ def _refusal(
     "A status that is not success, as a sentence."
     code, host = headers.get("x-error-code", ""), urlsplit(url).netloc
     reason = _reason(headers)
-    said = f"{shown(url)} answered {status}" + (f" ({reason})" if reason else "")
+    words = f" ({reason})" if reason else ""
+    said = f"{shown(url)} answered {status}{words}"
     if not at_home and status in (401, 403):
         return Busy(f"{said}: the signed address has expired or was refused", "Try again")
-    if code == "GatedRepo":
-        return BadInput(
-            f"{repo} is gated: {said}", f"Accept its terms at {endpoint()}/{repo} and set HF_TOKEN"
-        )
-    if code == "RevisionNotFound":
-        return BadInput(
-            f"{repo} has no such revision: {said}", "Name a branch, a tag or a full commit that it has"
-        )
-    if code == "EntryNotFound": return BadInput(f"{repo} has no such file: {said}", "Lock the model again")
+    if code in _NAMED: return BadInput(*_NAMED[code](repo, said))
     if status == 404 and headers.get("x-xet-hash"):
-        return BadInput(
-            f"the file is in Xet storage only: {said}", "Download it with the official client: hf download"
-        )
+        return BadInput(f"the file is in Xet storage only: {said}", "Download it with the official client: hf download")
     if status in (401, 403) and (has_token or reason) and code != "RepoNotFound":
-        hint = (
-            "Check the token and its permissions" if has_token else "Set HF_TOKEN to a token that may read it"
-        )
-        return BadInput(
-            f"{host} refused {'the token' if has_token else 'the request'} for {repo}: {said}", hint
-        )
-    if code == "RepoNotFound" or status in (401, 403, 404):
-        return BadInput(
-            f"{host} has no model {repo}, or it is private: {said}",
-            "Check the name; for a private model "
-            + ("check what the token may read" if has_token else "set HF_TOKEN"),
-        )
-    kind = Busy if status in (408, 429) or status >= 500 else Unreachable
-    failed = kind(f"{shown(url)} answered with status {status}" + (f" ({reason})" if reason else ""),
-                  "Try again later, or set HF_ENDPOINT to a Hub that works")
-    if isinstance(failed, Busy): failed.wait = _asked_wait(headers)
-    return failed
+        return _not_allowed(host, repo, said, has_token)
+    if code == "RepoNotFound" or status in (401, 403, 404): return _no_model(host, repo, said, has_token)
+    return _failed(f"{shown(url)} answered with status {status}{words}", status, headers)
 
 # %% ../../nbs/hub/04_remote.ipynb #66ec5802
 TRIES, LONGEST_WAIT = 3, 30.0  # requests; seconds, of one wait that a server may ask for
@@ -187,10 +195,10 @@ class Reply:
                 )
             began, arrived = time.monotonic(), 0
 
+# %% ../../nbs/hub/04_remote.ipynb #023df8a8
 def _origin(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return parts.scheme, parts.netloc
-
 
 def _hash_in(etag: str | None) -> str | None:
     return etag.strip().removeprefix("W/").strip('"') if etag else None
@@ -200,6 +208,20 @@ def _was_offline() -> bool:
     return bool(getattr(sys.modules.get("huggingface_hub.constants"), "HF_HUB_OFFLINE", False))
 
 # %% ../../nbs/hub/04_remote.ipynb #fec59942
+@dataclass
+class _Said:
+    "What the endpoint said about a file on the way to its bytes; the first word counts."
+    commit: str | None = None
+    etag: str | None = None
+    size: int | None = None
+
+    def hear(self, headers: Mapping[str, str]) -> None:
+        self.commit = self.commit or headers.get("x-repo-commit")
+        self.etag = self.etag or _hash_in(headers.get("x-linked-etag") or headers.get("etag"))
+        linked = headers.get("x-linked-size", "")
+        if self.size is None and re.fullmatch(r"\d{1,18}", linked): self.size = int(linked)
+
+# %% ../../nbs/hub/04_remote.ipynb #69282359
 class Remote:
     "A Hub, as it is set in the environment now."
     def __init__(self,
@@ -207,9 +229,7 @@ class Remote:
     ) -> None:
         self.base, self._token, self.timeout = endpoint(), token(), _timeout()
         if not re.fullmatch("[!-~]*", self._token or ""):  # it would break the header that it is sent in
-            raise BadInput(
-                "the token has characters that no token has", "Set HF_TOKEN again, or log in again"
-            )
+            raise BadInput("the token has characters that no token has", "Set HF_TOKEN again, or log in again")
         self.bytes_read, self._guard = 0, threading.Lock()
         self._connections = None if large or needs_official(self.base) else Connections()
 
@@ -253,7 +273,7 @@ class Remote:
     def _follow(
         self, stack: contextlib.ExitStack, url: str, repo: str, headers: Mapping[str, str], away: bool
     ) -> Reply:
-        commit = etag = size = None
+        said = _Said()
         home, at_home = _origin(self.base), True
         session = self._session()
         headers = {"accept-encoding": "identity", "user-agent": "fsdl-devinfra", **headers}
@@ -261,28 +281,23 @@ class Remote:
             at_home = at_home and _origin(url) == home
             own = {"authorization": f"Bearer {self._token}"} if self._token and at_home else {}
             response = self._asked(stack, session, url, headers | own)
-            if at_home:
-                commit = commit or response.headers.get("x-repo-commit")
-                etag = etag or _hash_in(response.headers.get("x-linked-etag") or response.headers.get("etag"))
-                linked = response.headers.get("x-linked-size", "")
-                size = (
-                    size if size is not None else int(linked) if re.fullmatch(r"\d{1,18}", linked) else None
-                )
+            if at_home: said.hear(response.headers)
             if response.status_code in (301, 302, 303, 307, 308) and response.headers.get("location"):
                 self._drain(response)
                 stack.close()
                 url = self._next(url, response.headers["location"], away)
                 continue
-            if response.status_code >= 400:
-                raise _refusal(url, repo, response.status_code, response.headers, at_home, bool(self._token))
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise WrongBytes(
-                    f"{shown(url)} sent an encoded reply that nobody asked for", "Use another endpoint"
-                )
-            return Reply(
-                url, response.status_code, response.headers, commit, etag, size, response, self.timeout
-            )
+            self._check(url, repo, response, at_home)
+            known = said.commit, said.etag, said.size
+            return Reply(url, response.status_code, response.headers, *known, response, self.timeout)
         raise Unreachable(f"{shown(url)} redirects in a circle", "Check HF_ENDPOINT")
+
+    def _check(self, url: str, repo: str, response: Any, at_home: bool) -> None:
+        "Refuse a status that is no success, and an encoded reply."
+        if response.status_code >= 400:
+            raise _refusal(url, repo, response.status_code, response.headers, at_home, bool(self._token))
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise WrongBytes(f"{shown(url)} sent an encoded reply that nobody asked for", "Use another endpoint")
 
     def _drain(self, response: Any) -> None:
         "Read what comes with a redirect, so that the connection can be used again; not without end."
@@ -299,9 +314,7 @@ class Remote:
         except ValueError:
             raise WrongBytes(f"{shown(url)} redirects to what is no address", "Check HF_ENDPOINT") from None
         if scheme not in ("http", "https") or (urlsplit(url).scheme == "https" and scheme == "http"):
-            raise WrongBytes(
-                f"{shown(url)} redirects to {shown(new)}, which is not encrypted", "Check HF_ENDPOINT"
-            )
+            raise WrongBytes(f"{shown(url)} redirects to {shown(new)}, which is not encrypted", "Check HF_ENDPOINT")
         if not away and _origin(new) != _origin(self.base):
             raise WrongBytes(f"{shown(url)} redirects to another server, {shown(new)}", "Check HF_ENDPOINT")
         return new
@@ -319,10 +332,8 @@ class Remote:
             total += len(piece)
             self.count(len(piece))
             if total > limit:
-                raise WrongBytes(
-                    f"{shown(reply.url)} sent more than the {limit} bytes that were expected",
-                    "Use another endpoint",
-                )
+                raise WrongBytes(f"{shown(reply.url)} sent more than the {limit} bytes that were expected",
+                                 "Use another endpoint")
         return b"".join(pieces)
 
     def span(
@@ -342,6 +353,7 @@ class Remote:
                 return self._body(reply, stop - start)
         return patiently(ask)
 
+# %% ../../nbs/hub/04_remote.ipynb #6fff18b2
 class _Entrance:
     "What a thread that enters a context hands back."
     def __init__(self, context: Any):
@@ -377,6 +389,7 @@ def _entered_within(seconds: float, context: Any) -> Iterator[Any]:
         stack.push(context.__exit__)
         yield entrance.response
 
+# %% ../../nbs/hub/04_remote.ipynb #db8ace4e
 def _no_answer(url: str, error: Exception) -> Unreachable:
     "A failure of either transport, as a sentence."
     if isinstance(error, Broken): kind, why = (Busy if error.again else Unreachable), str(error)
@@ -387,6 +400,13 @@ def _no_answer(url: str, error: Exception) -> Unreachable:
     return kind(f"{shown(url)} did not answer ({why})", "Check the network and HF_ENDPOINT, and try again")
 
 # %% ../../nbs/hub/04_remote.ipynb #b41cdb1d
+def _hex(text: Any, digits: int) -> str | None:
+    return text if isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{digits}}}", text) else None
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    "The objects in a list, where untrusted JSON should have such a list."
+    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
 @dataclass(frozen=True)
 class RemoteFile:
     "A file as the Hub lists it."
@@ -395,6 +415,15 @@ class RemoteFile:
     sha256: str | None  # of files outside of git
     git_sha1: str | None  # of files in git
 
+def _remote_file(path: Any, size: Any, oid: Any, lfs: Any) -> RemoteFile:
+    if not isinstance(path, str): raise WrongBytes("the Hub lists a file without a name", "Check HF_ENDPOINT")
+    lfs = lfs if isinstance(lfs, dict) else {}
+    sha256 = _hex(lfs.get("sha256") or str(lfs.get("oid", "")).removeprefix("sha256:"), 64)
+    size = lfs.get("size", size)
+    if not (type(size) is int and 0 <= size < 1 << 63): size = None
+    return RemoteFile(path, size, sha256, git_sha1=None if lfs else _hex(oid, 40))
+
+# %% ../../nbs/hub/04_remote.ipynb #02aaaaf2
 @dataclass(frozen=True)
 class RemoteRepo:
     "A repository at one commit."
@@ -407,28 +436,33 @@ class RemoteRepo:
 
     def url(self, path: str) -> str: return f"{endpoint()}/{self.repo}/resolve/{self.commit}/{quote(path)}"
 
-def _hex(text: Any, digits: int) -> str | None:
-    return text if isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{digits}}}", text) else None
-
-def _remote_file(path: Any, size: Any, oid: Any, lfs: Any) -> RemoteFile:
-    if not isinstance(path, str): raise WrongBytes("the Hub lists a file without a name", "Check HF_ENDPOINT")
-    lfs = lfs if isinstance(lfs, dict) else {}
-    sha256 = _hex(lfs.get("sha256") or str(lfs.get("oid", "")).removeprefix("sha256:"), 64)
-    size = lfs.get("size", size)
-    return RemoteFile(
-        path,
-        size if type(size) is int and 0 <= size < 1 << 63 else None,
-        sha256,
-        None if lfs else _hex(oid, 40),
-    )
-
-
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    "The objects in a list, where untrusted JSON should have such a list."
-    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
-
 # %% ../../nbs/hub/04_remote.ipynb #a751fc97
 def _api(repo: str) -> str: return f"api/{repo}" if repo.startswith(DATA_SETS) else f"api/models/{repo}"
+
+def _commit_in(said: Any, url: str) -> str:
+    "The commit that a description names. Raises `WrongBytes` for what is no description."
+    commit = _hex(said.get("sha") if isinstance(said, dict) else None, 40)
+    if commit: return commit
+    raise WrongBytes(f"{shown(url)} names no commit of 40 hex digits, so it is not a Hub", "Check HF_ENDPOINT")
+
+def _parsed(data: bytes, url: str) -> Any:
+    try: return parse_json(data)
+    except ValueError:
+        raise WrongBytes(f"{shown(url)} did not answer with JSON, so it is not a Hub",
+                         "Check HF_ENDPOINT, and whether this network asks you to log in") from None
+
+# %% ../../nbs/hub/04_remote.ipynb #e3f49850
+def _tree(remote: Remote, repo: str, commit: str) -> list[RemoteFile]:
+    url, files = f"{remote.base}/{_api(repo)}/tree/{commit}?recursive=true&expand=false", []
+    for _ in range(10_000):
+        reply, data = remote.read(url, repo)
+        entries = _parsed(data, url)
+        listed = [e for e in _dicts(entries) if e.get("type") == "file"]
+        files += [_remote_file(e.get("path"), e.get("size"), e.get("oid"), e.get("lfs")) for e in listed]
+        following = re.search(r'<([^>]+)>;\s*rel="next"', reply.headers.get("link", ""))
+        if not following: return files
+        url = remote._next(url, following[1], away=False)
+    raise WrongBytes(f"{shown(url)} has no last page", "Check HF_ENDPOINT")
 
 def find(
     remote: Remote,
@@ -438,57 +472,27 @@ def find(
     "What a repository holds at a revision. Raises `BadInput`, `Unreachable`, `WrongBytes`."
     url = f"{remote.base}/{_api(repo)}/revision/{quote(revision or 'main', safe='')}?blobs=true"
     said = _parsed(remote.read(url, repo)[1], url)
-    commit = _hex(said.get("sha") if isinstance(said, dict) else None, 40)
-    if not commit:
-        raise WrongBytes(
-            f"{shown(url)} names no commit of 40 hex digits, so it is not a Hub", "Check HF_ENDPOINT"
-        )
+    commit = _commit_in(said, url)
     if revision and re.fullmatch("[0-9a-f]{40}", revision) and commit != revision:
         raise WrongBytes(f"{repo} was asked at commit {revision} and {shown(url)} answered with {commit}",
                          "Use another endpoint: this one does not honour commits")
-    files = [
-        _remote_file(s.get("rfilename"), s.get("size"), s.get("blobId"), s.get("lfs"))
-        for s in _dicts(said.get("siblings"))
-    ]
+    siblings = _dicts(said.get("siblings"))
+    files = [_remote_file(s.get("rfilename"), s.get("size"), s.get("blobId"), s.get("lfs")) for s in siblings]
     if not files or any(f.size_bytes is None or not (f.sha256 or f.git_sha1) for f in files):
         files = _tree(remote, repo, commit) or files
     if len({f.path for f in files}) < len(files):
         raise WrongBytes(f"{shown(url)} lists a file twice", "Use another endpoint")
     card, gated = said.get("cardData"), said.get("gated")
     card = card if isinstance(card, dict) else {}
-    library = next(
-        (n for n in (said.get("library_name"), card.get("library_name")) if n and isinstance(n, str)), None
-    )
+    names = [n for n in (said.get("library_name"), card.get("library_name")) if n and isinstance(n, str)]
     return RemoteRepo(
-        repo,
-        commit,
-        sorted(files, key=lambda f: f.path),
-        gated if isinstance(gated, str) else bool(gated),
-        card,
-        library,
+        repo=repo,
+        commit=commit,
+        files=sorted(files, key=lambda f: f.path),
+        gated=gated if isinstance(gated, str) else bool(gated),
+        card=card,
+        library=names[0] if names else None,
     )
-
-
-def _parsed(data: bytes, url: str) -> Any:
-    try: return parse_json(data)
-    except ValueError:
-        raise WrongBytes(f"{shown(url)} did not answer with JSON, so it is not a Hub",
-                         "Check HF_ENDPOINT, and whether this network asks you to log in") from None
-
-def _tree(remote: Remote, repo: str, commit: str) -> list[RemoteFile]:
-    url, files = f"{remote.base}/{_api(repo)}/tree/{commit}?recursive=true&expand=false", []
-    for _ in range(10_000):
-        reply, data = remote.read(url, repo)
-        entries = _parsed(data, url)
-        files += [
-            _remote_file(e.get("path"), e.get("size"), e.get("oid"), e.get("lfs"))
-            for e in _dicts(entries)
-            if e.get("type") == "file"
-        ]
-        following = re.search(r'<([^>]+)>;\s*rel="next"', reply.headers.get("link", ""))
-        if not following: return files
-        url = remote._next(url, following[1], away=False)
-    raise WrongBytes(f"{shown(url)} has no last page", "Check HF_ENDPOINT")
 
 # %% ../../nbs/hub/04_remote.ipynb #e003a365
 def check_reply(
@@ -502,15 +506,14 @@ def check_reply(
         raise WrongBytes(f"{path} was asked at commit {at.commit} and came from {str(reply.commit)[:60]!r}",
                          "Use another endpoint: this one does not honour commits")
     if reply.etag is not None and not (_hex(reply.etag, 40) or _hex(reply.etag, 64)):
-        raise WrongBytes(
-            f"the ETag of {path} is {reply.etag[:60]!r}, which is not a hash", "Use another endpoint"
-        )
+        raise WrongBytes(f"the ETag of {path} is {reply.etag[:60]!r}, which is not a hash", "Use another endpoint")
     if sha256 and reply.etag and len(reply.etag) == 64 and reply.etag != sha256:
         raise WrongBytes(
             f"the server has other bytes for {path} (sha256 {reply.etag[:12]}…) than were expected ({sha256[:12]}…)",
             "Use another endpoint, or lock the model again",
         )
 
+# %% ../../nbs/hub/04_remote.ipynb #c1494c58
 def fetch(
     remote: Remote,
     at: RemoteRepo,  # where
@@ -518,7 +521,6 @@ def fetch(
     limit: int = 64 * MIB,  # bytes
 ) -> bytes:
     "A small file, checked against the hash in the listing."
-    import hashlib
     file = next(f for f in at.files if f.path == path)
     if unsafe_path(path):
         raise WrongBytes(f"the Hub lists {path!r}, which leaves the folder", "Use another endpoint")
@@ -526,12 +528,9 @@ def fetch(
     check_reply(reply, at, path, file.sha256)
     digest = git_sha1(len(data)) if file.git_sha1 else hashlib.sha256()
     digest.update(data)
-    if digest.hexdigest() != (file.git_sha1 or file.sha256 or digest.hexdigest()) or file.size_bytes not in (
-        None,
-        len(data),
-    ):
-        raise WrongBytes(
-            f"the bytes of {path} are not those of commit {at.commit[:12]}",
-            "Try again; if it stays, use another endpoint",
-        )
+    found = digest.hexdigest()
+    is_right = found == (file.git_sha1 or file.sha256 or found)
+    if not is_right or file.size_bytes not in (None, len(data)):
+        raise WrongBytes(f"the bytes of {path} are not those of commit {at.commit[:12]}",
+                         "Try again; if it stays, use another endpoint")
     return data

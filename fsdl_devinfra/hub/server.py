@@ -148,7 +148,8 @@ class RepositoryFolder:
         folder: Path,  # of one revision
     ) -> dict[str, Blob]:
         "Path → file, sorted."
-        return {path: self._hashed(path, real) for path, real in sorted(_listed_files(folder, self.folder).items())}
+        listed = sorted(_listed_files(folder, self.folder).items())
+        return {path: self._hashed(path, real) for path, real in listed}
 
     def _hashed(self, path: str, real: Path) -> Blob:
         status = real.stat()
@@ -377,7 +378,8 @@ def _info(hub: Hub, repo: str, revision: str, question: _Question) -> "Response"
 # %% ../../nbs/hub/03_server.ipynb #0ee23e79
 def _page_of(query: dict[str, list[str]], most: int) -> tuple[int, int] | None:
     "(first entry, how many) that a client asks for; None where that is no number."
-    cursor, limit = (query.get(name, [""])[0] or usual for name, usual in (("cursor", "0"), ("limit", str(most))))
+    cursor = query.get("cursor", [""])[0] or "0"
+    limit = query.get("limit", [""])[0] or str(most)
     if not all(n.isascii() and n.isdigit() and len(n) < 10 for n in (cursor, limit)): return None
     return int(cursor), max(1, min(int(limit), most))
 
@@ -400,7 +402,9 @@ def _tree(hub: Hub, repo: str, revision: str, under: str, question: _Question) -
     return _json(entries[start:start + size], _next_page(question, start + size) if more else {})
 
 # %% ../../nbs/hub/03_server.ipynb #2b52c175
-def _file(hub: Hub, repo: str, revision: str, path: str, question: _Question, at_blobs: bool = False) -> "Response":
+def _file(
+    hub: Hub, repo: str, revision: str, path: str, question: _Question, at_blobs: bool = False
+) -> "Response":
     "A file, or the address that it is redirected to."
     found = hub.shelf.at(repo, revision, path)
     if not found: return _no_revision(revision)
@@ -548,7 +552,8 @@ def listen(
 ) -> socket.socket:
     "A bound socket. Raises `CheckError` where the port is taken."
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only where the protocol is named
+    # the protocol is named, because asyncio sets TCP_NODELAY only then
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

@@ -29,7 +29,7 @@ from .source import cache_folder, cache_name, hf_home
 
 # %% auto #0
 __all__ = ['Problem', 'Verification', 'record_key', 'remember', 'is_known', 'is_right', 'snapshot_folder', 'seen_problem',
-           'verify', 'remember_folder', 'folder_of']
+           'remember_folder', 'folder_of', 'verify']
 
 # %% ../../nbs/hub/08_verify.ipynb #7352e63d
 @dataclass(frozen=True)
@@ -59,22 +59,13 @@ class Verification(Result):
             return f"{name} matches the lock: {count_of(self.files_checked, 'file')}, {sizes}."
         extra = sum(p.kind == "unlocked" for p in self.problems)
         wrong = len(self.problems) - extra
-        counts = (
-            [
-                f"{wrong} of {count_of(self.files_checked, 'file')} {'does' if wrong == 1 else 'do'} not match the lock"
-            ]
-            if wrong
-            else []
-        )
+        do = "does" if wrong == 1 else "do"
+        counts = [f"{wrong} of {count_of(self.files_checked, 'file')} {do} not match the lock"] if wrong else []
         if extra: counts.append(f"{extra} further file{'s' if extra > 1 else ''} that a loader would read")
-        head = (
-            f"Verification failed for {'the folder' if name == 'The folder' else name}: {', '.join(counts)}."
-        )
-        return (
-            head
-            + "\n\n"
-            + table_text(["file", "problem", "why"], [(p.path, p.kind, p.why) for p in self.problems])
-        )
+        where = "the folder" if name == "The folder" else name
+        rows = [(p.path, p.kind, p.why) for p in self.problems]
+        head = f"Verification failed for {where}: {', '.join(counts)}."
+        return f"{head}\n\n{table_text(['file', 'problem', 'why'], rows)}"
 
 # %% ../../nbs/hub/08_verify.ipynb #bf1c9262
 def record_key(file: Path) -> list[int]:
@@ -82,15 +73,15 @@ def record_key(file: Path) -> list[int]:
     s = file.stat()
     return [s.st_size, s.st_mtime_ns, s.st_ino, s.st_ctime_ns]
 
+# %% ../../nbs/hub/08_verify.ipynb #7b4783e1
+def _kept(kind: str, path: Path) -> Path:
+    "Where this machine keeps what it knows about a path."
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
+    return hf_home() / "fsdl-devinfra" / kind / f"{name}.json"
+
 def _record_file(folder: Path) -> Path:
     "One record a folder, so that processes do not wait for each other."
-    return (
-        hf_home()
-        / "fsdl-devinfra"
-        / "verified"
-        / (hashlib.sha256(str(folder).encode()).hexdigest()[:32] + ".json")
-    )
-
+    return _kept("verified", folder)
 
 def _recorded(folder: Path) -> dict[str, Any]:
     try: found = json.loads(_record_file(folder).read_text())
@@ -109,16 +100,15 @@ def remember(
     with _guard, contextlib.suppress(OSError):
         record = _record_file(real.parent)
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(
-            record, json.dumps(_recorded(real.parent) | {real.name: [locked.sha256, *(key or record_key(real))]})
-        )
-
+        known = _recorded(real.parent) | {real.name: [locked.sha256, *(key or record_key(real))]}
+        write_atomic(record, json.dumps(known))
 
 def is_known(file: Path, locked: LockedFile) -> bool:
     "True where a file is recorded as right and has not changed since."
     real = file.resolve()
     return _recorded(real.parent).get(real.name) == [locked.sha256, *record_key(real)]
 
+# %% ../../nbs/hub/08_verify.ipynb #d9df93d9
 def is_right(
     file: Path, locked: LockedFile, full: bool = False, advance: Callable[[int], None] | None = None
 ) -> bool:
@@ -138,6 +128,7 @@ def snapshot_folder(
     repo, commit = lock.on_hub
     return cache_folder() / cache_name(repo) / "snapshots" / commit
 
+# %% ../../nbs/hub/08_verify.ipynb #d72535bd
 def seen_problem(folder: Path, locked: LockedFile) -> Problem | None:
     "What can be seen without reading the file."
     file = folder / locked.path
@@ -148,11 +139,8 @@ def seen_problem(folder: Path, locked: LockedFile) -> Problem | None:
     status = file.stat()
     if not stat.S_ISREG(status.st_mode): return Problem(locked.path, "unreadable", "this is not a file")
     if status.st_size != locked.size_bytes and status.st_size < SNIFF_BYTES and is_pointer(file.read_bytes()):
-        return Problem(
-            locked.path,
-            "lfs-pointer",
-            "a Git LFS pointer and not the file itself: fetch it with git lfs pull",
-        )
+        return Problem(locked.path, "lfs-pointer",
+                       "a Git LFS pointer and not the file itself: fetch it with git lfs pull")
     if status.st_size != locked.size_bytes:
         return Problem(locked.path, "size", f"{status.st_size} bytes where the lock says {locked.size_bytes}")
     return None
@@ -165,75 +153,9 @@ def _read_problem(
     return None if right else Problem(locked.path, "hash", "the bytes are not those that were locked")
 
 # %% ../../nbs/hub/08_verify.ipynb #aa860713
-def _unlocked_problem(path: str) -> Problem:
-    return Problem(path, "unlocked", "a loader would read it, and the lock does not name it")
-
-def _is_as_skipped(folder: Path, skipped: Skipped, full: bool, advance: Callable[[int], None]) -> bool:
-    "True for a file that was left out of the lock and is still that file: its size, and its hash where the lock knows it."
-    file = folder / skipped.path
-    if not file.is_file() or file.stat().st_size != skipped.size_bytes: return False
-    return skipped.sha256 is None or is_right(
-        file, LockedFile(skipped.path, skipped.size_bytes, skipped.sha256), full, advance
-    )
-
-
-def verify(
-    lock: ModelLock | str | Path,  # a lock or its file
-    path: str | Path | None = None,  # the folder; default: the HF cache, and for a folder's lock the folder it was made from
-    full: bool = False,  # read every file again, also those that have not changed since they were verified
-    quiet: bool = True,  # no progress on standard error
-) -> Verification:
-    "Compare what is on disk with a lock. Makes no request. Raises `BadInput` where there is nothing to compare."
-    found = lock if isinstance(lock, ModelLock) else ModelLock.load(lock)
-    folder = folder_of(found, lock, path)
-    problems = [p for f in found.files if (p := seen_problem(folder, f))]
-    bad = {p.path for p in problems}
-    todo = [f for f in found.files if f.path not in bad and (full or not is_known(folder / f.path, f))]
-    with (
-        progress("verifying", sum(f.size_bytes for f in todo), "bytes", quiet) as bar,
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-    ):
-        problems += filter(
-            None,
-            pool.map(
-                lambda f: _read_problem(folder, f, full, bar.advance),
-                sorted(todo, key=lambda f: -f.size_bytes),
-            ),
-        )
-        known = {f.path for f in found.files}
-        unlocked = [p for p in walk_folder(folder) if p not in known]
-        read = [p for p in unlocked if is_read_by_loaders(p, known)]
-        left_out = {
-            s.path for s in found.skipped if s.path in read and _is_as_skipped(folder, s, full, bar.advance)
-        }
-    if not _is_single(found, lock, path):
-        problems += [_unlocked_problem(p) for p in read if p not in left_out]
-    return Verification(
-        not problems,
-        sorted(problems, key=lambda p: p.path),
-        found.repo,
-        found.commit,
-        len(found.files),
-        found.size_bytes,
-        sum(f.size_bytes for f in todo),
-        unlocked,
-    )
-
-def _is_single(lock: ModelLock, given: ModelLock | str | Path, path: str | Path | None) -> bool:
-    "Whether a file is checked by itself: what lies beside it is then no part of the question."
-    if path is not None: return Path(path).expanduser().is_file()
-    made_from = _recorded_folder(Path(given)) if not isinstance(given, ModelLock) and not lock.repo else None
-    return made_from is not None and made_from.is_file()
-
 def _made_from(file: Path) -> Path:
-    "Where this machine keeps the folder that a lock's file was made from: no lock names a path of the machine that made it."
-    return (
-        hf_home()
-        / "fsdl-devinfra"
-        / "locked"
-        / (hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32] + ".json")
-    )
-
+    "Where this machine keeps the folder that a lock's file was made from: no lock names a path of a machine."
+    return _kept("locked", file.resolve())
 
 def remember_folder(
     file: Path,  # of the lock
@@ -251,36 +173,16 @@ def _recorded_folder(file: Path) -> Path | None:
         return Path(said["folder"]) if said["sha256"] == file_sha256(file) else None
     except (OSError, ValueError, TypeError, KeyError): return None
 
-def folder_of(
-    lock: ModelLock,
-    given: ModelLock | str | Path,  # the lock as it was given: a file says where it lies
-    path: str | Path | None = None,  # the folder, where it was named
-) -> Path:
-    "The folder that a lock is about. Raises `BadInput` where nobody says, or it is not there."
-    if path is not None and Path(path).expanduser().is_file():
-        return _folder_with(lock, Path(path).expanduser())
-    if path is not None:
-        return _existing(Path(path).expanduser(), f"there is no folder {path}", "Check the path")
-    if lock.repo and lock.commit:
-        return _existing(snapshot_folder(lock), f"{lock.repo}@{lock.commit[:12]} is not in the HF cache",
-                         "Pull it first with: fsdl-devinfra hub pull LOCK")
-    if isinstance(given, ModelLock):
-        raise BadInput(
-            "this lock is of a folder", "Say which folder it is of, or give the lock's file, which lies in it"
-        )
-    return _folder_of_file(lock, Path(given))
+# %% ../../nbs/hub/08_verify.ipynb #f2054f07
+def _existing(folder: Path, message: str, hint: str) -> Path:
+    if not folder.is_dir(): raise BadInput(message, hint)
+    return folder
 
 def _folder_with(lock: ModelLock, file: Path) -> Path:
     "The folder of a single file that a lock names. Raises `BadInput` where it does not name it."
     if file.name not in {f.path for f in lock.files}:
-        raise BadInput(
-            f"the lock does not name a file {file.name}", "Give the folder, or the lock of that file"
-        )
+        raise BadInput(f"the lock does not name a file {file.name}", "Give the folder, or the lock of that file")
     return file.parent
-
-def _existing(folder: Path, message: str, hint: str) -> Path:
-    if not folder.is_dir(): raise BadInput(message, hint)
-    return folder
 
 def _folder_of_file(lock: ModelLock, file: Path) -> Path:
     "The folder that a folder's lock was made from, or in which its file lies beside the files that it names."
@@ -296,3 +198,75 @@ def _folder_of_file(lock: ModelLock, file: Path) -> Path:
         raise BadInput("this lock is of a folder, and it does not lie in it. Which folder shall be checked?",
                        "Name it: fsdl-devinfra hub verify LOCK PATH")
     return file.parent
+
+def folder_of(
+    lock: ModelLock,
+    given: ModelLock | str | Path,  # the lock as it was given: a file says where it lies
+    path: str | Path | None = None,  # the folder, where it was named
+) -> Path:
+    "The folder that a lock is about. Raises `BadInput` where nobody says, or it is not there."
+    if path is not None and Path(path).expanduser().is_file():
+        return _folder_with(lock, Path(path).expanduser())
+    if path is not None:
+        return _existing(Path(path).expanduser(), f"there is no folder {path}", "Check the path")
+    if lock.repo and lock.commit:
+        return _existing(snapshot_folder(lock), f"{lock.repo}@{lock.commit[:12]} is not in the HF cache",
+                         "Pull it first with: fsdl-devinfra hub pull LOCK")
+    if isinstance(given, ModelLock):
+        raise BadInput("this lock is of a folder",
+                       "Say which folder it is of, or give the lock's file, which lies in it")
+    return _folder_of_file(lock, Path(given))
+
+# %% ../../nbs/hub/08_verify.ipynb #2cce118a
+def _unlocked_problem(path: str) -> Problem:
+    return Problem(path, "unlocked", "a loader would read it, and the lock does not name it")
+
+def _is_as_skipped(folder: Path, skipped: Skipped, full: bool, advance: Callable[[int], None]) -> bool:
+    "True for a file that was left out of the lock and is still that file, by its size, and its hash where that is known."
+    file = folder / skipped.path
+    if not file.is_file() or file.stat().st_size != skipped.size_bytes: return False
+    if skipped.sha256 is None: return True
+    return is_right(file, LockedFile(skipped.path, skipped.size_bytes, skipped.sha256), full, advance)
+
+# %% ../../nbs/hub/08_verify.ipynb #f1818934
+def _is_single(lock: ModelLock, given: ModelLock | str | Path, path: str | Path | None) -> bool:
+    "Whether a file is checked by itself: what lies beside it is then no part of the question."
+    if path is not None: return Path(path).expanduser().is_file()
+    made_from = _recorded_folder(Path(given)) if not isinstance(given, ModelLock) and not lock.repo else None
+    return made_from is not None and made_from.is_file()
+
+def verify(
+    lock: ModelLock | str | Path,  # a lock or its file
+    path: str | Path | None = None,  # the folder; default: the HF cache, or the folder that was locked
+    full: bool = False,  # read every file again, also those that have not changed since they were verified
+    quiet: bool = True,  # no progress on standard error
+) -> Verification:
+    "Compare what is on disk with a lock. Makes no request. Raises `BadInput` where there is nothing to compare."
+    found = lock if isinstance(lock, ModelLock) else ModelLock.load(lock)
+    folder = folder_of(found, lock, path)
+    problems = [p for f in found.files if (p := seen_problem(folder, f))]
+    bad = {p.path for p in problems}
+    todo = [f for f in found.files if f.path not in bad and (full or not is_known(folder / f.path, f))]
+    with (
+        progress("verifying", sum(f.size_bytes for f in todo), "bytes", quiet) as bar,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+    ):
+        largest_first = sorted(todo, key=lambda f: -f.size_bytes)
+        problems += filter(None, pool.map(lambda f: _read_problem(folder, f, full, bar.advance), largest_first))
+        known = {f.path for f in found.files}
+        unlocked = [p for p in walk_folder(folder) if p not in known]
+        read = [p for p in unlocked if is_read_by_loaders(p, known)]
+        skipped = [s for s in found.skipped if s.path in read]
+        left_out = {s.path for s in skipped if _is_as_skipped(folder, s, full, bar.advance)}
+    if not _is_single(found, lock, path):
+        problems += [_unlocked_problem(p) for p in read if p not in left_out]
+    return Verification(
+        ok=not problems,
+        problems=sorted(problems, key=lambda p: p.path),
+        repo=found.repo,
+        commit=found.commit,
+        files_checked=len(found.files),
+        bytes_checked=found.size_bytes,
+        bytes_hashed=sum(f.size_bytes for f in todo),
+        unlocked=unlocked,
+    )
