@@ -287,10 +287,10 @@ def dryrun(
     snapshot: str | Path | None = None,  # file for PyTorch's memory viewer; where the card runs out, of the run without its limit
 ) -> DryRun:
     "Run `script` without a GPU and without memory. Raises `BadInput` for arguments, `CheckError` where the script fails by itself."
-    need("torch", "torch", "a dry run")
     if measure not in MEASURES:
         raise BadInput(f"{measure!r} is not a measure", "Choose " + ", ".join(MEASURES))
     if not Path(script).is_file(): raise BadInput(f"there is no script {script}", _where(script))
+    need("torch", "torch", "a dry run")
     device = find_device(gpu) if gpu else None
     card = card_of(device)
     job = dict(

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.charts import Chart
 from ..core.command import Outcome, Parser, add_json, at_least
 from ..core.errors import FAILS, HOLDS, BadInput
-from ..core.page import html_page, paragraph, section
+from ..core.page import html_page, paragraph, printed, section
 from ..core.results import write_atomic
 from .dryrun import MEASURES, DryRun, dryrun
 from .flame import flame_chart
@@ -46,7 +46,7 @@ def page(
             section("Memory over time", str(picture(result))),
             section("What was held at the peak", table),
             *flame,
-            section("All figures", f"<pre>{escape(str(result))}</pre>"),
+            section("All figures", printed(str(result))),
         ],
     )
 
@@ -79,7 +79,7 @@ def register(
 ) -> None:
     "Add the arguments of `dryrun`."
     parser.epilog = "examples:\n  fsdl-devinfra dryrun --gpu a100-40 -- train.py --batch-size 64"
-    parser.add_argument("--gpu", metavar="NAME", help="GPU to run as; without it nothing is said to fit or not")
+    parser.add_argument("--gpu", metavar="NAME", help="GPU to run as; without it, no verdict on whether it fits")
     parser.add_argument(
         "--steps",
         type=at_least(1),
