@@ -26,7 +26,7 @@ __all__ = ['COMMANDS', 'available', 'make_parser', 'main']
 # %% ../nbs/cli.ipynb #e651ed83
 #: command → (module that registers it, one line of help)
 COMMANDS = {
-    "preflight": ("fsdl_devinfra.preflight", "all checks on one model, in one report: the main job"),
+    "preflight": ("fsdl_devinfra.preflight", "all checks on one model, in one report"),
     "hub": ("fsdl_devinfra.hub.commands", "inspect, lock, pull, verify and serve model repositories"),
     "memory": (
         "fsdl_devinfra.memory.commands",

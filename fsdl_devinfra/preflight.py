@@ -21,7 +21,7 @@ from .core.command import Outcome, Parser, add_json, at_least
 from .core.console import status, table_html, table_text
 from .core.device_table import Device, find_device
 from .core.errors import CANNOT_CHECK, FAILS, HOLDS, BadInput, CheckError, Unreachable, need
-from .core.page import badge, html_page, section
+from .core.page import badge, html_page, printed, section
 from .core.results import Result, write_atomic
 from .core.units import count_of, size_text, time_text
 
@@ -666,7 +666,7 @@ def report_html(
 def _view(result: Result) -> str:
     as_html = getattr(result, "_repr_html_", None)
     if as_html: return as_html()
-    if "__str__" in type(result).__dict__: return f"<pre>{_escaped(str(result))}</pre>"
+    if "__str__" in type(result).__dict__: return printed(str(result))
     return (
         f"<details><summary>All figures, as JSON</summary><pre>{_escaped(result.to_json())}</pre></details>"
     )
@@ -701,7 +701,7 @@ def register(
     parser.add_argument(
         "--gpu",
         metavar="NAME",
-        help="GPU to fit on (default: this machine's, else the smallest common one that training fits on)",
+        help="GPU to judge memory on (default: this machine's, else the smallest common one that training fits on)",
     )
     parser.add_argument(
         "--gpus", type=at_least(1), default=1, metavar="N", help="how many of them (default: 1)"

@@ -91,10 +91,10 @@ def test_a_command_without_its_group(word, whole, tmp_path):
 
 @pytest.mark.parametrize("line,says", [
     ("memory --seq-length 4096", "--seq-len"), ("memory --gpus 8", "--dp"), ("hub inspect --jsno", "--json"), ("memory --gradient-checkpointing", "--recompute"),
-    ("plan gpt2 --gpu h100 --bugdet 5", "--budget"), ("env capture --prob", "--probe"), ("onnx check a b --providers cpu", "--provider")])
+    ("launch plan.json --target slurm", "--to"), ("plan gpt2 --gpuu h100", "--gpu"), ("plan gpt2 --gpu h100 --bugdet 5", "--budget"), ("env capture --prob", "--probe"), ("onnx check a b --providers cpu", "--provider")])
 def test_an_unknown_option_gets_the_nearest_of_its_command(line, says, tmp_path):
     ran = shell(f"fsdl-devinfra {line}", tmp_path)
-    command = line.split(" -")[0].split(" gpt2")[0].split(" a b")[0]
+    command = line.split(" -")[0].split(" gpt2")[0].split(" a b")[0].split(" plan.json")[0]
     assert ran.returncode == 2 and f"Did you mean {says}" in ran.stderr and f"{command} has no option" in ran.stderr
 
 
@@ -232,3 +232,21 @@ def test_the_table_of_plans_fits_the_terminal(width, shown, hidden, tmp_path):
     table = ran.stdout.split("\n\n")[1].splitlines()
     assert "strategy" in table[0] and max(map(len, table)) <= width and len(table) > 4
     assert shown in table[0] and hidden not in table[0]
+
+
+@pytest.mark.slow
+def test_a_report_fits_a_phone(browser, tmp_path):
+    """Wide tables and charts scroll inside the page, the page itself does not; columns drawn with spaces stay columns."""
+    from fsdl_devinfra.core.charts import stacked_bars
+    from fsdl_devinfra.core.page import html_page, paragraph, printed, section
+    wide = "<table><tr>" + "".join(f"<th>column {i}</th>" for i in range(14)) + "</tr></table>"
+    columns = " module" + " " * 60 + "dtype\n" + "─" * 80 + "\n blocks" + " " * 60 + "F32"
+    chart = stacked_bars({"forward": {"parameters": 1.0}}, "GiB").svg
+    (page := tmp_path / "report.html").write_text(html_page("Report", [section("A", wide), section("B", printed("A sentence. " * 20 + "\n\n" + columns)), section("C", chart, paragraph("end"))]))
+    def value(expression): return browser.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+    browser.call("Emulation.setDeviceMetricsOverride", width=420, height=800, deviceScaleFactor=1, mobile=True)
+    browser.call("Page.navigate", url=page.as_uri())
+    browser.wait("A sentence")
+    assert value("document.documentElement.scrollWidth") <= 420
+    assert value("document.querySelector('table').scrollWidth") > 420 and value("document.querySelector('.chart').scrollWidth") > 420
+    assert value("Math.round(document.querySelector('pre').getBoundingClientRect().height / parseFloat(getComputedStyle(document.querySelector('pre')).lineHeight))") == 3

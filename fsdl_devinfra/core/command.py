@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -74,6 +74,8 @@ _ELSEWHERE = {
     "--fsdp": ("--zero",),
     "--device": ("--gpu",),
     "--gpu-name": ("--gpu",),
+    "--target": ("--to",),
+    "--launcher": ("--to",),
     "--output": ("-o", "--output"),
     "--out": ("--output", "-o"),
     "--format": ("--json",),
@@ -85,6 +87,9 @@ def _nearest_options(option: str, options: list[str]) -> list[str]:
     return meant or closest(option, [o for o in options if o.startswith("--") and o != "--help"], 2)
 
 # %% ../../nbs/core/06_command.ipynb #16feb71d
+class _Missing(BadInput):
+    "An option that a command needs was not given."
+
 class Parser(argparse.ArgumentParser):
     "An argument parser whose mistakes are `BadInput`."
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any):
@@ -96,15 +101,23 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        raise BadInput(message[:1].lower() + message[1:], f"See {self.prog} --help")
+        kind = _Missing if "arguments are required" in message else BadInput
+        raise kind(message[:1].lower() + message[1:], f"See {self.prog} --help")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         "As argparse's, but an unknown option is answered with the nearest one of the command it was given to."
         argv = sys.argv[1:] if args is None else list(args)
         _refuse_empty(argv)
-        found, unknown = self.parse_known_args(argv, namespace)
+        try: found, unknown = self.parse_known_args(argv, namespace)
+        except _Missing as missing:  # perhaps it is there, under another name
+            if misspelt := _reached(self, argv)._unknown_options(argv): _reached(self, argv)._unknown(misspelt)
+            raise missing
         if unknown: _reached(self, argv)._unknown(unknown)
         return found
+
+    def _unknown_options(self, argv: Sequence[str]) -> list[str]:
+        ours = argv[: argv.index("--")] if "--" in argv else argv
+        return [word for word in ours if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions]
 
     def _unknown(self, unknown: list[str]) -> NoReturn:
         "Raise `BadInput` for the first argument that this parser has no place for."

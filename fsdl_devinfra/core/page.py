@@ -5,6 +5,7 @@
 # %% ../../nbs/core/08_page.ipynb #b998462c
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -17,7 +18,9 @@ th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px so
 .verdict { font-size: 1.6rem; margin: .2rem 0; }
 @media (max-width: 34rem) { body { margin: 1rem auto; }
   table { font-size: 13px; }
-  th, td { padding-right: .5rem; } td:last-child { overflow-wrap: anywhere; } }
+  th, td { padding-right: .5rem; } td:last-child { overflow-wrap: anywhere; }
+  table { display: block; overflow-x: auto; } .chart svg { max-width: none; min-width: 34rem; } pre.columns { font-size: 12px; } }
+.chart { overflow-x: auto; } pre.columns { white-space: pre; }
 svg { max-width: 100%; height: auto; border-radius: 4px; }
 code, pre { font: 13px/1.45 ui-monospace, monospace; } pre { overflow-x: auto; white-space: pre-wrap; }
 .pass { color: var(--good); font-weight: 600; }
@@ -46,6 +49,21 @@ def paragraph(
     "Plain text as paragraphs."
     return "\n".join(f"<p>{escape(block)}</p>" for block in text.split("\n\n") if block.strip())
 
+def printed(
+    text: str,  # what a command prints: sentences, lists, tables drawn with spaces
+) -> str:  # HTML
+    "Sentences as paragraphs; a block that is drawn in columns keeps them, and scrolls where it is too wide."
+    blocks = [block.strip("\n") for block in text.split("\n\n") if block.strip()]
+    return "\n".join(map(_block, blocks))
+
+def _block(block: str) -> str:
+    if any(line.startswith(" ") for line in block.splitlines()): return f'<pre class="columns" tabindex="0">{escape(block)}</pre>'
+    return f"<pre>{escape(block)}</pre>" if "\n" in block else paragraph(block)
+
+def _with_room(part: str) -> str:
+    "Charts get a frame in which they can scroll, so that their words stay readable on a phone."
+    return re.sub(r"<svg\b.*?</svg>", r'<div class="chart">\g<0></div>', part, flags=re.DOTALL)
+
 def html_page(
     title: str,  # plain text
     parts: Sequence[str],  # HTML
@@ -54,7 +72,7 @@ def html_page(
     head = ["<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>", f"<style>{_CSS}</style></head>"]
-    return "\n".join([*head, "<body>", f"<h1>{escape(title)}</h1>", *parts, "</body></html>\n"])
+    return "\n".join([*head, "<body>", f"<h1>{escape(title)}</h1>", *map(_with_room, parts), "</body></html>\n"])
 
 # %% auto #0
-__all__ = ['badge', 'section', 'paragraph', 'html_page']
+__all__ = ['badge', 'section', 'paragraph', 'printed', 'html_page']

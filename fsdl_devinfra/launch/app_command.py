@@ -27,7 +27,7 @@ def register(
 ) -> None:
     "Give `app` its options."
     parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
-    parser.add_argument("--port", type=at_least(1), default=8501, metavar="P", help="on loopback [8501]")
+    parser.add_argument("--port", type=at_least(1), default=8501, metavar="P", help="port on 127.0.0.1 [8501]")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     parser.set_defaults(run=app)
 

@@ -426,10 +426,10 @@ def _where(script: str | Path) -> str:
     return "Write the script itself after --: a dry run starts it, and --gpus N says how many ranks there are"
 
 def _check_arguments(script: str | Path, measure: str) -> None:
-    need("torch", "torch", "a dry run")
     if measure not in MEASURES:
         raise BadInput(f"{measure!r} is not a measure", "Choose " + ", ".join(MEASURES))
     if not Path(script).is_file(): raise BadInput(f"there is no script {script}", _where(script))
+    need("torch", "torch", "a dry run")
 
 def _check_folder(snapshot: str | Path | None) -> None:
     if snapshot and not Path(snapshot).resolve().parent.is_dir():

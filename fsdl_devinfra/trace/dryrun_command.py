@@ -14,7 +14,7 @@ from typing import Any
 from ..core.charts import Chart
 from ..core.command import Outcome, Parser, add_json, at_least
 from ..core.errors import FAILS, HOLDS, BadInput
-from ..core.page import html_page, paragraph, section
+from ..core.page import html_page, paragraph, printed, section
 from ..core.results import write_atomic
 from .dryrun import MEASURES, DryRun, dryrun
 from .flame import flame_chart
@@ -58,7 +58,7 @@ def page(
     ]
     if result.time:
         parts.append(section("Time of a step", str(flame_chart(result.time, "kernels of one step"))))
-    return html_page(f"Dry run of {name}", [*parts, section("All figures", f"<pre>{escape(str(result))}</pre>")])
+    return html_page(f"Dry run of {name}", [*parts, section("All figures", printed(str(result)))])
 
 # %% ../../nbs/trace/22_dryrun_command.ipynb #0ef9255a
 def _script_of(words: list[str]) -> tuple[str, list[str]]:
@@ -84,7 +84,7 @@ def register(
 ) -> None:
     "Add the arguments of `dryrun`."
     parser.epilog = "examples:\n  fsdl-devinfra dryrun --gpu a100-40 -- train.py --batch-size 64"
-    parser.add_argument("--gpu", metavar="NAME", help="GPU to run as; without it nothing is said to fit or not")
+    parser.add_argument("--gpu", metavar="NAME", help="GPU to run as; without it, no verdict on whether it fits")
     parser.add_argument(
         "--steps",
         type=at_least(1),
