@@ -118,7 +118,7 @@ def fit_of(
     "Whether it fits, as `memory` judges it: where activation checkpointing decides and nobody said it, that is tight."
     plain = estimate(a, s, w, device, "device", advice=False)
     held = plain if said else checkpointing_left_open(plain, a, device)
-    peak, room = plain.device_bytes.value, size_text(device.memory_bytes)
+    peak, room = round(plain.device_bytes.value), size_text(device.memory_bytes)
     if held.fits == "yes": return Fit("yes", peak)
     if held != plain: return Fit("tight", peak, f"{held.warnings[-1]}; the figures are without it", True)
     verb = "does not fit" if held.fits == "no" else "may not fit"

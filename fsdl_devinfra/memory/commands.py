@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -301,7 +302,7 @@ def _with_trace(
     return document | {"trace": traced.to_dict() | {"compared": sides}}, text + [comparison_text(rows)]
 
 # %% ../../nbs/memory/10_commands.ipynb #c239a8ee
-def _as_csv(columns: tuple[str, ...], rows: list[dict]) -> str:
+def _as_csv(columns: Sequence[str], rows: list[dict]) -> str:
     "Rows as a CSV file."
     import csv
     import io

@@ -179,8 +179,9 @@ def strategy_from_args(
     args: argparse.Namespace,
 ) -> Strategy:
     "The `Strategy` that the options describe."
-    said = {name: getattr(args, name) for name in _STRATEGY}
-    return Strategy(**said | {"recompute": said["recompute"] or "none"})
+    said: dict[str, Any] = {name: getattr(args, name) for name in _STRATEGY}
+    said["recompute"] = said["recompute"] or "none"
+    return Strategy(**said)
 
 # %% ../../nbs/memory/09_options.ipynb #d24e4727
 def workload_from_args(
