@@ -138,7 +138,8 @@ def layer_tensors(
 
 # %% ../../nbs/memory/15_lengths.ipynb #dd0b5d83
 def _forward_loss(half: float, whole: float, shifts_first: bool) -> list[tuple]:
-    "Logits of `half` bytes a token in 16 bits, `whole` in fp32. The first Qwen's own code shifts 16-bit logits and lets autocast widen them; Transformers widens, then shifts."
+    "Logits of `half` bytes a token in 16 bits, `whole` in fp32. Transformers widens them, then shifts."
+    # the first Qwen's own code shifts 16-bit logits and lets autocast widen them
     if not shifts_first:
         widened = [("logits", half), ("wide", whole), ("logits",)]
         return [*widened, ("shifted", whole), ("log", whole), ("shifted",), ("wide",)]

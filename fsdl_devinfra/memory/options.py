@@ -179,7 +179,7 @@ def strategy_from_args(
     args: argparse.Namespace,
 ) -> Strategy:
     "The `Strategy` that the options describe."
-    said = {name: getattr(args, name) for name in _STRATEGY}
+    said: dict[str, Any] = {name: getattr(args, name) for name in _STRATEGY}
     said["recompute"] = said["recompute"] or "none"
     return Strategy(**said)
 

@@ -29,7 +29,7 @@ def named_as_code(
     file, _, member = (name or "").rpartition(":")
     return file == "timm" or (file.endswith(".py") and member.isidentifier())
 
-# %% ../../nbs/memory/14_traced.ipynb #736a04bd
+# %% ../../nbs/memory/14_traced.ipynb #ee204bae
 #: optimizer of the command line → the one that is traced, and the share of its states that is held
 _TRACED = {
     "adamw": ("adamw", 1.0),
@@ -42,11 +42,12 @@ _TRACED = {
     "adamw-8bit-paged": ("adamw", 0.0),
 }
 
+# %% ../../nbs/memory/14_traced.ipynb #1a0d6392
 def refuse_traced(
     strategy: Strategy,
 ) -> None:
     "Raise `BadInput` for what a trace of one process cannot answer."
-    split = next((n for n in ("tp", "pp", "cp", "ep") if getattr(strategy, n) > 1), None)
+    split = next((name for name in ("tp", "pp", "cp", "ep") if getattr(strategy, name) > 1), None)
     if split:
         raise BadInput(
             f"a module that is no transformer has no {split} here",
@@ -60,7 +61,7 @@ def refuse_traced(
     if strategy.optimizer not in _TRACED:
         raise BadInput(f"{strategy.optimizer} cannot be traced", f"Use {', '.join(_TRACED)}")
 
-
+# %% ../../nbs/memory/14_traced.ipynb #736a04bd
 def shares(
     strategy: Strategy,
 ) -> dict[str, float]:  # kind of allocation → share that one rank holds
@@ -71,22 +72,7 @@ def shares(
     if strategy.zero >= 3: held["parameters"] = 1 / ranks
     return held
 
-# %% ../../nbs/memory/14_traced.ipynb #36d434e1
-_PHASE = {"forward": "forward", "backward": "backward", "optimizer": "optimizer step"}
-
-def _eight(parts: dict[str, int], copied: int, context: int, reserve: int) -> dict[str, int]:
-    "Kinds of a trace as parts of a footprint."
-    plain = {k: parts.get(k, 0) for k in ("parameters", "gradients", "optimizer")}
-    rest = sum(parts.values()) - sum(plain.values())
-    return plain | {
-        "activations": rest,
-        "loss": 0,
-        "communication": copied,
-        "runtime": context,
-        "reserve": reserve,
-    }
-
-
+# %% ../../nbs/memory/14_traced.ipynb #3e9bcd92
 def step_options(
     strategy: Strategy,
     gpu: str = "",
@@ -108,6 +94,7 @@ def step_options(
         gpu=gpu,
     )
 
+# %% ../../nbs/memory/14_traced.ipynb #01b53ae6
 def traced_steps(
     strategy: Strategy,
 ) -> int:
@@ -127,6 +114,84 @@ def trace_of(
     from fsdl_devinfra.trace.steps import record_step
     return scaled(record_step(module, inputs, options, loss, name, traced_steps(strategy)), shares(strategy))
 
+# %% ../../nbs/memory/14_traced.ipynb #46d76636
+_PHASE = {"forward": "forward", "backward": "backward", "optimizer": "optimizer step"}
+
+def _eight(parts: dict[str, int], copied: int, context: int, reserve: int) -> dict[str, int]:
+    "Kinds of a trace as parts of a footprint."
+    plain = {part: parts.get(part, 0) for part in ("parameters", "gradients", "optimizer")}
+    return plain | {
+        "activations": sum(parts.values()) - sum(plain.values()),
+        "loss": 0,
+        "communication": copied,
+        "runtime": context,
+        "reserve": reserve,
+    }
+
+# %% ../../nbs/memory/14_traced.ipynb #366999e3
+_COMMUNICATOR = 300_000_000  # one NCCL communicator, as in `memory.engines.COMMUNICATOR`
+
+def _plus(estimate: Estimate, more: int) -> Estimate: return estimate.map(lambda value: round(value + more))
+
+def _fits(whole: Estimate, device: Device | None) -> str | None:
+    "yes, tight or no; None without a GPU."
+    if device is None: return None
+    limit = device.memory_bytes
+    return "yes" if whole.high <= limit else "no" if whole.low > limit else "tight"
+
+def _remedies(fits: str | None) -> list[str]:
+    "What would make it fit, in words."
+    return [] if fits in (None, "yes") else ["a smaller batch", "bf16-mixed, where the step was in fp32",
+                                             "recomputing activations (--recompute full)",
+                                             "a GPU with more memory"]
+
+# %% ../../nbs/memory/14_traced.ipynb #84662dbc
+def _assumed(strategy: Strategy) -> list[str]:
+    "What is taken for granted: each sentence with what calls for it."
+    ranks = f"{strategy.dp} data-parallel ranks"
+    copies = f", ZeRO-{strategy.zero}" if strategy.zero else ", whose buckets copy the gradients"
+    optimizer = "none, forward only" if strategy.inference else strategy.optimizer
+    said = {
+        f"Recorded on fake tensors over {traced_steps(strategy)} steps of the module as it is, and replayed "
+        "through the rules of CUDA's caching allocator": True,
+        "CUDA's kernels: attention by the dispatcher's rules for Ampere and newer, autocast and dropout as on CUDA, "
+        "cuDNN's benchmark mode on": True,
+        f"Precision {strategy.precision}; optimizer {optimizer}": True,
+        "Context with all kernels loaded; where CUDA loads lazily, up to 1.1 GiB less": True,
+        ranks + copies: strategy.dp > 1,
+        "Of the parameters that ZeRO-3 gathers for a layer only the share of one rank is counted": strategy.zero >= 3,
+        "Compiled code is counted as eager code: fusion keeps less, so this is an upper bound": strategy.compile,
+        "8-bit states: two bytes and two scales a block of 256 for each parameter":
+            strategy.optimizer.startswith("adamw-8bit"),
+    }
+    return [note for note, holds in said.items() if holds]
+
+# %% ../../nbs/memory/14_traced.ipynb #040c45de
+def _timeline(
+    trace: Any, reserved: Estimate, copies: bool, context: int
+) -> dict[str, dict[str, int]]:  # phase → part → bytes
+    "The parts of each phase; with `copies`, the gradients once more in the buckets of DDP."
+    from fsdl_devinfra.trace.reading import phase_parts
+
+    def parts(held: dict[str, int]) -> dict[str, int]:
+        alive = {kind: size for kind, size in held.items() if kind != "workspace"}  # cuBLAS's room is the allocator's reserve
+        copied = alive.get("gradients", 0) if copies else 0
+        return _eight(alive, copied, context, max(round(reserved.value) - sum(alive.values()), 0))
+    return {_PHASE.get(name, name): parts(held) for name, held in phase_parts(trace).items()}
+
+def _context(trace: Any, strategy: Strategy, device: Device | None) -> int:
+    "Bytes of CUDA's context, and of a communicator where there are several ranks."
+    from fsdl_devinfra.trace.cuda import context_bytes
+    from fsdl_devinfra.trace.reading import has_convolutions
+    context = 0 if strategy.states_only else context_bytes(device.name if device else "", has_convolutions(trace))
+    return context + (_COMMUNICATOR if strategy.dp > 1 else 0)
+
+def _peak(done: Any, reserved: Estimate, whole: Estimate, more: int, measure: str) -> Estimate:
+    "The figure that `measure` names."
+    allocated = Estimate(done.allocated, round(0.97 * done.allocated), round(1.03 * done.allocated))
+    return {"allocated": _plus(allocated, more), "reserved": _plus(reserved, more), "device": whole}[measure]
+
+# %% ../../nbs/memory/14_traced.ipynb #36d434e1
 def footprint_of(
     trace: Any,  # of `trace_of`
     strategy: Strategy,
@@ -138,38 +203,20 @@ def footprint_of(
 ) -> Footprint:
     "What a trace says one GPU must hold."
     from fsdl_devinfra.trace.allocator import replay
-    from fsdl_devinfra.trace.cuda import context_bytes
-    from fsdl_devinfra.trace.reading import has_convolutions, phase_parts, ranged
-
-    context = (
-        0 if strategy.states_only else context_bytes(device.name if device else "", has_convolutions(trace))
-    )
-    done = replay(trace)
+    from fsdl_devinfra.trace.reading import ranged
+    context, done = _context(trace, strategy, device), replay(trace)
     reserved = ranged(trace, done)
-    if strategy.dp > 1: context += _COMMUNICATOR
-    phases, buckets = phase_parts(trace), strategy.dp > 1
-    def parts(name: str) -> dict[str, int]:
-        alive = {k: v for k, v in phases[name].items() if k != "workspace"}  # cuBLAS's room is the allocator's reserve
-        copied = alive.get("gradients", 0) if buckets else 0
-        return _eight(alive, copied, context, max(round(reserved.value) - sum(alive.values()), 0))
-    timeline = {_PHASE.get(name, name): parts(name) for name in phases}
-    top = max(timeline, key=lambda n: sum(v for k, v in timeline[n].items() if k != "reserve"))
+    timeline = _timeline(trace, reserved, strategy.dp > 1, context)
+    top = max(timeline, key=lambda phase: sum(size for part, size in timeline[phase].items() if part != "reserve"))
     more = timeline[top]["communication"]
-    whole, held = _plus(ranged(trace, done, context), more), _plus(reserved, more)
-    peak = {
-        "allocated": _plus(
-            Estimate(done.allocated, round(0.97 * done.allocated), round(1.03 * done.allocated)), more
-        ),
-        "reserved": held,
-        "device": whole,
-    }[measure]
+    whole = _plus(ranged(trace, done, context), more)
     fits = _fits(whole, device)
     return Footprint(
         model=ModelSummary(trace.name, parameters, parameters, 0, 0, "module"),
         strategy=strategy,
         workload=Workload(seq_len=1, micro_batch=batch),
         per_gpu_bytes=timeline[top],
-        peak_bytes=peak,
+        peak_bytes=_peak(done, reserved, whole, more, measure),
         peak_phase=top,
         measure=measure,
         device_bytes=whole,
@@ -182,109 +229,62 @@ def footprint_of(
         fits=fits,
     )
 
-_COMMUNICATOR = 300_000_000  # one NCCL communicator, as in `memory.engines.COMMUNICATOR`
-
-def _plus(estimate: Estimate, more: int) -> Estimate: return estimate.map(lambda value: round(value + more))
-
-def _fits(whole: Estimate, device: Device | None) -> str | None:
-    if device is None: return None
-    return (
-        "yes" if whole.high <= device.memory_bytes else "no" if whole.low > device.memory_bytes else "tight"
-    )
-
-
-def _remedies(fits: str | None) -> list[str]:
-    return [] if fits in (None, "yes") else ["a smaller batch", "bf16-mixed, where the step was in fp32",
-                                             "recomputing activations (--recompute full)",
-                                             "a GPU with more memory"]
-
-def _assumed(s: Strategy) -> list[str]:
-    notes = [
-        f"Recorded on fake tensors over {traced_steps(s)} steps of the module as it is, and replayed through the rules of CUDA's caching allocator",
-        "CUDA's kernels: attention by the dispatcher's rules for Ampere and newer, autocast and dropout as on CUDA, cuDNN's benchmark mode on",
-        f"Precision {s.precision}; optimizer {'none, forward only' if s.inference else s.optimizer}",
-        "Context with all kernels loaded; where CUDA loads lazily, up to 1.1 GiB less",
-    ]
-    if s.dp > 1:
-        notes.append(
-            f"{s.dp} data-parallel ranks"
-            + (f", ZeRO-{s.zero}" if s.zero else ", whose buckets copy the gradients")
-        )
-    if s.zero >= 3:
-        notes.append(
-            "Of the parameters that ZeRO-3 gathers for a layer only the share of one rank is counted"
-        )
-    if s.compile:
-        notes.append("Compiled code is counted as eager code: fusion keeps less, so this is an upper bound")
-    if s.optimizer.startswith("adamw-8bit"):
-        notes.append("8-bit states: two bytes and two scales a block of 256 for each parameter")
-    return notes
+# %% ../../nbs/memory/14_traced.ipynb #3c40ebcc
+def _solved(
+    step: Callable[[int], Any],
+    fits: Callable[[Any, int], bool],  # a trace, and its batch
+) -> int:
+    "The largest batch that surely fits: two traces, solved for every batch between."
+    from fsdl_devinfra.trace.reading import at_batch
+    pair = (8, 32)
+    small, large = step(pair[0]), step(pair[1])
+    alike = small.events == large.events
+    def holds(batch: int) -> bool:
+        return fits(at_batch(small, large, pair, batch) if alike else step(batch), batch)
+    low, high = 0, 1
+    while high <= 1 << 16 and holds(high): low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 # %% ../../nbs/memory/14_traced.ipynb #dc8de60c
+def _refuse_unsolvable(what: str, device: Device | None) -> None:
+    "Raise where no largest can be asked for."
+    if what != "micro-batch":
+        raise BadInput(f"{what} means nothing for a traced module", "Use --solve micro-batch")
+    if device is None: raise BadInput("nothing says on what it is to fit", "Give --gpu")
+
+def _step_of(args: argparse.Namespace, strategy: Strategy, device: Device | None, module: Any) -> Callable[[int], Any]:
+    "What traces a step of so many samples."
+    from fsdl_devinfra.trace.naming import named_inputs
+    channels_last, prefetch = getattr(args, "channels_last", False), args.model.startswith("timm:")
+    options = step_options(strategy, device.name if device else "", channels_last, prefetch)
+    size, tokens = getattr(args, "image_size", None), args.seq_len or 512
+    return lambda samples: trace_of(module, named_inputs(module, samples, size, tokens), strategy, options, name=args.model)
+
 def traced(
     args: argparse.Namespace,  # of `fsdl-devinfra memory`
     strategy: Strategy,
     text_of: Callable[[Footprint], str],  # how a footprint is printed
 ) -> Outcome:
     "`fsdl-devinfra memory timm:NAME` and `memory FILE.py:NAME`."
-    from fsdl_devinfra.trace.naming import named_inputs, named_module
+    from fsdl_devinfra.trace.naming import named_module
     refuse_traced(strategy)
     device = find_device(args.gpu) if args.gpu is not None else None
-    size, batch = (
-        getattr(args, "image_size", None),
-        getattr(args, "batch_size", None) or args.micro_batch or 1,
-    )
-    module = named_module(args.model, size)
+    module = named_module(args.model, getattr(args, "image_size", None))
     status(f"tracing {traced_steps(strategy)} steps on fake tensors")
-    options = step_options(
-        strategy,
-        device.name if device else "",
-        getattr(args, "channels_last", False),
-        args.model.startswith("timm:"),
-    )
+    step, parameters = _step_of(args, strategy, device, module), sum(p.numel() for p in module.parameters())
 
-    def step(samples: int) -> Any:
-        return trace_of(
-            module,
-            named_inputs(module, samples, size, args.seq_len or 512),
-            strategy,
-            options,
-            name=args.model,
-        )
-
-    parameters = sum(p.numel() for p in module.parameters())
-    solve = getattr(args, "solve", None)
-    if solve: batch = _solved(solve, step, strategy, parameters, device, args.measure)
-    found = footprint_of(step(max(batch, 1)), strategy, parameters, max(batch, 1), device, args.measure)
+    def judged(trace: Any, batch: int) -> Footprint:
+        return footprint_of(trace, strategy, parameters, batch, device, args.measure)
+    batch, solve = getattr(args, "batch_size", None) or args.micro_batch or 1, getattr(args, "solve", None)
+    if solve:
+        _refuse_unsolvable(solve, device)
+        batch = _solved(step, lambda trace, samples: judged(trace, samples).fits == "yes")
+    found = judged(step(max(batch, 1)), max(batch, 1))
     document = found.to_dict() | ({"solve": {"what": solve, "largest": batch}} if solve else {})
-    if args.json: return Outcome(document, "", FAILS if found.fits == "no" else HOLDS)
-    said = (
-        f"The largest {solve} that fits on {device.name if device else ''} is {batch:,}.\n\n" if solve else ""
-    )
-    return Outcome(document, said + text_of(found), FAILS if found.fits == "no" else HOLDS)
-
-def _solved(
-    what: str,
-    step: Callable[[int], Any],
-    strategy: Strategy,
-    parameters: int,
-    device: Device | None,
-    measure: str,
-) -> int:
-    "The largest batch that surely fits: two traces, solved for every batch between."
-    from fsdl_devinfra.trace.reading import at_batch
-
-    if what != "micro-batch":
-        raise BadInput(f"{what} means nothing for a traced module", "Use --solve micro-batch")
-    if device is None: raise BadInput("nothing says on what it is to fit", "Give --gpu")
-    pair = (8, 32)
-    small, large = step(pair[0]), step(pair[1])
-    def fits(batch: int) -> bool:
-        seen = step(batch) if small.events != large.events else at_batch(small, large, pair, batch)
-        return footprint_of(seen, strategy, parameters, batch, device, measure).fits == "yes"
-    low, high = 0, 1
-    while high <= 1 << 16 and fits(high): low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    verdict = FAILS if found.fits == "no" else HOLDS
+    if args.json: return Outcome(document, "", verdict)
+    said = f"The largest {solve} that fits on {device.name if device else ''} is {batch:,}.\n\n" if solve else ""
+    return Outcome(document, said + text_of(found), verdict)
