@@ -395,8 +395,9 @@ def _provenance(module: "nn.Module", made: Capture, lock: Any) -> dict[str, str]
 def _tensor_spec(value: Any) -> TensorSpec:
     "An input or output of an onnx_ir model."
     sizes = [d if isinstance(d, int) else "?" if d.value is None else str(d.value) for d in value.shape or []]
-    known = value.dtype is not None and value.dtype.name != "BFLOAT16"
-    return TensorSpec(value.name, str(value.dtype.numpy()) if known else "bfloat16", sizes)
+    kind = value.dtype
+    dtype = "bfloat16" if kind is None or kind.name == "BFLOAT16" else str(kind.numpy())
+    return TensorSpec(value.name, dtype, sizes)
 
 # %% ../../nbs/parity/02_exporting.ipynb #092ac60d
 def _tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:

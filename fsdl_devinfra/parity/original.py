@@ -26,6 +26,7 @@ from .inputs import call, config_of, flat_inputs
 from .rule import EPS
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
     import numpy as np
     import torch
     from torch import Tensor, nn
@@ -174,7 +175,7 @@ ROUNDS = re.compile(
 )
 NUDGE_ULPS, NUDGES = 4.0, 16  # size of the noise, and how often it is drawn
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[Tensor]:
     "Whether a value is a float tensor with something in it."
     return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(value.numel())
 
