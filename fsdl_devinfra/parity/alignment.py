@@ -56,6 +56,7 @@ def alike(
     a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
     return bool(np.abs(a - b).max(initial=0) <= NEAR * EPS[precision] * np.abs(b).max(initial=0))
 
+# %% ../../nbs/parity/21_alignment.ipynb #bcef7caa
 def telling(
     value: "np.ndarray",
 ) -> bool:
@@ -132,7 +133,7 @@ class Alignment:
 def _size(value: "np.ndarray") -> tuple[str, int]:
     return ("f" if value.dtype.kind == "f" else "i", value.size)
 
-
+# %% ../../nbs/parity/21_alignment.ipynb #0c5d7aa1
 def matched_by_value(
     alignment: Alignment,
     values: Mapping[str, "np.ndarray"],  # of the file
@@ -179,6 +180,7 @@ KIN = {
 def _kin(node: Any, op: str) -> bool:
     return bool(re.search(KIN.get(node.op_type) or re.escape(node.op_type.lower()), op.lower()))
 
+# %% ../../nbs/parity/21_alignment.ipynb #1174b210
 def _closeness(a: "np.ndarray", b: "np.ndarray") -> float:
     "The cosine of the angle between two values about their means; -1 where they cannot be the same."
 
@@ -188,6 +190,7 @@ def _closeness(a: "np.ndarray", b: "np.ndarray") -> float:
     a, b = a - a.mean(), b - b.mean()
     return likeness(a, b) if a.any() else 0.0
 
+# %% ../../nbs/parity/21_alignment.ipynb #87c61828
 def candidates(
     alignment: Alignment,
     fx: str,  # a lost operator
@@ -215,7 +218,7 @@ def candidates(
         if ranks[v] > (False, False, -1.0)
     ]
 
-
+# %% ../../nbs/parity/21_alignment.ipynb #5b524000
 def _in_scope(node: Any, module: str) -> bool:
     "Whether the name of a node, as TorchScript writes it, places it in a module."
     path = node.name.rpartition("/")[0].replace("/", ".")
@@ -246,8 +249,10 @@ def _put_in_place(alignment: Alignment, fx: str) -> bool:
         return True
     return False
 
+# %% ../../nbs/parity/21_alignment.ipynb #6040b17c
 def _cast_to(node: Any) -> int: return next((a.i for a in node.attribute if a.name == "to"), 0)
 
+# %% ../../nbs/parity/21_alignment.ipynb #1482a3f5
 def standing(
     graph: Graph,
 ) -> list[str]:  # values of the file
@@ -261,6 +266,7 @@ def standing(
         if _cast_to(node) == BFLOAT16: hidden.add(narrow)
     return [v for v, i in graph.producer.items() if graph.nodes[i].op_type != "Constant" and v not in hidden]
 
+# %% ../../nbs/parity/21_alignment.ipynb #7e52c244
 BFLOAT16 = 16  # of onnx.TensorProto
 
 def align(
@@ -290,6 +296,7 @@ def align(
     found.known_by |= dict.fromkeys(named, "name")
     return found
 
+# %% ../../nbs/parity/21_alignment.ipynb #156c4fef
 def _add_equal(alignment: Alignment, values: Mapping[str, "np.ndarray"]) -> None:
     "Add the values that are equal now."
     more = matched_by_value(alignment, values)
@@ -310,6 +317,7 @@ class Region:
     nodes: tuple[int, ...]  # of the file
     operators: tuple[str, ...]  # of the program, in order
 
+# %% ../../nbs/parity/21_alignment.ipynb #4a71e0c2
 def region_of(
     alignment: Alignment,
     value: str,  # of a pair
@@ -325,6 +333,7 @@ def region_of(
         more += [n for n in alignment.steps[fx].inputs if n not in known and alignment.steps[n].op]
     return Region(value, tuple(sorted(nodes)), tuple(n for n in alignment.steps if n in operators))
 
+# %% ../../nbs/parity/21_alignment.ipynb #adf5acdd
 def weights_read(
     captured: Capture,
     steps: Mapping[str, Step],
@@ -349,19 +358,20 @@ def _forms(weight: "np.ndarray") -> list["np.ndarray"]:
         else [weight]
     )
 
-
+# %% ../../nbs/parity/21_alignment.ipynb #557c1fd3
 def _same_weight(a: "np.ndarray", b: "np.ndarray") -> bool:
 
     return a.size == b.size and bool(
         np.array_equal(a.reshape(-1), b.reshape(-1).astype(a.dtype), equal_nan=True)
     )
 
-
+# %% ../../nbs/parity/21_alignment.ipynb #c34333c6
 def _read_constants(graph: Graph, node: int) -> list[tuple[int, "np.ndarray"]]:
     "Positions and values of the float constants that a node reads."
     found = [(k, graph.array(v)) for k, v in enumerate(graph.nodes[node].input) if v and graph.is_constant(v)]
     return [(k, a) for k, a in found if a.dtype.kind == "f"]
 
+# %% ../../nbs/parity/21_alignment.ipynb #c069370b
 def wrong_weights(
     context: FailureContext,
     alignment: Alignment,
@@ -406,6 +416,7 @@ def wrong_weights(
             )
     return found
 
+# %% ../../nbs/parity/21_alignment.ipynb #5b47ff2c
 def _folded(
     context: FailureContext, alignment: Alignment, region: Region
 ) -> dict[str, tuple[str, "np.ndarray"]]:
@@ -431,6 +442,7 @@ def _folded(
         found[f"the bias of {before} with {fx} folded in"] = (before, shift + (bias - mean) * by)
     return found
 
+# %% ../../nbs/parity/21_alignment.ipynb #aa399778
 def wrong_settings(
     context: FailureContext,
     region: Region,
@@ -483,6 +495,7 @@ def _helps(context: FailureContext, before: float, changes: Sequence[Difference]
     after = context.error(undone(context.graph, changes))
     return after if after <= context.good or after < before / 10 else None
 
+# %% ../../nbs/parity/21_alignment.ipynb #d285fc6d
 def by_counterpart(
     context: FailureContext,
     alignment: Alignment,
@@ -519,6 +532,7 @@ def by_counterpart(
         ]
     return suspect, []
 
+# %% ../../nbs/parity/21_alignment.ipynb #c09bf9f4
 def _renamed(suspect: OperatorError, alignment: Alignment, fx: str, node: int) -> OperatorError:
     "The suspect, as another operator and node of the same step."
     step, there = alignment.steps[fx], alignment.graph.nodes[node]
@@ -532,7 +546,7 @@ def _renamed(suspect: OperatorError, alignment: Alignment, fx: str, node: int) -
         fx=fx,
     )
 
-
+# %% ../../nbs/parity/21_alignment.ipynb #c6566d47
 #: operators that only arrange what they read
 ARRANGES = re.compile(r"clone|view|reshape|transpose|permute|expand|squeeze|getitem|detach|alias|slice")
 
@@ -547,6 +561,7 @@ def substantial(
     if suspect.fx in computing or not computing: return suspect
     return _renamed(suspect, alignment, computing[-1], alignment.graph.producer[suspect.value])
 
+# %% ../../nbs/parity/21_alignment.ipynb #bd587144
 def earlier(
     alignment: Alignment,
     suspect: OperatorError | None,
@@ -556,6 +571,7 @@ def earlier(
     if lost is None or suspect is not None and order.index(suspect.fx) <= order.index(lost.fx): return suspect
     return lost
 
+# %% ../../nbs/parity/21_alignment.ipynb #aba46e07
 def lost_operator(
     alignment: Alignment,
 ) -> OperatorError | None:
@@ -578,7 +594,7 @@ def lost_operator(
         first,
     )
 
-
+# %% ../../nbs/parity/21_alignment.ipynb #7d7eeb5a
 def by_value_in_place(
     context: FailureContext,
     alignment: Alignment,
@@ -612,6 +628,7 @@ def by_value_in_place(
     )
     return [Cause("operator semantics", f"{told}; with torch's value in its place: {_change(before, after)}")]
 
+# %% ../../nbs/parity/21_alignment.ipynb #e3d9354e
 def causes_without_notes(
     context: FailureContext,
     module: Any,
@@ -637,6 +654,7 @@ def causes_without_notes(
         ]
     return suspect, causes
 
+# %% ../../nbs/parity/21_alignment.ipynb #035f700d
 def how_sure(
     alignment: Alignment,
     suspect: OperatorError | None,

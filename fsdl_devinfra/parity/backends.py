@@ -26,7 +26,7 @@ else:
     np = lazy_module("numpy")
 
 # %% auto #0
-__all__ = ['PROVIDERS', 'REFERENCE', 'OPENVINO', 'LEVELS', 'provider_name', 'NotRun', 'Session', 'in_type', 'session', 'Backend',
+__all__ = ['PROVIDERS', 'REFERENCE', 'OPENVINO', 'LEVELS', 'provider_name', 'NotRun', 'in_type', 'Session', 'session', 'Backend',
            'onnx_backend', 'callable_backend', 'versions']
 
 # %% ../../nbs/parity/05_backends.ipynb #f32d98a7
@@ -61,13 +61,33 @@ def provider_name(
 class NotRun(CheckError):
     "What was asked for is not there, so nothing was compared."
 
+# %% ../../nbs/parity/05_backends.ipynb #ef2f0030
+#: numpy's names of the types that ONNX Runtime states otherwise
+_NUMPY_TYPE = {"float": "float32", "double": "float64"}
+
+def in_type(
+    array: "np.ndarray",
+    wanted: str,  # ONNX Runtime's words, e.g. "tensor(float16)"
+) -> "np.ndarray":
+    "The array in the type that the file asks for, where numpy has it. A file in fp16 may keep its inputs in float32, or not."
+    name = wanted.removeprefix("tensor(").removesuffix(")")
+    try: kind = np.dtype(_NUMPY_TYPE.get(name, name))
+    except TypeError: return array  # bfloat16, sequences
+    if array.dtype == kind: return array
+    with np.errstate(over="ignore"): return array.astype(kind)
+
+# %% ../../nbs/parity/05_backends.ipynb #bfbfee68
+def _first_line(error: BaseException) -> str:
+    "A message of the runtime in one line, without the place of the file."
+    return re.sub(r"Load model from \S+ failed: ?", "", " ".join(str(error).split()))[:300]
+
+# %% ../../nbs/parity/05_backends.ipynb #86cae2da
 LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
-
 
 @dataclass
 class Session:
@@ -101,71 +121,29 @@ class Session:
             ) from e
         return dict(zip(names, values))
 
-#: numpy's names of the types that ONNX Runtime states otherwise
-_NUMPY_TYPE = {"float": "float32", "double": "float64"}
-
-def in_type(
-    array: "np.ndarray",
-    wanted: str,  # ONNX Runtime's words, e.g. "tensor(float16)"
-) -> "np.ndarray":
-    "The array in the type that the file asks for, where numpy has it. A file in fp16 may keep its inputs in float32, or not."
-    name = wanted.removeprefix("tensor(").removesuffix(")")
-    try: kind = np.dtype(_NUMPY_TYPE.get(name, name))
-    except TypeError: return array  # bfloat16, sequences
-    if array.dtype == kind: return array
-    with np.errstate(over="ignore"): return array.astype(kind)
-
-def _first_line(error: BaseException) -> str:
-    "A message of the runtime in one line, without the place of the file."
-    return re.sub(r"Load model from \S+ failed: ?", "", " ".join(str(error).split()))[:300]
-
-# %% ../../nbs/parity/05_backends.ipynb #3d6ba0cb
-def session(
-    model: str | Path | bytes,  # an .onnx file, or the bytes of one
-    provider: str = "cpu",  # where to run
-    level: str = "all",  # graph optimisation: none, basic, extended or all
-    options: Mapping[str, Any] | None = None,  # of the provider, e.g. {"use_tf32": 0}
-    disabled: Sequence[str] = (),  # optimisers to leave out, by name
-    save_to: str | Path | None = None,  # write the optimised graph here
-    folder: str | Path | None = None,  # of external weights, where `model` is bytes
-    threads: int = 0,  # inside an operator; 0: the runtime's own choice
-) -> Session:
-    "Load a model on one provider. Raises `NotRun` where it did not get there."
-    ort = need("onnxruntime", "onnx", "running ONNX files")
-    asked = provider_name(provider)
-    if asked not in ort.get_available_providers():
-        raise NotRun(
-            f"{asked} is not in this build of ONNX Runtime (it has {', '.join(ort.get_available_providers())})",
-            _how_to_get(asked),
-        )
-    if asked in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]): _load_cuda(ort)
-    settings = ort.SessionOptions()
-    settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
-    settings.log_severity_level = 4
-    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if threads: settings.intra_op_num_threads = threads
-    if folder:
-        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    if save_to: settings.optimized_model_filepath = str(save_to)
-    wanted: list[Any] = [(asked, dict(options))] if options else [asked]
-    if asked != PROVIDERS["cpu"]: wanted.append(PROVIDERS["cpu"])
-    source = model if isinstance(model, bytes) else str(model)
-    try:
-        with _silent():
-            inner = ort.InferenceSession(
-                source,
-                settings,
-                providers=wanted,
-                **({"disabled_optimizers": list(disabled)} if disabled else {}),
-            )
-    except Exception as e:
-        raise _load_failure(asked, e) from e
-    return _placed(inner, asked)
-
+# %% ../../nbs/parity/05_backends.ipynb #1a5b5fb3
 def _load_cuda(ort: Any) -> None:
     "Find the CUDA libraries that pip installed, with torch or beside it. Where there are none, the session says so."
     with contextlib.suppress(Exception), _silent(): ort.preload_dlls()
 
+# %% ../../nbs/parity/05_backends.ipynb #7e1e6330
+def _how_to_get(asked: str) -> str:
+    if asked == PROVIDERS["cuda"]:
+        return "pip install 'fsdl-devinfra[onnx-gpu]' on a machine with an NVIDIA driver for CUDA 13 (onnxruntime-gpu takes the place of onnxruntime)"
+    if asked == PROVIDERS["tensorrt"]:
+        return "pip install 'fsdl-devinfra[onnx-gpu]' and TensorRT 10 on a machine with an NVIDIA driver for CUDA 13"
+    return "Install a build of ONNX Runtime that has it"
+
+# %% ../../nbs/parity/05_backends.ipynb #a4aa0302
+def _assignment(inner: Any) -> dict[str, int]:
+    "provider → nodes it was given, as the session recorded; empty where this version cannot tell."
+    try: groups = inner.get_provider_graph_assignment_info()
+    except Exception: return {}
+    counts: Counter[str] = Counter()
+    for group in groups: counts[group.ep_name] += len(group.get_nodes())
+    return dict(counts)
+
+# %% ../../nbs/parity/05_backends.ipynb #bcf369af
 def _placed(inner: Any, asked: str) -> Session:
     "Proof of place: what the session registered, and where its nodes went."
     if asked not in inner.get_providers():
@@ -183,37 +161,60 @@ def _placed(inner: Any, asked: str) -> Session:
     used = max(nodes, key=lambda n: nodes[n]) if nodes else inner.get_providers()[0]
     return Session(inner, asked, used, nodes.get(asked, 0) / total if total else None, nodes)
 
-def _assignment(inner: Any) -> dict[str, int]:
-    "provider → nodes it was given, as the session recorded; empty where this version cannot tell."
-    try: groups = inner.get_provider_graph_assignment_info()
-    except Exception: return {}
-    counts: Counter[str] = Counter()
-    for group in groups: counts[group.ep_name] += len(group.get_nodes())
-    return dict(counts)
-
+# %% ../../nbs/parity/05_backends.ipynb #120945a7
 def _load_failure(asked: str, error: BaseException) -> CheckError:
+    "Why a file was not loaded: a kernel is missing, or the file is no good."
     text = _first_line(error)
     if "NOT_IMPLEMENTED" in text or "Could not find an implementation" in text:
-        return NotRun(
-            f"{asked} has no kernel for an operator of this file ({text})",
-            "Use another precision or provider",
-        )
-    return BadInput(
-        f"ONNX Runtime cannot load this file ({text})", "Export it again, or check it with onnx.checker"
-    )
+        return NotRun(f"{asked} has no kernel for an operator of this file ({text})", "Use another precision or provider")
+    return BadInput(f"ONNX Runtime cannot load this file ({text})", "Export it again, or check it with onnx.checker")
 
-
-def _how_to_get(asked: str) -> str:
-    if asked == PROVIDERS["cuda"]:
-        return "pip install 'fsdl-devinfra[onnx-gpu]' on a machine with an NVIDIA driver for CUDA 13 (onnxruntime-gpu takes the place of onnxruntime)"
-    if asked == PROVIDERS["tensorrt"]:
-        return "pip install 'fsdl-devinfra[onnx-gpu]' and TensorRT 10 on a machine with an NVIDIA driver for CUDA 13"
-    return "Install a build of ONNX Runtime that has it"
-
+# %% ../../nbs/parity/05_backends.ipynb #18c7bc4d
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     "ONNX Runtime's Python layer prints when a provider fails; the session says it better."
     with contextlib.redirect_stdout(io.StringIO()): yield
+
+# %% ../../nbs/parity/05_backends.ipynb #3d6ba0cb
+def _settings(
+    ort: Any, level: str, save_to: str | Path | None, folder: str | Path | None, threads: int
+) -> Any:  # onnxruntime.SessionOptions
+    "How a file is optimised and run; silent, and recording where nodes go."
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
+    settings.log_severity_level = 4
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if threads: settings.intra_op_num_threads = threads
+    if folder: settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if save_to: settings.optimized_model_filepath = str(save_to)
+    return settings
+
+# %% ../../nbs/parity/05_backends.ipynb #6d3ed209
+def session(
+    model: str | Path | bytes,  # an .onnx file, or the bytes of one
+    provider: str = "cpu",  # where to run
+    level: str = "all",  # graph optimisation: none, basic, extended or all
+    options: Mapping[str, Any] | None = None,  # of the provider, e.g. {"use_tf32": 0}
+    disabled: Sequence[str] = (),  # optimisers to leave out, by name
+    save_to: str | Path | None = None,  # write the optimised graph here
+    folder: str | Path | None = None,  # of external weights, where `model` is bytes
+    threads: int = 0,  # inside an operator; 0: the runtime's own choice
+) -> Session:
+    "Load a model on one provider. Raises `NotRun` where it did not get there."
+    ort = need("onnxruntime", "onnx", "running ONNX files")
+    asked, there = provider_name(provider), ort.get_available_providers()
+    if asked not in there:
+        raise NotRun(f"{asked} is not in this build of ONNX Runtime (it has {', '.join(there)})", _how_to_get(asked))
+    if asked in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]): _load_cuda(ort)
+    settings = _settings(ort, level, save_to, folder, threads)
+    wanted: list[Any] = [(asked, dict(options))] if options else [asked]
+    if asked != PROVIDERS["cpu"]: wanted.append(PROVIDERS["cpu"])
+    source = model if isinstance(model, bytes) else str(model)
+    left_out = {"disabled_optimizers": list(disabled)} if disabled else {}
+    try:
+        with _silent(): inner = ort.InferenceSession(source, settings, providers=wanted, **left_out)
+    except Exception as e: raise _load_failure(asked, e) from e
+    return _placed(inner, asked)
 
 # %% ../../nbs/parity/05_backends.ipynb #9ef2f17d
 @dataclass
@@ -225,43 +226,21 @@ class Backend:
     share: float | None = None
     notes: list[str] = field(default_factory=list)
 
-def onnx_backend(
-    model: str | Path | bytes,  # file or bytes
-    provider: str = "cpu",  # or "reference"
-    level: str = "all",
-    options: Mapping[str, Any] | None = None,
-    folder: Path | None = None,  # of external weights, where `model` is bytes
-    threads: int = 0,  # inside an operator; 0: the runtime's own choice
-) -> Backend:
-    "A backend that runs an ONNX file. Raises `NotRun`."
-    if provider_name(provider) == REFERENCE: return _reference_backend(model)
-    if provider_name(provider) == OPENVINO: return _openvino_backend(model, folder, threads)
-    made = session(model, provider, level, options, folder=folder, threads=threads)
-    told = (
-        [] if made.share in (None, 1.0) else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"]
-    )
-    return Backend(provider, made.used, made.run, made.share, told)
-
+# %% ../../nbs/parity/05_backends.ipynb #cf6e499c
 def _reference_backend(model: str | Path | bytes) -> Backend:
+    "The evaluator of the onnx package."
     onnx = need("onnx", "onnx", "the reference evaluator")
-    from onnx.reference import ReferenceEvaluator
     loaded = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
-    evaluator: Any = ReferenceEvaluator(loaded)
+    evaluator: Any = importlib.import_module("onnx.reference").ReferenceEvaluator(loaded)
     def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
-        try:
-            return dict(
-                zip(
-                    evaluator.output_names,
-                    evaluator.run(None, {k: v for k, v in feeds.items() if k in evaluator.input_names}),
-                )
-            )
+        asked = {k: v for k, v in feeds.items() if k in evaluator.input_names}
+        try: return dict(zip(evaluator.output_names, evaluator.run(None, asked)))
         except Exception as e:
-            raise BadInput(
-                f"the ONNX reference evaluator cannot run this file ({_first_line(e)})",
-                "Use a provider of ONNX Runtime",
-            ) from e
+            raise BadInput(f"the ONNX reference evaluator cannot run this file ({_first_line(e)})",
+                           "Use a provider of ONNX Runtime") from e
     return Backend(REFERENCE, f"onnx.reference {onnx.__version__}", run)
 
+# %% ../../nbs/parity/05_backends.ipynb #00244e80
 def _openvino_backend(model: str | Path | bytes, folder: Path | None, threads: int) -> Backend:
     "OpenVINO on the CPU, told to compute in float32: its own choice is bfloat16 where the processor has it."
     try:
@@ -293,7 +272,25 @@ def _openvino_backend(model: str | Path | bytes, folder: Path | None, threads: i
         notes=["OpenVINO computes in float32, as told"],
     )
 
+# %% ../../nbs/parity/05_backends.ipynb #c615d689
+def onnx_backend(
+    model: str | Path | bytes,  # file or bytes
+    provider: str = "cpu",  # or "reference"
+    level: str = "all",
+    options: Mapping[str, Any] | None = None,
+    folder: Path | None = None,  # of external weights, where `model` is bytes
+    threads: int = 0,  # inside an operator; 0: the runtime's own choice
+) -> Backend:
+    "A backend that runs an ONNX file. Raises `NotRun`."
+    if provider_name(provider) == REFERENCE: return _reference_backend(model)
+    if provider_name(provider) == OPENVINO: return _openvino_backend(model, folder, threads)
+    made = session(model, provider, level, options, folder=folder, threads=threads)
+    told = (
+        [] if made.share in (None, 1.0) else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"]
+    )
+    return Backend(provider, made.used, made.run, made.share, told)
 
+# %% ../../nbs/parity/05_backends.ipynb #36f681ff
 def callable_backend(
     function: Callable[..., Any],  # keyword arrays → array, tuple or dictionary of arrays
     name: str = "",  # for the report

@@ -43,11 +43,12 @@ def _load(model: str | None) -> Any:
             raise
         raise KeyboardInterrupt from e  # transformers makes an import error of an interruption while it imports
 
-
+# %% ../../nbs/parity/20_commands.ipynb #b0af0223
 def _is_own(model: str) -> bool:
     "Whether MODEL is a file of the user's with code in it."
     return model.endswith((".pt2", *SCRIPTED)) or re.search(r"\.py:\w+$", model) is not None
 
+# %% ../../nbs/parity/20_commands.ipynb #29b5e0c8
 def own_module(
     model: str,  # FILE.py:NAME or FILE.pt2
 ) -> Any:
@@ -68,7 +69,7 @@ def own_module(
         "Name a class or a function that gives one",
     )
 
-
+# %% ../../nbs/parity/20_commands.ipynb #39831e80
 SCRIPTED = (".ts", ".torchscript", ".jit")  # endings of TorchScript files
 
 def _saved_program(model: str) -> Any:
@@ -94,6 +95,7 @@ def _saved_program(model: str) -> Any:
     for m in module.modules(): m.training = False  # its mode is built in
     return module
 
+# %% ../../nbs/parity/20_commands.ipynb #6e06155e
 def _scripted(script: Any) -> Any:
     "A TorchScript module whose parameters can be asked for."
     from torch import nn
@@ -105,6 +107,7 @@ def _scripted(script: Any) -> Any:
     module.script = script
     return module.eval()
 
+# %% ../../nbs/parity/20_commands.ipynb #61e20d75
 def read_weights(
     module: Any,
     path: str,  # .safetensors, or what torch.save wrote
@@ -134,6 +137,7 @@ def read_weights(
         ) from e
     return module
 
+# %% ../../nbs/parity/20_commands.ipynb #cc8995ce
 def named_in(
     source: str,  # FILE.py:NAME
 ) -> Any:
@@ -159,6 +163,7 @@ def named_in(
         )
     return getattr(module, name)
 
+# %% ../../nbs/parity/20_commands.ipynb #d7f6e173
 def read_inputs(
     source: str,  # FILE.npz, or loader.py:NAME
 ) -> Any:  # a dictionary of arrays, or a list of them
@@ -177,6 +182,7 @@ def read_inputs(
     made = made() if callable(made) else made
     return made if isinstance(made, dict) else list(made)
 
+# %% ../../nbs/parity/20_commands.ipynb #cbbc8efd
 def read_map(
     pairs: list[str] | None,  # FILE_NAME=MODEL_NAME
 ) -> dict[str, str]:
@@ -186,12 +192,14 @@ def read_map(
         raise BadInput("--map takes FILE_NAME=MODEL_NAME", "For instance --map images=pixel_values")
     return {a: b for a, _, b in split}
 
+# %% ../../nbs/parity/20_commands.ipynb #a6a5e5a8
 def _lock(model: str) -> Any:
     "The lock of MODEL for the provenance, where it can be made without a network."
     from fsdl_devinfra.hub import lock, resolve
     try: return lock(model) if resolve(model).is_local else None
     except CheckError: return None
 
+# %% ../../nbs/parity/20_commands.ipynb #600c6b00
 def run_export(
     args: argparse.Namespace,  # model, output, generation
 ) -> Outcome:
@@ -202,6 +210,7 @@ def run_export(
     made = export(module, None, Path(args.output) / "model.onnx", lock=_lock(args.model))
     return Outcome(made.to_dict(), _exported_text(made))
 
+# %% ../../nbs/parity/20_commands.ipynb #2a7eacb8
 def _exported_text(made: Any) -> str:
     rows = [[p.name, p.dtype, " × ".join(map(str, p.shape))] for p in made.inputs + made.outputs]
     head = f"{made.path}: {size_text(made.size_bytes)}, opset {made.opset}, by {made.exporter}'s exporter"
@@ -209,7 +218,7 @@ def _exported_text(made: Any) -> str:
         [head, table_text(["value", "type", "shape"], rows), *(f"not free: {f}" for f in made.fixed)]
     )
 
-
+# %% ../../nbs/parity/20_commands.ipynb #396a81d9
 def _export_generation(module: Any, args: argparse.Namespace) -> Outcome:
     from fsdl_devinfra.parity.generation import export_generation
     made = export_generation(module, Path(args.output), lock=_lock(args.model))
@@ -222,6 +231,7 @@ def _rule(args: argparse.Namespace) -> Any:
         raise BadInput("a tolerance is not a number of at least zero", "Write it like --atol 1e-4")
     return Rule(atol=args.atol, rtol=args.rtol)
 
+# %% ../../nbs/parity/20_commands.ipynb #1cd37d43
 def run_check(
     args: argparse.Namespace,  # model, onnx, provider, precision, shapes, atol, rtol, output
 ) -> Outcome:
@@ -242,6 +252,7 @@ def run_check(
     if report.status == 2: document |= _not_run(report)
     return Outcome(document, text(report), report.status)
 
+# %% ../../nbs/parity/20_commands.ipynb #031c27ac
 def _sensible(args: argparse.Namespace) -> None:
     "Options that only go with others."
     for option, value in (("--budget", args.budget), ("--metric", args.metric), ("--mixed", args.mixed)):
@@ -265,12 +276,14 @@ def _sensible(args: argparse.Namespace) -> None:
         _passed_over(args, "--as", "Say with --budget what the file may lose", "precision", "atol", "rtol")
         parse_budget(args.as_kind, args.budget)
 
+# %% ../../nbs/parity/20_commands.ipynb #50f5fa43
 def _passed_over(args: argparse.Namespace, what: str, hint: str, *options: str) -> None:
     "Refuse options that would say nothing here: a verdict must not look as if it had heard them."
     for option in options:
         if getattr(args, option) is not None:
             raise BadInput(f"--{option.removesuffix('_kind')} does not go with {what}", hint)
 
+# %% ../../nbs/parity/20_commands.ipynb #a520b6ef
 def _one_file(args: argparse.Namespace, rule: Any) -> Any:
     "The report on one file, whatever it is compared with."
     file = _file(args.onnx)  # first: a model may have to be fetched
@@ -284,12 +297,14 @@ def _one_file(args: argparse.Namespace, rule: Any) -> Any:
     if args.latency is not None: report = _timed(report, model, file, args)
     return report
 
+# %% ../../nbs/parity/20_commands.ipynb #094d1563
 def _model(args: argparse.Namespace) -> Any:
     "The module that MODEL names, or the path of an .onnx file."
     if args.model.endswith(".onnx"): return _file(args.model)
     module = _load(args.model)
     return read_weights(module, args.weights) if args.weights else module
 
+# %% ../../nbs/parity/20_commands.ipynb #4e085699
 def _inputs(args: argparse.Namespace, model: Any) -> Any:
     "The user's inputs; the held-out images for the small model in the package; else None."
     if args.inputs: return read_inputs(args.inputs)
@@ -297,6 +312,7 @@ def _inputs(args: argparse.Namespace, model: Any) -> Any:
     from fsdl_devinfra.hub.digits import held_out
     return dict(zip(("pixel_values", "labels"), held_out()))
 
+# %% ../../nbs/parity/20_commands.ipynb #04328026
 def _reduced(model: Any, file: Path, args: argparse.Namespace) -> Any:
     from fsdl_devinfra.parity.reduced import check_reduced, parse_budget
     metric = named_in(args.metric) if args.metric else None
@@ -312,6 +328,7 @@ def _reduced(model: Any, file: Path, args: argparse.Namespace) -> Any:
         args.mixed,
     )
 
+# %% ../../nbs/parity/20_commands.ipynb #612be573
 def _two_files(first: Path, second: Path, args: argparse.Namespace, rule: Any) -> Any:
     from fsdl_devinfra.parity.files import compare_files
     from fsdl_devinfra.parity.graph import file_precision, load_graph
@@ -325,6 +342,7 @@ def _two_files(first: Path, second: Path, args: argparse.Namespace, rule: Any) -
     given = read_inputs(args.inputs) if args.inputs else None
     return compare_files(first, second, given, args.provider or ["cpu"], rule, read_map(args.map))
 
+# %% ../../nbs/parity/20_commands.ipynb #4f7a65f3
 def _hinted(report: Any, model: Any, file: Path) -> Any:
     "What to write where the file was reduced on purpose."
     from fsdl_devinfra.parity.graph import file_precision, load_graph
@@ -334,6 +352,7 @@ def _hinted(report: Any, model: Any, file: Path) -> Any:
     hint = reduction_hint(load_graph(file), own)
     return replace(report, notes=[hint, *report.notes]) if hint else report
 
+# %% ../../nbs/parity/20_commands.ipynb #2f159971
 def _cut_down(report: Any, model: Any, file: Path, args: argparse.Namespace) -> Any:
     "Write the smallest file that still fails, and say so."
     from fsdl_devinfra.parity.minimal import smallest_of
@@ -345,6 +364,7 @@ def _cut_down(report: Any, model: Any, file: Path, args: argparse.Namespace) -> 
         return replace(report, notes=["no smaller file: no part of this one fails by itself", *report.notes])
     return replace(report, smallest=made.to_dict(), notes=[str(made), *report.notes])
 
+# %% ../../nbs/parity/20_commands.ipynb #41868e37
 def _timed(report: Any, model: Any, file: Path, args: argparse.Namespace) -> Any:
     from fsdl_devinfra.parity.checking import input_sets
     from fsdl_devinfra.parity.timing import latencies
@@ -361,6 +381,7 @@ def _timed(report: Any, model: Any, file: Path, args: argparse.Namespace) -> Any
     )
     return replace(report, latency=found)
 
+# %% ../../nbs/parity/20_commands.ipynb #99d78f3c
 def _compiled(model: Any, args: argparse.Namespace, rule: Any) -> Any:
     "A package of AOTInductor in the place of an .onnx file."
     from fsdl_devinfra.parity.checking import check
@@ -371,6 +392,7 @@ def _compiled(model: Any, args: argparse.Namespace, rule: Any) -> Any:
     given = read_inputs(args.inputs) if args.inputs else None
     return check(model, compiled_function(args.onnx), given, rule=rule, keep=_keeps(args))
 
+# %% ../../nbs/parity/20_commands.ipynb #5c487d40
 def repeat_command(
     args: argparse.Namespace,  # of `onnx check`
 ) -> str:
@@ -391,6 +413,7 @@ def repeat_command(
     for option, value in single.items(): words += [option, str(value)] if value is not None else []
     return shlex.join(words)
 
+# %% ../../nbs/parity/20_commands.ipynb #d450b3f6
 def _generated(args: argparse.Namespace, folder: Path, rule: Any) -> Any:
     from fsdl_devinfra.parity.generation import generation_check
     options = ("as_kind", "precision", "shapes", "inputs", "map", "weights", "reduce", "latency")
@@ -400,14 +423,17 @@ def _generated(args: argparse.Namespace, folder: Path, rule: Any) -> Any:
         raise BadInput("files for generation take one --provider", "Ask once for each")
     return generation_check(_load(args.model), folder, (args.provider or ["cpu"])[0], rule)
 
+# %% ../../nbs/parity/20_commands.ipynb #b76b4c46
 def _file(path: str) -> Path:
     from fsdl_devinfra.parity.checking import _existing
     return _existing(path)
 
+# %% ../../nbs/parity/20_commands.ipynb #1952d9cf
 def _keeps(args: argparse.Namespace) -> bool:
     "Whether the float64 reference may lie on the disk: not of the user's own code, which may change."
     return not args.no_cache and not _is_own(args.model)
 
+# %% ../../nbs/parity/20_commands.ipynb #11814e6b
 def _without_labels(module: Any, file: Path, given: Any) -> Any:
     "What the model or the file takes: a batch may hold labels too, for a metric."
     from fsdl_devinfra.parity.graph import load_graph
@@ -417,6 +443,7 @@ def _without_labels(module: Any, file: Path, given: Any) -> Any:
     def kept(s: Any) -> Any: return {k: v for k, v in s.items() if k in takes} or s
     return kept(given) if isinstance(given, dict) else [kept(s) for s in given]
 
+# %% ../../nbs/parity/20_commands.ipynb #fba63e40
 def _checked(module: Any, file: Path, args: argparse.Namespace, rule: Any) -> Any:
     from fsdl_devinfra.parity.checking import check, input_sets
     from fsdl_devinfra.parity.graph import load_graph
@@ -447,7 +474,7 @@ def _checked(module: Any, file: Path, args: argparse.Namespace, rule: Any) -> An
         else report
     )
 
-
+# %% ../../nbs/parity/20_commands.ipynb #36bf16d1
 def _searched(
     report: Any, module: Any, file: Path, args: argparse.Namespace, grid: Any, example: Any, rule: Any
 ) -> Any:
@@ -471,7 +498,7 @@ def _searched(
         notes=[*failing.notes, told, f"repeat it: {found.command}"],
     )
 
-
+# %% ../../nbs/parity/20_commands.ipynb #a7992234
 def _not_run(report: Any) -> dict[str, str]:
     notes = [note for c in report.cases if c.verdict == "not-run" for note in c.notes]
     error, _, hint = (notes[0] if notes else "nothing was compared").partition(". ")
@@ -518,7 +545,7 @@ def register(
         )
     )
 
-
+# %% ../../nbs/parity/20_commands.ipynb #b93c8ad4
 def _register_export(e: argparse.ArgumentParser) -> None:
     e.add_argument(
         "model",
@@ -536,12 +563,14 @@ def _register_export(e: argparse.ArgumentParser) -> None:
     e.set_defaults(run=run_export)
     add_json(e)
 
+# %% ../../nbs/parity/20_commands.ipynb #013e4542
 def _runs(text: str) -> int:
     "A number of at least one."
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
 
+# %% ../../nbs/parity/20_commands.ipynb #14bf2dc3
 def _register_check(c: argparse.ArgumentParser) -> None:
     c.add_argument(
         "model",

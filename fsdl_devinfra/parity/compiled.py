@@ -52,8 +52,10 @@ def compiled_function(
     aot_inductor.__name__ = f"AOTInductor {Path(path).name}"
     return aot_inductor
 
+# %% ../../nbs/parity/21_compiled.ipynb #a3b81f3b
 def _first(error: BaseException) -> str: return " ".join(str(error).split())[:160]
 
+# %% ../../nbs/parity/21_compiled.ipynb #e3147100
 def _arrays(value: Any) -> Any:
     if isinstance(value, dict): return {k: _arrays(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -41,9 +41,9 @@ else:
     torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['EXTERNAL_OVER', 'TensorSpec', 'Export', 'quiet', 'Capture', 'is_transformers', 'capture', 'source_line', 'short_path',
-           'short_traces', 'name_dims', 'write_model', 'environment_stamp', 'lock_digest', 'export', 'export_capture',
-           'baked_sizes']
+__all__ = ['EXTERNAL_OVER', 'TensorSpec', 'Export', 'quiet', 'Capture', 'is_transformers', 'short_path', 'source_line',
+           'short_traces', 'capture', 'name_dims', 'write_model', 'environment_stamp', 'lock_digest', 'baked_sizes',
+           'export', 'export_capture']
 
 # %% ../../nbs/parity/02_exporting.ipynb #48f24552
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class TensorSpec:
     dtype: str  # e.g. "float32"
     shape: list[int | str]
 
+# %% ../../nbs/parity/02_exporting.ipynb #39f9b35c
 @dataclass(frozen=True)
 class Export(Result):
     "An ONNX file and where it came from."
@@ -91,104 +92,59 @@ class Capture:
     dims: dict[str, dict[int, str]]  # parameter → axis → name
     inputs: dict[str, Any] = field(default_factory=dict)  # what it was traced with
 
+# %% ../../nbs/parity/02_exporting.ipynb #14f0e5d2
 def is_transformers(module: "nn.Module") -> bool:
     "Whether `module` is a transformers model."
-    return any(
-        c.__module__.startswith("transformers.") and c.__name__ == "PreTrainedModel"
-        for c in type(module).__mro__
-    )
+    kinds = type(module).__mro__
+    return any(c.__module__.startswith("transformers.") and c.__name__ == "PreTrainedModel" for c in kinds)
 
-
+# %% ../../nbs/parity/02_exporting.ipynb #a32ac347
 def _torch_export(
     module: "nn.Module",
     inputs: Mapping[str, Any],
     dims: Mapping[str, Mapping[int, str]],
     opset: int | None,
-    names: list[str],
-) -> Any:
+    names: list[str],  # of the outputs
+) -> Any:  # torch.onnx.ONNXProgram
+    "torch's own exporter."
     shapes = {k: {axis: torch.export.Dim.AUTO for axis in dims.get(k, {})} for k in inputs}
-    return torch.onnx.export(
-        module,
-        (),
-        kwargs=dict(inputs),
-        dynamic_shapes=shapes,
-        dynamo=True,
-        opset_version=opset,
-        verbose=False,
-        input_names=list(inputs),
-        output_names=names,
-    )
+    return torch.onnx.export(module, (), kwargs=dict(inputs), dynamic_shapes=shapes, dynamo=True, opset_version=opset,
+                             verbose=False, input_names=list(inputs), output_names=names)
+
+# %% ../../nbs/parity/02_exporting.ipynb #34dacea3
+def _auto_shapes(value: Any, axes: Mapping[int, str] | None) -> Any:
+    "Which sizes of a value may change, in torch's words; of a cache, all that transformers knows."
+    if isinstance(value, torch.Tensor): return {axis: torch.export.Dim.AUTO for axis in axes or {}}
+    tool: Any = importlib.import_module("transformers.exporters.exporter_dynamo")
+    return tool.get_auto_dynamic_shapes(value)
+
+# %% ../../nbs/parity/02_exporting.ipynb #ca5ba19e
+@contextlib.contextmanager
+def _kept_programs() -> Iterator[list[Any]]:
+    "What `torch.onnx.export` returns meanwhile, whoever calls it."
+    real, made = torch.onnx.export, []
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        made.append(real(*args, **kwargs, verbose=False))
+        return made[-1]
+    torch.onnx.export = kept
+    try: yield made
+    finally: torch.onnx.export = real
 
 def _transformers_export(
     module: "nn.Module",
     inputs: Mapping[str, Any],
     dims: Mapping[str, Mapping[int, str]],
     opset: int | None,
-    names: list[str],
-) -> Any:
+    names: list[str],  # of the outputs; this exporter has its own
+) -> Any:  # torch.onnx.ONNXProgram
+    "The exporter of transformers."
     tool: Any = importlib.import_module("transformers.exporters.exporter_onnx")
     shapes = {k: _auto_shapes(v, dims.get(k)) for k, v in inputs.items()}
-    real, made = torch.onnx.export, []
-    def kept(*args: Any, **kwargs: Any) -> Any:
-        made.append(real(*args, **kwargs, verbose=False))
-        return made[-1]
-    torch.onnx.export = kept  # the exporter returns the ONNX model alone; the traced program is needed too
-    try:
-        tool.OnnxExporter().export(
-            module,
-            dict(inputs),
-            config=tool.OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=opset),
-        )
-    finally: torch.onnx.export = real
+    config = tool.OnnxConfig(dynamic=True, dynamic_shapes=shapes, opset_version=opset)
+    with _kept_programs() as made: tool.OnnxExporter().export(module, dict(inputs), config=config)
     return made[-1]
 
-def _auto_shapes(value: Any, axes: Mapping[int, str] | None) -> Any:
-    if isinstance(value, torch.Tensor): return {axis: torch.export.Dim.AUTO for axis in axes or {}}
-    from transformers.exporters.exporter_dynamo import get_auto_dynamic_shapes
-    return get_auto_dynamic_shapes(value)
-
-def capture(
-    module: "nn.Module",  # traced in eval mode
-    inputs: Mapping[str, "Tensor"],  # an example, sizes above one where they may change
-    dims: Mapping[str, Mapping[int, str]],  # parameter → axis → name of the free dimension
-    opset: int | None = None,  # None: the exporter's own choice
-) -> Capture:
-    "Trace `module` and translate it. Raises `CheckError` with the module, the source line and ways that may work."
-    need("onnxscript", "onnx", "exporting to ONNX")
-    need("onnx", "onnx", "exporting to ONNX")
-    names = list(call(module, inputs))
-    kind = "transformers" if is_transformers(module) else "torch"
-    ways = {"transformers": _transformers_export, "torch": _torch_export}
-    with inference(module), quiet():
-        try: made = ways[kind](module, inputs, dims, opset, names)
-        except Exception as e: raise _failure(module, e, kind, inputs) from e
-    short_traces(made.model)
-    return Capture(
-        made.model, made.exported_program, kind, {k: dict(v) for k, v in dims.items()}, dict(inputs)
-    )
-
-# %% ../../nbs/parity/02_exporting.ipynb #ab184501
-_INFRASTRUCTURE = (
-    "/torch/",
-    "/onnxscript/",
-    "/onnx_ir/",
-    "/exporters/",
-    "/fsdl_devinfra/parity/",
-    "/contextlib.py",
-    "/functools.py",
-)
-
-
-def source_line(
-    text: str,  # a stack trace
-) -> str:  # "file.py:12 in forward", or ""
-    "The innermost frame of a stack trace that belongs to a model."
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', text)
-    own = [
-        f for f in frames if not any(part in f"/{f[0]}".replace("\\", "/") for part in _INFRASTRUCTURE)
-    ] or frames[-1:]
-    return f"{short_path(own[-1][0])}:{own[-1][1]} in {own[-1][2]}" if own else ""
-
+# %% ../../nbs/parity/02_exporting.ipynb #c6ac7933
 def short_path(
     path: str,  # of a source file
 ) -> str:  # without what differs between machines
@@ -202,19 +158,61 @@ def short_path(
     while (top / "__init__.py").is_file(): top = top.parent
     return Path(path).relative_to(top).as_posix() if top.is_dir() else parts[-1]
 
+# %% ../../nbs/parity/02_exporting.ipynb #ab184501
+_INFRASTRUCTURE = (
+    "/torch/",
+    "/onnxscript/",
+    "/onnx_ir/",
+    "/exporters/",
+    "/fsdl_devinfra/parity/",
+    "/contextlib.py",
+    "/functools.py",
+)
+
+_INFRASTRUCTURE = ("/torch/", "/onnxscript/", "/onnx_ir/", "/exporters/", "/fsdl_devinfra/parity/", "/contextlib.py", "/functools.py")
+
+def _is_infrastructure(file: str) -> bool: return any(part in f"/{file}".replace("\\", "/") for part in _INFRASTRUCTURE)
+
+def source_line(
+    text: str,  # a stack trace
+) -> str:  # "file.py:12 in forward", or ""
+    "The innermost frame of a stack trace that belongs to a model."
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', text)
+    own = [frame for frame in frames if not _is_infrastructure(frame[0])] or frames[-1:]
+    if not own: return ""
+    file, line, function = own[-1]
+    return f"{short_path(file)}:{line} in {function}"
+
+# %% ../../nbs/parity/02_exporting.ipynb #7435cd45
 def short_traces(
     model: Any,  # onnx_ir.Model, changed in place
 ) -> None:
     "Shorten the paths in what the exporter wrote on every node: a file that is given away says nothing about the folders of who made it."
     nodes = [*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())]
+    def shortened(text: str) -> str: return re.sub(r'File "([^"]+)"', lambda m: f'File "{short_path(m[1])}"', text)
     for node in nodes:
         for key, text in node.metadata_props.items():
-            if "File " in text:
-                node.metadata_props[key] = re.sub(
-                    r'File "([^"]+)"', lambda m: f'File "{short_path(m[1])}"', text
-                )
+            if "File " in text: node.metadata_props[key] = shortened(text)
 
+# %% ../../nbs/parity/02_exporting.ipynb #9b017552
+def _failing_node(module: "nn.Module", inputs: Mapping[str, Any] | None, text: str) -> tuple[str, str] | None:
+    "(module, source line) of the traced operator that could not be translated, by tracing without translating."
+    name = re.search(r"translating node %(\w+)", text)
+    if name is None or inputs is None: return None
+    try: program = torch.export.export(module, (), kwargs=dict(inputs), strict=False)
+    except Exception: return None
+    node = next((n for n in program.graph.nodes if n.name == name[1]), None)
+    if node is None: return None
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    inner = f".{stack[-1][0]}" if stack and stack[-1][0] else ""
+    return f"{type(module).__name__}{inner} ({node.target})", source_line(node.meta.get("stack_trace") or "")
 
+# %% ../../nbs/parity/02_exporting.ipynb #ed4c512d
+def _module_in(text: str) -> str:
+    found = re.findall(r"name_scopes'?: \[([^\]]*)\]|module_stack: .*?'([\w.]+)'", text)
+    return next((part for pair in found for part in pair if part), "")
+
+# %% ../../nbs/parity/02_exporting.ipynb #08027cbc
 _ADVICE = [
     (
         r"GuardOnDataDependent|data.dependent|Could not guard|Could not extract specialized",
@@ -239,50 +237,75 @@ _ADVICE = [
     ),
 ]
 
+def _chain(error: BaseException) -> list[BaseException]:
+    "An error and what it came from, the outermost first."
+    found, at = [], error
+    while at is not None:
+        found.append(at)
+        at = at.__cause__ or at.__context__
+    return found
+
+def _first_line(chain: list[BaseException]) -> str:
+    "What went wrong, in one line."
+    said = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
+    summary = re.search(r"## Exception summary\s+(.+)", "\n".join(map(str, chain)))
+    first = summary[1] if summary else said[0] if said else type(chain[-1]).__name__
+    return re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", first)[:200]
+
+# %% ../../nbs/parity/02_exporting.ipynb #65da6f9d
+def _trace(chain: list[BaseException]) -> str:
+    "The stack traces of a chain, the innermost error first."
+    return "\n".join("".join(traceback.format_exception(type(e), e, e.__traceback__, chain=False)) for e in reversed(chain))
+
 def _failure(
     module: "nn.Module", error: Exception, kind: str, inputs: Mapping[str, Any] | None = None
 ) -> CheckError:
-    chain, e = [], error
-    while e is not None:
-        chain.append(e)
-        e = e.__cause__ or e.__context__
-    text = "\n".join(str(x) for x in chain)
-    trace = "\n".join(
-        "".join(traceback.format_exception(type(x), x, x.__traceback__, chain=False)) for x in reversed(chain)
-    )
-    first = next(
-        (line.strip() for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__
-    )
-    summary = re.search(r"## Exception summary\s+(.+)", text)
-    first = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", summary[1] if summary else first)[:200]
+    "A failed export in one sentence, with ways that may work."
+    chain = _chain(error)
+    text = "\n".join(map(str, chain))
     inside, where = _failing_node(module, inputs, text) or (_module_in(text), "")
-    inside, where = inside or type(module).__name__, where or source_line(text) or source_line(trace)
-    ways = [advice for pattern, advice in _ADVICE if re.search(pattern, text)][:2] or [
-        "Export with dynamic=False, or another opset"
-    ]
-    return CheckError(
-        f"{inside} could not be exported by {kind}'s exporter at {where}: {first}", "; or ".join(ways)
+    inside = inside or type(module).__name__
+    where = where or source_line(text) or source_line(_trace(chain))
+    ways = [advice for pattern, advice in _ADVICE if re.search(pattern, text)][:2]
+    return CheckError(f"{inside} could not be exported by {kind}'s exporter at {where}: {_first_line(chain)}",
+                      "; or ".join(ways or ["Export with dynamic=False, or another opset"]))
+
+# %% ../../nbs/parity/02_exporting.ipynb #073005fc
+def capture(
+    module: "nn.Module",  # traced in eval mode
+    inputs: Mapping[str, "Tensor"],  # an example, sizes above one where they may change
+    dims: Mapping[str, Mapping[int, str]],  # parameter → axis → name of the free dimension
+    opset: int | None = None,  # None: the exporter's own choice
+) -> Capture:
+    "Trace `module` and translate it. Raises `CheckError` with the module, the source line and ways that may work."
+    need("onnxscript", "onnx", "exporting to ONNX")
+    need("onnx", "onnx", "exporting to ONNX")
+    names = list(call(module, inputs))
+    kind = "transformers" if is_transformers(module) else "torch"
+    ways = {"transformers": _transformers_export, "torch": _torch_export}
+    with inference(module), quiet():
+        try: made = ways[kind](module, inputs, dims, opset, names)
+        except Exception as e: raise _failure(module, e, kind, inputs) from e
+    short_traces(made.model)
+    return Capture(
+        made.model, made.exported_program, kind, {k: dict(v) for k, v in dims.items()}, dict(inputs)
     )
 
+# %% ../../nbs/parity/02_exporting.ipynb #68b996f9
+def _size_or_name(said: Any) -> int | str | None:
+    "A dimension as onnx_ir holds it. The exporter writes a size that its solver has fixed as a name made of digits."
+    if isinstance(said, int) or said.value is None: return said if isinstance(said, int) else None
+    return int(said.value) if re.fullmatch(r"\d+", str(said.value)) else str(said.value)
 
-def _failing_node(module: "nn.Module", inputs: Mapping[str, Any] | None, text: str) -> tuple[str, str] | None:
-    "(module, source line) of the traced operator that could not be translated, by tracing without translating."
-    name = re.search(r"translating node %(\w+)", text)
-    if name is None or inputs is None: return None
-    try: program = torch.export.export(module, (), kwargs=dict(inputs), strict=False)
-    except Exception: return None
-    node = next((n for n in program.graph.nodes if n.name == name[1]), None)
-    if node is None: return None
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = stack[-1][0] if stack else ""
-    return f"{type(module).__name__}{'.' + path if path else ''} ({node.target})", source_line(
-        node.meta.get("stack_trace") or ""
-    )
+# %% ../../nbs/parity/02_exporting.ipynb #fcc5921c
+def _renamed(symbol: str, meant: Mapping[str, str]) -> str:
+    return re.sub(r"\b[A-Za-z_]\w*\b", lambda m: meant.get(m[0], m[0]), symbol)
 
-
-def _module_in(text: str) -> str:
-    found = re.findall(r"name_scopes'?: \[([^\]]*)\]|module_stack: .*?'([\w.]+)'", text)
-    return next((part for pair in found for part in pair if part), "")
+# %% ../../nbs/parity/02_exporting.ipynb #1b654dd9
+def _values(model: Any) -> Iterator[Any]:
+    yield from model.graph.inputs
+    for node in model.graph:
+        yield from (o for o in node.outputs if o.shape is None or not getattr(o.shape, "frozen", False))
 
 # %% ../../nbs/parity/02_exporting.ipynb #03d00a2c
 def name_dims(
@@ -302,26 +325,13 @@ def name_dims(
             if said is not None: value.shape[axis] = said if isinstance(said, int) else _renamed(said, meant)
     return fixed
 
-def _size_or_name(said: Any) -> int | str | None:
-    "A dimension as onnx_ir holds it. The exporter writes a size that its solver has fixed as a name made of digits."
-    if isinstance(said, int) or said.value is None: return said if isinstance(said, int) else None
-    return int(said.value) if re.fullmatch(r"\d+", str(said.value)) else str(said.value)
-
-def _renamed(symbol: str, meant: Mapping[str, str]) -> str:
-    return re.sub(r"\b[A-Za-z_]\w*\b", lambda m: meant.get(m[0], m[0]), symbol)
-
-def _values(model: Any) -> Iterator[Any]:
-    yield from model.graph.inputs
-    for node in model.graph:
-        yield from (o for o in node.outputs if o.shape is None or not getattr(o.shape, "frozen", False))
-
 # %% ../../nbs/parity/02_exporting.ipynb #671b113b
 EXTERNAL_OVER = 64 * 2**20  # bytes of weights above which they are written to a file of their own
 
 def _weight_bytes(model: Any) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
-
+# %% ../../nbs/parity/02_exporting.ipynb #8b7c008b
 def write_model(
     model: Any,  # onnx_ir.Model
     path: str | Path,  # of the .onnx file
@@ -341,28 +351,34 @@ def write_model(
 
 # %% ../../nbs/parity/02_exporting.ipynb #4f0d4197
 def _digest(document: Any) -> str:
-    return hashlib.sha256(
-        (document if isinstance(document, bytes) else to_json(document).encode())
-    ).hexdigest()
+    "The sha256 of bytes, or of a document's JSON."
+    return hashlib.sha256(document if isinstance(document, bytes) else to_json(document).encode()).hexdigest()
 
-
+# %% ../../nbs/parity/02_exporting.ipynb #28cca5ee
 def environment_stamp() -> dict[str, Any]:
     "The stamp of the running environment."
     try: from fsdl_devinfra.env.stamping import stamp
     except ModuleNotFoundError: return {}
     return stamp()
 
+# %% ../../nbs/parity/02_exporting.ipynb #8d659e47
+def _document(lock: Any) -> Any:
+    "The dictionary of a lock."
+    if isinstance(lock, (str, os.PathLike)): return json.loads(Path(lock).read_text())
+    return lock.to_dict() if hasattr(lock, "to_dict") else lock
+
 def lock_digest(
     lock: Any,  # a ModelLock, its dictionary, a path to model.lock.json, or None
 ) -> str:  # sha256 of its JSON, or ""
     "What identifies the weights that were exported."
-    if lock is None: return ""
-    if isinstance(lock, (str, os.PathLike)): return _digest(json.loads(Path(lock).read_text()))
-    return _digest(lock.to_dict() if hasattr(lock, "to_dict") else lock)
+    return "" if lock is None else _digest(_document(lock))
 
+# %% ../../nbs/parity/02_exporting.ipynb #5ad8cf5f
+def _opset(model: Any) -> int: return int(model.opset_imports.get("", 0))
+
+# %% ../../nbs/parity/02_exporting.ipynb #47121f0e
 def _provenance(module: "nn.Module", made: Capture, lock: Any) -> dict[str, str]:
-    document = lock.to_dict() if hasattr(lock, "to_dict") else lock
-    if isinstance(lock, (str, os.PathLike)): document = json.loads(Path(lock).read_text())
+    "What is written into a file about itself."
     told = {
         "model_class": f"{type(module).__module__}.{type(module).__qualname__}",
         "exporter": made.exporter,
@@ -370,30 +386,83 @@ def _provenance(module: "nn.Module", made: Capture, lock: Any) -> dict[str, str]
         "versions": json.dumps(versions(), sort_keys=True),
         "environment": json.dumps(environment_stamp(), sort_keys=True),
     }
-    if document:
-        told |= {
-            "model_lock_sha256": _digest(document),
-            "model_repo": str(document.get("repo")),
-            "model_commit": str(document.get("commit")),
-        }
+    if document := _document(lock):
+        told["model_lock_sha256"] = _digest(document)
+        told |= {f"model_{key}": str(document.get(key)) for key in ("repo", "commit")}
     return {f"fsdl_devinfra.{k}": v for k, v in told.items()}
-
-def _opset(model: Any) -> int: return int(model.opset_imports.get("", 0))
 
 # %% ../../nbs/parity/02_exporting.ipynb #2d6c3def
 def _tensor_spec(value: Any) -> TensorSpec:
-    shape = [
-        d if isinstance(d, int) else str(d.value) if d.value is not None else "?" for d in (value.shape or [])
+    "An input or output of an onnx_ir model."
+    sizes = [d if isinstance(d, int) else "?" if d.value is None else str(d.value) for d in value.shape or []]
+    kind = value.dtype
+    dtype = "bfloat16" if kind is None or kind.name == "BFLOAT16" else str(kind.numpy())
+    return TensorSpec(value.name, dtype, sizes)
+
+# %% ../../nbs/parity/02_exporting.ipynb #092ac60d
+def _tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    "The inputs that are tensors."
+    return {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+
+def _free(module: "nn.Module", inputs: Mapping[str, Any], dynamic: bool | Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, str]]:
+    "The dimensions that are to be free: found by trying, or as given."
+    if dynamic is True: return free_dims(module, _tensors(inputs))
+    return {k: dict(v) for k, v in dynamic.items()} if dynamic else {}
+
+# %% ../../nbs/parity/02_exporting.ipynb #b0f34c46
+def _near(got: Any, want: Any) -> bool:
+    "Whether two arrays are the same for a first look: a baked size changes shapes, or everything."
+    if got.shape != want.shape: return False
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    largest = float(np.abs(want[np.isfinite(want)]).max(initial=0))
+    return bool(np.allclose(got, want, rtol=0, atol=0.05 * largest + 1e-30, equal_nan=True))
+
+# %% ../../nbs/parity/02_exporting.ipynb #061b2f95
+def baked_sizes(
+    module: "nn.Module",
+    inputs: Mapping[str, Any],  # of the trace
+    dims: Mapping[str, Mapping[int, str]],  # parameter → axis → name, that are free in the file
+    path: str | Path,  # of the file
+) -> set[str]:  # names of dimensions
+    "Heights and widths that the file leaves free and gets wrong: the trace has followed a branch on the size."
+    images = {k: axes for k, axes in dims.items() if inputs[k].ndim == 4}
+    free = {name: inputs[k].shape[i] for k, axes in images.items() for i, name in axes.items() if i > 1}
+    if not free or find_spec("onnxruntime") is None: return set()
+    point = with_sizes(inputs, dims, {name: size + max(1, size // 4) for name, size in free.items()})
+    try: want = as_arrays(call(module, point))
+    except Exception: return set()  # the module does not take that size either
+    try: got = session(path).run(as_arrays(point))
+    except CheckError as e: return set() if "has no kernel" in e.message else set(free)
+    return set() if all(_near(a, b) for a, b in zip(got.values(), want.values())) else set(free)
+
+# %% ../../nbs/parity/02_exporting.ipynb #ce4c07f2
+def _check_runs(module: "nn.Module", inputs: Mapping[str, Any]) -> None:
+    "Raises `BadInput` where the module does not take the inputs."
+    try: call(module, inputs)
+    except Exception as e:
+        where, why = source_line(traceback.format_exc()), " ".join(str(e).split())[:160]
+        tried = ", ".join(f"{k} {list(getattr(v, 'shape', []))}" for k, v in inputs.items())
+        raise BadInput(f"{type(module).__name__} does not run on these inputs ({type(e).__name__} at {where}: {why})",
+                       f"Give inputs that forward takes; tried {tried}") from e
+
+# %% ../../nbs/parity/02_exporting.ipynb #603b3710
+def _export_of(made: Capture, written: list[Path], path: str | Path, fixed: list[str], provenance: dict[str, str]) -> Export:
+    "What was written, before it is known how long it took."
+    graph, size = made.model.graph, sum(p.stat().st_size for p in written)
+    inputs, outputs = ([_tensor_spec(v) for v in values] for values in (graph.inputs, graph.outputs))
+    return Export(str(path), [p.name for p in written], size, _opset(made.model), made.exporter, inputs, outputs,
+                  fixed, versions(), provenance, 0.0)
+
+def _baked_text(inputs: Mapping[str, Any], dims: Mapping[str, Mapping[int, str]], baked: set[str]) -> list[str]:
+    "Sizes that had to be fixed, in words."
+    return [
+        f"{k}[{i}] ({name}) is fixed at {inputs[k].shape[i]}: a trace with it free is wrong at other sizes"
+        for k, axes in dims.items()
+        for i, name in axes.items()
+        if name in baked
     ]
-    return TensorSpec(
-        value.name,
-        str(value.dtype.numpy())
-        if value.dtype is not None and value.dtype.name != "BFLOAT16"
-        else "bfloat16",
-        shape,
-    )
 
-
+# %% ../../nbs/parity/02_exporting.ipynb #5b8f82a3
 def export(
     module: "nn.Module",  # traced in eval mode; its own modes are restored
     inputs: Mapping[str, "Tensor"] | None = None,  # an example; default: derived from the configuration
@@ -406,18 +475,10 @@ def export(
     external_over: int = EXTERNAL_OVER,  # bytes of weights above which they get a file of their own
 ) -> Export:
     "Export `module` to ONNX. Raises `CheckError` with the source line where it cannot be done."
-    return export_capture(
-        module,
-        inputs,
-        path,
-        dynamic=dynamic,
-        lock=lock,
-        config=config,
-        opset=opset,
-        external_over=external_over,
-    )[0]
+    return export_capture(module, inputs, path, dynamic=dynamic, lock=lock, config=config, opset=opset,
+                          external_over=external_over)[0]
 
-
+# %% ../../nbs/parity/02_exporting.ipynb #6c055f5a
 def export_capture(
     module: "nn.Module",
     inputs: Mapping[str, "Tensor"] | None = None,
@@ -434,13 +495,7 @@ def export_capture(
     need("torch", "torch", "exporting")
     inputs = example_inputs(module, config) if inputs is None else dict(inputs)
     _check_runs(module, inputs)
-    dims = (
-        free_dims(module, _tensors(inputs))
-        if dynamic is True
-        else {k: dict(v) for k, v in dynamic.items()}
-        if dynamic
-        else {}
-    )
+    dims = _free(module, inputs, dynamic)
     made = capture(module, inputs, dims, opset)
     fixed = name_dims(made.model, dims)
     provenance = _provenance(module, made, lock)
@@ -448,74 +503,8 @@ def export_capture(
     written = write_model(made.model, path, external_over)
     baked = baked_sizes(module, inputs, dims, path) if dynamic is True else set()
     if baked:
-        kept = {k: {i: d for i, d in axes.items() if d not in baked} for k, axes in dims.items()}
-        result, made = export_capture(
-            module, inputs, path, dynamic=kept, lock=lock, opset=opset, external_over=external_over
-        )
-        told = [
-            f"{k}[{i}] ({d}) is fixed at {inputs[k].shape[i]}: a trace with it free is wrong at other sizes"
-            for k, axes in dims.items()
-            for i, d in axes.items()
-            if d in baked
-        ]
-        return replace(result, fixed=[*result.fixed, *told], seconds=round(time.monotonic() - start, 3)), made
-    result = Export(
-        str(path),
-        [p.name for p in written],
-        sum(p.stat().st_size for p in written),
-        _opset(made.model),
-        made.exporter,
-        [_tensor_spec(v) for v in made.model.graph.inputs],
-        [_tensor_spec(v) for v in made.model.graph.outputs],
-        fixed,
-        versions(),
-        provenance,
-        round(time.monotonic() - start, 3),
-    )
-    return result, made
-
-def _tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
-
-def baked_sizes(
-    module: "nn.Module",
-    inputs: Mapping[str, Any],  # of the trace
-    dims: Mapping[str, Mapping[int, str]],  # parameter → axis → name, that are free in the file
-    path: str | Path,  # of the file
-) -> set[str]:  # names of dimensions
-    "Heights and widths that the file leaves free and gets wrong: the trace has followed a branch on the size."
-
-    free = {
-        d: inputs[k].shape[i]
-        for k, axes in dims.items()
-        for i, d in axes.items()
-        if i > 1 and inputs[k].ndim == 4
-    }
-    if not free or find_spec("onnxruntime") is None: return set()
-    point = with_sizes(inputs, dims, {d: n + max(1, n // 4) for d, n in free.items()})
-    try: want = as_arrays(call(module, point))
-    except Exception: return set()  # the module does not take that size either
-    try: got = session(path).run(as_arrays(point))
-    except CheckError as e: return set() if "has no kernel" in e.message else set(free)
-    return set() if all(_near(a, b) for a, b in zip(got.values(), want.values())) else set(free)
-
-def _near(a: Any, b: Any) -> bool:
-    "Whether two arrays are the same for a first look: a baked size changes shapes, or everything."
-    if a.shape != b.shape: return False
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return bool(
-        np.allclose(
-            a, b, rtol=0, atol=0.05 * float(np.abs(b[np.isfinite(b)]).max(initial=0)) + 1e-30, equal_nan=True
-        )
-    )
-
-
-def _check_runs(module: "nn.Module", inputs: Mapping[str, Any]) -> None:
-    try: call(module, inputs)
-    except Exception as e:
-        where = source_line(traceback.format_exc())
-        tried = ", ".join(f"{k} {list(getattr(v, 'shape', []))}" for k, v in inputs.items())
-        raise BadInput(
-            f"{type(module).__name__} does not run on these inputs ({type(e).__name__} at {where}: {' '.join(str(e).split())[:160]})",
-            f"Give inputs that forward takes; tried {tried}",
-        ) from e
+        kept = {k: {i: name for i, name in axes.items() if name not in baked} for k, axes in dims.items()}
+        result, made = export_capture(module, inputs, path, dynamic=kept, lock=lock, opset=opset, external_over=external_over)
+        result = replace(result, fixed=[*result.fixed, *_baked_text(inputs, dims, baked)])
+    else: result = _export_of(made, written, path, fixed, provenance)
+    return replace(result, seconds=round(time.monotonic() - start, 3)), made

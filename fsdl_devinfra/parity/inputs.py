@@ -23,79 +23,94 @@ else:
 __all__ = ['MAKERS', 'setting', 'config_of', 'example_inputs', 'flatten', 'lone_name', 'inference', 'call', 'flat_inputs',
            'stretched', 'runs', 'with_sizes', 'free_dims']
 
+# %% ../../nbs/parity/01_inputs.ipynb #09525d88
+def _get(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
 # %% ../../nbs/parity/01_inputs.ipynb #089da178
+_PARTS = ("text_config", "vision_config", "audio_config", "encoder", "decoder")
+
 def setting(
     config: Any,  # a transformers configuration, a dictionary, or anything with attributes
     *names: str,  # attributes to try, first one wins
     default: Any = None,  # when none is there
 ) -> Any:
     "The first of `names` that `config` or one of its sub-configurations sets."
-    parts = [
-        config,
-        *(
-            _get(config, part)
-            for part in ("text_config", "vision_config", "audio_config", "encoder", "decoder")
-        ),
-    ]
+    parts = [config, *(_get(config, part) for part in _PARTS)]
     found = (_get(part, name) for part in parts if part is not None for name in names)
     return next((value for value in found if value is not None), default)
 
+# %% ../../nbs/parity/01_inputs.ipynb #4e034432
 def config_of(
     module: "nn.Module",
 ) -> Any:  # the configuration, or {}
     "The configuration that a model carries: transformers keep it in `config`, models of the Hub's mixin in `_hub_mixin_config`."
     return getattr(module, "config", None) or getattr(module, "_hub_mixin_config", None) or {}
 
-def _get(config: Any, name: str) -> Any:
-    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-
 # %% ../../nbs/parity/01_inputs.ipynb #cec8c114
+_SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+
 def _ids(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
+    "Token ids that are no special tokens."
     size = int(setting(config, "vocab_size", default=100))
-    special = {
-        setting(config, name)
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-    }
+    special = {setting(config, name) for name in _SPECIAL}
     usual = torch.tensor([i for i in range(size) if i not in special] or [0])
     return usual[torch.randint(0, len(usual), (batch, length), generator=generator)]
 
+# %% ../../nbs/parity/01_inputs.ipynb #b280837c
 def _mask(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
     mask = torch.ones(batch, length, dtype=torch.int64)
     for row in range(1, batch): mask[row, max(1, length - 1 - row % max(1, length // 2)):] = 0
     return mask
 
+# %% ../../nbs/parity/01_inputs.ipynb #060f6617
+def _height_and_width(size: Any) -> tuple[int, int]:
+    "An image size as configurations write it: one number, a pair, or a dictionary."
+    if isinstance(size, Mapping): return size["height"], size["width"]
+    return (size, size) if isinstance(size, int) else tuple(size)
+
 def _image(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
-    size = setting(config, "image_size", default=32)
-    height, width = (
-        (size["height"], size["width"])
-        if isinstance(size, Mapping)
-        else (size, size)
-        if isinstance(size, int)
-        else tuple(size)
-    )
-    return torch.randn(
-        batch,
-        int(setting(config, "num_channels", "in_channels", default=3)),
-        height,
-        width,
-        generator=generator,
-    )
+    "An image of noise."
+    channels = int(setting(config, "num_channels", "in_channels", default=3))
+    size = _height_and_width(setting(config, "image_size", default=32))
+    return torch.randn(batch, channels, *size, generator=generator)
 
-
+# %% ../../nbs/parity/01_inputs.ipynb #ec4d03b4
 def _features(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
+    "A spectrogram, as Whisper reads it."
     frames = 2 * int(setting(config, "max_source_positions", default=50))
-    return torch.randn(
-        batch, int(setting(config, "num_mel_bins", "feature_size", default=80)), frames, generator=generator
-    )
+    bins = int(setting(config, "num_mel_bins", "feature_size", default=80))
+    return torch.randn(batch, bins, frames, generator=generator)
 
-
+# %% ../../nbs/parity/01_inputs.ipynb #140a1b0a
 def _wave(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
     return torch.randn(batch, 4000, generator=generator)
 
+# %% ../../nbs/parity/01_inputs.ipynb #d41812c2
 #: parameter of `forward` → function(config, batch, length, generator) → tensor
 MAKERS: dict[str, Callable[..., "Tensor"]] = {
     "input_ids": _ids, "decoder_input_ids": _ids, "attention_mask": _mask,
     "pixel_values": _image, "input_features": _features, "input_values": _wave}
+
+# %% ../../nbs/parity/01_inputs.ipynb #fd101ba1
+def _wanted(module: "nn.Module", config: Any) -> list[str]:
+    "The parameters of `forward` that an ordinary call gives."
+    names = [name for name in inspect.signature(module.forward).parameters if name in MAKERS]
+    left_out = set() if setting(config, "is_encoder_decoder", default=False) else {"decoder_input_ids"}
+    if "input_ids" not in names: left_out.add("attention_mask")  # some image models take one too, of another length
+    if {"input_features", "input_values"} & set(names): left_out |= {"input_ids", "attention_mask"}  # audio
+    return [name for name in names if name not in left_out]
+
+# %% ../../nbs/parity/01_inputs.ipynb #b0c5435d
+def _image_of_timm(module: "nn.Module", batch: int, generator: Any) -> dict[str, "Tensor"]:
+    size = (getattr(module, "default_cfg", None) or {}).get("input_size")
+    if size is None:
+        raise BadInput(
+            f"the inputs of {type(module).__name__} cannot be derived",
+            "Give them: inputs={'name of a parameter of forward': tensor, …}",
+        )
+    first = next(iter(inspect.signature(module.forward).parameters))
+    return {first: torch.randn(batch, *size, generator=generator)}
 
 # %% ../../nbs/parity/01_inputs.ipynb #cd73a677
 def example_inputs(
@@ -116,26 +131,15 @@ def example_inputs(
     if not names: return _image_of_timm(module, batch, generator)
     return {name: MAKERS[name](config, batch, length, generator) for name in names}
 
-def _wanted(module: "nn.Module", config: Any) -> list[str]:
-    "The parameters of `forward` that an ordinary call gives."
-    takes = list(inspect.signature(module.forward).parameters)
-    names = [name for name in takes if name in MAKERS]
-    if not setting(config, "is_encoder_decoder", default=False):
-        names = [n for n in names if n != "decoder_input_ids"]
-    if "input_ids" not in names: names = [n for n in names if n != "attention_mask"]  # some image models take one too, of another length
-    audio = {"input_features", "input_values"} & set(names)
-    if audio: names = [n for n in names if n not in ("input_ids", "attention_mask")]
-    return names
-
-def _image_of_timm(module: "nn.Module", batch: int, generator: Any) -> dict[str, "Tensor"]:
-    size = (getattr(module, "default_cfg", None) or {}).get("input_size")
-    if size is None:
-        raise BadInput(
-            f"the inputs of {type(module).__name__} cannot be derived",
-            "Give them: inputs={'name of a parameter of forward': tensor, …}",
-        )
-    first = next(iter(inspect.signature(module.forward).parameters))
-    return {first: torch.randn(batch, *size, generator=generator)}
+# %% ../../nbs/parity/01_inputs.ipynb #a5f2003a
+def _flatten_cache(cache: Any, lone: str) -> dict[str, "Tensor"]:
+    "Keys and values of a transformers cache, layer by layer."
+    return {
+        f"{lone}.{i}.{kind}": getattr(layer, kind)
+        for i, layer in enumerate(cache.layers)
+        for kind in ("keys", "values")
+        if getattr(layer, kind, None) is not None
+    }
 
 # %% ../../nbs/parity/01_inputs.ipynb #6f7913cc
 def flatten(
@@ -154,15 +158,7 @@ def flatten(
     else: return {}
     return {name: tensor for key, inner in items for name, tensor in flatten(inner, key, f"{key}.").items()}
 
-def _flatten_cache(cache: Any, lone: str) -> dict[str, "Tensor"]:
-    "Keys and values of a transformers cache, layer by layer."
-    return {
-        f"{lone}.{i}.{kind}": getattr(layer, kind)
-        for i, layer in enumerate(cache.layers)
-        for kind in ("keys", "values")
-        if getattr(layer, kind, None) is not None
-    }
-
+# %% ../../nbs/parity/01_inputs.ipynb #7b0569d3
 def lone_name(module: "nn.Module") -> str:
     "What the only output of `module` is called: its `output_names`, `logits` where its configuration speaks of labels, else `output`."
     names = getattr(module, "output_names", None)
@@ -190,6 +186,7 @@ def inference(
         for m, mode in modes.items(): m.training = mode
         for c, was in zip(configs, before): c.use_cache = was
 
+# %% ../../nbs/parity/01_inputs.ipynb #6d2472c7
 def call(
     module: "nn.Module",  # the model
     inputs: Mapping[str, "Tensor"],  # parameter of `forward` → tensor
@@ -199,11 +196,13 @@ def call(
         if _takes_positions(module): return flatten(module(*inputs.values()), lone_name(module))
         return flatten(module(**inputs), lone_name(module))
 
+# %% ../../nbs/parity/01_inputs.ipynb #5eecb437
 def _takes_positions(module: "nn.Module") -> bool:
     "Whether a module came out of `torch.export` with its inputs by position: it then refuses their names."
     spec = getattr(module, "_in_spec", None)
     return spec is not None and getattr(spec, "num_children", 0) == 2 and not spec.child(1).num_leaves
 
+# %% ../../nbs/parity/01_inputs.ipynb #f99653b5
 def flat_inputs(
     inputs: Mapping[str, Any],  # parameter of `forward` → tensor, or list of tensors
 ) -> dict[str, Any]:  # name → tensor
@@ -224,6 +223,7 @@ def _name_of(parameter: str, axis: int, rank: int, integer: bool) -> str:
     if rank == 4 and axis in (2, 3): return f"{parameter}_{'height' if axis == 2 else 'width'}"
     return f"{parameter}_dim{axis}"
 
+# %% ../../nbs/parity/01_inputs.ipynb #1b2491c4
 def stretched(
     tensor: "Tensor",  # any
     axis: int,  # of the tensor
@@ -233,6 +233,7 @@ def stretched(
     index = torch.arange(size) % tensor.shape[axis]
     return tensor.index_select(axis, index)
 
+# %% ../../nbs/parity/01_inputs.ipynb #f0458bbc
 def runs(
     module: "nn.Module",  # the model
     inputs: Mapping[str, "Tensor"],  # to try
@@ -242,6 +243,7 @@ def runs(
     except Exception: return False
     return True
 
+# %% ../../nbs/parity/01_inputs.ipynb #95eca0e8
 def with_sizes(
     inputs: Mapping[str, "Tensor"],  # an example
     dims: Mapping[str, Mapping[int, str]],  # parameter → axis → name of the dimension
@@ -254,6 +256,7 @@ def with_sizes(
             if name in sizes: out[parameter] = stretched(out[parameter], axis, sizes[name])
     return out
 
+# %% ../../nbs/parity/01_inputs.ipynb #5b3d65c6
 def free_dims(
     module: "nn.Module",  # the model
     inputs: Mapping[str, "Tensor"],  # an example; sizes above one

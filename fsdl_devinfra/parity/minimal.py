@@ -16,12 +16,17 @@ from ..core.errors import CheckError
 from ..core.lazy import lazy_module
 from ..core.results import Result, write_atomic
 from .backends import versions
-from .checking import feeds_of, retrace, shapes_of
-from .files import _length, _relative
+from .checking import _by_reference_evaluator, _fitted, feeds_of, input_sets, retrace, shapes_of
+from .feeding import completed
+from .files import _arrays, _length, _relative, _renamed_to, derived_sets
 from .graph import Graph, _reads, file_precision, load_graph, nodes_before
+from .inputs import example_inputs
 from .localization import match_values, run_graph, run_program
+from .original import as_arrays
 from .pairing import flowing, in_order, paired, run_values
+from .reach import other_sizes
 from .rule import EPS, FACTOR, FLOOR_ULPS
+from .safety import inspected
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +55,7 @@ def nodes_between(
     stops = known | set(graph.inputs)
     return nodes, [v for v in dict.fromkeys(read) if v in stops]
 
+# %% ../../nbs/parity/22_minimal.ipynb #2ba71911
 def cut_out(
     graph: Graph,
     nodes: Sequence[int],
@@ -88,13 +94,13 @@ class Known:
     fresh: Graph | None = None  # a fresh export
     names: dict[str, str] | None = None  # value of the file → of the fresh export
 
+# %% ../../nbs/parity/22_minimal.ipynb #9936c698
 def known_values(
     module: "nn.Module",
     graph: Graph,
     inputs: Mapping[str, Any],  # tensors on which the file fails
 ) -> Known:
     "Torch's values by the notes of the exporter; where there are none, by what the values are. Raises `CheckError`."
-    from fsdl_devinfra.parity.original import as_arrays
     precision = file_precision(graph)
     captured = retrace(module, graph, inputs)
     steps = run_program(captured, inputs, precision)
@@ -111,6 +117,7 @@ def known_values(
     if len(found) < len(graph.nodes) / 4: _by_values(graph, fresh, feeds, found, names)
     return Known(graph, {v: a for v, a in found.items() if a.size}, feeds, places, fresh, names)
 
+# %% ../../nbs/parity/22_minimal.ipynb #18e3491d
 def _by_values(
     graph: Graph, fresh: Graph, feeds: Mapping[str, Any], found: dict[str, Any], names: dict[str, str]
 ) -> None:
@@ -121,7 +128,7 @@ def _by_values(
             found.setdefault(p.right, left[p.left])
             names.setdefault(p.right, p.left)
 
-
+# %% ../../nbs/parity/22_minimal.ipynb #f8e0a43a
 def known_from_file(
     first: Graph,
     second: Graph,
@@ -144,6 +151,7 @@ class Piece:
     error: float  # relative to the largest expected value
     allowed: float
 
+# %% ../../nbs/parity/22_minimal.ipynb #d3ea1cb5
 def tried(
     known: Known,
     value: str,
@@ -167,6 +175,7 @@ def tried(
     error = _relative(known.values[value], got)
     return Piece(piece, feeds, value, known.values[value], got, error, allowed) if error > allowed else None
 
+# %% ../../nbs/parity/22_minimal.ipynb #556ddbf1
 def smallest_piece(
     known: Known,
     provider: str = "cpu",
@@ -180,12 +189,14 @@ def smallest_piece(
         if found: return found
     return None
 
+# %% ../../nbs/parity/22_minimal.ipynb #dc406407
 def _loudest(pieces: Sequence[Piece]) -> Piece:
     "The first that is out of line by far: what follows may only be close to its bound."
     def ratio(p: Piece) -> float: return p.error / p.allowed
     most = max(map(ratio, pieces))
     return next(p for p in pieces if ratio(p) >= min(most / 100, 1e6) and ratio(p) >= min(most, 4.0))
 
+# %% ../../nbs/parity/22_minimal.ipynb #f86e7dee
 def _grown(known: Known, value: str, stops: set[str], provider: str) -> Piece | None:
     "Move the cut back until the piece fails, then forward again at one value after another."
     left = set(stops)
@@ -202,6 +213,7 @@ def _grown(known: Known, value: str, stops: set[str], provider: str) -> Piece | 
             found = closer
     return found
 
+# %% ../../nbs/parity/22_minimal.ipynb #f467dd59
 def one_sample(
     piece: Piece,
     provider: str = "cpu",
@@ -236,7 +248,6 @@ def concerns(
     provider: str = "cpu",
 ) -> tuple[str, str]:  # ("onnxruntime", "pytorch" or "file", why)
     "Who would have to change something."
-    from fsdl_devinfra.parity.checking import _by_reference_evaluator
     exact = _by_reference_evaluator(piece.graph, piece.feeds)
     if exact is not None and _relative(piece.expected, exact[piece.output]) <= piece.allowed:
         try:
@@ -262,6 +273,7 @@ def concerns(
         return "file", "a fresh export of the module does not have this fault"
     return "file", "the nodes themselves give other values"
 
+# %% ../../nbs/parity/22_minimal.ipynb #aaa3f22a
 _TRACKER = {
     "onnxruntime": "https://github.com/microsoft/onnxruntime/issues",
     "pytorch": "https://github.com/pytorch/pytorch/issues",
@@ -304,6 +316,7 @@ class SmallestFailure(Result):
             f"{self.allowed:.2g} is allowed; {self.why}; report for {_TRACKER[self.concerns]} in {self.report}"
         )
 
+# %% ../../nbs/parity/22_minimal.ipynb #44829817
 def write_smallest(
     known: Known,
     path: str | Path,  # of the .onnx file to write
@@ -339,6 +352,7 @@ def write_smallest(
     write_atomic(report, bug_report(made, piece))
     return made
 
+# %% ../../nbs/parity/22_minimal.ipynb #d97b9d11
 def smallest_of(
     model: Any,  # a module, or the path of the first file
     file: str | Path,  # that fails
@@ -348,8 +362,6 @@ def smallest_of(
     names: Mapping[str, str] | None = None,  # input of the file → parameter of `forward`
 ) -> SmallestFailure | None:
     "The smallest failing file for a check that failed. Raises `CheckError`."
-    from fsdl_devinfra.parity.files import _arrays, _renamed_to, derived_sets
-    from fsdl_devinfra.parity.safety import inspected
     graph = Graph(inspected(file)[1], Path(file).parent)
     case = next(c for c in report.cases if c.verdict == "fail")
     provider = "cpu" if case.provider in ("reference", "openvino") else case.provider
@@ -362,6 +374,7 @@ def smallest_of(
         )
     return write_smallest(_known_of(model, graph, case.shapes, inputs, names), path, provider)
 
+# %% ../../nbs/parity/22_minimal.ipynb #e9f32d77
 def _known_of(
     module: "nn.Module",
     graph: Graph,
@@ -370,16 +383,13 @@ def _known_of(
     names: Mapping[str, str] | None,
 ) -> Known:
     "The model's values on the inputs of the case that failed."
-    from fsdl_devinfra.parity.checking import _fitted, input_sets
-    from fsdl_devinfra.parity.feeding import completed
-    from fsdl_devinfra.parity.inputs import example_inputs
-    from fsdl_devinfra.parity.reach import other_sizes
     given = [example_inputs(module)] if inputs is None else input_sets(inputs)
     graph, _ = _fitted(graph, given[0], names)
     given = [completed(module, graph, s) for s in given]
     sets = given + (other_sizes(module, graph, given[0]) if len(given) == 1 else [])
     return known_values(module, graph, next((s for s in sets if shapes_of(s) == shapes), sets[0]))
 
+# %% ../../nbs/parity/22_minimal.ipynb #0e58eab8
 def bug_report(
     made: SmallestFailure,
     piece: Piece,
@@ -414,6 +424,7 @@ def bug_report(
         + "\n"
     )
 
+# %% ../../nbs/parity/22_minimal.ipynb #43753c6c
 def _few(a: "np.ndarray | None") -> str:
     "The first numbers of an array."
     return (

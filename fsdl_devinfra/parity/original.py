@@ -26,10 +26,14 @@ from .inputs import call, config_of, flat_inputs
 from .rule import EPS
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
     import numpy as np
     import torch
     from torch import Tensor, nn
+    from torch.utils import _python_dispatch as dispatch, _pytree as pytree
 else:
+    dispatch = lazy_module("torch.utils._python_dispatch")
+    pytree = lazy_module("torch.utils._pytree")
     np = lazy_module("numpy")
     torch = lazy_module("torch")
 
@@ -42,6 +46,7 @@ __all__ = ['ROUNDS', 'NUDGE_ULPS', 'NUDGES', 'KEPT_BYTES', 'KEPT_FORMAT', 'widen
 def _low(dtype: Any) -> bool:
     return dtype in (torch.float32, torch.float16, torch.bfloat16)
 
+# %% ../../nbs/parity/04_original.ipynb #0e617273
 def widened(
     value: Any,  # anything that an operator takes
 ) -> Any:
@@ -52,22 +57,33 @@ def widened(
         return type(value)(widened(v) for v in value)
     return value
 
+# %% ../../nbs/parity/04_original.ipynb #aae5665c
+def _writes(func: Any) -> bool:
+    "Whether a function changes its argument, or reads an attribute of it."
+    name = getattr(func, "__name__", "")
+    if name == "__get__" or name.startswith(("__set", "__i")): return True
+    return name.endswith("_") and not name.endswith("__")
+
+# %% ../../nbs/parity/04_original.ipynb #c0e4b963
+def _written_to(func: Any, args: tuple[Any, ...]) -> set[int]:
+    "Positions of arguments that the operator writes to: a widened copy would swallow the result."
+    if not func._schema.is_mutable: return set()
+    known = enumerate(func._schema.arguments[: len(args)])
+    return {i for i, a in known if a.alias_info is not None and a.alias_info.is_write}
+
+# %% ../../nbs/parity/04_original.ipynb #85348674
 def float64_mode() -> Any:
     "A context in which every torch operator computes in float64."
-    from torch.overrides import TorchFunctionMode
-    from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-
-    class Float64(TorchDispatchMode):
+    class Float64(dispatch.TorchDispatchMode):
         "Widens arguments for the length of one call."
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            kwargs = kwargs or {}
             kept = _written_to(func, args)
-            with _disable_current_modes():
+            with dispatch._disable_current_modes():
                 args = tuple(a if i in kept else widened(a) for i, a in enumerate(args))
-                kwargs = {k: v if k == "out" else widened(v) for k, v in kwargs.items()}
+                kwargs = {k: v if k == "out" else widened(v) for k, v in (kwargs or {}).items()}
             return func(*args, **kwargs)
 
-    class Alike(TorchFunctionMode):
+    class Alike(torch.overrides.TorchFunctionMode):
         "Some functions (convolutions) compare the types of their arguments before the dispatcher sees them."
         def __torch_function__(self, func, types, args=(), kwargs=None):
             kwargs = kwargs or {}
@@ -81,25 +97,7 @@ def float64_mode() -> Any:
     stack.enter_context(Alike())
     return stack
 
-def _writes(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    return (
-        name == "__get__"
-        or name.startswith(("__set", "__i"))
-        or (name.endswith("_") and not name.endswith("__"))
-    )
-
-
-def _written_to(func: Any, args: tuple[Any, ...]) -> set[int]:
-    "Positions of arguments that the operator writes to: a widened copy would swallow the result."
-    if not func._schema.is_mutable: return set()
-    return {
-        i
-        for i, a in enumerate(func._schema.arguments[: len(args)])
-        if a.alias_info is not None and a.alias_info.is_write
-    }
-
-
+# %% ../../nbs/parity/04_original.ipynb #69d89a32
 def reference(
     module: "nn.Module",  # any precision; not changed
     inputs: Mapping[str, "Tensor"],  # parameter of `forward` → tensor
@@ -127,17 +125,16 @@ def torch_type(
         raise BadInput(f"{precision!r} is not a precision", "Choose " + ", ".join(_TORCH_NAME))
     return getattr(torch, _TORCH_NAME[precision])
 
+# %% ../../nbs/parity/04_original.ipynb #2e91db78
 def own_precision(
     module: "nn.Module",
 ) -> str:  # "fp32", "fp16", …
     "The precision that most parameters of `module` are in."
-
-    counts = Counter(
-        str(p.dtype).removeprefix("torch.") for p in module.parameters() for _ in [0] if p.is_floating_point()
-    )
+    counts = Counter(str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point())
     name = counts.most_common(1)[0][0] if counts else "float32"
     return {v: k for k, v in _TORCH_NAME.items() if k != "tf32"}.get(name, "fp32")
 
+# %% ../../nbs/parity/04_original.ipynb #233c42e4
 def cast_inputs(
     inputs: Mapping[str, "Tensor"],
     precision: str,  # of the float ones
@@ -149,6 +146,7 @@ def cast_inputs(
         return value.to(kind) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
     return {k: cast(v) for k, v in inputs.items()}
 
+# %% ../../nbs/parity/04_original.ipynb #3e858fe2
 def run_torch(
     module: "nn.Module",  # not changed
     inputs: Mapping[str, "Tensor"],
@@ -160,15 +158,14 @@ def run_torch(
         module = copy.deepcopy(module).to(kind)
     return call(module, cast_inputs(inputs, precision))
 
+# %% ../../nbs/parity/04_original.ipynb #eda89c65
 def as_arrays(
     tensors: Mapping[str, "Tensor"],
 ) -> dict[str, "np.ndarray"]:  # bfloat16 as float32, which holds it exactly
     "Tensors as numpy arrays."
-
-    return {
-        k: (v.float() if v.dtype == torch.bfloat16 else v).detach().cpu().numpy()
-        for k, v in flat_inputs(tensors).items()
-    }
+    def array(value: "Tensor") -> "np.ndarray":
+        return (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
+    return {k: array(v) for k, v in flat_inputs(tensors).items()}
 
 # %% ../../nbs/parity/04_original.ipynb #de4df93d
 #: parts of the names of operators that round, in ATen
@@ -178,17 +175,24 @@ ROUNDS = re.compile(
 )
 NUDGE_ULPS, NUDGES = 4.0, 16  # size of the noise, and how often it is drawn
 
+def _is_number(value: Any) -> TypeGuard[Tensor]:
+    "Whether a value is a float tensor with something in it."
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(value.numel())
+
+def _noise(value: "Tensor", epsilon: float, generator: Any) -> "Tensor":
+    "Some units in the last place of the largest value, at random."
+    finite = torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
+    units = NUDGE_ULPS * epsilon * (2 * torch.rand(value.shape, generator=generator) - 1).to(value)
+    return units * finite.abs().max()
+
+# %% ../../nbs/parity/04_original.ipynb #82c14cfe
 def _nudging(epsilon: float, generator: Any) -> Any:
     "A mode of torch in which operators that round give results with noise of some units in the last place."
-    from torch.utils._python_dispatch import TorchDispatchMode
+    def nudged(value: Any) -> Any:
+        if not _is_number(value): return value
+        return torch.where((value == value.round()) | ~value.isfinite(), value, value + _noise(value, epsilon, generator))
 
-    def nudged(v: Any) -> Any:
-        if not isinstance(v, torch.Tensor) or not v.is_floating_point() or not v.numel(): return v
-        finite = torch.nan_to_num(v, nan=0.0, posinf=0.0, neginf=0.0)
-        noise = NUDGE_ULPS * epsilon * (2 * torch.rand(v.shape, generator=generator) - 1).to(v)
-        return torch.where((v == v.round()) | ~v.isfinite(), v, v + noise * finite.abs().max())
-
-    class Nudging(TorchDispatchMode):
+    class Nudging(dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
             if not ROUNDS.search(func.overloadpacket.__name__): return out
@@ -196,12 +200,12 @@ def _nudging(epsilon: float, generator: Any) -> Any:
 
     return Nudging()
 
+# %% ../../nbs/parity/04_original.ipynb #984d0e92
 def _moved(value: Any, epsilon: float, generator: Any) -> Any:
     "A float input with noise of some units in the last place of its largest value: equal values are no longer exactly equal."
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel(): return value
-    noise = NUDGE_ULPS * epsilon * (2 * torch.rand(value.shape, generator=generator) - 1).to(value)
-    return value + noise * torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0).abs().max()
+    return value + _noise(value, epsilon, generator) if _is_number(value) else value
 
+# %% ../../nbs/parity/04_original.ipynb #91810448
 def ties(
     module: "nn.Module",
     inputs: Mapping[str, "Tensor"],
@@ -219,33 +223,30 @@ def ties(
     return found
 
 # %% ../../nbs/parity/04_original.ipynb #04bd98ff
+def _own_noise(value: "Tensor", epsilon: float, generator: Any) -> "Tensor":
+    "Up to one unit in the last place of each number, at random."
+    units = epsilon * (2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1)
+    return units.to(value.dtype).to(value.device) * value
+
 def _elementwise_nudging(epsilon: float, generator: Any) -> Any:
     "A mode of torch in which what a rounding operator reads and gives is off by up to one unit in its own last place."
-    from torch.utils._python_dispatch import TorchDispatchMode
+    def nudged(value: Any) -> Any:
+        if isinstance(value, (tuple, list)) and value and isinstance(value[0], torch.Tensor):
+            return type(value)(map(nudged, value))
+        if not _is_number(value): return value
+        return torch.where((value == value.round()) | ~value.isfinite(), value, value + _own_noise(value, epsilon, generator))
 
-    def nudged(v: Any) -> Any:
-        if isinstance(v, (tuple, list)) and v and isinstance(v[0], torch.Tensor):
-            return type(v)(map(nudged, v))
-        if not isinstance(v, torch.Tensor) or not v.is_floating_point() or not v.numel(): return v
-        noise = (
-            (epsilon * (2 * torch.rand(v.shape, generator=generator, dtype=torch.float64) - 1))
-            .to(v.dtype)
-            .to(v.device)
-        )
-        return torch.where((v == v.round()) | ~v.isfinite(), v, v + noise * v)
-
-    class Nudging(TorchDispatchMode):
+    class Nudging(dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if not ROUNDS.search(func.overloadpacket.__name__) or func._schema.is_mutable:
-                return func(*args, **kwargs)
+            kwargs, name = kwargs or {}, func.overloadpacket.__name__
+            if not ROUNDS.search(name) or func._schema.is_mutable: return func(*args, **kwargs)
             out = func(*map(nudged, args), **{k: nudged(v) for k, v in kwargs.items()})
-            if func.overloadpacket.__name__ == "cumsum":
-                return out + func(nudged(out) - out, *args[1:], **kwargs)  # every step rounds
+            if name == "cumsum": return out + func(nudged(out) - out, *args[1:], **kwargs)  # every step rounds
             return nudged(out)
 
     return Nudging()
 
+# %% ../../nbs/parity/04_original.ipynb #77683333
 def rounding_noise(
     module: "nn.Module",
     inputs: Mapping[str, "Tensor"],
@@ -278,23 +279,22 @@ def _terms(
     share = read[0].numel() // max(1, min(t.numel() for t in given))
     return max([1, share, *sizes, *filters])
 
+# %% ../../nbs/parity/04_original.ipynb #853514bf
+def _floats(value: Any) -> list["Tensor"]:
+    "The float tensors in anything, without empty ones."
+    return [leaf for leaf in pytree.tree_leaves(value) if _is_number(leaf)]
+
 def longest_sum(
     module: "nn.Module",
     inputs: Mapping[str, "Tensor"],
     precision: str = "fp32",
 ) -> int:
     "The largest number of terms that an operator adds up as the module runs on these inputs."
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
     found = [1]
-
-    def floats(value: Any) -> list["Tensor"]:
-        return [v for v in tree_leaves(value) if isinstance(v, torch.Tensor) and v.is_floating_point() and v.numel()]
-
-    class Counting(TorchDispatchMode):
+    class Counting(dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
-            read, given = floats((args, kwargs)), floats(out)
+            read, given = _floats((args, kwargs)), _floats(out)
             if ROUNDS.search(name) and read and given: found.append(_terms(name, read, given))
             return out
 
@@ -302,6 +302,12 @@ def longest_sum(
     return max(found)
 
 # %% ../../nbs/parity/04_original.ipynb #aba038ba
+def _with_error(truth: "np.ndarray", single: "np.ndarray", scale: float) -> "np.ndarray":
+    "A value with its error in float32, scaled; as it is where there is no such error."
+    if truth.dtype.kind != "f" or single.shape != truth.shape: return truth
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where(np.isfinite(single) & np.isfinite(truth), truth + (single - truth) * scale, truth)
+
 def own_outputs(
     module: "nn.Module",
     inputs: Mapping[str, "Tensor"],
@@ -311,12 +317,7 @@ def own_outputs(
     "What torch gives in `precision`; in float64, the truth with the error that float32 has, scaled."
     if precision != "fp64": return as_arrays(run_torch(module, inputs, precision))
     single, scale = as_arrays(run_torch(module, inputs, "fp32")), EPS["fp64"] / EPS["fp32"]
-    def scaled(t, s):
-        if t.dtype.kind != "f" or s.shape != t.shape: return t
-        with np.errstate(invalid="ignore", over="ignore"):
-            return np.where(np.isfinite(s) & np.isfinite(t), t + (s - t) * scale, t)
-
-    return {k: scaled(t, single[k]) for k, t in truth.items()}
+    return {k: _with_error(t, single[k], scale) for k, t in truth.items()}
 
 # %% ../../nbs/parity/04_original.ipynb #356f39be
 KEPT_BYTES = GIB  # of all kept references together
@@ -331,12 +332,14 @@ def reference_folder() -> Path:  # need not exist
     )
     return Path(os.path.expandvars(base)).expanduser() / "fsdl-devinfra" / "parity"
 
+# %% ../../nbs/parity/04_original.ipynb #66f7c032
 def _feed(digest: Any, tensors: Mapping[str, Any]) -> None:
     "Names, types, shapes and bytes of tensors into a hash, one tensor at a time."
     for name, t in tensors.items():
         digest.update(f"{name} {t.dtype} {tuple(t.shape)};".encode())
         if not t.is_meta: digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
+# %% ../../nbs/parity/04_original.ipynb #9cd5bbc9
 def module_digest(
     module: "nn.Module",
 ) -> Any:  # a sha256 object, to be fed with inputs
@@ -350,6 +353,7 @@ def module_digest(
     _feed(digest, dict(module.named_buffers(remove_duplicate=False)))
     return digest
 
+# %% ../../nbs/parity/04_original.ipynb #b4aa7b79
 KEPT_FORMAT = 1  # changes when the reference is computed or written in another way
 
 def _source_of(cls: type) -> bytes:
@@ -359,11 +363,49 @@ def _source_of(cls: type) -> bytes:
     try: return name + Path(inspect.getsourcefile(cls) or "").read_bytes()
     except (OSError, TypeError): return name + _source_of_forward(cls)
 
+# %% ../../nbs/parity/04_original.ipynb #07089680
 def _source_of_forward(cls: type) -> bytes:
     "The text of the file of `forward`, for a class whose module is not among those imported."
     code = getattr(getattr(cls, "forward", None), "__code__", None)
     try: return Path(code.co_filename).read_bytes() if code else b""
     except OSError: return b""
+
+# %% ../../nbs/parity/04_original.ipynb #50d9d8a5
+def _make_room(folder: Path, limit: int) -> None:
+    "Remove the files that were not used for the longest time."
+    files = sorted(((f.stat().st_mtime_ns, f.stat().st_size, f) for f in folder.glob("*.npz")), reverse=True)
+    total = 0
+    for _, size, f in files:
+        total += size
+        if total > limit: f.unlink(missing_ok=True)
+
+# %% ../../nbs/parity/04_original.ipynb #975b832d
+def _read_kept(file: Path) -> dict[str, "Tensor"] | None:
+    "What a file holds, or None where it is not there or not whole."
+    try:
+        data = file.read_bytes()
+        if hashlib.sha256(data[32:]).digest() != data[:32]: raise ValueError("not what was written")
+        with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays:
+            found = {str(name): torch.from_numpy(arrays[f"a{i}"]) for i, name in enumerate(arrays["names"])}
+        os.utime(file)
+        return found
+    except FileNotFoundError: return None
+    except (OSError, ValueError, KeyError, EOFError):
+        with contextlib.suppress(OSError): file.unlink()
+        return None
+
+# %% ../../nbs/parity/04_original.ipynb #66fcdd36
+def _keep(file: Path, found: Mapping[str, "Tensor"], limit: int) -> None:
+    "Write a reference and free space for it. A folder that cannot be written is no reason to stop."
+    room = io.BytesIO()
+    arrays: dict[str, Any] = {f"a{i}": t.cpu().numpy() for i, t in enumerate(found.values())}
+    np.savez(room, names=np.array(list(found), dtype=str), **arrays)
+    data = room.getvalue()
+    if len(data) + 32 > limit: return
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomic(file, hashlib.sha256(data).digest() + data)
+        _make_room(file.parent, limit)
 
 # %% ../../nbs/parity/04_original.ipynb #6bc06afc
 def kept_reference(
@@ -383,37 +425,3 @@ def kept_reference(
         found = reference(module, inputs)
         _keep(file, found, limit)
     return found
-
-def _read_kept(file: Path) -> dict[str, "Tensor"] | None:
-    "What a file holds, or None where it is not there or not whole."
-    try:
-        data = file.read_bytes()
-        if hashlib.sha256(data[32:]).digest() != data[:32]: raise ValueError("not what was written")
-        with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays:
-            found = {str(name): torch.from_numpy(arrays[f"a{i}"]) for i, name in enumerate(arrays["names"])}
-        os.utime(file)
-        return found
-    except FileNotFoundError: return None
-    except (OSError, ValueError, KeyError, EOFError):
-        with contextlib.suppress(OSError): file.unlink()
-        return None
-
-def _keep(file: Path, found: Mapping[str, "Tensor"], limit: int) -> None:
-    "Write a reference and free space for it. A folder that cannot be written is no reason to stop."
-    room = io.BytesIO()
-    arrays: dict[str, Any] = {f"a{i}": t.cpu().numpy() for i, t in enumerate(found.values())}
-    np.savez(room, names=np.array(list(found), dtype=str), **arrays)
-    data = room.getvalue()
-    if len(data) + 32 > limit: return
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomic(file, hashlib.sha256(data).digest() + data)
-        _make_room(file.parent, limit)
-
-def _make_room(folder: Path, limit: int) -> None:
-    "Remove the files that were not used for the longest time."
-    files = sorted(((f.stat().st_mtime_ns, f.stat().st_size, f) for f in folder.glob("*.npz")), reverse=True)
-    total = 0
-    for _, size, f in files:
-        total += size
-        if total > limit: f.unlink(missing_ok=True)

@@ -24,7 +24,8 @@ from ..core.units import count_of, size_text
 from .backends import PROVIDERS, Backend, NotRun, onnx_backend, provider_name, session, versions
 from .causes import Cause
 from .checking import Case, Divergence, ParityReport, _fitted, _now, _verdict, feeds_of, input_sets, retrace, shapes_of
-from .feeding import completed
+from .exporting import quiet
+from .feeding import completed, derived_inputs
 from .graph import Graph, file_precision, load_graph, nodes_before
 from .inputs import config_of, example_inputs, setting
 from .timing import Latency
@@ -58,6 +59,7 @@ class Budget:
     kl: float  # nats that the mean divergence of the distributions may be
     metric: float = 0.01  # that the user's own metric may get worse, in its own unit
 
+# %% ../../nbs/parity/17_reduced.ipynb #e296a638
 BUDGETS = {"fp16": Budget(sqnr=40, top1=0.99, kl=0.001), "int8": Budget(sqnr=20, top1=0.95, kl=0.1)}
 
 def parse_budget(
@@ -90,6 +92,7 @@ def decibels(
     if not noise > 0 or not signal > 0: return None
     return 10 * math.log10(signal / noise) if math.isfinite(noise) else -math.inf
 
+# %% ../../nbs/parity/17_reduced.ipynb #8eb45784
 @dataclass
 class Tally:
     "One output over all inputs."
@@ -156,6 +159,7 @@ def highest_share(
     share, spread = hits / rows, z * z / rows
     return (share + spread / 2 + z * math.sqrt(share * (1 - share) / rows + spread / rows / 4)) / (1 + spread)
 
+# %% ../../nbs/parity/17_reduced.ipynb #c94a58b2
 def judged_tally(
     t: Tally,
     budget: Budget,
@@ -180,6 +184,7 @@ def judged_tally(
         kl=t.kl,
     )
 
+# %% ../../nbs/parity/17_reduced.ipynb #e13b1a94
 def _lost(t: Tally, budget: Budget, db: float | None, scored: bool) -> str:
     "Why an output is not acceptable, or nothing."
     if t.wrong: return t.wrong
@@ -214,6 +219,7 @@ def holds_scores(
     if any(part in name.lower() for part in _SCORES) or value.shape[-1] in classes: return True
     return None if value.ndim == 2 else False
 
+# %% ../../nbs/parity/17_reduced.ipynb #b96bcd35
 def _classes(module: Any) -> list[int]:
     config = config_of(module)
     told = [setting(config, n) for n in ("num_labels", "num_classes", "vocab_size")] + [
@@ -236,6 +242,7 @@ class LayerLoss:
     output_db: float | None = None  # the first output, if only this layer were reduced
     nodes: list[str] = field(default_factory=list)  # of the float model, that make the value from those before it
 
+# %% ../../nbs/parity/17_reduced.ipynb #ffe39cea
 @dataclass(frozen=True)
 class WeightLoss:
     "What one weight lost."
@@ -243,6 +250,7 @@ class WeightLoss:
     sqnr_db: float | None
     size: int  # numbers
 
+# %% ../../nbs/parity/17_reduced.ipynb #bd76003b
 def loss_db(
     own: "np.ndarray",
     got: "np.ndarray",
@@ -268,6 +276,7 @@ def restored(
         if after and after not in small.outputs: found[node.input[0]] = after
     return found
 
+# %% ../../nbs/parity/17_reduced.ipynb #b8a65251
 def layer_losses(
     model: Graph,  # in float
     small: Graph,  # the reduced file
@@ -299,6 +308,7 @@ def layer_losses(
     }
     return [replace(x, output_db=effects.get(x.value)) for x in found]
 
+# %% ../../nbs/parity/17_reduced.ipynb #b566be6e
 def _right_values(
     small: Graph, feeds: Mapping[str, Any], left: Mapping[str, Any]
 ) -> tuple[dict[str, str], dict[str, Any]]:
@@ -314,6 +324,7 @@ def _right_values(
     right = {v: got[n] for v, n in names.items() if n in got and got[n].dtype.kind == "f"}
     return names, right | _integers_as_floats(small, feeds, left)
 
+# %% ../../nbs/parity/17_reduced.ipynb #96123cd9
 def segment(
     model: Graph,
     value: str,
@@ -322,12 +333,14 @@ def segment(
     "The nodes that make a value from known ones."
     return [i for i in nodes_before(model, value, known) if model.nodes[i].op_type != "Constant"]
 
+# %% ../../nbs/parity/17_reduced.ipynb #09c22b87
 def _integers_as_floats(small: Graph, feeds: Mapping[str, Any], left: Mapping[str, Any]) -> dict[str, Any]:
     "Values of a file in the QOperator form, which holds integers with a scale in place of floats."
     held = _held(small, left)
     got = run_values(small, list(held.values()), feeds)
     return {v: _real(small, v, got[held[v]]) for v in held if held[v] in got}
 
+# %% ../../nbs/parity/17_reduced.ipynb #0cb24df4
 def _held(small: Graph, values: Iterable[str]) -> dict[str, str]:
     "value of the model → the integers that stand for it in the QOperator form"
     return {
@@ -338,16 +351,19 @@ def _held(small: Graph, values: Iterable[str]) -> dict[str, str]:
         and {f"{v}_scale", f"{v}_zero_point"} <= set(small.initializers)
     }
 
+# %% ../../nbs/parity/17_reduced.ipynb #23bd49e9
 def _real(small: Graph, value: str, integers: Any) -> Any:
     "What integers stand for."
     return (integers.astype("float64") - small.array(f"{value}_zero_point")) * small.array(f"{value}_scale")
 
+# %% ../../nbs/parity/17_reduced.ipynb #fd2ced82
 def _integers(small: Graph, value: str, real: Any) -> Any:
     "The integers that stand for real numbers."
     zero = small.array(f"{value}_zero_point")
     most = np.iinfo(zero.dtype)
     return np.clip(np.rint(real / small.array(f"{value}_scale")) + zero, most.min, most.max).astype(zero.dtype)
 
+# %% ../../nbs/parity/17_reduced.ipynb #ca569d32
 def _alone_in_integers(small: Graph, own: Mapping[str, Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
     "As `_alone`, in the QOperator form: each layer reads the model's values as integers."
     held = _held(small, own)
@@ -357,6 +373,7 @@ def _alone_in_integers(small: Graph, own: Mapping[str, Any], feeds: Mapping[str,
     except CheckError: return {}
     return {v: _real(small, v, got[n]) for v, n in held.items() if n in got}
 
+# %% ../../nbs/parity/17_reduced.ipynb #74907aee
 def _alone(
     small: Graph, names: Mapping[str, str], own: Mapping[str, Any], feeds: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -368,6 +385,7 @@ def _alone(
     except CheckError: return {}
     return {v: got[n] for v, n in names.items() if n in got}
 
+# %% ../../nbs/parity/17_reduced.ipynb #1402b3ae
 #: operators that a segment is called after: those that hold weights
 HEAVY = ("Conv", "Gemm", "MatMul", "ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "Gather")
 
@@ -386,7 +404,7 @@ def _layer(model: Graph, part: Sequence[int], pair: Pair, own: Any, got: Any, al
         nodes=[model.nodes[i].name for i in part],
     )
 
-
+# %% ../../nbs/parity/17_reduced.ipynb #464a6183
 def module_in_name(
     name: str,  # of a node, as torch's older exporter writes it: /blocks/0/attention/MatMul
 ) -> str:
@@ -394,6 +412,7 @@ def module_in_name(
     parts = [p for p in name.split("/") if p]
     return ".".join(parts[:-1]) if name.startswith("/") and len(parts) > 1 else ""
 
+# %% ../../nbs/parity/17_reduced.ipynb #5155d797
 def _effect(model: Graph, value: str, alone: Any, feeds: Mapping[str, Any]) -> float | None:
     "SQNR of the first output where one value of the model is that of the reduced layer."
     first = model.outputs[0]
@@ -408,6 +427,7 @@ def _effect(model: Graph, value: str, alone: Any, feeds: Mapping[str, Any]) -> f
         return None
     return loss_db(own, got[first])
 
+# %% ../../nbs/parity/17_reduced.ipynb #01e7e14a
 def weight_losses(
     model: Graph,  # in float
     small: Graph,  # the reduced file
@@ -445,6 +465,7 @@ class CalibratedRange:
         seen = max(abs(self.seen_low), abs(self.seen_high), 1e-30)
         return "too wide" if max(abs(self.low), abs(self.high)) > UNUSED * seen else ""
 
+# %% ../../nbs/parity/17_reduced.ipynb #ec973a91
 def calibrated_ranges(
     small: Graph,  # statically quantised
     flow: Mapping[str, "np.ndarray"],  # value → what flows there in the model
@@ -488,6 +509,7 @@ class Scheme:
         }
         return how[self.tool] + (", one scale per channel" if self.per_channel else "")
 
+# %% ../../nbs/parity/17_reduced.ipynb #5568f97b
 _DYNAMIC = {
     "MatMulInteger": "MatMul",
     "ConvInteger": "Conv",
@@ -508,6 +530,7 @@ def scheme_of(
     first = graph.proto.graph.input[0].type.tensor_type.elem_type
     return Scheme("fp16", keep_io=first != 10)  # FLOAT16 of onnx.TensorProto
 
+# %% ../../nbs/parity/17_reduced.ipynb #4334c2e1
 def _dynamic_scheme(graph: Graph, kinds: set[str]) -> Scheme:
     held = graph.initializers
     zeros = [t for n, t in held.items() if n.endswith("_zero_point")]
@@ -515,6 +538,7 @@ def _dynamic_scheme(graph: Graph, kinds: set[str]) -> Scheme:
                   weight="QUInt8" if any(t.data_type == 2 for t in zeros) else "QInt8",
                   op_types=tuple(sorted({_DYNAMIC[k] for k in kinds if k in _DYNAMIC})))
 
+# %% ../../nbs/parity/17_reduced.ipynb #c3a0c2f2
 def _static_scheme(graph: Graph) -> Scheme:
     held = graph.initializers
     scales = [n.input[1] for n in graph.nodes if n.op_type == "DequantizeLinear" and n.input[0] in held]
@@ -567,6 +591,7 @@ def reduce_again(
             ) from e
         return Path(target).read_bytes()
 
+# %% ../../nbs/parity/17_reduced.ipynb #2f0b8400
 def _written(model: Graph, path: str) -> None:
 
     proto = onnx.ModelProto()
@@ -574,12 +599,13 @@ def _written(model: Graph, path: str) -> None:
     if model.folder: onnx.load_external_data_for_model(proto, str(model.folder))
     onnx.save(proto, path)
 
+# %% ../../nbs/parity/17_reduced.ipynb #2d3c5b4d
 @contextlib.contextmanager
 def _quiet_tools() -> Iterator[None]:
     "The tools warn about what is not asked here."
-    from fsdl_devinfra.parity.exporting import quiet
     with quiet(): yield
 
+# %% ../../nbs/parity/17_reduced.ipynb #32ca3526
 def _reader(batches: Sequence[Mapping[str, Any]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
     class Reader(CalibrationDataReader):
@@ -587,6 +613,7 @@ def _reader(batches: Sequence[Mapping[str, Any]]) -> Any:
         def get_next(self): return next(self.left, None)
     return Reader()
 
+# %% ../../nbs/parity/17_reduced.ipynb #58b47b1e
 def _static(
     source: str, target: str, scheme: Scheme, batches: Sequence[Mapping[str, Any]], exclude: list[str]
 ) -> None:
@@ -609,6 +636,7 @@ def _static(
         extra_options=more,
     )
 
+# %% ../../nbs/parity/17_reduced.ipynb #96c0f749
 def _dynamic(
     source: str, target: str, scheme: Scheme, batches: Sequence[Mapping[str, Any]], exclude: list[str]
 ) -> None:
@@ -623,6 +651,7 @@ def _dynamic(
         nodes_to_exclude=exclude,
     )
 
+# %% ../../nbs/parity/17_reduced.ipynb #48dce100
 def _fp16(
     source: str, target: str, scheme: Scheme, batches: Sequence[Mapping[str, Any]], exclude: list[str]
 ) -> None:
@@ -635,7 +664,7 @@ def _fp16(
         target,
     )
 
-
+# %% ../../nbs/parity/17_reduced.ipynb #ee0f5d69
 _TOOLS: dict[str, Callable[..., None]] = {"static": _static, "dynamic": _dynamic, "fp16": _fp16}
 
 # %% ../../nbs/parity/17_reduced.ipynb #e96997f4
@@ -672,6 +701,7 @@ class Proposal:
             + ("" if self.within_budget else "; still not within the budget")
         )
 
+# %% ../../nbs/parity/17_reduced.ipynb #e8d37c30
 STEPS = (1, 2, 3, 5, 8)  # layers kept in fp32, tried in this order
 GAIN = 6.0  # dB that count as far better: half the noise
 
@@ -679,6 +709,7 @@ def _worst_db(outputs: Sequence[OutputComparison]) -> float | None:
     known = [o.sqnr_db for o in outputs if o.sqnr_db is not None]
     return min(known) if known else None
 
+# %% ../../nbs/parity/17_reduced.ipynb #79b77a4b
 def propose(
     model: Graph,  # in float
     small: Graph,  # the file
@@ -716,12 +747,17 @@ def propose(
         if tried.within_budget: break
     return best if _gained(best[0].sqnr_db, best[0].mixed_db, 1.0) else None
 
+# %% ../../nbs/parity/17_reduced.ipynb #2107554a
 def _all_pass(outputs: Sequence[OutputComparison]) -> bool: return all(o.verdict == "pass" for o in outputs)
+
+# %% ../../nbs/parity/17_reduced.ipynb #0d8f3a2f
 def _level(db: float | None) -> float: return math.inf if db is None else db
+
+# %% ../../nbs/parity/17_reduced.ipynb #cc233391
 def _gained(before: float | None, after: float | None, least: float = GAIN) -> bool:
     return _level(after) >= _level(before) + least
 
-
+# %% ../../nbs/parity/17_reduced.ipynb #6c77bc00
 def _candidates(model: Graph, layers: Sequence[LayerLoss]) -> list[list[str]]:
     "Growing sets of nodes, those of the layers that bring most noise to the output first."
     names = {n.name for n in model.nodes if n.name}
@@ -804,6 +840,7 @@ class ReducedReport(ParityReport):
         "Tables and sentences beside the cases."
         return _report_lines(self)
 
+# %% ../../nbs/parity/17_reduced.ipynb #a64f7a17
 def _figures(o: OutputComparison, budget: Mapping[str, float]) -> str:
     found = [
         f"{o.sqnr_db:.1f} dB (budget {budget['sqnr']:g})"
@@ -816,8 +853,10 @@ def _figures(o: OutputComparison, budget: Mapping[str, float]) -> str:
     if o.kl is not None: found.append(f"KL {o.kl:.2g}")
     return f"{o.name} {', '.join(found)}"
 
+# %% ../../nbs/parity/17_reduced.ipynb #5358e00d
 def _db(x: float | None) -> str: return "-" if x is None else f"{x:.1f}"
 
+# %% ../../nbs/parity/17_reduced.ipynb #b5fc8f70
 def _report_lines(r: ReducedReport) -> list[str]:
     found = []
     if r.worst_layers:
@@ -862,7 +901,7 @@ def chunked(
         for i in range(0, total, step)
     ]
 
-
+# %% ../../nbs/parity/17_reduced.ipynb #dfe8b19e
 def _first(pieces: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
     "Pieces until there are `most` samples; the last one is cut where that can be done."
     found, count = [], 0
@@ -902,6 +941,7 @@ class _Original:
     graph: Callable[[], Graph]  # may raise `CheckError`
     digest: str = ""
 
+# %% ../../nbs/parity/17_reduced.ipynb #ba83c8a7
 def _original(model: Any, small: Graph, example: Mapping[str, Any]) -> _Original:
     if isinstance(model, (str, Path)):
         graph = Graph(inspected(model)[1], Path(model).parent)
@@ -925,9 +965,11 @@ def _original(model: Any, small: Graph, example: Mapping[str, Any]) -> _Original
         module_digest(model).hexdigest()[:16],
     )
 
+# %% ../../nbs/parity/17_reduced.ipynb #272773af
 class MetricFails(BadInput):
     "The user's metric cannot be called: this says nothing about the file."
 
+# %% ../../nbs/parity/17_reduced.ipynb #56696faa
 @dataclass
 class _Judge:
     "The model's outputs on all inputs, and files held against them."
@@ -1042,11 +1084,11 @@ def check_reduced(
     )
     return _as_reduced(_worse_metric(_explained(report, judge, mixed)))
 
+# %% ../../nbs/parity/17_reduced.ipynb #b9f33241
 def _data(model: Any, graph: Graph, inputs: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "(sets of inputs, everything that was given, for a metric)"
     if inputs is None:
         if not isinstance(model, (str, Path)): return [example_inputs(model, batch=CHUNK)], {}
-        from fsdl_devinfra.parity.feeding import derived_inputs
         return input_sets(derived_inputs(graph, CHUNK)), {}
     sets = input_sets(inputs)
     takes = (
@@ -1058,6 +1100,7 @@ def _data(model: Any, graph: Graph, inputs: Any) -> tuple[list[dict[str, Any]], 
     kept = [{k: v for k, v in s.items() if k in takes or k in graph.inputs} or s for s in sets]
     return kept, labels
 
+# %% ../../nbs/parity/17_reduced.ipynb #9d1f3c3a
 def _odd(graph: Graph, kind: str) -> list[str]:
     "What is strange about judging this file so."
     scheme = scheme_of(graph)
@@ -1066,20 +1109,23 @@ def _odd(graph: Graph, kind: str) -> list[str]:
         return [f"the file was made by {scheme}, and is judged as {kind}"]
     return []
 
+# %% ../../nbs/parity/17_reduced.ipynb #34828ebd
 def _as_reduced(r: ReducedReport) -> ReducedReport:
     "A budget is no measure for a file that was not reduced: that it is kept says nothing."
     if r.tool or r.verdict != "pass": return r
     told = Cause("not reduced", f"nothing in the file is {r.reduced_as}, so a budget for loss would let faults pass")
     return replace(r, verdict="not-run", causes=[told])
 
+# %% ../../nbs/parity/17_reduced.ipynb #0cfb0e43
 def _rule_text(b: Budget) -> str:
     return f"every output at least {b.sqnr:g} dB; where it holds scores, top-1 agreement at least {b.top1:.1%} and KL at most {b.kl:g} nats"
 
-
+# %% ../../nbs/parity/17_reduced.ipynb #25facd6c
 def _bytes_of(path: Path) -> int:
     facts = inspected(path)[0]
     return facts.size_bytes + facts.external_bytes
 
+# %% ../../nbs/parity/17_reduced.ipynb #f64aab8c
 def _worse_metric(r: ReducedReport) -> ReducedReport:
     if not r.metric or r.metric["model"] - r.metric["file"] <= r.budget["metric"]: return r
     told = f"your metric falls from {r.metric['model']:.4g} to {r.metric['file']:.4g}, the budget is {r.budget['metric']:g}"
@@ -1103,6 +1149,7 @@ def _explained(report: ReducedReport, judge: _Judge, mixed: str | Path | None) -
     if report.verdict != "fail" and mixed is None: return report
     return _better(report, judge, model, flow, mixed)
 
+# %% ../../nbs/parity/17_reduced.ipynb #5a31172d
 def _better(
     report: ReducedReport, judge: _Judge, model: Graph, flow: Mapping[str, Any], mixed: str | Path | None
 ) -> ReducedReport:
@@ -1125,6 +1172,7 @@ def _better(
     worst = report.worst_layers[0] if report.worst_layers else None
     return replace(report, causes=_causes(report, flow), first_divergence=_place(worst) if worst else None)
 
+# %% ../../nbs/parity/17_reduced.ipynb #9c78cfd4
 def _place(x: LayerLoss) -> Divergence:
     def relative(db: float | None) -> float:
         return 0.0 if db is None else 10 ** (-db / 20) if math.isfinite(db) else math.inf
@@ -1133,7 +1181,7 @@ def _place(x: LayerLoss) -> Divergence:
         x.value, x.node, x.op, x.module, x.source, relative(x.alone_db), relative(x.cumulative_db)
     )
 
-
+# %% ../../nbs/parity/17_reduced.ipynb #67018786
 def _causes(r: ReducedReport, flow: Mapping[str, Any]) -> list[Cause]:
     "Why so much was lost."
     found, p = [], r.proposal
