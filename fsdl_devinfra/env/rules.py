@@ -480,15 +480,25 @@ def _fits(
         if at < len(part): return False
     return len(field) - len(last) >= at and field.endswith(last)
 
+def _may_end_in(parts: tuple[str, ...], ending: str) -> bool:
+    "Whether what a pattern says behind its last star allows a field with this last word."
+    return "." not in parts[-1] or parts[-1].rpartition(".")[2] == ending
+
 @cache
-def _patterns_of(key: str) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    "The patterns under a word, with the number of their rule, the worst first."
-    found = [(number, tuple(pattern.split("*"))) for number, pattern in _index()[1].get(key, ())]
-    return tuple(sorted(found))
+def _patterns_of(
+    key: str,  # the word that they stand under
+    ending: str,  # the last word of a field
+) -> tuple[tuple[str, ...], tuple[tuple[int, tuple[str, ...]], ...]]:  # how they begin; number of the rule and parts
+    "The patterns for such a field, the worst rule first."
+    every = [(number, tuple(pattern.split("*"))) for number, pattern in _index()[1].get(key, ())]
+    found = sorted((number, parts) for number, parts in every if _may_end_in(parts, ending))
+    return tuple({parts[0] for _, parts in found}), tuple(found)
 
 def _first(key: str, field: str) -> int:
     "The worst rule among the patterns under a word that a field falls under."
-    return next((number for number, parts in _patterns_of(key) if _fits(parts, field)), len(RULES))
+    beginnings, patterns = _patterns_of(key, field.rpartition(".")[2])
+    if not field.startswith(beginnings): return len(RULES)  # an environment has a thousand fields: one look for most
+    return next((number for number, parts in patterns if _fits(parts, field)), len(RULES))
 
 @cache
 def rule_number(
