@@ -75,7 +75,7 @@ BESIDE = [("a.js", "custom_auth_token = 'Zq8Lw3Rt5Yp9'"), ("a.pl", "d_pwpasswd='
           ("a.rst", '"Secret": "Zq8Lw3Rt5Yp9"'), ("a.rst", '"S3Key": "AKIAZq8Lw3Rt5Yp9ABCD"'.replace("Zq8Lw3Rt5Yp9", "ZQ8LW3RT5YP9")), ("a.sh", "tool --private-key Zq8Lw3Rt5Yp9.x7"),
           ("a.sh", "# PASSWORD=Zq8Lw3Rt5Yp9"), ("a.sh", "#define PASSWORD \"Zq8Lw3Rt5Yp9\""), ("a.txt", "note: HF_TOKEN=Zq8Lw3Rt5Yp9"),
           ("a.py", 'SOURCE = """\\\nchar *session_cookie = Zq8Lw3Rt5Yp9;\n"""'), ("a.py", 'SM_SECRETS = "Zq8Lw3Rt5Yp9.x"'), ("a.py", 'ssh_key = (\n    b"Zq8Lw3Rt5Yp9",\n)'),
-          ("a.py", '"""\nx+y://host:port[/db][?key=Zq8Lw3Rt5Yp9&key=value...]\n"""'), ("a.py", '"dsn": "me/Zq8Lw3Rt5Yp9@host:port/service",'), ("a.py", '"dsn": "host:port/service?password=Zq8Lw3Rt5Yp9",'), ("a.py", 'url = URL("HTTPS://jo%40example.com:a%20secretZq8Lw3Rt5Yp9@example.org:1234/a")'), ("a.py", 'AZURE_PAT = "Zq8Lw3Rt5Yp9x2c4v6b8"'), ("a.py", 'storage_key = "Zq8Lw3Rt5Yp9"'), ("a.txt", "https://conda.example.org/t/or-Zq8Lw3Rt5Yp9xx/main"),
+          ("a.py", '"""\nx+y://host:port[/db][?key=Zq8Lw3Rt5Yp9&key=value...]\n"""'), ("a.py", '"dsn": "me/Zq8Lw3Rt5Yp9@host:port/service",'), ("a.py", '"dsn": "host:port/service?password=Zq8Lw3Rt5Yp9",'), ("a.py", 'url = URL("HTTPS://jo%40example.com:a%20secretZq8Lw3Rt5Yp9@example.org:1234/a")'), ("mail.txt", "> - name: DB_PASSWORD\n>   value: Zq8Lw3Rt5Yp9a7x2\n> "), ("a.py", 'AZURE_PAT = "Zq8Lw3Rt5Yp9x2c4v6b8"'), ("a.py", 'storage_key = "Zq8Lw3Rt5Yp9"'), ("a.txt", "https://conda.example.org/t/or-Zq8Lw3Rt5Yp9xx/main"),
           ("run.log", "srun --export=ALL app.password: |\n  Zq8Lw3Rt5Yp9"), ("notes.txt", "app.motdepasse: |\r\n  Zq8Lw3Rt5Yp9\r\n"), ("run.log", '"{\\"m\\": \\"setenv AdminPass Zq8Lw3Rt5Yp9/mNb4Vc6X/sgiI5jsGP\\"}"')]
 
 
