@@ -58,7 +58,10 @@ NO_SECRETS = [("a.js", "if (typeof proxy.custom_auth_request_handler !== 'functi
               ("a.rst", '"ARN": "arn:aws:secretsmanager:us-west-2:123456789012:secret:MyTestSecret-a1b2c3"'), ("a.py", "# “urn:ietf:params:oauth:token-type:saml2”"),
               ("a.rst", '"IdempotencyToken": "527c5358-2a1a-4b9e-b1b9-7293b0ddff42",'), ("a.rst", '"S3Key": "AKIAIOSFODNN7EXAMPLE"'), ("a.rst", ".. automodule:: google.oauth2.credentials\n   :members:"),
               ("a.py", 'creds = (\n    f" (tracking URI: {uri!r}, "\n    f"profile: {profile_of(uri)!r})"\n)'),
-              ("a.sh", "tool sign model.lock.json --private-key key.pem"), ("a.sh", "# the password is read from the terminal")]
+              ("a.sh", "tool sign model.lock.json --private-key key.pem"), ("a.sh", "# the password is read from the terminal"),
+              ("a.py", 'SOURCE = """\\\nuint64_t __security_cookie = 0x00002B992DDFA232ULL;\n"""'), ("a.py", 'SM_SECRETS = "secrets.env"'), ("a.py", '_SSH_KEY_FORMATS = (\n    b"ssh-ed25519",\n)'),
+              ("a.py", '"""\nx+y://user:pass@host:port[/db][?service_name=<service>[&key=value&key=value...]]\n"""'), ("a.py", '"dsn": "host:port/service?transport_timeout=30&expire_time=60",'),
+              ("a.py", '_HEX_PAT = "[0-9A-Fa-f]{1,4}"'), ("a.py", 'storage_key = "cond_frame_outputs" if first else "other"'), ("a.py", "# (https://forum.example.org/t/t5-finetuning-tips/684/3)"), ("a.py", 'url = URL("HTTPS://jo%40example.com:a%20secret@example.org:1234/a")')]
 
 
 @pytest.mark.parametrize("file, text", NO_SECRETS)
@@ -70,7 +73,10 @@ def test_what_is_no_secret_stays(file, text):
 #: beside each of them: the same place with a secret
 BESIDE = [("a.js", "custom_auth_token = 'Zq8Lw3Rt5Yp9'"), ("a.pl", "d_pwpasswd='Zq8Lw3Rt5Yp9'"), ("a.py", '"pwd": "Zq8Lw3Rt5Yp9",'), ("a.py", 'def f() -> Auth:\n    password = "Zq8Lw3Rt5Yp9"'),
           ("a.rst", '"Secret": "Zq8Lw3Rt5Yp9"'), ("a.rst", '"S3Key": "AKIAZq8Lw3Rt5Yp9ABCD"'.replace("Zq8Lw3Rt5Yp9", "ZQ8LW3RT5YP9")), ("a.sh", "tool --private-key Zq8Lw3Rt5Yp9.x7"),
-          ("a.sh", "# PASSWORD=Zq8Lw3Rt5Yp9"), ("a.sh", "#define PASSWORD \"Zq8Lw3Rt5Yp9\""), ("a.txt", "note: HF_TOKEN=Zq8Lw3Rt5Yp9")]
+          ("a.sh", "# PASSWORD=Zq8Lw3Rt5Yp9"), ("a.sh", "#define PASSWORD \"Zq8Lw3Rt5Yp9\""), ("a.txt", "note: HF_TOKEN=Zq8Lw3Rt5Yp9"),
+          ("a.py", 'SOURCE = """\\\nchar *session_cookie = Zq8Lw3Rt5Yp9;\n"""'), ("a.py", 'SM_SECRETS = "Zq8Lw3Rt5Yp9.x"'), ("a.py", 'ssh_key = (\n    b"Zq8Lw3Rt5Yp9",\n)'),
+          ("a.py", '"""\nx+y://host:port[/db][?key=Zq8Lw3Rt5Yp9&key=value...]\n"""'), ("a.py", '"dsn": "me/Zq8Lw3Rt5Yp9@host:port/service",'), ("a.py", '"dsn": "host:port/service?password=Zq8Lw3Rt5Yp9",'), ("a.py", 'url = URL("HTTPS://jo%40example.com:a%20secretZq8Lw3Rt5Yp9@example.org:1234/a")'), ("mail.txt", "> - name: DB_PASSWORD\n>   value: Zq8Lw3Rt5Yp9a7x2\n> "), ("a.py", 'AZURE_PAT = "Zq8Lw3Rt5Yp9x2c4v6b8"'), ("a.py", 'storage_key = "Zq8Lw3Rt5Yp9"'), ("a.txt", "https://conda.example.org/t/or-Zq8Lw3Rt5Yp9xx/main"),
+          ("run.log", "srun --export=ALL app.password: |\n  Zq8Lw3Rt5Yp9"), ("notes.txt", "app.motdepasse: |\r\n  Zq8Lw3Rt5Yp9\r\n"), ("run.log", '"{\\"m\\": \\"setenv AdminPass Zq8Lw3Rt5Yp9/mNb4Vc6X/sgiI5jsGP\\"}"')]
 
 
 @pytest.mark.parametrize("file, text", BESIDE)
@@ -105,6 +111,21 @@ def test_hidden_ways_leak_nothing(text): assert "Zq8Lw3Rt5" not in redact_text(t
 
 @pytest.mark.parametrize("text", ["https://user@example.org", "ssh -p 2222 host", "python train.py -p config.yaml -k 5", "unzip -P $PASSWORD a.zip", "HF_TOKEN=$(cat /run/secrets/hf)", "next=https%3A%2F%2Fexample.org%2Fa"])
 def test_what_hides_nothing_stays(text): assert redact_text(text) == text
+
+
+def test_detectors_that_are_read_are_those_that_are_imported(tmp_path, monkeypatch):
+    """Their modules run without an HTTP client; one that cannot run so makes all of them be imported."""
+    from fsdl_devinfra.env import redaction
+    imported = redaction._imported_detectors()
+    folder = Path(sys.modules["detect_secrets.plugins"].__path__[0])
+    read = redaction._read_detectors(folder)
+    assert list(read) == list(imported) and all(tuple(read[n].denylist) == tuple(v.denylist) and read[n].secret_type == v.secret_type for n, v in imported.items())
+    (tmp_path / "other.py").write_text("from .base import RegexBasedDetector\nclass Other(RegexBasedDetector):\n    secret_type, denylist = RegexBasedDetector.described()\n")
+    with pytest.raises(AttributeError): redaction._read_detectors(tmp_path)
+    monkeypatch.setattr(redaction, "_read_detectors", lambda _: redaction.__dict__["_no_such"])
+    assert redaction._found_detectors() == imported
+    code = "import sys\nfrom fsdl_devinfra.env import redaction\nassert redaction._detectors()\nprint([m for m in ('requests', 'detect_secrets') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_detectors_of_detect_secrets_are_used(monkeypatch):

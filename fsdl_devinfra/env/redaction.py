@@ -6,18 +6,24 @@
 from __future__ import annotations
 
 import base64
+import builtins
 import hashlib
 import hmac
 import importlib
 import json
 import os
 import re
+import sys
 import unicodedata
-from fnmatch import fnmatchcase
-from keyword import iskeyword
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from fnmatch import fnmatchcase
+from functools import cache, cached_property
+from importlib.machinery import SourceFileLoader
+from importlib.util import find_spec
+from keyword import iskeyword
+from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from .languages import Piece, pieces
@@ -50,43 +56,92 @@ _NOT_ASKED = frozenset(
     PrivateKeyDetector SoftlayerDetector KeywordDetector AWSKeyDetector""".split()
 )
 
-@cache
-def _detectors() -> tuple[tuple[str, re.Pattern], ...]:
-    "The expressions of detect-secrets, by the kind that they find; none where it is not installed."
-    try:
-        import pkgutil
+def _detectors_in(names: dict[str, Any], base: type) -> dict[str, Any]:
+    "The detectors among the names of a module: they go by expressions, and are asked."
+    return {
+        name: found
+        for name, found in names.items()
+        if isinstance(found, type) and issubclass(found, base) and found is not base and name not in _NOT_ASKED
+    }
 
-        import detect_secrets.plugins as plugins
-        from detect_secrets.plugins.base import RegexBasedDetector
-    except ImportError: return ()
+def _imported_detectors() -> dict[str, Any]:
+    "The detectors of detect-secrets by its own imports, which bring an HTTP client along."
+    import pkgutil
+
+    import detect_secrets.plugins as plugins
+    from detect_secrets.plugins.base import RegexBasedDetector
+
     found: dict[str, Any] = {}
     for module in pkgutil.iter_modules(plugins.__path__):
         try: names = vars(importlib.import_module(f"detect_secrets.plugins.{module.name}"))
         except ImportError: continue
-        found |= {
-            n: v
-            for n, v in names.items()
-            if isinstance(v, type) and issubclass(v, RegexBasedDetector) and v is not RegexBasedDetector
-        }
-    chosen = {n: v for n, v in found.items() if n not in _NOT_ASKED}
+        found |= _detectors_in(names, RegexBasedDetector)
+    return found
+
+# %% ../../nbs/environment/02_redaction.ipynb #c50b9d59
+class _StandIn:
+    "For a module that a detector imports: whatever is asked of it is an empty class."
+    def __init__(self, base: type): self.RegexBasedDetector = base
+    def __getattr__(self, name: str) -> type: return type(name, (), {})
+
+def _names_in(code: CodeType, base: type) -> dict[str, Any]:
+    "The names that a compiled module makes, when only Python's own library is really imported."
+    def stand_in(name: str, globals: Any = None, locals: Any = None, names: Any = (), level: int = 0) -> Any:
+        own = level == 0 and name.partition(".")[0] in sys.stdlib_module_names
+        return __import__(name, globals, locals, names) if own else _StandIn(base)
+    names: dict[str, Any] = {"__name__": code.co_filename, "__builtins__": vars(builtins) | {"__import__": stand_in}}
+    exec(code, names)
+    return names
+
+# %% ../../nbs/environment/02_redaction.ipynb #2b5287ba
+def _classes_in(code: CodeType) -> set[str]:
+    "The names of the classes that a compiled module defines."
+    return {part.co_name for part in code.co_consts if isinstance(part, CodeType) and "__module__" in part.co_names}
+
+def _read_detectors(
+    folder: Path,  # with the modules of the detectors
+) -> dict[str, Any]:
+    "The detectors in the modules of a folder. Raises whatever a module raises that needs more than their base class."
+    class Base: ...
+    found: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.py")):
+        code = SourceFileLoader(file.stem, str(file)).get_code(file.stem)
+        if file.stem == "base" or code is None or "RegexBasedDetector" not in code.co_names: continue
+        if not _classes_in(code) - _NOT_ASKED: continue
+        found |= _detectors_in(_names_in(code, Base), Base)
+    return found
+
+# %% ../../nbs/environment/02_redaction.ipynb #33f1a5c5
+def _found_detectors() -> dict[str, Any]:
+    "The detectors of detect-secrets; none where it is not installed."
+    try:
+        spec = find_spec("detect_secrets")
+        return _read_detectors(Path((spec and spec.submodule_search_locations or [""])[0], "plugins")) or _imported_detectors()
+    except ImportError: return {}
+    except Exception: return _imported_detectors()
+
+@cache
+def _detectors() -> tuple[tuple[str, re.Pattern], ...]:
+    "The expressions of detect-secrets, by the kind that they find."
     return tuple(
-        (re.sub(r"[^a-z0-9]+", "-", str(v.secret_type).lower()).strip("-"), r)
-        for v in chosen.values()
-        for r in v.denylist
+        (re.sub(r"[^a-z0-9]+", "-", str(detector.secret_type).lower()).strip("-"), expression)
+        for detector in _found_detectors().values()
+        for expression in detector.denylist
     )
 
+# %% ../../nbs/environment/02_redaction.ipynb #27829ddb
+def _alone(expression: re.Pattern) -> str:
+    "An expression as a part of another one, with its own flags."
+    letters = "".join(letter for letter in "ixsm" if expression.flags & getattr(re, letter.upper()))
+    return f"(?{letters}:{expression.pattern}\n)" if "x" in letters else f"(?{letters}:{expression.pattern})"
 
 @cache
 def _any_detector(detectors: tuple[tuple[str, re.Pattern], ...]) -> re.Pattern | None:
     "All of them at once: one look instead of a dozen."
-    def alone(e: re.Pattern) -> str:
-        letters = "".join(
-            letter for flag, letter in ((re.I, "i"), (re.X, "x"), (re.S, "s"), (re.M, "m")) if e.flags & flag
-        )
-        return f"(?{letters}:{e.pattern}\n)" if "x" in letters else f"(?{letters}:{e.pattern})"
-    try: return re.compile("|".join(alone(e) for _, e in detectors))
+    try: return re.compile("|".join(_alone(expression) for _, expression in detectors))
     except re.error: return None  # an expression that stands only alone
 
+# %% ../../nbs/environment/02_redaction.ipynb #1412ea08
 def _remove_detected(text: str) -> str:
     "What the detectors of detect-secrets find."
     if len(text) < 16: return text
@@ -149,7 +204,7 @@ telegram         | \d{8,10}:[0-9A-Za-z_-]{35}
 discord          | [MNO][A-Za-z\d_-]{23,25}\.[A-Za-z\d_-]{6}\.[A-Za-z\d_-]{27,38}
 social           | EAA[A-Z][A-Za-z0-9]{80,}|A{20,}[A-Za-z0-9%]{20,}%3D[A-Za-z0-9]{20,}|tk_(?=[a-z]*\d)[a-z0-9]{29}
 package-index    | pypi-[A-Za-z0-9_-]{16,}|npm_[A-Za-z0-9]{30,}|rubygems_[0-9a-f]{40,}|cio[A-Za-z0-9]{32}|(?<=_authToken=)\s*[^\s"']+
-package-index    | CLOJARS_[a-z0-9]{40,}|oy2[a-z0-9]{43}|(?<=/t/)(?=[\w-]*\d)(?!\w+(?:-[a-z]+){3})[\w-]{16,}(?=/)|(?<=dl\.cloudsmith\.io/)(?!public/|basic/)\w{12,}(?=/)
+package-index    | CLOJARS_[a-z0-9]{40,}|oy2[a-z0-9]{43}|(?<=/t/)(?=[\w-]*\d)(?!\w+(?:-[a-z]+){3}|\w+(?:-[a-z]+)+/)[\w-]{16,}(?=/)|(?<=dl\.cloudsmith\.io/)(?!public/|basic/)\w{12,}(?=/)
 container-index  | dckr_[po]at_[\w-]{16,}|AKC[A-Za-z0-9]{10,}|AP[\dABCDEF](?=[A-Za-z]*\d)[A-Za-z0-9]{8,}|cmVmdGtuO[A-Za-z0-9+/=]{20,}
 infrastructure   | (?:hvs|hvb|hvr)\.[\w-]{20,}|dp\.(?:pt|st|ct|sa|scim|audit)\.[\w.-]{20,}|[A-Za-z0-9]{14}\.atlasv1\.[\w-]{40,}
 infrastructure   | do[opr]_v1_[0-9a-f]{40,}
@@ -258,16 +313,20 @@ def _plain_word(word: str) -> str:
     plain = "".join(c for c in unicodedata.normalize("NFKD", word) if not unicodedata.combining(c))
     return plain.translate(_LIKE_LATIN) if re.search(r"[A-Za-z]", plain) else word
 
+def _is_about(word: str) -> bool:
+    "Whether the last word of a name says that it is about a secret: `token_path`, `ssh_key_formats`."
+    return word in _NOT_A_VALUE_NAME or word.endswith("s") and word[:-1] in _NOT_A_VALUE_NAME
+
 def _secret_words(parts: tuple[str, ...]) -> bool:
     if not parts: return False
     pairs = {" ".join(p) for p in zip(parts, parts[1:])}
     if pairs & _SECRET_PAIRS:
-        return parts[-1] not in _NOT_A_VALUE_NAME or bool(
+        return not _is_about(parts[-1]) or bool(
             {" ".join(parts[-2:])}
             & {"webhook url", "hook url", "signed url", "session id", "webhook urls", "api token"}
         )
     if (
-        parts[-1] in _NOT_A_VALUE_NAME
+        _is_about(parts[-1])
         and not (set(parts) & {"webhook", "webhooks"})
         and parts[-2:] != ("pass", "word")
     ):
@@ -279,7 +338,7 @@ def _secret_words(parts: tuple[str, ...]) -> bool:
 # %% ../../nbs/environment/02_redaction.ipynb #139ef710
 _HARMLESS = re.compile(
     r"(?i)(A\w{12}EXAMPLE|true|false|yes|no|on|off|none|null|nil|auto|default|unset|set|required|str|int|bool|optional|\*+|x+|\.\.\.|<[^>]*>"
-    r"|\$\{?\w+\}?|\$\{\w+:?[-=?]?(?:none|null|true|false|\d)?\}?|%\w+%|%\(\w+\)s|\$\(\w+\)?|\$?\{\{.*\}\}|\{[a-z_]*\}|\{self\.[\w.]*\}|(?-i:TEXT|STRING|VALUE|FILE|PATH|[A-Z_]{0,20}(?:TOKEN|KEY|PASSWORD|SECRET))|[<>=~^!]{1,2}\s?\d[\w.,<>=~^!* ]{0,20})?"
+    r"|\$\{?\w+\}?|\$\{\w+:?[-=?]?(?:none|null|true|false|\d{0,3}(?:\.\d{0,4})?)?\}?|%\w+%|%\(\w+\)s|\$\(\w+\)?|\$?\{\{.*\}\}|\{[a-z_]*\}|\{self\.[\w.]*\}|(?-i:TEXT|STRING|VALUE|FILE|PATH|[A-Z_]{0,20}(?:TOKEN|KEY|PASSWORD|SECRET))|[<>=~^!]{1,2}\s?\d[\w.,<>=~^!* ]{0,20})?"
 )
 
 #: names that hold a secret only where the value looks like one: a token of a text, a cookie's policy, an angle of a bearer
@@ -295,7 +354,13 @@ _ROOT_FOLDERS = re.compile(
 )
 
 #: a file that holds keys or settings, not the key
-_KEY_FILE = re.compile(r"[\w.~/-]*[A-Za-z][\w-]*\.(?:pem|key|pub|crt|cer|der|p12|pfx|jks|json|ya?ml|toml|txt|cfg|ini)")
+_KEY_FILE = re.compile(r"[\w.~/-]*[A-Za-z][\w-]*\.(?:pem|key|pub|crt|cer|der|p12|pfx|jks|env|json|ya?ml|toml|txt|cfg|ini)")
+
+#: first words of names that say whether, not what: `use_auth_token`
+_SWITCHES = ("use", "is", "has", "with", "enable", "disable", "require", "requires")
+
+#: a data source without who logs in: a host, a service, options that name no secret
+_PLACE_ONLY = re.compile(r"(?i)(?!.*(?:pass|pwd|secret|token|key|auth|user|uid))[\w.-]+(?::\w+)?/[\w.-]*(?:\?[\w.=&-]*)?")
 
 def _harmless(value: str, name: str = "") -> bool:
     value = value.strip().strip("\"'`")
@@ -303,6 +368,8 @@ def _harmless(value: str, name: str = "") -> bool:
         return True
     if len(value) < 2: return True
     if _ROOT_FOLDERS.fullmatch(value) or _KEY_FILE.fullmatch(value): return True
+    if words(name)[:1] and words(name)[0] in _SWITCHES and not _drawn(value): return True
+    if words(name)[-1:] == ("dsn",) and _PLACE_ONLY.fullmatch(value): return True
     return value.isdigit() and len(value) < 6 and words(name)[-1:] == ("token",)
 
 def _random(value: str, changes: int = 3) -> bool:
@@ -359,21 +426,32 @@ class Place:
     "One way of writing a secret. Two expressions, because most of what stands before a value names nothing secret."
     what: str  # it is, in a few words
     example: str  # with the secret `hunter22x`
-    head: re.Pattern  # what stands before it; the group `name`, where there is one, must name a secret
-    value: re.Pattern  # how it is written
+    before: str  # the expression of what stands before it; the group `name`, where there is one, must name a secret
+    written: str  # the expression of how it is written
+    flags: int = 0  # of both
     needs: tuple[str, ...] = ()  # a text without any of these (in lower case) is not looked at; (): a secret name
 
-def _place(what: str, example: str, head: str, value: str, flags: int = 0, needs: str = "") -> Place:
-    return Place(what, example, re.compile(head, flags), re.compile(value, flags), tuple(needs.split()))
+    @cached_property
+    def head(self) -> re.Pattern:
+        "What stands before a secret; compiled when a text is first looked at, as most captures need few places."
+        return re.compile(self.before, self.flags)
+
+    @cached_property
+    def value(self) -> re.Pattern:
+        "How a secret is written."
+        return re.compile(self.written, self.flags)
+
+def _place(what: str, example: str, before: str, written: str, flags: int = 0, needs: str = "") -> Place:
+    return Place(what, example, before, written, flags, tuple(needs.split()))
 
 _NAMED = (
     _place("text in three quotes", 'PASSWORD = """hunter22x"""',
         rf"{_NAME}\s*=\s*(?=\"\"\"|\'\'\')", r"(?P<quote>\"\"\"|\'\'\')(?:(?!(?P=quote)).)*", re.DOTALL),
     _place("block of YAML: on the lines below its name", "token: >-\n  hunter22x\n",
-        r"(?<![\w)] )(?<![\w\\.-])[\"']?(?P<name>[^\W\d][\w.\-]{0,200})[\"']?[^\S\n]*:[^\S\n]*(?:[|>][+-]?\d?)?"
-        r"[^\S\n]*\n[+> ]?[ \t]+",
-        r"(?!(?:break|continue|return|pass|yield|raise)\b|[\w.]+\()[^\s:=]+(?=[ \t]*(?:\n|$))"
-        r"(?:\n[+ ]?[ \t]+[^\s:=]+(?=[ \t]*(?:\n|$)))*"),
+        r"(?:(?<![\w)] )|(?=[^:\n]{1,204}:[^\S\n]*[|>][^\S\n]*\n))(?<![\w\\.-])"  # in a sentence only with its mark
+        r"[\"']?(?P<name>[^\W\d][\w.\-]{0,200})[\"']?[^\S\n]*:[^\S\n]*(?:[|>][+-]?\d?)?[^\S\n]*\n[+> ]?[ \t]+",
+        r"(?!(?:break|continue|return|pass|yield|raise)\b|[\w.]+\()[^\s:=]+(?=[ \t\r]*(?:\n|$))"
+        r"(?:\r?\n[+ ]?[ \t]+[^\s:=]+(?=[ \t\r]*(?:\n|$)))*"),
     _place("block of YAML inside JSON", r'{"run": "token: |\n  hunter22x\n"}',
         rf"{_NAME}[^\S\n]*:[^\S\n]*[|>][+-]?\d?[^\S\n]*\\+n[^\S\n]*", r"[^\s\\\"']+"),
     _place("assignment, entry of a dictionary, ODBC", '"password": "hunter22x"',
@@ -385,7 +463,7 @@ _NAMED = (
     _place("element of XML", "<password>hunter22x</password>", rf"<{_NAME}>", r"[^<>]+(?=</)"),
     _place("name and value as two entries", "- name: DB_PASSWORD\n  value: hunter22x\n",
         r"""\b(?:[Nn]ame|(?:Parameter)?[Kk]ey|variable)[\\"']*\s*[:=]\s*(?:\\*["'])?"""
-        r"""(?P<name>(?:[\w.\-]|\\{1,4}u[0-9a-fA-F]{4}){1,200})[\\"']*(?:\\+[nr])?[\s,;+]*"""
+        r"""(?P<name>(?:[\w.\-]|\\{1,4}u[0-9a-fA-F]{4}){1,200})[\\"']*(?:\\+[nr])?[\s,;+>]*"""
         r"""[\\"']*(?:Parameter)?[Vv]alue[\\"']*\s*[:=]\s*""",
         rf"""{_QUOTED}|[^\s"'<>]+"""),
     _place("property of Hadoop", "<name>db.password</name><value>hunter22x</value>",
@@ -401,7 +479,7 @@ _NAMED = (
         rf"{_QUOTED}|\S+"),
     _place("name that JSON wrote with \\u", r'"\u0070assword": "hunter22x"',
         r"""(?<![\w.\\-])(?P<name>[\w.-]{0,80}(?:\\{1,4}u[0-9a-fA-F]{4}){1,80}[\w.-]{0,80})\\*["']?\s*[:=]\s*""",
-        rf"{_QUOTED}|{_BARE}"),
+        rf"{_FILLED_LATER}(?:{_QUOTED}|{_BARE})"),
     _place("two arguments", 'os.environ.get("API_KEY", "hunter22x")',
         r"""\b(?:setdefault|setProperty|putenv|[Ss]etenv|getenv|get|set|put|add_argument|add_option|[Oo]ption|add_header|[Ff]ield)"""
         r"""\(\s*\\*["']-{0,2}(?P<name>[^\W\d][\w.\-]{0,200})\\*["']\s*,\s*(?:[^()\n]{0,200}?\b(?:default|value)\s*=\s*)?""",
@@ -648,22 +726,25 @@ def _ends_like_a_key(name: str) -> bool:
     "Whether a name ends as those of keys do, whatever its number."
     return name.lower().rstrip("0123456789").rstrip("_-.").endswith(_KEYS)
 
+def _is_key_like(value: str) -> bool:
+    "Whether a long value without a digit is drawn: base64 of a key, not a path."
+    return bool(_KEY_LIKE.fullmatch(value)) and _random(value, 4)
+
 def _names_a_key(name: str, value: str) -> bool:
-    if _abbreviates(name) and (
-        _random(value) or _LOOKS_SECRET.fullmatch(value) and re.search(r"[!@#$%^&*]", value)
-    ):
-        return True
-    if "pass" in words(name)[-2:] and _ends_like_a_key(name) and _LOOKS_SECRET.fullmatch(value) and _random(value, 2): return True
-    return bool(
-        _ends_like_a_key(name) and not set(words(name)) & _TABLE_KEYS and _KEY_VALUE.fullmatch(value)
-    )
+    "Whether a name that may hold a secret holds one, by the value that it has."
+    chosen = _LOOKS_SECRET.fullmatch(value) and re.search(r"[!@#$%^&*]", value)  # as forms for passwords ask
+    if _abbreviates(name) and (_random(value, 2 if len(value) > 15 else 3) or chosen): return True
+    passes = "pass" in words(name)[-2:] and _ends_like_a_key(name)
+    if passes and (chosen or _LOOKS_SECRET.fullmatch(value) and _random(value, 2)): return True
+    drawn = _KEY_VALUE.fullmatch(value) or _is_key_like(value)
+    return bool(drawn and _ends_like_a_key(name) and not set(words(name)) & _TABLE_KEYS)
 
 
 def _parts(value: str) -> tuple[str, str, str]:
     "The opening quote of a value, what it says, and what closes behind it."
     opening = re.match(r"\\*(?:\"{3}|'{3}|[\"'`])?", value)[0]  # pyright: ignore[reportOptionalSubscript]  # matches nothing too
     inner = value[len(opening):]
-    kept = inner.rstrip("\\") if opening else inner.rstrip("\\)]},;:") or inner
+    kept = inner.rstrip("\\") if opening else re.sub(r"[\\)\]},;:]*(?:\\*[\"'][\\)\]},;:]*)?$", "", inner) or inner
     return opening, kept, inner[len(kept):]
 
 def _cleaned(written: str, name: str, head: str, strict: bool = False) -> str | None:
@@ -672,13 +753,13 @@ def _cleaned(written: str, name: str, head: str, strict: bool = False) -> str | 
     if (
         strict
         and not _LOOKS_SECRET.fullmatch(value)
-        and not (_KEY_LIKE.fullmatch(value) and _random(value, 6))
+        and not _is_key_like(value)
     ):
         return None
     if not value or "<removed:" in value or _harmless(value, name): return None
     if strict and _counts_sessions(name) and not _is_session(value): return None
     if name and not (secret_name(name) or _names_a_key(name, value)): return None
-    if name and (_is_code(written, name, head) if not opening else _only_about(value, name)): return None
+    if name and (_is_code(written.rstrip("\\"), name, head) if not opening else _only_about(value, name)): return None
     return opening + _mark("named", value) + closing
 
 def _only_about(value: str, name: str) -> bool:
@@ -699,12 +780,14 @@ def _only_about(value: str, name: str) -> bool:
 _NAME_OF_CODE = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)+|[a-z]+(?:_[a-z]+)+")
 _ASSIGNED = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*(?:\[.*|\(.*)")
 
-_SWITCHES = ("use", "is", "has", "with", "enable", "disable", "require", "requires")
+#: a number of C, no longer than a machine word and with the ending that says its type: `__security_cookie = 0x2B99UL;`
+_WORD_OF_C = re.compile(r"0[xX][0-9a-fA-F]{1,16}(?i:u?ll?|ll?u|u)[;,)\]}]*")
 
 def _is_code(written: str, name: str, head: str) -> bool:
     "Whether what stands bare behind a name is a part of a program: a call, another name, a type."
     if name.startswith("-"): return (_weak(name) or words(name)[0] in _SWITCHES) and not _drawn(written)
     bare = written.rstrip(")]},;:.")
+    if _WORD_OF_C.fullmatch(written): return True
     if iskeyword(bare) or _weak(name) and not _drawn(bare): return True
     if _CODE.fullmatch(written) or _only_about(bare, name): return True
     if name.isupper() or _random(bare): return False
@@ -778,22 +861,27 @@ def _remove_manifest(text: str) -> str:
 _LONE = r"<removed:[a-z0-9-]+#[0-9a-f]{4}>"
 #: what is filled in later, and in a list of characters of an expression
 _FILLED = r"(?:\$?\{\{?[\w.]+\}\}?|\$\w+|<[\w-]+>|%s|\*+|[a-z]{1,12})"
+#: a password that only says what it is: `a%20secret`
+_SAID_PASSWORD = r"[^:]*:(?:(?:an?|my|your|the)(?:%20|[_-])?)?(?:secret|password|passwd|pass)"
 _USERINFO = re.compile(
     rf"(?P<scheme>[A-Za-z0-9+.-]{{0,30}}://)"
     rf"(?P<user>{_LONE}|[^/\s\"'<>?#]{{1,4096}}|[^/\s\"'@:]{{0,200}}:(?!\d{{1,5}}(?:/|$))[^\s\"']{{1,1000}})@"
 )
 _QUERY = re.compile(r"(?P<head>[?&#;](?P<name>[\w.\-%]+)=)(?P<value>[^&#\s\"'<>;]+)")
+#: how a manual writes an address: `?key=value&key=value...]`
+_SAID_OF_A_VALUE = re.compile(r"(?i:value|val)\d?(?:\.{3}|…)?[\])}]*")
 _QUERY_NAMES = frozenset("sig signature key code token sas hmac credential security policy keypairid".split())
 
 def _remove_address(text: str) -> str:
     def userinfo(m: re.Match) -> str:
-        if re.fullmatch(rf"[a-z]{{1,12}}|{_LONE}|{_FILLED}(?::{_FILLED})?|\[.*", m["user"]): return m[0]
+        if re.fullmatch(rf"[a-z]{{1,12}}|{_LONE}|{_FILLED}(?::{_FILLED})?|\[.*|{_SAID_PASSWORD}", m["user"]): return m[0]
         return m["scheme"] + _mark("userinfo", m["user"]) + "@"
     def query(m: re.Match) -> str:
-        named = secret_name(m["name"]) or {*words(m["name"])[-1:], "".join(words(m["name"]))} & _QUERY_NAMES
+        word = re.fullmatch(r"[a-z]{1,12}", m["value"])  # of an address that only may be signed: `?policy=strict`
+        named = secret_name(m["name"]) or not word and {*words(m["name"])[-1:], "".join(words(m["name"]))} & _QUERY_NAMES
         return (
             m[0]
-            if not named or "<removed:" in m["value"] or _harmless(m["value"])
+            if not named or "<removed:" in m["value"] or _harmless(m["value"], m["name"]) or _SAID_OF_A_VALUE.fullmatch(m["value"])
             else m["head"] + _mark("query", m["value"])
         )
 
@@ -875,12 +963,18 @@ def _is_session(value: str) -> bool:
     "Whether an identifier of a session is drawn: most are counters and names of runs."
     return len(value) > 23 and _random(value)
 
+def _is_named_so(name: str, value: str) -> bool:
+    "Whether a name has its other meaning: `HEX_PAT` a pattern, `storage_key` the key of an entry."
+    parts = words(name)
+    pattern = "pat" in parts and not set(parts) & (_SECRET_WORDS - {"pat"}) and not re.fullmatch(r"[\w.=-]{16,}", value)
+    return pattern or parts[-1] == "key" and bool(_NAME_OF_CODE.fullmatch(value))
+
 def _is_secret_literal(name: str, value: str) -> bool:
     "Whether a literal that `name` is given is a secret and not a word, a name or a message about one."
     if not value or "<removed:" in value or _harmless(value, name) or _CODE_WORD.fullmatch(value):
         return False
     if _names_a_key(name, value) and re.search(r"\d", value): return True
-    if not secret_name(name): return False
+    if not secret_name(name) or _is_named_so(name, value): return False
     if value.isalpha() and value.lower() in name.lower(): return False  # PARAM_PASSWORD "pass"
     if value.startswith(("-", "/", "<", "[", "$", "%")) and not re.search(r"\d", value): return False
     if _SENTENCE.fullmatch(value) and "phrase" not in name.lower(): return False

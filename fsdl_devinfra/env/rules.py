@@ -5,7 +5,6 @@
 # %% ../../nbs/environment/11_rules.ipynb #1bbc1306
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -468,29 +467,49 @@ def _index() -> tuple[dict[str, int], dict[str, list[tuple[int, str]]]]:
             ).append((i, field))
     return exact, patterns
 
+def _fits(
+    parts: tuple[str, ...],  # of a pattern, between its stars
+    field: str,  # dotted name
+) -> bool:
+    "Whether a field is as a pattern says; `*` stands for any characters."
+    first, *middle, last = parts
+    if not field.startswith(first): return False
+    at = len(first)
+    for part in middle:
+        at = field.find(part, at) + len(part)
+        if at < len(part): return False
+    return len(field) - len(last) >= at and field.endswith(last)
+
+def _may_end_in(parts: tuple[str, ...], ending: str) -> bool:
+    "Whether what a pattern says behind its last star allows a field with this last word."
+    return "." not in parts[-1] or parts[-1].rpartition(".")[2] == ending
+
 @cache
-def _compiled(patterns: tuple[tuple[int, str], ...]) -> list[tuple[int, re.Pattern]]:
-    grouped: dict[int, list[str]] = {}
-    for i, pattern in patterns:
-        grouped.setdefault(i, []).append(".*".join(re.escape(p) for p in pattern.split("*")))
-    return [(i, re.compile("|".join(found), re.DOTALL)) for i, found in sorted(grouped.items())]
+def _patterns_of(
+    key: str,  # the word that they stand under
+    ending: str,  # the last word of a field
+) -> tuple[tuple[str, ...], tuple[tuple[int, tuple[str, ...]], ...]]:  # how they begin; number of the rule and parts
+    "The patterns for such a field, the worst rule first."
+    every = [(number, tuple(pattern.split("*"))) for number, pattern in _index()[1].get(key, ())]
+    found = sorted((number, parts) for number, parts in every if _may_end_in(parts, ending))
+    return tuple({parts[0] for _, parts in found}), tuple(found)
 
-def _first(key: str, patterns: dict[str, list[tuple[int, str]]], field: str) -> int:
-    return next(
-        (i for i, pattern in _compiled(tuple(patterns.get(key, ()))) if pattern.fullmatch(field)), len(RULES)
-    )
-
+def _first(key: str, field: str) -> int:
+    "The worst rule among the patterns under a word that a field falls under."
+    beginnings, patterns = _patterns_of(key, field.rpartition(".")[2])
+    if not field.startswith(beginnings): return len(RULES)  # an environment has a thousand fields: one look for most
+    return next((number for number, parts in patterns if _fits(parts, field)), len(RULES))
 
 @cache
 def rule_number(
     field: str,  # dotted name, e.g. "packages.torch.version"
 ) -> int:  # position in `RULES`: small is worse
     "Which rule a field falls under."
-    exact, patterns = _index()
+    exact, _ = _index()
     first, _, rest = field.partition(".")
     return min(
         exact.get(field, len(RULES)),
-        *(_first(key, patterns, field) for key in (f"{first}.{rest.partition('.')[0]}", first, "*")),
+        *(_first(key, field) for key in (f"{first}.{rest.partition('.')[0]}", first, "*")),
     )
 
 

@@ -3,7 +3,11 @@
 A setting that changes bits and is not called numerics is a fault. One that changes none here and is called numerics is a false alarm, unless
 another processor or a GPU would show it; those are listed with what the rules say.
 
-python tests/studies/env_bits.py --seed 1 --settings 90
+Variables need a new process each, which costs an import of torch; settings made by code are forked from one process that has imported it.
+Each row is printed as it is measured; after `--minutes` no further setting is started, and those that were not reached are named.
+
+python tests/studies/env_bits.py --seed 1                                all settings, a quarter of an hour on two free cores
+python tests/studies/env_bits.py --seed 1 --settings 90 --minutes 20
 """
 import argparse
 import hashlib
@@ -13,7 +17,8 @@ import random
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 #: name → (variables, code that runs after torch is imported)
@@ -50,6 +55,8 @@ def operators() -> dict:
     import numpy as np
     import torch as t
     import torch.nn.functional as F
+    from torch.optim.adamw import adamw
+    from torch.optim.sgd import sgd
 
     def made(*shape: int, step: int = 7919, dtype=t.float32):
         count = int(np.prod(shape))
@@ -70,10 +77,11 @@ def operators() -> dict:
         value = value.clone().requires_grad_()
         return t.autograd.grad(function(value).float().square().mean(), value)[0]
 
-    def stepped(kind, **options):
-        weight = t.nn.Parameter(made(512, 64).clone())
-        weight.grad = weight.detach() * 0.1
-        kind([weight], **options).step()
+    def stepped(step, states: int, **options):
+        "One step by the function behind `torch.optim`: the class imports torch's compiler, which takes longer than all operators."
+        weight = made(512, 64)
+        momenta = [[t.zeros_like(weight)] for _ in range(states)]
+        step([weight], [weight * 0.1], *momenta, foreach=False, **options)
         return weight
 
     def in_eval(function):
@@ -93,7 +101,8 @@ def operators() -> dict:
         "encoder layer": lambda: in_eval(lambda: module.layer(made(4, 16, 64))), "mha": lambda: in_eval(lambda: module.mha(*[made(4, 16, 64)] * 3)[0]), "lstm": lambda: module.lstm(made(4, 20, 32))[0], "gru": lambda: module.gru(made(4, 20, 32))[0],
         "matmul backward": lambda: backward(lambda v: v @ b, a), "conv backward": lambda: backward(lambda v: F.conv2d(v, kernel), image), "layer_norm backward": lambda: backward(lambda v: F.layer_norm(v, (1000,)), x), "attention backward": lambda: backward(lambda v: F.scaled_dot_product_attention(v, v, v), q),
         "index_add": lambda: t.zeros(100).index_add_(0, t.arange(300_001) % 100, y.to(t.zeros(1).dtype)), "scatter_add": lambda: t.zeros(100, dtype=t.float32).scatter_add_(0, t.arange(300_001) % 100, y), "bincount": lambda: t.bincount(t.arange(300_001) % 100, y),
-        "sort": lambda: y.sort()[0], "cholesky": lambda: t.linalg.cholesky(spd), "svd": lambda: t.linalg.svdvals(spd), "inverse": lambda: t.linalg.inv(spd), "fft": lambda: t.view_as_real(t.fft.fft(y[:4096])), "adamw": lambda: stepped(t.optim.AdamW), "sgd": lambda: stepped(t.optim.SGD, lr=0.1, momentum=0.9),
+        "sort": lambda: y.sort()[0], "cholesky": lambda: t.linalg.cholesky(spd), "svd": lambda: t.linalg.svdvals(spd), "inverse": lambda: t.linalg.inv(spd), "fft": lambda: t.view_as_real(t.fft.fft(y[:4096])), "adamw": lambda: stepped(adamw, 2, max_exp_avg_sqs=[], state_steps=[t.tensor(0.0)], amsgrad=False, beta1=0.9, beta2=0.999, lr=1e-3, weight_decay=0.01, eps=1e-8, maximize=False),
+        "sgd": lambda: stepped(sgd, 1, weight_decay=0.0, momentum=0.9, lr=0.1, dampening=0.0, nesterov=False, maximize=False),
         "rand": lambda: t.rand(4096), "randn": lambda: t.randn(4096), "dropout": lambda: F.dropout(x), "randperm": lambda: t.randperm(1000), "constant": lambda: t.full((9,), 0.1), "arange": lambda: t.arange(0, 1, 0.1), "denormal": lambda: t.full((99,), 1e-39, dtype=t.float32) * 0.5,
         "tensor on device": lambda: t.linspace(0, 1, 77), "np.sin": lambda: np.sin(n(y)), "np.sin fp64": lambda: np.sin(n(y).astype(np.float64)), "np.exp": lambda: np.exp(n(y).astype(np.float64)), "np.log": lambda: np.log1p(np.abs(n(y)).astype(np.float64)), "np.tanh": lambda: np.tanh(n(y)),
         "np.sum": lambda: n(y).sum(), "np.matmul": lambda: n(a) @ n(b), "np.matmul fp64": lambda: n(a).astype(np.float64) @ n(b).astype(np.float64), "np.dot": lambda: np.dot(n(y), n(y)[::-1]), "np.linalg": lambda: np.linalg.inv(n(spd)), "np.fft": lambda: np.fft.fft(n(y)[:4096]).view(np.float64),
@@ -113,71 +122,157 @@ def bits(value) -> str:
     return hashlib.sha256(raw).hexdigest()[:16]
 
 
-def worker() -> None:
-    "One process: apply the setting, run the operators, and capture."
+def measured(code: str) -> dict:
+    "In this process: apply the setting, capture, and run the operators."
     import torch as t
-    asked = json.loads(sys.stdin.read())
+
+    from fsdl_devinfra.env import capture
     t.manual_seed(0)  # so that a program's own seed is a setting like the others
     inputs = operators()  # made before the setting, as weights are before a run's own code
-    if asked["code"]: exec(asked["code"], {"t": t})
-    found = {}
-    from fsdl_devinfra.env import capture
+    if code: exec(code, {"t": t})
     env = capture(folder=tempfile.gettempdir())  # the code of this study is no part of the question
+    found = {}
     for name, operator in inputs.items():
         try: found[name] = bits(operator())
         except Exception as e: found[name] = "error " + type(e).__name__
-    print("RESULT" + json.dumps({"bits": found, "capture": env.to_dict()}))
+    return {"bits": found, "capture": env.to_dict()}
+
+
+def told(code: str) -> None:
+    "What was measured, on a line of its own, or why nothing was."
+    try: found = measured(code)
+    except Exception as e: found = {"error": f"{type(e).__name__}: {e}"[-300:]}
+    print("RESULT" + json.dumps(found), flush=True)
+
+
+def worker() -> None:
+    """For each line of standard input (`code`, `fork`) what was measured.
+
+    A child is forked before any operator has run; both kinds have the same command line, which is part of a capture."""
+    import torch  # noqa: F401
+
+    import fsdl_devinfra.env  # noqa: F401
+    for asked in map(json.loads, sys.stdin):
+        if not asked["fork"]:
+            told(asked["code"])
+            continue
+        child = os.fork()
+        if child == 0:
+            told(asked["code"])
+            os._exit(0)
+        if os.waitpid(child, 0)[1]: print("RESULT" + json.dumps({"error": "the process ended before its result"}), flush=True)
+
+
+#: the command of a worker
+WORKER = [sys.executable, str(SHARD), "--worker"]
+
+
+def clean_environment() -> dict[str, str]:
+    "The variables of this shell without those that the study sets."
+    return {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "OPENBLAS_", "KMP_", "ATEN_", "PYTEST"))}
+
+
+def result_of(output: str) -> dict | None:
+    lines = [line for line in output.splitlines() if line.startswith("RESULT")]
+    return json.loads(lines[-1][6:]) if lines else None
 
 
 def run_setting(name: str | None) -> dict:
+    "A setting, or none, in a process of its own."
     variables, code = SETTINGS[name] if name else ({}, "")
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "OPENBLAS_", "KMP_", "ATEN_", "PYTEST"))} | variables
-    done = subprocess.run([sys.executable, str(SHARD), "--worker"], input=json.dumps({"code": code}), capture_output=True, text=True, env=environ, timeout=600)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    if not lines: return {"error": done.stderr[-300:]}
-    return json.loads(lines[-1][6:])
+    asked = json.dumps({"code": code, "fork": False})
+    done = subprocess.run(WORKER, input=asked, capture_output=True, text=True, env=clean_environment() | variables, timeout=600)
+    return result_of(done.stdout) or {"error": done.stderr[-300:]}
 
 
-def study(seed: int, count: int, names: list[str] | None = None, at_once: int = 2) -> dict:
-    "For each setting: the operators whose bits changed, and the fields that the diff calls numerics."
+class Forks:
+    "Settings by code, each in a child of one process that has imported torch."
+
+    def __enter__(self) -> "Forks":
+        self.process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=clean_environment())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.communicate()
+
+    def run(self, code: str) -> dict:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps({"code": code, "fork": True}) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if found := result_of(line): return found
+        return {"error": "the process that forks has ended"}
+
+
+def row_of(base: dict, steady: list[str], result: dict) -> dict:
+    "The operators whose bits changed, and what the diff says of the two captures."
     from fsdl_devinfra.env import Environment, diff
-    chosen = names or random.Random(seed).sample(sorted(SETTINGS), min(count, len(SETTINGS)))
-    with ThreadPoolExecutor(at_once) as pool: base, again, *results = pool.map(run_setting, [None, None, *chosen])
-    steady = [op for op in base["bits"] if base["bits"][op] == again["bits"][op]]
-    left = Environment.from_dict(base["capture"])
-    rows = {}
-    for name, result in zip(chosen, results):
-        if "error" in result:
-            rows[name] = {"error": result["error"]}
-            continue
-        found = diff(left, Environment.from_dict(result["capture"]))
-        called = {d.field: d.why for d in found.of("numerics") if not d.field.startswith(("fingerprint.", "source.", "packages.fsdl-devinfra."))}
-        rows[name] = {"changed": [op for op in steady if result["bits"][op] != base["bits"][op]], "numerics": called, "others": [f"{d.effect} {d.field}" for d in found.differences if d.effect != "numerics"]}
-    ran = {k: r for k, r in rows.items() if "error" not in r}
-    return {"rows": rows, "operators": len(steady), "unsteady": [op for op in base["bits"] if op not in steady],
-            "not run": [k for k in rows if k not in ran], "faults": [k for k, r in ran.items() if r["changed"] and not r["numerics"]],
-            "false alarms": [k for k, r in ran.items() if r["numerics"] and not r["changed"]]}
+    if "error" in result: return {"error": result["error"]}
+    found = diff(Environment.from_dict(base["capture"]), Environment.from_dict(result["capture"]))
+    called = {d.field: d.why for d in found.of("numerics") if not d.field.startswith(("fingerprint.", "source.", "packages.fsdl-devinfra."))}
+    others = [f"{d.effect} {d.field}" for d in found.differences if d.effect != "numerics"]
+    return {"changed": [op for op in steady if result["bits"][op] != base["bits"][op]], "numerics": called, "others": others}
+
+
+def mark_of(row: dict) -> str:
+    if "error" in row: return "not run"
+    if bool(row["changed"]) == bool(row["numerics"]): return "agree"
+    return "FAULT" if row["changed"] else "alarm"
+
+
+def chosen_settings(seed: int, count: int) -> list[str]:
+    "Settings by a seed, variables and code mixed, so that a run that ends early has seen both."
+    return random.Random(seed).sample(sorted(SETTINGS), min(count, len(SETTINGS)))
+
+
+def measure(names: list[str], minutes: float, found: dict) -> Iterator[tuple[str, dict, float]]:
+    "Each setting with its row and the seconds it took; what holds for all of them is put into `found`."
+    end = time.monotonic() + 60 * minutes
+    with Forks() as forks:
+        base, again, forked = run_setting(None), run_setting(None), forks.run("")
+        found["base"], found["forked differs"] = base, [op for op in base["bits"] if forked["bits"][op] != base["bits"][op]]
+        steady = found["steady"] = [op for op in base["bits"] if base["bits"][op] == again["bits"][op] == forked["bits"][op]]
+        for name in names:
+            started = time.monotonic()
+            if started > end: return
+            variables, code = SETTINGS[name]
+            result = run_setting(name) if variables else forks.run(code)
+            yield name, row_of(base, steady, result), time.monotonic() - started
+
+
+def study(seed: int, count: int, names: list[str] | None = None, minutes: float = 60, tell=lambda name, row, seconds: None) -> dict:
+    "For each setting: the operators whose bits changed, and the fields that the diff calls numerics."
+    chosen, common, rows = names or chosen_settings(seed, count), {}, {}
+    for name, row, seconds in measure(chosen, minutes, common):
+        rows[name] = row
+        tell(name, row, seconds)
+    marked = lambda mark: [name for name, row in rows.items() if mark_of(row) == mark]
+    return {"rows": rows, "operators": len(common["steady"]), "unsteady": [op for op in common["base"]["bits"] if op not in common["steady"]],
+            "forked differs": common["forked differs"], "not reached": [name for name in chosen if name not in rows],
+            "not run": marked("not run"), "faults": marked("FAULT"), "false alarms": marked("alarm")}
+
+
+def show(name: str, row: dict, seconds: float) -> None:
+    said = row["error"].splitlines()[-1:] if "error" in row else f"{len(row['changed'])} changed ({', '.join(row['changed'][:4])}); numerics: {', '.join(row['numerics']) or '-'}"
+    print(f"{mark_of(row):7} {name}: {said}  [{seconds:.0f} s]", flush=True)
+    if mark_of(row) == "alarm": print("        because:", *dict.fromkeys(row["numerics"].values()), flush=True)
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--settings", type=int, default=len(SETTINGS))
+    options.add_argument("--minutes", type=float, default=60, help="start no further setting after so many minutes")
     options.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.worker:
         worker()
         return 0
-    found = study(args.seed, args.settings)
-    for name, row in sorted(found["rows"].items()):
-        if "error" in row: print(f"not run   {name}: {row['error'].splitlines()[-1:]}")
-        else:
-            mark = "FAULT" if name in found["faults"] else "alarm" if name in found["false alarms"] else "agree"
-            print(f"{mark}  {name}: {len(row['changed'])} changed ({', '.join(row['changed'][:4])}); numerics: {', '.join(row['numerics']) or '-'}")
-    changed = sum(bool(r.get("changed")) for r in found["rows"].values())
-    print(f"seed {args.seed}: {len(found['rows'])} settings × {found['operators']} operators (not steady: {found['unsteady']}), {changed} change bits; "
-          f"{len(found['faults'])} faults, {len(found['false alarms'])} false alarms, {len(found['not run'])} not run")
-    return bool(found["faults"])
+    found = study(args.seed, args.settings, minutes=args.minutes, tell=show)
+    changed = sum(bool(row.get("changed")) for row in found["rows"].values())
+    print(f"seed {args.seed}: {len(found['rows'])} of {len(SETTINGS)} settings × {found['operators']} operators (not steady: {found['unsteady']}; else in a fork: {found['forked differs']}), "
+          f"{changed} change bits; {len(found['faults'])} faults, {len(found['false alarms'])} false alarms, {len(found['not run'])} not run, not reached: {found['not reached'] or 'none'}")
+    return bool(found["faults"] or found["forked differs"])
 
 
 if __name__ == "__main__": sys.exit(main())
