@@ -51,7 +51,17 @@ def alike(
     finite = np.isfinite(b)
     if (np.isfinite(a) != finite).any(): return False
     a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
-    return bool(np.abs(a - b).max(initial=0) <= NEAR * EPS[precision] * np.abs(b).max(initial=0))
+    room = NEAR * EPS[precision] * np.maximum(np.abs(b), _scale_beside_masks(np.abs(b)))
+    return bool((np.abs(a - b) <= room).all())
+
+def _scale_beside_masks(
+    sizes: "np.ndarray",
+    least: float = 1e4,  # of a mask constant
+) -> float:
+    "The largest size; where that is a mask constant, the largest of the rest: a mask of -1e38 makes no room for other values."
+    top = float(sizes.max(initial=0))
+    rest = float(sizes[sizes < 0.99 * top].max(initial=0))
+    return rest if top >= least and rest < top / 100 else top
 
 def telling(
     value: "np.ndarray",
@@ -73,6 +83,8 @@ class Alignment:
     known_by: dict[str, str] = field(default_factory=dict)  # value → "name", "value" or "put in place"
     values: dict[str, "np.ndarray"] = field(default_factory=dict)  # of the file, cut at the pairs
     trials: int = 24  # sessions that may still be made
+    failed: list[str] = field(default_factory=list)  # nodes that cannot be run on what the file itself gives them
+    _data: dict[str, bool] = field(default_factory=dict)  # operator → whether it depends on values
 
     def own(self, fx: str) -> "np.ndarray": return _numpy(self.steps[fx].own)
 
@@ -86,7 +98,9 @@ class Alignment:
             for v, fx in pairs.items()
         }
         shown = exposed(isolated(self.graph, cut), standing(self.graph))
-        return run_what_runs(shown, {**self.feeds, **{f"cut::{v}": a for v, a in cut.items()}}, **self.how)[0]
+        values, failed = run_what_runs(shown, {**self.feeds, **{f"cut::{v}": a for v, a in cut.items()}}, **self.how)
+        if not pairs: self.failed = list(failed)
+        return values
 
     def lost(self) -> list[str]:
         "Torch operators without a counterpart on which no operator with one depends, in the order of the program."
@@ -107,9 +121,18 @@ class Alignment:
                 and not self.copies(step)
             )
 
-        return [
+        lost = [
             n for n, s in self.steps.items() if n in read and n not in found and n not in needed and counts(s)
         ]
+        return [n for n in lost if self.of_data(n)] or lost
+
+    def of_data(self, fx: str) -> bool:
+        "Whether an operator depends on values: other exporters fold what depends on sizes alone into constants, so that it is missing from a right file too."
+        if fx not in self._data:
+            step = self.steps[fx]
+            if step.op: self._data[fx] = "sym_size" not in step.op and any(map(self.of_data, step.inputs))
+            else: self._data[fx] = hasattr(step.own, "dtype")
+        return self._data[fx]
 
     def copies(self, step: Step) -> bool:
         "Whether an operator gives what it reads, as a dropout does in eval mode."
@@ -144,11 +167,16 @@ def matched_by_value(
     for value in alignment.graph.producer:
         if value in alignment.pairs or value not in values: continue
         for fx, own in by_size.get(_size(values[value]), []):
-            if fx not in taken and alike(values[value], own, alignment.precision):
+            if fx not in taken and alike(values[value], own, alignment.precision) and _could_come_from(alignment, value, fx):
                 found[value] = fx
                 taken.add(fx)
                 break
     return found
+
+def _could_come_from(alignment: Alignment, value: str, fx: str) -> bool:
+    "Whether a node may compute an operator. Of truth values only the same kind: a mask that the file has inverted equals the negation of the right one."
+    if alignment.own(fx).dtype != bool: return True
+    return _kin(alignment.graph.nodes[alignment.graph.producer[value]], alignment.steps[fx].op)
 
 # %% ../../nbs/parity/21_alignment.ipynb #ea641f31
 #: kind of node → operators of torch that it may have come from
@@ -171,6 +199,17 @@ KIN = {
     "Resize": "upsample|interpolate",
     "Identity": "add|mul|clone|linear",
     "Transpose": "transpose|permute|(^|\\.)t\\b",
+    "Cast": "_to_copy|type_as|\\bto\\b",
+    "Concat": "cat",
+    "Reshape": "view|reshape|flatten",
+    "ReduceMean": "mean",
+    "ReduceSum": "sum",
+    "Erf": "gelu|erf",
+    "Greater": "gt|greater",
+    "GreaterOrEqual": "ge|greater",
+    "Less": "lt|less",
+    "LessOrEqual": "le|less",
+    "Equal": "eq",
 }
 
 def _kin(node: Any, op: str) -> bool:
@@ -217,7 +256,8 @@ def candidates(
 def _in_scope(node: Any, module: str) -> bool:
     "Whether the name of a node, as TorchScript writes it, places it in a module."
     path = node.name.rpartition("/")[0].replace("/", ".")
-    return bool(module) and path.endswith("." + module)
+    if not module: return node.name.startswith("/") and path.count(".") <= 1  # the model itself, or what it was wrapped in
+    return path.endswith("." + module)
 
 # %% ../../nbs/parity/21_alignment.ipynb #d0724468
 def _put_in_place(alignment: Alignment, fx: str) -> bool:
@@ -237,7 +277,7 @@ def _put_in_place(alignment: Alignment, fx: str) -> bool:
             {**alignment.pairs, value: fx},
         )
         more = matched_by_value(trial, values)
-        if not more and value not in alignment.graph.outputs: continue
+        if not more and not (value in alignment.graph.outputs and fx in alignment.outputs): continue
         alignment.pairs |= {value: fx, **more}
         alignment.known_by |= {value: "put in place", **dict.fromkeys(more, "value")}
         alignment.values = values
@@ -515,6 +555,7 @@ def by_counterpart(
     ]
     if settings:
         fx, d, after = min(settings, key=lambda s: s[2])
+        if context.graph.nodes[d.node].op_type == "Cast": fx = suspect.fx  # every cast is like every other
         return _renamed(suspect, alignment, fx, d.node), [
             Cause("operator semantics", f"{d.what}; put back: {_change(before, after)}")
         ]
@@ -541,10 +582,14 @@ def substantial(
     alignment: Alignment,
     suspect: OperatorError | None,
 ) -> OperatorError | None:
-    "The suspect; where that only arranges what another operator of the same step computes, that one."
+    "The suspect; where another operator of the same step is the one whose node cannot be run, or computes what the suspect only arranges, that one."
     if suspect is None or suspect.value not in alignment.pairs: return suspect
-    operators = region_of(alignment, suspect.value).operators
-    computing = [fx for fx in operators if not ARRANGES.search(alignment.steps[fx].op)]
+    region = region_of(alignment, suspect.value)
+    computing = [fx for fx in region.operators if not ARRANGES.search(alignment.steps[fx].op)]
+    broken = next((i for i in sorted(region.nodes) if alignment.graph.nodes[i].name in alignment.failed), None)
+    if broken is not None:
+        akin = [fx for fx in computing if _kin(alignment.graph.nodes[broken], alignment.steps[fx].op)]
+        return _renamed(suspect, alignment, akin[0], broken) if akin else suspect
     if suspect.fx in computing or not computing: return suspect
     return _renamed(suspect, alignment, computing[-1], alignment.graph.producer[suspect.value])
 
@@ -587,15 +632,16 @@ def by_value_in_place(
     before: float,
 ) -> list[Cause]:
     "Whether torch's value in place of the suspect's makes the outputs right: then the step itself computes something else."
-    if suspect.value not in alignment.pairs or suspect.value in context.graph.outputs: return []
-    fx, region = alignment.pairs[suspect.value], region_of(alignment, suspect.value)
+    value = _end_of_step(alignment, suspect)
+    if not value or value in context.graph.outputs: return []
+    fx, region = alignment.pairs[value], region_of(alignment, value)
     own = alignment.own(fx)
-    if suspect.value in alignment.values and alignment.values[suspect.value].size == own.size:
-        own = own.reshape(alignment.values[suspect.value].shape)
-    cut = isolated(context.graph, {suspect.value: own})
+    if value in alignment.values and alignment.values[value].size == own.size:
+        own = own.reshape(alignment.values[value].shape)
+    cut = isolated(context.graph, {value: own})
     try:
         got = run_what_runs(
-            cut, {**context.feeds, f"cut::{suspect.value}": own}, **{**alignment.how, "level": context.level}
+            cut, {**context.feeds, f"cut::{value}": own}, **{**alignment.how, "level": context.level}
         )[0]
     except CheckError:
         return []
@@ -612,6 +658,12 @@ def by_value_in_place(
         f"{kinds} in the file do not compute {alignment.steps[fx].op}, though they read the module's weights"
     )
     return [Cause("operator semantics", f"{told}; with torch's value in its place: {_change(before, after)}")]
+
+def _end_of_step(alignment: Alignment, suspect: OperatorError) -> str:
+    "The known value that ends the step in which a suspect lies, or nothing."
+    if suspect.value in alignment.pairs: return suspect.value
+    node = alignment.graph.producer.get(suspect.value, -1)
+    return next((v for v in alignment.pairs if node in region_of(alignment, v).nodes), "")
 
 def causes_without_notes(
     context: FailureContext,
@@ -650,13 +702,14 @@ def how_sure(
         for k, n in counts.items()
     )
     lost, all_operators = len(alignment.lost()), sum(1 for s in alignment.steps.values() if s.op)
+    value = _end_of_step(alignment, suspect) if suspect else ""
     sure = (
         ""
         if suspect is None
         else "; the culprit is sure"
-        if alignment.known_by.get(suspect.value) == "put in place"
+        if alignment.known_by.get(value) == "put in place"
         else "; the culprit is likely"
-        if suspect.value in alignment.pairs and not lost
+        if value and not lost
         else "; the culprit is a guess"
     )
     return f"nodes of this file do not say where they came from: {len(alignment.pairs)} of {all_operators} torch operators were found ({told}){sure}"

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ from ..core.charts import Chart, Series, scatter
 from ..core.console import table_text
 from ..core.errors import BadInput, CheckError, need
 from ..core.units import count_of, size_text
+from ..env.machine import cpu
 from .backends import PROVIDERS, Backend, NotRun, onnx_backend, provider_name, session, versions
-from .causes import Cause
+from .causes import Cause, saturates, unsigned_weights
 from .checking import Case, Divergence, ParityReport, _fitted, _now, _verdict, feeds_of, input_sets, retrace, shapes_of
 from .feeding import completed
 from .graph import Graph, file_precision, load_graph, nodes_before
@@ -273,14 +274,11 @@ def layer_losses(
     "The loss of every value that is in both."
     left = run_values(model, flowing(model), feeds)
     left = {v: a for v, a in left.items() if a.dtype.kind == "f" and a.size}
-    names, right = _right_values(small, feeds, left)
+    held = _held(model, small)
+    names, right = _right_values(small, feeds, held)
     pairs = [p for p in paired(left, right) if left[p.left].shape == right[p.right].shape]
-    alone = _alone(
-        small,
-        {p.right: names[p.right] for p in pairs if p.right in names},
-        {p.right: left[p.left] for p in pairs},
-        feeds,
-    ) | _alone_in_integers(small, {p.right: left[p.left] for p in pairs}, feeds)
+    right_names = {p.right: names[p.right] for p in pairs if p.right in names}
+    alone = _alone(small, right_names, held, {p.right: left[p.left] for p in pairs}, feeds)
     parts = {p.left: segment(model, p.left, {q.left for q in pairs}) for p in pairs}
     found = [_layer(model, parts[p.left], p, left[p.left], right[p.right], alone.get(p.right)) for p in pairs]
     worst = sorted(
@@ -296,7 +294,7 @@ def layer_losses(
     return [replace(x, output_db=effects.get(x.value)) for x in found]
 
 def _right_values(
-    small: Graph, feeds: Mapping[str, Any], left: Mapping[str, Any]
+    small: Graph, feeds: Mapping[str, Any], held: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     "(value → where it is read in the file, value → what is read there)"
     inside = {
@@ -308,7 +306,7 @@ def _right_values(
     }
     got = run_values(small, list(names.values()), feeds)
     right = {v: got[n] for v, n in names.items() if n in got and got[n].dtype.kind == "f"}
-    return names, right | _integers_as_floats(small, feeds, left)
+    return names, right | _integers_as_floats(small, held, feeds)
 
 def segment(
     model: Graph,
@@ -318,53 +316,54 @@ def segment(
     "The nodes that make a value from known ones."
     return [i for i in nodes_before(model, value, known) if model.nodes[i].op_type != "Constant"]
 
-def _integers_as_floats(small: Graph, feeds: Mapping[str, Any], left: Mapping[str, Any]) -> dict[str, Any]:
-    "Values of a file in the QOperator form, which holds integers with a scale in place of floats."
-    held = _held(small, left)
-    got = run_values(small, list(held.values()), feeds)
-    return {v: _real(small, v, got[held[v]]) for v in held if held[v] in got}
-
-def _held(small: Graph, values: Iterable[str]) -> dict[str, str]:
-    "value of the model → the integers that stand for it in the QOperator form"
-    return {
-        v: f"{v}_quantized"
-        for v in values
+def _held(model: Graph, small: Graph) -> dict[str, str]:
+    "value of the model → the name under which a file in the QOperator form holds it, as integers with a scale"
+    stems = {
+        v: v
+        for v in model.producer
         if v not in small.producer
         and f"{v}_quantized" in small.producer
         and {f"{v}_scale", f"{v}_zero_point"} <= set(small.initializers)
     }
+    clipped = {v: _clipped(model, v) for v in stems}
+    return {clipped[v] if clipped[v] and clipped[v] not in stems else v: v for v in stems}
 
-def _real(small: Graph, value: str, integers: Any) -> Any:
+def _clipped(model: Graph, value: str) -> str:
+    "What a ReLU makes of a value that nothing else reads: the integers of the step before hold that, since their range ends at zero."
+    readers = [model.nodes[i] for i in model.consumers.get(value, [])]
+    alone = len(readers) == 1 and readers[0].op_type in ("Relu", "Clip") and value not in model.outputs
+    return readers[0].output[0] if alone else ""
+
+def _integers_as_floats(small: Graph, held: Mapping[str, str], feeds: Mapping[str, Any]) -> dict[str, Any]:
+    "Values of a file in the QOperator form, which holds integers with a scale in place of floats."
+    got = run_values(small, [f"{stem}_quantized" for stem in held.values()], feeds)
+    return {v: _real(small, s, got[f"{s}_quantized"]) for v, s in held.items() if f"{s}_quantized" in got}
+
+def _real(small: Graph, stem: str, integers: Any) -> Any:
     "What integers stand for."
-    return (integers.astype("float64") - small.array(f"{value}_zero_point")) * small.array(f"{value}_scale")
+    return (integers.astype("float64") - small.array(f"{stem}_zero_point")) * small.array(f"{stem}_scale")
 
-def _integers(small: Graph, value: str, real: Any) -> Any:
+def _integers(small: Graph, stem: str, real: Any) -> Any:
     "The integers that stand for real numbers."
     import numpy as np
-    zero = small.array(f"{value}_zero_point")
+    zero = small.array(f"{stem}_zero_point")
     most = np.iinfo(zero.dtype)
-    return np.clip(np.rint(real / small.array(f"{value}_scale")) + zero, most.min, most.max).astype(zero.dtype)
+    return np.clip(np.rint(real / small.array(f"{stem}_scale")) + zero, most.min, most.max).astype(zero.dtype)
 
-def _alone_in_integers(small: Graph, own: Mapping[str, Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
-    "As `_alone`, in the QOperator form: each layer reads the model's values as integers."
-    held = _held(small, own)
-    cut = {held[v]: _integers(small, v, own[v]) for v in held}
+def _alone(
+    small: Graph, names: Mapping[str, str], held: Mapping[str, str], own: Mapping[str, Any], feeds: Mapping[str, Any]
+) -> dict[str, Any]:
+    "Values of the file where each layer reads the model's, as integers where it holds those."
+    import numpy as np
+    stems = {v: s for v, s in held.items() if v in own}
+    kinds = {n: a.dtype for n, a in run_values(small, list(names.values()), feeds).items()}
+    with np.errstate(over="ignore"): cut = {n: own[v].astype(kinds[n]) for v, n in names.items()}
+    cut |= {f"{s}_quantized": _integers(small, s, own[v]) for v, s in stems.items()}
     if not cut: return {}
     try: got = run_graph(isolated(small, cut), {**feeds, **{f"cut::{n}": a for n, a in cut.items()}})
     except CheckError: return {}
-    return {v: _real(small, v, got[n]) for v, n in held.items() if n in got}
-
-def _alone(
-    small: Graph, names: Mapping[str, str], own: Mapping[str, Any], feeds: Mapping[str, Any]
-) -> dict[str, Any]:
-    "Values of the file where each layer reads the model's."
-    import numpy as np
-    if not names: return {}
-    kinds = {n: a.dtype for n, a in run_values(small, list(names.values()), feeds).items()}
-    with np.errstate(over="ignore"): cut = {n: own[v].astype(kinds[n]) for v, n in names.items()}
-    try: got = run_graph(isolated(small, cut), {**feeds, **{f"cut::{n}": a for n, a in cut.items()}})
-    except CheckError: return {}
-    return {v: got[n] for v, n in names.items() if n in got}
+    found = {v: got[n] for v, n in names.items() if n in got}
+    return found | {v: _real(small, s, got[f"{s}_quantized"]) for v, s in stems.items() if f"{s}_quantized" in got}
 
 #: operators that a segment is called after: those that hold weights
 HEAVY = ("Conv", "Gemm", "MatMul", "ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "Gather")
@@ -1127,7 +1126,25 @@ def _better(
     report = replace(report, proposal=proposal, notes=notes)
     if report.verdict != "fail": return report
     worst = report.worst_layers[0] if report.worst_layers else None
-    return replace(report, causes=_causes(report, flow), first_divergence=_place(worst) if worst else None)
+    causes = _by_processor(report, judge, before) or _causes(report, flow)
+    return replace(report, causes=causes, first_divergence=_place(worst) if worst else None)
+
+def _by_processor(report: ReducedReport, judge: _Judge, before: Sequence[OutputComparison]) -> list[Cause]:
+    "Whether the processor's products of bytes saturate: then the file is right."
+    on_cpu = any(c.provider_used == PROVIDERS["cpu"] for c in report.cases)
+    if report.reduced_as != "int8" or not on_cpu or not saturates(cpu().get("flags", [])): return []
+    exact, count = unsigned_weights(judge.small)
+    if not count: return []
+    after = judge.outputs(onnx_backend(exact.data(), "cpu", folder=exact.folder).run, "fp32")
+    if not _all_pass(after): return []
+    return [
+        Cause(
+            "saturation",
+            f"this processor has no VNNI, and products of unsigned by signed bytes saturate in 16 bits on it; with the same "
+            f"{count_of(count, 'weight')} held as unsigned bytes: {_db(_worst_db(after))} dB instead of {_db(_worst_db(before))} dB. The file is right: "
+            "run it where there is VNNI, set session.x64quantprecision to 1 in ONNX Runtime, or quantise with reduce_range",
+        )
+    ]
 
 def _place(x: LayerLoss) -> Divergence:
     def relative(db: float | None) -> float:
