@@ -127,7 +127,7 @@ class Alignment:
         return [n for n in lost if self.of_data(n)] or lost
 
     def of_data(self, fx: str) -> bool:
-        "Whether an operator depends on values: other exporters fold what depends on sizes alone into constants, so that it is missing from a right file too."
+        "Whether an operator depends on values. What depends on sizes alone, other exporters fold: a right file lacks it too."
         if fx not in self._data:
             step = self.steps[fx]
             if step.op: self._data[fx] = "sym_size" not in step.op and any(map(self.of_data, step.inputs))
@@ -174,7 +174,7 @@ def matched_by_value(
     return found
 
 def _could_come_from(alignment: Alignment, value: str, fx: str) -> bool:
-    "Whether a node may compute an operator. Of truth values only the same kind: a mask that the file has inverted equals the negation of the right one."
+    "Whether a node may compute an operator. Truth values need the same kind: an inverted mask equals the negation of the right one."
     if alignment.own(fx).dtype != bool: return True
     return _kin(alignment.graph.nodes[alignment.graph.producer[value]], alignment.steps[fx].op)
 
@@ -582,7 +582,7 @@ def substantial(
     alignment: Alignment,
     suspect: OperatorError | None,
 ) -> OperatorError | None:
-    "The suspect; where another operator of the same step is the one whose node cannot be run, or computes what the suspect only arranges, that one."
+    "The suspect, or an operator of the same step whose node cannot be run, or that computes what the suspect only arranges."
     if suspect is None or suspect.value not in alignment.pairs: return suspect
     region = region_of(alignment, suspect.value)
     computing = [fx for fx in region.operators if not ARRANGES.search(alignment.steps[fx].op)]

@@ -1141,8 +1141,8 @@ def _by_processor(report: ReducedReport, judge: _Judge, before: Sequence[OutputC
         Cause(
             "saturation",
             f"this processor has no VNNI, and products of unsigned by signed bytes saturate in 16 bits on it; with the same "
-            f"{count_of(count, 'weight')} held as unsigned bytes: {_db(_worst_db(after))} dB instead of {_db(_worst_db(before))} dB. The file is right: "
-            "run it where there is VNNI, set session.x64quantprecision to 1 in ONNX Runtime, or quantise with reduce_range",
+            f"{count_of(count, 'weight')} held as unsigned bytes: {_db(_worst_db(after))} dB instead of {_db(_worst_db(before))} dB. "
+            "The file is right: run it where there is VNNI, set session.x64quantprecision to 1 in ONNX Runtime, or quantise with reduce_range",
         )
     ]
 
