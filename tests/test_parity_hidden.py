@@ -127,3 +127,31 @@ def test_an_inverted_mask_is_not_taken_for_its_negation(tmp_path: Path) -> None:
     report = check(net, file, inputs)
     assert report.verdict == "fail" and report.first_divergence is not None
     assert report.first_divergence.op in ("aten._to_copy.default", "aten.unsqueeze.default"), report.first_divergence  # not the masked sum behind the negation
+
+
+class Positions(nn.Module):
+    "A table of positions, read by a range as long as the input."
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.head = nn.Embedding(20, 8), nn.Parameter(torch.randn(32, 8)), nn.Linear(8, 3)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.words(input_ids) + self.places[torch.arange(input_ids.shape[1])])
+
+
+def test_a_fixed_size_is_the_fault_and_not_who_reads_it(tmp_path: Path) -> None:
+    "A size that the file should compute is a constant: the range that reads it is as in a fresh export."
+    torch.manual_seed(0)
+    net, inputs = Positions().eval(), {"input_ids": torch.randint(0, 20, (2, 6))}
+    file = tmp_path / "net.onnx"
+    captured = export_capture(net, inputs, file)[1]
+    assert check(net, file, inputs, captured=captured).verdict == "pass"
+    proto = onnx.load(file)
+    shape = next(n for n in proto.graph.node if n.op_type == "Shape")
+    fixed = helper.make_node("Constant", [], list(shape.output), name=shape.name, value=onnx.helper.make_tensor("", 7, [1], [6]))
+    fixed.metadata_props.extend(shape.metadata_props)
+    shape.CopyFrom(fixed)
+    onnx.save(proto, file)
+    report = check(net, file, inputs, captured=captured)
+    assert report.verdict == "fail" and report.first_divergence is not None
+    assert report.first_divergence.op == "aten.sym_size.int", report.first_divergence
