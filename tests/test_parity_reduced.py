@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from onnxruntime.quantization import QuantFormat
 from torch import nn
 
 from fsdl_devinfra.cli import main
@@ -21,11 +22,11 @@ from fsdl_devinfra.parity.reduced import ReducedReport, check_reduced, parse_bud
 IMAGES, LABELS = (t.numpy() for t in held_out())
 
 
-def static(source: Path, target: Path, data: np.ndarray, **how: Any) -> Path:
+def static(source: Path, target: Path, data: np.ndarray, name: str = "pixel_values", **how: Any) -> Path:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):
-        def __init__(self) -> None: self.left: Iterator[Any] = iter([{"pixel_values": b} for b in np.array_split(data, 4)])
+        def __init__(self) -> None: self.left: Iterator[Any] = iter([{name: b} for b in np.array_split(data, 4)])
         def get_next(self) -> Any: return next(self.left, None)
 
     quantize_static(source, target, Reader(), **how)
@@ -213,10 +214,115 @@ def test_the_layer_of_a_quantised_file_is_located(how: str, tmp_path: Path) -> N
     report = check_reduced(model, healthy, "int8", {"pixel_values": x})
     assert report.verdict == "pass" and report.first_divergence is None, str(report)
     assert [x.module for x in report.layers if x.alone_db is not None][:2] == ["first", "second"]
-    if how == "QOperator": return  # a layer with its ReLU inside is not recognised by its name there
     report = check_reduced(model, moved_weight(healthy, tmp_path / "bad.onnx", "rows"), "int8", {"pixel_values": x})
     assert report.verdict == "fail" and report.first_divergence is not None, str(report)
     assert report.first_divergence.module == "second", str(report)
+
+
+@pytest.mark.parametrize("where", ["first", "second", "third"])
+def test_the_layer_of_a_file_with_convolutions_that_hold_their_relu_is_located(where: str, tmp_path: Path) -> None:
+    "In the QOperator form a convolution's integers are already clipped by the ReLU behind it. Its channels are turned round in one layer."
+    from fsdl_devinfra.parity.exporting import export
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 6))
+    x = torch.randn(48, 1, 8, 8)
+    source = export(model.eval(), {"input": x[:2]}, tmp_path / "float.onnx").path
+    healthy = static(source, tmp_path / "int8.onnx", x.numpy(), quant_format=QuantFormat.QOperator, reduce_range=True, name="input")
+    report = check_reduced(model, healthy, "int8", {"input": x})
+    assert report.verdict == "pass" and report.first_divergence is None, str(report)
+    module = {"first": "0", "second": "2", "third": "4"}[where]
+    proto = onnx.load(healthy)
+    tensor = next(t for t in proto.graph.initializer if t.name == f"{module}.weight_quantized")
+    tensor.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(tensor), 1, 0), tensor.name))
+    onnx.save(proto, tmp_path / "bad.onnx")
+    report = check_reduced(model, tmp_path / "bad.onnx", "int8", {"input": x})
+    assert report.verdict == "fail" and report.first_divergence is not None, str(report)
+    assert report.first_divergence.module == module, str(report)
+
+
+def saturating(file: Path, x: np.ndarray) -> np.ndarray:
+    "What a QDQ file of `Three` gives where pairs of products of unsigned by signed bytes are kept in 16 bits (vpmaddubsw)."
+    graph = load_graph(file)
+    made = {n.output[0]: n for n in graph.nodes}
+    def floats(value: str) -> np.ndarray:
+        node = made.get(value)
+        if node is None: return x if value in graph.inputs else graph.array(value)
+        if node.op_type == "DequantizeLinear":
+            scale, zero = (graph.array(v).astype(np.float32) for v in node.input[1:3])
+            return (integers(node.input[0]).astype(np.float32) - zero) * scale
+        if node.op_type == "Relu": return np.maximum(floats(node.input[0]), 0)
+        assert node.op_type == "Gemm", node.op_type
+        b_last = any(t.name == "transB" and t.i for t in node.attribute)
+        if any(v not in made or made[v].op_type != "DequantizeLinear" for v in node.input[:2]):
+            x1, w1 = floats(node.input[0]), floats(node.input[1])
+            return x1 @ (w1.T if b_last else w1) + floats(node.input[2])
+        left, right = (made[v] for v in node.input[:2])
+        a, b = (integers(n.input[0]).astype(np.int64) for n in (left, right))
+        scales, zeros = ([graph.array(n.input[k]).astype(np.float64) for n in (left, right)] for k in (1, 2))
+        b = b.T if b_last else b
+        pairs = [np.clip(a[:, k:k + 2] @ b[k:k + 2], -32768, 32767) for k in range(0, a.shape[1], 2)] if not zeros[1].any() else [a @ b]
+        summed = np.sum(pairs, 0) - zeros[0] * b.sum(0) - zeros[1] * a.sum(1, keepdims=True) + a.shape[1] * zeros[0] * zeros[1]
+        return (summed * scales[0] * scales[1] + floats(node.input[2])).astype(np.float32)
+    def integers(value: str) -> np.ndarray:
+        if value in graph.initializers: return graph.array(value)
+        node = made[value]
+        scale, zero = (graph.array(v) for v in node.input[1:3])
+        limits = np.iinfo(zero.dtype)
+        return np.clip(np.rint(floats(node.input[0]) / scale) + zero, limits.min, limits.max).astype(zero.dtype)
+    return floats(graph.outputs[0])
+
+
+OLD = {"flags": ["avx", "avx2", "fma", "sse4_1"]}
+
+
+@pytest.mark.parametrize(("how", "kinds"), [("saturates", {"saturation"}), ("new processor", set()), ("bad weight", {"conversion"})])
+def test_saturation_without_vnni_is_named(how: str, kinds: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Bright images, weights of both signs, eight bits. Healthy beside it: the same file where VNNI is, and a file that is wrong on every processor."
+    from onnxruntime.quantization import QuantType
+
+    from fsdl_devinfra.parity import reduced
+    from fsdl_devinfra.parity.backends import Backend, onnx_backend
+    from fsdl_devinfra.parity.exporting import export
+    torch.manual_seed(0)
+    model, x = Three().eval(), 1 + 0.2 * torch.rand(64, 24)
+    with torch.no_grad(): model.first.weight.copy_(torch.sign(torch.randn(32, 24)) * 0.2 + 0.01 * torch.randn(32, 24))
+    source = export(model, {"pixel_values": x[:2]}, tmp_path / "float.onnx").path
+    file = static(source, tmp_path / "int8.onnx", x.numpy(), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+    if how == "bad weight": file = moved_weight(file, tmp_path / "bad.onnx", "rows")
+    old = how != "new processor"
+    def backend(data: bytes, *args: Any, **more: Any) -> Backend:
+        if not old: return onnx_backend(data, *args, **more)
+        (tmp_path / "here.onnx").write_bytes(data)
+        return Backend("cpu", "CPUExecutionProvider", lambda feeds: {"output": saturating(tmp_path / "here.onnx", feeds["pixel_values"])}, 1.0, [])
+    monkeypatch.setattr(reduced, "onnx_backend", backend)
+    monkeypatch.setattr(reduced, "cpu", lambda: OLD if old else {"flags": [*OLD["flags"], "avx512_vnni"]})
+    report = check_reduced(model, file, "int8", {"pixel_values": x})
+    assert report.verdict == ("fail" if kinds else "pass"), str(report)
+    assert {c.kind for c in report.causes} == kinds, report.causes
+    if "saturation" in kinds: assert "no VNNI" in report.causes[0].evidence and "reduce_range" in report.causes[0].evidence
+
+
+@pytest.mark.parametrize("how", ["QDQ", "QOperator", "dynamic"])
+def test_unsigned_weights_are_the_same_function(how: str, tmp_path: Path) -> None:
+    "In each form, on this processor; with zero points that are moved the other way the outputs differ."
+    from onnxruntime.quantization import QuantType
+
+    from fsdl_devinfra.parity.causes import unsigned_weights
+    from fsdl_devinfra.parity.exporting import export
+    from fsdl_devinfra.parity.localization import run_graph
+    torch.manual_seed(0)
+    x = torch.randn(64, 24)
+    source = export(Three().eval(), {"pixel_values": x[:2]}, tmp_path / "float.onnx").path
+    unsigned = {"quant_format": QuantFormat.QOperator, "activation_type": QuantType.QUInt8, "reduce_range": True}
+    file = static(source, tmp_path / "int8.onnx", x.numpy(), **unsigned) if how == "QOperator" else made_by(how, source, tmp_path / "int8.onnx", x.numpy())
+    graph = load_graph(file)
+    exact, count = unsigned_weights(graph)
+    feeds = {"pixel_values": x.numpy()}
+    want, got = (run_graph(g, feeds, level="all")["output"] for g in (graph, exact))
+    assert count == 3 and np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+    zero = next(t for t in exact.proto.graph.initializer if t.name.endswith("::unsigned_zero"))
+    zero.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(zero) - np.uint8(2), zero.name))
+    assert np.abs(run_graph(exact, feeds, level="all")["output"] - want).max() > 0.01 * np.abs(want).max()
 
 
 def test_a_file_that_was_not_reduced_is_not_judged_by_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,6 @@ def alike(
     precision: str,
 ) -> bool:
     "Whether two values are the same up to rounding and axes of size one."
-
     if (a.dtype.kind == "f") != (b.dtype.kind == "f") or not (a.shape == b.shape or _same_but_for_ones(a, b)):
         return False
     a, b = a.reshape(-1), b.reshape(-1)
@@ -54,9 +53,20 @@ def alike(
     finite = np.isfinite(b)
     if (np.isfinite(a) != finite).any(): return False
     a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
-    return bool(np.abs(a - b).max(initial=0) <= NEAR * EPS[precision] * np.abs(b).max(initial=0))
+    room = NEAR * EPS[precision] * np.maximum(np.abs(b), _scale_beside_masks(np.abs(b)))
+    return bool((np.abs(a - b) <= room).all())
 
-# %% ../../nbs/parity/21_alignment.ipynb #bcef7caa
+# %% ../../nbs/parity/21_alignment.ipynb #35b22d3f
+def _scale_beside_masks(
+    sizes: "np.ndarray",
+    least: float = 1e4,  # of a mask constant
+) -> float:
+    "The largest size; where that is a mask constant, the largest of the rest: a mask of -1e38 makes no room for other values."
+    top = float(sizes.max(initial=0))
+    rest = float(sizes[sizes < 0.99 * top].max(initial=0))
+    return rest if top >= least and rest < top / 100 else top
+
+# %% ../../nbs/parity/21_alignment.ipynb #cec7d814
 def telling(
     value: "np.ndarray",
 ) -> bool:
@@ -77,6 +87,8 @@ class Alignment:
     known_by: dict[str, str] = field(default_factory=dict)  # value → "name", "value" or "put in place"
     values: dict[str, "np.ndarray"] = field(default_factory=dict)  # of the file, cut at the pairs
     trials: int = 24  # sessions that may still be made
+    failed: list[str] = field(default_factory=list)  # nodes that cannot be run on what the file itself gives them
+    _data: dict[str, bool] = field(default_factory=dict)  # operator → whether it depends on values
 
     def own(self, fx: str) -> "np.ndarray": return _numpy(self.steps[fx].own)
 
@@ -90,7 +102,9 @@ class Alignment:
             for v, fx in pairs.items()
         }
         shown = exposed(isolated(self.graph, cut), standing(self.graph))
-        return run_what_runs(shown, {**self.feeds, **{f"cut::{v}": a for v, a in cut.items()}}, **self.how)[0]
+        values, failed = run_what_runs(shown, {**self.feeds, **{f"cut::{v}": a for v, a in cut.items()}}, **self.how)
+        if not pairs: self.failed = list(failed)
+        return values
 
     def lost(self) -> list[str]:
         "Torch operators without a counterpart on which no operator with one depends, in the order of the program."
@@ -111,9 +125,18 @@ class Alignment:
                 and not self.copies(step)
             )
 
-        return [
+        lost = [
             n for n, s in self.steps.items() if n in read and n not in found and n not in needed and counts(s)
         ]
+        return [n for n in lost if self.of_data(n)] or lost
+
+    def of_data(self, fx: str) -> bool:
+        "Whether an operator depends on values. What depends on sizes alone, other exporters fold: a right file lacks it too."
+        if fx not in self._data:
+            step = self.steps[fx]
+            if step.op: self._data[fx] = "sym_size" not in step.op and any(map(self.of_data, step.inputs))
+            else: self._data[fx] = hasattr(step.own, "dtype")
+        return self._data[fx]
 
     def copies(self, step: Step) -> bool:
         "Whether an operator gives what it reads, as a dropout does in eval mode."
@@ -133,7 +156,7 @@ class Alignment:
 def _size(value: "np.ndarray") -> tuple[str, int]:
     return ("f" if value.dtype.kind == "f" else "i", value.size)
 
-# %% ../../nbs/parity/21_alignment.ipynb #0c5d7aa1
+
 def matched_by_value(
     alignment: Alignment,
     values: Mapping[str, "np.ndarray"],  # of the file
@@ -148,11 +171,17 @@ def matched_by_value(
     for value in alignment.graph.producer:
         if value in alignment.pairs or value not in values: continue
         for fx, own in by_size.get(_size(values[value]), []):
-            if fx not in taken and alike(values[value], own, alignment.precision):
+            if fx not in taken and alike(values[value], own, alignment.precision) and _could_come_from(alignment, value, fx):
                 found[value] = fx
                 taken.add(fx)
                 break
     return found
+
+# %% ../../nbs/parity/21_alignment.ipynb #d72feb8f
+def _could_come_from(alignment: Alignment, value: str, fx: str) -> bool:
+    "Whether a node may compute an operator. Truth values need the same kind: an inverted mask equals the negation of the right one."
+    if alignment.own(fx).dtype != bool: return True
+    return _kin(alignment.graph.nodes[alignment.graph.producer[value]], alignment.steps[fx].op)
 
 # %% ../../nbs/parity/21_alignment.ipynb #ea641f31
 #: kind of node → operators of torch that it may have come from
@@ -175,22 +204,32 @@ KIN = {
     "Resize": "upsample|interpolate",
     "Identity": "add|mul|clone|linear",
     "Transpose": "transpose|permute|(^|\\.)t\\b",
+    "Cast": "_to_copy|type_as|\\bto\\b",
+    "Concat": "cat",
+    "Reshape": "view|reshape|flatten",
+    "ReduceMean": "mean",
+    "ReduceSum": "sum",
+    "Erf": "gelu|erf",
+    "Greater": "gt|greater",
+    "GreaterOrEqual": "ge|greater",
+    "Less": "lt|less",
+    "LessOrEqual": "le|less",
+    "Equal": "eq",
 }
 
 def _kin(node: Any, op: str) -> bool:
     return bool(re.search(KIN.get(node.op_type) or re.escape(node.op_type.lower()), op.lower()))
 
-# %% ../../nbs/parity/21_alignment.ipynb #1174b210
+# %% ../../nbs/parity/21_alignment.ipynb #9839ed44
 def _closeness(a: "np.ndarray", b: "np.ndarray") -> float:
     "The cosine of the angle between two values about their means; -1 where they cannot be the same."
-
     if (a.dtype.kind == "f") != (b.dtype.kind == "f") or not (a.shape == b.shape or _same_but_for_ones(a, b)):
         return -1.0
     a, b = (np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0) for x in (a, b))
     a, b = a - a.mean(), b - b.mean()
     return likeness(a, b) if a.any() else 0.0
 
-# %% ../../nbs/parity/21_alignment.ipynb #87c61828
+# %% ../../nbs/parity/21_alignment.ipynb #a57db312
 def candidates(
     alignment: Alignment,
     fx: str,  # a lost operator
@@ -218,11 +257,12 @@ def candidates(
         if ranks[v] > (False, False, -1.0)
     ]
 
-# %% ../../nbs/parity/21_alignment.ipynb #5b524000
+# %% ../../nbs/parity/21_alignment.ipynb #d72eee2c
 def _in_scope(node: Any, module: str) -> bool:
     "Whether the name of a node, as TorchScript writes it, places it in a module."
     path = node.name.rpartition("/")[0].replace("/", ".")
-    return bool(module) and path.endswith("." + module)
+    if not module: return node.name.startswith("/") and path.count(".") <= 1  # the model itself, or what it was wrapped in
+    return path.endswith("." + module)
 
 # %% ../../nbs/parity/21_alignment.ipynb #d0724468
 def _put_in_place(alignment: Alignment, fx: str) -> bool:
@@ -242,17 +282,16 @@ def _put_in_place(alignment: Alignment, fx: str) -> bool:
             {**alignment.pairs, value: fx},
         )
         more = matched_by_value(trial, values)
-        if not more and value not in alignment.graph.outputs: continue
+        if not more and not (value in alignment.graph.outputs and fx in alignment.outputs): continue
         alignment.pairs |= {value: fx, **more}
         alignment.known_by |= {value: "put in place", **dict.fromkeys(more, "value")}
         alignment.values = values
         return True
     return False
 
-# %% ../../nbs/parity/21_alignment.ipynb #6040b17c
+# %% ../../nbs/parity/21_alignment.ipynb #a53fe154
 def _cast_to(node: Any) -> int: return next((a.i for a in node.attribute if a.name == "to"), 0)
 
-# %% ../../nbs/parity/21_alignment.ipynb #1482a3f5
 def standing(
     graph: Graph,
 ) -> list[str]:  # values of the file
@@ -266,7 +305,7 @@ def standing(
         if _cast_to(node) == BFLOAT16: hidden.add(narrow)
     return [v for v, i in graph.producer.items() if graph.nodes[i].op_type != "Constant" and v not in hidden]
 
-# %% ../../nbs/parity/21_alignment.ipynb #7e52c244
+# %% ../../nbs/parity/21_alignment.ipynb #cb603fe1
 BFLOAT16 = 16  # of onnx.TensorProto
 
 def align(
@@ -296,7 +335,7 @@ def align(
     found.known_by |= dict.fromkeys(named, "name")
     return found
 
-# %% ../../nbs/parity/21_alignment.ipynb #156c4fef
+# %% ../../nbs/parity/21_alignment.ipynb #9abb69d2
 def _add_equal(alignment: Alignment, values: Mapping[str, "np.ndarray"]) -> None:
     "Add the values that are equal now."
     more = matched_by_value(alignment, values)
@@ -317,7 +356,7 @@ class Region:
     nodes: tuple[int, ...]  # of the file
     operators: tuple[str, ...]  # of the program, in order
 
-# %% ../../nbs/parity/21_alignment.ipynb #4a71e0c2
+# %% ../../nbs/parity/21_alignment.ipynb #d89c1f02
 def region_of(
     alignment: Alignment,
     value: str,  # of a pair
@@ -333,7 +372,7 @@ def region_of(
         more += [n for n in alignment.steps[fx].inputs if n not in known and alignment.steps[n].op]
     return Region(value, tuple(sorted(nodes)), tuple(n for n in alignment.steps if n in operators))
 
-# %% ../../nbs/parity/21_alignment.ipynb #adf5acdd
+# %% ../../nbs/parity/21_alignment.ipynb #e92b582a
 def weights_read(
     captured: Capture,
     steps: Mapping[str, Step],
@@ -358,27 +397,25 @@ def _forms(weight: "np.ndarray") -> list["np.ndarray"]:
         else [weight]
     )
 
-# %% ../../nbs/parity/21_alignment.ipynb #557c1fd3
+# %% ../../nbs/parity/21_alignment.ipynb #1875691b
 def _same_weight(a: "np.ndarray", b: "np.ndarray") -> bool:
-
     return a.size == b.size and bool(
         np.array_equal(a.reshape(-1), b.reshape(-1).astype(a.dtype), equal_nan=True)
     )
 
-# %% ../../nbs/parity/21_alignment.ipynb #c34333c6
+# %% ../../nbs/parity/21_alignment.ipynb #67e7cb98
 def _read_constants(graph: Graph, node: int) -> list[tuple[int, "np.ndarray"]]:
     "Positions and values of the float constants that a node reads."
     found = [(k, graph.array(v)) for k, v in enumerate(graph.nodes[node].input) if v and graph.is_constant(v)]
     return [(k, a) for k, a in found if a.dtype.kind == "f"]
 
-# %% ../../nbs/parity/21_alignment.ipynb #c069370b
+# %% ../../nbs/parity/21_alignment.ipynb #4fc4f4ec
 def wrong_weights(
     context: FailureContext,
     alignment: Alignment,
     region: Region,
 ) -> list[tuple[str, str, Difference]]:  # (weight, operator that reads it, how to put it back)
     "Weights in a region that are none of the module's, each with the one whose place it seems to have."
-
     held = weights_read(context.captured, alignment.steps, region.operators) | _folded(
         context, alignment, region
     )
@@ -416,7 +453,7 @@ def wrong_weights(
             )
     return found
 
-# %% ../../nbs/parity/21_alignment.ipynb #5b47ff2c
+# %% ../../nbs/parity/21_alignment.ipynb #b05feb79
 def _folded(
     context: FailureContext, alignment: Alignment, region: Region
 ) -> dict[str, tuple[str, "np.ndarray"]]:
@@ -442,7 +479,7 @@ def _folded(
         found[f"the bias of {before} with {fx} folded in"] = (before, shift + (bias - mean) * by)
     return found
 
-# %% ../../nbs/parity/21_alignment.ipynb #aa399778
+# %% ../../nbs/parity/21_alignment.ipynb #8ec694e2
 def wrong_settings(
     context: FailureContext,
     region: Region,
@@ -495,7 +532,6 @@ def _helps(context: FailureContext, before: float, changes: Sequence[Difference]
     after = context.error(undone(context.graph, changes))
     return after if after <= context.good or after < before / 10 else None
 
-# %% ../../nbs/parity/21_alignment.ipynb #d285fc6d
 def by_counterpart(
     context: FailureContext,
     alignment: Alignment,
@@ -527,12 +563,13 @@ def by_counterpart(
     ]
     if settings:
         fx, d, after = min(settings, key=lambda s: s[2])
+        if context.graph.nodes[d.node].op_type == "Cast": fx = suspect.fx  # every cast is like every other
         return _renamed(suspect, alignment, fx, d.node), [
             Cause("operator semantics", f"{d.what}; put back: {_change(before, after)}")
         ]
     return suspect, []
 
-# %% ../../nbs/parity/21_alignment.ipynb #c09bf9f4
+# %% ../../nbs/parity/21_alignment.ipynb #3c8ed0b7
 def _renamed(suspect: OperatorError, alignment: Alignment, fx: str, node: int) -> OperatorError:
     "The suspect, as another operator and node of the same step."
     step, there = alignment.steps[fx], alignment.graph.nodes[node]
@@ -546,7 +583,7 @@ def _renamed(suspect: OperatorError, alignment: Alignment, fx: str, node: int) -
         fx=fx,
     )
 
-# %% ../../nbs/parity/21_alignment.ipynb #c6566d47
+# %% ../../nbs/parity/21_alignment.ipynb #2f14b6b2
 #: operators that only arrange what they read
 ARRANGES = re.compile(r"clone|view|reshape|transpose|permute|expand|squeeze|getitem|detach|alias|slice")
 
@@ -554,14 +591,18 @@ def substantial(
     alignment: Alignment,
     suspect: OperatorError | None,
 ) -> OperatorError | None:
-    "The suspect; where that only arranges what another operator of the same step computes, that one."
+    "The suspect, or an operator of the same step whose node cannot be run, or that computes what the suspect only arranges."
     if suspect is None or suspect.value not in alignment.pairs: return suspect
-    operators = region_of(alignment, suspect.value).operators
-    computing = [fx for fx in operators if not ARRANGES.search(alignment.steps[fx].op)]
+    region = region_of(alignment, suspect.value)
+    computing = [fx for fx in region.operators if not ARRANGES.search(alignment.steps[fx].op)]
+    broken = next((i for i in sorted(region.nodes) if alignment.graph.nodes[i].name in alignment.failed), None)
+    if broken is not None:
+        akin = [fx for fx in computing if _kin(alignment.graph.nodes[broken], alignment.steps[fx].op)]
+        return _renamed(suspect, alignment, akin[0], broken) if akin else suspect
     if suspect.fx in computing or not computing: return suspect
     return _renamed(suspect, alignment, computing[-1], alignment.graph.producer[suspect.value])
 
-# %% ../../nbs/parity/21_alignment.ipynb #bd587144
+# %% ../../nbs/parity/21_alignment.ipynb #3d8e4a1e
 def earlier(
     alignment: Alignment,
     suspect: OperatorError | None,
@@ -571,7 +612,7 @@ def earlier(
     if lost is None or suspect is not None and order.index(suspect.fx) <= order.index(lost.fx): return suspect
     return lost
 
-# %% ../../nbs/parity/21_alignment.ipynb #aba46e07
+# %% ../../nbs/parity/21_alignment.ipynb #14350141
 def lost_operator(
     alignment: Alignment,
 ) -> OperatorError | None:
@@ -594,7 +635,7 @@ def lost_operator(
         first,
     )
 
-# %% ../../nbs/parity/21_alignment.ipynb #7d7eeb5a
+# %% ../../nbs/parity/21_alignment.ipynb #98c38f71
 def by_value_in_place(
     context: FailureContext,
     alignment: Alignment,
@@ -602,15 +643,16 @@ def by_value_in_place(
     before: float,
 ) -> list[Cause]:
     "Whether torch's value in place of the suspect's makes the outputs right: then the step itself computes something else."
-    if suspect.value not in alignment.pairs or suspect.value in context.graph.outputs: return []
-    fx, region = alignment.pairs[suspect.value], region_of(alignment, suspect.value)
+    value = _end_of_step(alignment, suspect)
+    if not value or value in context.graph.outputs: return []
+    fx, region = alignment.pairs[value], region_of(alignment, value)
     own = alignment.own(fx)
-    if suspect.value in alignment.values and alignment.values[suspect.value].size == own.size:
-        own = own.reshape(alignment.values[suspect.value].shape)
-    cut = isolated(context.graph, {suspect.value: own})
+    if value in alignment.values and alignment.values[value].size == own.size:
+        own = own.reshape(alignment.values[value].shape)
+    cut = isolated(context.graph, {value: own})
     try:
         got = run_what_runs(
-            cut, {**context.feeds, f"cut::{suspect.value}": own}, **{**alignment.how, "level": context.level}
+            cut, {**context.feeds, f"cut::{value}": own}, **{**alignment.how, "level": context.level}
         )[0]
     except CheckError:
         return []
@@ -628,7 +670,14 @@ def by_value_in_place(
     )
     return [Cause("operator semantics", f"{told}; with torch's value in its place: {_change(before, after)}")]
 
-# %% ../../nbs/parity/21_alignment.ipynb #e3d9354e
+# %% ../../nbs/parity/21_alignment.ipynb #7ab9c607
+def _end_of_step(alignment: Alignment, suspect: OperatorError) -> str:
+    "The known value that ends the step in which a suspect lies, or nothing."
+    if suspect.value in alignment.pairs: return suspect.value
+    node = alignment.graph.producer.get(suspect.value, -1)
+    return next((v for v in alignment.pairs if node in region_of(alignment, v).nodes), "")
+
+# %% ../../nbs/parity/21_alignment.ipynb #18c15724
 def causes_without_notes(
     context: FailureContext,
     module: Any,
@@ -654,7 +703,7 @@ def causes_without_notes(
         ]
     return suspect, causes
 
-# %% ../../nbs/parity/21_alignment.ipynb #035f700d
+# %% ../../nbs/parity/21_alignment.ipynb #ad09bd21
 def how_sure(
     alignment: Alignment,
     suspect: OperatorError | None,
@@ -666,13 +715,14 @@ def how_sure(
         for k, n in counts.items()
     )
     lost, all_operators = len(alignment.lost()), sum(1 for s in alignment.steps.values() if s.op)
+    value = _end_of_step(alignment, suspect) if suspect else ""
     sure = (
         ""
         if suspect is None
         else "; the culprit is sure"
-        if alignment.known_by.get(suspect.value) == "put in place"
+        if alignment.known_by.get(value) == "put in place"
         else "; the culprit is likely"
-        if suspect.value in alignment.pairs and not lost
+        if value and not lost
         else "; the culprit is a guess"
     )
     return f"nodes of this file do not say where they came from: {len(alignment.pairs)} of {all_operators} torch operators were found ({told}){sure}"

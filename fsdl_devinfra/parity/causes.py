@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['PASSES', 'OPSETS', 'LARGEST', 'Cause', 'FailureContext', 'by_optimisation', 'in_training', 'in_inference',
-           'by_train_mode', 'Difference', 'differences', 'undone', 'by_restoring', 'own_differences',
-           'reexported_graph', 'all_differences', 'restoring_operator', 'by_fresh_export', 'by_evaluator', 'opset_of',
-           'relabelled', 'by_opset', 'by_export_opset', 'overflowing', 'by_overflow', 'by_tf32', 'by_attribute',
-           'by_shape', 'find_causes', 'by_trace']
+__all__ = ['PASSES', 'OPSETS', 'LARGEST', 'EXACT_BYTES', 'BYTE_WEIGHTS', 'Cause', 'FailureContext', 'by_optimisation',
+           'in_training', 'in_inference', 'by_train_mode', 'Difference', 'differences', 'undone', 'by_restoring',
+           'own_differences', 'reexported_graph', 'all_differences', 'restoring_operator', 'by_fresh_export',
+           'by_evaluator', 'opset_of', 'relabelled', 'by_opset', 'by_export_opset', 'overflowing', 'by_overflow',
+           'by_tf32', 'by_attribute', 'by_shape', 'saturates', 'unsigned_weights', 'find_causes', 'by_trace']
 
 # %% ../../nbs/parity/08_causes.ipynb #a08c1f7b
 @dataclass(frozen=True)
@@ -732,6 +732,63 @@ def _error_at(context: FailureContext, module: Any, inputs: Mapping[str, Any]) -
         context.level,
     )
     return other.error()
+
+# %% ../../nbs/parity/08_causes.ipynb #4628dd41
+#: instruction sets that add products of bytes in 32 bits, by their names in the flags of a processor
+EXACT_BYTES = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")
+
+def saturates(
+    flags: Sequence[str],  # of the processor; default of `env`: those that select kernels
+) -> bool:
+    "Whether products of unsigned by signed bytes may saturate on an x86 processor."
+    return bool({"avx2", "sse4_1", "avx512f"} & set(flags)) and not set(EXACT_BYTES) & set(flags)
+
+# %% ../../nbs/parity/08_causes.ipynb #70166b96
+#: operator → (position of the weight, of its zero point)
+BYTE_WEIGHTS = {
+    "DequantizeLinear": (0, 2),
+    "MatMulInteger": (1, 3),
+    "ConvInteger": (1, 3),
+    "DynamicQuantizeMatMul": (1, 3),
+    "MatMulIntegerToFloat": (1, 5),
+    "QLinearMatMul": (3, 5),
+    "QLinearConv": (3, 5),
+    "QGemm": (3, 5),
+}
+
+def unsigned_weights(
+    graph: Graph,  # a quantised file
+) -> tuple[Graph, int]:  # the changed graph, how many weights were signed
+    "The same file with its signed eight-bit weights held as unsigned ones."
+    proto, done = _shallow(graph), set()
+    for node in proto.graph.node:
+        if node.op_type not in BYTE_WEIGHTS: continue
+        weight, zero = BYTE_WEIGHTS[node.op_type]
+        name = node.input[weight]
+        if name not in graph.initializers or graph.array(name).dtype != "int8": continue
+        old_zero = node.input[zero] if zero < len(node.input) else ""
+        if old_zero and not graph.is_constant(old_zero): continue
+        node.input.extend([""] * (zero + 1 - len(node.input)))
+        node.input[weight], node.input[zero] = f"{name}::unsigned", f"{name}::unsigned_zero"
+        if name in done: continue
+        done.add(name)
+        zeros = graph.array(old_zero) if old_zero else _no_zeros(graph, node)
+        proto.graph.initializer.extend(
+            [_moved(node.input[weight], graph.array(name)), _moved(node.input[zero], zeros)]
+        )
+    return Graph(proto, graph.folder), len(done)
+
+def _no_zeros(graph: Graph, node: Any) -> "np.ndarray":
+    "The zero point that a node leaves out."
+    import numpy as np
+    per_channel = node.op_type == "DequantizeLinear" and graph.is_constant(node.input[1])
+    return np.zeros(graph.array(node.input[1]).shape if per_channel else (), np.int8)
+
+def _moved(name: str, signed: "np.ndarray") -> Any:
+    "Signed bytes, moved by 128 into the range of unsigned ones."
+    import numpy as np
+    import onnx
+    return onnx.numpy_helper.from_array((signed.astype(np.int16) + 128).astype(np.uint8), name)
 
 # %% ../../nbs/parity/08_causes.ipynb #782bec2a
 def find_causes(

@@ -19,7 +19,7 @@ from ..core.results import Result
 from .alignment import align, causes_without_notes, earlier, how_sure, substantial, without_notes
 from .backends import Backend, NotRun, PROVIDERS, _reference_backend, callable_backend, onnx_backend, provider_name, versions
 from .causes import LARGEST, Cause, FailureContext, by_fresh_export, by_opset, find_causes
-from .causes import in_training, overflowing, own_differences, restoring_operator
+from .causes import all_differences, in_training, overflowing, own_differences, restoring_operator
 from .exporting import Capture, capture, name_dims, source_line
 from .graph import Graph, _reads, convert, file_precision, load_graph, nodes_before
 from .inputs import config_of, example_inputs, flat_inputs, setting, stretched
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 # %% auto #0
-__all__ = ['CPU_HALF', 'BESIDES', 'Case', 'Divergence', 'ParityReport', 'input_sets', 'shapes_of', 'feeds_of', 'is_inexact',
-           'judged', 'is_random', 'retrace', 'investigate', 'compared', 'check', 'coverage_of', 'paddings_of', 'policy',
-           'assert_parity']
+__all__ = ['CPU_HALF', 'BESIDES', 'DOUBTFUL', 'Case', 'Divergence', 'ParityReport', 'input_sets', 'shapes_of', 'feeds_of',
+           'is_inexact', 'judged', 'is_random', 'retrace', 'investigate', 'compared', 'is_doubtful', 'most_doubtful',
+           'plainly_wrong', 'hidden_fault', 'check', 'coverage_of', 'paddings_of', 'policy', 'assert_parity']
 
 # %% ../../nbs/parity/10_checking.ipynb #b0180def
 @dataclass(frozen=True)
@@ -502,7 +502,12 @@ def _moved(
 ) -> OperatorError | None:
     "Where the suspect is as in a fresh translation and one other operator, restored, heals the file: that one. A wrong shape breaks who reads it."
     if suspect is not None and own_differences(context, suspect): return suspect
-    return _at(context, found, restoring_operator(context)) or suspect
+    return _at(context, found, restoring_operator(context) or _only_difference(context)) or suspect
+
+def _only_difference(context: FailureContext) -> str:
+    "The one operator that is built otherwise than in a fresh translation; empty where there are none or several."
+    found = list(all_differences(context))
+    return found[0] if len(found) == 1 else ""
 
 def _at(context: FailureContext, found: Localization | None, fx: str) -> OperatorError | None:
     "An operator as a suspect, with its measured errors where there are some."
@@ -588,6 +593,59 @@ def _missing(context: FailureContext, captured: Capture, name: str) -> Divergenc
         0.0,
         0.0,
     )
+
+# %% ../../nbs/parity/10_checking.ipynb #4408a7d2
+DOUBTFUL = 2.0  # times torch's own error from which an output that passes is looked into
+
+def is_doubtful(o: OutputComparison, rule: Rule = Rule()) -> bool:
+    "Whether an output passes with an error that torch itself does not have, and nothing explains it."
+    return o.verdict == "pass" and DOUBTFUL < o.ratio <= rule.factor and not o.why and not rule.fixed
+
+def most_doubtful(
+    cases: Sequence[Case],
+    rule: Rule = Rule(),
+) -> int | None:  # its index; None where all is well
+    "The fp32 case with the largest error that is neither torch's nor too large."
+    worst = {
+        i: max(o.ratio for o in c.outputs if is_doubtful(o, rule))
+        for i, c in enumerate(cases)
+        if c.verdict == "pass" and c.precision == "fp32" and any(is_doubtful(o, rule) for o in c.outputs)
+    }
+    return max(worst, key=lambda i: worst[i]) if worst else None
+
+def plainly_wrong(
+    errors: Localization,
+    terms: int,  # of the longest sum that torch takes
+    rule: Rule = Rule(),
+) -> OperatorError | None:
+    "The first operator whose error by itself no other kernel explains."
+    least = DOUBTFUL * EPS["fp32"] * math.sqrt(terms)
+    return next((v for v in errors.suspects if v.ratio > rule.factor and least < v.isolated < math.inf), None)
+
+def hidden_fault(
+    module: "nn.Module",
+    graph: Graph,  # of the file
+    case: Case,  # that passes
+    inputs: Mapping[str, Any],  # of that case
+    rule: Rule = Rule(),
+    captured: Capture | None = None,  # an earlier trace of the same module
+) -> tuple[OperatorError, tuple[Any, ...]] | None:  # the operator, and what `investigate` says
+    "An operator that is wrong although the outputs pass, with its cause."
+    strict = replace(rule, factor=DOUBTFUL)
+    try: told = investigate(module, graph, case, inputs, strict, captured)
+    except CheckError: return None
+    _, causes, errors, _ = told
+    wrong = plainly_wrong(errors, longest_sum(module, inputs), rule) if errors else None
+    return (wrong, told) if wrong and causes else None
+
+def _no_longer_passes(case: Case, wrong: OperatorError, rule: Rule) -> Case:
+    "A case that passed before somebody looked inside."
+    alone = f"{wrong.op} alone is wrong by {wrong.ratio:.3g} times torch's own error, and later operators hide that"
+    outputs = [
+        replace(o, verdict="fail", why=f"error is {o.ratio:.3g} times torch's own; {alone}") if is_doubtful(o, rule) else o
+        for o in case.outputs
+    ]
+    return replace(case, verdict="fail", outputs=outputs)
 
 # %% ../../nbs/parity/10_checking.ipynb #084dcc5d
 def check(
@@ -707,7 +765,12 @@ def _findings(sweep: "_Sweep", captured: Capture | None, explain: bool) -> _Find
     if worst is None and hidden:
         failed, (where, causes, errors, told) = _by_weights_alone(sweep.graph, sweep.cases, hidden)
         return _Findings(failed, where, causes, errors, said + told)
-    return _Findings(sweep.cases, notes=said)
+    at = most_doubtful(sweep.cases, sweep.rule)
+    found = hidden_fault(sweep.module, sweep.graph, sweep.cases[at], sweep.where[at], sweep.rule, captured) if at is not None else None
+    if at is None or found is None: return _Findings(sweep.cases, notes=said)
+    wrong, (where, causes, errors, told) = found
+    sweep.cases[at] = _no_longer_passes(sweep.cases[at], wrong, sweep.rule)
+    return _Findings(sweep.cases, where, causes, errors, said + told)
 
 def _with_left_out(coverage: dict[str, Any], sweep: "_Sweep") -> dict[str, Any]:
     "Outputs that only one side gives are not covered either."

@@ -10,7 +10,7 @@ import inspect
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from ..core.console import table_text
 from ..core.errors import BadInput, CheckError, need
 from ..core.lazy import lazy_module
 from ..core.units import count_of, size_text
+from ..env.machine import cpu
 from .backends import PROVIDERS, Backend, NotRun, onnx_backend, provider_name, session, versions
-from .causes import Cause
+from .causes import Cause, saturates, unsigned_weights
 from .checking import Case, Divergence, ParityReport, _fitted, _now, _verdict, feeds_of, input_sets, retrace, shapes_of
 from .exporting import quiet
 from .feeding import completed, derived_inputs
@@ -59,7 +60,7 @@ class Budget:
     kl: float  # nats that the mean divergence of the distributions may be
     metric: float = 0.01  # that the user's own metric may get worse, in its own unit
 
-# %% ../../nbs/parity/17_reduced.ipynb #e296a638
+# %% ../../nbs/parity/17_reduced.ipynb #bbc93400
 BUDGETS = {"fp16": Budget(sqnr=40, top1=0.99, kl=0.001), "int8": Budget(sqnr=20, top1=0.95, kl=0.1)}
 
 def parse_budget(
@@ -92,7 +93,7 @@ def decibels(
     if not noise > 0 or not signal > 0: return None
     return 10 * math.log10(signal / noise) if math.isfinite(noise) else -math.inf
 
-# %% ../../nbs/parity/17_reduced.ipynb #8eb45784
+# %% ../../nbs/parity/17_reduced.ipynb #ccb73d93
 @dataclass
 class Tally:
     "One output over all inputs."
@@ -114,7 +115,6 @@ class Tally:
 
     def add(self, own: "np.ndarray", got: "np.ndarray") -> None:
         "Count one batch."
-
         if got.shape != own.shape:
             self.wrong = f"shape {list(got.shape)} instead of {list(own.shape)}"
             return
@@ -159,7 +159,7 @@ def highest_share(
     share, spread = hits / rows, z * z / rows
     return (share + spread / 2 + z * math.sqrt(share * (1 - share) / rows + spread / rows / 4)) / (1 + spread)
 
-# %% ../../nbs/parity/17_reduced.ipynb #c94a58b2
+# %% ../../nbs/parity/17_reduced.ipynb #d4998015
 def judged_tally(
     t: Tally,
     budget: Budget,
@@ -184,7 +184,7 @@ def judged_tally(
         kl=t.kl,
     )
 
-# %% ../../nbs/parity/17_reduced.ipynb #e13b1a94
+# %% ../../nbs/parity/17_reduced.ipynb #0df31726
 def _lost(t: Tally, budget: Budget, db: float | None, scored: bool) -> str:
     "Why an output is not acceptable, or nothing."
     if t.wrong: return t.wrong
@@ -219,7 +219,7 @@ def holds_scores(
     if any(part in name.lower() for part in _SCORES) or value.shape[-1] in classes: return True
     return None if value.ndim == 2 else False
 
-# %% ../../nbs/parity/17_reduced.ipynb #b96bcd35
+# %% ../../nbs/parity/17_reduced.ipynb #965e43d1
 def _classes(module: Any) -> list[int]:
     config = config_of(module)
     told = [setting(config, n) for n in ("num_labels", "num_classes", "vocab_size")] + [
@@ -242,7 +242,7 @@ class LayerLoss:
     output_db: float | None = None  # the first output, if only this layer were reduced
     nodes: list[str] = field(default_factory=list)  # of the float model, that make the value from those before it
 
-# %% ../../nbs/parity/17_reduced.ipynb #ffe39cea
+# %% ../../nbs/parity/17_reduced.ipynb #101ed830
 @dataclass(frozen=True)
 class WeightLoss:
     "What one weight lost."
@@ -250,7 +250,7 @@ class WeightLoss:
     sqnr_db: float | None
     size: int  # numbers
 
-# %% ../../nbs/parity/17_reduced.ipynb #bd76003b
+# %% ../../nbs/parity/17_reduced.ipynb #cb469502
 def loss_db(
     own: "np.ndarray",
     got: "np.ndarray",
@@ -276,7 +276,7 @@ def restored(
         if after and after not in small.outputs: found[node.input[0]] = after
     return found
 
-# %% ../../nbs/parity/17_reduced.ipynb #b8a65251
+# %% ../../nbs/parity/17_reduced.ipynb #40d2ff7d
 def layer_losses(
     model: Graph,  # in float
     small: Graph,  # the reduced file
@@ -286,14 +286,11 @@ def layer_losses(
     "The loss of every value that is in both."
     left = run_values(model, flowing(model), feeds)
     left = {v: a for v, a in left.items() if a.dtype.kind == "f" and a.size}
-    names, right = _right_values(small, feeds, left)
+    held = _held(model, small)
+    names, right = _right_values(small, feeds, held)
     pairs = [p for p in paired(left, right) if left[p.left].shape == right[p.right].shape]
-    alone = _alone(
-        small,
-        {p.right: names[p.right] for p in pairs if p.right in names},
-        {p.right: left[p.left] for p in pairs},
-        feeds,
-    ) | _alone_in_integers(small, {p.right: left[p.left] for p in pairs}, feeds)
+    right_names = {p.right: names[p.right] for p in pairs if p.right in names}
+    alone = _alone(small, right_names, held, {p.right: left[p.left] for p in pairs}, feeds)
     parts = {p.left: segment(model, p.left, {q.left for q in pairs}) for p in pairs}
     found = [_layer(model, parts[p.left], p, left[p.left], right[p.right], alone.get(p.right)) for p in pairs]
     worst = sorted(
@@ -308,9 +305,9 @@ def layer_losses(
     }
     return [replace(x, output_db=effects.get(x.value)) for x in found]
 
-# %% ../../nbs/parity/17_reduced.ipynb #b566be6e
+# %% ../../nbs/parity/17_reduced.ipynb #92e7c432
 def _right_values(
-    small: Graph, feeds: Mapping[str, Any], left: Mapping[str, Any]
+    small: Graph, feeds: Mapping[str, Any], held: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     "(value → where it is read in the file, value → what is read there)"
     inside = {
@@ -322,9 +319,9 @@ def _right_values(
     }
     got = run_values(small, list(names.values()), feeds)
     right = {v: got[n] for v, n in names.items() if n in got and got[n].dtype.kind == "f"}
-    return names, right | _integers_as_floats(small, feeds, left)
+    return names, right | _integers_as_floats(small, held, feeds)
 
-# %% ../../nbs/parity/17_reduced.ipynb #96123cd9
+# %% ../../nbs/parity/17_reduced.ipynb #0aaf1588
 def segment(
     model: Graph,
     value: str,
@@ -333,59 +330,59 @@ def segment(
     "The nodes that make a value from known ones."
     return [i for i in nodes_before(model, value, known) if model.nodes[i].op_type != "Constant"]
 
-# %% ../../nbs/parity/17_reduced.ipynb #09c22b87
-def _integers_as_floats(small: Graph, feeds: Mapping[str, Any], left: Mapping[str, Any]) -> dict[str, Any]:
-    "Values of a file in the QOperator form, which holds integers with a scale in place of floats."
-    held = _held(small, left)
-    got = run_values(small, list(held.values()), feeds)
-    return {v: _real(small, v, got[held[v]]) for v in held if held[v] in got}
-
-# %% ../../nbs/parity/17_reduced.ipynb #0cb24df4
-def _held(small: Graph, values: Iterable[str]) -> dict[str, str]:
-    "value of the model → the integers that stand for it in the QOperator form"
-    return {
-        v: f"{v}_quantized"
-        for v in values
+# %% ../../nbs/parity/17_reduced.ipynb #c7e24c3e
+def _held(model: Graph, small: Graph) -> dict[str, str]:
+    "value of the model → the name under which a file in the QOperator form holds it, as integers with a scale"
+    stems = {
+        v: v
+        for v in model.producer
         if v not in small.producer
         and f"{v}_quantized" in small.producer
         and {f"{v}_scale", f"{v}_zero_point"} <= set(small.initializers)
     }
+    clipped = {v: _clipped(model, v) for v in stems}
+    return {clipped[v] if clipped[v] and clipped[v] not in stems else v: v for v in stems}
 
-# %% ../../nbs/parity/17_reduced.ipynb #23bd49e9
-def _real(small: Graph, value: str, integers: Any) -> Any:
+# %% ../../nbs/parity/17_reduced.ipynb #ce634f18
+def _clipped(model: Graph, value: str) -> str:
+    "What a ReLU makes of a value that nothing else reads: the integers of the step before hold that, since their range ends at zero."
+    readers = [model.nodes[i] for i in model.consumers.get(value, [])]
+    alone = len(readers) == 1 and readers[0].op_type in ("Relu", "Clip") and value not in model.outputs
+    return readers[0].output[0] if alone else ""
+
+# %% ../../nbs/parity/17_reduced.ipynb #b2587221
+def _integers_as_floats(small: Graph, held: Mapping[str, str], feeds: Mapping[str, Any]) -> dict[str, Any]:
+    "Values of a file in the QOperator form, which holds integers with a scale in place of floats."
+    got = run_values(small, [f"{stem}_quantized" for stem in held.values()], feeds)
+    return {v: _real(small, s, got[f"{s}_quantized"]) for v, s in held.items() if f"{s}_quantized" in got}
+
+def _real(small: Graph, stem: str, integers: Any) -> Any:
     "What integers stand for."
-    return (integers.astype("float64") - small.array(f"{value}_zero_point")) * small.array(f"{value}_scale")
+    return (integers.astype("float64") - small.array(f"{stem}_zero_point")) * small.array(f"{stem}_scale")
 
-# %% ../../nbs/parity/17_reduced.ipynb #fd2ced82
-def _integers(small: Graph, value: str, real: Any) -> Any:
+# %% ../../nbs/parity/17_reduced.ipynb #647080bd
+def _integers(small: Graph, stem: str, real: Any) -> Any:
     "The integers that stand for real numbers."
-    zero = small.array(f"{value}_zero_point")
+    zero = small.array(f"{stem}_zero_point")
     most = np.iinfo(zero.dtype)
-    return np.clip(np.rint(real / small.array(f"{value}_scale")) + zero, most.min, most.max).astype(zero.dtype)
+    return np.clip(np.rint(real / small.array(f"{stem}_scale")) + zero, most.min, most.max).astype(zero.dtype)
 
-# %% ../../nbs/parity/17_reduced.ipynb #ca569d32
-def _alone_in_integers(small: Graph, own: Mapping[str, Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
-    "As `_alone`, in the QOperator form: each layer reads the model's values as integers."
-    held = _held(small, own)
-    cut = {held[v]: _integers(small, v, own[v]) for v in held}
+# %% ../../nbs/parity/17_reduced.ipynb #58559d02
+def _alone(
+    small: Graph, names: Mapping[str, str], held: Mapping[str, str], own: Mapping[str, Any], feeds: Mapping[str, Any]
+) -> dict[str, Any]:
+    "Values of the file where each layer reads the model's, as integers where it holds those."
+    stems = {v: s for v, s in held.items() if v in own}
+    kinds = {n: a.dtype for n, a in run_values(small, list(names.values()), feeds).items()}
+    with np.errstate(over="ignore"): cut = {n: own[v].astype(kinds[n]) for v, n in names.items()}
+    cut |= {f"{s}_quantized": _integers(small, s, own[v]) for v, s in stems.items()}
     if not cut: return {}
     try: got = run_graph(isolated(small, cut), {**feeds, **{f"cut::{n}": a for n, a in cut.items()}})
     except CheckError: return {}
-    return {v: _real(small, v, got[n]) for v, n in held.items() if n in got}
+    found = {v: got[n] for v, n in names.items() if n in got}
+    return found | {v: _real(small, s, got[f"{s}_quantized"]) for v, s in stems.items() if f"{s}_quantized" in got}
 
-# %% ../../nbs/parity/17_reduced.ipynb #74907aee
-def _alone(
-    small: Graph, names: Mapping[str, str], own: Mapping[str, Any], feeds: Mapping[str, Any]
-) -> dict[str, Any]:
-    "Values of the file where each layer reads the model's."
-    if not names: return {}
-    kinds = {n: a.dtype for n, a in run_values(small, list(names.values()), feeds).items()}
-    with np.errstate(over="ignore"): cut = {n: own[v].astype(kinds[n]) for v, n in names.items()}
-    try: got = run_graph(isolated(small, cut), {**feeds, **{f"cut::{n}": a for n, a in cut.items()}})
-    except CheckError: return {}
-    return {v: got[n] for v, n in names.items() if n in got}
-
-# %% ../../nbs/parity/17_reduced.ipynb #1402b3ae
+# %% ../../nbs/parity/17_reduced.ipynb #c9823b76
 #: operators that a segment is called after: those that hold weights
 HEAVY = ("Conv", "Gemm", "MatMul", "ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "Gather")
 
@@ -404,7 +401,7 @@ def _layer(model: Graph, part: Sequence[int], pair: Pair, own: Any, got: Any, al
         nodes=[model.nodes[i].name for i in part],
     )
 
-# %% ../../nbs/parity/17_reduced.ipynb #464a6183
+# %% ../../nbs/parity/17_reduced.ipynb #44c984ae
 def module_in_name(
     name: str,  # of a node, as torch's older exporter writes it: /blocks/0/attention/MatMul
 ) -> str:
@@ -412,7 +409,7 @@ def module_in_name(
     parts = [p for p in name.split("/") if p]
     return ".".join(parts[:-1]) if name.startswith("/") and len(parts) > 1 else ""
 
-# %% ../../nbs/parity/17_reduced.ipynb #5155d797
+# %% ../../nbs/parity/17_reduced.ipynb #7ab4d9a7
 def _effect(model: Graph, value: str, alone: Any, feeds: Mapping[str, Any]) -> float | None:
     "SQNR of the first output where one value of the model is that of the reduced layer."
     first = model.outputs[0]
@@ -427,7 +424,7 @@ def _effect(model: Graph, value: str, alone: Any, feeds: Mapping[str, Any]) -> f
         return None
     return loss_db(own, got[first])
 
-# %% ../../nbs/parity/17_reduced.ipynb #01e7e14a
+# %% ../../nbs/parity/17_reduced.ipynb #3cfd1ee2
 def weight_losses(
     model: Graph,  # in float
     small: Graph,  # the reduced file
@@ -465,7 +462,7 @@ class CalibratedRange:
         seen = max(abs(self.seen_low), abs(self.seen_high), 1e-30)
         return "too wide" if max(abs(self.low), abs(self.high)) > UNUSED * seen else ""
 
-# %% ../../nbs/parity/17_reduced.ipynb #ec973a91
+# %% ../../nbs/parity/17_reduced.ipynb #b30b0997
 def calibrated_ranges(
     small: Graph,  # statically quantised
     flow: Mapping[str, "np.ndarray"],  # value → what flows there in the model
@@ -509,7 +506,7 @@ class Scheme:
         }
         return how[self.tool] + (", one scale per channel" if self.per_channel else "")
 
-# %% ../../nbs/parity/17_reduced.ipynb #5568f97b
+# %% ../../nbs/parity/17_reduced.ipynb #fc2ce14b
 _DYNAMIC = {
     "MatMulInteger": "MatMul",
     "ConvInteger": "Conv",
@@ -530,7 +527,7 @@ def scheme_of(
     first = graph.proto.graph.input[0].type.tensor_type.elem_type
     return Scheme("fp16", keep_io=first != 10)  # FLOAT16 of onnx.TensorProto
 
-# %% ../../nbs/parity/17_reduced.ipynb #4334c2e1
+# %% ../../nbs/parity/17_reduced.ipynb #91f71641
 def _dynamic_scheme(graph: Graph, kinds: set[str]) -> Scheme:
     held = graph.initializers
     zeros = [t for n, t in held.items() if n.endswith("_zero_point")]
@@ -538,7 +535,7 @@ def _dynamic_scheme(graph: Graph, kinds: set[str]) -> Scheme:
                   weight="QUInt8" if any(t.data_type == 2 for t in zeros) else "QInt8",
                   op_types=tuple(sorted({_DYNAMIC[k] for k in kinds if k in _DYNAMIC})))
 
-# %% ../../nbs/parity/17_reduced.ipynb #c3a0c2f2
+# %% ../../nbs/parity/17_reduced.ipynb #8c43f747
 def _static_scheme(graph: Graph) -> Scheme:
     held = graph.initializers
     scales = [n.input[1] for n in graph.nodes if n.op_type == "DequantizeLinear" and n.input[0] in held]
@@ -591,21 +588,19 @@ def reduce_again(
             ) from e
         return Path(target).read_bytes()
 
-# %% ../../nbs/parity/17_reduced.ipynb #2f0b8400
+# %% ../../nbs/parity/17_reduced.ipynb #6b71a2fc
 def _written(model: Graph, path: str) -> None:
-
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     if model.folder: onnx.load_external_data_for_model(proto, str(model.folder))
     onnx.save(proto, path)
 
-# %% ../../nbs/parity/17_reduced.ipynb #2d3c5b4d
+# %% ../../nbs/parity/17_reduced.ipynb #5b783916
 @contextlib.contextmanager
 def _quiet_tools() -> Iterator[None]:
     "The tools warn about what is not asked here."
     with quiet(): yield
 
-# %% ../../nbs/parity/17_reduced.ipynb #32ca3526
 def _reader(batches: Sequence[Mapping[str, Any]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
     class Reader(CalibrationDataReader):
@@ -613,7 +608,7 @@ def _reader(batches: Sequence[Mapping[str, Any]]) -> Any:
         def get_next(self): return next(self.left, None)
     return Reader()
 
-# %% ../../nbs/parity/17_reduced.ipynb #58b47b1e
+# %% ../../nbs/parity/17_reduced.ipynb #aa291758
 def _static(
     source: str, target: str, scheme: Scheme, batches: Sequence[Mapping[str, Any]], exclude: list[str]
 ) -> None:
@@ -636,7 +631,7 @@ def _static(
         extra_options=more,
     )
 
-# %% ../../nbs/parity/17_reduced.ipynb #96c0f749
+# %% ../../nbs/parity/17_reduced.ipynb #5bf6e3f9
 def _dynamic(
     source: str, target: str, scheme: Scheme, batches: Sequence[Mapping[str, Any]], exclude: list[str]
 ) -> None:
@@ -651,7 +646,7 @@ def _dynamic(
         nodes_to_exclude=exclude,
     )
 
-# %% ../../nbs/parity/17_reduced.ipynb #48dce100
+# %% ../../nbs/parity/17_reduced.ipynb #60abea6f
 def _fp16(
     source: str, target: str, scheme: Scheme, batches: Sequence[Mapping[str, Any]], exclude: list[str]
 ) -> None:
@@ -664,7 +659,7 @@ def _fp16(
         target,
     )
 
-# %% ../../nbs/parity/17_reduced.ipynb #ee0f5d69
+
 _TOOLS: dict[str, Callable[..., None]] = {"static": _static, "dynamic": _dynamic, "fp16": _fp16}
 
 # %% ../../nbs/parity/17_reduced.ipynb #e96997f4
@@ -701,7 +696,7 @@ class Proposal:
             + ("" if self.within_budget else "; still not within the budget")
         )
 
-# %% ../../nbs/parity/17_reduced.ipynb #e8d37c30
+# %% ../../nbs/parity/17_reduced.ipynb #92b47adb
 STEPS = (1, 2, 3, 5, 8)  # layers kept in fp32, tried in this order
 GAIN = 6.0  # dB that count as far better: half the noise
 
@@ -709,7 +704,7 @@ def _worst_db(outputs: Sequence[OutputComparison]) -> float | None:
     known = [o.sqnr_db for o in outputs if o.sqnr_db is not None]
     return min(known) if known else None
 
-# %% ../../nbs/parity/17_reduced.ipynb #79b77a4b
+# %% ../../nbs/parity/17_reduced.ipynb #136cf2f1
 def propose(
     model: Graph,  # in float
     small: Graph,  # the file
@@ -747,17 +742,13 @@ def propose(
         if tried.within_budget: break
     return best if _gained(best[0].sqnr_db, best[0].mixed_db, 1.0) else None
 
-# %% ../../nbs/parity/17_reduced.ipynb #2107554a
+# %% ../../nbs/parity/17_reduced.ipynb #36c0616d
 def _all_pass(outputs: Sequence[OutputComparison]) -> bool: return all(o.verdict == "pass" for o in outputs)
-
-# %% ../../nbs/parity/17_reduced.ipynb #0d8f3a2f
 def _level(db: float | None) -> float: return math.inf if db is None else db
-
-# %% ../../nbs/parity/17_reduced.ipynb #cc233391
 def _gained(before: float | None, after: float | None, least: float = GAIN) -> bool:
     return _level(after) >= _level(before) + least
 
-# %% ../../nbs/parity/17_reduced.ipynb #6c77bc00
+
 def _candidates(model: Graph, layers: Sequence[LayerLoss]) -> list[list[str]]:
     "Growing sets of nodes, those of the layers that bring most noise to the output first."
     names = {n.name for n in model.nodes if n.name}
@@ -840,7 +831,7 @@ class ReducedReport(ParityReport):
         "Tables and sentences beside the cases."
         return _report_lines(self)
 
-# %% ../../nbs/parity/17_reduced.ipynb #a64f7a17
+# %% ../../nbs/parity/17_reduced.ipynb #e85f2f53
 def _figures(o: OutputComparison, budget: Mapping[str, float]) -> str:
     found = [
         f"{o.sqnr_db:.1f} dB (budget {budget['sqnr']:g})"
@@ -853,10 +844,9 @@ def _figures(o: OutputComparison, budget: Mapping[str, float]) -> str:
     if o.kl is not None: found.append(f"KL {o.kl:.2g}")
     return f"{o.name} {', '.join(found)}"
 
-# %% ../../nbs/parity/17_reduced.ipynb #5358e00d
+# %% ../../nbs/parity/17_reduced.ipynb #41e9f0b6
 def _db(x: float | None) -> str: return "-" if x is None else f"{x:.1f}"
 
-# %% ../../nbs/parity/17_reduced.ipynb #b5fc8f70
 def _report_lines(r: ReducedReport) -> list[str]:
     found = []
     if r.worst_layers:
@@ -901,7 +891,7 @@ def chunked(
         for i in range(0, total, step)
     ]
 
-# %% ../../nbs/parity/17_reduced.ipynb #dfe8b19e
+# %% ../../nbs/parity/17_reduced.ipynb #064f6350
 def _first(pieces: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
     "Pieces until there are `most` samples; the last one is cut where that can be done."
     found, count = [], 0
@@ -941,7 +931,7 @@ class _Original:
     graph: Callable[[], Graph]  # may raise `CheckError`
     digest: str = ""
 
-# %% ../../nbs/parity/17_reduced.ipynb #ba83c8a7
+# %% ../../nbs/parity/17_reduced.ipynb #1c2913e0
 def _original(model: Any, small: Graph, example: Mapping[str, Any]) -> _Original:
     if isinstance(model, (str, Path)):
         graph = Graph(inspected(model)[1], Path(model).parent)
@@ -965,11 +955,10 @@ def _original(model: Any, small: Graph, example: Mapping[str, Any]) -> _Original
         module_digest(model).hexdigest()[:16],
     )
 
-# %% ../../nbs/parity/17_reduced.ipynb #272773af
+# %% ../../nbs/parity/17_reduced.ipynb #e5f3f700
 class MetricFails(BadInput):
     "The user's metric cannot be called: this says nothing about the file."
 
-# %% ../../nbs/parity/17_reduced.ipynb #56696faa
 @dataclass
 class _Judge:
     "The model's outputs on all inputs, and files held against them."
@@ -1084,7 +1073,7 @@ def check_reduced(
     )
     return _as_reduced(_worse_metric(_explained(report, judge, mixed)))
 
-# %% ../../nbs/parity/17_reduced.ipynb #b9f33241
+# %% ../../nbs/parity/17_reduced.ipynb #631a6d38
 def _data(model: Any, graph: Graph, inputs: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "(sets of inputs, everything that was given, for a metric)"
     if inputs is None:
@@ -1100,7 +1089,7 @@ def _data(model: Any, graph: Graph, inputs: Any) -> tuple[list[dict[str, Any]], 
     kept = [{k: v for k, v in s.items() if k in takes or k in graph.inputs} or s for s in sets]
     return kept, labels
 
-# %% ../../nbs/parity/17_reduced.ipynb #9d1f3c3a
+# %% ../../nbs/parity/17_reduced.ipynb #8286e88a
 def _odd(graph: Graph, kind: str) -> list[str]:
     "What is strange about judging this file so."
     scheme = scheme_of(graph)
@@ -1109,23 +1098,23 @@ def _odd(graph: Graph, kind: str) -> list[str]:
         return [f"the file was made by {scheme}, and is judged as {kind}"]
     return []
 
-# %% ../../nbs/parity/17_reduced.ipynb #34828ebd
+# %% ../../nbs/parity/17_reduced.ipynb #b2a324ef
 def _as_reduced(r: ReducedReport) -> ReducedReport:
     "A budget is no measure for a file that was not reduced: that it is kept says nothing."
     if r.tool or r.verdict != "pass": return r
     told = Cause("not reduced", f"nothing in the file is {r.reduced_as}, so a budget for loss would let faults pass")
     return replace(r, verdict="not-run", causes=[told])
 
-# %% ../../nbs/parity/17_reduced.ipynb #0cfb0e43
+# %% ../../nbs/parity/17_reduced.ipynb #c272a579
 def _rule_text(b: Budget) -> str:
     return f"every output at least {b.sqnr:g} dB; where it holds scores, top-1 agreement at least {b.top1:.1%} and KL at most {b.kl:g} nats"
 
-# %% ../../nbs/parity/17_reduced.ipynb #25facd6c
+
 def _bytes_of(path: Path) -> int:
     facts = inspected(path)[0]
     return facts.size_bytes + facts.external_bytes
 
-# %% ../../nbs/parity/17_reduced.ipynb #f64aab8c
+# %% ../../nbs/parity/17_reduced.ipynb #9eca0fc7
 def _worse_metric(r: ReducedReport) -> ReducedReport:
     if not r.metric or r.metric["model"] - r.metric["file"] <= r.budget["metric"]: return r
     told = f"your metric falls from {r.metric['model']:.4g} to {r.metric['file']:.4g}, the budget is {r.budget['metric']:g}"
@@ -1149,7 +1138,7 @@ def _explained(report: ReducedReport, judge: _Judge, mixed: str | Path | None) -
     if report.verdict != "fail" and mixed is None: return report
     return _better(report, judge, model, flow, mixed)
 
-# %% ../../nbs/parity/17_reduced.ipynb #5a31172d
+# %% ../../nbs/parity/17_reduced.ipynb #cb565daf
 def _better(
     report: ReducedReport, judge: _Judge, model: Graph, flow: Mapping[str, Any], mixed: str | Path | None
 ) -> ReducedReport:
@@ -1170,9 +1159,29 @@ def _better(
     report = replace(report, proposal=proposal, notes=notes)
     if report.verdict != "fail": return report
     worst = report.worst_layers[0] if report.worst_layers else None
-    return replace(report, causes=_causes(report, flow), first_divergence=_place(worst) if worst else None)
+    causes = _by_processor(report, judge, before) or _causes(report, flow)
+    return replace(report, causes=causes, first_divergence=_place(worst) if worst else None)
 
-# %% ../../nbs/parity/17_reduced.ipynb #9c78cfd4
+# %% ../../nbs/parity/17_reduced.ipynb #2e8bc7bb
+def _by_processor(report: ReducedReport, judge: _Judge, before: Sequence[OutputComparison]) -> list[Cause]:
+    "Whether the processor's products of bytes saturate: then the file is right."
+    on_cpu = any(c.provider_used == PROVIDERS["cpu"] for c in report.cases)
+    if report.reduced_as != "int8" or not on_cpu or not saturates(cpu().get("flags", [])): return []
+    exact, count = unsigned_weights(judge.small)
+    if not count: return []
+    try: after = judge.outputs(onnx_backend(exact.data(), "cpu", folder=exact.folder).run, "fp32")
+    except CheckError: return []  # signed activations have no kernel with unsigned weights in some operators
+    if not _all_pass(after): return []
+    return [
+        Cause(
+            "saturation",
+            f"this processor has no VNNI, and products of unsigned by signed bytes saturate in 16 bits on it; with the same "
+            f"{count_of(count, 'weight')} held as unsigned bytes: {_db(_worst_db(after))} dB instead of {_db(_worst_db(before))} dB. "
+            "The file is right: run it where there is VNNI, set session.x64quantprecision to 1 in ONNX Runtime, or quantise with reduce_range",
+        )
+    ]
+
+# %% ../../nbs/parity/17_reduced.ipynb #df70e767
 def _place(x: LayerLoss) -> Divergence:
     def relative(db: float | None) -> float:
         return 0.0 if db is None else 10 ** (-db / 20) if math.isfinite(db) else math.inf
@@ -1181,7 +1190,7 @@ def _place(x: LayerLoss) -> Divergence:
         x.value, x.node, x.op, x.module, x.source, relative(x.alone_db), relative(x.cumulative_db)
     )
 
-# %% ../../nbs/parity/17_reduced.ipynb #67018786
+# %% ../../nbs/parity/17_reduced.ipynb #ce5538be
 def _causes(r: ReducedReport, flow: Mapping[str, Any]) -> list[Cause]:
     "Why so much was lost."
     found, p = [], r.proposal

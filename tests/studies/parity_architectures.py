@@ -1,6 +1,6 @@
 """Architectures of Transformers through the command: a tiny random model in a folder, `onnx export` and `onnx check`.
 
-python tests/studies/parity_architectures.py --seed 1 --count 60 --json rows.json
+python tests/studies/parity_architectures.py --seed 1 --count 60 --minutes 60 --json rows.json
 
 The families are drawn from those whose tiny configuration can be built, saved and loaded; where one generates, the cache
 is exported and compared as well (`--generation`). The verdicts are the command's own exit status.
@@ -92,14 +92,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--limit", type=int, default=300, help="seconds for one family")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no new family is begun after this time")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     hub_zoo.quiet()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
+    end = time.monotonic() + 60 * args.minutes
     for family in args.only or hub_zoo.families(args.seed):
-        if len(rows) >= args.count: break
+        if len(rows) >= args.count or time.monotonic() > end: break
         row = timed(family, args.seed, args.limit)
         if row is None: continue
         rows.append(row)

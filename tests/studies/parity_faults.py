@@ -1,6 +1,6 @@
 """Planted faults that nobody tuned for: how many pass, and is the operator named, with its cause?
 
-python tests/studies/parity_faults.py --seed 1 --faults 300
+python tests/studies/parity_faults.py --seed 1 --faults 300 --minutes 60
 
 Every fault is one random change of one file: a weight, an attribute, an operator, a shape, a mask, a position, a
 precision, or what a fusion gets wrong. A fault counts as visible where it makes an output of our own set of inputs
@@ -392,16 +392,17 @@ def one(made: models.Made, exporter: str, known: tuple[Any, Any], rng: random.Ra
                round(time.time() - started, 1))
 
 
-def study(seed: int, count: int, names: tuple[str, ...], say: Callable[[Row], None] = lambda row: None) -> list[Row]:
-    "Faults on all models in turn."
-    rng, rows = random.Random(seed), []
+def study(seed: int, count: int, names: tuple[str, ...], say: Callable[[Row], None] = lambda row: None, minutes: float = float("inf")) -> list[Row]:
+    "Faults on all models in turn, in random order, until the count or the time is reached."
+    rng, rows, end = random.Random(seed), [], time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as folder:
-        for i, name in enumerate(names):
+        for i, name in enumerate(rng.sample(names, len(names))):
+            if time.monotonic() > end: break
             made = models.build(name, Path(folder), seed=seed)
             known = {exporter: prepared(made, file, seed) for exporter, file in made.files.items()}
             wanted = count * (i + 1) // len(names) - count * i // len(names)
             for _ in range(20 * wanted):
-                if wanted <= 0: break
+                if wanted <= 0 or time.monotonic() > end: break
                 exporter = rng.choice(list(made.files))
                 row = one(made, exporter, known[exporter], rng, Path(folder))
                 if row is None: continue
@@ -429,14 +430,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=300)
     parser.add_argument("--models", default=",".join(models.NAMES))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no new fault is planted after this time")
     parser.add_argument("--json", type=Path, help="write every row here")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    so_far: list[Row] = []
     def say(row: Row) -> None:
-        print(f"{row.model} {row.exporter} {row.kind}: {row.verdict} in {row.seconds} s", file=sys.stderr, flush=True)
+        so_far.append(row)
+        running = {k: v for k, v in figures(so_far).items() if k not in ("exporter", "kind")}
+        print(f"{row.model} {row.exporter} {row.kind}: {row.verdict} in {row.seconds} s; {running}", flush=True)
         wrong = row.size > 1 and (row.verdict != "fail" or row.right_operator is False or not row.right_cause)
         if wrong: print(json.dumps(asdict(row)), flush=True)
-    rows = study(args.seed, args.faults, tuple(args.models.split(",")), say)
+    rows = study(args.seed, args.faults, tuple(args.models.split(",")), say, args.minutes)
     print(json.dumps({"seed": args.seed, **figures(rows)}, indent=1))
     if args.json: args.json.write_text(json.dumps([asdict(r) for r in rows], indent=1))
 

@@ -1,14 +1,18 @@
 """Healthy files from many hands: none may raise an alarm.
 
-python tests/studies/parity_healthy.py --seed 0 --files 100
+python tests/studies/parity_healthy.py --seed 0 --files 100 --minutes 30
 
-Ways: both exporters of torch, ONNX Runtime's optimisation written to a file, its transformers optimizer, fp16 with and
-without float inputs, the version converter of onnx, other names, and onnxslim and onnxsim where they are installed.
+Ways: both exporters of torch (the newer with and without its own optimisation), ONNX Runtime's optimisation at three
+levels written to a file, its transformers optimizer, fp16 with and without float inputs, the version converter of onnx,
+other names, names and inputs as optimum writes them, masks padded on either side, and onnxslim and onnxsim where they
+are installed.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import inspect
 import io
 import json
 import random
@@ -87,11 +91,65 @@ def output_names(made: models.Made, source: Path, file: Path) -> Path:
     return file
 
 
+def unoptimised(made: models.Made, file: Path) -> Path:
+    "The newer exporter without its own optimisation."
+    program = torch.onnx.export(made.captured.program, dynamo=True, optimize=False, verbose=False)
+    assert program is not None
+    with contextlib.redirect_stdout(io.StringIO()): program.save(str(file))
+    proto = onnx.load(file)
+    for info, name in zip(proto.graph.input, made.inputs): assert info.name == name
+    return file
+
+
+class FirstOutput(torch.nn.Module):
+    "Only the first output, with all inputs by position."
+    def __init__(self, module: torch.nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = module, names
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        out = self.model(**dict(zip(self.names, tensors)))
+        return next(v for v in out.values() if isinstance(v, torch.Tensor))
+
+
+def as_optimum(made: models.Made, file: Path) -> Path:
+    "Inputs, dimensions and the one output as optimum names them; token types or positions are inputs where the model takes them."
+    if made.name not in models.TEXT or "input_ids" not in made.inputs or made.name == "t5": raise NotThisModel
+    ids, takes = made.inputs["input_ids"], inspect.signature(made.module.forward).parameters
+    inputs = dict(made.inputs)
+    if "token_type_ids" in takes: inputs["token_type_ids"] = torch.zeros_like(ids)
+    elif "position_ids" in takes: inputs["position_ids"] = torch.arange(ids.shape[1]).expand_as(ids).contiguous()
+    out = next(iter(models.call(made.module, made.inputs)))
+    axes = {name: {0: "batch_size", 1: "sequence_length"} for name in [*inputs, out]}
+    if made.name == "roberta": axes[out] = {0: "batch_size"}
+    config = made.module.config
+    cached, config.use_cache = getattr(config, "use_cache", None), False
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+            torch.onnx.export(FirstOutput(made.module, list(inputs)).eval(), tuple(inputs.values()), str(file), input_names=list(inputs), output_names=[out],
+                              dynamic_axes=axes, opset_version=18, dynamo=False)
+    finally: config.use_cache = cached
+    return file
+
+
+def padded(made: models.Made, side: str) -> models.Made:
+    "The same model, with an example that is padded on one side."
+    if "attention_mask" not in made.inputs: raise NotThisModel
+    mask = torch.ones_like(made.inputs["attention_mask"])
+    if side == "left": mask[1:, :3] = 0
+    else: mask[1:, -3:] = 0
+    return dataclasses.replace(made, inputs={**made.inputs, "attention_mask": mask})
+
+
 WAYS: dict[str, Callable[[models.Made, Path], Path]] = {
     "dynamo": lambda m, d: m.files["dynamo"],
     "torchscript": lambda m, d: m.files["torchscript"],
     "torchscript opset 14": lambda m, d: models.torchscript(m.module, m.inputs, d / "ts14.onnx", opset=14),
+    "dynamo, not optimised": lambda m, d: unoptimised(m, d / "plain.onnx"),
     "optimised": lambda m, d: models.optimised(m.files["dynamo"], d / "opt.onnx"),
+    "optimised, basic": lambda m, d: models.optimised(m.files["dynamo"], d / "basic.onnx", "basic"),
+    "optimised, all": lambda m, d: models.optimised(m.files["dynamo"], d / "all.onnx", "all"),
+    "fp16, optimised": lambda m, d: models.optimised(half(m.files["torchscript"], d / "half.onnx", True), d / "half_opt.onnx"),
     "optimised torchscript": lambda m, d: models.optimised(m.files["torchscript"], d / "optts.onnx"),
     "fused": lambda m, d: fused(m, m.files["torchscript"], d / "fused.onnx"),
     "fused fp16": lambda m, d: half(fused(m, m.files["torchscript"], d / "fused.onnx"), d / "fused16.onnx", True),
@@ -102,6 +160,10 @@ WAYS: dict[str, Callable[[models.Made, Path], Path]] = {
     "without notes": lambda m, d: models.without_notes(models.converted(m.files["dynamo"], d / "c22.onnx", 22)),
     "other names": lambda m, d: other_names(m, d / "names.onnx"),
     "other output names": lambda m, d: output_names(m, m.files["dynamo"], d / "outputs.onnx"),
+    "as optimum": lambda m, d: as_optimum(m, d / "optimum.onnx"),
+    "as optimum, optimised": lambda m, d: models.optimised(as_optimum(m, d / "optimum.onnx"), d / "optimum_opt.onnx"),
+    "padded left": lambda m, d: m.files["dynamo"],
+    "padded right": lambda m, d: m.files["torchscript"],
     "onnxslim": lambda m, d: slimmed(m.files["torchscript"], d / "slim.onnx"),
     "onnxsim": lambda m, d: simplified(m.files["dynamo"], d / "sim.onnx"),
 }
@@ -110,7 +172,9 @@ WAYS: dict[str, Callable[[models.Made, Path], Path]] = {
 def one(made: models.Made, way: str, folder: Path) -> dict[str, Any] | None:
     "None where there is no such file."
     folder.mkdir(parents=True, exist_ok=True)
-    try: file = WAYS[way](made, folder)
+    try:
+        if way.startswith("padded"): made = padded(made, way.split()[1])
+        file = WAYS[way](made, folder)
     except NotThisModel: return None
     except Exception as e: return {"model": made.name, "way": way, "verdict": "not made", "why": f"{type(e).__name__}: {str(e)[:160]}"}
     started = time.time()
@@ -158,13 +222,16 @@ def runs_on(made: Any, feeds: dict[str, Any]) -> bool:
     return True
 
 
-def study(seed: int, count: int, names: tuple[str, ...], say: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
-    rng, rows = random.Random(seed), []
+def study(seed: int, count: int, names: tuple[str, ...], say: Callable[[dict[str, Any]], None], minutes: float = float("inf")) -> list[dict[str, Any]]:
+    "Pairs of model and way drawn at random, model by model in random order, until the count or the time is reached."
+    rng, rows, end = random.Random(seed), [], time.monotonic() + 60 * minutes
     pairs = [(n, w) for n in names for w in WAYS]
     chosen = sorted(rng.sample(range(len(pairs)), min(count, len(pairs))))
+    order = rng.sample(names, len(names))
     made: models.Made | None = None
     with tempfile.TemporaryDirectory() as folder:
-        for name, way in (pairs[i] for i in chosen):
+        for name, way in sorted((pairs[i] for i in chosen), key=lambda pair: order.index(pair[0])):
+            if time.monotonic() > end: break
             if made is None or made.name != name: made = models.build(name, Path(folder), ("dynamo", "torchscript"), seed)
             row = one(made, way, Path(folder) / name / way.replace(" ", "_"))
             if row is not None: rows.append(row); say(row)
@@ -176,14 +243,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", type=int, default=130, help="pairs of model and way that are drawn; some do not exist")
     parser.add_argument("--models", default=",".join(models.NAMES))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no new file is begun after this time")
+    parser.add_argument("--json", type=Path, help="write every row here")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    counts: Counter[str] = Counter()
     def say(row: dict[str, Any]) -> None:
-        print(f"{row['model']} {row['way']}: {row['verdict']}", file=sys.stderr, flush=True)
+        counts[row["verdict"]] += 1
+        print(f"{sum(counts.values())} {row['model']} {row['way']}: {row['verdict']} in {row.get('seconds', 0)} s; so far {dict(counts)}", flush=True)
         if row["verdict"] != "pass": print(json.dumps(row), flush=True)
-    rows = study(args.seed, args.files, tuple(args.models.split(",")), say)
-    counts = Counter(r["verdict"] for r in rows)
+    rows = study(args.seed, args.files, tuple(args.models.split(",")), say, args.minutes)
     print(f"seed {args.seed}: {len(rows)} files: {dict(counts)}; ways: {dict(Counter(r['way'] for r in rows if r['verdict'] == 'pass'))}")
+    if args.json: args.json.write_text(json.dumps(rows, indent=1))
     if counts["alarm"] or counts["crash"]: sys.exit(1)
 
 

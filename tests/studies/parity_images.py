@@ -1,10 +1,13 @@
 """Image models of timm and torchvision: each exported and checked, with random weights. Needs timm and torchvision.
 
-python tests/studies/parity_images.py --seed 0 --json rows.json
+python tests/studies/parity_images.py --seed 0 --minutes 60 --json rows.json
+
+Kinds take turns, so that a run that ends early has some of each.
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import signal
 import sys
@@ -33,7 +36,8 @@ TORCHVISION = {"CNN": "mobilenet_v2 shufflenet_v2_x0_5 squeezenet1_1 googlenet",
                "detection": "ssdlite320_mobilenet_v3_large fasterrcnn_mobilenet_v3_large_320_fpn"}
 #: hybrids whose tables depend on the size
 SIZED = ("levit", "efficientformer", "coatnet", "maxvit", "tiny_vit", "visformer", "vit_tiny_r")
-ALL = [(f"{library}:{name}", kind) for library, kinds in (("timm", TIMM), ("torchvision", TORCHVISION)) for kind, names in kinds.items() for name in names.split()]
+GROUPS = [[(f"{library}:{name}", kind) for name in names.split()] for library, kinds in (("timm", TIMM), ("torchvision", TORCHVISION)) for kind, names in kinds.items()]
+ALL = [pair for turn in itertools.zip_longest(*GROUPS) for pair in turn if pair is not None]
 
 
 def model_of(name: str, kind: str) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -87,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", default="", help="names with timm: or torchvision: before them")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no new model is begun after this time")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     try:
@@ -97,9 +102,10 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     wanted = args.models.split(",") if args.models else [n for n, _ in ALL]
-    rows = []
+    rows, end = [], time.monotonic() + 60 * args.minutes
     for name, kind in ALL:
         if name not in wanted: continue
+        if time.monotonic() > end: break
         with tempfile.TemporaryDirectory() as folder: rows.append(one(name, kind, Path(folder), args.seed))
         print(json.dumps(rows[-1]), flush=True)
         if args.json: args.json.write_text(json.dumps(rows, indent=1))
