@@ -38,6 +38,12 @@ def test_notebook_form(notebook):
     assert re.match(r"# \S", title) and "\n> " in title or any("".join(c["source"]).startswith("> ") for c in document["cells"][:3]), "a title and a > subtitle"
 
 
+def test_no_page_hands_expect_fail_a_function():
+    """It is a context manager: `expect_fail(lambda: …)` calls nothing, and fourteen lines of four pages tested nothing."""
+    found = [f"{notebook.relative_to(ROOT)} {cell['id']}" for notebook in NOTEBOOKS for cell in cells(notebook) if "expect_fail(lambda" in "".join(cell["source"])]
+    assert not found, found
+
+
 def test_imports_have_cells_of_their_own():
     """Building the docs runs every cell that imports something, alone: other code in it would fail there."""
     mixed = []
