@@ -44,6 +44,9 @@ def _load(model: str | None) -> Any:
         raise KeyboardInterrupt from e  # transformers makes an import error of an interruption while it imports
 
 # %% ../../nbs/parity/20_commands.ipynb #b0af0223
+#: endings of TorchScript files
+SCRIPTED = (".ts", ".torchscript", ".jit")
+
 def _is_own(model: str) -> bool:
     "Whether MODEL is a file of the user's with code in it."
     return model.endswith((".pt2", *SCRIPTED)) or re.search(r"\.py:\w+$", model) is not None
@@ -70,8 +73,6 @@ def own_module(
     )
 
 # %% ../../nbs/parity/20_commands.ipynb #39831e80
-SCRIPTED = (".ts", ".torchscript", ".jit")  # endings of TorchScript files
-
 def _saved_program(model: str) -> Any:
     "What torch.export.save or torch.jit.save wrote."
     import torch
