@@ -21,7 +21,7 @@ from ..core.device_table import Device, devices, find_device
 from ..core.errors import BadInput, CheckError, unknown_name
 from ..core.units import GIB, usd_text
 from ..hub.popular import popular_models
-from ..memory.footprint import Footprint, command_options, estimate
+from ..memory.footprint import Footprint, checkpointing_left_open, command_options, estimate
 from ..memory.serving import ENGINES, ServeOptions, Serving, serve
 from ..memory.strategy import CHOICES, Strategy, Workload
 
@@ -86,8 +86,10 @@ def training_memory(
     device: Device,
     advice: bool = True,  # look for what would make it fit
 ) -> Footprint:
-    "What a configuration holds on one GPU. Raises `CheckError`."
-    return estimate(model_named(setting.model), setting.strategy, setting.workload, device, advice=advice)
+    "What a configuration holds on one GPU; no activation checkpointing counts as not said, as in the command. Raises `CheckError`."
+    model = model_named(setting.model)
+    found = estimate(model, setting.strategy, setting.workload, device, advice=advice)
+    return checkpointing_left_open(found, model, device)
 
 def serving_memory(
     model: str,  # a preset, a Hub id, a popular name or a folder

@@ -224,7 +224,10 @@ def _columns() -> dict[str, Any]:
     return tenths | {"$ per GPU-hour": number(format="%.2f"), "dollars": number(format="localized"), "days": number(format="%.2f")}
 
 #: wide as the column, and on a phone wide enough to be read: then it scrolls sideways
-_PICTURE = """<div style="overflow-x:auto" tabindex="0"><img src="data:image/svg+xml;base64,{}" alt="{}" style="width:100%;min-width:34rem;border-radius:.5rem"></div>"""
+_PICTURE = (
+    '<div style="overflow-x:auto" tabindex="0"><img src="data:image/svg+xml;base64,{}" alt="{}" '
+    'style="width:100%;min-width:34rem;border-radius:.5rem"></div>'
+)
 
 def _draw(chart: Chart) -> None:
     "A chart, with its title for those who hear the page."
