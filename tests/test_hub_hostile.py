@@ -13,6 +13,7 @@ import time
 import pytest
 
 from fsdl_devinfra.core.errors import BadInput, CheckError
+from fsdl_devinfra.hub import verification
 from fsdl_devinfra.hub.checkpoint import inspect
 from fsdl_devinfra.hub.header import gguf_header, onnx_header, parse_header
 from fsdl_devinfra.hub.locks import LockedFile, ModelLock, lock
@@ -237,3 +238,12 @@ def test_killed_ten_times_at_any_moment(hub, tmp_path):
             if p.is_file(): assert p.read_bytes() == (hub.repo / p.name).read_bytes()
     hub.faults.clear(); pull(file)
     assert kills and verify(file, full=True).ok and not list(cache_folder().rglob("*incomplete"))
+
+
+@pytest.mark.parametrize("error,said", [(OSError(5, "Input/output error", "weights"), "Input/output error"), (OSError("the disk is gone"), "the disk is gone")])
+def test_a_file_that_cannot_be_read_to_its_end_says_why(error, said, tmp_path, monkeypatch):
+    """In the words of the system, which has no number for some; never with a path of this machine."""
+    def broken(*_): raise error
+    monkeypatch.setattr(verification, "is_right", broken)
+    problem = verification._read_problem(tmp_path, LockedFile("weights", 1, "0" * 64), True, lambda size: None)
+    assert (problem.kind, problem.why) == ("unreadable", f"reading it failed ({said})")
