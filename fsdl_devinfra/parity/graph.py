@@ -253,10 +253,6 @@ def _retype(proto: Any, low: int, keep_ports: bool) -> None:
     if keep_ports: return _cast_ports(graph, low)
     for info in [*graph.input, *graph.output]: _retype_info(info, low)
 
-# %% ../../nbs/parity/06_graph.ipynb #5b329f70
-#| export
-
-
 # %% ../../nbs/parity/06_graph.ipynb #236f82fd
 #: stay in fp32, between casts: runtimes have no fp16 kernels for them
 RECURRENT = ("LSTM", "GRU", "RNN")
