@@ -247,3 +247,12 @@ def test_a_file_that_cannot_be_read_to_its_end_says_why(error, said, tmp_path, m
     monkeypatch.setattr(verification, "is_right", broken)
     problem = verification._read_problem(tmp_path, LockedFile("weights", 1, "0" * 64), True, lambda size: None)
     assert (problem.kind, problem.why) == ("unreadable", f"reading it failed ({said})")
+
+
+def test_a_pointer_of_git_lfs_is_called_one_where_the_file_is_missing(tmp_path):
+    """The control is a pointer that was locked as such: it is the file."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1000\n"
+    (tmp_path / "weights").write_bytes(pointer)
+    seen = {size: verification.seen_problem(tmp_path, LockedFile("weights", size, "0" * 64)) for size in (1000, len(pointer))}
+    assert seen[1000].kind == "lfs-pointer" and "git lfs pull" in seen[1000].why
+    assert seen[len(pointer)] is None

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +112,38 @@ def test_broken_plans_are_one_sentence(cli, tmp_path, content):
 def test_no_torch_is_imported(plan_file):
     code = f"import sys; from fsdl_devinfra.cli import main; main(['launch', {str(plan_file)!r}, '--to', 'slurm', '--json']); sys.exit(3 if {{'torch', 'transformers', 'numpy'}} & set(sys.modules) else 0)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+#: torchrun's parser as three releases of torch wrote it: alone; with an action of its own (2.14, which every launch refused); with a helper
+PARSERS = {
+    "alone": "",
+    "with an action": "class _Shown(_Action):\n    def __call__(self, parser, *_): parser.exit()\n",
+    "with a helper": "def _shells(): return ['bash']\n",
+}
+MADE = """from argparse import Action as _Action, ArgumentParser, REMAINDER
+from torch.distributed.argparse_util import env
+{more}
+def get_args_parser():
+    parser = ArgumentParser()
+    parser.add_argument("--standalone", action="store_true")
+    parser.add_argument("--nproc-per-node", action=env, default="1")
+    {use}
+    parser.add_argument("script")
+    parser.add_argument("rest", nargs=REMAINDER)
+    return parser
+"""
+USES = {"alone": "pass", "with an action": "parser.add_argument('--shown', action=_Shown, nargs=0)", "with a helper": "parser.add_argument('--shell', choices=_shells())"}
+
+
+@pytest.mark.parametrize("kind", PARSERS)
+def test_torchrun_of_any_torch_reads_its_line(kind, tmp_path, monkeypatch):
+    real = Path(importlib.util.find_spec("torch").submodule_search_locations[0])
+    made = tmp_path / "torch" / "distributed"
+    made.mkdir(parents=True)
+    for folder in (made.parent, made): (folder / "__init__.py").write_text("")
+    (made / "argparse_util.py").write_text((real / "distributed" / "argparse_util.py").read_text())
+    (made / "run.py").write_text(MADE.format(more=PARSERS[kind], use=USES[kind]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    line = "exec torchrun --standalone --nproc-per-node=2 train.py --lr 1\n"
+    assert read_by_loader("torchrun", {"run.sh": line})
+    with pytest.raises(CheckError, match="--nonsense"): read_by_loader("torchrun", {"run.sh": line.replace("--standalone", "--nonsense")})

@@ -42,7 +42,7 @@ LOADERS = {
         """
 import argparse, ast, enum, importlib.util, pathlib, shlex
 home = pathlib.Path(importlib.util.find_spec("torch").submodule_search_locations[0])
-scope = {"ArgumentParser": argparse.ArgumentParser, "REMAINDER": argparse.REMAINDER, "Enum": enum.Enum}
+scope = {"Enum": enum.Enum}
 def take(file, name, known_as=None):
     tree = ast.parse((home / file).read_text(encoding="utf-8"))
     found = next(n for n in tree.body if getattr(n, "name", "") == name)
@@ -50,9 +50,19 @@ def take(file, name, known_as=None):
     scope[known_as or name] = scope[name]
 exec((home / "distributed/argparse_util.py").read_text(encoding="utf-8"), scope)
 if (home / "numa/binding.py").exists(): take("numa/binding.py", "AffinityMode", "_AffinityMode")
-take("distributed/run.py", "get_args_parser")
+def built():
+    body = ast.parse((home / "distributed/run.py").read_text(encoding="utf-8")).body
+    from_argparse = [n for n in body if isinstance(n, ast.ImportFrom) and n.module == "argparse"]
+    actions = [n for n in body if isinstance(n, ast.ClassDef)]
+    maker = [n for n in body if getattr(n, "name", "") == "get_args_parser"]
+    exec(compile(ast.Module([*from_argparse, *actions, *maker], []), "run.py", "exec"), scope)
+    return scope["get_args_parser"]()
+try: parser = built()
+except NameError:  # a torch whose parser needs more than that
+    from torch.distributed.run import get_args_parser
+    parser = get_args_parser()
 line = next(l for l in open("run.sh").read().splitlines() if l.startswith("exec torchrun"))
-scope["get_args_parser"]().parse_args(shlex.split(line)[2:])
+parser.parse_args(shlex.split(line)[2:])
 """,
     ),
     "accelerate": (
