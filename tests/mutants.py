@@ -97,6 +97,7 @@ ACCEPTED: dict[tuple[str, str, int], str] = {
     ("verify", "True as False", 1): "`quiet`: there is progress on standard error only where it takes longer than 2 s",
     ("verify", "8 as 16", 1): "how many threads read", ("verify", "1 as 2", 1): "how many threads read",
     ("verify", "os.cpu_count() or 1 joined by And", 1): "how many threads read",
+    ("seen_problem", "status.st_size < SNIFF_BYTES compared with LtE", 1): "a pointer has some 130 bytes: none has just as many as are looked at",
     ("_is_single", "not isinstance(given, ModelLock) and (not lock.repo) joined by Or", 1): "of a lock of a repository no folder is recorded",
     ("_bridge_parallelism", "strategy.ep > 1 compared with GtE", 1): "without expert parallelism `expert_tp` is `tp` itself",
     ("_judge", "1 as 2", 1): "pieces that `rsplit` gives, of which the last is read either way; the index itself is noticed",
