@@ -146,19 +146,18 @@ def _sign(args: argparse.Namespace) -> Outcome:
     )
     return Outcome(made.to_dict(), str(made), HOLDS)
 
+def _add_chain(parser: Parser, what: str) -> None:
+    "Certificates beside a key, for signing and for checking."
+    described = f"{what}; may be repeated"
+    parser.add_argument("--certificate-chain", action="append", default=[], metavar="FILE", help=described)
+
 def _add_trust(parser: Parser) -> None:
     "Whose signature is accepted."
     parser.add_argument(
         "--signature", metavar="FILE", help="also check this signature over the lock"
     )
     parser.add_argument("--public-key", metavar="FILE", help="the signer's public key, in PEM")
-    parser.add_argument(
-        "--certificate-chain",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a root or intermediate certificate; may be repeated",
-    )
+    _add_chain(parser, "a root or intermediate certificate")
     parser.add_argument("--identity", metavar="NAME", help="the signer at Sigstore, e.g. an e-mail address")
     parser.add_argument(
         "--identity-provider", metavar="URL", help="the identity's OpenID provider at Sigstore"
@@ -180,13 +179,7 @@ model_signing verify key --signature model.lock.json.sig --public_key key.pub ./
         "--password-env", metavar="NAME", help="the environment variable that holds the key's password"
     )
     one.add_argument("--signing-certificate", metavar="FILE", help="the certificate of that key, in PEM")
-    one.add_argument(
-        "--certificate-chain",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a certificate above it; may be repeated",
-    )
+    _add_chain(one, "a certificate above it")
     one.add_argument("--identity-token", metavar="TOKEN", help="for Sigstore without a browser")
     one.add_argument("-o", "--output", metavar="FILE", help="the signature to write [LOCK.sig]")
 

@@ -102,47 +102,40 @@ _COUNTS_AS = {"pool": "reserve", "cached": "reserve"}
 #: fields of `Phase` that say how sure the others are
 _NOT_HELD = ("settled", "maybe", "spare")
 
-def _line(row: Held, step: Step) -> Line:
-    formula = _whole_formula(row.size)
-    return Line(
-        part=_COUNTS_AS.get(row.part, row.part),
-        what=row.what,
-        value_bytes=round(row.size(step)),
-        function=f"{row.size.__module__}.{row.size.__name__}",
-        formula=formula,
-        inputs=inputs_of(formula, step),
-    )
+def _line(part: str, what: str, value: float, function: Callable[..., Any], inputs: dict[str, Any]) -> Line:
+    where = f"{function.__module__}.{function.__name__}"
+    return Line(part, what, round(value), where, _whole_formula(function), inputs)
+
+def _row_line(row: Held, step: Step) -> Line:
+    "A line of the table of engines."
+    inputs = inputs_of(_whole_formula(row.size), step)
+    return _line(_COUNTS_AS.get(row.part, row.part), row.what, row.size(step), row.size, inputs)
 
 def _held(step: Step, phase: str) -> Iterator[Line]:
     "The lines that the table of engines gives."
     for row in rows_of(engine_of(step.strategy)):
         if row.part in _NOT_HELD or (row.phases and phase not in row.phases.split()): continue
-        line = _line(row, step)
+        line = _row_line(row, step)
         if line.value_bytes: yield line
 
 # %% ../../nbs/memory/17_explanation.ipynb #58fd1364
-def _constant(part: str, what: str, value: float, function: Callable[..., Any], inputs: dict[str, Any]) -> Line:
-    "A line that the table of engines does not have."
-    where = f"{function.__module__}.{function.__name__}"
-    return Line(part, what, round(value), where, formula_of(function), inputs)
-
 def _allocator(phase: Phase) -> Iterator[Line]:
     "What the allocator holds beyond the blocks of the table: holes of other lengths, and fragmentation."
     if phase.holes.value:
-        yield _constant("reserve", "holes that batches of other lengths left", phase.holes.value, holes, {})
+        yield _line("reserve", "holes that batches of other lengths left", phase.holes.value, holes, {})
     breakable = phase.allocated + phase.pool - phase.settled
     inputs = {"allocated": phase.allocated, "pool": phase.pool, "settled": phase.settled}
     what = f"fragmentation: {FRAGMENTATION:.0%} of what was not allocated once and in one piece"
-    yield _constant("reserve", what, FRAGMENTATION * breakable, parts_of_phase, {"FRAGMENTATION": FRAGMENTATION} | inputs)
+    yield _line("reserve", what, FRAGMENTATION * breakable, parts_of_phase, {"FRAGMENTATION": FRAGMENTATION} | inputs)
 
 def _outside(strategy: Strategy, workspace: float) -> Iterator[Line]:
     "What lies outside the allocator."
     groups = communicators(strategy)
     framework = {"framework": strategy.framework}
-    yield _constant("runtime", "CUDA context and kernels", CONTEXT[strategy.framework], runtime_bytes, framework)
+    yield _line("runtime", "CUDA context and kernels", CONTEXT[strategy.framework], runtime_bytes, framework)
     counted = {"COMMUNICATOR": COMMUNICATOR, "communicators": groups}
-    yield _constant("runtime", "communicators of NCCL", COMMUNICATOR * groups, communicators, counted)
-    yield _constant("runtime", "symmetric memory of asynchronous tensor parallelism", workspace, workspace_bytes, {})
+    yield _line("runtime", "communicators of NCCL", COMMUNICATOR * groups, communicators, counted)
+    yield _line("runtime", "symmetric memory of asynchronous tensor parallelism", workspace, workspace_bytes, {})
 
 # %% ../../nbs/memory/17_explanation.ipynb #d215684d
 #: what a layer keeps, in words, and what computes it
@@ -161,11 +154,11 @@ def layer_lines(
     "What a layer keeps of each token; their sum is `layer_bytes`."
     if strategy.recompute == "full" or (strategy.recompute == "selective" and strategy.torch_native):
         what = "its input" if strategy.recompute == "full" else "its input and every second product"
-        return [_constant("activations", what, layer_bytes(architecture, strategy, workload), layer_bytes, {})]
-    lines = [_constant("activations", what, size(architecture, strategy), size, {}) for what, size in _OF_A_LAYER]
+        return [_line("activations", what, layer_bytes(architecture, strategy, workload), layer_bytes, {})]
+    lines = [_line("activations", what, size(architecture, strategy), size, {}) for what, size in _OF_A_LAYER]
     if strategy.recompute == "none":
         scores = core_bytes(architecture, strategy, workload)
-        lines.append(_constant("activations", "attention probabilities", scores, core_bytes, {}))
+        lines.append(_line("activations", "attention probabilities", scores, core_bytes, {}))
     return [line for line in lines if line.value_bytes]
 
 # %% ../../nbs/memory/17_explanation.ipynb #cb7967ea
@@ -266,4 +259,4 @@ def _given_back(found: Footprint, lines: list[Line]) -> Iterator[Line]:
     excess = found.per_gpu_bytes["reserve"] - held
     if found.gpu is None or excess > -len(lines): return  # each line is rounded
     what = f"cached blocks given back: {found.gpu.name} has {size_text(found.gpu.memory_bytes)}"
-    yield _constant("reserve", what, excess, estimate, {"memory_bytes": found.gpu.memory_bytes})
+    yield _line("reserve", what, excess, estimate, {"memory_bytes": found.gpu.memory_bytes})
