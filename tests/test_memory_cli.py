@@ -106,7 +106,7 @@ def test_absurd_configurations_are_one_sentence(change, folder, capsys):
     assert status == 2 and d["hint"] and "unexpected" not in d["error"], d
 
 @pytest.mark.parametrize("change", [dict(intermediate_size=0), dict(head_dim=10**9), dict(num_hidden_layers=10**9), dict(num_local_experts=2, num_experts_per_tok=9), dict(num_experts=4, decoder_sparse_step=-3),
-                                    dict(kv_lora_rank=-5, qk_nope_head_dim=1, qk_rope_head_dim=1, v_head_dim=1), dict(model_type="mamba"), dict(num_experts=4, mlp_only_layers=10**9), dict(architectures=5)])
+                                    dict(kv_lora_rank=-5, qk_nope_head_dim=1, qk_rope_head_dim=1, v_head_dim=1), dict(model_type="zamba2"), dict(num_experts=4, mlp_only_layers=10**9), dict(architectures=5)])
 def test_dimensions_that_no_model_has(change, folder, capsys):
     status, d = said(capsys, folder(LLAMA | change))
     assert status == 2 and d["hint"] and "unexpected" not in d["error"], d

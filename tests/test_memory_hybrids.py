@@ -8,6 +8,7 @@ COUNTS = {
     "qwen3_5_moe_text": (dict(num_hidden_layers=4), 4_381_469_760), "jamba": (dict(num_hidden_layers=8), 13_295_237_088),
     "granitemoehybrid": (dict(num_hidden_layers=4, layer_types=["mamba", "mamba", "attention", "mamba"]), 5_018_284_672),
     "bamba": (dict(num_hidden_layers=4, attn_layer_indices=[1]), 2_105_209_472), "falcon_h1": ({}, 8_514_961_408),
+    "mamba": ({}, 159_308_544), "mamba2": ({}, 7_285_403_648), "falcon_mamba": ({}, 159_308_544), "rwkv": ({}, 7_392_649_216),
     "lfm2": ({}, 2_705_497_600), "gemma3": ({}, 2_723_312_896), "qwen2_5_vl": ({}, 75_789_228_800), "qwen3_5": ({}, 9_407_453_936),
     "qwen3_vl": ({}, 12_616_410_352)}
 
@@ -73,3 +74,61 @@ def test_a_trainer_of_before_the_fused_kernel_copies_moments():
     a = Architecture.from_config(LLAMA)
     old, new = (estimate(a, Strategy(framework="hf", trainer_version=v, precision="bf16"), Workload(128)).peak_bytes.value for v in ("4.40", None))
     assert old > new
+
+def _kept_by(module, x):
+    "Bytes that torch keeps for the backward pass of a module, its weights and its input left out."
+    torch = pytest.importorskip("torch")
+    outside = {p.untyped_storage().data_ptr() for p in [*module.parameters(), x]}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in outside: kept[storage.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor): module(x)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+def test_a_gated_convolution_keeps_what_torch_says_it_keeps():
+    "The one mixer whose kernels save on a CPU what they save on a GPU."
+    torch, modeling = pytest.importorskip("torch"), pytest.importorskip("transformers.models.lfm2.modeling_lfm2")
+    from transformers import AutoConfig
+    from fsdl_devinfra.memory.mixers import short_convolution
+    config = AutoConfig.for_model("lfm2", hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, full_attn_idxs=[1])
+    x = torch.randn(2, 256, 64, requires_grad=True).mul(1.0)
+    measured = _kept_by(modeling.Lfm2ShortConv(config, 0), x) / 4 / (2 * 256)
+    assert measured == pytest.approx(short_convolution(config.to_dict()).kept, rel=0.01)
+
+def test_the_second_half_of_rwkv_keeps_what_torch_says_it_keeps():
+    torch, modeling = pytest.importorskip("torch"), pytest.importorskip("transformers.models.rwkv.modeling_rwkv")
+    from transformers import AutoConfig
+    from fsdl_devinfra.memory.mixers import rwkv
+    narrow, wide = (dict(hidden_size=64, attention_hidden_size=64, intermediate_size=ffn) for ffn in (256, 512))
+    x = torch.randn(2, 256, 64, requires_grad=True).mul(1.0)
+    measured = [_kept_by(modeling.RwkvFeedForward(AutoConfig.for_model("rwkv", num_hidden_layers=2, **c), 0), x) / 4 / 512 for c in (narrow, wide)]
+    assert measured[1] - measured[0] == pytest.approx(rwkv(wide).kept - rwkv(narrow).kept, rel=0.01)
+    assert measured[0] == pytest.approx(5 * 64 + 2 * 256, rel=0.01)
+
+NEMOTRON = dict(model_type="nemotron_h", hidden_size=1024, num_attention_heads=16, num_key_value_heads=4, head_dim=64, intermediate_size=4096,
+                mamba_num_heads=32, mamba_head_dim=64, n_groups=8, ssm_state_size=128, vocab_size=1000, num_hidden_layers=4)
+
+@pytest.mark.parametrize("pattern", ["M-M*", "MMMM", "M***", "----"])
+def test_a_layer_keeps_what_its_kind_keeps(pattern):
+    "The average layer of a hybrid is the mean of its layers: each kind alone, and the mixture."
+    from fsdl_devinfra.memory.activations import attention_bytes, mixer_bytes, mlp_bytes
+    strategy = Strategy(precision="bf16")
+    def kept(layers): return [size(Architecture.from_config(NEMOTRON | dict(hybrid_override_pattern=layers)), strategy) for size in (mixer_bytes, mlp_bytes)]
+    alone = {"M": kept("MMMM")[0], "-": kept("MM--")[1] * 2}
+    share = {kind: pattern.count(kind) / 4 for kind in "M-*"}
+    if "M" in pattern:
+        model = Architecture.from_config(NEMOTRON | dict(hybrid_override_pattern=pattern))
+        assert kept(pattern) == pytest.approx([share["M"] * alone["M"], share["-"] * alone["-"]])
+        full = Architecture.from_config(NEMOTRON | dict(model_type="llama"))
+        assert attention_bytes(model, strategy) == pytest.approx(share["*"] * attention_bytes(full, strategy))
+
+def test_a_model_without_attention_has_no_cache_and_no_longest_sequence():
+    a = Architecture.from_config(dict(model_type="mamba2", hidden_size=1024, num_hidden_layers=4, num_heads=32, head_dim=64, n_groups=2, vocab_size=1000))
+    assert a.attending == 0 and a.positions > 500_000
+    from fsdl_devinfra.memory.serving import ServeOptions, request_bytes
+    assert [request_bytes(a, ServeOptions(), n, 2048).growing for n in (100, 100_000)] == [0, 0]
+    assert request_bytes(a, ServeOptions(), 100, 2048).fixed == 4 * (4 * 2048 * 128 + 2 * (2048 + 2 * 2 * 128) * 3)

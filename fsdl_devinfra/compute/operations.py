@@ -5,6 +5,7 @@
 # %% ../../nbs/compute/02_operations.ipynb #2a1c283b
 from __future__ import annotations
 
+from ..memory.activations import attending_share, feeding_share
 from ..memory.architecture import Architecture
 from ..memory.strategy import Strategy, Workload
 
@@ -27,7 +28,8 @@ def flops_per_token(
     layers, near = model.layers + model.decoder_layers, windowed(model, seq_len)
     seen = near * min(seq_len, model.window or seq_len) + (1 - near) * seq_len
     weights = (4.0 if adapters else 6.0) * model.active_parameters
-    return weights + 12.0 * layers * model.heads * (model.query_dim or model.head_dim) * seen
+    attending = layers * attending_share(model)
+    return weights + 12.0 * attending * model.heads * (model.query_dim or model.head_dim) * seen
 
 # %% ../../nbs/compute/02_operations.ipynb #02ac0001
 def windowed(
@@ -85,9 +87,11 @@ def _moved(model: Architecture, strategy: Strategy, hidden: int, gated: int, pla
     "Elements of one pass before fusion: so many times the hidden width, and so many times the MLP's."
     tp, split = strategy.tp, strategy.tp if strategy.sequence_parallel else 1
     routed = model.expert_ffn * model.experts_per_token + model.shared_ffn
-    width = routed if model.experts else model.ffn
-    rotary = 4 * (model.heads + model.kv_heads) * model.head_dim / tp
-    return hidden * model.hidden / split + rotary + (gated if model.gated else plain) * width / tp
+    width = (routed if model.experts else model.ffn) * feeding_share(model)
+    rotary = 4 * (model.heads + model.kv_heads) * model.head_dim / tp * attending_share(model)
+    # a mixer's kernels write what they keep and read it again
+    mixing = plain * model.mixer_kept * model.mixer_layers / max(model.layers, 1) / tp
+    return hidden * model.hidden / split + rotary + (gated if model.gated else plain) * width / tp + mixing
 
 # %% ../../nbs/compute/02_operations.ipynb #02ad0004
 def elementwise_elements(
@@ -110,8 +114,9 @@ def attention_flops(
     strategy: Strategy,
     workload: Workload,
 ) -> float:
-    "FLOPs of one product (QKᵀ) of one layer, micro-batch and GPU: a mean over layers with and without a window."
+    "FLOPs of one product (QKᵀ) of one layer, micro-batch and GPU: a mean over layers with and without a window, or without attention."
     half, near = 0.5 if model.kind in ("decoder", "encoder-decoder") else 1.0, windowed(model, workload.seq_len)
     length, width = workload.seq_len, model.query_dim or model.head_dim
     seen = near * min(length, model.window or length) + (1 - near) * length * half
-    return 2.0 * (workload.micro_batch * length / strategy.cp) * seen * model.heads * width / strategy.tp
+    one = 2.0 * (workload.micro_batch * length / strategy.cp) * seen * model.heads * width / strategy.tp
+    return one * attending_share(model)

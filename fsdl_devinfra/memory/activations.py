@@ -9,9 +9,10 @@ from .architecture import Architecture
 from .strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'drops', 'norm_bytes', 'attention_bytes', 'core_bytes',
-           'mlp_bytes', 'adapter_bytes', 'layer_bytes', 'backward_bytes', 'pipeline_penalty', 'logit_bytes',
-           'keeps_output', 'loss_doubt', 'logits', 'cross_entropy_bytes', 'linear_cross_entropy_bytes']
+__all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'drops', 'norm_bytes', 'attending_share', 'feeding_share',
+           'mixer_bytes', 'attention_bytes', 'core_bytes', 'mlp_bytes', 'adapter_bytes', 'layer_bytes',
+           'every_second_product', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'keeps_output', 'loss_doubt',
+           'logits', 'cross_entropy_bytes', 'linear_cross_entropy_bytes']
 
 # %% ../../nbs/memory/04_activations.ipynb #e6ee2cf3
 def element_bytes(
@@ -54,7 +55,11 @@ def norm_bytes(
     # Megatron keeps its shard of a norm's output and gathers it again
     gathered = rank if strategy.framework == "megatron" else 1
     masks = 2 / rank if drops(model, strategy) else 0
-    return model.hidden * (2 * kept / rank + outputs / gathered + masks)
+    return model.hidden * (2 * kept / rank + outputs / gathered + masks) * _norms_share(model)
+
+def _norms_share(model: Architecture) -> float:
+    "Norms of a layer over the two that a layer of attention and an MLP has: one where either stands alone."
+    return 1.0 if model.mlp_layers is None or model.family == "rwkv" else 0.5
 
 def _casts(model: Architecture) -> int:
     "Products that read a norm's output, each of which autocast gives a copy: queries, keys and values; gate and up."
@@ -62,6 +67,26 @@ def _casts(model: Architecture) -> int:
 
 
 def _rms(model: Architecture) -> bool: return model.gated and model.kind == "decoder"
+
+# %% ../../nbs/memory/04_activations.ipynb #2663f80e
+def attending_share(
+    model: Architecture,
+) -> float:
+    "The share of the layers that attend; 1 where none mixes without attention."
+    return model.attending / max(model.layers, 1) if model.mixer_layers else 1.0
+
+def feeding_share(
+    model: Architecture,
+) -> float:
+    "The share of the layers with an MLP or experts."
+    return 1.0 if model.mlp_layers is None else model.mlp_layers / max(model.layers, 1)
+
+def mixer_bytes(
+    model: Architecture,
+    strategy: Strategy,
+) -> float:  # per token
+    "What the kernels of a recurrent mixer keep, averaged over the layers."
+    return element_bytes(strategy) * model.mixer_kept / strategy.tp * model.mixer_layers / max(model.layers, 1)
 
 # %% ../../nbs/memory/04_activations.ipynb #782bd75b
 def attention_bytes(
@@ -76,7 +101,7 @@ def attention_bytes(
     keys = queries + value if model.kv_lora_rank else 2 * (queries if repeated else kv)
     low_rank = wide * (model.kv_lora_rank + model.query_lora_rank) * 2
     sums = 4 * model.heads if strategy.attention == "flash" else 0
-    return (wide * (queries + keys + value) + sums) / strategy.tp + low_rank
+    return ((wide * (queries + keys + value) + sums) / strategy.tp + low_rank) * attending_share(model)
 
 def core_bytes(
     model: Architecture,
@@ -93,7 +118,7 @@ def core_bytes(
         each = wide + 1 + wide  # a mask, and what it leaves
         if autocast(strategy): each += softmax + 2  # and the scores that the division by the root of the width gave
     # of this rank's queries with the keys of the whole sequence; a window only masks
-    return model.heads * workload.seq_len * each / strategy.tp
+    return model.heads * workload.seq_len * each / strategy.tp * attending_share(model)
 
 # %% ../../nbs/memory/04_activations.ipynb #54ddaeb8
 def mlp_bytes(
@@ -104,12 +129,12 @@ def mlp_bytes(
     wide = element_bytes(strategy)
     tensors = (3 if fused_kernels(strategy) else 4) if model.gated else 2
     dense = wide * model.ffn * tensors / strategy.tp
-    if not model.experts: return dense
+    if not model.experts: return dense * feeding_share(model)
     one = wide * model.expert_ffn * tensors / strategy.tp + 2 * wide * model.hidden
     shared = wide * model.shared_ffn * tensors / strategy.tp
     routed = model.experts_per_token * one + shared + 8 * model.experts
     share = model.dense_layers / max(model.layers, 1)
-    return share * dense + (1 - share) * routed
+    return (share * dense + (1 - share) * routed) * feeding_share(model)
 
 # %% ../../nbs/memory/04_activations.ipynb #07e17a17
 def adapter_bytes(
@@ -135,10 +160,18 @@ def layer_bytes(
     "Bytes that one layer keeps for its backward pass, for each token."
     rank, mode = strategy.tp if strategy.sequence_parallel else 1, recompute or strategy.recompute
     if mode == "full": return element_bytes(strategy) * model.hidden / rank
-    if mode == "selective" and strategy.torch_native: return _every_second_product(model, strategy, rank)
-    kept = norm_bytes(model, strategy) + attention_bytes(model, strategy)
+    if every_second_product(model, strategy, mode): return _every_second_product(model, strategy, rank)
+    kept = norm_bytes(model, strategy) + attention_bytes(model, strategy) + mixer_bytes(model, strategy)
     kept += mlp_bytes(model, strategy) + adapter_bytes(model, strategy)
     return kept if mode == "selective" else kept + core_bytes(model, strategy, workload)
+
+def every_second_product(
+    model: Architecture,
+    strategy: Strategy,
+    mode: str,  # of recomputation
+) -> bool:
+    "Whether torchtitan's policy decides what is kept. It knows products, and not the kernels of a mixer."
+    return mode == "selective" and strategy.torch_native and not model.mixer_layers
 
 def _every_second_product(model: Architecture, strategy: Strategy, rank: int) -> float:
     "torchtitan's policy: the input, queries, values, the gate and what attention gives."
@@ -155,12 +188,14 @@ def backward_bytes(
     strategy: Strategy,
     workload: Workload,
 ) -> float:  # per token
-    "Gradients alive while one MLP is differentiated: of its result, its input (one a matrix), and its widest tensors."
+    "Gradients alive while one MLP is differentiated: of its result, its input (one a matrix), and its widest tensors; or one mixer: of all it kept."
     # gathering along dimension 1 copies where it is not the first
     copies = 2 if strategy.tp > 1 and strategy.torch_native and workload.micro_batch > 1 else 1
     inputs, widest = (4, 3) if model.gated else (3, 2)
     elements = inputs * copies * model.hidden + widest * _mlp_width(model) / strategy.tp
-    return element_bytes(strategy) * elements
+    if model.mlp_layers == 0: elements = 0
+    mixer = (2 * copies * model.hidden + model.mixer_kept / strategy.tp) if model.mixer_layers else 0
+    return element_bytes(strategy) * max(elements, mixer)
 
 # %% ../../nbs/memory/04_activations.ipynb #817f6c88
 def pipeline_penalty(

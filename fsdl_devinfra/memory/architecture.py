@@ -15,12 +15,12 @@ from typing import Any, ClassVar, NamedTuple
 from ..core.errors import BadInput, CheckError
 from ..core.results import Result
 from ..core.units import count_text
-from .mixers import MIXERS, layer_kinds
+from .mixers import ALONE, MIXERS, layer_kinds
 from .packing import Packing, packing_of, stored_bytes
 
 # %% auto #0
-__all__ = ['FAMILIES', 'TRAITS', 'Traits', 'traits_of', 'NoTransformer', 'family_of', 'Parts', 'Architecture', 'count_parameters',
-           'parts_of', 'TowerSizes']
+__all__ = ['FAMILIES', 'TRAITS', 'ENDLESS', 'Traits', 'traits_of', 'NoTransformer', 'family_of', 'Parts', 'Architecture',
+           'count_parameters', 'parts_of', 'TowerSizes']
 
 # %% ../../nbs/memory/01_architecture.ipynb #49024e44
 _SPELLINGS = {
@@ -139,6 +139,9 @@ granitemoehybrid | 1 | 1    | 2     | 0   | 0   | 0   | 1    |         | 0      
 falcon_h1    | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 nemotron_h   | 0     | 1    | 1     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 lfm2         | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+mamba        | 0     | 1    | 1     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+mamba2       | 0     | 1    | 1     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+rwkv         | 0     | 2    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
 persimmon    | 0     | 2    | 2     | 1   | 1   | 1   | 0    |         | 0          | 0         | 0
 openai-gpt   | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
 xglm         | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 0          | 0         | 1
@@ -282,14 +285,14 @@ _ALIKE = {kind: family for family, kinds in {
     "qwen2": "qwen2_vl qwen2_5_vl qwen2_vl_text qwen2_5_vl_text",
     "qwen3": "hunyuan_v1_dense qwen3_vl_text", "qwen3_moe": "qwen3_vl_moe_text",
     "olmo2": "olmo3", "olmoe": "flex_olmo", "gptj": "codegen", "opt": "biogpt",
-    "qwen3_next": "qwen3_5_text qwen3_5_moe_text", "granitemoehybrid": "bamba", "lfm2": "lfm2_moe",
+    "mamba": "falcon_mamba", "qwen3_next": "qwen3_5_text qwen3_5_moe_text", "granitemoehybrid": "bamba", "lfm2": "lfm2_moe",
     "deepseek_v3": "kimi_k2 glm4_moe_lite deepseek_v32 glm_moe_dsa", "gemma4_text": "gemma4_unified_text",
     "gemma3_text": "gemma3", "llama4_text": "llama4",
 }.items() for kind in kinds.split()}
 
 # %% ../../nbs/memory/01_architecture.ipynb #82952b5d
 #: recurrent layers, whole or in part
-_RECURRENT = frozenset("mamba mamba2 falcon_mamba rwkv zamba zamba2 recurrent_gemma xlstm minimax".split())
+_RECURRENT = frozenset("zamba zamba2 recurrent_gemma xlstm minimax".split())
 
 #: built otherwise, and why no formula here counts them
 _STRANGE = {
@@ -430,7 +433,9 @@ class Architecture(Result):
     mixer_layers: int = 0  # layers with a recurrent mixer: Mamba, linear attention, convolution
     mixer_state: int = 0  # elements of the recurrent state of one sequence, in one such layer
     mixer_window: int = 0  # elements that its convolution remembers
-    mixer_width: int = 0  # elements that training keeps for each token of such a layer
+    mixer_width: int = 0  # elements of a token where such a layer is widest
+    mixer_kept: int = 0  # elements that training keeps for each token of such a layer
+    mlp_layers: int | None = None  # layers with an MLP or experts; None: all
     tower: int = 0  # of `parts.other`: parameters of a vision tower and what joins it to the language model
     parts: Parts = Parts()
     packing: Packing | None = None  # how the weights are stored, where they are quantised
@@ -830,7 +835,15 @@ def _mixers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
         mixer_state=mixer.state,
         mixer_window=mixer.window,
         mixer_width=mixer.width,
+        mixer_kept=mixer.kept,
+        mlp_layers=_mlp_layers(config, kinds),
     )
+
+def _mlp_layers(config: Mapping[str, Any], kinds: Sequence[str]) -> int | None:
+    "Layers with an MLP or experts, where these have layers of their own or there are none; None: every layer has."
+    kind = str(config.get("model_type"))
+    if kind in ALONE: return 0
+    return kinds.count("mlp") + kinds.count("moe") if kind == "nemotron_h" else None
 
 def _decoder_layers(config: Mapping[str, Any], layers: int) -> int:
     return int(config.get("num_decoder_layers") or config.get("decoder_layers") or layers)
@@ -1086,7 +1099,7 @@ def _attention_gate(model: Architecture) -> int:
 def _layers_of(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
     "Layers with an MLP, and with experts. Nemotron-H's are a mixer, attention, an MLP or experts, never two of them."
     kinds = layer_kinds(config, model.layers)
-    if str(config.get("model_type")) == "nemotron_h": return kinds.count("mlp"), kinds.count("moe")
+    if model.mlp_layers is not None: return kinds.count("mlp"), kinds.count("moe")
     sparse = model.layers - model.dense_layers if model.experts else 0
     return model.layers - sparse, sparse
 
@@ -1106,7 +1119,8 @@ def _count_hybrid(model: Architecture, config: Mapping[str, Any]) -> Parts:
     layer += model.mixer_layers * MIXERS[str(config.get("model_type"))](config).parameters
     around, one = _hybrid_experts(model, config)
     layer += dense * _mlp(model, model.ffn, config) + sparse * around
-    last = _norm_vectors(model) * model.hidden
+    around_layers = 2 if model.family == "rwkv" else 1  # RWKV norms what it embeds too
+    last = around_layers * _norm_vectors(model) * model.hidden
     return Parts(*_ends(model, config), layer, sparse * model.experts * one, model.layers * norms, last)
 
 # %% ../../nbs/memory/01_architecture.ipynb #a72ec2d0
@@ -1451,6 +1465,16 @@ def _flat_experts(config: Mapping[str, Any]) -> Mapping[str, Any]:
     kept = ("ffn_hidden_size", "moe_num_experts", "moe_top_k")
     return {**{key: value for key, value in experts.items() if key in kept}, **config}
 
+# %% ../../nbs/memory/01_architecture.ipynb #13235f39
+#: positions of a model whose state forgets: no length is too long for it
+ENDLESS = 2**20
+
+def _without_attention(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    "The configuration of a model whose layers are a mixer each, with what the record of a transformer asks for; others as they are."
+    if config.get("model_type") not in ALONE: return config
+    hidden = _needed(config, "hidden")
+    return {**config, "num_attention_heads": 1, "head_dim": hidden, "max_position_embeddings": ENDLESS}
+
 # %% ../../nbs/memory/01_architecture.ipynb #e09ca3ac
 def _is_counted(kind: str) -> bool: return kind in FAMILIES or kind in _ALIKE
 
@@ -1468,7 +1492,7 @@ def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]
     more, inner = _has_more(config, known), _unnested(config)
     if more and not _is_known(inner) and family_of(inner) == "gpt2":
         raise NoTransformer(f"{kind} cannot be counted by formula: it has towers of an unknown kind", _TRACED)
-    inner = _flat_experts(inner)
+    inner = _without_attention(_flat_experts(inner))
     named = str(inner.get("model_type", ""))
     read = named in MIXERS or _is_counted(named)
     said = {key: value for key, value in inner.items() if not (isinstance(value, float) and value != value)}

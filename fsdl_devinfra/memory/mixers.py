@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from ..core.errors import BadInput
 
 # %% auto #0
-__all__ = ['MIXERS', 'Mixer', 'delta_net', 'kimi_delta', 'MambaSizes', 'mamba2', 'mamba1', 'short_convolution', 'layer_kinds']
+__all__ = ['CHUNK', 'ALONE', 'MIXERS', 'Mixer', 'delta_net', 'kimi_delta', 'MambaSizes', 'mamba2', 'Mamba1Sizes', 'mamba1',
+           'short_convolution', 'rwkv', 'layer_kinds']
 
 # %% ../../nbs/memory/01_mixers.ipynb #28196248
 class Mixer(NamedTuple):
@@ -20,7 +21,8 @@ class Mixer(NamedTuple):
     parameters: int
     state: int  # elements of the recurrent state of a sequence
     window: int  # elements that its convolution remembers of a sequence
-    width: int  # elements that training keeps for each token
+    width: int  # elements of a token where the layer is widest
+    kept: int  # elements that training keeps for each token, besides the layer's input
 
 # %% ../../nbs/memory/01_mixers.ipynb #90033921
 def _number(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
@@ -30,6 +32,10 @@ def _number(config: Mapping[str, Any], *keys: str, default: int | None = None) -
         if isinstance(value, (int, float)) and not isinstance(value, bool): return int(value)
     if default is not None: return default
     raise BadInput(f"the configuration does not say {keys[0]}", f"config.json needs {' or '.join(keys)}")
+
+# %% ../../nbs/memory/01_mixers.ipynb #31913a1b
+#: tokens of a chunk of the delta rule's kernels (fla)
+CHUNK = 64
 
 # %% ../../nbs/memory/01_mixers.ipynb #65423627
 def delta_net(
@@ -44,7 +50,8 @@ def delta_net(
     projections = hidden * (2 * keys + 2 * values) + hidden * 2 * value_heads + values * hidden
     small = through * taps + 2 * value_heads + value_width
     state = value_heads * key_width * value_width
-    return Mixer(projections + small, state, through * (taps - 1), 2 * through + 2 * values)
+    kept = through + (2 * keys + values) + 3 * values + (CHUNK + 7) * value_heads
+    return Mixer(projections + small, state, through * (taps - 1), 2 * through + 2 * values, kept)
 
 # %% ../../nbs/memory/01_mixers.ipynb #29151df8
 def _of_kimi(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -64,7 +71,8 @@ def kimi_delta(
     taps, wide = _number(inner, "short_conv_kernel_size", default=4), heads * width
     products = 4 * hidden * wide + 2 * (hidden * width + width * wide) + hidden * heads
     small = 3 * wide * taps + heads + wide + width
-    return Mixer(products + small, heads * width * width, 3 * wide * (taps - 1), 8 * wide)
+    kept = 10 * wide + 2 * CHUNK * heads + 2 * width
+    return Mixer(products + small, heads * width * width, 3 * wide * (taps - 1), 8 * wide, kept)
 
 # %% ../../nbs/memory/01_mixers.ipynb #a7112d58
 class MambaSizes(NamedTuple):
@@ -89,7 +97,7 @@ def _mamba_sizes(config: Mapping[str, Any], hidden: int) -> MambaSizes:
         heads,
         _mamba_inner(config, hidden, heads),
         _number(config, "mamba_d_state", "ssm_state_size", "state_size", default=128),
-        _number(config, "mamba_n_groups", "n_groups", default=1),
+        _number(config, "mamba_n_groups", "n_groups", default=8 if config.get("model_type") == "mamba2" else 1),
         _number(config, "mamba_d_conv", "conv_kernel", default=4),
     )
 
@@ -111,25 +119,42 @@ def mamba2(
     count = hidden * projected + through * (taps + conv_bias) + 3 * heads + inner * hidden
     if bias: count += projected + hidden
     if config.get("model_type") != "falcon_h1" or config.get("mamba_rms_norm"): count += inner  # a norm before the output
-    return Mixer(count, inner * states, through * (taps - 1), 2 * through + 3 * inner)
+    return Mixer(count, inner * states, through * (taps - 1), 2 * through + 3 * inner, projected + inner)
 
 # %% ../../nbs/memory/01_mixers.ipynb #5858e53c
+class Mamba1Sizes(NamedTuple):
+    "The dimensions of a Mamba layer of the first kind."
+    inner: int  # channels that are mixed
+    states: int  # of a channel
+    taps: int  # of the convolution
+    rank: int  # of the product that gives the step of time
+
+def _mamba1_sizes(config: Mapping[str, Any], hidden: int) -> Mamba1Sizes:
+    "The dimensions under the names of Jamba, or of Mamba."
+    said = config.get("mamba_dt_rank", config.get("time_step_rank", "auto"))
+    return Mamba1Sizes(
+        _number(config, "mamba_expand", "expand", default=2) * hidden,
+        _number(config, "mamba_d_state", "state_size", default=16),
+        _number(config, "mamba_d_conv", "conv_kernel", default=4),
+        math.ceil(hidden / 16) if said == "auto" else int(said),
+    )
+
+# %% ../../nbs/memory/01_mixers.ipynb #2b41a974
 def mamba1(
     config: Mapping[str, Any],  # with mamba_expand, mamba_d_state and so on
 ) -> Mixer:
     "A Mamba layer of the first kind."
     hidden, (bias, conv_bias) = _number(config, "hidden_size"), _biases(config)
-    inner = _number(config, "mamba_expand", "expand", default=2) * hidden
-    states = _number(config, "mamba_d_state", "state_size", default=16)
-    taps = _number(config, "mamba_d_conv", "conv_kernel", default=4)
-    said = config.get("mamba_dt_rank", config.get("time_step_rank", "auto"))
-    rank = math.ceil(hidden / 16) if said == "auto" else int(said)
+    inner, states, taps, rank = _mamba1_sizes(config, hidden)
+    narrow = rank + 2 * states  # what is written, read, and how fast it decays
     count = hidden * 2 * inner + inner * (taps + conv_bias) + inner * hidden  # in, convolution, out
-    count += inner * (rank + 2 * states) + rank * inner + inner  # what is written, read, and how fast it decays
-    count += inner * states + inner
-    if config.get("model_type") == "jamba": count += rank + 2 * states  # norms of the three
+    count += inner * narrow + rank * inner + inner + inner * states + inner
     if bias: count += 2 * inner + hidden
-    return Mixer(count, inner * states, inner * (taps - 1), 6 * inner)
+    kept = 3 * inner + narrow + 2 * states
+    if config.get("model_type") == "jamba":
+        count += narrow  # norms of the three
+        kept = 6 * inner + 2 * narrow
+    return Mixer(count, inner * states, inner * (taps - 1), 6 * inner, kept)
 
 # %% ../../nbs/memory/01_mixers.ipynb #3c765966
 def short_convolution(
@@ -138,7 +163,21 @@ def short_convolution(
     "A gated convolution of LFM2."
     hidden, taps = _number(config, "hidden_size"), _number(config, "conv_L_cache", default=3)
     count = 4 * hidden * hidden + hidden * taps + bool(config.get("conv_bias")) * 5 * hidden
-    return Mixer(count, 0, hidden * (taps - 1), 5 * hidden)
+    return Mixer(count, 0, hidden * (taps - 1), 5 * hidden, 6 * hidden)
+
+# %% ../../nbs/memory/01_mixers.ipynb #adeff89b
+def rwkv(
+    config: Mapping[str, Any],  # of RWKV-4, with attention_hidden_size and intermediate_size
+) -> Mixer:
+    "A layer of RWKV-4, its MLP included."
+    hidden = _number(config, "hidden_size")
+    inner = _number(config, "attention_hidden_size", default=hidden)
+    ffn = _number(config, "intermediate_size", default=4 * hidden)
+    mixing = 2 * inner + 3 * hidden + 3 * hidden * inner + inner * hidden  # decays, shares, three products and the output
+    feeding = 2 * hidden + hidden * ffn + hidden * hidden + ffn * hidden
+    state = 3 * inner  # a numerator, a denominator and the largest exponent
+    kept = (4 * hidden + 5 * inner) + (5 * hidden + 2 * ffn)  # of the first half, and of the second
+    return Mixer(mixing + feeding, state, 2 * hidden, 5 * inner + 2 * ffn, kept)
 
 # %% ../../nbs/memory/01_mixers.ipynb #80344d0c
 #: words that configurations use for a layer
@@ -173,12 +212,16 @@ def _attending(config: Mapping[str, Any], layers: int) -> set[int]:
     every = _number(config, "full_attention_interval", default=4)
     return {layer for layer in range(layers) if (layer + 1) % every == 0}
 
+#: model types whose layers are a mixer each, and nothing else
+ALONE = frozenset(("mamba", "mamba2", "falcon_mamba", "rwkv"))
+
 def layer_kinds(
     config: Mapping[str, Any],
     layers: int,
 ) -> list[str]:  # mixer, attention, mlp, moe or both, one a layer
     "What each layer is."
     if config.get("model_type") == "falcon_h1": return ["both"] * layers
+    if config.get("model_type") in ALONE: return ["mixer"] * layers
     listed = config.get("layer_types") or config.get("layers_block_type") or config.get("hybrid_override_pattern")
     if listed: return [_WORDS.get(str(word), "attention") for word in listed if word != "|"][:layers]
     inner = config.get("linear_attn_config")
@@ -201,4 +244,8 @@ MIXERS: dict[str, Callable[[Mapping[str, Any]], Mixer]] = {
     "jamba": mamba1,
     "lfm2": short_convolution,
     "lfm2_moe": short_convolution,
+    "mamba": mamba1,
+    "falcon_mamba": mamba1,
+    "mamba2": mamba2,
+    "rwkv": rwkv,
 }
