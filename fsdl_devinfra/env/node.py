@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ..core.console import table_text
 from ..core.device_table import find_device
 from ..core.results import Result
 from ..core.units import count_of
@@ -54,7 +55,6 @@ class NodeReport(Result):
     checks: list[Finding] = field(default_factory=list)  # failures first
 
     def __str__(self) -> str:
-        from fsdl_devinfra.core.console import table_text
         rows = [[c.check, c.status, c.found + (f" ({c.hint})" if c.hint else "")] for c in self.checks]
         return f"{self.verdict}: {self.answer}\n\n" + table_text(["check", "status", "found"], rows)
 
@@ -104,6 +104,7 @@ def _metadata_folders(folder: Path) -> Iterator[str]:
     for place in folder.glob("*.dist-info"):
         if not place.name.startswith("~"): yield normal_name(place.name.split("-")[0])
 
+# %% ../../nbs/environment/20_node.ipynb #c29f9538
 def twice_in_one_folder(
     path: list[str] | None = None,  # folders that Python looks in; default: `sys.path`
 ) -> dict[str, int]:  # distribution → number of metadata folders beside each other
@@ -138,6 +139,7 @@ def _off_their_pins(
     found = [(name, pinned, there.get(normal_name(name))) for name, pinned in pins]
     return [f"{n} {one.version}, pinned {v}" for n, v, one in found if one and one.version != v]
 
+# %% ../../nbs/environment/20_node.ipynb #ad50e00d
 def check_pins(
     path: list[str] | None = None,  # folders that Python looks in; default: `sys.path`
 ) -> Finding:
@@ -166,6 +168,7 @@ def _ask(nv: Any, name: str, *args: Any) -> Any:
     try: return getattr(nv, name)(*args)
     except Exception: return None
 
+# %% ../../nbs/environment/20_node.ipynb #46e8218e
 def _memory_faults(nv: Any, handle: Any) -> list[str]:
     "Errors in a card's memory that no code has corrected, and repairs that wait for a reset."
     said = []
@@ -231,6 +234,7 @@ def _health(number: int, said: list[str]) -> Finding:
     if not said: return Finding(f"GPU {number}", "ok", "healthy")
     return Finding(f"GPU {number}", "failed", "; ".join(said), "Drain the node")
 
+# %% ../../nbs/environment/20_node.ipynb #2d795727
 def check_gpus(
     nv: Any = None,  # a module like `pynvml`; default: the real one
 ) -> list[Finding]:
@@ -299,6 +303,7 @@ def _check_open_files(most: int | None) -> Finding:
     if 0 <= most < 1024: return Finding("open files", "warning", f"{most}", "Raise it with ulimit -n")
     return Finding("open files", "ok", f"{most if most >= 0 else 'no limit'}")
 
+# %% ../../nbs/environment/20_node.ipynb #22d48d9f
 def check_limits(
     about: dict[str, Any],  # as `machine` gives it
     box: dict[str, Any],  # as `container` gives it
@@ -344,6 +349,7 @@ def _fabric_fault(ports: list[_Port]) -> str | None:
     rates = sorted({p.rate for p in ports})
     return f"ports run at different rates: {', '.join(rates)}" if len(rates) > 1 else None
 
+# %% ../../nbs/environment/20_node.ipynb #20d5aabe
 def check_fabric(
     root: Path = Path("/"),  # of the file system
 ) -> Finding:
@@ -465,6 +471,7 @@ def _start(command: list[str], variables: dict[str, str]) -> subprocess.Popen[st
         stderr=subprocess.STDOUT,
     )
 
+# %% ../../nbs/environment/20_node.ipynb #97152d53
 def _await(process: subprocess.Popen[str], end: float) -> tuple[int | None, str]:
     "Exit status and output of a process; at the time `end` it is killed, and its status is None."
     try: said = process.communicate(timeout=max(0.1, end - time.monotonic()))[0]
@@ -500,6 +507,7 @@ def _seconds_of(found: list[tuple[int | None, str]]) -> float:
     lines = (line for _, said in found for line in said.splitlines())
     return float(next(line.split()[1] for line in lines if line.startswith("SECONDS")))
 
+# %% ../../nbs/environment/20_node.ipynb #411121ac
 def check_all_reduce(
     gpus: int = 0,  # NVIDIA cards to use; below two: two processes over gloo
     seconds: float = 90,  # how long it may take
@@ -542,6 +550,7 @@ def _check_installation(gpus: dict[str, Any], folder: str | Path) -> list[Findin
         check_disk(folder),
     ]
 
+# %% ../../nbs/environment/20_node.ipynb #d9b3eeb6
 def _check_cards(cards: int) -> list[Finding]:
     "Checks of the NVIDIA cards that the driver sees."
     if cards: return [*check_gpus(), check_count(cards), check_xid()]

@@ -161,6 +161,7 @@ def _unpushed(env: Environment) -> bool:
     "Whether the commit is on this machine only, as far as git knows."
     return bool(re.match(r"\+[1-9]", str(env.source.get("ahead_behind") or "")))
 
+# %% ../../nbs/environment/15_proof.ipynb #e072e523
 def _own_commit(env: Environment, package: Package) -> tuple[str, str, str | None] | None:
     "Repository and commit of a package that is the captured folder itself, where everybody can fetch it."
     remotes = env.source.get("remotes") or {}
@@ -186,6 +187,7 @@ def _why_no_folder(env: Environment, folder: str, dirty: bool | None) -> str:
         return "its commit was not pushed when it was captured"
     return "installed from a folder (editable), whose repository is not known"
 
+# %% ../../nbs/environment/15_proof.ipynb #5d397ec9
 def _why_not(env: Environment, name: str) -> str:
     "Why no index is asked for a package; empty where one is."
     one = env.packages[name]
@@ -201,6 +203,7 @@ def _by_capture(env: Environment, name: str) -> Proof:
     git = _git_of(env, name)
     return Proof(name, env.packages[name].version, git=git, why="" if git else _why_not(env, name))
 
+# %% ../../nbs/environment/15_proof.ipynb #f4e72b54
 _OTHER_FILES = ("the wheel of this version holds other files than were installed: "
                 "built here, or for another platform")
 
@@ -222,6 +225,7 @@ def _by_name(wheels: list[Wheel]) -> dict[tuple[str, str], list[Wheel]]:
     for wheel in wheels: found.setdefault((wheel.name, wheel.version), []).append(wheel)
     return found
 
+# %% ../../nbs/environment/15_proof.ipynb #fd7135a7
 def prove(
     env: Environment,  # a capture
     wheels: Callable[[list[tuple[str, str]]], tuple[list[Wheel], dict[str, str]]],  # finds some, or says why not

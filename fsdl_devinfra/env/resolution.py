@@ -201,6 +201,7 @@ def _file_of(url: str) -> str:
     "The file name at the end of an address."
     return unquote(urlsplit(url).path).rpartition("/")[2]
 
+# %% ../../nbs/environment/15_resolution.ipynb #0a0e55d7
 def _locked_wheel(wheel: dict[str, Any], index: str | None) -> Wheel | None:
     "One wheel of a lock; None where the lock has no SHA-256 of it."
     url = wheel.get("url") or Path(wheel.get("path", "")).resolve().as_uri()
@@ -248,6 +249,7 @@ def _reported(said: dict[str, Any]) -> Wheel | None:
     file = _file_of(url)
     return Wheel(file, digest, url) if digest and file.endswith(".whl") else None
 
+# %% ../../nbs/environment/15_resolution.ipynb #d4583571
 def from_pip(
     seconds: float = 900,  # for each call
 ) -> Callable[[Question], list[Wheel]]:
@@ -289,6 +291,7 @@ def _proved_in(env: Environment, folder: str | Path) -> set[tuple[str, str]]:
         return package is not None and wheel.path is not None and wheel_record(wheel.path) == package.record
     return {(wheel.name, wheel.version) for wheel in in_folder(folder) if proved(wheel)}
 
+# %% ../../nbs/environment/15_resolution.ipynb #c0dfe96f
 def from_wheelhouse(
     env: Environment,  # a capture
     folder: str | Path,  # a wheelhouse; what is missing in it is downloaded

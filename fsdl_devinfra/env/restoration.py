@@ -37,6 +37,7 @@ class Unproven:
     version: str | None
     why: str
 
+# %% ../../nbs/environment/16_restoration.ipynb #7999d66d
 def keep_old(
     path: Path,  # of a file that will be written
     content: str,  # what it will hold
@@ -98,6 +99,7 @@ def _strings(value: Any, where: str) -> Iterator[tuple[str, str]]:
         for k, v in value.items(): yield from _strings(v, f"{where}.{k}" if where else str(k))
     elif value is not None and not isinstance(value, (bool, list)): yield where, str(value)
 
+# %% ../../nbs/environment/16_restoration.ipynb #549c6fc0
 def _written_from(env: Environment) -> dict[str, Any]:
     "The blocks of a capture that files are made from."
     return {
@@ -152,6 +154,7 @@ def _public(url: str | None, hosts: Sequence[str]) -> bool:
     parts = urlsplit(url or "")
     return parts.scheme == "https" and parts.hostname in hosts and not parts.username and not parts.query
 
+# %% ../../nbs/environment/16_restoration.ipynb #f4c88701
 #: hosts of builds with a local version that everybody can reach
 _PUBLIC_BUILDS = ("download.pytorch.org", "download-r2.pytorch.org")
 
@@ -166,24 +169,14 @@ def _with_index(proof: Proof) -> str:
 
 # %% ../../nbs/environment/16_restoration.ipynb #b9e8ce69
 #: packages that are compiled against the torch that is installed, and whose build asks for it
-_COMPILE = (
-    "flash-attn",
-    "deepspeed",
-    "transformer-engine",
-    "apex",
-    "mamba-ssm",
-    "causal-conv1d",
-    "vllm",
-    "megatron-core",
-    "xformers",
-    "auto-gptq",
-    "gptqmodel",
-)
+_COMPILE = ("flash-attn", "deepspeed", "transformer-engine", "apex", "mamba-ssm", "causal-conv1d",
+            "vllm", "megatron-core", "xformers", "auto-gptq", "gptqmodel")
 
 def _on_index(package: Unproven) -> bool:
     "Whether an index has this version, as the reason shows."
     return "index" not in package.why and "editable" not in package.why and "address" not in package.why
 
+# %% ../../nbs/environment/16_restoration.ipynb #efcc39ef
 def _unhashed(package: Unproven) -> str:
     "A line for a package without proof; commented out where no index has it."
     isolation = "  # pip install --no-build-isolation" if package.name in _COMPILE else ""
@@ -200,6 +193,7 @@ def _not_here(proof: Proof) -> str:
     "A comment about a package that the list with hashes has to leave out."
     return f"# not here: {proof.name} {proof.version}: {'pinned by its commit' if proof.git else proof.why}\n"
 
+# %% ../../nbs/environment/16_restoration.ipynb #38d7b9f0
 def _with_hashes(env: Environment, proofs: list[Proof]) -> str:
     "The list that pip checks hashes for."
     head = _head(env) + "# every hash is proved: this wheel holds exactly the files that were installed\n"
@@ -221,6 +215,7 @@ def _how_to_install(proofs: list[Proof]) -> list[str]:
     if not building: return notes
     return [*notes, f"{', '.join(building)}: built here against the installed torch: add --no-build-isolation"]
 
+# %% ../../nbs/environment/16_restoration.ipynb #0e448a7b
 def requirements(
     env: Environment,  # a capture
     proofs: list[Proof],  # what can be pinned
@@ -262,6 +257,7 @@ def _locked_git(proof: Proof, repository: str, commit: str, subdirectory: str | 
     if subdirectory: vcs["subdirectory"] = subdirectory
     return {"name": proof.name, "version": proof.version, "vcs": vcs}
 
+# %% ../../nbs/environment/16_restoration.ipynb #a180ea92
 def _locked(proof: Proof, beside: Path, hosts: Sequence[str]) -> dict[str, Any] | None:
     "The entry of a package in the lock; None where nobody else could reach it."
     if proof.git: return _locked_git(proof, *proof.git)
@@ -300,6 +296,7 @@ def _not_locked(missing: list[Unproven]) -> str:
     listed = [f"{u.name} {u.version}: {u.why}" for u in missing]
     return "\n[tool.fsdl-devinfra]\n" + _assignments({"not-locked": listed})
 
+# %% ../../nbs/environment/16_restoration.ipynb #ee85fc58
 def pylock(
     env: Environment,  # a capture
     proofs: list[Proof],  # what can be pinned
@@ -358,6 +355,7 @@ def _from_pip(env: Environment, proofs: list[Proof]) -> list[Proof]:
     if not env.python.get("conda"): return proofs
     return [p for p in proofs if env.packages[p.name].installer != "conda"]
 
+# %% ../../nbs/environment/16_restoration.ipynb #2c69cb3b
 def conda(
     env: Environment,  # a capture
     proofs: list[Proof],  # what can be pinned
@@ -390,6 +388,7 @@ def _cuda_image(env: Environment, cuda: str) -> str:
     tag = said if said and said.startswith(cuda) else _CUDA_TAGS.get(cuda, cuda + ".0")
     return f"nvidia/cuda:{tag}-cudnn-devel-ubuntu22.04"
 
+# %% ../../nbs/environment/16_restoration.ipynb #acd5c61d
 def _brings_cuda(env: Environment) -> bool:
     "Whether wheels of NVIDIA are installed, on which torch's own wheels rest."
     return any(name.startswith("nvidia-") for name in env.libraries.get("wheels") or {})
@@ -425,6 +424,7 @@ class _Packages:
     notes: list[str]
     files: dict[str, str] = field(default_factory=dict)  # that the lines read
 
+# %% ../../nbs/environment/16_restoration.ipynb #ce645e80
 def _make_venv(env: Environment, image: str) -> str:
     "The command that makes /opt/env, with an interpreter of its own where the image has none."
     if image.startswith("python:"): return "uv venv /opt/env"
@@ -442,6 +442,7 @@ def _by_requirements(env: Environment, image: str, made: Restoration) -> _Packag
     files = {"requirements.txt": made.content} | made.files
     return _Packages(lines, "/opt/env", made.proven, made.notes[1:], files)
 
+# %% ../../nbs/environment/16_restoration.ipynb #53b5b8f8
 def _by_lock(env: Environment, image: str, lock: ProjectLock) -> _Packages:
     "The packages that the project's lock names."
     name = lock.path.name
@@ -459,6 +460,7 @@ class _Code:
     files: dict[str, str]  # that the lines read
     notes: list[str]
 
+# %% ../../nbs/environment/16_restoration.ipynb #b1419d13
 def _remote(source: dict[str, Any]) -> str | None:
     "The address of the repository: `origin`, or the first there is."
     remotes = source.get("remotes") or {}
@@ -479,6 +481,7 @@ def _apply_changes(source: dict[str, Any]) -> list[str]:
     if not source.get("dirty"): return []
     return ["RUN echo 'uncommitted changes were too large for the capture' >&2 && exit 1"]
 
+# %% ../../nbs/environment/16_restoration.ipynb #ae411e3e
 def _under_src(source: dict[str, Any]) -> bool:
     "Whether the repository keeps its packages in `src`, as its changes show."
     return bool(re.search(r"^diff --git a/src/", source.get("diff") or "", re.MULTILINE))
@@ -501,6 +504,7 @@ def _about_secrets(source: dict[str, Any], remote: str) -> list[str]:
         notes.append("a secret was taken out of uncommitted.patch: put it back, or the code differs")
     return notes
 
+# %% ../../nbs/environment/16_restoration.ipynb #60592da3
 def _about_access(source: dict[str, Any], remote: str) -> list[str]:
     "Notes about a commit or a repository that the build may not reach."
     notes = []
@@ -522,6 +526,7 @@ def _about_unknown(paths: list[str]) -> list[str]:
     verb, more = "is" if len(paths) == 1 else "are", " …" if len(paths) > 5 else ""
     return [f"{count_of(len(paths), 'file')} of the run {verb} in no commit: {', '.join(paths[:5])}{more}"]
 
+# %% ../../nbs/environment/16_restoration.ipynb #702950a5
 def _code(env: Environment) -> _Code:
     "The code at its commit and with its changes; copied from the build's folder where no repository is known."
     source, remote = env.source, _remote(env.source)
@@ -565,6 +570,7 @@ def _first_stage(image: str, packages: _Packages) -> list[str]:
     shell = 'SHELL ["/bin/bash", "-o", "pipefail", "-c"]'
     return [f"FROM {image} AS build", "", shell, *_apt("git", "ca-certificates"), *packages.lines, ""]
 
+# %% ../../nbs/environment/16_restoration.ipynb #8c23f88f
 def _second_stage(env: Environment, image: str, prefix: str, code: _Code) -> list[str]:
     "Lines of the image that runs: packages from the first stage, variables, a user, the code."
     lines = [f"FROM {image}", "", *_apt("git", "ca-certificates", also=_RUNNER)]
@@ -582,6 +588,7 @@ def _captured_image(env: Environment) -> list[str]:
     exactly = f" ({digest})" if digest and "@sha256:" not in image else ""
     return [f"# the capture ran in {image}{exactly}"]
 
+# %% ../../nbs/environment/16_restoration.ipynb #e765470d
 def dockerfile(
     env: Environment,  # a capture
     proofs: list[Proof],  # what can be pinned
@@ -661,6 +668,7 @@ def _about_lost_lock(env: Environment) -> list[str]:
     seen = [lock for lock in env.python.get("locks") or [] if lock.get("manager") in MANAGERS]
     return [f"{lock.get('file')} is not here as it was captured: {_AS_INSTALLED}" for lock in seen[:1]]
 
+# %% ../../nbs/environment/16_restoration.ipynb #324e141c
 def _usable_lock(env: Environment, folder: str | Path) -> tuple[ProjectLock | None, list[str]]:
     "The project's lock where it names everything that was installed, and what is to be said about it."
     lock = project_lock(env, folder)
@@ -680,6 +688,7 @@ def _made(env: Environment, to: str, proofs: list[Proof], beside: str | Path, pu
     if to == "pylock": return pylock(env, proofs, beside, public)
     return {"requirements": requirements, "conda": conda, "dockerfile": dockerfile}[to](env, proofs)
 
+# %% ../../nbs/environment/16_restoration.ipynb #907881aa
 def restore(
     env: Environment,  # a capture
     to: str,  # requirements, pylock, conda, dockerfile or slurm
