@@ -116,9 +116,21 @@ def _legend(parts: Sequence[str], colors: dict[str, str], left: int, y: int, wid
         x += 34 + 7 * len(part)
     return body, y
 
+# %% ../../nbs/core/04_charts.ipynb #b74c2da8
+def _bars(rows: dict[str, dict[str, float]], limit: float, show: Callable[[float], str], width: int) -> _Bars:
+    "Bars that fill the width, with a place for labels at their left and for sums at their right."
+    left = 24 + 7 * max((len(label) for label in rows), default=0)
+    most = max([sum(row.values()) for row in rows.values()] + [limit, 1e-12]) * 1.02
+    named = dict.fromkeys(part for row in rows.values() for part in row)
+    return _Bars(left, (width - left - 90) / most, {part: color(i) for i, part in enumerate(named)}, show)
+
+def _drawn(rows: dict[str, dict[str, float]], parts: Sequence[str]) -> list[str]:
+    "The parts that are not zero everywhere."
+    return [part for part in parts if any(row.get(part, 0) > 0 for row in rows.values())]
+
 # %% ../../nbs/core/04_charts.ipynb #5c1a0b15
 def stacked_bars(
-    rows: dict[str, dict[str, float]],  # label → part → value; a part of zero is not drawn, and keeps its colour for others
+    rows: dict[str, dict[str, float]],  # label → part → value; a part of zero is not drawn, and keeps its colour
     title: str,  # what is shown, with its unit
     limit: float | None = None,  # a line that should not be crossed, e.g. the memory of the GPU
     limit_name: str = "limit",  # what the line is
@@ -126,19 +138,12 @@ def stacked_bars(
     width: int = 720,  # pixels
 ) -> Chart:
     "Horizontal bars, one a row, each made of its parts."
-    named = list(dict.fromkeys(part for row in rows.values() for part in row))
-    drawn = [part for part in named if any(row.get(part, 0) > 0 for row in rows.values())]
-    left = 24 + 7 * max((len(label) for label in rows), default=0)
-    most = max([sum(row.values()) for row in rows.values()] + [limit or 0, 1e-12]) * 1.02
-    colors = {part: color(i) for i, part in enumerate(named)}
-    bars = _Bars(left, (width - left - 90) / most, colors, show)
-    body: list[str] = []
-    bottom = _FIRST_ROW
-    for label, row in rows.items():
-        body += bars.row(label, row, bottom)
-        bottom += _ROW_HEIGHT
-    if limit: body += _limit_line(left + limit * bars.scale, bottom, f"{limit_name} {show(limit)}", width)
-    legend, last = _legend(drawn, colors, left, bottom + 32, width)
+    bars = _bars(rows, limit or 0, show, width)
+    places = range(_FIRST_ROW, _FIRST_ROW + len(rows) * _ROW_HEIGHT, _ROW_HEIGHT)
+    body = [shape for y, (label, row) in zip(places, rows.items()) for shape in bars.row(label, row, y)]
+    bottom = places.stop
+    if limit: body += _limit_line(bars.left + limit * bars.scale, bottom, f"{limit_name} {show(limit)}", width)
+    legend, last = _legend(_drawn(rows, list(bars.colors)), bars.colors, bars.left, bottom + 32, width)
     return _frame(width, last + 14, title, body + legend)
 
 # %% ../../nbs/core/04_charts.ipynb #42a57eea
@@ -236,6 +241,19 @@ def _points(series: Series, plane: _Plane, fill: str) -> Iterator[str]:
         dot = f'cx="{across:.1f}" cy="{down:.1f}" r="3.2" fill="{inside}" stroke="{fill}"'
         yield f"<circle {dot}><title>{words}</title></circle>"
 
+# %% ../../nbs/core/04_charts.ipynb #80d980f2
+def _plane(series: Sequence[Series], log: tuple[bool, bool], width: int, height: int) -> _Plane:
+    "The plane that holds all points; `log` says which of its axes are logarithmic, x and y."
+    points = [point for one in series for point in one.points]
+    x_axis = (_log_axis if log[0] else _linear_axis)([x for x, _ in points])
+    y_axis = (_log_axis if log[1] else _linear_axis)([y for _, y in points])
+    return _Plane(x_axis, y_axis, width, height)
+
+def _key(name: str, x: float, height: int, fill: str) -> list[str]:
+    "A dot and the name of a series, below the plane."
+    dot = f'<circle cx="{x + 5:.1f}" cy="{height - 16}" r="5" fill="{fill}"/>'
+    return [dot, _text(x + 15, height - 12, name)]
+
 # %% ../../nbs/core/04_charts.ipynb #5c1a0b23
 def scatter(
     series: Sequence[Series],  # what to draw
@@ -248,15 +266,11 @@ def scatter(
     height: int = 340,  # pixels
 ) -> Chart:
     "Points in a plane; hover to read them."
-    xs, ys = [x for s in series for x, _ in s.points], [y for s in series for _, y in s.points]
-    x_axis = _log_axis(xs) if log_x else _linear_axis(xs)
-    y_axis = _log_axis(ys) if log_y else _linear_axis(ys)
-    plane = _Plane(x_axis, y_axis, width, height)
+    plane = _plane(series, (log_x, log_y), width, height)
     body = [*plane.grid(), *plane.names(x_label, y_label)]
     x = float(_LEFT)
-    for i, one in enumerate(series):
-        body += _points(one, plane, color(i))
-        body.append(f'<circle cx="{x + 5:.1f}" cy="{height - 16}" r="5" fill="{color(i)}"/>')
-        body.append(_text(x + 15, height - 12, one.name))
+    for number, one in enumerate(series):
+        body += _points(one, plane, color(number))
+        body += _key(one.name, x, height, color(number))
         x += 34 + 7 * len(one.name)
     return _frame(width, height, title, body)

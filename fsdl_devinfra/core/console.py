@@ -35,6 +35,26 @@ def _numeric(cell: Any) -> bool:
 def _is_name(cells: Sequence[Any]) -> bool:
     return all(" " not in str(cell) and len(str(cell)) <= 24 for cell in cells)
 
+# %% ../../nbs/core/05_console.ipynb #ad3ff643
+def _add_columns(table: Any, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    "Columns of a table of rich: numbers stand at the right; they, names and words of a header stay whole."
+    for i, name in enumerate(header):
+        cells = [row[i] for row in rows]
+        number = bool(rows) and all(_numeric(cell) for cell in cells)
+        whole = number or _is_name(cells)
+        side = "right" if number else "left"
+        longest = max(map(len, name.split()), default=0)
+        table.add_column(name, justify=side, overflow="fold", no_wrap=whole, min_width=longest)
+
+# %% ../../nbs/core/05_console.ipynb #d196bc5a
+def _plain(table: Any, width: int) -> str:
+    "What rich prints of a table, without colour and without blanks at the end of a line."
+    from rich.console import Console
+    out = io.StringIO()
+    options: dict[str, Any] = {"color_system": None, "force_terminal": False, "force_jupyter": False}
+    Console(file=out, width=width, **options).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
 # %% ../../nbs/core/05_console.ipynb #bd5082bb
 def table_text(
     header: Sequence[str],  # column names
@@ -44,23 +64,12 @@ def table_text(
 ) -> str:  # plain text
     "A table for a terminal, or for any place that shows plain text."
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for i, name in enumerate(header):
-        cells = [row[i] for row in rows]
-        number = bool(rows) and all(_numeric(cell) for cell in cells)
-        whole = number or _is_name(cells)
-        side = "right" if number else "left"
-        longest = max(map(len, name.split()), default=0)  # words of a header stay whole
-        table.add_column(name, justify=side, overflow="fold", no_wrap=whole, min_width=longest)
+    _add_columns(table, header, rows)
     for row in rows: table.add_row(*(Text(str(cell)) for cell in row))
-    out = io.StringIO()
-    plain: dict[str, Any] = {"color_system": None, "force_terminal": False, "force_jupyter": False}
-    Console(file=out, width=width or terminal_width(), **plain).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+    return _plain(table, width or terminal_width())
 
 # %% ../../nbs/core/05_console.ipynb #0d1f66c0
 def _markdown_row(cells: Sequence[Any]) -> str:

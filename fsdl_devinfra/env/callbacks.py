@@ -17,12 +17,15 @@ __all__ = ['trainer_callback', 'lightning_callback']
 
 # %% ../../nbs/environment/18_callbacks.ipynb #45ffd81a
 def _save(folder: str | Path | None, probe: bool) -> Path:
+    "Capture, and write `env.json` into a folder, which need not be there."
     folder = Path(folder or ".")
     folder.mkdir(parents=True, exist_ok=True)
     return capture(probe=probe).save(folder / "env.json")
 
+# %% ../../nbs/environment/18_callbacks.ipynb #36a08edc
 @cache
 def _trainer_class() -> type:
+    "The callback for transformers."
     transformers = need("transformers", "transformers", "a Trainer callback")
     class EnvironmentCallback(transformers.TrainerCallback):
         "Writes `env.json` into the output folder when training begins."
@@ -40,15 +43,15 @@ def trainer_callback(
 # %% ../../nbs/environment/18_callbacks.ipynb #3c70e703
 @cache
 def _lightning_class() -> type:
-    try: import lightning.pytorch as lightning  # pyright: ignore[reportMissingImports]  # not in dev: pytorch-lightning is
+    "The callback for Lightning, under its newer or its older name."
+    try: import lightning.pytorch as lightning  # pyright: ignore[reportMissingImports]  # not in dev
     except ImportError: lightning = need("pytorch_lightning", "track", "a Lightning callback")
     class EnvironmentCallback(lightning.Callback):
         "Writes `env.json` into the folder of the run when training begins."
         def __init__(self, probe: bool = False): self.probe, self.path = probe, None
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            if trainer.is_global_zero:
-                self.path = _save(trainer.log_dir or trainer.default_root_dir, self.probe)
-
+            if not trainer.is_global_zero: return
+            self.path = _save(trainer.log_dir or trainer.default_root_dir, self.probe)
     return EnvironmentCallback
 
 def lightning_callback(

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.command import Outcome, Parser, add_json
+from ..core.console import status
 from ..core.errors import FAILS, HOLDS, BadInput
+from ..core.results import not_itself, write_atomic
 from ..core.units import count_of
 from .environment import Environment, capture, capture_of
+
+if TYPE_CHECKING: from fsdl_devinfra.env.restoration import Restoration
 
 # %% auto #0
 __all__ = ['run_capture', 'run_diff', 'run_verify', 'run_restore', 'run_check', 'run_rerun', 'register']
@@ -32,32 +37,24 @@ def run_capture(args: argparse.Namespace) -> Outcome:
     if args.output: env.save(args.output)
     return Outcome(env.to_dict(), str(env) + (f"\nwritten to {args.output}" if args.output else ""))
 
+# %% ../../nbs/environment/commands.ipynb #60db40b6
 def _add_capture(parts: argparse._SubParsersAction) -> None:
+    "`capture` and its options."
     one = parts.add_parser(
         "capture",
         help="record what this machine runs",
         description="Record what this machine runs, without secrets and without importing torch.",
         examples=_CAPTURE,
     )
-    one.add_argument(
-        "--probe",
-        action="store_true",
-        help="import torch: observe its settings and take the numeric fingerprint",
-    )
-    one.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="a file or folder of data to hash (may be repeated)",
-    )
+    one.add_argument("--probe", action="store_true",
+                     help="import torch: observe its settings and take the numeric fingerprint")
+    one.add_argument("--data", action="append", default=[], metavar="PATH",
+                     help="a file or folder of data to hash (may be repeated)")
     one.add_argument("--python", metavar="PATH", help="another interpreter, or the folder of its environment")
-    one.add_argument(
-        "--hide-home", action="store_true", help="write ~ for the home folder, which holds the user's name"
-    )
-    one.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="where to write the document, e.g. env.json"
-    )
+    one.add_argument("--hide-home", action="store_true",
+                     help="write ~ for the home folder, which holds the user's name")
+    one.add_argument("-o", "--output", type=Path, metavar="FILE",
+                     help="where to write the document, e.g. env.json")
     one.set_defaults(run=run_capture)
     add_json(one)
 
@@ -69,34 +66,31 @@ fsdl-devinfra env diff node*.json                        which node is not like 
 fsdl-devinfra env diff a.json b.json -o difference.html  as a page
 """
 
-def run_diff(args: argparse.Namespace) -> Outcome:
-    "`env diff`."
-    from fsdl_devinfra.core.results import not_itself, write_atomic
-    from fsdl_devinfra.env.difference import _repr_html_ as found_html, diff
-    if args.more:
-        if args.output: raise BadInput("a page is made of two captures", "Leave -o out, or name two")
-        return _compared([args.left, args.right, *args.more])
-    found = diff(Environment.load(args.left), Environment.load(args.right))
-    if args.output:
-        not_itself(args.output, args.left, args.right)
-        write_atomic(
-            args.output, f"<!doctype html><meta charset=utf-8><title>Environments</title>{found_html(found)}"
-        )
-    from fsdl_devinfra.env.difference import diff_text
-
-    return Outcome(
-        found.to_dict(), diff_text(found, every=args.all), HOLDS if found.verdict == "same" else FAILS
-    )
-
-
 def _compared(files: list[str]) -> Outcome:
+    "Three captures or more: which one is not like the others. They are named by their files."
     from fsdl_devinfra.env.difference import compare
-    stems = [Path(f).stem for f in files]
+    stems = [Path(file).stem for file in files]
     names = stems if len(set(stems)) == len(stems) else files
     found = compare({name: Environment.load(file) for name, file in zip(names, files)})
     return Outcome(found.to_dict(), str(found), HOLDS if found.verdict == "same" else FAILS)
 
+# %% ../../nbs/environment/commands.ipynb #08774a2f
+def run_diff(args: argparse.Namespace) -> Outcome:
+    "`env diff`."
+    from fsdl_devinfra.env.difference import _repr_html_ as found_html, diff, diff_text
+    if args.more and args.output: raise BadInput("a page is made of two captures", "Leave -o out, or name two")
+    if args.more: return _compared([args.left, args.right, *args.more])
+    found = diff(Environment.load(args.left), Environment.load(args.right))
+    if args.output:
+        not_itself(args.output, args.left, args.right)
+        head = "<!doctype html><meta charset=utf-8><title>Environments</title>"
+        write_atomic(args.output, head + found_html(found))
+    text = diff_text(found, every=args.all)
+    return Outcome(found.to_dict(), text, HOLDS if found.verdict == "same" else FAILS)
+
+# %% ../../nbs/environment/commands.ipynb #722aa134
 def _add_diff(parts: argparse._SubParsersAction) -> None:
+    "`diff` and its options."
     one = parts.add_parser(
         "diff",
         help="what differs between two captures, by effect",
@@ -106,9 +100,8 @@ def _add_diff(parts: argparse._SubParsersAction) -> None:
     )
     one.add_argument("left", metavar="A", help="a capture")
     one.add_argument("right", metavar="B", help="another capture")
-    one.add_argument(
-        "more", metavar="C", nargs="*", help="further captures: which one is different from most, and in what"
-    )
+    one.add_argument("more", metavar="C", nargs="*",
+                     help="further captures: which one is different from most, and in what")
     one.add_argument("--all", action="store_true", help="list every difference, however many there are")
     one.add_argument("-o", "--output", type=Path, metavar="FILE", help="write an HTML page as well")
     one.set_defaults(run=run_diff)
@@ -127,7 +120,9 @@ def run_verify(args: argparse.Namespace) -> Outcome:
     found = verify(Environment.load(args.capture), files=args.files, probe=args.probe, quiet=args.json)
     return Outcome(found.to_dict(), str(found), HOLDS if found.verdict == "same" else FAILS)
 
+# %% ../../nbs/environment/commands.ipynb #f7fdcff8
 def _add_verify(parts: argparse._SubParsersAction) -> None:
+    "`verify` and its options."
     one = parts.add_parser(
         "verify",
         help="this machine against a capture",
@@ -150,81 +145,55 @@ fsdl-devinfra env restore env.json --to dockerfile -o Dockerfile                
 fsdl-devinfra env restore env.json --to slurm -o job.sh                                        the head of a job
 """
 
+def _about_written(made: Restoration, output: Path) -> str:
+    "Which files were written, and how much of them is proved."
+    lines = [f"written to {output}", *(f"  {output.parent / name}" for name in made.files)]
+    if made.target != "slurm": lines.append(f"{count_of(made.proven, 'package')} pinned with proof")
+    unproven = made.unproven
+    if unproven: lines.append(f"{len(unproven)} without:")
+    lines += [f"  {one.name} {one.version}: {one.why}" for one in unproven[:20]]
+    if len(unproven) > 20: lines.append(f"  and {len(unproven) - 20} more")
+    return "\n".join(lines)
+
+# %% ../../nbs/environment/commands.ipynb #decece3b
 def run_restore(args: argparse.Namespace) -> Outcome:
     "`env restore`."
-    from fsdl_devinfra.core.console import status
-    from fsdl_devinfra.core.results import not_itself
     from fsdl_devinfra.env.restoration import restore
-
     if args.output: not_itself(args.output, args.capture)
-    made = restore(
-        Environment.load(args.capture),
-        args.to,
-        args.wheelhouse,
-        args.output.parent if args.output else ".",
-        args.public_host,
-        quiet=args.json,
-    )
-    if not args.output: text = made.content
-    else:
+    env = Environment.load(args.capture)
+    beside = args.output.parent if args.output else "."
+    made = restore(env, args.to, args.wheelhouse, beside, args.public_host, quiet=args.json)
+    text = made.content
+    if args.output:
         made.save(args.output)
-        more = "".join(f"\n  {args.output.parent / name}" for name in made.files)
-        unproven = "".join(f"\n  {u.name} {u.version}: {u.why}" for u in made.unproven[:20])
-        if len(made.unproven) > 20: unproven += f"\n  and {len(made.unproven) - 20} more"
-        text = f"written to {args.output}{more}"
-        if args.to != "slurm": text += f"\n{count_of(made.proven, 'package')} pinned with proof"
-        if made.unproven: text += f"\n{len(made.unproven)} without:{unproven}"
-    for note in made.notes if not args.json else []: status(note)
+        text = _about_written(made, args.output)
+    for note in [] if args.json else made.notes: status(note)
     return Outcome(made.to_dict(), text.rstrip("\n"))
 
+# %% ../../nbs/environment/commands.ipynb #1c76f4dd
 def _add_restore(parts: argparse._SubParsersAction) -> None:
+    "`restore` and its options."
     one = parts.add_parser(
         "restore",
         help="files that bring an environment back",
-        description="Write files that bring the environment of a capture back. Hashes are written only with proof: "
-        "the wheel holds exactly the files that were installed.",
+        description="Write files that bring the environment of a capture back. "
+        "Hashes are written only with proof: the wheel holds exactly the files that were installed.",
         examples=_RESTORE,
     )
     one.add_argument("capture", metavar="A", help="a capture")
-    one.add_argument(
-        "--to",
-        required=True,
-        choices=["requirements", "pylock", "conda", "dockerfile", "slurm"],
-        help="what to write",
-    )
-    one.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="where to write it (default: standard output, without the files beside it)",
-    )
-    one.add_argument(
-        "--wheelhouse",
-        type=Path,
-        metavar="DIR",
-        help="a folder of wheels; missing ones are downloaded with pip",
-    )
-    one.add_argument(
-        "--public-host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="a host of wheels that everybody can reach, besides that of pip's default index (may be repeated)",
-    )
+    one.add_argument("--to", required=True, help="what to write",
+                     choices=["requirements", "pylock", "conda", "dockerfile", "slurm"])
+    one.add_argument("-o", "--output", type=Path, metavar="FILE",
+                     help="where to write it (default: standard output, without the files beside it)")
+    one.add_argument("--wheelhouse", type=Path, metavar="DIR",
+                     help="a folder of wheels; missing ones are downloaded with pip")
+    one.add_argument("--public-host", action="append", default=[], metavar="HOST",
+                     help="a host of wheels that everybody can reach, "
+                     "besides that of pip's default index (may be repeated)")
     one.set_defaults(run=run_restore)
     add_json(one)
 
-# %% ../../nbs/environment/commands.ipynb #233ea707
-_ENV = """
-fsdl-devinfra env capture -o env.json                    record what this machine runs
-fsdl-devinfra env diff laptop.json cluster.json          why are the numbers different over there?
-fsdl-devinfra env verify env.json                        is this machine still the same?
-fsdl-devinfra env restore env.json --to pylock --wheelhouse wheels -o pylock.toml
-fsdl-devinfra env check                                  is this node fit to train?
-fsdl-devinfra env rerun env.json --into again            lay the run out again, ready to start
-"""
-
+# %% ../../nbs/environment/commands.ipynb #8ad739bc
 _CHECK = """
 fsdl-devinfra env check                    is this node fit to train?
 fsdl-devinfra env check --no-load --json   without the short all-reduce and matmul, as a document
@@ -236,21 +205,23 @@ def run_check(args: argparse.Namespace) -> Outcome:
     found = check_node(args.folder, load=args.load)
     return Outcome(found.to_dict(), str(found), HOLDS if found.verdict == "pass" else FAILS)
 
+# %% ../../nbs/environment/commands.ipynb #bd6ff940
 def _add_check(parts: argparse._SubParsersAction) -> None:
+    "`check` and its options."
     one = parts.add_parser(
         "check",
         help="is this node fit to train?",
         description="Look at driver, packages, GPU health, links and limits. Exit status 1 when a check failed.",
         examples=_CHECK,
     )
-    one.add_argument(
-        "--folder", type=Path, default=Path("."), metavar="DIR", help="where the run writes (default: here)"
-    )
+    one.add_argument("--folder", type=Path, default=Path("."), metavar="DIR",
+                     help="where the run writes (default: here)")
     one.add_argument("--load", action=argparse.BooleanOptionalAction, default=True,
                      help="run a short all-reduce, and a matmul on the GPU (default: yes)")
     one.set_defaults(run=run_check)
     add_json(one)
 
+# %% ../../nbs/environment/commands.ipynb #9d41006d
 _RERUN = """
 fsdl-devinfra env rerun env.json --into again          lay the code, its changes and the command line out
 fsdl-devinfra env rerun env.json --into again --start  start it too, and compare the environments afterwards
@@ -266,6 +237,7 @@ def run_rerun(args: argparse.Namespace) -> Outcome:
     return Outcome(made.to_dict(), str(made), HOLDS if made.verdict == "ready" else FAILS)
 
 def _add_rerun(parts: argparse._SubParsersAction) -> None:
+    "`rerun` and its options."
     one = parts.add_parser(
         "rerun",
         help="lay a captured run out, ready to start",
@@ -274,23 +246,28 @@ def _add_rerun(parts: argparse._SubParsersAction) -> None:
         examples=_RERUN,
     )
     one.add_argument("capture", metavar="A", help="a capture")
-    one.add_argument(
-        "--into", type=Path, default=Path("rerun"), metavar="DIR", help="a new folder (default: rerun)"
-    )
-    one.add_argument(
-        "--start",
-        action="store_true",
-        help="start it, and compare fingerprints and settings when it has ended",
-    )
+    one.add_argument("--into", type=Path, default=Path("rerun"), metavar="DIR",
+                     help="a new folder (default: rerun)")
+    one.add_argument("--start", action="store_true",
+                     help="start it, and compare fingerprints and settings when it has ended")
     one.set_defaults(run=run_rerun)
     add_json(one)
+
+# %% ../../nbs/environment/commands.ipynb #233ea707
+_ENV = """
+fsdl-devinfra env capture -o env.json                    record what this machine runs
+fsdl-devinfra env diff laptop.json cluster.json          why are the numbers different over there?
+fsdl-devinfra env verify env.json                        is this machine still the same?
+fsdl-devinfra env restore env.json --to pylock --wheelhouse wheels -o pylock.toml
+fsdl-devinfra env check                                  is this node fit to train?
+fsdl-devinfra env rerun env.json --into again            lay the run out again, ready to start
+"""
 
 def register(
     parser: argparse.ArgumentParser,  # of `fsdl-devinfra env`
 ) -> None:
     "Add the `env` commands."
-    parser.epilog = parser.epilog or "examples:\n" + "\n".join(
-        "  " + line for line in _ENV.strip().splitlines()
-    )
+    examples = "\n".join("  " + line for line in _ENV.strip().splitlines())
+    parser.epilog = parser.epilog or f"examples:\n{examples}"
     parts = parser.add_subparsers(dest="env_command", metavar="COMMAND", required=True, parser_class=Parser)
     for add in (_add_capture, _add_diff, _add_verify, _add_restore, _add_check, _add_rerun): add(parts)

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import __version__
+from ..core.console import table_html
 from ..core.errors import BadInput, need
 from ..core.results import Result, write_atomic
-from ..core.units import count_of
+from ..core.units import count_of, size_text
 from .accelerators import accelerators, libraries
 from .asking import run_in_threads
 from .job import fingerprint_data, hub, job, variables
@@ -31,66 +36,31 @@ __all__ = ['flatten', 'Environment', 'digest', 'blocks', 'capture', 'capture_of'
 
 # %% ../../nbs/environment/12_environment.ipynb #0c0bc45d
 def _named(items: list[Any]) -> dict[str, Any]:
-    key = next((k for k in ("path", "file") if all(isinstance(v, dict) and k in v for v in items)), None)
-    return (
-        {str(v[key]): {k: x for k, x in v.items() if k != key} or True for v in items}
-        if key
-        else {str(i): v for i, v in enumerate(items)}
-    )
+    "A list as a dictionary: by path or file where every item has one, else by position."
+    def has(key: str) -> bool: return all(isinstance(item, dict) and key in item for item in items)
+    key = next((name for name in ("path", "file") if has(name)), None)
+    if key is None: return {str(i): item for i, item in enumerate(items)}
+    def rest(item: dict[str, Any]) -> dict[str, Any]: return {k: v for k, v in item.items() if k != key}
+    return {str(item[key]): rest(item) or True for item in items}
 
-
+# %% ../../nbs/environment/12_environment.ipynb #c853d954
 def flatten(
     value: Any,  # nested dictionaries and lists
     prefix: str = "",  # dotted name so far
 ) -> dict[str, Any]:  # dotted names → values that hold no dictionary
     "Nested dictionaries as one flat dictionary with dotted names."
-    if isinstance(value, list) and any(isinstance(v, dict) for v in value): value = _named(value)
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value): value = _named(value)
     if not isinstance(value, dict) or not value: return {prefix: value}
-    return {
-        name: v
-        for k, sub in value.items()
-        for name, v in flatten(sub, f"{prefix}.{k}" if prefix else str(k)).items()
-    }
+    found: dict[str, Any] = {}
+    for key, below in value.items(): found |= flatten(below, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 # %% ../../nbs/environment/12_environment.ipynb #fcbdf6a9
 _AGAIN = "Make it again: fsdl-devinfra env capture -o env.json"
-#: parts of a capture that other code goes through, and what they are
-_LISTS = ("accelerators.gpus", "source.untracked", "source.submodules", "hub.locks", "python.locks")
-_OBJECTS = (
-    "machine.cpu",
-    "numerics.settings",
-    "libraries.torch",
-    "libraries.wheels",
-    "source.remotes",
-    "container.says",
-    "container.limits",
-    "python.conda",
-)
-
-#: patches that lie beside their document: (digest, hash of the difference) → text
-_BESIDE: dict[tuple[str, str | None], str] = {}
 
 def _decoded(raw: bytes) -> str:
     "Text as editors and shells write it: UTF-8 or UTF-16, with or without a byte order mark."
     return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-
-def _document(path: str | Path) -> dict[str, Any]:
-    try:
-        document = json.loads(_decoded(Path(path).read_bytes()))
-    except FileNotFoundError:
-        raise BadInput(f"there is no file {path}", "Check the path") from None
-    except IsADirectoryError:
-        raise BadInput(f"{path} is a folder", "Name the file in it") from None
-    except OSError as e:
-        raise BadInput(
-            f"{path} cannot be read ({e.strerror})", "Check the path and its permissions"
-        ) from None
-    except RecursionError:
-        raise BadInput(f"{path} is nested too deeply to be a capture", _AGAIN) from None
-    except ValueError as e:
-        raise BadInput(f"{path} is not JSON ({e})", _AGAIN) from None
-    if not isinstance(document, dict): raise BadInput(f"{path} holds no JSON object", _AGAIN)
-    return _without_surrogates(document)
 
 def _without_surrogates(value: Any) -> Any:
     "Halves of characters, which JSON may hold and no terminal can print, become a question mark."
@@ -102,34 +72,142 @@ def _without_surrogates(value: Any) -> Any:
         else value
     )
 
+# %% ../../nbs/environment/12_environment.ipynb #45d7efa8
+def _bytes_of(path: str | Path) -> bytes:
+    "A file's bytes; raises `BadInput` with the reason where it cannot be read."
+    try: return Path(path).read_bytes()
+    except FileNotFoundError: raise BadInput(f"there is no file {path}", "Check the path") from None
+    except IsADirectoryError: raise BadInput(f"{path} is a folder", "Name the file in it") from None
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read ({e.strerror})", "Check the path and its permissions") from None
+    except ValueError as e: raise BadInput(f"{path} is not JSON ({e})", _AGAIN) from None  # a path with a zero byte
+
+# %% ../../nbs/environment/12_environment.ipynb #364e00f8
+def _document(path: str | Path) -> dict[str, Any]:
+    "The JSON object in a file; raises `BadInput` where there is none."
+    raw = _bytes_of(path)
+    try: document = json.loads(_decoded(raw))
+    except RecursionError: raise BadInput(f"{path} is nested too deeply to be a capture", _AGAIN) from None
+    except ValueError as e: raise BadInput(f"{path} is not JSON ({e})", _AGAIN) from None
+    if not isinstance(document, dict): raise BadInput(f"{path} holds no JSON object", _AGAIN)
+    return _without_surrogates(document)
+
+# %% ../../nbs/environment/12_environment.ipynb #5e02919f
+#: parts of a capture that other code goes through, and what they are
+_LISTS = ("accelerators.gpus", "source.untracked", "source.submodules", "hub.locks", "python.locks")
+_OBJECTS = ("machine.cpu", "numerics.settings", "libraries.torch", "libraries.wheels",
+            "source.remotes", "container.says", "container.limits", "python.conda")
 
 def _at(document: dict[str, Any], dotted: str) -> Any:
+    "The part of a block, e.g. of `machine.cpu`; None where it is not there."
     block, _, part = dotted.partition(".")
     return (document.get(block) or {}).get(part)
 
+def _entries(document: dict[str, Any]) -> dict[str, Any]:
+    "The entries of blocks in which each entry is an object, by dotted name."
+    found: dict[str, Any] = {}
+    for block in ("packages", "fingerprint", "job", "data"):
+        found |= {f"{block}.{name}": value for name, value in document.get(block, {}).items()}
+    return found
+
+# %% ../../nbs/environment/12_environment.ipynb #2057ab1a
+def _is_object(value: Any) -> bool:
+    "Whether a part is absent or an object."
+    return value is None or isinstance(value, dict)
+
+def _is_list(value: Any) -> bool:
+    "Whether a part is absent or a list of objects."
+    return value is None or isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+def _first_other(values: dict[str, Any], is_right: Callable[[Any], bool]) -> str | None:
+    "The first name whose value is not what it has to be."
+    return next((name for name, value in values.items() if not is_right(value)), None)
+
+# %% ../../nbs/environment/12_environment.ipynb #4bdafa19
 def _wrong_part(document: dict[str, Any], blocks: Iterable[str]) -> str | None:
     "The first part of a document that is not what a capture has there."
-    objects = {block: document.get(block) for block in blocks}
-    if wrong := next((k for k, v in objects.items() if not isinstance(v, dict)), None): return wrong
-    objects = {name: _at(document, name) for name in _OBJECTS}
-    objects |= {
-        f"{block}.{k}": v
-        for block in ("packages", "fingerprint", "job", "data")
-        for k, v in document.get(block, {}).items()
+    whole = {block: document.get(block) for block in blocks}
+    if wrong := _first_other(whole, lambda value: isinstance(value, dict)): return wrong
+    objects = {name: _at(document, name) for name in _OBJECTS} | _entries(document)
+    if wrong := _first_other(objects, _is_object): return wrong
+    return _first_other({name: _at(document, name) for name in _LISTS}, _is_list)
+
+# %% ../../nbs/environment/12_environment.ipynb #a4bc30ed
+def _check_parts(
+    whole: dict[str, Any],  # a document
+    blocks: set[str],  # names of its blocks, which are objects
+) -> None:
+    "Raise `BadInput` where a document is damaged, or is no capture."
+    wrong = _wrong_part(whole, blocks & set(whole))
+    if wrong: raise BadInput(f"{wrong!r} is damaged in this capture", _AGAIN)
+    for name in ("digest", "captured_at", "made_by"):
+        if not isinstance(whole.get(name), str): raise BadInput(f"this is no capture: it has no {name!r}", _AGAIN)
+
+# %% ../../nbs/environment/12_environment.ipynb #c0c0ea79
+def _names_of(gpus: list[dict[str, Any]]) -> str:
+    "The GPUs by name, equal ones counted: `8 × H100`."
+    names = [gpu.get("name", "?") for gpu in gpus]
+    counted = {name: names.count(name) for name in names}
+    return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in counted.items())
+
+def _settings_of(settings: dict[str, Any]) -> str | None:
+    "Threads, vector instructions and matmul precision in a line."
+    if not settings: return None
+    threads, instructions = settings.get("threads"), settings.get("cpu_capability")
+    return f"{threads} threads, {instructions}, fp32 matmul {settings.get('matmul_precision')}"
+
+# %% ../../nbs/environment/12_environment.ipynb #14c83959
+def _about_machine(env: Environment) -> dict[str, Any]:
+    "Lines about the machine and its numerics."
+    about, cpu = env.machine, env.machine.get("cpu", {})
+    names = _names_of(env.accelerators.get("gpus", []))
+    return {
+        "digest": env.digest,
+        "system": about.get("os"),
+        "cpu": cpu.get("model"),
+        "cores": cpu.get("usable"),
+        "memory": size_text(about["memory_bytes"]) if about.get("memory_bytes") else None,
+        "gpu": None if "accelerators" in env.missing else names or "none",
+        "driver": env.accelerators.get("driver"),
+        "container": env.container.get("kind"),
+        f"numerics ({env.numerics.get('origin')})": _settings_of(env.numerics.get("settings", {})),
+        "fingerprint": ", ".join(env.fingerprint) or None,
     }
-    if wrong := next((k for k, v in objects.items() if not isinstance(v, (dict, type(None)))), None):
-        return wrong
-    lists = {name: _at(document, name) for name in _LISTS}
-    return next(
-        (
-            k
-            for k, v in lists.items()
-            if v is not None and not (isinstance(v, list) and all(isinstance(x, dict) for x in v))
-        ),
-        None,
-    )
+
+# %% ../../nbs/environment/12_environment.ipynb #4215ab87
+_SHOWN = ("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+def _about_packages(env: Environment) -> dict[str, Any]:
+    "Lines about Python and the packages that decide most."
+    python = f"{env.python.get('version')} ({env.python.get('manager')})" if env.python else None
+    versions = {name: env.packages[name].version for name in _SHOWN if name in env.packages}
+    return {"python": python, "packages": len(env.packages)} | versions
+
+# %% ../../nbs/environment/12_environment.ipynb #552f1d84
+def _about_code(env: Environment) -> dict[str, Any]:
+    "Lines about the code, the job, and what is not in the capture."
+    commit, unknown = env.source.get("commit"), env.source.get("untracked")
+    more = " with uncommitted changes" if env.source.get("dirty") else ""
+    if unknown: more += f" and {count_of(len(unknown), 'file')} that git does not know"
+    about = {"commit": commit and commit[:12] + more, "job": ", ".join(env.job) or None}
+    absent = {f"no {block}": why for block, why in env.missing.items()}
+    return about | {"secrets removed": len(env.removed) or None} | absent
 
 # %% ../../nbs/environment/12_environment.ipynb #20b0bff2
+#: patches that lie beside their document: (digest, hash of the difference) → text
+_BESIDE: dict[tuple[str, str | None], str] = {}
+
+def _patch_beside(document: Path, source: dict[str, Any]) -> str | None:
+    "The patch beside a document, where it names one that is there; raises `BadInput` where it is another."
+    name = source.get("diff_file")
+    beside = document.parent / Path(str(name)).name
+    if not name or not beside.is_file(): return None
+    raw = beside.read_bytes()
+    if hashlib.sha256(raw).hexdigest() == source.get("diff_file_sha256"):
+        return raw.decode("utf-8", "surrogateescape")
+    raise BadInput(f"{beside} is not the patch that this capture names", _AGAIN)
+
+# %% ../../nbs/environment/12_environment.ipynb #b8f7bb3e
 @dataclass(frozen=True)
 class Environment(Result):
     "What a run ran on. Secrets have been taken out before this object exists."
@@ -159,13 +237,8 @@ class Environment(Result):
     ) -> Environment:
         "Read a capture. Raises `BadInput` where there is none."
         env = cls.from_dict(_document(path))
-        name, digest = env.source.get("diff_file"), env.source.get("diff_file_sha256")
-        beside = Path(path).parent / Path(str(name)).name
-        if name and beside.is_file():
-            raw = beside.read_bytes()
-            if hashlib.sha256(raw).hexdigest() != digest:
-                raise BadInput(f"{beside} is not the patch that this capture names", _AGAIN)
-            _BESIDE[env.digest, env.source.get("diff_sha256")] = raw.decode("utf-8", "surrogateescape")
+        patch = _patch_beside(Path(path), env.source)
+        if patch is not None: _BESIDE[env._patch_key()] = patch
         return env
 
     @classmethod
@@ -173,22 +246,15 @@ class Environment(Result):
         document: dict[str, Any],  # as `to_dict` gives it
     ) -> Environment:
         "The inverse of `to_dict`. Raises `BadInput` for another kind of document, or one that is damaged."
-        names = {f.name for f in fields(cls) if f.default_factory is dict}
-        whole = {k: {} if k in names and v is None else v for k, v in document.items()}
-        same_kind = document.get("schema", cls.schema) == cls.schema
-        if same_kind and (wrong := _wrong_part(whole, names & set(whole))):
-            raise BadInput(f"{wrong!r} is damaged in this capture", _AGAIN)
-        absent = [k for k in ("digest", "captured_at", "made_by") if not isinstance(document.get(k), str)]
-        if same_kind and absent: raise BadInput(f"this is no capture: it has no {absent[0]!r}", _AGAIN)
+        blocks = {f.name for f in fields(cls) if f.default_factory is dict}
+        whole = {k: {} if k in blocks and v is None else v for k, v in document.items()}
+        if document.get("schema", cls.schema) == cls.schema: _check_parts(whole, blocks)
         return super().from_dict(whole)
 
     def flat(self) -> dict[str, Any]:
         "Dotted names and values, e.g. `packages.torch.version`, without what says nothing."
-        return {
-            k: v
-            for k, v in flatten({k: v for k, v in self.to_dict().items() if k != "schema"}).items()
-            if v not in (None, {}, [])
-        }
+        blocks = {name: block for name, block in self.to_dict().items() if name != "schema"}
+        return {name: value for name, value in flatten(blocks).items() if value not in (None, {}, [])}
 
     def save(self,
         path: str | Path = "env.json",  # file to write
@@ -204,7 +270,11 @@ class Environment(Result):
 
     def patch(self) -> str | None:
         "The uncommitted changes without secrets, from the document or from the file beside it; None where there are none."
-        return self.source.get("diff", _BESIDE.get((self.digest, self.source.get("diff_sha256"))))
+        return self.source.get("diff", _BESIDE.get(self._patch_key()))
+
+    def _patch_key(self) -> tuple[str, str | None]:
+        "What a patch beside a document is remembered by."
+        return self.digest, self.source.get("diff_sha256")
 
     def rows(self) -> list[tuple[str, str]]:
         "The dozen lines that people want to see."
@@ -216,75 +286,22 @@ class Environment(Result):
         return "\n".join(f"{k:<{width}}  {v}" for k, v in self.rows())
 
     def _repr_html_(self) -> str:
-        from fsdl_devinfra.core.console import table_html
-
-        every = [
-            (n, p.version or "?", p.installer or "", p.editable or p.url or "")
-            for n, p in self.packages.items()
-        ]
+        every = [(name, one.version or "?", one.installer or "", one.editable or one.url or "")
+                 for name, one in self.packages.items()]
         more = table_html(["package", "version", "installer", "from"], every)
-        return (
-            table_html(["environment", ""], self.rows())
-            + f"<details><summary>{len(every)} packages</summary>{more}</details>"
-        )
-
-# %% ../../nbs/environment/12_environment.ipynb #a72e5fd2
-def _about_machine(env: Environment) -> dict[str, Any]:
-    from fsdl_devinfra.core.units import size_text
-
-    m, cpu, gpus = (
-        env.machine,
-        env.machine.get("cpu", {}),
-        [g.get("name", "?") for g in env.accelerators.get("gpus", [])],
-    )
-    names = ", ".join(f"{gpus.count(n)} × {n}" if gpus.count(n) > 1 else n for n in dict.fromkeys(gpus))
-    threads = env.numerics.get("settings", {})
-    settings = (
-        threads
-        and f"{threads.get('threads')} threads, {threads.get('cpu_capability')}, fp32 matmul {threads.get('matmul_precision')}"
-    )
-    return {
-        "digest": env.digest,
-        "system": m.get("os"),
-        "cpu": cpu.get("model"),
-        "cores": cpu.get("usable"),
-        "memory": size_text(m["memory_bytes"]) if m.get("memory_bytes") else None,
-        "gpu": None if "accelerators" in env.missing else names or "none",
-        "driver": env.accelerators.get("driver"),
-        "container": env.container.get("kind"),
-        f"numerics ({env.numerics.get('origin')})": settings or None,
-        "fingerprint": ", ".join(env.fingerprint) or None,
-    }
-
-def _about_packages(env: Environment) -> dict[str, Any]:
-    named = [
-        n for n in ("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "numpy") if n in env.packages
-    ]
-    python = f"{env.python.get('version')} ({env.python.get('manager')})" if env.python else None
-    return {"python": python, "packages": len(env.packages)} | {n: env.packages[n].version for n in named}
-
-def _about_code(env: Environment) -> dict[str, Any]:
-    s, commit = env.source, env.source.get("commit")
-    more = " with uncommitted changes" if s.get("dirty") else ""
-    if s.get("untracked"): more += f" and {count_of(len(s['untracked']), 'file')} that git does not know"
-    return {"commit": commit and commit[:12] + more, "job": ", ".join(env.job) or None,
-            "secrets removed": len(env.removed) or None} | {f"no {k}": v for k, v in env.missing.items()}
+        folded = f"<details><summary>{len(every)} packages</summary>{more}</details>"
+        return table_html(["environment", ""], self.rows()) + folded
 
 # %% ../../nbs/environment/12_environment.ipynb #26ed7e75
+_BESIDE_DIGEST = ("schema", "digest", "captured_at", "made_by", "missing", "removed")
+
 def digest(
     document: dict[str, Any],  # as `to_dict` gives it
 ) -> str:  # 12 hexadecimal digits
     "A short hash over the fields that bear on numerics or performance."
-    flat = flatten(
-        {
-            k: v
-            for k, v in document.items()
-            if k not in ("schema", "digest", "captured_at", "made_by", "missing", "removed")
-        }
-    )
-    bearing = {
-        k: v for k, v in sorted(flat.items()) if v not in (None, {}, []) and rule_of(k).effect != "record"
-    }
+    flat = flatten({name: block for name, block in document.items() if name not in _BESIDE_DIGEST})
+    said = {name: value for name, value in sorted(flat.items()) if value not in (None, {}, [])}
+    bearing = {name: value for name, value in said.items() if rule_of(name).effect != "record"}
     return hashlib.sha256(json.dumps(bearing).encode()).hexdigest()[:12]
 
 # %% ../../nbs/environment/12_environment.ipynb #80947d70
@@ -306,15 +323,38 @@ def blocks(
         "hub": lambda: hub(folder),
     }
 
-def _probe() -> dict[str, dict[str, str]]:
-    from fsdl_devinfra.env.fingerprint import numeric_fingerprint
-    return numeric_fingerprint()
-
+# %% ../../nbs/environment/12_environment.ipynb #bf2a62ac
 def _home_as_tilde(value: Any, home: str) -> Any:
+    "The home folder as `~` in every text of a document; a home as short as `/` is left alone."
     if isinstance(value, dict):
         return {_home_as_tilde(k, home): _home_as_tilde(v, home) for k, v in value.items()}
     if isinstance(value, list): return [_home_as_tilde(v, home) for v in value]
     return value.replace(home, "~") if isinstance(value, str) and len(home) > 3 else value
+
+def _plain(found: dict[str, Any], hide_home: bool) -> dict[str, Any]:
+    "What was found as JSON has it; a variable may hold any bytes."
+    plain = _without_surrogates(json.loads(json.dumps(found, default=vars)))
+    return _home_as_tilde(plain, str(Path.home())) if hide_home else plain
+
+# %% ../../nbs/environment/12_environment.ipynb #28830e6c
+def _finished(found: dict[str, Any], hide_home: bool = False) -> Environment:
+    "The capture from what the blocks found, with secrets taken out."
+    code = dict(found.get("source") or {})
+    beside = code.pop("diff_beside", None)
+    if "source" in found: found = found | {"source": code}
+    clean, removed = redact(_plain(found, hide_home))
+    short = digest(clean)
+    if beside is not None: _BESIDE[short, code.get("diff_sha256")] = redact_patch(beside)
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    listed = {name: Package(**one) for name, one in clean.get("packages", {}).items()}
+    head = {"digest": short, "captured_at": now, "made_by": __version__}
+    return Environment(**head, **clean | {"packages": listed}, removed=removed)
+
+# %% ../../nbs/environment/12_environment.ipynb #c685b07a
+def _probe() -> dict[str, dict[str, str]]:
+    "The numeric fingerprint, which imports torch."
+    from fsdl_devinfra.env.fingerprint import numeric_fingerprint
+    return numeric_fingerprint()
 
 def capture(
     probe: bool = False,  # import torch, observe its settings and run the numeric fingerprint
@@ -330,7 +370,8 @@ def capture(
     missing = {name: why for name, (_, why) in answers.items() if why}
     return _finished({name: value for name, (value, _) in answers.items()} | {"missing": missing}, hide_home)
 
-#: runs in the other interpreter: our packages are importable while they are loaded, and are gone before anything is asked
+# %% ../../nbs/environment/12_environment.ipynb #c38865ff
+#: runs in the other interpreter: our packages are importable while they are loaded, and gone before anything is asked
 _ELSEWHERE = """
 import json, sys
 more, out, options = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
@@ -346,6 +387,22 @@ sys.path[:] = [p for p in own if p]
 environment.capture(**options).save(out)
 """
 
+def _interpreter(place: Path) -> Path:
+    "The interpreter of an environment's folder; another path as it is."
+    if not place.is_dir(): return place
+    usual = (place / name for name in ("bin/python", "python.exe", "Scripts/python.exe"))
+    return next((path for path in usual if path.exists()), place)
+
+# %% ../../nbs/environment/12_environment.ipynb #21e59262
+def _capture_by(python: str | Path, out: Path, options: dict[str, Any]) -> str:
+    "Have another interpreter write its capture to a file; what it said on standard error."
+    root = Path(__file__).resolve().parents[2]
+    more = [str(root), *(path for path in sys.path if path.endswith("-packages"))]
+    command = [str(_interpreter(Path(python))), "-c", _ELSEWHERE, json.dumps(more), str(out), json.dumps(options)]
+    try: return subprocess.run(command, capture_output=True, text=True, timeout=600).stderr
+    except OSError as e: why = e.strerror
+    raise BadInput(f"{python} cannot be started ({why})", "Name an interpreter, e.g. .venv/bin/python")
+
 def capture_of(
     python: str | Path,  # an interpreter, or the folder of an environment
     probe: bool = False,  # as for `capture`
@@ -353,56 +410,11 @@ def capture_of(
     hide_home: bool = False,  # write `~` for the home folder
 ) -> Environment:
     "What another interpreter runs on. Raises `BadInput` where there is none, or where it cannot run this package."
-    import subprocess
-    import sys
-    import tempfile
-    path = Path(python)
-    if path.is_dir():
-        path = next(
-            (
-                p
-                for p in (path / "bin/python", path / "python.exe", path / "Scripts/python.exe")
-                if p.exists()
-            ),
-            path,
-        )
-    root = Path(__file__).resolve().parents[2]
-    options = {"probe": probe, "data": [str(d) for d in data], "hide_home": hide_home}
+    options = {"probe": probe, "data": [str(path) for path in data], "hide_home": hide_home}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "env.json")
-        more = [str(root), *(p for p in sys.path if p.endswith("-packages"))]
-        try:
-            done = subprocess.run(
-                [str(path), "-c", _ELSEWHERE, json.dumps(more), str(out), json.dumps(options)],
-                capture_output=True,
-                text=True,
-                timeout=600,
-            )
-        except OSError as e:
-            raise BadInput(
-                f"{python} cannot be started ({e.strerror})", "Name an interpreter, e.g. .venv/bin/python"
-            ) from None
-        if not out.is_file():
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise BadInput(
-                f"{python} could not capture itself: {last}",
-                "It needs Python 3.10 or newer; or install fsdl-devinfra there",
-            )
-        return Environment.load(out)
-
-def _finished(found: dict[str, Any], hide_home: bool = False) -> Environment:
-    from datetime import datetime, timezone
-    source = dict(found.get("source") or {})
-    beside = source.pop("diff_beside", None)
-    found = found | ({"source": source} if "source" in found else {})
-    plain = _without_surrogates(json.loads(json.dumps(found, default=vars)))  # dataclasses become dictionaries; a variable may hold any bytes
-    if hide_home: plain = _home_as_tilde(plain, str(Path.home()))
-    clean, removed = redact(plain)
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    if beside is not None: _BESIDE[digest(clean), source.get("diff_sha256")] = redact_patch(beside)
-    head = {"digest": digest(clean), "captured_at": now, "made_by": __version__}
-    return Environment(
-        **head,
-        **clean | {"packages": {k: Package(**v) for k, v in clean.get("packages", {}).items()}},
-        removed=removed,
-    )
+        said = _capture_by(python, out, options)
+        if out.is_file(): return Environment.load(out)
+    last = (said.strip().splitlines() or ["it said nothing"])[-1]
+    raise BadInput(f"{python} could not capture itself: {last}",
+                   "It needs Python 3.10 or newer; or install fsdl-devinfra there")

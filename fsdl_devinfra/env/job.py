@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,74 +22,23 @@ from .machine import ROOT
 __all__ = ['variables', 'job', 'hub_home', 'json_of', 'hub', 'fingerprint_data']
 
 # %% ../../nbs/environment/09_job.ipynb #ca729be2
-_PREFIXES = (
-    "OMP_",
-    "GOMP_",
-    "KMP_",
-    "MKL_",
-    "ONEDNN_",
-    "DNNL_",
-    "OPENBLAS_",
-    "BLIS_",
-    "NVPL_",
-    "ATEN_",
-    "TORCH_",
-    "TORCHINDUCTOR_",
-    "TORCHDYNAMO_",
-    "TORCHELASTIC_",
-    "PYTORCH_",
-    "CUDA_",
-    "CUBLAS_",
-    "CUBLASLT_",
-    "CUDNN_",
-    "NCCL_",
-    "NVIDIA_",
-    "NVTE_",
-    "HIP_",
-    "ROCR_",
-    "ROCM_",
-    "HSA_",
-    "MIOPEN_",
-    "RCCL_",
-    "XLA_",
-    "TPU_",
-    "LIBTPU_",
-    "JAX_",
-    "TRITON_",
-    "HF_",
-    "HUGGINGFACE_",
-    "TRANSFORMERS_",
-    "ACCELERATE_",
-    "FSDP_",
-    "DEEPSPEED_",
-    "DS_",
-    "ORT_",
-    "NPY_",
-    "VLLM_",
-    "SGLANG_",
-    "FLASH_ATTENTION_",
-    "HIPBLASLT_",
-    "NUMBA_",
-    "RAYON_",
-    "TF_NUM_",
-    "TF_ENABLE_",
-    "TF_CPP_",
-    "TF_DETERMINISTIC",
-    "FI_",
-    "UCX_",
-    "GLOO_",
-    "MALLOC_",
-    "FSDL_DEVINFRA_",
-)
-_NAMES = frozenset(
-    """GLIBC_TUNABLES PL_GLOBAL_SEED PYTHONHASHSEED PYTHONPATH PYTHONOPTIMIZE PYTHONNOUSERSITE LD_LIBRARY_PATH LD_PRELOAD
-    CONDA_PREFIX CONDA_DEFAULT_ENV
-    VIRTUAL_ENV TOKENIZERS_PARALLELISM
-    WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK MASTER_ADDR MASTER_PORT NUMEXPR_MAX_THREADS NUMEXPR_NUM_THREADS
-    VECLIB_MAXIMUM_THREADS CI LANG LC_ALL TZ
-    PIP_INDEX_URL PIP_EXTRA_INDEX_URL UV_INDEX_URL UV_INDEX UV_DEFAULT_INDEX UV_EXTRA_INDEX_URL""".split()
-)
+_PREFIXES = tuple("""
+    OMP_ GOMP_ KMP_ MKL_ ONEDNN_ DNNL_ OPENBLAS_ BLIS_ NVPL_ ATEN_
+    TORCH_ TORCHINDUCTOR_ TORCHDYNAMO_ TORCHELASTIC_ PYTORCH_
+    CUDA_ CUBLAS_ CUBLASLT_ CUDNN_ NCCL_ NVIDIA_ NVTE_ HIP_ ROCR_ ROCM_ HSA_ MIOPEN_ RCCL_
+    XLA_ TPU_ LIBTPU_ JAX_ TRITON_ HF_ HUGGINGFACE_ TRANSFORMERS_ ACCELERATE_ FSDP_ DEEPSPEED_ DS_ ORT_ NPY_
+    VLLM_ SGLANG_ FLASH_ATTENTION_ HIPBLASLT_ NUMBA_ RAYON_ TF_NUM_ TF_ENABLE_ TF_CPP_ TF_DETERMINISTIC
+    FI_ UCX_ GLOO_ MALLOC_ FSDL_DEVINFRA_
+""".split())
+_NAMES = frozenset("""
+    GLIBC_TUNABLES PL_GLOBAL_SEED PYTHONHASHSEED PYTHONPATH PYTHONOPTIMIZE PYTHONNOUSERSITE
+    LD_LIBRARY_PATH LD_PRELOAD CONDA_PREFIX CONDA_DEFAULT_ENV VIRTUAL_ENV TOKENIZERS_PARALLELISM
+    WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK MASTER_ADDR MASTER_PORT
+    NUMEXPR_MAX_THREADS NUMEXPR_NUM_THREADS VECLIB_MAXIMUM_THREADS CI LANG LC_ALL TZ
+    PIP_INDEX_URL PIP_EXTRA_INDEX_URL UV_INDEX_URL UV_INDEX UV_DEFAULT_INDEX UV_EXTRA_INDEX_URL
+""".split())
 
+# %% ../../nbs/environment/09_job.ipynb #649a3d2c
 def variables(
     environ: dict[str, str] | None = None,  # default: of this process
 ) -> dict[str, str]:  # sorted by name
@@ -99,22 +51,18 @@ def variables(
 _SYSTEMS = {
     "slurm": (
         "SLURM_JOB_ID",
-        "SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_JOB_NAME SLURM_JOB_PARTITION SLURM_JOB_ACCOUNT "
-        "SLURM_JOB_QOS SLURM_CLUSTER_NAME SLURM_NNODES SLURM_NTASKS SLURM_NTASKS_PER_NODE "
-        "SLURM_CPUS_PER_TASK SLURM_GPUS_PER_NODE SLURM_GPUS_ON_NODE SLURM_GPUS SLURM_MEM_PER_NODE SLURM_MEM_PER_CPU SLURM_NODELIST "
-        "SLURM_NODEID SLURM_PROCID SLURM_RESTART_COUNT SLURM_JOB_TIMELIMIT",
+        "SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_JOB_NAME SLURM_JOB_PARTITION "
+        "SLURM_JOB_ACCOUNT SLURM_JOB_QOS SLURM_CLUSTER_NAME SLURM_NNODES SLURM_NTASKS SLURM_NTASKS_PER_NODE "
+        "SLURM_CPUS_PER_TASK SLURM_GPUS_PER_NODE SLURM_GPUS_ON_NODE SLURM_GPUS SLURM_MEM_PER_NODE "
+        "SLURM_MEM_PER_CPU SLURM_NODELIST SLURM_NODEID SLURM_PROCID SLURM_RESTART_COUNT SLURM_JOB_TIMELIMIT",
     ),
     "pbs": ("PBS_JOBID", "PBS_JOBID PBS_JOBNAME PBS_QUEUE PBS_NUM_NODES"),
     "lsf": ("LSB_JOBID", "LSB_JOBID LSB_JOBNAME LSB_QUEUE"),
-    "kubernetes": (
-        "KUBERNETES_SERVICE_HOST",
-        "POD_NAME POD_NAMESPACE NODE_NAME HOSTNAME JOB_NAME JOB_COMPLETION_INDEX",
-    ),
+    "kubernetes": ("KUBERNETES_SERVICE_HOST",
+                   "POD_NAME POD_NAMESPACE NODE_NAME HOSTNAME JOB_NAME JOB_COMPLETION_INDEX"),
     "kubeflow": ("KFP_RUN_ID", "KFP_RUN_ID KFP_POD_NAME PET_NNODES PET_NPROC_PER_NODE"),
-    "torchrun": (
-        "TORCHELASTIC_RUN_ID",
-        "TORCHELASTIC_RUN_ID TORCHELASTIC_RESTART_COUNT WORLD_SIZE LOCAL_WORLD_SIZE RANK GROUP_RANK",
-    ),
+    "torchrun": ("TORCHELASTIC_RUN_ID",
+                 "TORCHELASTIC_RUN_ID TORCHELASTIC_RESTART_COUNT WORLD_SIZE LOCAL_WORLD_SIZE RANK GROUP_RANK"),
     "ray": ("RAY_JOB_ID", "RAY_JOB_ID RAY_RUNTIME_ENV_HASH RAY_NODE_ID"),
     "sagemaker": (
         "SM_TRAINING_ENV",
@@ -122,14 +70,10 @@ _SYSTEMS = {
     ),
     "vertex": ("CLOUD_ML_JOB_ID", "CLOUD_ML_JOB_ID CLOUD_ML_PROJECT_ID"),
     "azureml": ("AZUREML_RUN_ID", "AZUREML_RUN_ID AZUREML_EXPERIMENT_ID AZUREML_ARM_WORKSPACE_NAME"),
-    "determined": (
-        "DET_TRIAL_ID",
-        "DET_TRIAL_ID DET_EXPERIMENT_ID DET_TRIAL_SEED DET_ALLOCATION_ID DET_CLUSTER_ID",
-    ),
-    "skypilot": (
-        "SKYPILOT_TASK_ID",
-        "SKYPILOT_TASK_ID SKYPILOT_NUM_NODES SKYPILOT_NODE_RANK SKYPILOT_NUM_GPUS_PER_NODE",
-    ),
+    "determined": ("DET_TRIAL_ID",
+                   "DET_TRIAL_ID DET_EXPERIMENT_ID DET_TRIAL_SEED DET_ALLOCATION_ID DET_CLUSTER_ID"),
+    "skypilot": ("SKYPILOT_TASK_ID",
+                 "SKYPILOT_TASK_ID SKYPILOT_NUM_NODES SKYPILOT_NODE_RANK SKYPILOT_NUM_GPUS_PER_NODE"),
     "wandb": ("WANDB_RUN_ID", "WANDB_RUN_ID WANDB_PROJECT WANDB_ENTITY WANDB_SWEEP_ID WANDB_RUN_GROUP"),
     "mlflow": ("MLFLOW_RUN_ID", "MLFLOW_RUN_ID MLFLOW_EXPERIMENT_ID MLFLOW_EXPERIMENT_NAME"),
     "comet": ("COMET_EXPERIMENT_KEY", "COMET_PROJECT_NAME COMET_WORKSPACE"),
@@ -140,33 +84,40 @@ _SYSTEMS = {
     "gitlab-ci": ("CI_JOB_ID", "CI_JOB_ID CI_PIPELINE_ID CI_PROJECT_PATH CI_COMMIT_SHA"),
 }
 
-def _started() -> dict[str, dict[str, str]]:
-    "Runs that a tracker which is already imported in this process has open."
-    found: dict[str, dict[str, str]] = {}
-    run = getattr(sys.modules.get("wandb"), "run", None)
-    if run is not None:
-        found["wandb"] = without_nones(
-            {"run_id": getattr(run, "id", None), "project": getattr(run, "project", None)}
-        )
-    active = getattr(sys.modules.get("mlflow"), "active_run", None)
-    if active is not None and (run := active()) is not None:
-        found["mlflow"] = {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id}
-    return found
+def _systems(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    "The systems whose sign is set, and what they say about this run."
+    there = {name: said.split() for name, (sign, said) in _SYSTEMS.items() if environ.get(sign)}
+    return {name: {v.lower(): environ[v] for v in said if v in environ} for name, said in there.items()}
 
+# %% ../../nbs/environment/09_job.ipynb #c721f097
+def _wandb_run() -> dict[str, Any] | None:
+    "The run that wandb has open in this process."
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    if run is None: return None
+    return without_nones({"run_id": getattr(run, "id", None), "project": getattr(run, "project", None)})
+
+def _mlflow_run() -> dict[str, Any] | None:
+    "The run that MLflow has open in this process."
+    active = getattr(sys.modules.get("mlflow"), "active_run", None)
+    run = active() if active is not None else None
+    if run is None: return None
+    return {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id}
+
+def _started() -> dict[str, dict[str, Any]]:
+    "Runs that a tracker which is already imported in this process has open."
+    found = {"wandb": _wandb_run(), "mlflow": _mlflow_run()}
+    return {name: run for name, run in found.items() if run is not None}
+
+# %% ../../nbs/environment/09_job.ipynb #8e7758dd
 def job(
     environ: dict[str, str] | None = None,  # default: of this process
     root: Path = ROOT,  # of the file system
 ) -> dict[str, dict[str, str]]:  # system → what identifies this run to it
     "The schedulers, launchers and trackers that this process runs under."
-    environ = dict(os.environ) if environ is None else environ
-    found = {
-        name: {v.lower(): environ[v] for v in said.split() if v in environ}
-        for name, (sign, said) in _SYSTEMS.items()
-        if environ.get(sign)
-    }
+    found = _systems(dict(os.environ) if environ is None else environ)
     namespace = (read(root / "var/run/secrets/kubernetes.io/serviceaccount/namespace", 300) or "").strip()
     if namespace and "kubernetes" in found: found["kubernetes"].setdefault("pod_namespace", namespace)
-    return found | {k: found.get(k, {}) | v for k, v in _started().items()}
+    return found | {name: found.get(name, {}) | run for name, run in _started().items()}
 
 # %% ../../nbs/environment/09_job.ipynb #6aedd29d
 def hub_home(
@@ -179,35 +130,38 @@ def hub_home(
     home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(home).expanduser() / "hub"
 
+# %% ../../nbs/environment/09_job.ipynb #96428879
+def _repository(folder: str) -> str:
+    "The repository that a folder of the cache belongs to: `models--org--name` is `org/name`."
+    kind, *name = folder.split("--")
+    return "/".join(name) if kind == "models" else f"{kind}/{'/'.join(name)}"
+
 def _cached(home: Path, limit: int = 500) -> dict[str, list[str]]:
+    "Repository → the commits of it that lie in the cache."
     found = {}
     for folder in sorted(home.glob("*--*"))[:limit]:
-        kind, *name = folder.name.split("--")
         try: commits = sorted(p.name for p in (folder / "snapshots").iterdir())
         except OSError: continue
-        if commits: found["/".join(name) if kind == "models" else f"{kind}/{'/'.join(name)}"] = commits
+        if commits: found[_repository(folder.name)] = commits
     return found
 
-def _model_lock(path: Path) -> dict[str, Any] | None:
-    try: said = json_of(path)
-    except ValueError: return None
-    if not str(said.get("schema", "")).startswith("fsdl-devinfra/") or "files" not in said: return None
-    return {
-        "file": path.name,
-        "repo": said.get("repo"),
-        "commit": said.get("commit"),
-        "sha256": sha256_file(path),
-    }
-
-
+# %% ../../nbs/environment/09_job.ipynb #fb5dc842
 def json_of(
     path: Path,  # a JSON file
 ) -> dict[str, Any]:  # empty where it holds something else
     "A JSON object from a file."
-    import json
     said = json.loads(read(path, 64 << 20) or "{}")
     return said if isinstance(said, dict) else {}
 
+def _model_lock(path: Path) -> dict[str, Any] | None:
+    "What a lock of a model names; None where the file is something else."
+    try: said = json_of(path)
+    except ValueError: return None
+    if not str(said.get("schema", "")).startswith("fsdl-devinfra/") or "files" not in said: return None
+    named = {"repo": said.get("repo"), "commit": said.get("commit")}
+    return {"file": path.name} | named | {"sha256": sha256_file(path)}
+
+# %% ../../nbs/environment/09_job.ipynb #59983008
 def hub(
     folder: str | Path = ".",  # where the work is
     environ: dict[str, str] | None = None,  # default: of this process
@@ -218,21 +172,22 @@ def hub(
     return without_nones({"cache": str(home), "models": _cached(home) or None, "locks": locks or None})
 
 # %% ../../nbs/environment/09_job.ipynb #2c28d7d8
+def _fingerprint_folder(folder: Path) -> dict[str, Any]:
+    "Files, bytes, and the hash of the list of all hashes, sorted by path."
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    names = sorted(files)
+    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) * 2)) as pool:
+        digests = list(pool.map(lambda name: sha256_file(files[name]), names))
+    listing = "".join(f"{digest}  {name}\n" for digest, name in zip(digests, names))
+    size = sum(p.stat().st_size for p in files.values())
+    return {"files": len(files), "size_bytes": size, "sha256": hashlib.sha256(listing.encode()).hexdigest()}
+
+# %% ../../nbs/environment/09_job.ipynb #d869c510
 def fingerprint_data(
     path: str | Path,  # a file or a folder
 ) -> dict[str, Any]:  # files, size_bytes, sha256
     "Number of files, their bytes and one hash over names and contents. Raises `BadInput` where there is nothing."
     path = Path(path)
     if not path.exists(): raise BadInput(f"there is no data at {path}", "Check the path")
-    if path.is_file(): return {"files": 1, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    files = sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).as_posix())
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) * 2)) as pool:
-        digests = list(pool.map(sha256_file, files))
-    listing = "".join(f"{d}  {p.relative_to(path).as_posix()}\n" for d, p in zip(digests, files))
-    return {
-        "files": len(files),
-        "size_bytes": sum(p.stat().st_size for p in files),
-        "sha256": hashlib.sha256(listing.encode()).hexdigest(),
-    }
+    if not path.is_file(): return _fingerprint_folder(path)
+    return {"files": 1, "size_bytes": path.stat().st_size, "sha256": sha256_file(path)}

@@ -44,54 +44,100 @@ class Layout(Result):
         lines = [f"{self.verdict}: {self.folder}", f"start with: {self.command}"]
         return "\n".join([*lines, *(f"missing: {m}" for m in self.missing), *self.notes])
 
+# %% ../../nbs/environment/21_rerun.ipynb #13eb8215
 def _git(folder: Path, *args: str, given: bytes | None = None) -> str | None:
     "What went wrong, or nothing."
     more: dict[str, Any] = {"input": given} if given is not None else {"stdin": subprocess.DEVNULL}
     quiet = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
-    try:
-        done = subprocess.run(["git", *args], cwd=folder, capture_output=True, timeout=300, env=quiet, **more)
-    except (OSError, subprocess.TimeoutExpired) as e:
-        return str(e)
+    try: done = subprocess.run(["git", *args], cwd=folder, capture_output=True, timeout=300, env=quiet, **more)
+    except (OSError, subprocess.TimeoutExpired) as e: return str(e)
     return None if done.returncode == 0 else done.stderr.decode(errors="replace").strip()[-300:] or "failed"
 
+# %% ../../nbs/environment/21_rerun.ipynb #090f4922
+def _places(source: dict[str, Any]) -> list[str]:
+    "Where a repository can be cloned from: its folder, if it is still there, then its remotes."
+    remotes = [re.sub(r"<removed:[^>]*>@", "", r) for r in (source.get("remotes") or {}).values()]
+    root = source.get("root")
+    return [place for place in (root, *remotes) if place and (place != root or Path(place).is_dir())]
+
+# %% ../../nbs/environment/21_rerun.ipynb #0b5814f0
 def _check_out(env: Environment, folder: Path) -> str | None:
     "Bring the repository of a capture to its commit; says why not."
-    source = env.source
-    remotes = [re.sub(r"<removed:[^>]*>@", "", r) for r in (source.get("remotes") or {}).values()]
-    why = "the capture names no repository"
-    for place in [source.get("root"), *remotes]:
-        if not place or (place == source.get("root") and not Path(place).is_dir()): continue
+    why: str | None = "the capture names no repository"
+    for place in _places(env.source):
         why = _git(folder.parent, "clone", "--quiet", "--no-checkout", "--", place, str(folder))
-        why = why or _git(folder, "checkout", "--quiet", "--detach", source["commit"])
+        why = why or _git(folder, "checkout", "--quiet", "--detach", env.source["commit"])
         if why is None: return None
         shutil.rmtree(folder, ignore_errors=True)
     return why
 
+# %% ../../nbs/environment/21_rerun.ipynb #db0bb92b
+def _apply_changes(env: Environment, code: Path) -> list[str]:
+    "Apply the uncommitted changes; says why not."
+    text = env.patch()
+    if text is None and not env.source.get("dirty"): return []
+    if text is None: return ["changes: the capture does not hold the uncommitted changes"]
+    if _MARK.search(text):
+        return ["changes: a secret was taken out of the uncommitted changes; the patch was not applied"]
+    why = _git(code, "apply", "--whitespace=nowarn", "-", given=text.encode("utf-8", "surrogateescape"))
+    return [f"changes: {why}"] if why else []
+
+# %% ../../nbs/environment/21_rerun.ipynb #94d6347d
+def _copy_same(origin: Path, target: Path, digest: str | None) -> bool:
+    "Copy a file if it still has its hash."
+    if not digest or not origin.is_file() or sha256_file(origin) != digest: return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(origin, target)
+    return True
+
+# %% ../../nbs/environment/21_rerun.ipynb #a1f10914
 def _copy_untracked(env: Environment, folder: Path) -> list[str]:
     "Copy files that no commit holds from where they were; those that are gone or changed are named."
     root, missing = Path(env.source.get("root") or "/nowhere"), []
     for entry in env.source.get("untracked") or []:
-        name, digest = entry["path"], entry.get("sha256")
-        origin, target = root / name, folder / name
-        inside = target.resolve().is_relative_to(folder.resolve())
-        if not inside or not digest or not origin.is_file() or sha256_file(origin) != digest:
+        name = entry["path"]
+        inside = (folder / name).resolve().is_relative_to(folder.resolve())
+        if not inside or not _copy_same(root / name, folder / name, entry.get("sha256")):
             missing.append(f"{name}: not there any more with the same content")
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(origin, target)
     return missing
 
+# %% ../../nbs/environment/21_rerun.ipynb #bb44f562
+def _bring_code(env: Environment, code: Path) -> list[str]:
+    "The code as it ran, in a new folder; says what of it is missing."
+    why = _check_out(env, code) if env.source.get("commit") else "the capture holds no commit"
+    if why: return [f"code: {why}"]
+    missing = _apply_changes(env, code) + _copy_untracked(env, code)
+    if not env.source.get("submodules"): return missing
+    why = _git(code, "submodule", "update", "--init", "--recursive")
+    return missing + ([f"submodules: {why}"] if why else [])
+
+# %% ../../nbs/environment/21_rerun.ipynb #39baf09d
 def _command(env: Environment) -> str:
-    argv = [str(a) for a in env.python.get("argv") or []]
+    "The command line of the run for a shell in the folder of the code."
+    argv = [str(word) for word in env.python.get("argv") or []]
     if argv and re.fullmatch(r"(.*/)?(python|pypy)[\d.]*", argv[0]): argv[0] = "python"
     root = str(env.source.get("root") or "")
-    argv = [os.path.relpath(a, root) if root and a.startswith(root + "/") else a for a in argv]
-    return shlex.join(argv)
+    return shlex.join(os.path.relpath(w, root) if root and w.startswith(root + "/") else w for w in argv)
 
 def _script(env: Environment) -> str:
+    "`run.sh`: the variables that change numbers, and the command."
     exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in _numeric_variables(env).items())
     head = f"#!/bin/bash\n# environment {env.digest}, captured {env.captured_at}\nset -euo pipefail\n"
     return f"{head}cd \"$(dirname \"$0\")/code\"\n{exports}{_command(env)}\n"
+
+# %% ../../nbs/environment/21_rerun.ipynb #b40791f6
+def _not_brought(env: Environment) -> list[str]:
+    "Data that is not here, and a command that the capture does not have whole."
+    missing = [f"data: {path} is not on this machine" for path in env.data if not Path(path).exists()]
+    argv = env.python.get("argv") or []
+    if any(_MARK.search(str(word)) for word in argv):
+        missing.append("command: a secret was taken out of it; put it back in run.sh")
+    if not argv: missing.append("command: the capture holds none")
+    return missing
+
+# %% ../../nbs/environment/21_rerun.ipynb #775dc714
+_ABOUT_PACKAGES = ("packages: fsdl-devinfra env restore env.json --to requirements -o requirements.txt; "
+                   "compare with: env verify env.json")
 
 def lay_out(
     env: Environment,  # a capture
@@ -103,40 +149,12 @@ def lay_out(
     if folder.exists() and any(folder.iterdir()):
         raise BadInput(f"{folder} is not empty", "Name another folder with --into")
     folder.mkdir(parents=True, exist_ok=True)
-    code, missing, notes = folder.resolve() / "code", [], []
-    why = _check_out(env, code) if env.source.get("commit") else "the capture holds no commit"
-    if why: missing.append(f"code: {why}")
-    else:
-        missing += _apply_changes(env, code) + _copy_untracked(env, code)
-        if env.source.get("submodules"):
-            missing += [
-                f"submodules: {e}" for e in [_git(code, "submodule", "update", "--init", "--recursive")] if e
-            ]
-    missing += [f"data: {path} is not on this machine" for path in env.data if not Path(path).exists()]
-    if any(_MARK.search(str(a)) for a in env.python.get("argv") or []):
-        missing.append("command: a secret was taken out of it; put it back in run.sh")
-    if not env.python.get("argv"): missing.append("command: the capture holds none")
+    missing = _bring_code(env, folder.resolve() / "code") + _not_brought(env)
     script = write_atomic(folder / "run.sh", _script(env))
     script.chmod(0o755)
     env.save(folder / "env.json")
-    notes.append(
-        "packages: fsdl-devinfra env restore env.json --to requirements -o requirements.txt; compare with: env verify env.json"
-    )
-    return Layout(
-        "incomplete" if missing else "ready", str(folder), f"bash {folder / 'run.sh'}", missing, notes
-    )
-
-
-def _apply_changes(env: Environment, code: Path) -> list[str]:
-    text = env.patch()
-    if text is None:
-        return (
-            ["changes: the capture does not hold the uncommitted changes"] if env.source.get("dirty") else []
-        )
-    if _MARK.search(text):
-        return ["changes: a secret was taken out of the uncommitted changes; the patch was not applied"]
-    why = _git(code, "apply", "--whitespace=nowarn", "-", given=text.encode("utf-8", "surrogateescape"))
-    return [f"changes: {why}"] if why else []
+    verdict = "incomplete" if missing else "ready"
+    return Layout(verdict, str(folder), f"bash {folder / 'run.sh'}", missing, [_ABOUT_PACKAGES])
 
 # %% ../../nbs/environment/21_rerun.ipynb #6a6a445b
 @dataclass(frozen=True)
@@ -154,16 +172,16 @@ class Rerun(Result):
 
     def __str__(self) -> str:
         lines = [f"{self.verdict}: {self.answer}", f"in {self.layout.folder}"]
-        rows = [
-            f"{d.effect}: {d.field}: {d.left} → {d.right}" for d in self.differences if d.effect != "record"
-        ]
-        return "\n".join([*lines, *(f"missing: {m}" for m in self.layout.missing), *rows[:12]])
+        lines += [f"missing: {one}" for one in self.layout.missing]
+        bearing = [d for d in self.differences if d.effect != "record"]
+        return "\n".join(lines + [f"{d.effect}: {d.field}: {d.left} → {d.right}" for d in bearing[:12]])
 
-_COMPARE = """
-import json, sys
-from fsdl_devinfra.env import Environment, verify
-print(json.dumps(verify(Environment.load(sys.argv[1]), folder=sys.argv[2]).to_dict()))
-"""
+# %% ../../nbs/environment/21_rerun.ipynb #05ffd475
+def _is_capture(file: Path) -> bool:
+    "A run may write another `env.json` of its own."
+    try: Environment.load(file)
+    except CheckError: return False
+    return True
 
 def _own_capture(code: Path, since: float) -> Path | None:
     "The newest `env.json` that the run wrote and that is a capture."
@@ -171,40 +189,57 @@ def _own_capture(code: Path, since: float) -> Path | None:
     written = [p for p in there if p.stat().st_mtime >= since and _is_capture(p)]
     return max(written, key=lambda p: p.stat().st_mtime, default=None)
 
-def _is_capture(file: Path) -> bool:
-    "A run may write another `env.json` of its own."
-    try: Environment.load(file)
-    except CheckError: return False
-    return True
+# %% ../../nbs/environment/21_rerun.ipynb #dba6bdc8
+_COMPARE = """
+import json, sys
+from fsdl_devinfra.env import Environment, verify
+print(json.dumps(verify(Environment.load(sys.argv[1]), folder=sys.argv[2]).to_dict()))
+"""
 
-def _this_time(env: Environment, made: Layout, since: float) -> tuple[str | None, bool, list[Difference]]:
-    "Where the second capture is, whether bits were compared, and what differs."
-    folder = Path(made.folder).resolve()
-    if own := _own_capture(folder / "code", since):
-        second = Environment.load(own)
-        return str(own), bool(env.fingerprint and second.fingerprint), diff(env, second).differences
+@dataclass(frozen=True)
+class _Comparison:
+    "This time against the capture."
+    place: str | None  # of the second capture; None: this machine, captured afterwards
+    bits: bool  # whether fingerprints were compared
+    differences: list[Difference]
+
+# %% ../../nbs/environment/21_rerun.ipynb #9939eb73
+def _compare_here(env: Environment, folder: Path) -> list[Difference]:
+    "This machine, with the variables of the run, against the capture; in a process of its own."
     environ = os.environ | _numeric_variables(env)
     command = [sys.executable, "-c", _COMPARE, str(folder / "env.json"), str(folder / "code")]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise CheckError("this machine could not be captured after the run", done.stderr.strip()[-200:])
-    found = [Difference(**d) for d in json.loads(done.stdout.splitlines()[-1])["differences"]]
-    return None, bool(env.fingerprint), found
+    return [Difference(**d) for d in json.loads(done.stdout.splitlines()[-1])["differences"]]
 
-def _judged(env: Environment, bits: bool, found: list[Difference]) -> tuple[Literal["same", "differs"], str]:
-    bearing = [d for d in found if d.effect != "record"]
+def _compare(env: Environment, made: Layout, since: float) -> _Comparison:
+    "The run's own capture against the first one, or this machine where the run wrote none."
+    folder = Path(made.folder).resolve()
+    own = _own_capture(folder / "code", since)
+    if own is None: return _Comparison(None, bool(env.fingerprint), _compare_here(env, folder))
+    second = Environment.load(own)
+    return _Comparison(str(own), bool(env.fingerprint and second.fingerprint), diff(env, second).differences)
+
+# %% ../../nbs/environment/21_rerun.ipynb #1005c5ec
+def _judged(made: _Comparison) -> tuple[Literal["same", "differs"], str]:
+    "The verdict over the differences that bear on numbers or speed, in a sentence."
+    bearing = [d for d in made.differences if d.effect != "record"]
     if bearing:
-        return (
-            "differs",
-            f"the run ended; can affect numbers or speed: {count_of(len(bearing), 'difference')}, the first {bearing[0].field}",
-        )
-    if bits: return "same", "the run ended, and the fingerprints agree bit by bit"
-    return (
-        "same",
-        "the run ended, and no known difference bears on numbers; the capture holds no fingerprint to compare bits with",
-    )
+        counted = f"{count_of(len(bearing), 'difference')}, the first {bearing[0].field}"
+        return "differs", f"the run ended; can affect numbers or speed: {counted}"
+    if made.bits: return "same", "the run ended, and the fingerprints agree bit by bit"
+    return "same", ("the run ended, and no known difference bears on numbers; "
+                    "the capture holds no fingerprint to compare bits with")
 
+# %% ../../nbs/environment/21_rerun.ipynb #de42f730
+def _run_script(folder: Path, quiet: bool) -> int:
+    "Start `run.sh`, with this Python as `python`; its exit status."
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    output = sys.stderr if quiet else None
+    return subprocess.run(["bash", str(folder / "run.sh")], stdout=output, env=os.environ | {"PATH": path}).returncode
 
+# %% ../../nbs/environment/21_rerun.ipynb #a3cfaa29
 def start(
     env: Environment,  # a capture
     into: str | Path = "rerun",  # a folder that is not there yet, or is empty
@@ -214,13 +249,9 @@ def start(
     made = lay_out(env, into)
     if made.verdict != "ready": return Rerun("incomplete", f"not started: {made.missing[0]}", made)
     began, clock = time.time(), time.monotonic()
-    here = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}  # `python` is this one
-    done = subprocess.run(
-        ["bash", str(Path(made.folder) / "run.sh")], stdout=sys.stderr if quiet else None, env=here
-    )
+    status = _run_script(Path(made.folder), quiet)
     seconds = round(time.monotonic() - clock, 1)
-    if done.returncode:
-        return Rerun("failed", f"the run ended with status {done.returncode}", made, done.returncode, seconds)
-    where, bits, found = _this_time(env, made, began)
-    verdict, answer = _judged(env, bits, found)
-    return Rerun(verdict, answer, made, 0, seconds, where, bits, found)
+    if status: return Rerun("failed", f"the run ended with status {status}", made, status, seconds)
+    found = _compare(env, made, began)
+    verdict, answer = _judged(found)
+    return Rerun(verdict, answer, made, 0, seconds, found.place, found.bits, found.differences)

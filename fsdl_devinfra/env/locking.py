@@ -37,60 +37,79 @@ class ProjectLock:
         "Where the environment is in an image; that of pixi cannot be moved."
         return "/opt/project/.pixi/envs/default" if self.manager == "pixi" else "/opt/env"
 
+# %% ../../nbs/environment/15_locking.ipynb #367ecf76
 #: an entry of `pixi.lock`, which gives addresses of archives
 _PIXI_ENTRY = re.compile(r"^- (?:conda|pypi): (\S+)$", re.MULTILINE)
+_SUFFIX = re.compile(r"\.(?:conda|tar\.bz2|tar\.gz|whl)$")
 
 def _archive_version(url: str) -> tuple[str, str] | None:
     "Name and version of an archive: `numpy-2.1.0-py312h2_0.conda`, `numpy-2.1.0-cp312-….whl`."
     file = unquote(url.rpartition("/")[2])
-    stem = re.sub(r"\.(?:conda|tar\.bz2|tar\.gz|whl)$", "", file)
-    parts = stem.split("-")
+    parts = _SUFFIX.sub("", file).split("-")
     if file.endswith(".whl"): return normal_name(parts[0]), parts[1]
-    if file.endswith((".conda", ".tar.bz2")) and len(parts) > 2: return normal_name("-".join(parts[:-2])), parts[-2]
-    return (normal_name("-".join(parts[:-1])), parts[-1]) if len(parts) > 1 else None
+    has_build = file.endswith((".conda", ".tar.bz2")) and len(parts) > 2
+    at = len(parts) - (2 if has_build else 1)
+    return (normal_name("-".join(parts[:at])), parts[at]) if at else None
+
+# %% ../../nbs/environment/15_locking.ipynb #5bb9a909
+def _named(lock: ProjectLock) -> list[tuple[str, str]]:
+    "Each entry of a lock: normal name and version."
+    if lock.manager == "pixi":
+        return [found for url in _PIXI_ENTRY.findall(lock.text) if (found := _archive_version(url))]
+    entries = tomllib.loads(lock.text).get("package", [])
+    return [(normal_name(entry["name"]), entry.get("version", "")) for entry in entries]
 
 def locked_versions(
     lock: ProjectLock,
 ) -> dict[str, set[str]]:  # normal name → versions: several where platforms differ
     "What a lock names. Raises `ValueError` where it cannot be read."
-    if lock.manager == "pixi": pairs = [p for url in _PIXI_ENTRY.findall(lock.text) if (p := _archive_version(url))]
-    else: pairs = [(normal_name(p["name"]), p.get("version", "")) for p in tomllib.loads(lock.text).get("package", [])]
     found: dict[str, set[str]] = {}
-    for name, version in pairs: found.setdefault(name, set()).add(version)
+    for name, version in _named(lock): found.setdefault(name, set()).add(version)
     return found
 
 # %% ../../nbs/environment/15_locking.ipynb #a1c3e510
 #: managers whose lock is used
 MANAGERS = ("poetry", "pixi", "uv")
 
+def _unchanged(name: str, digest: str | None, folders: list[Path]) -> Path | None:
+    "The first file of this name that still has its hash."
+    there = (folder / name for folder in folders)
+    return next((file for file in there if file.is_file() and sha256_file(file) == digest), None)
+
+# %% ../../nbs/environment/15_locking.ipynb #066b3818
 def project_lock(
     env: Environment,  # a capture
     folder: str | Path = ".",  # where to look besides the folder of the capture
 ) -> ProjectLock | None:  # None: there is none, or it is not here unchanged
     "The lock that governed a capture, where it still is what it was."
-    places = [Path(p) for p in (env.source.get("root"), folder) if p]
+    folders = [Path(place) for place in (env.source.get("root"), folder) if place]
     for entry in env.python.get("locks") or []:
-        name = Path(str(entry.get("file"))).name
-        there = [p / name for p in places if (p / name).is_file()]
-        same = next((p for p in there if sha256_file(p) == entry.get("sha256")), None)
-        if same and entry.get("manager") in MANAGERS:
-            return ProjectLock(entry["manager"], same, read(same, 1 << 26) or "")
+        if entry.get("manager") not in MANAGERS: continue
+        same = _unchanged(Path(str(entry.get("file"))).name, entry.get("sha256"), folders)
+        if same: return ProjectLock(entry["manager"], same, read(same, 1 << 26) or "")
     return None
 
+# %% ../../nbs/environment/15_locking.ipynb #b69808c2
 #: every environment has these, and no lock names them
 _TOOLS = frozenset({"pip", "setuptools", "wheel", "uv"})
 
+def _installed_versions(env: Environment) -> dict[str, str]:
+    "Packages of pip and conda that a lock could name; editable ones belong to the project."
+    own = {n: str(p.version) for n, p in env.packages.items() if not p.editable and p.installer != "conda"}
+    own |= {normal_name(n): v.split(" ")[0] for n, v in (env.python.get("conda") or {}).items()}
+    return {name: version for name, version in own.items() if name not in _TOOLS}
+
+# %% ../../nbs/environment/15_locking.ipynb #e7802f3d
 def beside_lock(
     env: Environment,  # a capture
     lock: ProjectLock,
 ) -> list[str]:  # e.g. "demo 1.0"
     "Packages that were installed and that the lock does not name in this version; editable ones belong to the project."
     named = locked_versions(lock)
-    own = {n: str(p.version) for n, p in env.packages.items() if not p.editable and p.installer != "conda"}
-    own |= {normal_name(n): v.split(" ")[0] for n, v in (env.python.get("conda") or {}).items()}
-    own = {n: v for n, v in own.items() if n not in _TOOLS}
-    return [f"{n} {v}" for n, v in sorted(own.items()) if v not in named.get(n, ())]
+    own = sorted(_installed_versions(env).items())
+    return [f"{name} {version}" for name, version in own if version not in named.get(name, ())]
 
+# %% ../../nbs/environment/15_locking.ipynb #80a749c9
 def beyond_lock(
     env: Environment,  # a capture
     lock: ProjectLock,
@@ -102,22 +121,25 @@ def beyond_lock(
 # %% ../../nbs/environment/15_locking.ipynb #a1c3e513
 #: a release of pixi that has an image (pixi.prefix.dev, Container)
 _PIXI = "0.41.4"
+_FROM_PIXI = f"COPY --from=ghcr.io/prefix-dev/pixi:{_PIXI} /usr/local/bin/pixi /usr/local/bin/pixi"
 _POETRY = re.compile(r"@generated by Poetry ([\d.]+)")
 
+def _sync(lock: ProjectLock, every: bool) -> str:
+    "The command of uv or poetry that fills /opt/env; poetry in the version that wrote the lock."
+    more = " --all-groups --all-extras" if every else ""
+    if lock.manager == "uv":
+        return f"UV_PROJECT_ENVIRONMENT=/opt/env uv sync --frozen --no-install-project{more}"
+    by = _POETRY.search(lock.text)
+    tool = f"uvx --from poetry=={by[1]} poetry" if by else "uvx poetry"
+    return f"VIRTUAL_ENV=/opt/env {tool} sync --no-root{more}"
+
+# %% ../../nbs/environment/15_locking.ipynb #adcd3b09
 def install_lines(
     lock: ProjectLock,
     every: bool,  # whether all groups and extras were installed
     make_venv: str,  # command that makes /opt/env
 ) -> list[str]:  # of a Dockerfile
     "The lines of a build that install what a lock names, with the manager that wrote it."
-    copy = f"COPY {lock.manifest} {lock.path.name} /opt/project/"
-    if lock.manager == "pixi": return [f"COPY --from=ghcr.io/prefix-dev/pixi:{_PIXI} /usr/local/bin/pixi /usr/local/bin/pixi",
-        copy, "WORKDIR /opt/project", "RUN pixi install --locked"]
-    if lock.manager == "uv":
-        more = " --all-groups --all-extras" if every else ""
-        return [copy, "WORKDIR /opt/project",
-                f"RUN {make_venv} \\\n    && UV_PROJECT_ENVIRONMENT=/opt/env uv sync --frozen --no-install-project{more}"]
-    by = _POETRY.search(lock.text)
-    tool = f"uvx --from poetry=={by[1]} poetry" if by else "uvx poetry"
-    more = " --all-groups --all-extras" if every else ""
-    return [copy, "WORKDIR /opt/project", f"RUN {make_venv} \\\n    && VIRTUAL_ENV=/opt/env {tool} sync --no-root{more}"]
+    copy = [f"COPY {lock.manifest} {lock.path.name} /opt/project/", "WORKDIR /opt/project"]
+    if lock.manager == "pixi": return [_FROM_PIXI, *copy, "RUN pixi install --locked"]
+    return [*copy, f"RUN {make_venv} \\\n    && {_sync(lock, every)}"]

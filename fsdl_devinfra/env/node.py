@@ -8,17 +8,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ..core.console import table_text
+from ..core.device_table import find_device
 from ..core.results import Result
 from ..core.units import count_of
 from .accelerators import accelerators, libraries
-from .asking import attempt, read
+from .asking import attempt, read, run_command
 from .machine import container, machine
 from .packages import shadowed
 from .stamping import installed, normal_name
@@ -40,6 +45,7 @@ class Finding:
     found: str  # what was seen
     hint: str = ""  # what to do about it
 
+# %% ../../nbs/environment/20_node.ipynb #d65e83db
 @dataclass(frozen=True)
 class NodeReport(Result):
     "Whether a node is fit to train."
@@ -49,7 +55,6 @@ class NodeReport(Result):
     checks: list[Finding] = field(default_factory=list)  # failures first
 
     def __str__(self) -> str:
-        from fsdl_devinfra.core.console import table_text
         rows = [[c.check, c.status, c.found + (f" ({c.hint})" if c.hint else "")] for c in self.checks]
         return f"{self.verdict}: {self.answer}\n\n" + table_text(["check", "status", "found"], rows)
 
@@ -57,33 +62,30 @@ class NodeReport(Result):
 #: CUDA's major version → the oldest driver that runs it on Linux (CUDA Compatibility, table of minor version compatibility)
 _OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 
+def _no_bound_of_driver(gpus: dict[str, Any], torch: dict[str, Any]) -> Finding | None:
+    "Why the driver is not compared with a build of torch; None where there are a GPU and a CUDA to compare."
+    if not gpus.get("gpus"): return Finding("driver", "not-run", "no GPU on this machine")
+    if torch.get("cuda"): return None
+    if not torch or torch.get("hip"): return Finding("driver", "not-run", "no torch with CUDA is installed")
+    said = "torch is built without CUDA, and there is a GPU"
+    return Finding("driver", "failed", said, "Install a CUDA build of torch")
+
+# %% ../../nbs/environment/20_node.ipynb #4583f5c5
 def check_driver(
     gpus: dict[str, Any],  # as `accelerators` gives it
     torch: dict[str, Any],  # as `torch_build` gives it
 ) -> Finding:
     "Whether the driver is new enough for the CUDA that torch was built for."
+    unknown = _no_bound_of_driver(gpus, torch)
+    if unknown: return unknown
     driver, cuda = gpus.get("driver"), torch.get("cuda")
-    if not gpus.get("gpus"): return Finding("driver", "not-run", "no GPU on this machine")
-    if not cuda:
-        if not torch or torch.get("hip"):
-            return Finding("driver", "not-run", "no torch with CUDA is installed")
-        return Finding(
-            "driver",
-            "failed",
-            "torch is built without CUDA, and there is a GPU",
-            "Install a CUDA build of torch",
-        )
     oldest = _OLDEST_DRIVER.get(int(str(cuda).split(".")[0]))
     if not driver or oldest is None:
         return Finding("driver", "not-run", f"driver {driver}, CUDA {cuda}: no known bound")
     if int(str(driver).split(".")[0]) >= oldest:
         return Finding("driver", "ok", f"driver {driver} runs CUDA {cuda}")
-    return Finding(
-        "driver",
-        "failed",
-        f"driver {driver} is too old for torch's CUDA {cuda}",
-        f"Install driver {oldest} or newer, or an older torch",
-    )
+    said = f"driver {driver} is too old for torch's CUDA {cuda}"
+    return Finding("driver", "failed", said, f"Install driver {oldest} or newer, or an older torch")
 
 # %% ../../nbs/environment/20_node.ipynb #92978140
 def doubled(
@@ -96,32 +98,48 @@ def doubled(
             if one.path.endswith(".dist-info"): found.setdefault(name, []).append(one.version or "?")
     return {name: versions for name, versions in found.items() if len(versions) > 1}
 
+# %% ../../nbs/environment/20_node.ipynb #46e912d5
+def _metadata_folders(folder: Path) -> Iterator[str]:
+    "The distribution of each metadata folder in a folder of `sys.path`."
+    for place in folder.glob("*.dist-info"):
+        if not place.name.startswith("~"): yield normal_name(place.name.split("-")[0])
+
+# %% ../../nbs/environment/20_node.ipynb #c29f9538
 def twice_in_one_folder(
     path: list[str] | None = None,  # folders that Python looks in; default: `sys.path`
 ) -> dict[str, int]:  # distribution → number of metadata folders beside each other
     "Distributions whose metadata lies twice in one folder: an upgrade that was interrupted."
-    from collections import Counter
     found: dict[str, int] = {}
     for folder in dict.fromkeys(sys.path if path is None else path):
-        names = Counter(
-            normal_name(p.name.split("-")[0])
-            for p in Path(folder or ".").glob("*.dist-info")
-            if not p.name.startswith("~")
-        )
+        names = Counter(_metadata_folders(Path(folder or ".")))
         found |= {name: count for name, count in names.items() if count > 1}
     return found
 
+# %% ../../nbs/environment/20_node.ipynb #e6ab75ba
 def check_packages(
     path: list[str] | None = None,  # folders that Python looks in; default: `sys.path`
 ) -> Finding:
     "Doubled and shadowed packages."
-    twice, beside, hidden = doubled(path), twice_in_one_folder(path), shadowed(path)
-    said = [f"{n} is installed {len(v)} times ({', '.join(v)})" for n, v in twice.items()]
-    said += [f"{n} has {count} metadata folders beside each other" for n, count in beside.items()]
-    said += [f"{n} is imported from another folder than it was installed in" for n in hidden]
+    said = [f"{n} is installed {len(v)} times ({', '.join(v)})" for n, v in doubled(path).items()]
+    said += [f"{n} has {i} metadata folders beside each other" for n, i in twice_in_one_folder(path).items()]
+    said += [f"{n} is imported from another folder than it was installed in" for n in shadowed(path)]
     if not said: return Finding("packages", "ok", "no package is doubled or shadowed")
     return Finding("packages", "failed", "; ".join(said[:6]), "Uninstall one of the two, or clean PYTHONPATH")
 
+# %% ../../nbs/environment/20_node.ipynb #4a542ad1
+_PIN = re.compile(
+    r"^Requires-Dist:\s*((?:nvidia|triton|cuda)[\w.-]*)\s*\(?==+\s*([\w.+]+)", re.MULTILINE
+)
+
+def _off_their_pins(
+    pins: list[tuple[str, str]],  # name and version, as torch's metadata has them
+    there: dict[str, Any],  # as `installed` gives it
+) -> list[str]:
+    "Wheels that are installed in another version than torch pins, in words."
+    found = [(name, pinned, there.get(normal_name(name))) for name, pinned in pins]
+    return [f"{n} {one.version}, pinned {v}" for n, v, one in found if one and one.version != v]
+
+# %% ../../nbs/environment/20_node.ipynb #ad50e00d
 def check_pins(
     path: list[str] | None = None,  # folders that Python looks in; default: `sys.path`
 ) -> Finding:
@@ -129,53 +147,30 @@ def check_pins(
     there = installed(path)
     torch = there.get("torch")
     if torch is None: return Finding("pins", "not-run", "torch is not installed")
-    text = read(Path(torch.path) / "METADATA") or ""
-    pins = re.findall(
-        r"^Requires-Dist:\s*((?:nvidia|triton|cuda)[\w.-]*)\s*\(?==+\s*([\w.+]+)", text, re.MULTILINE
-    )
-    wrong = [f"{n} {there[normal_name(n)].version}, pinned {v}" for n, v in pins
-             if normal_name(n) in there and there[normal_name(n)].version != v]
+    pins = _PIN.findall(read(Path(torch.path) / "METADATA") or "")
+    wrong = _off_their_pins(pins, there)
     if wrong: return Finding("pins", "failed", "; ".join(wrong), "Install torch again with its dependencies")
     return Finding("pins", "ok", f"installed as torch pins them: {count_of(len(pins), 'package')}")
 
+# %% ../../nbs/environment/20_node.ipynb #9fddd9b9
 def check_shadowing(
     found: dict[str, str],  # as `shadowing` gives it
 ) -> Finding:
     "Libraries that come before torch's own."
     if not found: return Finding("libraries", "ok", "nothing comes before torch's own libraries")
-    said = ", ".join(f"{k}: {v}" for k, v in found.items())
-    return Finding(
-        "libraries",
-        "failed",
-        f"LD_LIBRARY_PATH or LD_PRELOAD puts {said} before torch's own",
-        "Unset it for training",
-    )
+    listed = ", ".join(f"{k}: {v}" for k, v in found.items())
+    said = f"LD_LIBRARY_PATH or LD_PRELOAD puts {listed} before torch's own"
+    return Finding("libraries", "failed", said, "Unset it for training")
 
 # %% ../../nbs/environment/20_node.ipynb #4991cbcd
-#: reasons for a lower clock that are a fault (nvml.h, nvmlClocksThrottleReason*)
-_FAULTY_CLOCKS = {
-    0x8: "hardware slow-down",
-    0x20: "thermal slow-down in software",
-    0x40: "thermal slow-down",
-    0x80: "power brake",
-}
-
-
 def _ask(nv: Any, name: str, *args: Any) -> Any:
+    "What NVML answers; None where this card or this driver has no answer."
     try: return getattr(nv, name)(*args)
-    except Exception: return None  # this card or this driver has no answer
+    except Exception: return None
 
-def _memory_of_others(nv: Any, handle: Any) -> list[str]:
-    "Processes that hold memory of a card: usually left over from an earlier job."
-    running = _ask(nv, "nvmlDeviceGetComputeRunningProcesses", handle) or []
-    held = sum(getattr(p, "usedGpuMemory", None) or 0 for p in running)
-    return [f"{len(running)} other processes hold {held >> 20} MiB"] if held > 256 << 20 else []
-
-def gpu_faults(
-    nv: Any,  # a module like `pynvml`, initialised
-    handle: Any,  # of a GPU
-) -> list[str]:  # empty for a healthy one
-    "What is wrong with a GPU, in words."
+# %% ../../nbs/environment/20_node.ipynb #46e8218e
+def _memory_faults(nv: Any, handle: Any) -> list[str]:
+    "Errors in a card's memory that no code has corrected, and repairs that wait for a reset."
     said = []
     errors = _ask(nv, "nvmlDeviceGetTotalEccErrors", handle, 1, 0)  # uncorrected, since the driver was loaded
     if errors: said.append(f"{errors} uncorrected ECC errors")
@@ -184,19 +179,62 @@ def gpu_faults(
     rows = _ask(nv, "nvmlDeviceGetRemappedRows", handle)
     if rows and rows[3]: said.append("a row of memory could not be remapped")
     elif rows and rows[2]: said.append("a row of memory waits to be remapped: reset the GPU")
+    return said
+
+# %% ../../nbs/environment/20_node.ipynb #61011c7e
+#: reasons for a lower clock that are a fault (nvml.h, nvmlClocksThrottleReason*)
+_FAULTY_CLOCKS = {
+    0x8: "hardware slow-down",
+    0x20: "thermal slow-down in software",
+    0x40: "thermal slow-down",
+    0x80: "power brake",
+}
+
+def _clock_faults(nv: Any, handle: Any) -> list[str]:
+    "Why a card's clock is lower than it could be, where the reason is a fault."
     reasons = _ask(nv, "nvmlDeviceGetCurrentClocksThrottleReasons", handle) or 0
-    said += [text for bit, text in _FAULTY_CLOCKS.items() if reasons & bit]
+    return [text for bit, text in _FAULTY_CLOCKS.items() if reasons & bit]
+
+# %% ../../nbs/environment/20_node.ipynb #284c9a9e
+def _pcie_faults(nv: Any, handle: Any) -> list[str]:
+    "Lanes and generation of the PCIe link, where the card can do more."
+    said = []
     width, most = (_ask(nv, f"nvmlDeviceGet{w}PcieLinkWidth", handle) for w in ("Curr", "Max"))
     if width and most and width < most: said.append(f"PCIe runs on {width} of {most} lanes")
     now, best = (_ask(nv, f"nvmlDeviceGet{w}PcieLinkGeneration", handle) for w in ("Curr", "Max"))
-    busy = (_ask(nv, "nvmlDeviceGetPerformanceState", handle) or 0) < 2  # an idle card slows its link down
+    busy = (_ask(nv, "nvmlDeviceGetPerformanceState", handle) or 0) < 2
     if now and best and now < best and busy: said.append(f"PCIe runs at generation {now} of {best}")
-    said += _memory_of_others(nv, handle)
-    links = [_ask(nv, "nvmlDeviceGetNvLinkState", handle, i) for i in range(18)]
-    known = [state for state in links if state is not None]
-    if 1 in known and 0 in known: said.append(f"{known.count(0)} of {len(known)} NVLinks are down")
     return said
 
+# %% ../../nbs/environment/20_node.ipynb #ab15e3a0
+def _memory_of_others(nv: Any, handle: Any) -> list[str]:
+    "Processes that hold memory of a card: usually left over from an earlier job."
+    running = _ask(nv, "nvmlDeviceGetComputeRunningProcesses", handle) or []
+    held = sum(getattr(p, "usedGpuMemory", None) or 0 for p in running)
+    return [f"{len(running)} other processes hold {held >> 20} MiB"] if held > 256 << 20 else []
+
+def _link_faults(nv: Any, handle: Any) -> list[str]:
+    "NVLinks that are down while others of the card are up."
+    links = [_ask(nv, "nvmlDeviceGetNvLinkState", handle, i) for i in range(18)]
+    known = [state for state in links if state is not None]
+    return [f"{known.count(0)} of {len(known)} NVLinks are down"] if 1 in known and 0 in known else []
+
+# %% ../../nbs/environment/20_node.ipynb #f1eea7fd
+def gpu_faults(
+    nv: Any,  # a module like `pynvml`, initialised
+    handle: Any,  # of a GPU
+) -> list[str]:  # empty for a healthy one
+    "What is wrong with a GPU, in words."
+    asked = (_memory_faults, _clock_faults, _pcie_faults, _memory_of_others, _link_faults)
+    return [said for ask in asked for said in ask(nv, handle)]
+
+# %% ../../nbs/environment/20_node.ipynb #12c0714c
+def _health(number: int, said: list[str]) -> Finding:
+    "The finding about one GPU, from its faults."
+    if not said: return Finding(f"GPU {number}", "ok", "healthy")
+    return Finding(f"GPU {number}", "failed", "; ".join(said), "Drain the node")
+
+# %% ../../nbs/environment/20_node.ipynb #2d795727
 def check_gpus(
     nv: Any = None,  # a module like `pynvml`; default: the real one
 ) -> list[Finding]:
@@ -206,34 +244,26 @@ def check_gpus(
         except ImportError: return [Finding("GPU health", "not-run", "nvidia-ml-py is not installed")]
     try: nv.nvmlInit()
     except Exception as e: return [Finding("GPU health", "not-run", f"NVML does not start: {e}")]
-    found = []
-    for i in range(nv.nvmlDeviceGetCount()):
-        said = gpu_faults(nv, nv.nvmlDeviceGetHandleByIndex(i))
-        found.append(
-            Finding(
-                f"GPU {i}",
-                "failed" if said else "ok",
-                "; ".join(said) or "healthy",
-                "Drain the node" if said else "",
-            )
-        )
-    return found
+    cards = range(nv.nvmlDeviceGetCount())
+    return [_health(i, gpu_faults(nv, nv.nvmlDeviceGetHandleByIndex(i))) for i in cards]
 
+# %% ../../nbs/environment/20_node.ipynb #6893bee0
 #: PCI: NVIDIA's number, and the classes of displays and 3D controllers
 _NVIDIA, _GPU_CLASSES = "0x10de", ("0x0300", "0x0302")
+
+def _is_gpu(device: Path) -> bool:
+    "Whether a device of the PCI bus is an NVIDIA card."
+    vendor, kind = ((read(device / name, 20) or "").strip() for name in ("vendor", "class"))
+    return vendor == _NVIDIA and kind.startswith(_GPU_CLASSES)
 
 def cards_on_the_bus(
     root: Path = Path("/"),  # of the file system
 ) -> int | None:  # None where the bus cannot be read
     "NVIDIA cards that the PCI bus shows, whether the driver sees them or not."
     devices = root / "sys/bus/pci/devices"
-    if not devices.is_dir(): return None
-    said = [
-        ((read(d / "vendor", 20) or "").strip(), (read(d / "class", 20) or "").strip())
-        for d in devices.iterdir()
-    ]
-    return sum(vendor == _NVIDIA and kind.startswith(_GPU_CLASSES) for vendor, kind in said)
+    return sum(map(_is_gpu, devices.iterdir())) if devices.is_dir() else None
 
+# %% ../../nbs/environment/20_node.ipynb #be4e2784
 def check_count(
     seen: int,  # cards that NVML sees
     root: Path = Path("/"),  # of the file system
@@ -243,96 +273,97 @@ def check_count(
     if not there:
         return Finding("GPU count", "not-run", "the PCI bus shows no GPU here (perhaps a container)")
     if seen >= there: return Finding("GPU count", "ok", f"the driver sees all {there} cards")
-    return Finding(
-        "GPU count",
-        "failed",
-        f"the driver sees {seen} of {there} cards: one fell off the bus",
-        "Drain the node and power it off and on",
-    )
+    said = f"the driver sees {seen} of {there} cards: one fell off the bus"
+    return Finding("GPU count", "failed", said, "Drain the node and power it off and on")
 
-
+# %% ../../nbs/environment/20_node.ipynb #eb48b445
 def check_xid(
     log: str | None = None,  # text of the kernel's log; default: this machine's
 ) -> Finding:
     "Xid errors of the NVIDIA driver in the kernel's log."
-    if log is None:
-        from fsdl_devinfra.env.asking import run_command
-        log = run_command("dmesg", seconds=3) if shutil.which("dmesg") else None
+    if log is None and shutil.which("dmesg"): log = run_command("dmesg", seconds=3)
     if log is None: return Finding("Xid", "not-run", "the kernel's log is not readable for this user")
     errors = re.findall(r"NVRM: Xid \(([^)]*)\): (\d+)", log)
     if not errors: return Finding("Xid", "ok", "no Xid error in the kernel's log")
-    return Finding(
-        "Xid",
-        "failed",
-        f"{len(errors)} Xid errors, the last {errors[-1][1]} on {errors[-1][0]}",
-        "Look it up in NVIDIA's Xid catalogue",
-    )
+    card, number = errors[-1]
+    said = f"{len(errors)} Xid errors, the last {number} on {card}"
+    return Finding("Xid", "failed", said, "Look it up in NVIDIA's Xid catalogue")
 
 # %% ../../nbs/environment/20_node.ipynb #7182863c
+def _check_shared_memory(size: int | None) -> Finding:
+    "Shared memory in bytes, which batches and NCCL go through."
+    if size is None: return Finding("shared memory", "not-run", "there is no /dev/shm")
+    if size > 64 << 20: return Finding("shared memory", "ok", f"{size / 2**30:.1f} GiB")
+    said = f"{size >> 20} MiB: data loaders and NCCL die with a bus error"
+    return Finding("shared memory", "failed", said, "Start the container with --ipc=host or --shm-size=16g")
+
+def _check_open_files(most: int | None) -> Finding:
+    "Files that one process may hold open; negative means no limit."
+    if most is None: return Finding("open files", "not-run", "this system has no such limit")
+    if 0 <= most < 1024: return Finding("open files", "warning", f"{most}", "Raise it with ulimit -n")
+    return Finding("open files", "ok", f"{most if most >= 0 else 'no limit'}")
+
+# %% ../../nbs/environment/20_node.ipynb #22d48d9f
 def check_limits(
     about: dict[str, Any],  # as `machine` gives it
     box: dict[str, Any],  # as `container` gives it
 ) -> list[Finding]:
     "Shared memory and open files."
-    shared, files = about.get("shared_memory_bytes"), (box.get("ulimits") or {}).get("open_files")
-    found = []
-    if shared is None:
-        found.append(Finding("shared memory", "not-run", "there is no /dev/shm"))
-    elif shared <= 64 << 20:
-        found.append(
-            Finding(
-                "shared memory",
-                "failed",
-                f"{shared >> 20} MiB: data loaders and NCCL die with a bus error",
-                "Start the container with --ipc=host or --shm-size=16g",
-            )
-        )
-    else: found.append(Finding("shared memory", "ok", f"{shared / 2**30:.1f} GiB"))
-    if files is None:
-        found.append(Finding("open files", "not-run", "this system has no such limit"))
-    elif 0 <= files < 1024:
-        found.append(Finding("open files", "warning", f"{files}", "Raise it with ulimit -n"))
-    else: found.append(Finding("open files", "ok", f"{files if files >= 0 else 'no limit'}"))
-    return found
+    files = (box.get("ulimits") or {}).get("open_files")
+    return [_check_shared_memory(about.get("shared_memory_bytes")), _check_open_files(files)]
 
+# %% ../../nbs/environment/20_node.ipynb #20ec8509
 def check_locked_memory(
     box: dict[str, Any],  # as `container` gives it
     root: Path = Path("/"),  # of the file system
 ) -> Finding:
     "RDMA pins memory: with an InfiniBand card the limit has to be none, or large."
-    most, fabric = (box.get("ulimits") or {}).get("locked_memory"), (root / "sys/class/infiniband").is_dir()
-    if not fabric or most is None:
+    most = (box.get("ulimits") or {}).get("locked_memory")
+    if most is None or not (root / "sys/class/infiniband").is_dir():
         return Finding("locked memory", "not-run", "no InfiniBand or RoCE adapter here")
-    if most < 0 or most >= 1 << 30:
-        return Finding("locked memory", "ok", "no limit" if most < 0 else f"{most / 2**30:.0f} GiB")
-    return Finding(
-        "locked memory",
-        "failed",
-        f"{most >> 10} KiB may be locked: NCCL cannot register its buffers",
-        "Start the container with --ulimit memlock=-1, or raise it in limits.conf",
-    )
+    if most < 0: return Finding("locked memory", "ok", "no limit")
+    if most >= 1 << 30: return Finding("locked memory", "ok", f"{most / 2**30:.0f} GiB")
+    said = f"{most >> 10} KiB may be locked: NCCL cannot register its buffers"
+    hint = "Start the container with --ulimit memlock=-1, or raise it in limits.conf"
+    return Finding("locked memory", "failed", said, hint)
 
+# %% ../../nbs/environment/20_node.ipynb #a5d15ab5
+@dataclass(frozen=True)
+class _Port:
+    "A port of an InfiniBand or RoCE card."
+    name: str  # e.g. "mlx5_0/1"
+    active: bool
+    rate: str  # e.g. "400 Gb/sec"
+
+def _port(folder: Path) -> _Port:
+    "A port as its folder below `/sys/class/infiniband` describes it."
+    state, rate = ((read(folder / name, 100) or "").split(":")[-1].strip() for name in ("state", "rate"))
+    name = f"{folder.parent.parent.name}/{folder.name}"
+    return _Port(name, state.startswith("ACTIVE"), rate.split("(")[0].strip())
+
+# %% ../../nbs/environment/20_node.ipynb #f2322d7d
+def _fabric_fault(ports: list[_Port]) -> str | None:
+    "What is wrong with ports of which some are up: all ought to be, and at one rate."
+    down = [p.name for p in ports if not p.active]
+    if down: return f"ports down: {len(down)} of {len(ports)}: {', '.join(down[:4])}"
+    rates = sorted({p.rate for p in ports})
+    return f"ports run at different rates: {', '.join(rates)}" if len(rates) > 1 else None
+
+# %% ../../nbs/environment/20_node.ipynb #20d5aabe
 def check_fabric(
     root: Path = Path("/"),  # of the file system
 ) -> Finding:
     "The ports of InfiniBand and RoCE cards: all up, and at one rate."
-    ports = sorted((root / "sys/class/infiniband").glob("*/ports/*"))
+    ports = [_port(p) for p in sorted((root / "sys/class/infiniband").glob("*/ports/*"))]
     if not ports: return Finding("fabric", "not-run", "no InfiniBand or RoCE adapter here")
-    def said(port: Path, what: str) -> str: return (read(port / what, 100) or "").split(":")[-1].strip()
-    states = {f"{p.parent.parent.name}/{p.name}": said(p, "state") for p in ports}
-    up = [p for p in ports if said(p, "state").startswith("ACTIVE")]
-    down = [name for name, state in states.items() if not state.startswith("ACTIVE")]
-    rates = sorted({said(p, "rate").split("(")[0].strip() for p in up})
     hint = "Look at cables and ibstat before the node joins a job"
-    if up and down:
-        return Finding(
-            "fabric", "failed", f"ports down: {len(down)} of {len(ports)}: {', '.join(down[:4])}", hint
-        )
-    if len(rates) > 1:
-        return Finding("fabric", "failed", f"ports run at different rates: {', '.join(rates)}", hint)
-    if down: return Finding("fabric", "warning", f"none of {len(ports)} ports is up", hint)
-    return Finding("fabric", "ok", f"{count_of(len(up), 'port')} up at {rates[0]}")
+    if not any(p.active for p in ports):
+        return Finding("fabric", "warning", f"none of {len(ports)} ports is up", hint)
+    fault = _fabric_fault(ports)
+    if fault: return Finding("fabric", "failed", fault, hint)
+    return Finding("fabric", "ok", f"{count_of(len(ports), 'port')} up at {ports[0].rate}")
 
+# %% ../../nbs/environment/20_node.ipynb #a236d853
 def check_disk(
     folder: str | Path = ".",  # where the run writes
 ) -> Finding:
@@ -340,46 +371,52 @@ def check_disk(
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK):
         return Finding("disk", "failed", f"{folder} cannot be written to", "Choose another folder")
-    if free < 1 << 30:
-        return Finding(
-            "disk", "failed", f"{free >> 20} MiB free", "Free some space: a checkpoint would not fit"
-        )
-    return Finding("disk", "ok", f"{free / 2**30:.0f} GiB free")
+    if free >= 1 << 30: return Finding("disk", "ok", f"{free / 2**30:.0f} GiB free")
+    hint = "Free some space: a checkpoint would not fit"
+    return Finding("disk", "failed", f"{free >> 20} MiB free", hint)
 
 # %% ../../nbs/environment/20_node.ipynb #1c6cbeb8
 def peak_flops(
     name: str,  # of a GPU, as NVML prints it
 ) -> float | None:  # dense bf16, FLOP/s; None where the table has no such GPU
     "What a GPU reaches at most, from the device table."
-    from fsdl_devinfra.core.device_table import find_device
     device, unknown = attempt(lambda: find_device(name))
     return device.bf16 * 1e12 if not unknown and device.bf16 else None
 
-def check_matmul() -> Finding:
-    "A short matrix product against what the card should reach."
-    if "torch" not in installed(): return Finding("matmul", "not-run", "torch is not installed")
+# %% ../../nbs/environment/20_node.ipynb #110da24c
+def _judge_matmul(
+    reached: float,  # FLOP/s in bf16
+    name: str,  # of the GPU
+) -> Finding:
+    "A measured rate against the peak of this GPU."
+    peak = peak_flops(name)
+    if not peak:
+        said = f"{reached / 1e12:.0f} TFLOP/s in bf16; the peak of {name} is not known"
+        return Finding("matmul", "not-run", said)
+    said = f"{reached / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s in bf16"
+    if reached > 0.45 * peak: return Finding("matmul", "ok", said)
+    return Finding("matmul", "failed", said, "Under 45%, our own threshold: look at clocks and power")
+
+# %% ../../nbs/environment/20_node.ipynb #65375071
+def _measure_matmul() -> float:
+    "Products of two bf16 matrices of 8192 on a GPU, in FLOP/s."
     import torch
-    if not torch.cuda.is_available(): return Finding("matmul", "not-run", "torch sees no GPU")
-    n, name = 8192, torch.cuda.get_device_name()
+    n = 8192
     x = torch.randn(n, n, device="cuda", dtype=torch.bfloat16)
     for _ in range(3): torch.matmul(x, x)
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(20): torch.matmul(x, x)
     torch.cuda.synchronize()
-    reached = 20 * 2 * n**3 / (time.perf_counter() - start)
-    peak = peak_flops(name)
-    if not peak:
-        return Finding(
-            "matmul", "not-run", f"{reached / 1e12:.0f} TFLOP/s in bf16; the peak of {name} is not known"
-        )
-    good = reached > 0.45 * peak
-    return Finding(
-        "matmul",
-        "ok" if good else "failed",
-        f"{reached / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s in bf16",
-        "" if good else "Under 45%, our own threshold: look at clocks and power",
-    )
+    return 20 * 2 * n**3 / (time.perf_counter() - start)
+
+def check_matmul() -> Finding:
+    "A short matrix product against what the card should reach."
+    if "torch" not in installed(): return Finding("matmul", "not-run", "torch is not installed")
+    import torch
+    if not torch.cuda.is_available(): return Finding("matmul", "not-run", "torch sees no GPU")
+    name = torch.cuda.get_device_name()
+    return _judge_matmul(_measure_matmul(), name)
 
 # %% ../../nbs/environment/20_node.ipynb #7a6b3cc8
 _ADD = """
@@ -405,41 +442,72 @@ if rank == 0: print("SECONDS", min(seconds), flush=True)
 dist.destroy_process_group()
 os._exit(0)  # before Python 3.14 a thread of gloo can abort the end of the interpreter
 """
+
+# %% ../../nbs/environment/20_node.ipynb #a067c7bb
 #: bytes each process gives; the least bytes a second that pass, bounds of ours and of no vendor
 _ADDED, _LEAST = 32 << 20, {"gloo": 50e6, "nccl": 2e9}
 
 def _free_port() -> int:
-    import socket
+    "A port of this machine that nothing listens on."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
+# %% ../../nbs/environment/20_node.ipynb #a577ba67
+def _start_adding(backend: str, processes: int) -> list[subprocess.Popen[str]]:
+    "Start the processes that add, which meet at a free port of this machine."
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+    command = [sys.executable, "-c", _ADD, backend, str(_ADDED // 4)]
+    return [_start(command, meeting | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(processes)]
+
+def _start(command: list[str], variables: dict[str, str]) -> subprocess.Popen[str]:
+    "A process with further variables; what it prints, errors too, is kept."
+    return subprocess.Popen(
+        command,
+        env=os.environ | variables,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+# %% ../../nbs/environment/20_node.ipynb #97152d53
+def _await(process: subprocess.Popen[str], end: float) -> tuple[int | None, str]:
+    "Exit status and output of a process; at the time `end` it is killed, and its status is None."
+    try: said = process.communicate(timeout=max(0.1, end - time.monotonic()))[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return None, process.communicate()[0]
+    return process.returncode, said
+
 def _add_together(backend: str, processes: int, seconds: float) -> list[tuple[int | None, str]]:
     "Exit status and output of each process; None for one that did not end."
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
-    command = [sys.executable, "-c", _ADD, backend, str(_ADDED // 4)]
-    started = [
-        subprocess.Popen(
-            command,
-            env=os.environ | place | {"RANK": str(r), "LOCAL_RANK": str(r)},
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for r in range(processes)
-    ]
-    end, found = time.monotonic() + seconds, []
-    for process in started:
-        try: said = process.communicate(timeout=max(0.1, end - time.monotonic()))[0]
-        except subprocess.TimeoutExpired:
-            process.kill()
-            said = process.communicate()[0]
-            found.append((None, said))
-            continue
-        found.append((process.returncode, said))
-    return found
+    started = _start_adding(backend, processes)
+    end = time.monotonic() + seconds
+    return [_await(process, end) for process in started]
 
+# %% ../../nbs/environment/20_node.ipynb #2fbc2321
+def _add_failed(found: list[tuple[int | None, str]], backend: str, seconds: float) -> Finding | None:
+    "What went wrong while the processes added; None where every one ended with the right sum."
+    statuses = [status for status, _ in found]
+    if None in statuses:
+        hint = "Look at NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME and firewalls"
+        return Finding("all-reduce", "failed", f"{backend} did not end within {seconds:.0f} s", hint)
+    if 9 in statuses:
+        hint = "Drain the node: memory or a link corrupts data"
+        return Finding("all-reduce", "failed", f"{backend} gave a wrong sum", hint)
+    wrong = next((said for status, said in found if status), None)
+    if wrong is None: return None
+    last = (wrong.strip().splitlines() or ["it said nothing"])[-1]
+    return Finding("all-reduce", "failed", f"{backend} does not start: {last[:160]}")
+
+# %% ../../nbs/environment/20_node.ipynb #ed1496f4
+def _seconds_of(found: list[tuple[int | None, str]]) -> float:
+    "The time that the first process printed."
+    lines = (line for _, said in found for line in said.splitlines())
+    return float(next(line.split()[1] for line in lines if line.startswith("SECONDS")))
+
+# %% ../../nbs/environment/20_node.ipynb #411121ac
 def check_all_reduce(
     gpus: int = 0,  # NVIDIA cards to use; below two: two processes over gloo
     seconds: float = 90,  # how long it may take
@@ -448,42 +516,32 @@ def check_all_reduce(
     if "torch" not in installed(): return Finding("all-reduce", "not-run", "torch is not installed")
     backend, processes = ("nccl", gpus) if gpus > 1 else ("gloo", 2)
     found = _add_together(backend, processes, seconds)
-    if any(status is None for status, _ in found):
-        return Finding("all-reduce", "failed", f"{backend} did not end within {seconds:.0f} s",
-                       "Look at NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME and firewalls")
-    if any(status == 9 for status, _ in found):
-        return Finding(
-            "all-reduce",
-            "failed",
-            f"{backend} gave a wrong sum",
-            "Drain the node: memory or a link corrupts data",
-        )
-    wrong = next((said for status, said in found if status), None)
-    if wrong is not None:
-        return Finding(
-            "all-reduce",
-            "failed",
-            f"{backend} does not start: {(wrong.strip().splitlines() or ['it said nothing'])[-1][:160]}",
-        )
-    took = float(
-        next(line.split()[1] for _, said in found for line in said.splitlines() if line.startswith("SECONDS"))
-    )
-    speed = _ADDED / took
+    failure = _add_failed(found, backend, seconds)
+    if failure: return failure
+    speed = _ADDED / _seconds_of(found)
     told = f"{processes} processes over {backend}: the sum is right, {speed / 1e9:.2f} GB/s"
     if speed >= _LEAST[backend]: return Finding("all-reduce", "ok", told)
     return Finding("all-reduce", "failed", told, f"Under {_LEAST[backend] / 1e9:g} GB/s, a bound of ours")
 
-# %% ../../nbs/environment/20_node.ipynb #9cfa10f3
+# %% ../../nbs/environment/20_node.ipynb #0a7feea5
 _RANK: dict[str, int] = {"failed": 0, "warning": 1, "not-run": 2, "ok": 3}
 
-def check_node(
-    folder: str | Path = ".",  # where the run writes
-    load: bool = True,  # also run a short all-reduce, and a matmul where there is a GPU; both import torch
-) -> NodeReport:
-    "Whether this node is fit to train. The verdict is `fail` where a check failed; what was not run is said."
-    gpus, reason = attempt(accelerators)
+def _answer(findings: list[Finding]) -> str:
+    "The checks in one sentence: the first failures, or how many passed and what they warn of."
+    named: dict[str, list[str]] = {status: [] for status in _RANK}
+    for one in findings: named[one.status].append(f"{one.check}: {one.found}")
+    if named["failed"]: said = "; ".join(named["failed"][:3])
+    else:
+        warned = "".join(f", warning: {text}" for text in named["warning"][:3])
+        said = f"{count_of(len(named['ok']), 'check')} passed{warned}"
+    skipped = len(named["not-run"])
+    return said + (f", {skipped} could not be run here" if skipped else "")
+
+# %% ../../nbs/environment/20_node.ipynb #3e0f31f4
+def _check_installation(gpus: dict[str, Any], folder: str | Path) -> list[Finding]:
+    "Checks that every node can make: driver, packages, limits, disk."
     about = libraries()
-    findings = [
+    return [
         check_driver(gpus, about.get("torch") or {}),
         check_packages(),
         check_pins(),
@@ -491,28 +549,32 @@ def check_node(
         *check_limits(machine(), container()),
         check_disk(folder),
     ]
+
+# %% ../../nbs/environment/20_node.ipynb #d9b3eeb6
+def _check_cards(cards: int) -> list[Finding]:
+    "Checks of the NVIDIA cards that the driver sees."
+    if cards: return [*check_gpus(), check_count(cards), check_xid()]
+    return [Finding("GPU health", "not-run", "no NVIDIA GPU on this machine")]
+
+def _check_load(cards: int, load: bool) -> list[Finding]:
+    "The two checks that make the machine work: a sum over processes, and a product on a card."
+    added = check_all_reduce(cards) if load else Finding("all-reduce", "not-run", "not asked for")
+    if load and cards: return [added, check_matmul()]
+    return [added, Finding("matmul", "not-run", "no NVIDIA GPU, or not asked for")]
+
+# %% ../../nbs/environment/20_node.ipynb #adf9fb41
+def check_node(
+    folder: str | Path = ".",  # where the run writes
+    load: bool = True,  # also run a short all-reduce, and a matmul where there is a GPU; both import torch
+) -> NodeReport:
+    "Whether this node is fit to train. The verdict is `fail` where a check failed; what was not run is said."
+    gpus, reason = attempt(accelerators)
+    findings = _check_installation(gpus, folder)
     if reason:
         findings.append(Finding("GPUs", "failed", reason, "The driver does not answer: look at nvidia-smi"))
-    nvidia = any("compute_capability" in g for g in (gpus or {}).get("gpus", []))
+    cards = sum("compute_capability" in g for g in (gpus or {}).get("gpus", []))
     findings += [check_fabric(), check_locked_memory(container())]
-    count = sum("compute_capability" in g for g in (gpus or {}).get("gpus", []))
-    if nvidia: findings += [*check_gpus(), check_count(count), check_xid()]
-    else: findings.append(Finding("GPU health", "not-run", "no NVIDIA GPU on this machine"))
-    findings.append(check_all_reduce(count) if load else Finding("all-reduce", "not-run", "not asked for"))
-    findings.append(
-        check_matmul() if load and nvidia else Finding("matmul", "not-run", "no NVIDIA GPU, or not asked for")
-    )
+    findings += _check_cards(cards) + _check_load(cards, load)
     findings.sort(key=lambda f: _RANK[f.status])
-    failed = [f for f in findings if f.status == "failed"]
-    skipped, passed = (sum(f.status == s for f in findings) for s in ("not-run", "ok"))
-    warned = [f for f in findings if f.status == "warning"]
-    answer = (
-        "; ".join(f"{f.check}: {f.found}" for f in failed[:3])
-        if failed
-        else f"{count_of(passed, 'check')} passed" + "".join(f", warning: {f.check}: {f.found}" for f in warned[:3])
-    )
-    return NodeReport(
-        "fail" if failed else "pass",
-        answer + (f", {skipped} could not be run here" if skipped else ""),
-        findings,
-    )
+    failed = any(f.status == "failed" for f in findings)
+    return NodeReport("fail" if failed else "pass", _answer(findings), findings)

@@ -11,9 +11,11 @@ import json
 import re
 import sys
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from .asking import run_command, pairs, read, sha256_file, without_nones
 from .stamping import Installed, installed
@@ -37,12 +39,7 @@ class Package:
     archive_sha256: str | None = None  # of the file it was installed from, where that was named
     record: str | None = None  # hash over the lines of RECORD that came with the wheel: the same build, the same value
 
-#: in the metadata folder, what the installer writes and not the wheel
-_BY_INSTALLER = re.compile(
-    rb"\.dist-info/(?:INSTALLER|REQUESTED|RECORD|direct_url\.json|uv_cache\.json|uv_build\.json),"
-)
-
-
+# %% ../../nbs/environment/07_packages.ipynb #afe2fa8d
 def _span(lines: list[bytes], prefix: bytes) -> slice:
     "Where the lines that begin with `prefix` stand among sorted ones."
     return slice(bisect_left(lines, prefix), bisect_left(lines, prefix[:-1] + bytes([prefix[-1] + 1])))
@@ -56,6 +53,12 @@ def _own_folder(content: bytes) -> bytes:
         at = content.find(b".dist-info/", at + 1)
     return b"\xfe"  # no line begins so
 
+# %% ../../nbs/environment/07_packages.ipynb #3df5e21c
+#: in the metadata folder, what the installer writes and not the wheel
+_BY_INSTALLER = re.compile(
+    rb"\.dist-info/(?:INSTALLER|REQUESTED|RECORD|direct_url\.json|uv_cache\.json|uv_build\.json),"
+)
+
 def record_lines(
     content: bytes,  # of a RECORD file
 ) -> list[bytes]:  # b"path,sha256=…,size", sorted
@@ -67,22 +70,14 @@ def record_lines(
     lines[own] = [line for line in lines[own] if not _BY_INSTALLER.search(line)]
     return lines
 
+# %% ../../nbs/environment/07_packages.ipynb #5cf352b0
 def record_hash(
     content: bytes,  # of a RECORD file
 ) -> str:  # hexadecimal
     "One hash over what the wheel brought."
     return hashlib.sha256(b"\n".join(record_lines(content))).hexdigest()
 
-def _direct(folder: str) -> dict[str, Any]:
-    try: said = json.loads(read(folder + "/direct_url.json") or "{}")
-    except (ValueError, RecursionError): return {}
-    return said if isinstance(said, dict) else {}
-
-def _content(folder: str) -> bytes | None:
-    try:
-        with open(folder + "/RECORD", "rb") as f: return f.read()
-    except OSError: return None
-
+# %% ../../nbs/environment/07_packages.ipynb #f85bfb23
 _SIGNED = {b"pip\n": "pip", b"uv": "uv", b"uv\n": "uv", b"conda\n": "conda", b"conda": "conda"}
 _INSTALLERS = {
     base64.urlsafe_b64encode(hashlib.sha256(text).digest()).rstrip(b"="): name
@@ -93,34 +88,57 @@ _INSTALLER_LINE = re.compile(rb"\.dist-info/INSTALLER,sha256=([\w-]+)")
 def _installer(folder: str, content: bytes) -> str | None:
     "Who installed it: by the hash in RECORD where that is a known one, which saves opening a file."
     line = _INSTALLER_LINE.search(content)
-    return (
-        _INSTALLERS.get(line[1] if line else b"") or (read(folder + "/INSTALLER", 100) or "").strip() or None
-    )
+    known = _INSTALLERS.get(line[1] if line else b"")
+    return known or (read(folder + "/INSTALLER", 100) or "").strip() or None
 
+# %% ../../nbs/environment/07_packages.ipynb #e1e5cffd
+def _direct(folder: str) -> dict[str, Any]:
+    "What `direct_url.json` says; nothing where there is none."
+    try: said = json.loads(read(folder + "/direct_url.json") or "{}")
+    except (ValueError, RecursionError): return {}
+    return said if isinstance(said, dict) else {}
+
+def _archive_sha256(direct: dict[str, Any]) -> str | None:
+    "The hash of the archive it was installed from, in the newer or the older form."
+    archive = direct.get("archive_info") or {}
+    older = (archive.get("hash") or "").partition("sha256=")[2]
+    return (archive.get("hashes") or {}).get("sha256") or older or None
+
+def _local_path(url: str | None) -> str | None:
+    "The folder of a `file:` address; another address as it is."
+    return unquote(urlsplit(url).path) if url and url.startswith("file:") else url
+
+# %% ../../nbs/environment/07_packages.ipynb #fa6f7d2a
+def _metadata(place: Path) -> str | None:
+    "The metadata of a distribution, which for an old egg is a file."
+    if place.is_file(): return read(place)
+    return read(place / "PKG-INFO") or read(place / "METADATA")
 
 def _version(one: Installed) -> str | None:
+    "The version by the name of the folder, or by the metadata."
     if one.version: return one.version
-    text = (
-        read(one.path)
-        if Path(one.path).is_file()
-        else read(Path(one.path) / "PKG-INFO") or read(Path(one.path) / "METADATA")
-    )
-    found = re.search(r"^Version:\s*(\S+)", text or "", re.MULTILINE)
+    found = re.search(r"^Version:\s*(\S+)", _metadata(Path(one.path)) or "", re.MULTILINE)
     return found[1] if found else None
 
+# %% ../../nbs/environment/07_packages.ipynb #3c839eb9
+def _content(folder: str) -> bytes | None:
+    "RECORD of a distribution; None where it has none."
+    try:
+        with open(folder + "/RECORD", "rb") as f: return f.read()
+    except OSError: return None
+
+def _may_have_origin(content: bytes | None) -> bool:
+    "Whether `direct_url.json` can be there: a long list would name it."
+    return content is None or b"/direct_url.json" in content or len(content) < 4096
+
+# %% ../../nbs/environment/07_packages.ipynb #331ad53a
 def package(
     one: Installed,  # as the metadata folder names it
 ) -> Package:
     "What the metadata folder of a distribution says."
     content = _content(one.path)
-    direct = (
-        _direct(one.path) if content is None or b"/direct_url.json" in content or len(content) < 4096 else {}
-    )
+    direct = _direct(one.path) if _may_have_origin(content) else {}
     url, editable = direct.get("url"), bool((direct.get("dir_info") or {}).get("editable"))
-    archive = direct.get("archive_info") or {}
-    digest = (archive.get("hashes") or {}).get("sha256") or (archive.get("hash") or "").partition("sha256=")[
-        2
-    ]
     return Package(
         _version(one),
         _installer(one.path, content or b""),
@@ -128,26 +146,22 @@ def package(
         direct.get("subdirectory"),
         (direct.get("vcs_info") or {}).get("commit_id"),
         _local_path(url) if editable else None,
-        archive_sha256=digest or None,
+        archive_sha256=_archive_sha256(direct),
         record=record_hash(content) if content is not None else None,
     )
 
-def _local_path(url: str | None) -> str | None:
-    from urllib.parse import unquote, urlsplit
-    return unquote(urlsplit(url).path) if url and url.startswith("file:") else url
-
 # %% ../../nbs/environment/07_packages.ipynb #2582d67b
+def _git_bytes(folder: str | Path, *args: str, seconds: float) -> str | None:
+    "What git prints, each byte kept as it is."
+    return run_command("git", *args, cwd=folder, seconds=seconds, errors="surrogateescape")
+
+# %% ../../nbs/environment/07_packages.ipynb #86b01d54
 def changes_of(
     folder: str | Path,  # inside a repository
 ) -> str | None:  # hexadecimal; None where git does not answer
     "One hash over everything uncommitted: the difference to the commit, and files that git does not know."
-    changed = run_command(
-        "git", "diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", cwd=folder, seconds=10,
-        errors="surrogateescape",
-    )
-    unknown = run_command("git", "ls-files", "--others", "--exclude-standard", "-z", cwd=folder, seconds=5,
-        errors="surrogateescape",
-    )
+    changed = _git_bytes(folder, "diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", seconds=10)
+    unknown = _git_bytes(folder, "ls-files", "--others", "--exclude-standard", "-z", seconds=5)
     if changed is None or unknown is None: return None
     total = hashlib.sha256(changed.encode("utf-8", "surrogateescape"))
     for name in sorted(filter(None, unknown.split("\0")))[:1000]:
@@ -156,22 +170,19 @@ def changes_of(
             total.update(f"{name}\0{sha256_file(path)}\0".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
+# %% ../../nbs/environment/07_packages.ipynb #7ef62b3e
 def _with_git(one: Package) -> Package:
-    said = (
-        run_command("git", "status", "--porcelain=v2", "--branch", cwd=one.editable, seconds=5)
-        if one.editable
-        else None
-    )
-    commit = re.search(r"^# branch\.oid ([0-9a-f]{40,})$", said or "", re.MULTILINE)
-    if said is None or commit is None: return one
+    "An editable package with the commit of its folder and its changes."
+    if not one.editable: return one
+    said = run_command("git", "status", "--porcelain=v2", "--branch", cwd=one.editable, seconds=5) or ""
+    commit = re.search(r"^# branch\.oid ([0-9a-f]{40,})$", said, re.MULTILINE)
+    if commit is None: return one
     dirty = any(line[:1] != "#" for line in said.splitlines())
-    return replace(
-        one, commit=commit[1], dirty=dirty, changes=changes_of(one.editable or ".") if dirty else None
-    )
+    return replace(one, commit=commit[1], dirty=dirty, changes=changes_of(one.editable) if dirty else None)
 
-
+# %% ../../nbs/environment/07_packages.ipynb #02a031b1
 def _package(one: Installed) -> Package:
-    "A distribution whose metadata is damaged still has the name and version of its folder; it must not take the others along."
+    "Damaged metadata still has the name and version of its folder; it must not take the others along."
     try: return package(one)
     except Exception: return Package(one.version)
 
@@ -183,17 +194,6 @@ def packages(
     return found | {name: _with_git(one) for name, one in found.items() if one.editable}
 
 # %% ../../nbs/environment/07_packages.ipynb #82f60bea
-#: lock file → the manager that writes it
-_LOCKS = {
-    "uv.lock": "uv",
-    "poetry.lock": "poetry",
-    "pixi.lock": "pixi",
-    "pdm.lock": "pdm",
-    "Pipfile.lock": "pipenv",
-    "conda-lock.yml": "conda-lock",
-    "pylock.toml": "pylock",
-}
-
 def manager(
     prefix: str | Path | None = None,  # of the environment; default: `sys.prefix`
 ) -> str:  # pip, uv, conda, pixi, poetry, system
@@ -207,6 +207,24 @@ def manager(
     if (prefix / "pyvenv.cfg").exists(): return "pip"
     return "system"
 
+# %% ../../nbs/environment/07_packages.ipynb #0b843ffd
+#: lock file → the manager that writes it
+_LOCKS = {
+    "uv.lock": "uv",
+    "poetry.lock": "poetry",
+    "pixi.lock": "pixi",
+    "pdm.lock": "pdm",
+    "Pipfile.lock": "pipenv",
+    "conda-lock.yml": "conda-lock",
+    "pylock.toml": "pylock",
+}
+
+def _locks_in(folder: Path) -> list[dict[str, str]]:
+    "The lock files of one folder."
+    there = [(name, who) for name, who in _LOCKS.items() if (folder / name).is_file()]
+    return [{"file": name, "manager": who, "sha256": sha256_file(folder / name)} for name, who in there]
+
+# %% ../../nbs/environment/07_packages.ipynb #24e4c92f
 def locks(
     folder: str | Path = ".",  # where the work is
     up: int = 4,  # how many folders up to look
@@ -214,15 +232,11 @@ def locks(
     "The lock files that govern a folder: those of the nearest folder that has any."
     start = Path(folder).resolve()
     for place in (start, *start.parents[:up]):
-        found = [
-            {"file": name, "manager": who, "sha256": sha256_file(place / name)}
-            for name, who in _LOCKS.items()
-            if (place / name).is_file()
-        ]
-        if found: return found
-        if (place / ".git").exists(): return []
+        found = _locks_in(place)
+        if found or (place / ".git").exists(): return found
     return []
 
+# %% ../../nbs/environment/07_packages.ipynb #01416c32
 def conda_packages(
     prefix: str | Path | None = None,  # of the environment; default: `sys.prefix`
 ) -> dict[str, str]:  # name → "version build"
@@ -232,42 +246,49 @@ def conda_packages(
     return {p[0]: f"{p[1]} {p[2]}" for p in parts if len(p) == 3}
 
 # %% ../../nbs/environment/07_packages.ipynb #58cec396
-#: modules whose copy matters, by the name of their distribution
-_MATTER = {
-    "torch": "torch",
-    "numpy": "numpy",
-    "transformers": "transformers",
-    "jax": "jax",
-    "scipy": "scipy",
-    "accelerate": "accelerate",
-}
-
+#: modules whose copy matters; each is a distribution of the same name
+_MATTER = ("torch", "numpy", "transformers", "jax", "scipy", "accelerate")
 
 def _version_files(folder: Path) -> str:
+    "One hash over the files in which a module says its version."
     texts = [read(folder / name, 1 << 16) or "" for name in ("version.py", "_version.py", "__init__.py")]
     return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:16]
 
+def _imported_from(module: str, one: Installed | None, folders: list[Path]) -> Path | None:
+    "The folder that a module is imported from, where that is not the one of its distribution."
+    first = next((f for f in folders if (f / module / "__init__.py").is_file()), None)
+    if first is None or one is None: return first
+    if _direct(one.path).get("dir_info"): return None  # editable: its folder is elsewhere anyway
+    return first if first.resolve() != Path(one.path).parent.resolve() else None
+
+# %% ../../nbs/environment/07_packages.ipynb #d234470f
 def shadowed(
     path: list[str] | None = None,  # folders that Python looks in; default: `sys.path`
 ) -> dict[str, str]:  # module → hash of its version files
     "Modules that would be imported from another folder than the one their distribution lies in."
-    there, found = installed(path), {}
+    there = installed(path)
     folders = [Path(p or ".") for p in (sys.path if path is None else path)]
-    for module, distribution in _MATTER.items():
-        first = next((f for f in folders if (f / module / "__init__.py").is_file()), None)
-        one = there.get(distribution)
-        own = Path(one.path).parent if one else None
-        editable = one is not None and bool(_direct(one.path).get("dir_info"))
-        if first and own and not editable and first.resolve() != own.resolve():
-            found[module] = _version_files(first / module)
-        if first and not own: found[module] = _version_files(first / module)
-    return found
+    found = {module: _imported_from(module, there.get(module), folders) for module in _MATTER}
+    return {module: _version_files(folder / module) for module, folder in found.items() if folder}
 
+# %% ../../nbs/environment/07_packages.ipynb #b8f554b7
 #: files that environments and editable installs bring along
 _USUAL_PTH = re.compile(
-    r"distutils-precedence|_virtualenv|__editable__.*|easy-install|setuptools.*|a1_coverage|matplotlib.*|protobuf.*|zope.*"
+    r"distutils-precedence|_virtualenv|__editable__.*|easy-install|setuptools.*|a1_coverage|matplotlib.*"
+    r"|protobuf.*|zope.*"
 )
 
+def _has_import(file: Path) -> bool:
+    "Whether a `.pth` file runs code that is not of the usual kind."
+    imports = re.search(r"^import[ \t]", read(file) or "", re.MULTILINE)
+    return imports is not None and not _USUAL_PTH.fullmatch(file.stem)
+
+# %% ../../nbs/environment/07_packages.ipynb #9b96a460
+def _startup_files(folder: str) -> Iterator[Path]:
+    "The files of one folder that each start of Python runs."
+    custom = [Path(folder or ".", name) for name in ("sitecustomize.py", "usercustomize.py")]
+    yield from (file for file in custom if file.is_file())
+    if folder.endswith("-packages"): yield from filter(_has_import, sorted(Path(folder).glob("*.pth")))
 
 def startup_code(
     path: list[str] | None = None,  # folders that Python looks in; default: `sys.path`
@@ -275,61 +296,70 @@ def startup_code(
     "Code that each start of Python runs: `sitecustomize`, `usercustomize`, and `.pth` files with an import."
     found: dict[str, str] = {}
     for folder in dict.fromkeys(sys.path if path is None else path):
-        for name in ("sitecustomize.py", "usercustomize.py"):
-            file = Path(folder or ".", name)
-            if name not in found and file.is_file(): found[name] = sha256_file(file)[:16]
-        for file in sorted(Path(folder).glob("*.pth")) if folder.endswith("-packages") else []:
-            imports = re.search(r"^import[ \t]", read(file) or "", re.MULTILINE)
-            if imports and not _USUAL_PTH.fullmatch(file.stem): found[file.name] = sha256_file(file)[:16]
+        for file in _startup_files(folder):  # of two modules the first is imported; `.pth` files all run
+            if file.suffix == ".pth" or file.name not in found: found[file.name] = sha256_file(file)[:16]
     return found
 
 # %% ../../nbs/environment/07_packages.ipynb #240997ce
+def _quoted(text: str, key: str) -> str | None:
+    "The text of a key at the top of a JSON file, without reading the whole, which can be long."
+    found = re.search(rf'(?:^\s*|[{{,]\s?)"{key}":\s*"([^"]+)"', text, re.MULTILINE)
+    return found[1] if found else None
+
+def _archive(text: str) -> str | None:
+    "Address and hash of a package of conda, as an explicit file has them."
+    url, md5, sha256 = (_quoted(text, key) for key in ("url", "md5", "sha256"))
+    if not url or not (md5 or sha256): return None
+    return f"{url}#{md5 or f'sha256:{sha256}'}"
+
+# %% ../../nbs/environment/07_packages.ipynb #4957c4a9
 def conda_archives(
     prefix: str | Path | None = None,  # of the environment; default: `sys.prefix`
 ) -> dict[str, str]:  # name → "url#md5", a line of an explicit file
     "Where each conda package came from, with the hash of its archive."
-    folder = Path(sys.prefix if prefix is None else prefix) / "conda-meta"
-    found = {}
+    folder, found = Path(sys.prefix if prefix is None else prefix) / "conda-meta", {}
     for file in sorted(folder.glob("*.json")):
         text = read(file, 1 << 26) or ""
-        said = {
-            k: m[1]
-            for k in ("name", "url", "md5", "sha256")
-            if (m := re.search(rf'(?:^\s*|[{{,]\s?)"{k}":\s*"([^"]+)"', text, re.MULTILINE))
-        }
-        if "url" in said and ("md5" in said or "sha256" in said):
-            found[said.get("name", file.stem)] = (
-                f"{said['url']}#{said.get('md5') or 'sha256:' + said['sha256']}"
-            )
+        archive = _archive(text)
+        if archive: found[_quoted(text, "name") or file.stem] = archive
     return found
 
 # %% ../../nbs/environment/07_packages.ipynb #e7f1e44c
+def _flags() -> dict[str, int]:
+    "Flags of the interpreter that are set."
+    names = ("optimize", "hash_randomization", "dev_mode", "isolated", "no_site")
+    return {name: value for name in names if (value := getattr(sys.flags, name))}
+
+def _without_gil() -> bool | None:
+    "Whether threads run beside each other; None before Python 3.13."
+    enabled = getattr(sys, "_is_gil_enabled", None)
+    return None if enabled is None else not enabled()
+
+# %% ../../nbs/environment/07_packages.ipynb #303f3a03
+def _interpreter() -> dict[str, Any]:
+    "Which Python this is, and how it was started."
+    return {
+        "version": ".".join(map(str, sys.version_info[:3])),
+        "implementation": sys.implementation.name,
+        "build": sys.version.replace("\n", " "),
+        "free_threaded": _without_gil(),
+        "executable": sys.executable,
+        "prefix": sys.prefix,
+        "argv": list(getattr(sys, "orig_argv", sys.argv)),
+        "flags": _flags() or None,
+    }
+
+# %% ../../nbs/environment/07_packages.ipynb #edf0ead4
 def python(
     folder: str | Path = ".",  # where the work is
 ) -> dict[str, Any]:
     "The interpreter, how it was started, and what manages its environment."
-    flags = {
-        n: getattr(sys.flags, n)
-        for n in ("optimize", "hash_randomization", "dev_mode", "isolated", "no_site")
-        if getattr(sys.flags, n)
+    managed = {
+        "manager": manager(),
+        "locks": locks(folder) or None,
+        "conda": conda_packages() or None,
+        "conda_archives": conda_archives() or None,
+        "loads": shadowed() or None,
+        "startup": startup_code() or None,
     }
-    return without_nones(
-        {
-            "version": ".".join(map(str, sys.version_info[:3])),
-            "implementation": sys.implementation.name,
-            "build": sys.version.replace("\n", " "),
-            "free_threaded": not getattr(sys, "_is_gil_enabled")()
-            if hasattr(sys, "_is_gil_enabled")
-            else None,
-            "executable": sys.executable,
-            "prefix": sys.prefix,
-            "argv": list(getattr(sys, "orig_argv", sys.argv)),
-            "flags": flags or None,
-            "manager": manager(),
-            "locks": locks(folder) or None,
-            "conda": conda_packages() or None,
-            "conda_archives": conda_archives() or None,
-            "loads": shadowed() or None,
-            "startup": startup_code() or None,
-        }
-    )
+    return without_nones(_interpreter() | managed)

@@ -12,14 +12,14 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from .asking import sha256_file
 from .environment import Environment
-from .packages import record_hash
+from .packages import Package, record_hash
 from .stamping import normal_name
 
 # %% auto #0
@@ -27,22 +27,47 @@ __all__ = ['wheel_record', 'make_wheel', 'Wheel', 'Proof', 'prove', 'in_folder']
 
 # %% ../../nbs/environment/15_proof.ipynb #fa87aba4
 _DATA = re.compile(rb"^\"?[^/\"]+\.data/(?:(?:purelib|platlib)/)?")
+_ELSEWHERE = re.compile(rb"^\"?[^/\"]+\.data/(?!purelib/|platlib/)")
+_SIGNATURES = (b"/RECORD.jws,", b"/RECORD.p7s,")
+
+def _stays(line: bytes) -> bool:
+    "Whether a file of a wheel's list is installed in the folder of packages."
+    return not _ELSEWHERE.match(line) and not any(name in line for name in _SIGNATURES)
 
 def _as_installed(content: bytes) -> bytes:
-    kept = (line for line in content.split(b"\n") if not re.match(rb"^\"?[^/\"]+\.data/(?!purelib/|platlib/)",
-        line) and b"/RECORD.jws," not in line and b"/RECORD.p7s," not in line)
-    return b"\n".join(_DATA.sub(lambda m: b'"' if m[0][:1] == b'"' else b"", line) for line in kept)
+    "The list of a wheel with the paths that its files have after installation."
+    def moved(line: bytes) -> bytes: return _DATA.sub(lambda m: b'"' if m[0][:1] == b'"' else b"", line)
+    return b"\n".join(moved(line) for line in content.split(b"\n") if _stays(line))
 
+# %% ../../nbs/environment/15_proof.ipynb #a9f494ff
 def wheel_record(
     wheel: str | Path | BinaryIO,  # a wheel file, or anything that reads and seeks like one
 ) -> str | None:  # as `Package.record`; None where it is no wheel
     "The hash over what a wheel brings, from the list inside it."
     try:
-        with zipfile.ZipFile(wheel) as z:
-            name = next((n for n in z.namelist() if re.fullmatch(r"[^/]+\.dist-info/RECORD", n)), None)
-            return record_hash(_as_installed(z.read(name))) if name else None
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+            name = next((n for n in names if re.fullmatch(r"[^/]+\.dist-info/RECORD", n)), None)
+            return record_hash(_as_installed(archive.read(name))) if name else None
     except (OSError, zipfile.BadZipFile, EOFError, ValueError): return None
 
+# %% ../../nbs/environment/15_proof.ipynb #3b2b318f
+def _record_line(path: str, text: str) -> str:
+    "The line of a file in the list of a wheel."
+    digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+    quoted = f'"{path}"' if "," in path else path
+    return f"{quoted},sha256={digest},{len(text.encode())}\n"
+
+_WHEEL = "Wheel-Version: 1.0\nGenerator: fsdl-devinfra\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+def _write_archive(path: Path, files: dict[str, str]) -> Path:
+    "Write an archive whose bytes depend on its contents only."
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), text)
+    return path
+
+# %% ../../nbs/environment/15_proof.ipynb #eccb059d
 def make_wheel(
     folder: str | Path,  # where to write it
     name: str,  # distribution, e.g. "demo-thing"
@@ -52,22 +77,12 @@ def make_wheel(
 ) -> Path:  # the wheel
     "A small pure Python wheel, as the specification wants it: for tests and demonstrations."
     stem = f"{normal_name(name).replace('-', '_')}-{version}"
-    needs = "".join(f"Requires-Dist: {r}\n" for r in requires)
-    info = {
-        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
-        f"{stem}.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: fsdl-devinfra\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-
-    def line(path: str, text: str) -> str:
-        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-        quoted = f'"{path}"' if "," in path else path
-        return f"{quoted},sha256={digest},{len(text.encode())}\n"
-    record = "".join(line(p, t) for p, t in (files | info).items()) + f"{stem}.dist-info/RECORD,,\n"
-    path = Path(folder) / f"{stem}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as z:
-        for p, t in (files | info | {f"{stem}.dist-info/RECORD": record}).items():
-            z.writestr(zipfile.ZipInfo(p, (2020, 1, 1, 0, 0, 0)), t)
-    return path
+    info = f"{stem}.dist-info"
+    needs = "".join(f"Requires-Dist: {one}\n" for one in requires)
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
+    files = files | {f"{info}/METADATA": metadata, f"{info}/WHEEL": _WHEEL}
+    record = "".join(_record_line(path, text) for path, text in files.items()) + f"{info}/RECORD,,\n"
+    return _write_archive(Path(folder) / f"{stem}-py3-none-any.whl", files | {f"{info}/RECORD": record})
 
 # %% ../../nbs/environment/15_proof.ipynb #167b0837
 class _Remote(io.RawIOBase):
@@ -77,13 +92,18 @@ class _Remote(io.RawIOBase):
         self.tail, self.size = self._get("bytes=-65536")
 
     def _get(self, part: str) -> tuple[bytes, int]:
+        "A part of the file, and the size of the whole."
         from urllib.request import Request, urlopen
-
-        with urlopen(
-            Request(self.url, headers={"Range": part, "Accept-Encoding": "identity"}), timeout=self.seconds
-        ) as answer:
+        request = Request(self.url, headers={"Range": part, "Accept-Encoding": "identity"})
+        with urlopen(request, timeout=self.seconds) as answer:
             if answer.status != 206: raise OSError("the server does not give parts of files")
             return answer.read(), int(answer.headers["Content-Range"].rpartition("/")[2])
+
+    def _between(self, start: int, end: int) -> bytes:
+        "The bytes from `start` to before `end`, from the end of the file that is here, or from the server."
+        tail = self.size - len(self.tail)
+        if start >= tail: return self.tail[start - tail : end - tail]
+        return self._get(f"bytes={start}-{end - 1}")[0]
 
     def readable(self) -> bool: return True
     def seekable(self) -> bool: return True
@@ -94,12 +114,7 @@ class _Remote(io.RawIOBase):
     def read(self, count: int = -1) -> bytes:
         end = self.size if count is None or count < 0 else min(self.size, self.at + count)
         if end <= self.at: return b""
-        start = self.size - len(self.tail)
-        got = (
-            self.tail[self.at - start : end - start]
-            if self.at >= start
-            else self._get(f"bytes={self.at}-{end - 1}")[0]
-        )
+        got = self._between(self.at, end)
         self.at += len(got)
         return got
     def readinto(self, buffer: Any) -> int:
@@ -107,7 +122,9 @@ class _Remote(io.RawIOBase):
         buffer[: len(got)] = got
         return len(got)
 
+# %% ../../nbs/environment/15_proof.ipynb #b81cf904
 def _record_at(url: str) -> str | None:
+    "The hash over what a wheel at an address brings; None where it cannot be read."
     if url.startswith("file:"): return wheel_record(unquote(urlsplit(url).path))
     if not url.startswith(("https://", "http://")): return None
     try: return wheel_record(io.BufferedReader(_Remote(url), 1 << 16))
@@ -129,6 +146,7 @@ class Wheel:
     @property
     def version(self) -> str: return unquote(self.file.split("-")[1])
 
+# %% ../../nbs/environment/15_proof.ipynb #48fd492c
 @dataclass(frozen=True)
 class Proof:
     "A package of a capture and what can be pinned for it."
@@ -139,80 +157,96 @@ class Proof:
     why: str = ""  # why nothing is proved
 
 # %% ../../nbs/environment/15_proof.ipynb #f48ecb2f
+def _unpushed(env: Environment) -> bool:
+    "Whether the commit is on this machine only, as far as git knows."
+    return bool(re.match(r"\+[1-9]", str(env.source.get("ahead_behind") or "")))
+
+# %% ../../nbs/environment/15_proof.ipynb #e072e523
+def _own_commit(env: Environment, package: Package) -> tuple[str, str, str | None] | None:
+    "Repository and commit of a package that is the captured folder itself, where everybody can fetch it."
+    remotes = env.source.get("remotes") or {}
+    remote = remotes.get("origin") or next(iter(remotes.values()), None)
+    here = package.editable and env.source.get("root") == package.editable
+    if not here or not package.commit or not remote or "<removed:" in remote: return None
+    return None if package.dirty or _unpushed(env) else (remote, package.commit, None)
+
 def _git_of(env: Environment, name: str) -> tuple[str, str, str | None] | None:
     "Repository, commit and subdirectory, where everybody can fetch exactly what was installed."
     one = env.packages[name]
     if one.url and one.commit and "<removed:" not in one.url:
         return one.url.removeprefix("git+"), one.commit, one.subdirectory
-    remotes = env.source.get("remotes") or {}
-    remote = remotes.get("origin") or next(iter(remotes.values()), None)
-    here = one.editable and env.source.get("root") == one.editable
-    if not (here and one.commit and remote) or "<removed:" in remote: return None
-    return None if one.dirty or _unpushed(env) else (remote, one.commit, None)
+    return _own_commit(env, one)
 
-def _unpushed(env: Environment) -> bool:
-    "Whether the commit is on this machine only, as far as git knows."
-    return bool(re.match(r"\+[1-9]", str(env.source.get("ahead_behind") or "")))
-
+# %% ../../nbs/environment/15_proof.ipynb #d20d512e
 _BY_HAND = "check its commit out, apply uncommitted.patch, and install that folder"
 
-def _why_not(env: Environment, name: str) -> str:
-    one = env.packages[name]
-    if one.editable and one.dirty:
-        return f"installed from a folder (editable) with uncommitted changes: {_BY_HAND}"
-    if one.editable and env.source.get("root") == one.editable and _unpushed(env):
+def _why_no_folder(env: Environment, folder: str, dirty: bool | None) -> str:
+    "Why a package that is installed from a folder has no proof."
+    if dirty: return f"installed from a folder (editable) with uncommitted changes: {_BY_HAND}"
+    if env.source.get("root") == folder and _unpushed(env):
         return "its commit was not pushed when it was captured"
-    if one.editable: return "installed from a folder (editable), whose repository is not known"
+    return "installed from a folder (editable), whose repository is not known"
+
+# %% ../../nbs/environment/15_proof.ipynb #5d397ec9
+def _why_not(env: Environment, name: str) -> str:
+    "Why no index is asked for a package; empty where one is."
+    one = env.packages[name]
+    if one.editable: return _why_no_folder(env, one.editable, one.dirty)
     if one.url and "<removed:" in one.url: return "installed from an address that holds a secret"
     if one.url: return "installed from a file or an address, not from an index"
-    if one.record is None:
-        return "its list of files (RECORD) is missing: installed by another manager than pip or uv"
-    return ""
+    if one.record is not None: return ""
+    return "its list of files (RECORD) is missing: installed by another manager than pip or uv"
 
+# %% ../../nbs/environment/15_proof.ipynb #fd290569
+def _by_capture(env: Environment, name: str) -> Proof:
+    "What a capture alone says: the commit, or why no index is asked."
+    git = _git_of(env, name)
+    return Proof(name, env.packages[name].version, git=git, why="" if git else _why_not(env, name))
+
+# %% ../../nbs/environment/15_proof.ipynb #f4e72b54
+_OTHER_FILES = ("the wheel of this version holds other files than were installed: "
+                "built here, or for another platform")
+
+def _by_wheels(
+    known: Proof,  # without a commit
+    installed: str | None,  # the hash over what was installed
+    candidates: list[Wheel],  # of this name and version
+    record: Callable[[Wheel], str | None],
+) -> Proof:
+    "The wheel that brings exactly what was installed, or why none does."
+    if not candidates: return replace(known, why=known.why or "no wheel of this version was found")
+    match = next((wheel for wheel in candidates if record(wheel) == installed), None)
+    return replace(known, wheel=match, why="" if match else _OTHER_FILES)
+
+# %% ../../nbs/environment/15_proof.ipynb #6ed768b7
+def _by_name(wheels: list[Wheel]) -> dict[tuple[str, str], list[Wheel]]:
+    "Name and version → the wheels of it."
+    found: dict[tuple[str, str], list[Wheel]] = {}
+    for wheel in wheels: found.setdefault((wheel.name, wheel.version), []).append(wheel)
+    return found
+
+# %% ../../nbs/environment/15_proof.ipynb #fd7135a7
 def prove(
     env: Environment,  # a capture
-    wheels: Callable[[list[tuple[str, str]]], tuple[list[Wheel], dict[str, str]]],  # finds wheels for names and versions; says why it found none
+    wheels: Callable[[list[tuple[str, str]]], tuple[list[Wheel], dict[str, str]]],  # finds some, or says why not
     record: Callable[[Wheel], str | None],  # reads the list inside one
 ) -> list[Proof]:  # one for each package, sorted by name
     "What can be pinned for each package of a capture."
-    vcs = {n: git for n in env.packages if (git := _git_of(env, n))}
-    reasons = {n: why for n in env.packages if n not in vcs and (why := _why_not(env, n))}
-    asked = [
-        (n, p.version) for n, p in env.packages.items() if n not in vcs and n not in reasons and p.version
-    ]
-    found, failed = wheels(asked)
-    by_name: dict[tuple[str, str], list[Wheel]] = {}
-    for w in found: by_name.setdefault((w.name, w.version), []).append(w)
-    def one(name: str) -> Proof:
-        candidates = by_name.get((name, env.packages[name].version or ""), [])
-        return _proof(env, name, vcs.get(name), reasons.get(name) or failed.get(name, ""), candidates, record)
-    with ThreadPoolExecutor(8) as pool: return list(pool.map(one, sorted(env.packages)))  # most of it is waiting for an index
+    known = [_by_capture(env, name) for name in sorted(env.packages)]
+    found, failed = wheels([(p.name, p.version) for p in known if not p.git and not p.why and p.version])
+    candidates = _by_name(found)
 
-def _proof(
-    env: Environment,
-    name: str,
-    git: tuple | None,
-    why: str,
-    candidates: list[Wheel],
-    record: Callable[[Wheel], str | None],
-) -> Proof:
-    one = env.packages[name]
-    if git: return Proof(name, one.version, git=git)
-    if not candidates: return Proof(name, one.version, why=why or "no wheel of this version was found")
-    match = next((w for w in candidates if record(w) == one.record), None)
-    if match: return Proof(name, one.version, wheel=match)
-    return Proof(
-        name,
-        one.version,
-        why="the wheel of this version holds other files than were installed: built here, or for another platform",
-    )
+    def one(before: Proof) -> Proof:
+        if before.git: return before
+        before = replace(before, why=before.why or failed.get(before.name, ""))
+        of_version = candidates.get((before.name, before.version or ""), [])
+        return _by_wheels(before, env.packages[before.name].record, of_version, record)
+    with ThreadPoolExecutor(8) as pool: return list(pool.map(one, known))  # most of it waits for an index
 
 # %% ../../nbs/environment/15_proof.ipynb #4bfd29d6
 def in_folder(
     folder: str | Path,  # a wheelhouse
 ) -> list[Wheel]:
     "The wheels of a folder, hashed."
-    return [
-        Wheel(p.name, sha256_file(p), None, str(p), p.stat().st_size)
-        for p in sorted(Path(folder).glob("*.whl"))
-    ]
+    files = sorted(Path(folder).glob("*.whl"))
+    return [Wheel(p.name, sha256_file(p), None, str(p), p.stat().st_size) for p in files]

@@ -10,36 +10,30 @@ from typing import Any
 
 from .stamping import stamp
 
+# %% auto #0
+__all__ = ['pytest_addoption', 'pytest_report_header', 'pytest_sessionfinish', 'difference_from_green', 'pytest_terminal_summary']
+
+# %% ../../nbs/environment/19_pytest_plugin.ipynb #607ed148
+_WRITE = "write a capture of the environment when the tests have ended"
+_COMPARE = "keep a capture of every green run, and after a red one say what differs from the last green one"
+
 def pytest_addoption(parser: Any) -> None:
     "`--environment FILE` and `--environment-diff`."
     group = parser.getgroup("fsdl-devinfra")
-    group.addoption(
-        "--environment",
-        metavar="FILE",
-        default=None,
-        help="write a capture of the environment when the tests have ended",
-    )
-    group.addoption(
-        "--environment-diff",
-        action="store_true",
-        default=False,
-        help="keep a capture of every green run, and after a red one say what differs from the last green one",
-    )
-
+    group.addoption("--environment", metavar="FILE", default=None, help=_WRITE)
+    group.addoption("--environment-diff", action="store_true", default=False, help=_COMPARE)
 
 def pytest_report_header(config: Any) -> str:
     "One line with the versions that explain a result."
     return "environment: " + ", ".join(f"{k} {v}" for k, v in stamp().items())
 
+# %% ../../nbs/environment/19_pytest_plugin.ipynb #39244653
 def pytest_sessionfinish(session: Any) -> None:
     "Write the capture that was asked for; not in the workers of pytest-xdist."
     file = session.config.getoption("--environment")
     if file and not hasattr(session.config, "workerinput"):
         from fsdl_devinfra.env.environment import capture
         capture().save(file)
-
-# %% auto #0
-__all__ = ['pytest_addoption', 'pytest_report_header', 'pytest_sessionfinish', 'difference_from_green', 'pytest_terminal_summary']
 
 # %% ../../nbs/environment/19_pytest_plugin.ipynb #0056c8d5
 def _last_green(config: Any) -> Path | None:
@@ -61,6 +55,9 @@ def difference_from_green(
     head = f"since the last green run ({before.captured_at}): {found.answer}"
     return [head, *(f"  {d.effect}: {d.field}: {d.left} → {d.right}" for d in bearing[:10])]
 
+# %% ../../nbs/environment/19_pytest_plugin.ipynb #68b12ff9
+_NO_GREEN = "no green run with --environment-diff was seen before"
+
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: Any) -> None:
     "Keep a green run's capture; compare a red one with it."
     if not config.getoption("--environment-diff") or hasattr(config, "workerinput"): return
@@ -71,9 +68,5 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: Any)
         capture().save(green)
         return
     terminalreporter.section("environment")
-    lines = (
-        difference_from_green(green)
-        if green.is_file()
-        else ["no green run with --environment-diff was seen before"]
-    )
+    lines = difference_from_green(green) if green.is_file() else [_NO_GREEN]
     for line in lines: terminalreporter.line(line)

@@ -38,12 +38,17 @@ class Question:
     platform: str = ""  # as uv names it, e.g. "aarch64-unknown-linux-gnu"; empty: this machine
 
     def without(self, names: Iterable[str]) -> Question:
+        "The same question about the other packages."
         gone = set(names)
         return Question(tuple((n, v) for n, v in self.packages if n not in gone), self.python, self.platform)
 
     def lines(self) -> list[str]:
+        "The packages as a list of requirements has them."
         return [f"{name}=={version}" for name, version in self.packages]
 
+Answer = tuple[list[Wheel], dict[str, str]]  # wheels, and why there is none for others
+
+# %% ../../nbs/environment/15_resolution.ipynb #6712cf60
 def python_of(
     env: Environment,  # a capture
 ) -> str:  # e.g. "3.12"; empty where it is the running one
@@ -51,6 +56,7 @@ def python_of(
     minor = ".".join(str(env.python.get("version") or "").split(".")[:2])
     return "" if minor == ".".join(map(str, sys.version_info[:2])) else minor
 
+# %% ../../nbs/environment/15_resolution.ipynb #2c8ddabc
 def platform_of(
     env: Environment,  # a capture
 ) -> str:  # empty where it is this machine's
@@ -62,9 +68,25 @@ def platform_of(
     if "glibc" in libc: return f"{kind}-unknown-linux-gnu"
     return {"arm64": "aarch64-apple-darwin", "AMD64": "x86_64-pc-windows-msvc"}.get(kind, "")
 
-Answer = tuple[list[Wheel], dict[str, str]]  # wheels, and why there is none for others
-
 # %% ../../nbs/environment/15_resolution.ipynb #4c394864
+#: local versions that PyTorch's own index holds (pytorch.org, Get Started)
+_TORCH_BUILD = re.compile(r"\+(cpu|cu\d{2,3}|rocm[\d.]+|xpu)$")
+_TORCH_PACKAGES = frozenset(
+    "torch torchvision torchaudio torchao torchtune fbgemm-gpu torchdata torchtext".split()
+)
+
+def local_index(
+    name: str,  # of a package
+    version: str,  # with a local part, e.g. "2.13.0+cu126"
+) -> str:  # a sentence
+    "Where a version with `+` comes from: no public index of Python packages takes those."
+    build = _TORCH_BUILD.search(version)
+    if not build or normal_name(name) not in _TORCH_PACKAGES:
+        return "a version with + is on no public index: give the index it came from with --extra-index-url"
+    place = f"the path whl/{build[1]} of download.pytorch.org"
+    return f"PyTorch's index for {build[1]} has it ({place}): give it with --extra-index-url"
+
+# %% ../../nbs/environment/15_resolution.ipynb #55a1ae5e
 def _why_none(message: str, name: str, version: str, python: str) -> str:
     "The reason in a sentence."
     target = f"Python {python or '.'.join(map(str, sys.version_info[:2]))}"
@@ -77,45 +99,35 @@ def _why_none(message: str, name: str, version: str, python: str) -> str:
         return f"no wheel of this version on the index that is configured: {local_index(name, version)}"
     return f"no wheel of this version for {target} on the index that is configured"
 
-#: local versions that PyTorch's own index holds (pytorch.org, Get Started)
-_TORCH_BUILD = re.compile(r"\+(cpu|cu\d{2,3}|rocm[\d.]+|xpu)$")
-_TORCH_PACKAGES = frozenset(
-    "torch torchvision torchaudio torchao torchtune fbgemm-gpu torchdata torchtext".split()
+# %% ../../nbs/environment/15_resolution.ipynb #6188ff6e
+_PIP_STOPS = re.compile(r"No matching distribution found for ([\w.-]+)==")
+_UV_REASON = re.compile(r"[Bb]ecause|cause:|not found|hint:")
+_UV_NAMES = re.compile(
+    r"[A-Za-z0-9][\w.-]*(?===)|(?<=[Bb]ecause )[\w.-]+|(?<=no version of )[\w.-]+"
 )
-
-
-def local_index(
-    name: str,  # of a package
-    version: str,  # with a local part, e.g. "2.13.0+cu126"
-) -> str:  # a sentence
-    "Where a version with `+` comes from: no public index of Python packages takes those."
-    build = _TORCH_BUILD.search(version)
-    if build and normal_name(name) in _TORCH_PACKAGES:
-        return f"PyTorch's index for {build[1]} has it (the path whl/{build[1]} of download.pytorch.org): give it with --extra-index-url"
-    return "a version with + is on no public index: give the index it came from with --extra-index-url"
 
 def named_in(
     message: str,  # what uv or pip says
     packages: Sequence[tuple[str, str]],  # that were asked for
 ) -> list[tuple[str, str]]:  # those that stop it
     "The packages that a refusal is about."
-    if m := re.findall(r"No matching distribution found for ([\w.-]+)==", message):
-        return [(n, v) for n, v in packages if normal_name(n) in {normal_name(x) for x in m}]
-    because = "\n".join(
-        line for line in message.splitlines() if re.search(r"[Bb]ecause|cause:|not found|hint:", line)
-    )
-    words = {
-        normal_name(w)
-        for w in re.findall(
-            r"[A-Za-z0-9][\w.-]*(?===)|(?<=[Bb]ecause )[\w.-]+|(?<=no version of )[\w.-]+", because
-        )
-    }
-    return [(n, v) for n, v in packages if normal_name(n) in words]
+    words = _PIP_STOPS.findall(message)
+    if not words:
+        because = "\n".join(line for line in message.splitlines() if _UV_REASON.search(line))
+        words = _UV_NAMES.findall(because)
+    named = {normal_name(word) for word in words}
+    return [(name, version) for name, version in packages if normal_name(name) in named]
 
 # %% ../../nbs/environment/15_resolution.ipynb #f0d1c374
 class Refused(Exception):
     "The tool stopped; its message says at which package."
 
+def _not_asked(question: Question, said: str) -> dict[str, str]:
+    "The same reason for all packages, where a refusal names none: the end of what the tool said."
+    why = " ".join(said.split())[-160:] or "it said nothing"
+    return {name: f"the index could not be asked: {why}" for name, _ in question.packages}
+
+# %% ../../nbs/environment/15_resolution.ipynb #fa0b6807
 def ask_all(
     question: Question,  # what is wanted
     attempt: Callable[[Question], list[Wheel]],  # one call of uv or pip; raises `Refused`
@@ -124,13 +136,11 @@ def ask_all(
     failed: dict[str, str] = {}
     while question.packages:
         try: return attempt(question), failed
-        except Refused as e:
-            stopped = named_in(str(e), question.packages)
-            if not stopped:
-                why = " ".join(str(e).split())[-160:] or "it said nothing"
-                return [], failed | {n: f"the index could not be asked: {why}" for n, _ in question.packages}
-            failed |= {n: _why_none(str(e), normal_name(n), v, question.python) for n, v in stopped}
-            question = question.without(n for n, _ in stopped)
+        except Refused as e: said = str(e)
+        stopped = named_in(said, question.packages)
+        if not stopped: return [], failed | _not_asked(question, said)
+        failed |= {n: _why_none(said, normal_name(n), v, question.python) for n, v in stopped}
+        question = question.without(n for n, _ in stopped)
     return [], failed
 
 # %% ../../nbs/environment/15_resolution.ipynb #3c6f0e5e
@@ -140,58 +150,74 @@ def find_uv() -> str | None:  # path of the program
     return str(beside) if beside.exists() else shutil.which("uv")
 
 def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess:
+    "Run uv or pip and keep what it prints; raises `CheckError` where it does not end in time."
     program = Path(command[0]).stem if "-m" not in command else "pip"
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        raise CheckError(
-            f"{program} did not answer within {seconds:.0f} s",
-            "Check the index that is configured, or fill the wheelhouse by hand",
-        ) from None
+    try: return subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired: pass
+    raise CheckError(f"{program} did not answer within {seconds:.0f} s",
+                     "Check the index that is configured, or fill the wheelhouse by hand")
 
+# %% ../../nbs/environment/15_resolution.ipynb #5bcb4487
 def _pip(*args: str, seconds: float) -> subprocess.CompletedProcess:
+    "Run the pip of this Python, which must not ask anything."
     return _run([sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *args], seconds)
 
 def _need_pip() -> None:
+    "Raise `BadInput` where this Python has no pip."
     if not _pip("--version", seconds=60).returncode: return
     raise BadInput("this environment has neither uv nor pip, which find the wheels",
                    "Install one of them (pip install uv), or give a filled --wheelhouse")
 
+# %% ../../nbs/environment/15_resolution.ipynb #89e28d1a
 #: pip's option → uv's
 _INDEX_OPTIONS = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
+_CONFIGURED = re.compile(
+    r"^(?:global|user|site|:env:|install)\.(index-url|extra-index-url|find-links)=(.*)$", re.MULTILINE
+)
+
+def _configured(said: str) -> list[tuple[str, str]]:
+    "Option and address in what `pip config list` prints, each pair once."
+    rows = [(option, text.strip("'\"").replace("\\n", " ")) for option, text in _CONFIGURED.findall(said)]
+    return list(dict.fromkeys((option, url) for option, text in rows for url in text.split()))
 
 def pip_indexes() -> tuple[str, ...]:  # as options of uv
     "The indexes and folders that pip is configured for."
-    said = _pip("config", "list", seconds=60).stdout
-    rows = re.findall(
-        r"^(global|user|site|:env:|install)\.(index-url|extra-index-url|find-links)=(.*)$", said, re.MULTILINE
-    )
-    found = [
-        (option, url) for _, option, text in rows for url in text.strip("'\"").replace("\\n", " ").split()
-    ]
-    return tuple(x for option, url in dict.fromkeys(found) for x in (_INDEX_OPTIONS[option], url))
+    found = _configured(_pip("config", "list", seconds=60).stdout)
+    return tuple(word for option, url in found for word in (_INDEX_OPTIONS[option], url))
+
+# %% ../../nbs/environment/15_resolution.ipynb #59918952
+_OWN_INDEXES = ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS", "UV_CONFIG_FILE")
 
 def _uv_options(question: Question) -> list[str]:
-    own = any(
-        name in os.environ
-        for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS", "UV_CONFIG_FILE")
-    )
-    return [*(() if own else pip_indexes()), "--index-strategy", "unsafe-best-match",
-            *(["--python-version", question.python] if question.python else []),
-            *(["--python-platform", question.platform] if question.platform else [])]
+    "Options of uv for indexes, Python and machine."
+    own = any(name in os.environ for name in _OWN_INDEXES)
+    options = [*(() if own else pip_indexes()), "--index-strategy", "unsafe-best-match"]
+    if question.python: options += ["--python-version", question.python]
+    if question.platform: options += ["--python-platform", question.platform]
+    return options
+
+# %% ../../nbs/environment/15_resolution.ipynb #0315c6f0
+def _file_of(url: str) -> str:
+    "The file name at the end of an address."
+    return unquote(urlsplit(url).path).rpartition("/")[2]
+
+# %% ../../nbs/environment/15_resolution.ipynb #0a0e55d7
+def _locked_wheel(wheel: dict[str, Any], index: str | None) -> Wheel | None:
+    "One wheel of a lock; None where the lock has no SHA-256 of it."
+    url = wheel.get("url") or Path(wheel.get("path", "")).resolve().as_uri()
+    digest = wheel.get("hashes", {}).get("sha256")
+    if not digest: return None
+    return Wheel(wheel.get("name") or _file_of(url), digest, url, None, wheel.get("size"), index)
 
 def _locked_wheels(text: str) -> list[Wheel]:
     "The wheels of a `pylock.toml`."
-    found = []
-    for package in tomllib.loads(text).get("packages", []):
-        for wheel in package.get("wheels", []):
-            url = wheel.get("url") or Path(wheel.get("path", "")).resolve().as_uri()
-            file = wheel.get("name") or unquote(urlsplit(url).path).rpartition("/")[2]
-            digest = wheel.get("hashes", {}).get("sha256")
-            if digest: found.append(Wheel(file, digest, url, None, wheel.get("size"), package.get("index")))
-    return found
+    packages = tomllib.loads(text).get("packages", [])
+    found = [_locked_wheel(wheel, p.get("index")) for p in packages for wheel in p.get("wheels", [])]
+    return [wheel for wheel in found if wheel]
+
+# %% ../../nbs/environment/15_resolution.ipynb #d845f0ce
+_LOCK_ONLY = ("pip", "compile", "--no-deps", "--no-header", "--no-sources", "--no-build",
+              "--format", "pylock.toml")
 
 def from_uv(
     uv: str,  # path of the program
@@ -202,57 +228,42 @@ def from_uv(
         with tempfile.TemporaryDirectory() as folder:
             asked = Path(folder, "asked.in")
             asked.write_text("\n".join(question.lines()) + "\n")
-            done = _run(
-                [
-                    uv,
-                    "pip",
-                    "compile",
-                    "--no-deps",
-                    "--no-header",
-                    "--no-sources",
-                    "--no-build",
-                    "--format",
-                    "pylock.toml",
-                    *_uv_options(question),
-                    str(asked),
-                ],
-                seconds,
-            )
+            done = _run([uv, *_LOCK_ONLY, *_uv_options(question), str(asked)], seconds)
         if done.returncode: raise Refused(done.stderr)
         return _locked_wheels(done.stdout)
     return attempt
 
 # %% ../../nbs/environment/15_resolution.ipynb #ca8b155e
+def _ask_pip(command: str, *options: str, question: Question, seconds: float) -> str:
+    "What pip prints when it is asked for the wheels of a question; raises `Refused`."
+    python = ["--python-version", question.python] if question.python else []
+    wheels_only = ("--quiet", "--no-deps", "--only-binary", ":all:")
+    done = _pip(command, *wheels_only, *options, *python, *question.lines(), seconds=seconds)
+    if done.returncode: raise Refused(done.stderr)
+    return done.stdout
+
+# %% ../../nbs/environment/15_resolution.ipynb #c327d583
 def _reported(said: dict[str, Any]) -> Wheel | None:
+    "A wheel as pip's report describes it; None for another archive or one without a hash."
     url, digest = said["url"], (said.get("archive_info") or {}).get("hashes", {}).get("sha256")
-    file = unquote(urlsplit(url).path).rpartition("/")[2]
+    file = _file_of(url)
     return Wheel(file, digest, url) if digest and file.endswith(".whl") else None
 
+# %% ../../nbs/environment/15_resolution.ipynb #d4583571
 def from_pip(
     seconds: float = 900,  # for each call
 ) -> Callable[[Question], list[Wheel]]:
     "Asks pip for all wheels at once."
+    report = ("--dry-run", "--ignore-installed", "--report", "-")
     def attempt(question: Question) -> list[Wheel]:
         with tempfile.TemporaryDirectory() as nowhere:  # pip wants a target for another Python
-            other = ["--python-version", question.python, "--target", nowhere] if question.python else []
-            done = _pip(
-                "install",
-                "--quiet",
-                "--dry-run",
-                "--ignore-installed",
-                "--no-deps",
-                "--only-binary",
-                ":all:",
-                "--report",
-                "-",
-                *other,
-                *question.lines(),
-                seconds=seconds,
-            )
-        if done.returncode: raise Refused(done.stderr)
-        return [w for entry in json.loads(done.stdout)["install"] if (w := _reported(entry["download_info"]))]
+            target = ("--target", nowhere) if question.python else ()
+            said = _ask_pip("install", *report, *target, question=question, seconds=seconds)
+        found = [_reported(entry["download_info"]) for entry in json.loads(said)["install"]]
+        return [wheel for wheel in found if wheel]
     return attempt
 
+# %% ../../nbs/environment/15_resolution.ipynb #13971fc0
 def from_index(
     env: Environment,  # a capture
     uv: str | None = None,  # path of uv; default: looked for; "" asks pip
@@ -266,55 +277,50 @@ def from_index(
     return wheels
 
 # %% ../../nbs/environment/15_resolution.ipynb #a5c1a6ef
+def _download(folder: str | Path, seconds: float) -> Callable[[Question], list[Wheel]]:
+    "Has pip put all wheels of a question into a folder."
+    def attempt(question: Question) -> list[Wheel]:
+        _ask_pip("download", "--dest", str(folder), question=question, seconds=seconds)
+        return []
+    return attempt
+
+def _proved_in(env: Environment, folder: str | Path) -> set[tuple[str, str]]:
+    "Name and version of the wheels of a folder that hold exactly what was installed."
+    def proved(wheel: Wheel) -> bool:
+        package = env.packages.get(wheel.name)
+        return package is not None and wheel.path is not None and wheel_record(wheel.path) == package.record
+    return {(wheel.name, wheel.version) for wheel in in_folder(folder) if proved(wheel)}
+
+# %% ../../nbs/environment/15_resolution.ipynb #c0dfe96f
 def from_wheelhouse(
     env: Environment,  # a capture
     folder: str | Path,  # a wheelhouse; what is missing in it is downloaded
     seconds: float = 1800,  # for each call of pip
 ) -> Callable[[list[tuple[str, str]]], Answer]:
     "Finds wheels in a folder, after filling it."
-    def download(question: Question) -> list[Wheel]:
-        other = ["--python-version", question.python] if question.python else []
-        done = _pip(
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--dest",
-            str(folder),
-            *other,
-            *question.lines(),
-            seconds=seconds,
-        )
-        if done.returncode: raise Refused(done.stderr)
-        return []
-    def proved(wheel: Wheel) -> bool:
-        package = env.packages.get(wheel.name)
-        return package is not None and wheel.path is not None and wheel_record(wheel.path) == package.record
     def wheels(asked: list[tuple[str, str]]) -> Answer:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        there = {(w.name, w.version) for w in in_folder(folder) if proved(w)}
-        wanted = [a for a in asked if a not in there]
+        there = _proved_in(env, folder)
+        wanted = tuple(one for one in asked if one not in there)
         if wanted: _need_pip()
-        failed = ask_all(Question(tuple(wanted), python_of(env)), download)[1]
+        failed = ask_all(Question(wanted, python_of(env)), _download(folder, seconds))[1]
         return in_folder(folder), failed
     return wheels
 
 # %% ../../nbs/environment/15_resolution.ipynb #c7d9b7ef
 def cache_file() -> Path:  # need not exist
     "Where the lists of wheels are kept: in the user's cache folder."
-    base = (
-        os.environ.get("XDG_CACHE_HOME")
-        or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else "")
-        or "~/.cache"
-    )
-    return Path(os.path.expandvars(base)).expanduser() / "fsdl-devinfra" / "wheels.json"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base and os.name == "nt": base = os.environ.get("LOCALAPPDATA")
+    return Path(os.path.expandvars(base or "~/.cache")).expanduser() / "fsdl-devinfra" / "wheels.json"
 
 def _known(path: Path) -> dict[str, str]:
+    "The lists of a cache, by the wheel's SHA-256; nothing where it cannot be read."
     try: found = json.loads(path.read_bytes())
     except (OSError, ValueError): return {}
     return found if isinstance(found, dict) else {}
 
+# %% ../../nbs/environment/15_resolution.ipynb #33547522
 class KeptRecords:
     "Reads the list inside a wheel once and for all."
     def __init__(self,

@@ -26,7 +26,7 @@ from .redaction import _MARK
 from .resolution import KeptRecords, from_index, from_wheelhouse, local_index
 
 # %% auto #0
-__all__ = ['TARGETS', 'Unproven', 'Restoration', 'keep_old', 'check_forms', 'requirements', 'default_host', 'pylock', 'conda',
+__all__ = ['TARGETS', 'Unproven', 'keep_old', 'Restoration', 'check_forms', 'requirements', 'default_host', 'pylock', 'conda',
            'base_image', 'dockerfile', 'slurm', 'restore']
 
 # %% ../../nbs/environment/16_restoration.ipynb #5b8d5601
@@ -37,6 +37,18 @@ class Unproven:
     version: str | None
     why: str
 
+# %% ../../nbs/environment/16_restoration.ipynb #7999d66d
+def keep_old(
+    path: Path,  # of a file that will be written
+    content: str,  # what it will hold
+) -> Path | None:  # where the old one is; None where nothing would be lost
+    "Move a file that holds something else out of the way."
+    if not path.is_file() or path.read_bytes() == content.encode(): return None
+    names = (path.with_name(f"{path.name}.bak{i or ''}") for i in range(10_000))
+    free = next(p for p in names if not p.exists())
+    return path.rename(free)
+
+# %% ../../nbs/environment/16_restoration.ipynb #a4ae88db
 @dataclass(frozen=True)
 class Restoration(Result):
     "Files that bring an environment back, and what could not be proved."
@@ -53,24 +65,16 @@ class Restoration(Result):
     ) -> Path:  # the path
         "Write the main file, and the others beside it. What stood there under these names is kept as `NAME.bak`."
         path = Path(path)
-        for one, text in {path: self.content, **{path.parent / n: t for n, t in self.files.items()}}.items():
+        beside = {path.parent / name: text for name, text in self.files.items()}
+        for one, text in ({path: self.content} | beside).items():
             if kept := keep_old(one, text): status(f"{one.name} held something else, which is now {kept.name}")
             write_atomic(one, text)
         return path
 
-def keep_old(
-    path: Path,  # of a file that will be written
-    content: str,  # what it will hold
-) -> Path | None:  # where the old one is; None where nothing would be lost
-    "Move a file that holds something else out of the way."
-    if not path.is_file() or path.read_bytes() == content.encode(): return None
-    names = (path.with_name(f"{path.name}.bak{i or ''}") for i in range(10_000))
-    free = next(p for p in names if not p.exists())
-    return path.rename(free)
-
 # %% ../../nbs/environment/16_restoration.ipynb #b7d20a13
 _LINE = r"[^\x00-\x1f\x7f\x85\u2028\u2029]*"
 _ADDRESS = r"(?!-)[^\x00-\x20\x7f\x85\u2028\u2029]*"
+#: place in a capture → the form of its value; other places go into no file
 _FORMS: tuple[tuple[str, str], ...] = (
     (r"digest|captured_at|made_by", r"[\w.:+-]*"),
     (r"python\.version|libraries\.torch\.(?:cuda|hip)|container\.says\.cuda_version", r"[\w.+-]*"),
@@ -84,107 +88,143 @@ _FORMS: tuple[tuple[str, str], ...] = (
 )
 _NAMES = re.compile(r"[A-Za-z0-9_][\w.-]*")
 
+def _form_of(where: str) -> str | None:
+    "The form of the value at a place of a capture, as a regular expression."
+    return next((form for places, form in _FORMS if re.fullmatch(places, where, re.DOTALL)), None)
+
+# %% ../../nbs/environment/16_restoration.ipynb #1da571ee
 def _strings(value: Any, where: str) -> Iterator[tuple[str, str]]:
     "Every value below a field of a capture, as a text."
     if isinstance(value, dict):
         for k, v in value.items(): yield from _strings(v, f"{where}.{k}" if where else str(k))
     elif value is not None and not isinstance(value, (bool, list)): yield where, str(value)
 
-def check_forms(
-    env: Environment,  # a capture
-) -> None:
-    "Raise `BadInput` where a value that goes into a file has not the form that captures give it."
-    parts = {"digest": env.digest, "captured_at": env.captured_at, "made_by": env.made_by, "job": env.job,
-             "python": env.python, "libraries": env.libraries, "container": env.container, "machine": env.machine,
-             "source": {k: env.source.get(k) for k in ("commit", "remotes")},
-             "packages": {n: vars(p) for n, p in env.packages.items()}}
-    for where, text in _strings(parts, ""):
-        form = next((form for places, form in _FORMS if re.fullmatch(places, where, re.DOTALL)), None)
-        if form and not re.fullmatch(form, text): raise _forged(where, text)
-    for name in (*env.packages, *(env.python.get("conda") or {})):
-        if not _NAMES.fullmatch(name): raise _forged("packages", name)
+# %% ../../nbs/environment/16_restoration.ipynb #549c6fc0
+def _written_from(env: Environment) -> dict[str, Any]:
+    "The blocks of a capture that files are made from."
+    return {
+        "digest": env.digest,
+        "captured_at": env.captured_at,
+        "made_by": env.made_by,
+        "job": env.job,
+        "python": env.python,
+        "libraries": env.libraries,
+        "container": env.container,
+        "machine": env.machine,
+        "source": {k: env.source.get(k) for k in ("commit", "remotes")},
+        "packages": {name: vars(package) for name, package in env.packages.items()},
+    }
 
+# %% ../../nbs/environment/16_restoration.ipynb #2312b018
 def _forged(where: str, text: str) -> BadInput:
     return BadInput(f"{where!r} of this capture is {text[:80]!r}, which no capture writes",
                     "It was changed by hand: do not use it, or make it again with fsdl-devinfra env capture")
 
+def check_forms(
+    env: Environment,  # a capture
+) -> None:
+    "Raise `BadInput` where a value that goes into a file has not the form that captures give it."
+    for where, text in _strings(_written_from(env), ""):
+        form = _form_of(where)
+        if form and not re.fullmatch(form, text): raise _forged(where, text)
+    for name in (*env.packages, *(env.python.get("conda") or {})):
+        if not _NAMES.fullmatch(name): raise _forged("packages", name)
+
 # %% ../../nbs/environment/16_restoration.ipynb #b7d20a16
 def _unproven(proofs: list[Proof]) -> list[Unproven]:
+    "The packages that neither a hash nor a commit pins, with reasons."
     return [Unproven(p.name, p.version, p.why) for p in proofs if not (p.wheel or p.git)]
 
 # %% ../../nbs/environment/16_restoration.ipynb #25352489
-def _hashed(p: Proof) -> str:
-    assert p.wheel is not None
-    return f"{p.name}=={p.version} --hash=sha256:{p.wheel.sha256}"
-def _from_git(p: Proof) -> str:
-    assert p.git is not None
-    repository, commit, subdirectory = p.git
-    return f"{p.name} @ git+{repository}@{commit}" + (f"#subdirectory={subdirectory}" if subdirectory else "")
+def _hashed(proof: Proof) -> str:
+    "A line that pins a package by the hash of its wheel."
+    assert proof.wheel is not None
+    return f"{proof.name}=={proof.version} --hash=sha256:{proof.wheel.sha256}"
 
+def _from_git(proof: Proof) -> str:
+    "A line that pins a package by the commit of its repository."
+    assert proof.git is not None
+    repository, commit, subdirectory = proof.git
+    below = f"#subdirectory={subdirectory}" if subdirectory else ""
+    return f"{proof.name} @ git+{repository}@{commit}{below}"
+
+# %% ../../nbs/environment/16_restoration.ipynb #15af3f7e
+def _public(url: str | None, hosts: Sequence[str]) -> bool:
+    "Whether everybody can reach an address: https, one of these hosts, no password and no query."
+    parts = urlsplit(url or "")
+    return parts.scheme == "https" and parts.hostname in hosts and not parts.username and not parts.query
+
+# %% ../../nbs/environment/16_restoration.ipynb #f4c88701
+#: hosts of builds with a local version that everybody can reach
+_PUBLIC_BUILDS = ("download.pytorch.org", "download-r2.pytorch.org")
+
+def _with_index(proof: Proof) -> str:
+    "A pinned line; a version with `+` says where it comes from, because the public index has none."
+    assert proof.wheel is not None
+    if "+" not in (proof.version or ""): return _hashed(proof)
+    where, url = "", proof.wheel.url
+    if _public(url, _PUBLIC_BUILDS): where = proof.wheel.index or (url or "").rpartition("/")[0]
+    said = f"from {where}" if where else local_index(proof.name, proof.version or "")
+    return f"# {said}\n{_hashed(proof)}"
+
+# %% ../../nbs/environment/16_restoration.ipynb #b9e8ce69
+#: packages that are compiled against the torch that is installed, and whose build asks for it
+_COMPILE = ("flash-attn", "deepspeed", "transformer-engine", "apex", "mamba-ssm", "causal-conv1d",
+            "vllm", "megatron-core", "xformers", "auto-gptq", "gptqmodel")
+
+def _on_index(package: Unproven) -> bool:
+    "Whether an index has this version, as the reason shows."
+    return "index" not in package.why and "editable" not in package.why and "address" not in package.why
+
+# %% ../../nbs/environment/16_restoration.ipynb #efcc39ef
+def _unhashed(package: Unproven) -> str:
+    "A line for a package without proof; commented out where no index has it."
+    isolation = "  # pip install --no-build-isolation" if package.name in _COMPILE else ""
+    comment = "" if _on_index(package) else "# "
+    return f"{comment}{package.name}=={package.version}{isolation}  # unproven: {package.why}"
+
+# %% ../../nbs/environment/16_restoration.ipynb #445466b5
+def _head(env: Environment) -> str:
+    "The first line of a list of requirements: where it comes from."
+    version, digest = env.python.get("version", "?"), env.digest or "?"
+    return f"# Python {version}; environment {digest}, captured {env.captured_at}\n"
+
+def _not_here(proof: Proof) -> str:
+    "A comment about a package that the list with hashes has to leave out."
+    return f"# not here: {proof.name} {proof.version}: {'pinned by its commit' if proof.git else proof.why}\n"
+
+# %% ../../nbs/environment/16_restoration.ipynb #38d7b9f0
+def _with_hashes(env: Environment, proofs: list[Proof]) -> str:
+    "The list that pip checks hashes for."
+    head = _head(env) + "# every hash is proved: this wheel holds exactly the files that were installed\n"
+    lines = [_with_index(p) + "\n" for p in proofs if p.wheel] + [_not_here(p) for p in proofs if not p.wheel]
+    return head + "".join(lines)
+
+def _without_hashes(env: Environment, proofs: list[Proof]) -> dict[str, str]:
+    "The second list with its name; nothing where the first one has every package."
+    lines = [_from_git(p) for p in proofs if p.git] + [_unhashed(u) for u in _unproven(proofs)]
+    if not lines: return {}
+    head = _head(env) + "# without hashes: install with --no-deps after requirements.txt\n"
+    return {"requirements-unproven.txt": head + "\n".join(lines) + "\n"}
+
+# %% ../../nbs/environment/16_restoration.ipynb #d031f3d5
+def _how_to_install(proofs: list[Proof]) -> list[str]:
+    "Notes for whoever uses the lists."
+    notes = ["install with: pip install --no-deps --require-hashes -r requirements.txt"]
+    building = [p.name for p in proofs if not p.wheel and p.name in _COMPILE]
+    if not building: return notes
+    return [*notes, f"{', '.join(building)}: built here against the installed torch: add --no-build-isolation"]
+
+# %% ../../nbs/environment/16_restoration.ipynb #0e448a7b
 def requirements(
     env: Environment,  # a capture
     proofs: list[Proof],  # what can be pinned
 ) -> Restoration:
     "Hash-pinned requirements, and the rest in a file of its own."
     check_forms(env)
-    head = f"# Python {env.python.get('version', '?')}; environment {env.digest or '?'}, captured {env.captured_at}\n"
-    sure, git, rest = [p for p in proofs if p.wheel], [p for p in proofs if p.git], _unproven(proofs)
-    content = head + "# every hash is proved: this wheel holds exactly the files that were installed\n"
-    content += "".join(_with_index(p) + "\n" for p in sure)
-    lines = [_from_git(p) for p in git] + [_unhashed(u) for u in rest]
-    content += "".join(
-        f"# not here: {p.name} {p.version}: {'pinned by its commit' if p.git else p.why}\n"
-        for p in proofs
-        if not p.wheel
-    )
-    unhashed = (
-        head + "# without hashes: install with --no-deps after requirements.txt\n" + "\n".join(lines) + "\n"
-    )
-    more = {"requirements-unproven.txt": unhashed} if lines else {}
-    notes = ["install with: pip install --no-deps --require-hashes -r requirements.txt"]
-    building = [p.name for p in proofs if not p.wheel and p.name in _COMPILE]
-    if building:
-        notes.append(
-            f"{', '.join(building)}: built here against the installed torch: add --no-build-isolation"
-        )
-    return Restoration("requirements", content, more, len(sure) + len(git), rest, notes)
-
-#: packages that are compiled against the torch that is installed, and whose build asks for it
-_COMPILE = (
-    "flash-attn",
-    "deepspeed",
-    "transformer-engine",
-    "apex",
-    "mamba-ssm",
-    "causal-conv1d",
-    "vllm",
-    "megatron-core",
-    "xformers",
-    "auto-gptq",
-    "gptqmodel",
-)
-
-def _with_index(p: Proof) -> str:
-    "A pinned line; a version with `+` says where it comes from, because the public index has none."
-    assert p.wheel is not None
-    if "+" not in (p.version or ""): return _hashed(p)
-    where = (
-        p.wheel.index or (p.wheel.url or "").rpartition("/")[0]
-        if _public(p.wheel.url, _PUBLIC_BUILDS)
-        else ""
-    )
-    return f"# {f'from {where}' if where else local_index(p.name, p.version or '')}\n{_hashed(p)}"
-
-#: hosts of builds with a local version that everybody can reach
-_PUBLIC_BUILDS = ("download.pytorch.org", "download-r2.pytorch.org")
-
-def _unhashed(u: Unproven) -> str:
-    "A line for a package without proof; commented out where no index has it."
-    isolation = "  # pip install --no-build-isolation" if u.name in _COMPILE else ""
-    return f"{'' if _on_index(u) else '# '}{u.name}=={u.version}{isolation}  # unproven: {u.why}"
-
-def _on_index(u: Unproven) -> bool:
-    return "index" not in u.why and "editable" not in u.why and "address" not in u.why
+    more, rest = _without_hashes(env, proofs), _unproven(proofs)
+    pinned = sum(p.wheel is not None for p in proofs) + sum(p.git is not None for p in proofs)
+    return Restoration("requirements", _with_hashes(env, proofs), more, pinned, rest, _how_to_install(proofs))
 
 # %% ../../nbs/environment/16_restoration.ipynb #29edfc01
 def default_host() -> tuple[str, ...]:
@@ -193,41 +233,70 @@ def default_host() -> tuple[str, ...]:
     except ImportError: return ()
     return (PyPI.file_storage_domain,)
 
-def _public(url: str | None, hosts: Sequence[str]) -> bool:
-    parts = urlsplit(url or "")
-    return parts.scheme == "https" and parts.hostname in hosts and not parts.username and not parts.query
+def _place(wheel: Wheel, beside: Path, hosts: Sequence[str]) -> dict[str, str]:
+    "Where a wheel lies, seen from a folder: a path or a public address, else nothing."
+    if wheel.path is not None:
+        return {"path": Path(os.path.relpath(Path(wheel.path).resolve(), beside.resolve())).as_posix()}
+    return {"url": wheel.url} if wheel.url and _public(wheel.url, hosts) else {}
 
-def _place(w: Wheel, beside: Path, hosts: Sequence[str]) -> dict[str, str]:
-    if w.path is not None:
-        return {"path": Path(os.path.relpath(Path(w.path).resolve(), beside.resolve())).as_posix()}
-    return {"url": w.url} if w.url and _public(w.url, hosts) else {}
-
+# %% ../../nbs/environment/16_restoration.ipynb #fea08528
 def _toml(value: Any) -> str:
+    "A value as TOML has it, tables and arrays in one line."
     if isinstance(value, dict): return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list): return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value, ensure_ascii=True)  # strings, whole numbers and booleans are written alike in both
 
-def _locked(p: Proof, beside: Path, hosts: Sequence[str]) -> dict[str, Any] | None:
-    if p.git: return {"name": p.name, "version": p.version, "vcs": {"type": "git", "url": p.git[0],
-        "commit-id": p.git[1]} | ({"subdirectory": p.git[2]} if p.git[2] else {})}
-    if not p.wheel or not (place := _place(p.wheel, beside, hosts)): return None
-    wheel = (
-        {"name": p.wheel.file}
-        | place
-        | ({"size": p.wheel.size} if p.wheel.size else {})
-        | {"hashes": {"sha256": p.wheel.sha256}}
-    )
-    index = {"index": p.wheel.index} if p.wheel.index and _public(p.wheel.index, hosts) else {}
-    return {"name": p.name, "version": p.version} | index | {"wheels": [wheel]}
+def _assignments(table: dict[str, Any]) -> str:
+    "The lines of a TOML table; an entry that is None has none."
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)
+
+# %% ../../nbs/environment/16_restoration.ipynb #1871b8ca
+def _locked_git(proof: Proof, repository: str, commit: str, subdirectory: str | None) -> dict[str, Any]:
+    "The entry of a package that its commit pins."
+    vcs = {"type": "git", "url": repository, "commit-id": commit}
+    if subdirectory: vcs["subdirectory"] = subdirectory
+    return {"name": proof.name, "version": proof.version, "vcs": vcs}
+
+# %% ../../nbs/environment/16_restoration.ipynb #a180ea92
+def _locked(proof: Proof, beside: Path, hosts: Sequence[str]) -> dict[str, Any] | None:
+    "The entry of a package in the lock; None where nobody else could reach it."
+    if proof.git: return _locked_git(proof, *proof.git)
+    wheel = proof.wheel
+    place = _place(wheel, beside, hosts) if wheel else {}
+    if not wheel or not place: return None
+    file: dict[str, Any] = {"name": wheel.file} | place
+    if wheel.size: file["size"] = wheel.size
+    file["hashes"] = {"sha256": wheel.sha256}
+    index = {"index": wheel.index} if wheel.index and _public(wheel.index, hosts) else {}
+    return {"name": proof.name, "version": proof.version} | index | {"wheels": [file]}
+
+# %% ../../nbs/environment/16_restoration.ipynb #8e4169cb
+_PLATFORMS = {"Darwin": "darwin", "Windows": "win32"}
 
 def _environments(env: Environment) -> list[str] | None:
     "Marker of the machine that the lock is for."
     kind = env.machine.get("architecture")
-    system = {"Darwin": "darwin", "Windows": "win32"}.get(
-        str(env.machine.get("os", "")).split(" ")[0], "linux"
-    )
+    system = _PLATFORMS.get(str(env.machine.get("os", "")).split(" ")[0], "linux")
     return [f"sys_platform == '{system}' and platform_machine == '{kind}'"] if kind else None
 
+def _lock_head(env: Environment) -> dict[str, Any]:
+    "What the lock is for, and who made it."
+    minor = ".".join(str(env.python.get("version", "")).split(".")[:2])
+    return {
+        "lock-version": "1.0",
+        "environments": _environments(env),
+        "requires-python": f"=={minor}.*" if minor else None,
+        "created-by": "fsdl-devinfra",
+    }
+
+# %% ../../nbs/environment/16_restoration.ipynb #757cafd8
+def _not_locked(missing: list[Unproven]) -> str:
+    "A table of ours in the lock: the packages that it does not pin."
+    if not missing: return ""
+    listed = [f"{u.name} {u.version}: {u.why}" for u in missing]
+    return "\n[tool.fsdl-devinfra]\n" + _assignments({"not-locked": listed})
+
+# %% ../../nbs/environment/16_restoration.ipynb #ee85fc58
 def pylock(
     env: Environment,  # a capture
     proofs: list[Proof],  # what can be pinned
@@ -237,85 +306,69 @@ def pylock(
     "A `pylock.toml` (PEP 751) of everything that is proved and can be reached."
     check_forms(env)
     hosts = (*default_host(), *public)
-    entries = [(p, _locked(p, Path(beside), hosts)) for p in proofs]
-    mirror = [
-        Unproven(p.name, p.version, "proved, but it came from a mirror: give --wheelhouse")
-        for p, e in entries
-        if p.wheel and e is None
-    ]
-    minor = ".".join(str(env.python.get("version", "")).split(".")[:2])
-    head = {
-        "lock-version": "1.0",
-        "environments": _environments(env),
-        "requires-python": f"=={minor}.*" if minor else None,
-        "created-by": "fsdl-devinfra",
-    }
-    text = "".join(f"{k} = {_toml(v)}\n" for k, v in head.items() if v) + (
-        "" if any(e for _, e in entries) else "packages = []\n"
-    )
-    for _, entry in entries:
-        if entry:
-            text += "\n[[packages]]\n" + "".join(
-                f"{k} = {_toml(v)}\n" for k, v in entry.items() if v is not None
-            )
-    missing = _unproven(proofs) + mirror
-    if missing:
-        text += (
-            "\n[tool.fsdl-devinfra]\nnot-locked = "
-            + _toml([f"{u.name} {u.version}: {u.why}" for u in missing])
-            + "\n"
-        )
-    return Restoration(
-        "pylock",
-        text,
-        {},
-        sum(e is not None for _, e in entries),
-        missing,
-        ["install with: pip install -r pylock.toml (pip 26.1 or newer) or uv pip sync pylock.toml"],
-    )
+    entries = [(proof, _locked(proof, Path(beside), hosts)) for proof in proofs]
+    locked = [entry for _, entry in entries if entry is not None]
+    why = "proved, but it came from a mirror: give --wheelhouse"
+    mirrored = [Unproven(p.name, p.version, why) for p, entry in entries if p.wheel and entry is None]
+    missing = _unproven(proofs) + mirrored
+    head = _assignments(_lock_head(env)) + ("" if locked else "packages = []\n")
+    tables = "".join("\n[[packages]]\n" + _assignments(entry) for entry in locked)
+    notes = ["install with: pip install -r pylock.toml (pip 26.1 or newer) or uv pip sync pylock.toml"]
+    return Restoration("pylock", head + tables + _not_locked(missing), {}, len(locked), missing, notes)
 
 # %% ../../nbs/environment/16_restoration.ipynb #61ba535e
 def _yaml(text: str) -> str:
+    "A text as YAML has it: in quotes where it would mean something else without."
     return json.dumps(text) if re.search(r"[^\w.=<>@+/~ -]|^[-@ ]| $", text) else text
 
+def _environment_yml(env: Environment) -> str:
+    "The environment for conda: the interpreter, what conda installed, and a list for pip."
+    own = env.python.get("conda") or {}
+    by_conda = [f"{n}={v.split(' ')[0]}" for n, v in own.items() if n not in ("python", "pip")]
+    lines = [f"python={env.python.get('version', '3')}", "pip", *by_conda]
+    text = "name: restored\nchannels:\n  - conda-forge\ndependencies:\n"
+    text += "".join(f"  - {_yaml(line)}\n" for line in lines)
+    return text + "  - pip:\n      - -r requirements.txt\n"
 
+# %% ../../nbs/environment/16_restoration.ipynb #6fde461a
+def _explicit(env: Environment) -> dict[str, str]:
+    "The file that names conda's archives, with its name; nothing where their addresses are not known."
+    archives = env.python.get("conda_archives") or {}
+    if not archives: return {}
+    head = f"# platform and builds of the capture; environment {env.digest or '?'}\n@EXPLICIT\n"
+    return {"conda-explicit.txt": head + "".join(f"{archives[name]}\n" for name in sorted(archives))}
+
+def _about_archives(env: Environment) -> list[str]:
+    "A note about packages of conda that its archives leave out."
+    archives = env.python.get("conda_archives") or {}
+    absent = sorted(set(env.python.get("conda") or {}) - set(archives))
+    if not archives or not absent: return []
+    return [f"not in conda-explicit.txt, because conda-meta has no address for them: {', '.join(absent)}"]
+
+# %% ../../nbs/environment/16_restoration.ipynb #62be9346
+_SAME_ARCHIVES = ("the same archives, without solving: "
+                  "conda create -n restored --file conda-explicit.txt, then pip install -r requirements.txt")
+
+def _from_pip(env: Environment, proofs: list[Proof]) -> list[Proof]:
+    "The packages that pip has to install: all but pip itself and those that conda brings."
+    proofs = [p for p in proofs if p.name != "pip"]
+    if not env.python.get("conda"): return proofs
+    return [p for p in proofs if env.packages[p.name].installer != "conda"]
+
+# %% ../../nbs/environment/16_restoration.ipynb #2c69cb3b
 def conda(
     env: Environment,  # a capture
     proofs: list[Proof],  # what can be pinned
 ) -> Restoration:
     "A conda `environment.yml`: the interpreter, what conda installed, and what pip installed with hashes where proved."
-    own = env.python.get("conda") or {}
-    by_conda = [f"{n}={v.split(' ')[0]}" for n, v in own.items() if n not in ("python", "pip")]
-    lines = [f"python={env.python.get('version', '3')}", "pip", *by_conda]
-    from_pip = (
-        [p for p in proofs if env.packages[p.name].installer != "conda" and p.name != "pip"]
-        if own
-        else [p for p in proofs if p.name != "pip"]
-    )
-    made = requirements(env, from_pip)
-    more = {"requirements.txt": made.content} | made.files
-    pip_lines = [f"-r {n}" for n in more if n == "requirements.txt"]
-    text = "name: restored\nchannels:\n  - conda-forge\ndependencies:\n" + "".join(
-        f"  - {_yaml(line)}\n" for line in lines
-    )
-    text += "  - pip:\n" + "".join(f"      - {line}\n" for line in pip_lines)
-    notes = ["create with: conda env create -f environment.yml (requirements.txt lies beside it)"]
-    archives = env.python.get("conda_archives") or {}
-    if archives:
-        head = f"# platform and builds of the capture; environment {env.digest or '?'}\n@EXPLICIT\n"
-        more["conda-explicit.txt"] = head + "".join(f"{archives[name]}\n" for name in sorted(archives))
-        notes.insert(
-            0,
-            "the same archives, without solving: "
-            "conda create -n restored --file conda-explicit.txt, then pip install -r requirements.txt",
-        )
-        absent = sorted(set(own) - set(archives))
-        if absent:
-            notes.append(
-                f"not in conda-explicit.txt, because conda-meta has no address for them: {', '.join(absent)}"
-            )
+    made = requirements(env, _from_pip(env, proofs))
+    explicit = _explicit(env)
+    files = {"requirements.txt": made.content} | made.files | explicit
+    notes = [_SAME_ARCHIVES] if explicit else []
+    notes += ["create with: conda env create -f environment.yml (requirements.txt lies beside it)"]
+    notes += _about_archives(env)
     if made.files: notes.append("then: pip install --no-deps -r requirements-unproven.txt")
-    return Restoration("conda", text, more, made.proven, made.unproven, notes)
+    return Restoration("conda", _environment_yml(env), files, made.proven, made.unproven, notes)
 
 # %% ../../nbs/environment/16_restoration.ipynb #7c6f65a2
 #: CUDA of torch → tag of NVIDIA's images (the last patch release of each)
@@ -329,35 +382,213 @@ _CUDA_TAGS = {
     "13.0": "13.0.1",
 }
 
+def _cuda_image(env: Environment, cuda: str) -> str:
+    "NVIDIA's image with the compiler of a CUDA; the patch release is that of the capture's container, if it fits."
+    said = (env.container.get("says") or {}).get("cuda_version")
+    tag = said if said and said.startswith(cuda) else _CUDA_TAGS.get(cuda, cuda + ".0")
+    return f"nvidia/cuda:{tag}-cudnn-devel-ubuntu22.04"
 
+# %% ../../nbs/environment/16_restoration.ipynb #acd5c61d
+def _brings_cuda(env: Environment) -> bool:
+    "Whether wheels of NVIDIA are installed, on which torch's own wheels rest."
+    return any(name.startswith("nvidia-") for name in env.libraries.get("wheels") or {})
+
+# %% ../../nbs/environment/16_restoration.ipynb #277faefc
 def base_image(
     env: Environment,  # a capture
 ) -> tuple[str, str]:  # the image, and why
     "The image to start from, by CUDA and Python."
-    python = env.python.get("version") or "3.12"
-    cuda = (env.libraries.get("torch") or {}).get("cuda")
-    compiles = [n for n in _COMPILE if n in env.packages]
-    wheels = env.libraries.get("wheels") or {}
-    if cuda and (compiles or not any(n.startswith("nvidia-") for n in wheels)):
-        said = (env.container.get("says") or {}).get("cuda_version")
-        tag = said if said and said.startswith(cuda) else _CUDA_TAGS.get(cuda, cuda + ".0")
-        why = (
-            f"CUDA {cuda}, to compile {', '.join(compiles)}"
-            if compiles
-            else f"CUDA {cuda}, which this torch does not bring along"
-        )
-        return f"nvidia/cuda:{tag}-cudnn-devel-ubuntu22.04", why
-    hip = (env.libraries.get("torch") or {}).get("hip")
+    torch = env.libraries.get("torch") or {}
+    cuda, hip = torch.get("cuda"), torch.get("hip")
+    compiles = [name for name in _COMPILE if name in env.packages]
+    if cuda and compiles: return _cuda_image(env, cuda), f"CUDA {cuda}, to compile {', '.join(compiles)}"
+    if cuda and not _brings_cuda(env):
+        return _cuda_image(env, cuda), f"CUDA {cuda}, which this torch does not bring along"
     if hip:
-        return (
-            f"rocm/dev-ubuntu-22.04:{'.'.join(str(hip).split('.')[:2])}",
-            "ROCm, which this torch looks for",
-        )
-    return f"python:{python}-slim", "torch's wheels bring CUDA along" if cuda else "no CUDA is used"
+        release = ".".join(str(hip).split(".")[:2])
+        return f"rocm/dev-ubuntu-22.04:{release}", "ROCm, which this torch looks for"
+    why = "torch's wheels bring CUDA along" if cuda else "no CUDA is used"
+    return f"python:{env.python.get('version') or '3.12'}-slim", why
 
+# %% ../../nbs/environment/16_restoration.ipynb #0b6696ce
 #: the release of uv that builds images; every release has an image of its number
 _UV = "0.9.13"
+_FROM_UV = f"COPY --from=astral/uv:{_UV} /uv /uvx /usr/local/bin/"
 
+@dataclass(frozen=True)
+class _Packages:
+    "How an image comes by its packages."
+    lines: list[str]  # of the first stage
+    prefix: str  # the folder they are installed in
+    pinned: int
+    notes: list[str]
+    files: dict[str, str] = field(default_factory=dict)  # that the lines read
+
+# %% ../../nbs/environment/16_restoration.ipynb #ce645e80
+def _make_venv(env: Environment, image: str) -> str:
+    "The command that makes /opt/env, with an interpreter of its own where the image has none."
+    if image.startswith("python:"): return "uv venv /opt/env"
+    python = env.python.get("version") or "3.12"
+    return f"UV_PYTHON_INSTALL_DIR=/opt/python uv venv --python {python} /opt/env"
+
+# %% ../../nbs/environment/16_restoration.ipynb #82dcf3b9
+def _by_requirements(env: Environment, image: str, made: Restoration) -> _Packages:
+    "The packages from the lists with and without hashes."
+    install = "uv pip install --no-cache --python /opt/env/bin/python --no-deps"
+    unproven = f" \\\n    && {install} -r /tmp/requirements-unproven.txt" if made.files else ""
+    venv = _make_venv(env, image)
+    lines = [_FROM_UV, "COPY requirements*.txt /tmp/",
+             f"RUN {venv} \\\n    && {install} --require-hashes -r /tmp/requirements.txt{unproven}"]
+    files = {"requirements.txt": made.content} | made.files
+    return _Packages(lines, "/opt/env", made.proven, made.notes[1:], files)
+
+# %% ../../nbs/environment/16_restoration.ipynb #53b5b8f8
+def _by_lock(env: Environment, image: str, lock: ProjectLock) -> _Packages:
+    "The packages that the project's lock names."
+    name = lock.path.name
+    lines = install_lines(lock, not beyond_lock(env, lock), _make_venv(env, image))
+    if lock.manager != "pixi": lines = [_FROM_UV, *lines]
+    notes = [f"packages are those of {name}, which names everything that was installed: nothing is resolved anew",
+             f"build in the project's folder, which has {lock.manifest} and {name}"]
+    return _Packages(lines, lock.prefix, len(env.packages), notes)
+
+# %% ../../nbs/environment/16_restoration.ipynb #c527aee9
+@dataclass(frozen=True)
+class _Code:
+    "How an image comes by the code."
+    lines: list[str]  # of the second stage
+    files: dict[str, str]  # that the lines read
+    notes: list[str]
+
+# %% ../../nbs/environment/16_restoration.ipynb #b1419d13
+def _remote(source: dict[str, Any]) -> str | None:
+    "The address of the repository: `origin`, or the first there is."
+    remotes = source.get("remotes") or {}
+    return remotes.get("origin") or next(iter(remotes.values()), None)
+
+def _clone(source: dict[str, Any], remote: str) -> str:
+    "The line that fetches a commit and its submodules."
+    address = shlex.quote(re.sub(r"<removed:[^>]*>@", "", remote))
+    modules = " && git submodule update --init --recursive" if source.get("submodules") else ""
+    return f"RUN git clone -- {address} . && git checkout --detach {source['commit']}{modules}"
+
+# %% ../../nbs/environment/16_restoration.ipynb #967725ad
+def _apply_changes(source: dict[str, Any]) -> list[str]:
+    "Lines that apply the uncommitted changes, or stop the build where the capture has not kept them."
+    if source.get("diff"):
+        return ["COPY --chown=10001 uncommitted.patch /tmp/",
+                "RUN git apply --check /tmp/uncommitted.patch && git apply /tmp/uncommitted.patch"]
+    if not source.get("dirty"): return []
+    return ["RUN echo 'uncommitted changes were too large for the capture' >&2 && exit 1"]
+
+# %% ../../nbs/environment/16_restoration.ipynb #ae411e3e
+def _under_src(source: dict[str, Any]) -> bool:
+    "Whether the repository keeps its packages in `src`, as its changes show."
+    return bool(re.search(r"^diff --git a/src/", source.get("diff") or "", re.MULTILINE))
+
+def _own_package(env: Environment) -> list[str]:
+    "Lines that put the repository's own package, with its changes, before the installed one."
+    source = env.source
+    own = any(p.editable and p.editable == source.get("root") for p in env.packages.values())
+    if not own or not source.get("dirty"): return []
+    return ["# the package of this repository is imported from here, with its changes",
+            "ENV PYTHONPATH=/home/runner/work" + ("/src" if _under_src(source) else "")]
+
+# %% ../../nbs/environment/16_restoration.ipynb #59125280
+def _about_secrets(source: dict[str, Any], remote: str) -> list[str]:
+    "Notes about secrets that the capture took out, and that the build would need."
+    notes = []
+    if _MARK.search(remote):
+        notes.append("the address of the repository had a secret in it: give the build access of its own")
+    if _MARK.search(source.get("diff") or ""):
+        notes.append("a secret was taken out of uncommitted.patch: put it back, or the code differs")
+    return notes
+
+# %% ../../nbs/environment/16_restoration.ipynb #60592da3
+def _about_access(source: dict[str, Any], remote: str) -> list[str]:
+    "Notes about a commit or a repository that the build may not reach."
+    notes = []
+    if re.match(r"\+[1-9]", str(source.get("ahead_behind") or "")):
+        notes.append(f"commit {source['commit'][:12]} was not pushed when it was captured: "
+                     "push it, or the build cannot fetch it")
+    if remote.startswith(("git@", "ssh://")):
+        notes.append("the repository is reached over ssh: build with --ssh default, or use its https address")
+    return notes
+
+# %% ../../nbs/environment/16_restoration.ipynb #06d1b8f4
+def _one_line(path: str) -> str:
+    "A path as a comment can hold it."
+    return path if path.isprintable() else json.dumps(path)
+
+def _about_unknown(paths: list[str]) -> list[str]:
+    "A note about files of the run that git does not know."
+    if not paths: return []
+    verb, more = "is" if len(paths) == 1 else "are", " …" if len(paths) > 5 else ""
+    return [f"{count_of(len(paths), 'file')} of the run {verb} in no commit: {', '.join(paths[:5])}{more}"]
+
+# %% ../../nbs/environment/16_restoration.ipynb #702950a5
+def _code(env: Environment) -> _Code:
+    "The code at its commit and with its changes; copied from the build's folder where no repository is known."
+    source, remote = env.source, _remote(env.source)
+    if not remote or not source.get("commit"):
+        note = "the code has no remote repository: it is copied from the folder of the build"
+        return _Code(["COPY --chown=10001 . ."], {}, [note])
+    unknown = [_one_line(file["path"]) for file in source.get("untracked") or []]
+    lines = [_clone(source, remote), *_apply_changes(source), *_own_package(env)]
+    lines += [f"# not in any commit: {path}" for path in unknown[:20]]
+    files = {"uncommitted.patch": source["diff"]} if source.get("diff") else {}
+    notes = _about_secrets(source, remote) + _about_access(source, remote) + _about_unknown(unknown)
+    return _Code(lines, files, notes)
+
+# %% ../../nbs/environment/16_restoration.ipynb #e7222045
+_FOR_JOB = re.compile(
+    r"(OMP|MKL|KMP|GOMP|ONEDNN|DNNL|OPENBLAS|ATEN|CUBLAS|CUDNN|NCCL|PYTORCH|TORCH|TORCHINDUCTOR|XLA|TOKENIZERS|NVIDIA_TF32|NVTE)_\w+|PYTHONHASHSEED"
+)
+
+def _for_job(name: str, value: str) -> bool:
+    "Whether a variable changes numbers or speed, and means the same on another machine."
+    if not _FOR_JOB.fullmatch(name) or name.startswith("TORCHELASTIC"): return False
+    return not _MARK.search(value) and "/" not in value
+
+def _numeric_variables(env: Environment) -> dict[str, str]:
+    "Variables of the capture that the image or the job sets again."
+    return {name: value for name, value in env.variables.items() if _for_job(name, value)}
+
+# %% ../../nbs/environment/16_restoration.ipynb #6d1be038
+#: a user without rights, and its folder
+_RUNNER = "useradd --create-home --uid 10001 runner && install -d -o runner -g runner /home/runner/work"
+
+def _apt(*packages: str, also: str = "") -> list[str]:
+    "Packages of the distribution; their versions go away with every update of the archive, so they are not pinned."
+    install = f"apt-get install -y --no-install-recommends {' '.join(packages)}"
+    then = f" \\\n    && {also}" if also else ""
+    return ["# hadolint ignore=DL3008",
+            f"RUN apt-get update && {install} && rm -rf /var/lib/apt/lists/*{then}"]
+
+def _first_stage(image: str, packages: _Packages) -> list[str]:
+    "Lines that install the packages."
+    shell = 'SHELL ["/bin/bash", "-o", "pipefail", "-c"]'
+    return [f"FROM {image} AS build", "", shell, *_apt("git", "ca-certificates"), *packages.lines, ""]
+
+# %% ../../nbs/environment/16_restoration.ipynb #8c23f88f
+def _second_stage(env: Environment, image: str, prefix: str, code: _Code) -> list[str]:
+    "Lines of the image that runs: packages from the first stage, variables, a user, the code."
+    lines = [f"FROM {image}", "", *_apt("git", "ca-certificates", also=_RUNNER)]
+    if prefix == "/opt/env" and not image.startswith("python:"):
+        lines.append("COPY --from=build /opt/python /opt/python")
+    lines += [f"COPY --from=build {prefix} {prefix}", f"ENV PATH={prefix}/bin:$PATH"]
+    lines += [f"ENV {name}={json.dumps(value)}" for name, value in _numeric_variables(env).items()]
+    return [*lines, "USER 10001", "WORKDIR /home/runner/work", *code.lines, ""]
+
+# %% ../../nbs/environment/16_restoration.ipynb #d5388cff
+def _captured_image(env: Environment) -> list[str]:
+    "The image that the capture was made in, where it is known by its digest."
+    image, digest = env.container.get("image"), env.container.get("image_id")
+    if not image: return []
+    exactly = f" ({digest})" if digest and "@sha256:" not in image else ""
+    return [f"# the capture ran in {image}{exactly}"]
+
+# %% ../../nbs/environment/16_restoration.ipynb #e765470d
 def dockerfile(
     env: Environment,  # a capture
     proofs: list[Proof],  # what can be pinned
@@ -366,146 +597,13 @@ def dockerfile(
     "A Dockerfile in two stages: packages are installed in the first; the second has them, the code at its commit and its changes."
     image, why = base_image(env)
     made = requirements(env, [p for p in proofs if p.name not in ("pip", "setuptools", "wheel") or p.wheel])
-    code, files, notes = _code(env)
-    install = _by_lock(env, image, lock) if lock else _by_requirements(env, image, made)
-    prefix, said = (lock.prefix, _about_lock(lock)) if lock else ("/opt/env", made.notes[1:])
-    pinned = len(env.packages) if lock else made.proven
-    lines = [
-        f"# environment {env.digest}, captured {env.captured_at}",
-        *_captured_image(env),
-        f"# {why}",
-        f"FROM {image} AS build",
-        "",
-        'SHELL ["/bin/bash", "-o", "pipefail", "-c"]',
-        *_apt("git", "ca-certificates"),
-        *install,
-        "",
-        f"FROM {image}",
-        "",
-        *_apt("git", "ca-certificates", also=_RUNNER),
-        *([] if image.startswith("python:") or prefix != "/opt/env" else ["COPY --from=build /opt/python /opt/python"]),
-        f"COPY --from=build {prefix} {prefix}",
-        f"ENV PATH={prefix}/bin:$PATH",
-        *(f"ENV {k}={json.dumps(v)}" for k, v in _numeric_variables(env).items()),
-        "USER 10001",
-        "WORKDIR /home/runner/work",
-        *code,
-        "",
-    ]
-    beside = {"requirements.txt": made.content} | made.files if lock is None else {}
-    notes += [*said, "the image is not built here: docker build ."]
-    return Restoration("dockerfile", "\n".join(lines), beside | files, pinned, made.unproven, notes)
-
-def _by_requirements(env: Environment, image: str, made: Restoration) -> list[str]:
-    "Lines that install what is pinned."
-    install = "uv pip install --no-cache --python /opt/env/bin/python --no-deps"
-    unproven = f" \\\n    && {install} -r /tmp/requirements-unproven.txt" if made.files else ""
-    venv = _make_venv(image, env.python.get("version") or "3.12")
-    return [f"COPY --from=astral/uv:{_UV} /uv /uvx /usr/local/bin/", "COPY requirements*.txt /tmp/",
-            f"RUN {venv} \\\n    && {install} --require-hashes -r /tmp/requirements.txt{unproven}"]
-
-def _by_lock(env: Environment, image: str, lock: ProjectLock) -> list[str]:
-    "Lines that install what the project's lock names."
-    venv = _make_venv(image, env.python.get("version") or "3.12")
-    uv = [] if lock.manager == "pixi" else [f"COPY --from=astral/uv:{_UV} /uv /uvx /usr/local/bin/"]
-    return [*uv, *install_lines(lock, not beyond_lock(env, lock), venv)]
-
-def _about_lock(lock: ProjectLock) -> list[str]:
-    return [f"packages are those of {lock.path.name}, which names everything that was installed: nothing is resolved anew",
-            f"build in the project's folder, which has {lock.manifest} and {lock.path.name}"]
-
-#: a user without rights, and its folder
-_RUNNER = "useradd --create-home --uid 10001 runner && install -d -o runner -g runner /home/runner/work"
-
-def _captured_image(env: Environment) -> list[str]:
-    "The image that the capture was made in, where it is known by its digest."
-    image, digest = env.container.get("image"), env.container.get("image_id")
-    if not image: return []
-    return [f"# the capture ran in {image}" + (f" ({digest})" if digest and "@sha256:" not in image else "")]
-
-def _apt(*packages: str, also: str = "") -> list[str]:
-    "Packages of the distribution; their versions go away with every update of the archive, so they are not pinned."
-    return [
-        "# hadolint ignore=DL3008",
-        f"RUN apt-get update && apt-get install -y --no-install-recommends {' '.join(packages)} && rm -rf /var/lib/apt/lists/*"
-        + (f" \\\n    && {also}" if also else ""),
-    ]
-
-def _make_venv(image: str, python: str) -> str:
-    "The command that makes /opt/env, with an interpreter of its own where the image has none."
-    if image.startswith("python:"): return "uv venv /opt/env"
-    return f"UV_PYTHON_INSTALL_DIR=/opt/python uv venv --python {python} /opt/env"
-
-def _code(env: Environment) -> tuple[list[str], dict[str, str], list[str]]:
-    s = env.source
-    remotes = s.get("remotes") or {}
-    remote = remotes.get("origin") or next(iter(remotes.values()), None)
-    if not remote or not s.get("commit"):
-        return (
-            ["COPY --chown=10001 . ."],
-            {},
-            ["the code has no remote repository: it is copied from the folder of the build"],
-        )
-    notes = (
-        ["the address of the repository had a secret in it: give the build access of its own"]
-        if _MARK.search(remote)
-        else []
-    )
-    clean = re.sub(r"<removed:[^>]*>@", "", remote)
-    modules = " && git submodule update --init --recursive" if s.get("submodules") else ""
-    lines = [f"RUN git clone -- {shlex.quote(clean)} . && git checkout --detach {s['commit']}{modules}"]
-    files = {}
-    if s.get("diff"):
-        files["uncommitted.patch"] = s["diff"]
-        lines += [
-            "COPY --chown=10001 uncommitted.patch /tmp/",
-            "RUN git apply --check /tmp/uncommitted.patch && git apply /tmp/uncommitted.patch",
-        ]
-        if _MARK.search(s["diff"]):
-            notes.append("a secret was taken out of uncommitted.patch: put it back, or the code differs")
-    elif s.get("dirty"):
-        lines += ["RUN echo 'uncommitted changes were too large for the capture' >&2 && exit 1"]
-    own = [name for name, p in env.packages.items() if p.editable and p.editable == s.get("root")]
-    if own and s.get("dirty"):
-        lines.append("# the package of this repository is imported from here, with its changes")
-        lines.append("ENV PYTHONPATH=/home/runner/work" + ("/src" if _under_src(s) else ""))
-    if str(s.get("ahead_behind") or "").startswith(tuple(f"+{i}" for i in range(1, 10))):
-        notes.append(
-            f"commit {s['commit'][:12]} was not pushed when it was captured: push it, or the build cannot fetch it"
-        )
-    if remote.startswith(("git@", "ssh://")):
-        notes.append("the repository is reached over ssh: build with --ssh default, or use its https address")
-    unknown = [_one_line(f["path"]) for f in s.get("untracked") or []]
-    if unknown:
-        notes.append(
-            f"{count_of(len(unknown), 'file')} of the run {'is' if len(unknown) == 1 else 'are'} in no commit: "
-            f"{', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}"
-        )
-    return lines + [f"# not in any commit: {u}" for u in unknown[:20]], files, notes
-
-def _one_line(path: str) -> str:
-    "A path as a comment can hold it."
-    return path if path.isprintable() else json.dumps(path)
-
-def _under_src(source: dict[str, Any]) -> bool:
-    "Whether the repository keeps its packages in `src`, as its changes show."
-    return bool(re.search(r"^diff --git a/src/", source.get("diff") or "", re.MULTILINE))
-
-_FOR_JOB = re.compile(
-    r"(OMP|MKL|KMP|GOMP|ONEDNN|DNNL|OPENBLAS|ATEN|CUBLAS|CUDNN|NCCL|PYTORCH|TORCH|TORCHINDUCTOR|XLA|TOKENIZERS|NVIDIA_TF32|NVTE)_\w+|PYTHONHASHSEED"
-)
-
-
-def _numeric_variables(env: Environment) -> dict[str, str]:
-    def wanted(k, v):
-        return (
-            _FOR_JOB.fullmatch(k)
-            and not k.startswith("TORCHELASTIC")
-            and not _MARK.search(v)
-            and "/" not in v
-        )
-
-    return {k: v for k, v in env.variables.items() if wanted(k, v)}
+    packages = _by_lock(env, image, lock) if lock else _by_requirements(env, image, made)
+    code = _code(env)
+    lines = [f"# environment {env.digest}, captured {env.captured_at}", *_captured_image(env), f"# {why}"]
+    lines += _first_stage(image, packages) + _second_stage(env, image, packages.prefix, code)
+    notes = [*code.notes, *packages.notes, "the image is not built here: docker build ."]
+    files = packages.files | code.files
+    return Restoration("dockerfile", "\n".join(lines), files, packages.pinned, made.unproven, notes)
 
 # %% ../../nbs/environment/16_restoration.ipynb #d384077e
 _SBATCH = (
@@ -520,11 +618,8 @@ _SBATCH = (
     ("time", "slurm_job_timelimit"),
 )
 
-def slurm(
-    env: Environment,  # a capture
-) -> Restoration:
-    "The head of a job script: the same resources, the same variables, and a check before work begins."
-    check_forms(env)
+def _asked_for(env: Environment) -> dict[str, str]:
+    "Options of sbatch: those of the job, and the machine's own figures where it did not ask."
     job, gpus = env.job.get("slurm") or {}, env.accelerators.get("gpus") or []
     asked = {option: job[key] for option, key in _SBATCH if job.get(key)}
     asked.setdefault("nodes", "1")
@@ -533,36 +628,30 @@ def slurm(
         asked.setdefault("cpus-per-task", str(env.machine["cpu"]["usable"]))
     memory = job.get("slurm_mem_per_node")
     if memory: asked.setdefault("mem", f"{memory}M" if str(memory).isdigit() else memory)
-    lines = [
-        "#!/bin/bash",
-        f"# environment {env.digest}, captured {env.captured_at}",
-        *(f"#SBATCH --{k}={v}" for k, v in asked.items()),
-        "",
-        "set -euo pipefail",
-        *(f"export {k}={shlex.quote(v)}" for k, v in _numeric_variables(env).items()),
-        "",
-        "fsdl-devinfra env verify env.json  # stops the job where numbers or speed would differ",
-        "",
-    ]
-    return Restoration(
-        "slurm",
-        "\n".join(lines),
-        {},
-        0,
-        [],
-        [] if job else ["the capture was not made in a SLURM job: resources are those of the machine"],
-    )
+    return asked
+
+# %% ../../nbs/environment/16_restoration.ipynb #5d8817cb
+def slurm(
+    env: Environment,  # a capture
+) -> Restoration:
+    "The head of a job script: the same resources, the same variables, and a check before work begins."
+    check_forms(env)
+    lines = ["#!/bin/bash", f"# environment {env.digest}, captured {env.captured_at}"]
+    lines += [f"#SBATCH --{option}={value}" for option, value in _asked_for(env).items()]
+    lines += ["", "set -euo pipefail"]
+    lines += [f"export {k}={shlex.quote(v)}" for k, v in _numeric_variables(env).items()]
+    verify = "fsdl-devinfra env verify env.json  # stops the job where numbers or speed would differ"
+    lines += ["", verify, ""]
+    notes = ["the capture was not made in a SLURM job: resources are those of the machine"]
+    return Restoration("slurm", "\n".join(lines), notes=[] if env.job.get("slurm") else notes)
 
 # %% ../../nbs/environment/16_restoration.ipynb #c4479145
-TARGETS = ("requirements", "pylock", "conda", "dockerfile", "slurm")
-
 def _proofs(env: Environment, wheelhouse: str | Path | None, quiet: bool) -> list[Proof]:
     "What can be pinned for each package, with progress: most of the time goes into asking an index."
     if wheelhouse is not None:
         with progress("filling the wheelhouse", quiet=quiet):
-            return prove(
-                env, from_wheelhouse(env, wheelhouse), lambda w: wheel_record(w.path) if w.path else None
-            )
+            wheels = from_wheelhouse(env, wheelhouse)
+            return prove(env, wheels, lambda w: wheel_record(w.path) if w.path else None)
     with progress("reading the lists of wheels", quiet=quiet) as bar:
         def read(wheel: Wheel) -> str | None:
             bar.advance()
@@ -571,6 +660,35 @@ def _proofs(env: Environment, wheelhouse: str | Path | None, quiet: bool) -> lis
         try: return prove(env, from_index(env), records)
         finally: records.save()
 
+# %% ../../nbs/environment/16_restoration.ipynb #df938b7c
+_AS_INSTALLED = "packages are pinned as they were installed"
+
+def _about_lost_lock(env: Environment) -> list[str]:
+    "A note about a lock that the capture saw and that this folder has not."
+    seen = [lock for lock in env.python.get("locks") or [] if lock.get("manager") in MANAGERS]
+    return [f"{lock.get('file')} is not here as it was captured: {_AS_INSTALLED}" for lock in seen[:1]]
+
+# %% ../../nbs/environment/16_restoration.ipynb #324e141c
+def _usable_lock(env: Environment, folder: str | Path) -> tuple[ProjectLock | None, list[str]]:
+    "The project's lock where it names everything that was installed, and what is to be said about it."
+    lock = project_lock(env, folder)
+    if lock is None: return None, _about_lost_lock(env)
+    name = lock.path.name
+    try: others = beside_lock(env, lock)
+    except ValueError: return None, [f"{name} cannot be read: {_AS_INSTALLED}"]
+    if not others: return lock, [f"{name} of the project names the same: {lock.manager} brings it back too"]
+    some = ", ".join(others[:5]) + (" …" if len(others) > 5 else "")
+    return None, [f"{name} does not name {some}: {_AS_INSTALLED}"]
+
+# %% ../../nbs/environment/16_restoration.ipynb #951c6e48
+TARGETS = ("requirements", "pylock", "conda", "dockerfile", "slurm")
+
+def _made(env: Environment, to: str, proofs: list[Proof], beside: str | Path, public: Sequence[str]) -> Restoration:
+    "The files for a target that pins packages."
+    if to == "pylock": return pylock(env, proofs, beside, public)
+    return {"requirements": requirements, "conda": conda, "dockerfile": dockerfile}[to](env, proofs)
+
+# %% ../../nbs/environment/16_restoration.ipynb #907881aa
 def restore(
     env: Environment,  # a capture
     to: str,  # requirements, pylock, conda, dockerfile or slurm
@@ -588,19 +706,3 @@ def restore(
     proofs = _proofs(env, wheelhouse, quiet)
     made = _made(env, to, proofs, beside, public)
     return replace(made, notes=made.notes + notes)
-
-def _usable_lock(env: Environment, folder: str | Path) -> tuple[ProjectLock | None, list[str]]:
-    "The project's lock where it names everything that was installed, and what is to be said about it."
-    lock = project_lock(env, folder)
-    if lock is None:
-        gone = [str(e.get("file")) for e in env.python.get("locks") or [] if e.get("manager") in MANAGERS]
-        return None, [f"{name} is not here as it was captured: packages are pinned as they were installed" for name in gone[:1]]
-    try: others = beside_lock(env, lock)
-    except ValueError: return None, [f"{lock.path.name} cannot be read: packages are pinned as they were installed"]
-    if not others: return lock, [f"{lock.path.name} of the project names the same: {lock.manager} brings it back too"]
-    some = ", ".join(others[:5]) + (" …" if len(others) > 5 else "")
-    return None, [f"{lock.path.name} does not name {some}: packages are pinned as they were installed"]
-
-def _made(env: Environment, to: str, proofs: list[Proof], beside: str | Path, public: Sequence[str]) -> Restoration:
-    if to == "pylock": return pylock(env, proofs, beside, public)
-    return {"requirements": requirements, "conda": conda, "dockerfile": dockerfile}[to](env, proofs)

@@ -30,26 +30,7 @@ def normal_name(
     "A distribution's name as the index compares it."
     return re.sub(r"[-_.]+", "-", name).lower()
 
-#: what pip takes for a name; folders with another are left over from a broken installation
-_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
-
-@lru_cache(64)
-def _entries(folder: str, changed: int) -> list[Installed]:
-    "The metadata folders in a folder, read again when it `changed`."
-    try:
-        names = sorted(
-            e
-            for e in os.listdir(folder or ".")
-            if e.endswith((".dist-info", ".egg-info")) and not e.startswith("~")
-        )
-    except OSError:
-        return []  # a zip file, or a folder that is gone
-    return [one for e in names if _NAME.fullmatch((one := _parse(folder, e)).name)]
-
-def _changed(folder: str) -> int:
-    try: return os.stat(folder or ".").st_mtime_ns
-    except OSError: return 0
-
+# %% ../../nbs/environment/01_stamping.ipynb #9ba7658c
 def _declared(folder: str) -> str:
     "The version that the metadata inside `folder` states, or nothing."
     for name in ("METADATA", "PKG-INFO"):
@@ -60,15 +41,42 @@ def _declared(folder: str) -> str:
             continue
     return ""
 
+# %% ../../nbs/environment/01_stamping.ipynb #72161fc9
 def _parse(folder: str, entry: str) -> Installed:
+    "A distribution by the name of its metadata folder."
     name, _, version = entry.rpartition(".")[0].partition("-")
-    if not version: version = _declared(os.path.join(folder, entry))  # an egg-info of an editable install has no version in its name
-    version = (
-        re.sub(r"-py\d[\d.]*$", "", version).replace("_", "-") if entry.endswith(".egg-info") else version
-    )
+    if not version: version = _declared(os.path.join(folder, entry))  # an egg-info of an editable install
+    if entry.endswith(".egg-info"): version = re.sub(r"-py\d[\d.]*$", "", version).replace("_", "-")
     return Installed(normal_name(name), version or None, os.path.join(folder, entry))
 
+# %% ../../nbs/environment/01_stamping.ipynb #7ce21857
+#: what pip takes for a name; folders with another are left over from a broken installation
+_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
+
+def _is_metadata(entry: str) -> bool:
+    "Whether an entry of a folder describes a distribution; `~` marks what an interrupted pip left."
+    return entry.endswith((".dist-info", ".egg-info")) and not entry.startswith("~")
+
+# %% ../../nbs/environment/01_stamping.ipynb #dc24d7d3
+@lru_cache(64)
+def _entries(folder: str, changed: int) -> list[Installed]:
+    "The metadata folders in a folder, read again when it `changed`."
+    try: names = sorted(filter(_is_metadata, os.listdir(folder or ".")))
+    except OSError: return []  # a zip file, or a folder that is gone
+    return [one for name in names if _NAME.fullmatch((one := _parse(folder, name)).name)]
+
+def _changed(folder: str) -> int:
+    "When a folder changed, in nanoseconds; 0 where it is not there."
+    try: return os.stat(folder or ".").st_mtime_ns
+    except OSError: return 0
+
 # %% ../../nbs/environment/01_stamping.ipynb #399d9b24
+def _comes_before(one: Installed, seen: Installed | None) -> bool:
+    "Whether a distribution counts although another of its name was seen on the path before."
+    if seen is None: return True
+    return one.path.endswith(".dist-info") and seen.path.endswith(".egg-info")
+
+# %% ../../nbs/environment/01_stamping.ipynb #9f572556
 def installed(
     path: list[str] | None = None,  # folders to look in; default: `sys.path`
 ) -> dict[str, Installed]:  # by normal name, sorted
@@ -76,30 +84,16 @@ def installed(
     found: dict[str, Installed] = {}
     for folder in dict.fromkeys(sys.path if path is None else path):
         for one in _entries(folder, _changed(folder)):
-            # a checkout's own egg-info must not hide the record of how it was installed
-            if one.name not in found or (
-                one.path.endswith(".dist-info") and found[one.name].path.endswith(".egg-info")
-            ):
-                found[one.name] = one
+            if _comes_before(one, found.get(one.name)): found[one.name] = one
     return dict(sorted(found.items()))
 
 # %% ../../nbs/environment/01_stamping.ipynb #abf6311d
 #: distributions that a result may depend on
-STAMPED = (
-    "torch",
-    "numpy",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "huggingface-hub",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-)
-
+STAMPED = ("torch", "numpy", "transformers", "accelerate", "safetensors", "huggingface-hub",
+           "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
 
 def _machine() -> str:
+    "The architecture of this machine."
     return os.uname().machine if hasattr(os, "uname") else os.environ.get("PROCESSOR_ARCHITECTURE", "unknown")
 
 def stamp() -> dict[str, str]:  # flat, strings only: fits JSON and ONNX `metadata_props`

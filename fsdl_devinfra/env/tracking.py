@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ..core.errors import BadInput, need
-from .difference import compare
+from .difference import Difference, compare
 from .environment import Environment, capture
 from .rules import rule_of
 
@@ -26,51 +26,81 @@ __all__ = ['settings', 'gather_environments', 'rank_differences', 'log_environme
 # %% ../../nbs/environment/17_tracking.ipynb #e4718c4c
 _LONG = 250  # MLflow's oldest limit of a value, and as much as a table shows
 
+def _key(name: str) -> str:
+    "A name that every tracker takes."
+    return "".join(c if c.isalnum() or c in "_-./ :" else "_" for c in name)
+
+def _value(value: Any) -> str | int | float | bool:
+    "A value as a table shows it: a number, or a short text."
+    text = " ".join(map(str, value)) if isinstance(value, list) else value
+    return text if isinstance(text, (bool, int, float)) else str(text)[:_LONG]
+
+# %% ../../nbs/environment/17_tracking.ipynb #963f8822
+def _is_shown(name: str) -> bool:
+    "Whether a field bears on numbers or speed and is no long text; versions of packages stand under a shorter name."
+    if name.startswith("packages.") and name.endswith(".version"): return False
+    return rule_of(name).effect != "record" and not name.endswith((".record", ".diff"))
+
+# %% ../../nbs/environment/17_tracking.ipynb #ef4d30d4
 def settings(
     env: Environment,  # a capture
     prefix: str = "env/",  # keeps them apart from the run's own settings
 ) -> dict[str, str | int | float | bool]:  # e.g. {"env/packages.torch": "2.13.0"}
     "What bears on numbers or speed, and the versions of packages: flat, short, plain values."
-    bearing = {
-        k: v
-        for k, v in env.flat().items()
-        if rule_of(k).effect != "record" and not k.endswith((".record", ".diff"))
-    }
-    versions = {f"packages.{n}": p.version for n, p in env.packages.items() if p.version}
-    head = {
-        "digest": env.digest,
-        "python": env.python.get("version"),
-        "commit": env.source.get("commit"),
-        "dirty": env.source.get("dirty"),
-    }
-    kept = {k: v for k, v in bearing.items() if not (k.startswith("packages.") and k.endswith(".version"))}
-    return {prefix + _key(k): _value(v) for k, v in (head | kept | versions).items() if v is not None}
-
-def _key(name: str) -> str: return "".join(c if c.isalnum() or c in "_-./ :" else "_" for c in name)
-def _value(value: Any) -> str | int | float | bool:
-    text = " ".join(map(str, value)) if isinstance(value, list) else value
-    return text if isinstance(text, (bool, int, float)) else str(text)[:_LONG]
+    code = {name: env.source.get(name) for name in ("commit", "dirty")}
+    head = {"digest": env.digest, "python": env.python.get("version")} | code
+    bearing = {name: value for name, value in env.flat().items() if _is_shown(name)}
+    versions = {f"packages.{name}": one.version for name, one in env.packages.items() if one.version}
+    shown = (head | bearing | versions).items()
+    return {prefix + _key(name): _value(value) for name, value in shown if value is not None}
 
 # %% ../../nbs/environment/17_tracking.ipynb #2aff1143
-def _mlflow(tracker: Any, env: Environment, file: Path) -> None: tracker.log_artifact(str(file))
+def _save_in_run(run: Any, file: Path) -> None:
+    "A file of a W&B run, where its other files are."
+    target = Path(run.dir) / "env.json"
+    shutil.copy(file, target)
+    run.save(str(target), base_path=run.dir, policy="now")
+
+# %% ../../nbs/environment/17_tracking.ipynb #eac18d15
+def _as_markdown(values: dict[str, Any]) -> str:
+    "Settings as a table of TensorBoard's text."
+    return "| setting | value |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in values.items())
+
+def _to_summary_writer(
+    writer: Any, env: Environment, file: Path, values: dict[str, Any] | None = None
+) -> None:
+    "The settings, if there are any, and the document as texts of TensorBoard."
+    if values is not None: writer.add_text("environment/settings", _as_markdown(values))
+    writer.add_text("environment", "\n".join("    " + line for line in env.to_json().splitlines()))
+    writer.flush()
+
+# %% ../../nbs/environment/17_tracking.ipynb #31a8a90f
+def _mlflow(tracker: Any, env: Environment, file: Path) -> None:
+    "As an artifact."
+    tracker.log_artifact(str(file))
 
 def _tensorboard(tracker: Any, env: Environment, file: Path) -> None:
+    "As a text."
     _to_summary_writer(tracker.tracker, env, file)
 
+def _wandb(tracker: Any, env: Environment, file: Path) -> None:
+    "As a file of the run."
+    _save_in_run(tracker.tracker, file)
 
-def _wandb(tracker: Any, env: Environment, file: Path) -> None: _save_in_run(tracker.tracker, file)
-
+# %% ../../nbs/environment/17_tracking.ipynb #b0f3c350
 def _comet(tracker: Any, env: Environment, file: Path) -> None:
+    "As an asset of the experiment."
     tracker.tracker.log_asset_data(env.to_json(), name="env.json", overwrite=True)
 
 def _trackio(tracker: Any, env: Environment, file: Path) -> None:
+    "As a setting, because a run of Trackio has no files."
     tracker.tracker.config["env/document"] = env.to_json()
 
-
 def _clearml(tracker: Any, env: Environment, file: Path) -> None:
+    "As an artifact of the task."
     tracker.tracker.upload_artifact("environment", str(file))
 
-
+# %% ../../nbs/environment/17_tracking.ipynb #c0cb70af
 _DOCUMENT = {
     "mlflow": _mlflow,
     "tensorboard": _tensorboard,
@@ -80,7 +110,6 @@ _DOCUMENT = {
     "clearml": _clearml,
 }
 
-
 def _to_accelerate(tracker: Any, env: Environment, file: Path, values: dict[str, Any]) -> None:
     "Through a tracker of accelerate, or anything that is written like one."
     early = tracker.name == "trackio"  # its settings are sent with the first metrics
@@ -89,49 +118,40 @@ def _to_accelerate(tracker: Any, env: Environment, file: Path, values: dict[str,
     if tracker.name in _DOCUMENT and not early: _DOCUMENT[tracker.name](tracker, env, file)
 
 # %% ../../nbs/environment/17_tracking.ipynb #4a836274
-def _save_in_run(run: Any, file: Path) -> None:
-    "A file of a W&B run, where its other files are."
-    target = Path(run.dir) / "env.json"
-    shutil.copy(file, target)
-    run.save(str(target), base_path=run.dir, policy="now")
-
 def _to_wandb(run: Any, env: Environment, file: Path, values: dict[str, Any]) -> None:
+    "Settings and file of a W&B run."
     run.config.update(values, allow_val_change=True)
     _save_in_run(run, file)
 
-_PARAMETERS_AT_ONCE = 100  # MLflow's limit of a batch
-
-def _to_mlflow(run: Any, env: Environment, file: Path, values: dict[str, Any]) -> None:
-    mlflow = need("mlflow", "track", "logging to MLflow")
-    from mlflow.entities import Param
-    from mlflow.tracking import MlflowClient
-    active = run if hasattr(run, "info") else mlflow.active_run()
-    if active is None: raise BadInput("MLflow has no active run", "Call mlflow.start_run first")
-    client, parameters = MlflowClient(), [Param(k, str(v)) for k, v in values.items()]
-    for i in range(0, len(parameters), _PARAMETERS_AT_ONCE):
-        client.log_batch(active.info.run_id, params=parameters[i:i + _PARAMETERS_AT_ONCE])
-    client.log_artifact(active.info.run_id, str(file))
-
-def _as_markdown(values: dict[str, Any]) -> str:
-    return "| setting | value |\n|---|---|\n" + "".join(f"| {k} | {v} |\n" for k, v in values.items())
-
-def _to_summary_writer(
-    writer: Any, env: Environment, file: Path, values: dict[str, Any] | None = None
-) -> None:
-    if values is not None: writer.add_text("environment/settings", _as_markdown(values))
-    writer.add_text("environment", "\n".join("    " + line for line in env.to_json().splitlines()))
-    writer.flush()
-
 def _to_trackio(run: Any, env: Environment, file: Path, values: dict[str, Any]) -> None:
+    "Settings and document of a Trackio run, or of the one that the module has open."
     if not hasattr(run, "config") or not hasattr(run, "log_artifact"):
         run = run.context_vars.current_run.get()
     if run is None: raise BadInput("Trackio has no run", "Call trackio.init first")
     run.config.update(values | {"env/document": env.to_json()})  # sent with the first metrics
 
 def _to_comet(experiment: Any, env: Environment, file: Path, values: dict[str, Any]) -> None:
+    "Parameters and an asset of a Comet experiment."
     experiment.log_parameters(values)
     experiment.log_asset_data(env.to_json(), name="env.json", overwrite=True)
 
+# %% ../../nbs/environment/17_tracking.ipynb #326817a0
+_PARAMETERS_AT_ONCE = 100  # MLflow's limit of a batch
+
+def _to_mlflow(run: Any, env: Environment, file: Path, values: dict[str, Any]) -> None:
+    "Parameters and an artifact of an MLflow run, or of the one that the module has open."
+    mlflow = need("mlflow", "track", "logging to MLflow")
+    from mlflow.entities import Param
+    from mlflow.tracking import MlflowClient
+    active = run if hasattr(run, "info") else mlflow.active_run()
+    if active is None: raise BadInput("MLflow has no active run", "Call mlflow.start_run first")
+    client, named = MlflowClient(), active.info.run_id
+    parameters = [Param(name, str(value)) for name, value in values.items()]
+    for i in range(0, len(parameters), _PARAMETERS_AT_ONCE):
+        client.log_batch(named, params=parameters[i:i + _PARAMETERS_AT_ONCE])
+    client.log_artifact(named, str(file))
+
+# %% ../../nbs/environment/17_tracking.ipynb #643a87c7
 #: package of the object's class → how to write to it
 _OWN = {
     "wandb": _to_wandb,
@@ -142,21 +162,18 @@ _OWN = {
     "comet_ml": _to_comet,
 }
 
+def _packages_of(where: Any) -> list[str]:
+    "The packages that a module, or the classes of an object, come from."
+    named = [where.__name__] if isinstance(where, ModuleType) else [c.__module__ for c in type(where).__mro__]
+    return [name.split(".")[0] for name in named]
+
+# %% ../../nbs/environment/17_tracking.ipynb #8b16ee59
 def _writer(where: Any) -> Callable[..., None] | None:
     "How to write to an object; None for what is no tracker."
     if hasattr(where, "store_init_configuration"): return _to_accelerate
-    named = (
-        [where.__name__] if isinstance(where, ModuleType) else [cls.__module__ for cls in type(where).__mro__]
-    )
-    return next((_OWN[package] for name in named if (package := name.split(".")[0]) in _OWN), None)
+    return next((_OWN[package] for package in _packages_of(where) if package in _OWN), None)
 
 # %% ../../nbs/environment/17_tracking.ipynb #31ec9b46
-#: what differs from rank to rank by design
-_OF_A_RANK = re.compile(
-    r"variables\.(\w*RANK\w*|MASTER_PORT|CUDA_VISIBLE_DEVICES|TORCHELASTIC_\w+|HIP_VISIBLE_DEVICES)|job\..*|accelerators\.gpus.*uuid"
-    r"|numerics\.settings\.seed|python\.argv|machine\.(hostname|boot.*)"
-)
-
 def gather_environments(
     env: Environment,  # the capture of this process
 ) -> dict[str, Environment]:  # "rank 0" → capture, the same on every process
@@ -167,30 +184,37 @@ def gather_environments(
     torch.distributed.all_gather_object(found, env.to_dict())
     return {f"rank {i}": Environment.from_dict(document) for i, document in enumerate(found)}
 
+# %% ../../nbs/environment/17_tracking.ipynb #be6c857c
+#: what differs from rank to rank by design
+_OF_A_RANK = re.compile(
+    r"variables\.(\w*RANK\w*|MASTER_PORT|CUDA_VISIBLE_DEVICES|TORCHELASTIC_\w+|HIP_VISIBLE_DEVICES)"
+    r"|job\..*|accelerators\.gpus.*uuid|numerics\.settings\.seed|python\.argv|machine\.(hostname|boot.*)"
+)
+
+def _told(differences: list[Difference]) -> str:
+    "The first differences of a rank that are not so by design, in a line."
+    bearing = [d for d in differences if d.effect != "record" and not _OF_A_RANK.fullmatch(d.field)]
+    return ", ".join(f"{d.field} {d.left} → {d.right}" for d in bearing[:6])
+
+# %% ../../nbs/environment/17_tracking.ipynb #3dd37bbe
 def rank_differences(
     captures: dict[str, Environment],  # as `gather_environments` gives them
 ) -> dict[str, str]:  # "rank 3" → what is different about it; empty where they are alike
     "Ranks that are not like most of the others, and in what."
     if len(captures) < 2: return {}
-    found = compare(captures)
-    rows = {
-        o.name: [d for d in o.differences if d.effect != "record" and not _OF_A_RANK.fullmatch(d.field)]
-        for o in found.outliers
-    }
-    return {
-        name: ", ".join(f"{d.field} {d.left} → {d.right}" for d in differences[:6])
-        for name, differences in rows.items()
-        if differences
-    }
+    told = {other.name: _told(other.differences) for other in compare(captures).outliers}
+    return {name: said for name, said in told.items() if said}
 
 # %% ../../nbs/environment/17_tracking.ipynb #e3db198c
 def _is_main_process() -> bool:
+    "Whether this is the first process: by torch's process group, else by `RANK`."
     torch = sys.modules.get("torch")
     distributed = getattr(torch, "distributed", None)
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
     return os.environ.get("RANK", "0") == "0"
 
+# %% ../../nbs/environment/17_tracking.ipynb #2b7694af
 def _trackers(where: Any) -> list[Any]:
     "The trackers in what was given."
     many = getattr(where, "trackers", where if isinstance(where, (list, tuple)) else [where])
@@ -204,20 +228,25 @@ def _trackers(where: Any) -> list[Any]:
         "Give an Accelerator, wandb.run, mlflow, a SummaryWriter, a trackio run or a comet Experiment",
     )
 
+# %% ../../nbs/environment/17_tracking.ipynb #dd0b1498
+def _about_ranks(captures: dict[str, Environment]) -> dict[str, str]:
+    "Settings that say how the ranks differ; none for a single one."
+    if len(captures) < 2: return {}
+    differing = rank_differences(captures)
+    return {f"env/ranks.{name}": said[:_LONG] for name, said in differing.items()} or {"env/ranks": "alike"}
 
+# %% ../../nbs/environment/17_tracking.ipynb #a9790e75
 def log_environment(
-    where: Any,  # wandb.run, mlflow, a SummaryWriter, a trackio run, a comet Experiment, an accelerate.Accelerator; or a list of such
+    where: Any,  # wandb.run, mlflow, SummaryWriter, trackio run, comet Experiment, Accelerator; or a list of such
     env: Environment | None = None,  # default: captured now
-    ranks: bool = False,  # gather the captures of all processes (each has to call) and say what differs between them
+    ranks: bool = False,  # gather the captures of all processes (each has to call) and say what differs
 ) -> Environment:  # what was logged
     "Log the environment to trackers; writes on the main process only. Raises `BadInput` where there is no tracker."
     env = capture() if env is None else env
     captures = gather_environments(env) if ranks else {}
     if not _is_main_process(): return env
     trackers = _trackers(where)
-    differing = rank_differences(captures)
-    told = {f"env/ranks.{name}": said[:_LONG] for name, said in differing.items()} or {"env/ranks": "alike"}
-    values = settings(env) | (told if len(captures) > 1 else {})
+    values = settings(env) | _about_ranks(captures)
     with tempfile.TemporaryDirectory() as folder:
         file = env.save(Path(folder) / "env.json")
         for tracker in trackers:

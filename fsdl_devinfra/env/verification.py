@@ -11,13 +11,15 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from ..core.console import progress
 from ..core.results import Result
+from ..core.units import size_text
 from .difference import _repr_html_, Difference, EnvironmentDiff, diff, diff_text
 from .environment import Environment, capture
 from .stamping import Installed, installed
@@ -27,12 +29,68 @@ __all__ = ['ChangedFile', 'FileCheck', 'check_files', 'Verification', 'verify']
 
 # %% ../../nbs/environment/14_verification.ipynb #db7f3cda
 @dataclass(frozen=True)
+class _Line:
+    "A file that RECORD promises."
+    package: str
+    root: str  # folder of installed packages
+    path: str  # relative to it
+    digest: str  # SHA-256 in URL-safe base64
+    size: int | None  # bytes
+
+def _line(one: Installed, row: list[str]) -> _Line | None:
+    "A row of RECORD; None for one without a hash, and for byte code."
+    if len(row) < 2 or not row[1].startswith("sha256=") or row[0].endswith(".pyc"): return None
+    size = int(row[2]) if len(row) > 2 and row[2].isdigit() else None
+    return _Line(one.name, os.path.dirname(one.path), row[0], row[1][7:], size)
+
+# %% ../../nbs/environment/14_verification.ipynb #09cd7cfe
+def _lines(one: Installed) -> list[_Line] | None:
+    "The files that a package promises; None where it has no list."
+    try:
+        with open(os.path.join(one.path, "RECORD"), newline="", encoding="utf-8") as f: rows = list(csv.reader(f))
+    except (OSError, UnicodeDecodeError, csv.Error): return None
+    return [line for row in rows if (line := _line(one, row))]
+
+# %% ../../nbs/environment/14_verification.ipynb #027750ee
+@dataclass(frozen=True)
 class ChangedFile:
     "An installed file that is not what its wheel brought."
     package: str
     path: str  # relative to the folder of installed packages
     problem: Literal["edited", "missing", "unreadable"]
 
+# %% ../../nbs/environment/14_verification.ipynb #bd7e4d1f
+def _check(line: _Line) -> tuple[ChangedFile | None, int]:
+    "What is wrong with a file, if anything is, and how many bytes were hashed."
+    def wrong(problem: Literal["edited", "missing", "unreadable"]) -> ChangedFile:
+        return ChangedFile(line.package, line.path, problem)
+    path = os.path.join(line.root, line.path)
+    try:
+        size = os.stat(path).st_size
+        if line.size is not None and size != line.size: return wrong("edited"), 0
+        with open(path, "rb", buffering=0) as f: digest = hashlib.file_digest(f, "sha256").digest()
+    except FileNotFoundError: return wrong("missing"), 0
+    except OSError: return wrong("unreadable"), 0
+    same = base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == line.digest.rstrip("=")
+    return (None if same else wrong("edited")), size
+
+# %% ../../nbs/environment/14_verification.ipynb #25ddc46b
+def _batches(lines: list[_Line], count: int = 64) -> Iterator[list[_Line]]:
+    "The files in groups, one for each task of a thread."
+    for i in range(0, len(lines), count): yield lines[i:i + count]
+
+def _check_all(lines: list[_Line], threads: int, quiet: bool) -> tuple[list[ChangedFile], int]:
+    "The files that are not as promised, and the bytes that were hashed."
+    changed, total = [], 0
+    bar = progress("hashing installed files", total=len(lines), quiet=quiet)
+    with bar as shown, ThreadPoolExecutor(threads) as pool:
+        for answers in pool.map(lambda batch: [_check(line) for line in batch], _batches(lines)):
+            changed += [wrong for wrong, _ in answers if wrong]
+            total += sum(size for _, size in answers)
+            shown.advance(len(answers))
+    return changed, total
+
+# %% ../../nbs/environment/14_verification.ipynb #b40e2015
 @dataclass(frozen=True)
 class FileCheck:
     "What hashing the installed files found."
@@ -42,69 +100,27 @@ class FileCheck:
     changed: list[ChangedFile] = field(default_factory=list)
     without_record: list[str] = field(default_factory=list)  # packages that list no files
 
-@dataclass(frozen=True)
-class _Line:
-    package: str
-    root: str
-    path: str
-    digest: str
-    size: int | None
-
-def _lines(one: Installed) -> list[_Line] | None:
-    try:
-        with open(os.path.join(one.path, "RECORD"), newline="", encoding="utf-8") as f:
-            rows = list(csv.reader(f))
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return None
-    root = os.path.dirname(one.path)
-    return [_Line(one.name, root, r[0], r[1][7:], int(r[2]) if len(r) > 2 and r[2].isdigit() else None)
-            for r in rows if len(r) > 1 and r[1].startswith("sha256=") and not r[0].endswith(".pyc")]
-
-# %% ../../nbs/environment/14_verification.ipynb #dc764fc3
-def _check(line: _Line) -> tuple[ChangedFile | None, int]:
-    path = os.path.join(line.root, line.path)
-    try:
-        size = os.stat(path).st_size
-        if line.size is not None and size != line.size:
-            return ChangedFile(line.package, line.path, "edited"), 0
-        with open(path, "rb", buffering=0) as f: digest = hashlib.file_digest(f, "sha256").digest()
-    except FileNotFoundError: return ChangedFile(line.package, line.path, "missing"), 0
-    except OSError: return ChangedFile(line.package, line.path, "unreadable"), 0
-    same = base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == line.digest.rstrip("=")
-    return (None if same else ChangedFile(line.package, line.path, "edited")), size
-
-def _batches(lines: list[_Line], count: int = 64) -> Iterator[list[_Line]]:
-    for i in range(0, len(lines), count): yield lines[i:i + count]
-
+# %% ../../nbs/environment/14_verification.ipynb #1aecd5ee
 def check_files(
     path: list[str] | None = None,  # folders of installed packages; default: `sys.path`
     threads: int | None = None,  # default: two for each processor, at most 16
     quiet: bool = True,  # no progress
 ) -> FileCheck:
     "Hash every installed file and compare it with RECORD."
-    from fsdl_devinfra.core.console import progress
     listed = {name: _lines(one) for name, one in installed(path).items()}
-    lines = [line for found in listed.values() for line in found or []]
-    changed, total = [], 0
-    with (
-        progress("hashing installed files", total=len(lines), quiet=quiet) as bar,
-        ThreadPoolExecutor(threads or min(16, 2 * (os.cpu_count() or 1))) as pool,
-    ):
-        for batch, answers in zip(
-            _batches(lines), pool.map(lambda part: [_check(line) for line in part], _batches(lines))
-        ):
-            changed += [c for c, _ in answers if c]
-            total += sum(size for _, size in answers)
-            bar.advance(len(batch))
-    return FileCheck(
-        len(lines),
-        total,
-        sum(v is not None for v in listed.values()),
-        changed,
-        sorted(n for n, v in listed.items() if v is None),
-    )
+    without = sorted(name for name, lines in listed.items() if lines is None)
+    every = [line for lines in listed.values() for line in lines or []]
+    changed, total = _check_all(every, threads or min(16, 2 * (os.cpu_count() or 1)), quiet)
+    return FileCheck(len(every), total, len(listed) - len(without), changed, without)
 
 # %% ../../nbs/environment/14_verification.ipynb #44a50574
+def _about_files(files: FileCheck) -> str:
+    "What hashing the installed files found, in a sentence."
+    found = "every one as its wheel brought it"
+    if files.changed: found = f"{len(files.changed)} are not as their wheel brought them"
+    return f"{files.files:,} installed files, {size_text(files.size_bytes)}: {found}"
+
+# %% ../../nbs/environment/14_verification.ipynb #bde03001
 @dataclass(frozen=True)
 class Verification(Result):
     "This machine against a capture."
@@ -116,24 +132,40 @@ class Verification(Result):
 
     def __str__(self) -> str:
         text = diff_text(EnvironmentDiff(self.verdict, self.answer, self.differences))
-        if self.files is None: return text
-        from fsdl_devinfra.core.units import size_text
-        head = f"\n\n{self.files.files:,} installed files, {size_text(self.files.size_bytes)}: "
-        changed = len(self.files.changed)
-        return (
-            text
-            + head
-            + (
-                f"{changed} are not as their wheel brought them"
-                if changed
-                else "every one as its wheel brought it"
-            )
-        )
+        return text if self.files is None else f"{text}\n\n{_about_files(self.files)}"
 
     def _repr_html_(self) -> str:
         return _repr_html_(EnvironmentDiff(self.verdict, self.answer, self.differences))
 
+# %% ../../nbs/environment/14_verification.ipynb #7d01010f
+def _for_the_record(difference: Difference, why: str) -> Difference:
+    "The same difference, judged to change nothing."
+    return replace(difference, effect="record", why=why)
 
+def _another_process(difference: Difference) -> Difference:
+    "The command line of a verifying process is not the program's."
+    if difference.field != "python.argv": return difference
+    return _for_the_record(difference, "the command line of the captured program; this process is another")
+
+# %% ../../nbs/environment/14_verification.ipynb #aea9920e
+#: variables that a launcher sets for each worker, and sets again when the job starts
+_BY_LAUNCHER = re.compile(
+    r"variables\.(OMP_NUM_THREADS|WORLD_SIZE|(LOCAL_|GROUP_|NODE_)?RANK|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT)|TORCHELASTIC_.*"
+    r"|ACCELERATE_.*|FSDP_.*|PYTHONHASHSEED|TORCH_NCCL_.*|NCCL_ASYNC_.*|CUDA_MODULE_LOADING|CUDA_VISIBLE_DEVICES"
+    r"|CROSS_.*|KMP_.*|TOKENIZERS_PARALLELISM|PYTHONPATH)|numerics\.settings\.threads|job\..*"
+)
+_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION", "SLURM_PROCID")
+
+def _is_worker(env: Environment) -> bool:
+    "Whether a launcher started the process of a capture."
+    return any(name in env.variables for name in _LAUNCHERS)
+
+def _by_launcher(difference: Difference) -> Difference:
+    "In a job's head script the launcher has not run yet: what it gives its workers is not known there."
+    if not _BY_LAUNCHER.fullmatch(difference.field): return difference
+    return _for_the_record(difference, "set by the launcher for each worker; this process is not one")
+
+# %% ../../nbs/environment/14_verification.ipynb #21c6b6e8
 #: variables that libraries set in their own process when they are imported
 _SET_BY_IMPORTS = (
     "variables.TOKENIZERS_PARALLELISM",
@@ -152,58 +184,58 @@ _BY_MACHINE = (
     "numerics.settings.cpu_capability",
 )
 
-#: variables that a launcher sets for each worker, and sets again when the job starts
-_BY_LAUNCHER = re.compile(
-    r"variables\.(OMP_NUM_THREADS|WORLD_SIZE|(LOCAL_|GROUP_|NODE_)?RANK|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT)|TORCHELASTIC_.*"
-    r"|ACCELERATE_.*|FSDP_.*|PYTHONHASHSEED|TORCH_NCCL_.*|NCCL_ASYNC_.*|CUDA_MODULE_LOADING|CUDA_VISIBLE_DEVICES"
-    r"|CROSS_.*|KMP_.*|TOKENIZERS_PARALLELISM|PYTHONPATH)|numerics\.settings\.threads|job\..*"
-)
-_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION", "SLURM_PROCID")
+def _by_program(difference: Difference) -> Difference:
+    "What libraries set when they are imported, and settings that the program had made."
+    name = difference.field
+    if name in _SET_BY_IMPORTS: return _for_the_record(difference, "set by a library when it was imported")
+    if not name.startswith("numerics.settings.") or name in _BY_MACHINE: return difference
+    return _for_the_record(difference, "the program that was captured had set it; this process is another")
 
-def _by_launcher(d: Difference) -> Difference:
-    "In a job's head script the launcher has not run yet: what it gives its workers is not known there."
-    if not _BY_LAUNCHER.fullmatch(d.field): return d
-    return Difference(
-        d.field, d.left, d.right, "record", "set by the launcher for each worker; this process is not one"
-    )
+# %% ../../nbs/environment/14_verification.ipynb #a393effc
+def _judgements(
+    expected: Environment,
+    here: Environment,
+    fresh: bool,  # whether torch was not imported before the capture
+) -> list[Callable[[Difference], Difference]]:
+    "What makes a difference milder, in turn."
+    judgements: list[Callable[[Difference], Difference]] = [_another_process]
+    if _is_worker(expected) and not _is_worker(here): judgements.append(_by_launcher)
+    if fresh: judgements.append(_by_program)
+    return judgements
 
-
-def _another_process(d: Difference) -> Difference:
-    "The command line of a verifying process is not the program's."
-    if d.field != "python.argv": return d
-    return Difference(
-        d.field,
-        d.left,
-        d.right,
-        "record",
-        "the command line of the captured program; this process is another",
-    )
-
-
-def _is_worker(env: Environment) -> bool: return any(name in env.variables for name in _LAUNCHERS)
-
-def _by_program(d: Difference) -> Difference:
-    if d.field in _SET_BY_IMPORTS:
-        return Difference(d.field, d.left, d.right, "record", "set by a library when it was imported")
-    if not d.field.startswith("numerics.settings.") or d.field in _BY_MACHINE: return d
-    return Difference(
-        d.field,
-        d.left,
-        d.right,
-        "record",
-        "the program that was captured had set it; this process is another",
-    )
-
-
-def _of_file(c: ChangedFile) -> Difference:
-    script = c.path.startswith(("../", "/"))
+# %% ../../nbs/environment/14_verification.ipynb #8a558485
+def _of_file(file: ChangedFile) -> Difference:
+    "An edited file as a difference: numerics, but for a start script."
+    name = f"files.{file.package}.{file.path}"
+    if file.path.startswith(("../", "/")):
+        why = "a start script: its first line names the interpreter"
+        return Difference(name, "as released", file.problem, "record", why)
     why = "an installed file that no release holds: what it computes is anybody's guess"
-    if script: why = "a start script: its first line names the interpreter"
-    return Difference(
-        f"files.{c.package}.{c.path}", "as released", c.problem, "record" if script else "numerics", why
-    )
+    return Difference(name, "as released", file.problem, "numerics", why)
 
+# %% ../../nbs/environment/14_verification.ipynb #a8839903
+def _about_edited(differences: list[Difference]) -> str:
+    "A sentence about edited files that comes before the answer; empty where none is edited."
+    edited = [d for d in differences if d.field.startswith("files.") and d.effect != "record"]
+    if not edited: return ""
+    first, many = edited[0].field.split(".", 2)[2], len(edited) > 1
+    are, more = ("files are", ", …") if many else ("file is", "")
+    return f"{len(edited)} installed {are} not as released ({first}{more}). "
 
+# %% ../../nbs/environment/14_verification.ipynb #bc3a35ef
+_ONLY_SETTINGS = ("Nothing that this machine decides and that changes numbers differs; "
+                  "the captured program had settings of its own.")
+
+def _again(found: EnvironmentDiff, changed: list[Difference]) -> EnvironmentDiff:
+    "The verdict once more, after differences were added or judged milder."
+    if changed == found.differences: return found
+    effects, before = {d.effect for d in changed}, {d.effect for d in found.differences}
+    answer = _ONLY_SETTINGS if "numerics" in before - effects else found.answer
+    order = sorted(changed, key=lambda d: ("numerics", "performance", "record").index(d.effect))
+    verdict = "differs" if effects - {"record"} else "same"
+    return EnvironmentDiff(verdict, _about_edited(changed) + answer, order)
+
+# %% ../../nbs/environment/14_verification.ipynb #0f3a5718
 def verify(
     expected: Environment,  # a capture
     files: bool = False,  # hash every installed file against RECORD
@@ -213,29 +245,12 @@ def verify(
 ) -> Verification:
     "Compare this machine with a capture."
     fresh = "torch" not in sys.modules
-    probe = bool(expected.fingerprint) and "torch" in installed() if probe is None else probe
+    if probe is None: probe = bool(expected.fingerprint) and "torch" in installed()
     here = capture(probe=probe, folder=folder, data=[p for p in expected.data if Path(p).exists()])
     found = diff(expected, here)
-    found = _again(found, [_another_process(d) for d in found.differences])
-    if _is_worker(expected) and not _is_worker(here):
-        found = _again(found, [_by_launcher(d) for d in found.differences])
-    if fresh: found = _again(found, [_by_program(d) for d in found.differences])
+    for judge in _judgements(expected, here, fresh):
+        found = _again(found, [judge(d) for d in found.differences])
     checked = check_files(quiet=quiet) if files else None
     if checked and checked.changed:
         found = _again(found, [_of_file(c) for c in checked.changed] + found.differences)
     return Verification(found.verdict, found.answer, found.differences, checked)
-
-# %% ../../nbs/environment/14_verification.ipynb #bc3a35ef
-def _again(found: EnvironmentDiff, changed: list[Difference]) -> EnvironmentDiff:
-    "The verdict once more, after differences were added or judged milder."
-    if changed == found.differences: return found
-    effects = [d.effect for d in changed]
-    edited = [d for d in changed if d.field.startswith("files.") and d.effect != "record"]
-    answer = found.answer
-    if "numerics" not in effects and any(d.effect == "numerics" for d in found.differences):
-        answer = "Nothing that this machine decides and that changes numbers differs; the captured program had settings of its own."
-    if edited:
-        first, many = edited[0].field.split(".", 2)[2], len(edited) > 1
-        answer = f"{len(edited)} installed {'files are' if many else 'file is'} not as released ({first}{', …' if many else ''}). {answer}"
-    order = sorted(changed, key=lambda d: ("numerics", "performance", "record").index(d.effect))
-    return EnvironmentDiff("differs" if set(effects) - {"record"} else "same", answer, order)
