@@ -58,11 +58,16 @@ def model_of(
     "A model in eval mode whose weights are all away from zero and one, and an example."
     torch.manual_seed(seed)
     module, inputs = _built(name)
+    stir(module)
+    return module.eval(), example_inputs(module, seed=seed) if inputs is None else inputs
+
+
+def stir(module: nn.Module) -> None:
+    "Move all weights away from zero and one: an untrained model has branches and heads that are zero, and hide what is before them."
     with torch.no_grad():
         for p in module.parameters(): p.add_(0.1 * torch.randn_like(p) * (p.std() if p.numel() > 1 and p.std() > 0 else 1))
         for b in module.modules():
             if isinstance(b, nn.BatchNorm2d): b.running_mean.normal_(0, 0.1); b.running_var.uniform_(0.5, 2)
-    return module.eval(), example_inputs(module, seed=seed) if inputs is None else inputs
 
 
 def _built(name: str) -> tuple[nn.Module, dict[str, torch.Tensor] | None]:

@@ -155,3 +155,41 @@ def test_a_fixed_size_is_the_fault_and_not_who_reads_it(tmp_path: Path) -> None:
     report = check(net, file, inputs, captured=captured)
     assert report.verdict == "fail" and report.first_divergence is not None
     assert report.first_divergence.op == "aten.sym_size.int", report.first_divergence
+
+
+def size_fixed(proto: Any) -> None:
+    "The size of the mask is a constant."
+    node = next(n for n in proto.graph.node if n.op_type == "Shape" and n.output[0] == "val_63")
+    node.CopyFrom(helper.make_node("Constant", [], list(node.output), name=node.name, value=onnx.helper.make_tensor("", 7, [4], [2, 1, 1, 8])))
+
+
+def turned(proto: Any) -> None:
+    "The keys are in another order of axes, as long as they are wide."
+    node = next(n for n in proto.graph.node if n.output[0] == "transpose_4")
+    perm = next(a for a in node.attribute if a.name == "perm").ints
+    perm[-2], perm[-1] = perm[-1], perm[-2]
+
+
+def mask_inverted(proto: Any) -> None:
+    readers = [n for n in proto.graph.node if "attention_mask" in n.input and n.op_type != "Shape"]
+    made = [helper.make_node("Shape", ["attention_mask"], ["mask_size"]),
+            helper.make_node("ConstantOfShape", ["mask_size"], ["mask_ones"], value=onnx.helper.make_tensor("", 7, [1], [1])),
+            helper.make_node("Sub", ["mask_ones", "attention_mask"], ["mask_inverse"])]
+    for node in readers: node.input[list(node.input).index("attention_mask")] = "mask_inverse"
+    nodes = [*made, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+@pytest.mark.parametrize(("change", "op", "kind"), [(size_fixed, "aten.index.Tensor", "baked shape"), (turned, "aten.transpose.int", "operator semantics"),
+                                                    (mask_inverted, "aten.view.default", "operator semantics")])
+def test_a_file_that_the_runtime_wrote_is_compared_with_the_same_made_again(change: Any, op: str, kind: str, tmp_path: Path) -> None:
+    "Each of these was blamed on who reads the value: no value of torch equals what the optimised file holds there."
+    made = models.build("gpt2", tmp_path, ("dynamo", "optimised"))
+    proto = onnx.load(made.files["optimised"])
+    change(proto)
+    onnx.save(proto, tmp_path / "bad.onnx")
+    report = check(made.module, tmp_path / "bad.onnx", made.inputs, captured=made.captured)
+    assert report.verdict == "fail" and report.first_divergence is not None
+    assert (report.first_divergence.op, report.causes[0].kind) == (op, kind), (report.first_divergence, report.causes)
+    assert any("the culprit is sure" in n for n in report.notes), report.notes

@@ -27,8 +27,8 @@ else:
 # %% auto #0
 __all__ = ['NEAR', 'KIN', 'BFLOAT16', 'ARRANGES', 'without_notes', 'alike', 'telling', 'Alignment', 'matched_by_value',
            'candidates', 'standing', 'align', 'Region', 'region_of', 'weights_read', 'wrong_weights', 'wrong_settings',
-           'by_counterpart', 'substantial', 'earlier', 'lost_operator', 'by_value_in_place', 'causes_without_notes',
-           'how_sure']
+           'by_counterpart', 'substantial', 'earlier', 'lost_operator', 'by_value_in_place', 'by_remaking',
+           'causes_without_notes', 'how_sure']
 
 # %% ../../nbs/parity/21_alignment.ipynb #989a631b
 def without_notes(
@@ -347,6 +347,7 @@ def _add_equal(alignment: Alignment, values: Mapping[str, "np.ndarray"]) -> None
 from .causes import Cause, Difference, FailureContext, _attribute, _change, _how, _plain, _set_attribute, _set_constant, _short
 from .causes import by_evaluator, by_opset, by_optimisation, by_overflow, by_shape, by_tf32, by_train_mode, reexported_graph, undone
 from .localization import OperatorError
+from .remade import remake
 
 # %% ../../nbs/parity/21_alignment.ipynb #b6e2a743
 @dataclass(frozen=True)
@@ -678,6 +679,21 @@ def _end_of_step(alignment: Alignment, suspect: OperatorError) -> str:
     return next((v for v in alignment.pairs if node in region_of(alignment, v).nodes), "")
 
 # %% ../../nbs/parity/21_alignment.ipynb #18c15724
+def by_remaking(
+    context: FailureContext,
+    alignment: Alignment,
+    suspect: OperatorError | None,
+    before: float,  # the error of the outputs
+) -> tuple[OperatorError | None, list[Cause]]:  # the suspect, or what is wrong beside the same file made again; and the causes
+    "What a file that ONNX Runtime wrote has otherwise than a fresh export that it writes."
+    found = remake(context, before)
+    if found is None: return suspect, []
+    alignment.known_by[found.value] = "put in place"
+    o, worst = found.origin, float("inf")
+    plain = OperatorError(found.value, found.node, o.op, o.module, o.source, worst, 0.0, worst, worst, o.fx)
+    if suspect is None or suspect.fx != o.fx: return plain, found.causes
+    return replace(suspect, value=found.value, node=found.node), found.causes
+
 def causes_without_notes(
     context: FailureContext,
     module: Any,
@@ -688,6 +704,7 @@ def causes_without_notes(
     before = context.error()
     causes = by_train_mode(context, before) + by_overflow(context, before) + by_tf32(context, before)
     if not causes: causes += by_optimisation(context.error, before, context.good)
+    if not causes: suspect, causes = by_remaking(context, alignment, suspect, before)
     if suspect is not None and not causes:
         suspect, causes = by_counterpart(context, alignment, suspect, before)
     if not causes: causes = by_opset(context, before) or by_shape(context, module, before)
@@ -715,7 +732,7 @@ def how_sure(
         for k, n in counts.items()
     )
     lost, all_operators = len(alignment.lost()), sum(1 for s in alignment.steps.values() if s.op)
-    value = _end_of_step(alignment, suspect) if suspect else ""
+    value = (suspect.value if suspect.value in alignment.known_by else _end_of_step(alignment, suspect)) if suspect else ""
     sure = (
         ""
         if suspect is None

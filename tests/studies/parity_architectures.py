@@ -2,6 +2,8 @@
 
 python tests/studies/parity_architectures.py --seed 1 --count 60 --minutes 60 --json rows.json
 
+The same command goes on where it was stopped.
+
 The families are drawn from those whose tiny configuration can be built, saved and loaded; where one generates, the cache
 is exported and compared as well (`--generation`). The verdicts are the command's own exit status.
 """
@@ -16,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,7 @@ GENERATES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeec
 STATUS = {0: "pass", 1: "fail", 2: "not checked"}
 
 
-class TooLong(Exception): "The family took more time than it may."
+class TooLong(BaseException): "The family took more time than it may; not an exception that an exporter may catch."
 
 
 def _stop(*_: Any) -> None: raise TooLong
@@ -60,7 +64,7 @@ def checked(folder: Path, generation: bool) -> dict[str, Any]:
     outputs = [o for c in document.get("cases", []) for o in c["outputs"]]
     why = next((f"{o['name']}: {o['why']}" for o in outputs if o["verdict"] == "fail"), "")
     return {"verdict": STATUS.get(status, f"status {status}"), "cases": len(document.get("cases", [])), "ratio": max((o["ratio"] for o in outputs), default=None),
-            "why": why or "; ".join(c["kind"] for c in document.get("causes", []))}
+            "why": why or "; ".join(c["kind"] for c in document.get("causes", [])) or "; ".join(map(str, document.get("notes", [])))[:200]}
 
 
 def one(family: str, seed: int) -> dict[str, Any] | None:
@@ -71,42 +75,58 @@ def one(family: str, seed: int) -> dict[str, Any] | None:
         except TooLong: raise
         except Exception: return None
         row = {"family": family, "class": auto.__name__, **checked(folder, generation=False)}
-        if auto.__name__ in GENERATES: row["generation"] = checked(folder, generation=True)["verdict"]
-        return row
+        if auto.__name__ not in GENERATES: return row
+        cached = checked(folder, generation=True)
+        return row | {"generation": cached["verdict"], "generation_why": cached["why"]}
 
 
 def timed(family: str, seed: int, limit: int) -> dict[str, Any] | None:
-    "The same within a time."
-    started = time.time()
-    signal.signal(signal.SIGALRM, _stop)
-    signal.alarm(limit)
+    "The same within a time of the processor."
+    started = time.process_time()
+    signal.signal(signal.SIGPROF, _stop)
+    signal.setitimer(signal.ITIMER_PROF, limit)
     try: row = one(family, seed)
     except TooLong: row = {"family": family, "verdict": f"not finished in {limit} s"}
     except Exception as e: row = {"family": family, "verdict": "crash", "why": f"{type(e).__name__}: {str(e)[:200]}"}
-    finally: signal.alarm(0)
-    return None if row is None else row | {"seconds": round(time.time() - started)}
+    finally: signal.setitimer(signal.ITIMER_PROF, 0)
+    return None if row is None else row | {"processor_seconds": round(time.process_time() - started)}
+
+
+def versions() -> dict[str, str]:
+    "Of everything that decides a row."
+    return {name: version(name) for name in ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")}
+
+
+def begun(file: Path | None, seed: int) -> dict[str, Any]:
+    "What a run that was stopped has found, if it was this one."
+    empty = {"date": f"{date.today()}", "seed": seed, "versions": versions(), "rows": [], "not made": []}
+    if file is None or not file.exists(): return empty
+    there = json.loads(file.read_text())
+    return there if (there["seed"], there["versions"]) == (seed, versions()) else empty
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--limit", type=int, default=300, help="seconds for one family")
+    parser.add_argument("--limit", type=int, default=300, help="seconds of the processor for one family")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no new family is begun after this time")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     hub_zoo.quiet()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    found = begun(args.json, args.seed)
+    rows, gone = found["rows"], found["not made"]
     end = time.monotonic() + 60 * args.minutes
     for family in args.only or hub_zoo.families(args.seed):
         if len(rows) >= args.count or time.monotonic() > end: break
+        if family in gone or any(r["family"] == family for r in rows): continue
         row = timed(family, args.seed, args.limit)
-        if row is None: continue
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-        if args.json: args.json.write_text(json.dumps(rows, indent=1))
+        if row is None: gone.append(family)
+        else: rows.append(row)
+        if row is not None: print(json.dumps(row), flush=True)
+        if args.json: args.json.write_text(json.dumps(found, indent=1))
     counts = Counter(r["verdict"] for r in rows)
     print(f"seed {args.seed}: {len(rows)} architectures: {dict(counts)}")
     if counts["fail"] or counts["crash"]: sys.exit(1)
