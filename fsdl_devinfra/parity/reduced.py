@@ -573,15 +573,13 @@ def reduce_again(
 ) -> bytes:
     "The model reduced by the tool that a file was made with. Raises `CheckError` where that tool refuses."
     need("onnxruntime", "onnx", "reducing a file")
+    if scheme.tool not in _TOOLS:
+        raise CheckError(f"files by {scheme} are not made again here", "Use the tool that made the file")
     with tempfile.TemporaryDirectory() as room:
         source, target = os.path.join(room, "float.onnx"), os.path.join(room, "reduced.onnx")
         _written(model, source)
         try:
             with _quiet_tools(): _TOOLS[scheme.tool](source, target, scheme, batches, list(exclude))
-        except KeyError:
-            raise CheckError(
-                f"files by {scheme} are not made again here", "Use the tool that made the file"
-            ) from None
         except Exception as e:
             raise CheckError(
                 f"{scheme} refuses the model ({' '.join(str(e).split())[:200]})", "Use the tool directly"
