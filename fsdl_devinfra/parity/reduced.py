@@ -501,10 +501,10 @@ class CalibratedRange:
 
 # %% ../../nbs/parity/17_reduced.ipynb #b30b0997
 def _steps(small: Graph, node: Any) -> tuple[float, float, float] | None:
-    "(lowest, highest, step) of the numbers that QuantizeLinear has; None without one scale that the file holds."
+    "(lowest, highest, step) of the numbers that QuantizeLinear has; None without one scale, and for float8 and int4."
     if len(node.input) < 3 or not all(small.is_constant(v) for v in node.input[1:3]): return None
     scale, zero = small.array(node.input[1]), small.array(node.input[2])
-    if scale.size != 1: return None
+    if scale.size != 1 or zero.dtype.kind not in "iu": return None
     limits = np.iinfo(zero.dtype)
     low, high = ((float(m) - float(zero)) * float(scale) for m in (limits.min, limits.max))
     return low, high, float(scale)
