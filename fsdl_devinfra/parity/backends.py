@@ -52,10 +52,8 @@ def provider_name(
     full = {p.lower(): p for p in PROVIDERS.values()} | PROVIDERS | {REFERENCE: REFERENCE, OPENVINO: OPENVINO}
     if name.lower() in full: return full[name.lower()]
     if name.endswith("ExecutionProvider"): return name  # a plug-in that this table does not know
-    raise BadInput(
-        f"no execution provider is called {name!r}",
-        f"Choose one of {', '.join([*PROVIDERS, OPENVINO, REFERENCE])}",
-    )
+    known = ", ".join([*PROVIDERS, OPENVINO, REFERENCE])
+    raise BadInput(f"no execution provider is called {name!r}", f"Choose one of {known}")
 
 # %% ../../nbs/parity/05_backends.ipynb #7cb6ffda
 class NotRun(CheckError):
@@ -108,17 +106,11 @@ class Session:
         outputs: Sequence[str] | None = None,  # default: all
     ) -> dict[str, "np.ndarray"]:  # output → array
         "One forward. Raises `BadInput` with the runtime's own reason."
-        names = list(outputs) if outputs is not None else self.outputs
-        asked = self.inputs
-        try:
-            values = self.inner.run(
-                names, {k: in_type(v, asked[k].type) for k, v in feeds.items() if k in asked}
-            )
+        names, asked = list(outputs) if outputs is not None else self.outputs, self.inputs
+        try: values = self.inner.run(names, {k: in_type(v, asked[k].type) for k, v in feeds.items() if k in asked})
         except Exception as e:
-            raise BadInput(
-                f"{self.used} cannot run this file on these inputs ({_first_line(e)})",
-                "Check shapes and types of the inputs",
-            ) from e
+            raise BadInput(f"{self.used} cannot run this file on these inputs ({_first_line(e)})",
+                           "Check shapes and types of the inputs") from e
         return dict(zip(names, values))
 
 # %% ../../nbs/parity/05_backends.ipynb #1a5b5fb3
@@ -127,11 +119,13 @@ def _load_cuda(ort: Any) -> None:
     with contextlib.suppress(Exception), _silent(): ort.preload_dlls()
 
 # %% ../../nbs/parity/05_backends.ipynb #7e1e6330
+_GPU = "on a machine with an NVIDIA driver for CUDA 13"
+
 def _how_to_get(asked: str) -> str:
-    if asked == PROVIDERS["cuda"]:
-        return "pip install 'fsdl-devinfra[onnx-gpu]' on a machine with an NVIDIA driver for CUDA 13 (onnxruntime-gpu takes the place of onnxruntime)"
-    if asked == PROVIDERS["tensorrt"]:
-        return "pip install 'fsdl-devinfra[onnx-gpu]' and TensorRT 10 on a machine with an NVIDIA driver for CUDA 13"
+    "What installs a provider."
+    install = "pip install 'fsdl-devinfra[onnx-gpu]'"
+    if asked == PROVIDERS["cuda"]: return f"{install} {_GPU} (onnxruntime-gpu takes the place of onnxruntime)"
+    if asked == PROVIDERS["tensorrt"]: return f"{install} and TensorRT 10 {_GPU}"
     return "Install a build of ONNX Runtime that has it"
 
 # %% ../../nbs/parity/05_backends.ipynb #a4aa0302
@@ -145,20 +139,16 @@ def _assignment(inner: Any) -> dict[str, int]:
 
 # %% ../../nbs/parity/05_backends.ipynb #bcf369af
 def _placed(inner: Any, asked: str) -> Session:
-    "Proof of place: what the session registered, and where its nodes went."
-    if asked not in inner.get_providers():
-        raise NotRun(
-            f"{asked} could not be loaded and the session fell back to {', '.join(inner.get_providers())}",
-            _how_to_get(asked),
-        )
+    "Proof of place: what the session registered, and where its nodes went. Raises `NotRun`."
+    there = inner.get_providers()
+    if asked not in there:
+        raise NotRun(f"{asked} could not be loaded and the session fell back to {', '.join(there)}", _how_to_get(asked))
     nodes = _assignment(inner)
     total = sum(nodes.values())
     if total and not nodes.get(asked):
-        raise NotRun(
-            f"{asked} was loaded and took none of the {total} nodes",
-            "Every operator fell back: check precision and operators",
-        )
-    used = max(nodes, key=lambda n: nodes[n]) if nodes else inner.get_providers()[0]
+        raise NotRun(f"{asked} was loaded and took none of the {total} nodes",
+                     "Every operator fell back: check precision and operators")
+    used = max(nodes, key=lambda n: nodes[n]) if nodes else there[0]
     return Session(inner, asked, used, nodes.get(asked, 0) / total if total else None, nodes)
 
 # %% ../../nbs/parity/05_backends.ipynb #120945a7
@@ -190,6 +180,16 @@ def _settings(
     return settings
 
 # %% ../../nbs/parity/05_backends.ipynb #6d3ed209
+def _wanted(ort: Any, provider: str, options: Mapping[str, Any] | None) -> list[Any]:
+    "The provider with its options, and the CPU for what it has no kernel for. Raises `NotRun`."
+    asked, there = provider_name(provider), ort.get_available_providers()
+    if asked not in there:
+        raise NotRun(f"{asked} is not in this build of ONNX Runtime (it has {', '.join(there)})", _how_to_get(asked))
+    if asked in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]): _load_cuda(ort)
+    first = (asked, dict(options)) if options else asked
+    return [first] if asked == PROVIDERS["cpu"] else [first, PROVIDERS["cpu"]]
+
+# %% ../../nbs/parity/05_backends.ipynb #7b06ea73
 def session(
     model: str | Path | bytes,  # an .onnx file, or the bytes of one
     provider: str = "cpu",  # where to run
@@ -202,13 +202,8 @@ def session(
 ) -> Session:
     "Load a model on one provider. Raises `NotRun` where it did not get there."
     ort = need("onnxruntime", "onnx", "running ONNX files")
-    asked, there = provider_name(provider), ort.get_available_providers()
-    if asked not in there:
-        raise NotRun(f"{asked} is not in this build of ONNX Runtime (it has {', '.join(there)})", _how_to_get(asked))
-    if asked in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]): _load_cuda(ort)
+    asked, wanted = provider_name(provider), _wanted(ort, provider, options)
     settings = _settings(ort, level, save_to, folder, threads)
-    wanted: list[Any] = [(asked, dict(options))] if options else [asked]
-    if asked != PROVIDERS["cpu"]: wanted.append(PROVIDERS["cpu"])
     source = model if isinstance(model, bytes) else str(model)
     left_out = {"disabled_optimizers": list(disabled)} if disabled else {}
     try:
@@ -241,36 +236,39 @@ def _reference_backend(model: str | Path | bytes) -> Backend:
     return Backend(REFERENCE, f"onnx.reference {onnx.__version__}", run)
 
 # %% ../../nbs/parity/05_backends.ipynb #00244e80
-def _openvino_backend(model: str | Path | bytes, folder: Path | None, threads: int) -> Backend:
-    "OpenVINO on the CPU, told to compute in float32: its own choice is bfloat16 where the processor has it."
-    try:
-        openvino: Any = importlib.import_module("openvino")
-    except ModuleNotFoundError:
-        raise NotRun("openvino is not installed", "pip install 'fsdl-devinfra[openvino]'") from None
+def _openvino() -> Any:
+    "The openvino package. Raises `NotRun` where it is not installed."
+    try: return importlib.import_module("openvino")
+    except ModuleNotFoundError: raise NotRun("openvino is not installed", "pip install 'fsdl-devinfra[openvino]'") from None
+
+def _compiled(openvino: Any, model: str | Path | bytes, threads: int) -> Any:
+    "A file on the CPU, told to compute in float32: OpenVINO's own choice is bfloat16 where the processor has it."
     settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     core = openvino.Core()
-    try:
-        compiled = core.compile_model(
-            core.read_model(model if isinstance(model, bytes) else str(model)), "CPU", settings
-        )
+    source = model if isinstance(model, bytes) else str(model)
+    try: return core.compile_model(core.read_model(source), "CPU", settings)
     except Exception as e:
         raise NotRun(f"OpenVINO cannot load this file ({_first_line(e)})", "Use another provider") from e
+
+def _typed(compiled: Any, feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
+    "What a compiled file asks for, in its types."
     wanted = {name: p.get_element_type().to_dtype() for p in compiled.inputs for name in p.get_names()}
+    return {k: v.astype(wanted[k], copy=False) for k, v in feeds.items() if k in wanted}
+
+# %% ../../nbs/parity/05_backends.ipynb #85daf373
+def _openvino_backend(model: str | Path | bytes, threads: int) -> Backend:
+    "OpenVINO on the CPU, in float32. Raises `NotRun`."
+    openvino = _openvino()
+    compiled = _compiled(openvino, model, threads)
     def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
-        try:
-            got = compiled({k: v.astype(wanted[k], copy=False) for k, v in feeds.items() if k in wanted})
+        try: got = compiled(_typed(compiled, feeds))
         except Exception as e:
-            raise BadInput(
-                f"OpenVINO cannot run this file on these inputs ({_first_line(e)})", "Check shapes and types"
-            ) from e
+            told = f"OpenVINO cannot run this file on these inputs ({_first_line(e)})"
+            raise BadInput(told, "Check shapes and types") from e
         return {p.get_any_name(): got[p].copy() for p in compiled.outputs}
 
-    return Backend(
-        OPENVINO,
-        f"OpenVINO {openvino.__version__.split('-')[0]} CPU",
-        run,
-        notes=["OpenVINO computes in float32, as told"],
-    )
+    used = f"OpenVINO {openvino.__version__.split('-')[0]} CPU"
+    return Backend(OPENVINO, used, run, notes=["OpenVINO computes in float32, as told"])
 
 # %% ../../nbs/parity/05_backends.ipynb #c615d689
 def onnx_backend(
@@ -283,39 +281,31 @@ def onnx_backend(
 ) -> Backend:
     "A backend that runs an ONNX file. Raises `NotRun`."
     if provider_name(provider) == REFERENCE: return _reference_backend(model)
-    if provider_name(provider) == OPENVINO: return _openvino_backend(model, folder, threads)
+    if provider_name(provider) == OPENVINO: return _openvino_backend(model, threads)
     made = session(model, provider, level, options, folder=folder, threads=threads)
-    told = (
-        [] if made.share in (None, 1.0) else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"]
-    )
+    whole = made.share in (None, 1.0)
+    told = [] if whole else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"]
     return Backend(provider, made.used, made.run, made.share, told)
 
 # %% ../../nbs/parity/05_backends.ipynb #36f681ff
+def _named(value: Any) -> dict[str, "np.ndarray"]:
+    "What a function gives, under the names that a model's outputs have."
+    if isinstance(value, Mapping): return {k: np.asarray(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)): return {f"output.{i}": np.asarray(v) for i, v in enumerate(value)}
+    return {"output": np.asarray(value)}
+
 def callable_backend(
     function: Callable[..., Any],  # keyword arrays → array, tuple or dictionary of arrays
     name: str = "",  # for the report
 ) -> Backend:
     "A backend from any function of arrays."
-    def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
-        value = function(**feeds)
-        if isinstance(value, Mapping): return {k: np.asarray(v) for k, v in value.items()}
-        if isinstance(value, (tuple, list)):
-            return {f"output.{i}": np.asarray(v) for i, v in enumerate(value)}
-        return {"output": np.asarray(value)}
+    def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]: return _named(function(**feeds))
     return Backend(name or getattr(function, "__name__", "callable"), "callable", run)
 
 # %% ../../nbs/parity/05_backends.ipynb #1764ef11
 _LIBRARIES = (
-    "torch",
-    "transformers",
-    "onnx",
-    "onnxscript",
-    "onnx-ir",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "numpy",
+    "torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy",
 )
-
 
 def _built(name: str, installed: str) -> str:
     "The version of a library as it calls itself, with its build tag (`2.14.1+cu130`), where that says more."

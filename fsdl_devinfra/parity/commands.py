@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import inspect
 import re
 import shlex
-from dataclasses import replace
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +23,26 @@ from ..core.errors import BadInput, CheckError, need
 from ..core.units import count_of, size_text
 
 # %% auto #0
-__all__ = ['SCRIPTED', 'own_module', 'read_weights', 'named_in', 'read_inputs', 'read_map', 'run_export', 'run_check',
+__all__ = ['SCRIPTED', 'named_in', 'own_module', 'read_weights', 'read_inputs', 'read_map', 'run_export', 'run_check',
            'repeat_command', 'register']
 
 # %% ../../nbs/parity/20_commands.ipynb #a56fc22f
+#: what to do where `load` would ask for a module to put the weights into
+_NO_CONFIG = ("Put its config.json beside the weights, or use Python: export(module, inputs, path) and "
+              "check(module, path, inputs)")
+
 def _load(model: str | None) -> Any:
     "The module that MODEL names."
     from fsdl_devinfra.hub import load
     from fsdl_devinfra.parity.exporting import quiet
-
     if model and _is_own(model): return own_module(model)
     try:
         with quiet(): return load(model)
     except CheckError as e:
-        if "into=" not in e.hint:
-            raise
-        raise type(e)(
-            e.message,
-            "Put its config.json beside the weights, or use Python: export(module, inputs, path) and check(module, path, inputs)",
-        ) from e
+        if "into=" not in e.hint: raise
+        raise type(e)(e.message, _NO_CONFIG) from e
     except ImportError as e:
-        if not isinstance(e.__cause__ or e.__context__, KeyboardInterrupt):
-            raise
+        if not isinstance(e.__cause__ or e.__context__, KeyboardInterrupt): raise
         raise KeyboardInterrupt from e  # transformers makes an import error of an interruption while it imports
 
 # %% ../../nbs/parity/20_commands.ipynb #b0af0223
@@ -51,52 +53,54 @@ def _is_own(model: str) -> bool:
     "Whether MODEL is a file of the user's with code in it."
     return model.endswith((".pt2", *SCRIPTED)) or re.search(r"\.py:\w+$", model) is not None
 
+# %% ../../nbs/parity/20_commands.ipynb #e5f0dea9
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    "Modules in the folder of a file can be imported meanwhile."
+    sys.path.insert(0, str(path.resolve().parent))
+    try: yield
+    finally: sys.path.pop(0)
+
+def _run_file(path: str) -> Any:
+    "The module that a Python file makes. Raises `BadInput`."
+    if not Path(path).is_file(): raise BadInput(f"there is no file {path}", "Write FILE.py:NAME")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None: raise BadInput(f"{path} is no Python file", "Write FILE.py:NAME")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        with _beside(Path(path)): spec.loader.exec_module(module)
+    except Exception as e:
+        raise BadInput(f"{path} fails when it is run ({type(e).__name__}: {e})", "Run it with python first") from e
+    return module
+
+# %% ../../nbs/parity/20_commands.ipynb #612f64e0
+def named_in(
+    source: str,  # FILE.py:NAME
+) -> Any:
+    "What a Python file calls NAME. Raises `BadInput`."
+    path, _, name = source.rpartition(":")
+    module = _run_file(path)
+    if hasattr(module, name): return getattr(module, name)
+    raise BadInput(f"{path} has no {name}", f"It has {', '.join(k for k in vars(module) if k[0] != '_')[:200]}")
+
 # %% ../../nbs/parity/20_commands.ipynb #29b5e0c8
 def own_module(
     model: str,  # FILE.py:NAME or FILE.pt2
-) -> Any:
-    "The module that a file of the user's gives. A Python file is run, because the user named it."
+) -> Any:  # nn.Module
+    "The module that a file of the user's gives. Raises `BadInput`."
     torch = need("torch", "torch", "parity")
     if model.endswith((".pt2", *SCRIPTED)): return _saved_program(model)
     made = named_in(model)
     if isinstance(made, torch.nn.Module): return made
-    try:
-        module = made()
+    try: module = made()
     except TypeError as e:
-        raise BadInput(
-            f"{model} cannot be called without arguments ({e})", "Name a function that gives the module"
-        ) from e
+        told = f"{model} cannot be called without arguments ({e})"
+        raise BadInput(told, "Name a function that gives the module") from e
     if isinstance(module, torch.nn.Module): return module
-    raise BadInput(
-        f"{model} gives {type(module).__name__}, not an nn.Module",
-        "Name a class or a function that gives one",
-    )
+    raise BadInput(f"{model} gives {type(module).__name__}, not an nn.Module",
+                   "Name a class or a function that gives one")
 
 # %% ../../nbs/parity/20_commands.ipynb #39831e80
-def _saved_program(model: str) -> Any:
-    "What torch.export.save or torch.jit.save wrote."
-    import torch
-
-    if not Path(model).is_file():
-        raise BadInput(
-            f"there is no file {model}", "Name a program that torch.export.save or torch.jit.save wrote"
-        )
-    try:
-        if model.endswith(SCRIPTED): return _scripted(torch.jit.load(model, map_location="cpu").eval())
-        program = torch.export.load(model)
-    except Exception as e:
-        raise BadInput(
-            f"{model} cannot be loaded ({type(e).__name__})", "Save it again with this version of torch"
-        ) from e
-    module, example = program.module(), program.example_inputs
-    args, kwargs = example or ((), {})
-    names = list(inspect.signature(module.forward).parameters)
-    known = {**dict(zip(names, args)), **kwargs}
-    if known: setattr(module, "example_inputs", lambda batch=2: known)  # what it was traced with
-    for m in module.modules(): m.training = False  # its mode is built in
-    return module
-
-# %% ../../nbs/parity/20_commands.ipynb #6e06155e
 def _scripted(script: Any) -> Any:
     "A TorchScript module whose parameters can be asked for."
     from torch import nn
@@ -108,75 +112,70 @@ def _scripted(script: Any) -> Any:
     module.script = script
     return module.eval()
 
+# %% ../../nbs/parity/20_commands.ipynb #6e06155e
+def _frozen(program: Any) -> Any:
+    "The module of an exported program, in the mode that is built in."
+    module = program.module()
+    args, kwargs = program.example_inputs or ((), {})
+    known = {**dict(zip(inspect.signature(module.forward).parameters, args)), **kwargs}
+    if known: setattr(module, "example_inputs", lambda batch=2: known)  # what it was traced with
+    for part in module.modules(): part.training = False
+    return module
+
+def _saved_program(model: str) -> Any:
+    "What torch.export.save or torch.jit.save wrote."
+    import torch
+    if not Path(model).is_file():
+        raise BadInput(f"there is no file {model}", "Name a program that torch.export.save or torch.jit.save wrote")
+    try:
+        if model.endswith(SCRIPTED): return _scripted(torch.jit.load(model, map_location="cpu").eval())
+        program = torch.export.load(model)
+    except Exception as e:
+        told = f"{model} cannot be loaded ({type(e).__name__})"
+        raise BadInput(told, "Save it again with this version of torch") from e
+    return _frozen(program)
+
 # %% ../../nbs/parity/20_commands.ipynb #61e20d75
+def _state_dict(path: str) -> Any:
+    "What a file of weights holds. Raises `BadInput`."
+    import torch
+    if not Path(path).is_file():
+        raise BadInput(f"there is no file {path}", "Name a state dict: .safetensors or what torch.save wrote")
+    try:
+        if not path.endswith(".safetensors"): return torch.load(path, map_location="cpu", weights_only=True)
+        from safetensors.torch import load_file
+        return load_file(path)
+    except Exception as e:
+        raise BadInput(f"{path} holds no state dict ({type(e).__name__})",
+                       "Write it with torch.save(model.state_dict(), FILE)") from e
+
 def read_weights(
     module: Any,
     path: str,  # .safetensors, or what torch.save wrote
 ) -> Any:  # the module with these weights
-    "A state dict for a class. Pickles are read as weights only: no code in them is run."
-    import torch
-
-    if not Path(path).is_file():
-        raise BadInput(f"there is no file {path}", "Name a state dict: .safetensors or what torch.save wrote")
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-            state = load_file(path)
-        else: state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:
-        raise BadInput(
-            f"{path} holds no state dict ({type(e).__name__})",
-            "Write it with torch.save(model.state_dict(), FILE)",
-        ) from e
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    try:
-        module.load_state_dict(state)
+    "A state dict for a class. Raises `BadInput`."
+    held = _state_dict(path)
+    state = held.get("state_dict", held) if isinstance(held, dict) else held
+    try: module.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as e:
-        raise BadInput(
-            f"{path} is not of {type(module).__name__} ({' '.join(str(e).split())[:200]})",
-            "Name the class that it was saved from",
-        ) from e
+        told = f"{path} is not of {type(module).__name__} ({' '.join(str(e).split())[:200]})"
+        raise BadInput(told, "Name the class that it was saved from") from e
     return module
 
-# %% ../../nbs/parity/20_commands.ipynb #cc8995ce
-def named_in(
-    source: str,  # FILE.py:NAME
-) -> Any:
-    "What a Python file calls NAME. Raises `BadInput`."
-    import importlib.util
-    import sys
-    path, _, name = source.rpartition(":")
-    if not Path(path).is_file(): raise BadInput(f"there is no file {path}", "Write FILE.py:NAME")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None: raise BadInput(f"{path} is no Python file", "Write FILE.py:NAME")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as e:
-        raise BadInput(
-            f"{path} fails when it is run ({type(e).__name__}: {e})", "Run it with python first"
-        ) from e
-    finally: sys.path.pop(0)
-    if not hasattr(module, name):
-        raise BadInput(
-            f"{path} has no {name}", f"It has {', '.join(k for k in vars(module) if k[0] != '_')[:200]}"
-        )
-    return getattr(module, name)
-
 # %% ../../nbs/parity/20_commands.ipynb #d7f6e173
+def _arrays_in(path: str) -> dict[str, Any]:
+    "What an .npz file holds. Raises `BadInput`."
+    import numpy as np
+    try:
+        with np.load(path, allow_pickle=False) as arrays: return {k: arrays[k] for k in arrays.files}
+    except (OSError, ValueError) as e:
+        raise BadInput(f"{path} cannot be read ({e})", "Write it with numpy.savez(FILE, name=array)") from e
+
 def read_inputs(
     source: str,  # FILE.npz, or loader.py:NAME
 ) -> Any:  # a dictionary of arrays, or a list of them
-    "The user's own inputs. NAME is a dictionary, a list of them, or a function that gives either."
-    if source.endswith(".npz"):
-        import numpy as np
-        try:
-            with np.load(source, allow_pickle=False) as arrays: return {k: arrays[k] for k in arrays.files}
-        except (OSError, ValueError) as e:
-            raise BadInput(
-                f"{source} cannot be read ({e})", "Write it with numpy.savez(FILE, name=array)"
-            ) from e
+    "The user's own inputs. NAME is a dictionary, a list of them, or a function that gives either. Raises `BadInput`."
+    if source.endswith(".npz"): return _arrays_in(source)
     if not re.search(r"\.py:\w+$", source):
         raise BadInput(f"{source} is neither FILE.npz nor FILE.py:NAME", "Write --inputs batch.npz")
     made = named_in(source)
@@ -213,69 +212,79 @@ def run_export(
 
 # %% ../../nbs/parity/20_commands.ipynb #2a7eacb8
 def _exported_text(made: Any) -> str:
+    "What was written, for people."
     rows = [[p.name, p.dtype, " × ".join(map(str, p.shape))] for p in made.inputs + made.outputs]
     head = f"{made.path}: {size_text(made.size_bytes)}, opset {made.opset}, by {made.exporter}'s exporter"
-    return "\n".join(
-        [head, table_text(["value", "type", "shape"], rows), *(f"not free: {f}" for f in made.fixed)]
-    )
+    return "\n".join([head, table_text(["value", "type", "shape"], rows), *(f"not free: {f}" for f in made.fixed)])
 
 # %% ../../nbs/parity/20_commands.ipynb #396a81d9
 def _export_generation(module: Any, args: argparse.Namespace) -> Outcome:
+    "`onnx export --generation`"
     from fsdl_devinfra.parity.generation import export_generation
     made = export_generation(module, Path(args.output), lock=_lock(args.model))
     return Outcome(made.to_dict(), "\n".join(f"{name}: {file}" for name, file in made.components.items()))
 
 # %% ../../nbs/parity/20_commands.ipynb #d7722eb2
 def _rule(args: argparse.Namespace) -> Any:
+    "The rule with the tolerances that were given. Raises `BadInput`."
     from fsdl_devinfra.parity.rule import Rule
     if any(t is not None and not t >= 0 for t in (args.atol, args.rtol)):
         raise BadInput("a tolerance is not a number of at least zero", "Write it like --atol 1e-4")
     return Rule(atol=args.atol, rtol=args.rtol)
 
 # %% ../../nbs/parity/20_commands.ipynb #1cd37d43
+def _providers(args: argparse.Namespace) -> list[str]: return args.provider or ["cpu"]
+
+def _is_generated(folder: Path) -> bool:
+    "Whether a folder holds the graphs of a model that generates."
+    return (folder / "decode.onnx").is_file() and not (folder / "model.onnx").is_file()
+
 def run_check(
     args: argparse.Namespace,  # model, onnx, provider, precision, shapes, atol, rtol, output
 ) -> Outcome:
     "`onnx check`"
-    from fsdl_devinfra.parity.backends import provider_name
     from fsdl_devinfra.parity.report import text, write_report
+    rule = _rule_of(args)
+    report = _generated(args, rule) if _is_generated(Path(args.onnx)) else _one_file(args, rule)
+    if hasattr(report, "coverage"): report = replace(report, command=repeat_command(args))
+    if args.output: write_report(report, args.output)
+    document = report.to_dict() | (_not_run(report) if report.status == 2 else {})
+    return Outcome(document, text(report), report.status)
+
+def _rule_of(args: argparse.Namespace) -> Any:
+    "The rule, once all options make sense. Raises `BadInput`."
+    from fsdl_devinfra.parity.backends import provider_name
     for name in args.provider or []: provider_name(name)
     if args.output and Path(args.output).suffix.lower() not in (".html", ".md", ".json"):
         raise BadInput(f"{args.output} is no kind of report", "End the name in .html, .md or .json")
-    rule, folder = _rule(args), Path(args.onnx)
+    rule = _rule(args)
     _sensible(args)
-    if (folder / "decode.onnx").is_file() and not (folder / "model.onnx").is_file():
-        report = _generated(args, folder, rule)
-    else: report = _one_file(args, rule)
-    if hasattr(report, "coverage"): report = replace(report, command=repeat_command(args))
-    if args.output: write_report(report, args.output)
-    document = report.to_dict()
-    if report.status == 2: document |= _not_run(report)
-    return Outcome(document, text(report), report.status)
+    return rule
 
 # %% ../../nbs/parity/20_commands.ipynb #031c27ac
 def _sensible(args: argparse.Namespace) -> None:
-    "Options that only go with others."
+    "Refuse options that only go with others, or say nothing here. Raises `BadInput`."
+    _need_others(args)
+    _exclude_others(args)
+    _speak_of_modules(args)
+    if args.as_kind: _speak_of_loss(args)
+
+def _need_others(args: argparse.Namespace) -> None:
+    "Options that say nothing without another one."
     for option, value in (("--budget", args.budget), ("--metric", args.metric), ("--mixed", args.mixed)):
         if value is not None and not args.as_kind:
             raise BadInput(f"{option} speaks of a reduced file", "Add --as int8 or --as fp16")
     if args.threads is not None and args.latency is None:
         raise BadInput("--threads speaks of the latency", "Add --latency")
+
+def _exclude_others(args: argparse.Namespace) -> None:
+    "Options that ask for opposite things."
     if args.reduce and args.as_kind:
         raise BadInput("--reduce looks for a fault, and --as for a loss", "Leave one of them out")
     if args.reduce and not args.reduce.endswith(".onnx"):
         raise BadInput(f"{args.reduce} is no ONNX file", "End the name in .onnx")
     if args.as_kind and args.shapes:
         raise BadInput("--shapes and --as do not go together", "Give --inputs of the sizes that matter")
-    if args.model.endswith(".onnx"):
-        _passed_over(args, "an .onnx file as MODEL", "It is in the file already", "weights")
-    if args.onnx.endswith(".pt2"):
-        options = ("as_kind", "provider", "precision", "shapes", "map", "reduce", "latency")
-        _passed_over(args, "a compiled package", "It is as it was compiled: leave that option out", *options)
-    if args.as_kind:
-        from fsdl_devinfra.parity.reduced import parse_budget
-        _passed_over(args, "--as", "Say with --budget what the file may lose", "precision", "atol", "rtol")
-        parse_budget(args.as_kind, args.budget)
 
 # %% ../../nbs/parity/20_commands.ipynb #50f5fa43
 def _passed_over(args: argparse.Namespace, what: str, hint: str, *options: str) -> None:
@@ -284,19 +293,37 @@ def _passed_over(args: argparse.Namespace, what: str, hint: str, *options: str) 
         if getattr(args, option) is not None:
             raise BadInput(f"--{option.removesuffix('_kind')} does not go with {what}", hint)
 
+def _speak_of_modules(args: argparse.Namespace) -> None:
+    "Options that need a module, or a file that is not compiled."
+    if args.model.endswith(".onnx"):
+        _passed_over(args, "an .onnx file as MODEL", "It is in the file already", "weights")
+    if args.onnx.endswith(".pt2"):
+        options = ("as_kind", "provider", "precision", "shapes", "map", "reduce", "latency")
+        _passed_over(args, "a compiled package", "It is as it was compiled: leave that option out", *options)
+
+def _speak_of_loss(args: argparse.Namespace) -> None:
+    "Options beside --as."
+    from fsdl_devinfra.parity.reduced import parse_budget
+    _passed_over(args, "--as", "Say with --budget what the file may lose", "precision", "atol", "rtol")
+    parse_budget(args.as_kind, args.budget)
+
 # %% ../../nbs/parity/20_commands.ipynb #a520b6ef
 def _one_file(args: argparse.Namespace, rule: Any) -> Any:
     "The report on one file, whatever it is compared with."
     file = _file(args.onnx)  # first: a model may have to be fetched
     model = _model(args)
     if args.onnx.endswith(".pt2"): return _compiled(model, args, rule)
-    if args.as_kind: report = _reduced(model, file, args)
-    elif isinstance(model, Path): report = _two_files(model, file, args, rule)
-    else: report = _checked(model, file, args, rule)
-    if report.verdict == "fail" and not args.as_kind: report = _hinted(report, model, file)
-    if args.reduce and report.verdict == "fail": report = _cut_down(report, model, file, args)
-    if args.latency is not None: report = _timed(report, model, file, args)
-    return report
+    report = _compared(model, file, args, rule)
+    failed = report.verdict == "fail"
+    if failed and not args.as_kind: report = _hinted(report, model, file)
+    if failed and args.reduce: report = _cut_down(report, model, file, args)
+    return report if args.latency is None else _timed(report, model, file, args)
+
+def _compared(model: Any, file: Path, args: argparse.Namespace, rule: Any) -> Any:
+    "The verdict on a file against a module or another file, and what it rests on."
+    if args.as_kind: return _reduced(model, file, args)
+    if isinstance(model, Path): return _two_files(model, file, args, rule)
+    return _checked(model, file, args, rule)
 
 # %% ../../nbs/parity/20_commands.ipynb #094d1563
 def _model(args: argparse.Namespace) -> Any:
@@ -306,42 +333,37 @@ def _model(args: argparse.Namespace) -> Any:
     return read_weights(module, args.weights) if args.weights else module
 
 # %% ../../nbs/parity/20_commands.ipynb #4e085699
-def _inputs(args: argparse.Namespace, model: Any) -> Any:
+def _given(args: argparse.Namespace) -> Any:
+    "The user's inputs, or None."
+    return read_inputs(args.inputs) if args.inputs else None
+
+def _inputs(args: argparse.Namespace) -> Any:
     "The user's inputs; the held-out images for the small model in the package; else None."
-    if args.inputs: return read_inputs(args.inputs)
-    if args.model != "builtin:digits" or not args.as_kind: return None
+    if args.inputs or args.model != "builtin:digits" or not args.as_kind: return _given(args)
     from fsdl_devinfra.hub.digits import held_out
     return dict(zip(("pixel_values", "labels"), held_out()))
 
 # %% ../../nbs/parity/20_commands.ipynb #04328026
 def _reduced(model: Any, file: Path, args: argparse.Namespace) -> Any:
+    "How much a reduced file lost."
     from fsdl_devinfra.parity.reduced import check_reduced, parse_budget
     metric = named_in(args.metric) if args.metric else None
+    given, budget = _inputs(args), parse_budget(args.as_kind, args.budget)
     return check_reduced(
-        model,
-        file,
-        args.as_kind,
-        _inputs(args, model),
-        args.provider or ["cpu"],
-        parse_budget(args.as_kind, args.budget),
-        read_map(args.map),
-        metric,
-        args.mixed,
+        model, file, args.as_kind, given, _providers(args), budget, read_map(args.map), metric, args.mixed
     )
 
 # %% ../../nbs/parity/20_commands.ipynb #612be573
 def _two_files(first: Path, second: Path, args: argparse.Namespace, rule: Any) -> Any:
+    "One file against another, each in its own precision."
     from fsdl_devinfra.parity.files import compare_files
     from fsdl_devinfra.parity.graph import file_precision, load_graph
     if args.shapes: raise BadInput("--shapes needs a module", "For two files give --inputs, or neither")
     own = file_precision(load_graph(second))
     if set(args.precision or []) - {own}:
-        raise BadInput(
-            f"two files are compared in their own precision, and {second} is in {own}",
-            "Leave --precision out, or name a module first",
-        )
-    given = read_inputs(args.inputs) if args.inputs else None
-    return compare_files(first, second, given, args.provider or ["cpu"], rule, read_map(args.map))
+        raise BadInput(f"two files are compared in their own precision, and {second} is in {own}",
+                       "Leave --precision out, or name a module first")
+    return compare_files(first, second, _given(args), _providers(args), rule, read_map(args.map))
 
 # %% ../../nbs/parity/20_commands.ipynb #4f7a65f3
 def _hinted(report: Any, model: Any, file: Path) -> Any:
@@ -351,35 +373,32 @@ def _hinted(report: Any, model: Any, file: Path) -> Any:
     from fsdl_devinfra.parity.reduced import reduction_hint
     own = file_precision(load_graph(model)) if isinstance(model, Path) else own_precision(model)
     hint = reduction_hint(load_graph(file), own)
-    return replace(report, notes=[hint, *report.notes]) if hint else report
+    return _noted(report, hint) if hint else report
 
 # %% ../../nbs/parity/20_commands.ipynb #2f159971
 def _cut_down(report: Any, model: Any, file: Path, args: argparse.Namespace) -> Any:
     "Write the smallest file that still fails, and say so."
     from fsdl_devinfra.parity.minimal import smallest_of
-    given = read_inputs(args.inputs) if args.inputs else None
+    given = _given(args)
     if given is not None and not isinstance(model, Path): given = _without_labels(model, file, given)
     try: made = smallest_of(model, file, args.reduce, report, given, read_map(args.map))
-    except CheckError as e: return replace(report, notes=[f"no smaller file: {e.message}", *report.notes])
-    if made is None:
-        return replace(report, notes=["no smaller file: no part of this one fails by itself", *report.notes])
-    return replace(report, smallest=made.to_dict(), notes=[str(made), *report.notes])
+    except CheckError as e: return _noted(report, f"no smaller file: {e.message}")
+    if made is None: return _noted(report, "no smaller file: no part of this one fails by itself")
+    return replace(_noted(report, str(made)), smallest=made.to_dict())
+
+def _noted(report: Any, note: str) -> Any:
+    "The report with a note before the others."
+    return replace(report, notes=[note, *report.notes])
 
 # %% ../../nbs/parity/20_commands.ipynb #41868e37
 def _timed(report: Any, model: Any, file: Path, args: argparse.Namespace) -> Any:
+    "The report with the time that a call takes."
     from fsdl_devinfra.parity.checking import input_sets
     from fsdl_devinfra.parity.timing import latencies
-    given = _inputs(args, model)
-    module = None if isinstance(model, Path) else model
-    found = latencies(
-        module,
-        file,
-        input_sets(given)[0] if given else None,
-        args.provider or ["cpu"],
-        args.threads or 0,
-        args.latency,
-        read_map(args.map),
-    )
+    given = _inputs(args)
+    module, inputs = None if isinstance(model, Path) else model, input_sets(given)[0] if given else None
+    threads, names = args.threads or 0, read_map(args.map)
+    found = latencies(module, file, inputs, _providers(args), threads, args.latency, names)
     return replace(report, latency=found)
 
 # %% ../../nbs/parity/20_commands.ipynb #99d78f3c
@@ -387,45 +406,42 @@ def _compiled(model: Any, args: argparse.Namespace, rule: Any) -> Any:
     "A package of AOTInductor in the place of an .onnx file."
     from fsdl_devinfra.parity.checking import check
     from fsdl_devinfra.parity.compiled import compiled_function
-
     if isinstance(model, Path) or args.as_kind:
         raise BadInput("a compiled package is compared with a module", "Name the module first, without --as")
-    given = read_inputs(args.inputs) if args.inputs else None
-    return check(model, compiled_function(args.onnx), given, rule=rule, keep=_keeps(args))
+    return check(model, compiled_function(args.onnx), _given(args), rule=rule, keep=_keeps(args))
 
 # %% ../../nbs/parity/20_commands.ipynb #5c487d40
+#: options that decide a verdict → where their values lie
+_REPEATED = {
+    "--provider": "provider", "--precision": "precision", "--map": "map", "--as": "as_kind", "--budget": "budget",
+    "--metric": "metric", "--weights": "weights", "--shapes": "shapes", "--inputs": "inputs", "--atol": "atol",
+    "--rtol": "rtol",
+}
+
 def repeat_command(
     args: argparse.Namespace,  # of `onnx check`
 ) -> str:
     "The command line that repeats a check."
     words = ["fsdl-devinfra", "onnx", "check", args.model, args.onnx]
-    several = {"--provider": args.provider, "--precision": args.precision, "--map": args.map}
-    single = {
-        "--as": args.as_kind,
-        "--budget": args.budget,
-        "--metric": args.metric,
-        "--weights": args.weights,
-        "--shapes": args.shapes,
-        "--inputs": args.inputs,
-        "--atol": args.atol,
-        "--rtol": args.rtol,
-    }
-    for option, values in several.items(): words += [w for v in values or [] for w in (option, v)]
-    for option, value in single.items(): words += [option, str(value)] if value is not None else []
+    for option, name in _REPEATED.items():
+        value = getattr(args, name)
+        values = value if isinstance(value, list) else [value]
+        words += [w for v in values if v is not None for w in (option, str(v))]
     return shlex.join(words)
 
 # %% ../../nbs/parity/20_commands.ipynb #d450b3f6
-def _generated(args: argparse.Namespace, folder: Path, rule: Any) -> Any:
+def _generated(args: argparse.Namespace, rule: Any) -> Any:
+    "The report on graphs for generation."
     from fsdl_devinfra.parity.generation import generation_check
     options = ("as_kind", "precision", "shapes", "inputs", "map", "weights", "reduce", "latency")
     hint = "Leave that option out, or name one of the .onnx files"
     _passed_over(args, "files for generation", hint, *options)
-    if len(args.provider or []) > 1:
-        raise BadInput("files for generation take one --provider", "Ask once for each")
-    return generation_check(_load(args.model), folder, (args.provider or ["cpu"])[0], rule)
+    if len(_providers(args)) > 1: raise BadInput("files for generation take one --provider", "Ask once for each")
+    return generation_check(_load(args.model), Path(args.onnx), _providers(args)[0], rule)
 
 # %% ../../nbs/parity/20_commands.ipynb #b76b4c46
 def _file(path: str) -> Path:
+    "The .onnx file that a path names. Raises `BadInput`."
     from fsdl_devinfra.parity.checking import _existing
     return _existing(path)
 
@@ -445,67 +461,167 @@ def _without_labels(module: Any, file: Path, given: Any) -> Any:
     return kept(given) if isinstance(given, dict) else [kept(s) for s in given]
 
 # %% ../../nbs/parity/20_commands.ipynb #fba63e40
+@dataclass(frozen=True)
+class _Asked:
+    "What a module is compared with, as the command line says."
+    module: Any
+    file: Path
+    rule: Any
+    providers: list[str]
+    precisions: list[str] | None
+
+    def on(self, sets: Any, **options: Any) -> Any:
+        "Check on these inputs."
+        from fsdl_devinfra.parity.checking import check
+        return check(self.module, self.file, sets, self.providers, self.precisions, self.rule, **options)
+
 def _checked(module: Any, file: Path, args: argparse.Namespace, rule: Any) -> Any:
-    from fsdl_devinfra.parity.checking import check, input_sets
+    "The report on a file against its module."
+    asked = _Asked(module, file, rule, _providers(args), args.precision)
+    options = {"keep": _keeps(args), "names": read_map(args.map)}
+    given = _without_labels(module, file, read_inputs(args.inputs)) if args.inputs else None
+    return _on_grid(asked, args, given, options) if args.shapes else asked.on(given, **options)
+
+# %% ../../nbs/parity/20_commands.ipynb #36bf16d1
+def _on_grid(asked: _Asked, args: argparse.Namespace, given: Any, options: Mapping[str, Any]) -> Any:
+    "The check on all sizes of a grid."
+    from fsdl_devinfra.parity.checking import input_sets
     from fsdl_devinfra.parity.graph import load_graph
     from fsdl_devinfra.parity.inputs import example_inputs
     from fsdl_devinfra.parity.shapes import grid_inputs, parse_shapes
-    keep, names = _keeps(args), read_map(args.map)
-    given = _without_labels(module, file, read_inputs(args.inputs)) if args.inputs else None
-    if not args.shapes:
-        return check(
-            module, file, given, args.provider or ["cpu"], args.precision, rule, keep=keep, names=names
-        )
-    grid, example = parse_shapes(args.shapes), input_sets(given)[0] if given else example_inputs(module)
-    sets = grid_inputs(load_graph(file), example, grid, module)
-    report = check(
-        module,
-        file,
-        sets,
-        args.provider or ["cpu"],
-        args.precision,
-        rule,
-        keep=keep,
-        widen=False,
-        names=names,
-    )
-    return (
-        _searched(report, module, file, args, grid, example, rule)
-        if grid.ranges and report.verdict == "pass"
-        else report
-    )
+    grid = parse_shapes(args.shapes)
+    example = input_sets(given)[0] if given else example_inputs(asked.module)
+    sets = grid_inputs(load_graph(asked.file), example, grid, asked.module)
+    report = asked.on(sets, widen=False, **options)
+    if not grid.ranges or report.verdict != "pass": return report
+    return _searched(report, asked, grid, example, args.model)
 
-# %% ../../nbs/parity/20_commands.ipynb #36bf16d1
-def _searched(
-    report: Any, module: Any, file: Path, args: argparse.Namespace, grid: Any, example: Any, rule: Any
-) -> Any:
+def _searched(report: Any, asked: _Asked, grid: Any, example: Any, model_name: str) -> Any:
     "Search the ranges, and check the smallest shape that fails as a case of its own."
-    from dataclasses import replace
-    from fsdl_devinfra.parity.checking import check
-    from fsdl_devinfra.parity.graph import load_graph
-    from fsdl_devinfra.parity.shapes import Grid, grid_inputs, search_shapes
-    found = search_shapes(module, file, grid, example, (args.provider or ["cpu"])[0], model_name=args.model)
-    told = f"{count_of(found.tried, 'shape')} compared" + (
-        f", {found.refused} that the module itself does not take" if found.refused else ""
-    )
+    from fsdl_devinfra.parity.shapes import search_shapes
+    found = search_shapes(asked.module, asked.file, grid, example, asked.providers[0], model_name=model_name)
+    told = _tried_text(found.tried, found.refused)
     if found.failing is None: return replace(report, notes=[*report.notes, told])
-    smallest = grid_inputs(
-        load_graph(file), example, Grid({k: [v] for k, v in found.failing.items()}, {}), module
-    )
-    failing = check(module, file, smallest, args.provider or ["cpu"], args.precision, rule, widen=False)
-    return replace(
-        failing,
-        cases=report.cases + failing.cases,
-        notes=[*failing.notes, told, f"repeat it: {found.command}"],
-    )
+    failing = _at(asked, example, found.failing)
+    notes = [*failing.notes, told, f"repeat it: {found.command}"]
+    return replace(failing, cases=report.cases + failing.cases, notes=notes)
+
+def _at(asked: _Asked, example: Any, sizes: Mapping[str, int]) -> Any:
+    "The check at one point of a grid."
+    from fsdl_devinfra.parity.graph import load_graph
+    from fsdl_devinfra.parity.shapes import Grid, grid_inputs
+    point = Grid({name: [size] for name, size in sizes.items()}, {})
+    return asked.on(grid_inputs(load_graph(asked.file), example, point, asked.module), widen=False)
+
+def _tried_text(tried: int, refused: int) -> str:
+    "How many shapes a search has tried, in words."
+    beside = f", {refused} that the module itself does not take" if refused else ""
+    return f"{count_of(tried, 'shape')} compared{beside}"
 
 # %% ../../nbs/parity/20_commands.ipynb #a7992234
 def _not_run(report: Any) -> dict[str, str]:
+    "Why there is no verdict, as every command tells it."
     notes = [note for c in report.cases if c.verdict == "not-run" for note in c.notes]
     error, _, hint = (notes[0] if notes else "nothing was compared").partition(". ")
     return {"error": error, "hint": hint or "Ask for a provider that this machine has, e.g. --provider cpu"}
 
 # %% ../../nbs/parity/20_commands.ipynb #e52a9df4
+#: options of `onnx export`, as argparse is told
+_EXPORT_OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {
+        "nargs": "?", "default": "builtin:digits", "metavar": "MODEL",
+        "help": "Hub id, local folder, or builtin:digits [%(default)s]",
+    },
+    "-o --output": {"required": True, "metavar": "DIR", "help": "folder for model.onnx"},
+    "--generation": {
+        "action": "store_true", "help": "prefill and decode with a key/value cache, instead of one forward",
+    },
+}
+
+def _add_options(parser: argparse.ArgumentParser, options: Mapping[str, Mapping[str, Any]]) -> None:
+    "Give a command its options: names → what argparse is told."
+    for names, how in options.items(): parser.add_argument(*names.split(), **how)
+
+# %% ../../nbs/parity/20_commands.ipynb #b93c8ad4
+def _runs(text: str) -> int:
+    "A number of at least one."
+    if text.isdigit() and int(text) > 0: return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+
+# %% ../../nbs/parity/20_commands.ipynb #013e4542
+#: what is compared, and on what
+_COMPARED: dict[str, dict[str, Any]] = {
+    "model": {
+        "metavar": "MODEL",
+        "help": "Hub id, local folder, FILE.py:NAME, FILE.pt2, TorchScript (.ts), another .onnx file, or builtin:digits",
+    },
+    "onnx": {
+        "metavar": "ONNX",
+        "help": "the .onnx file, the folder that holds model.onnx, or a .pt2 package of AOTInductor",
+    },
+    "--weights": {"metavar": "FILE", "help": "a state dict for the class that FILE.py:NAME names"},
+    "--provider": {
+        "action": "append", "metavar": "NAME",
+        "help": "cpu, cuda, tensorrt, openvino, reference, or ONNX Runtime's name; may be repeated [cpu]",
+    },
+    "--precision": {
+        "action": "append", "choices": ["fp32", "fp16", "bf16"], "help": "may be repeated [the file's own]",
+    },
+    "--shapes": {
+        "metavar": "GRID", "help": "sizes or ranges of the free dimensions: batch=1,2,7,sequence=1..64",
+    },
+    "--inputs": {"metavar": "FILE", "help": "your own inputs: batch.npz, or loader.py:NAME"},
+    "--map": {
+        "action": "append", "metavar": "FILE_NAME=MODEL_NAME",
+        "help": "an input that has another name in the file; may be repeated",
+    },
+}
+
+# %% ../../nbs/parity/20_commands.ipynb #d9dbd5ad
+#: a file that was reduced on purpose
+_LOSS: dict[str, dict[str, Any]] = {
+    "--as": {
+        "dest": "as_kind", "choices": ["fp16", "int8"],
+        "help": "the file was reduced on purpose: judge how much it lost",
+    },
+    "--budget": {
+        "metavar": "LIST",
+        "help": "what it may lose: sqnr=20,top1=0.95,kl=0.1,metric=0.01 [fp16: sqnr=40,top1=0.99,kl=0.001]",
+    },
+    "--metric": {
+        "metavar": "FILE.py:NAME",
+        "help": "your own metric(outputs, inputs), more is better; labels lie in --inputs",
+    },
+    "--mixed": {
+        "metavar": "FILE", "help": "write a better file, with the layers that lose most left in fp32",
+    },
+}
+
+# %% ../../nbs/parity/20_commands.ipynb #a44d4e12
+#: what is done besides, and how exact it must be
+_BESIDES: dict[str, dict[str, Any]] = {
+    "--reduce": {
+        "metavar": "FILE",
+        "help": "where it fails: write the smallest .onnx that still does, its inputs and a bug report",
+    },
+    "--latency": {
+        "type": _runs, "nargs": "?", "const": 50, "metavar": "RUNS", "help": "measure every provider too [50 calls]",
+    },
+    "--threads": {
+        "type": _runs, "metavar": "N",
+        "help": "threads inside an operator, for --latency [the runtime's own choice]",
+    },
+    "--atol": {
+        "type": float, "metavar": "A", "help": "a fixed absolute tolerance instead of the measured one",
+    },
+    "--rtol": {
+        "type": float, "metavar": "R", "help": "a fixed relative tolerance instead of the measured one",
+    },
+    "--no-cache": {"action": "store_true", "help": "compute the float64 reference anew and do not keep it"},
+    "-o --output": {"metavar": "FILE", "help": "write the report: .html, .md or .json"},
+}
+
+# %% ../../nbs/parity/20_commands.ipynb #14bf2dc3
 _EXPORT = """
 fsdl-devinfra onnx export -o out                   the small model in the package
 fsdl-devinfra onnx export ./my-model -o out        a local folder
@@ -523,136 +639,29 @@ fsdl-devinfra onnx check my_model.py:MyNet model.onnx --inputs batch.npz --reduc
 fsdl-devinfra onnx check builtin:digits out/model.onnx --latency --threads 1
 """
 
+def _register_export(kinds: Any) -> None:
+    "Add `export`."
+    parser = kinds.add_parser("export", help="export to ONNX, with provenance", examples=_EXPORT,
+                              description="Export a model to ONNX, with named dimensions and provenance.")
+    _add_options(parser, _EXPORT_OPTIONS)
+    parser.set_defaults(run=run_export)
+    add_json(parser)
+
+def _register_check(kinds: Any) -> None:
+    "Add `check`."
+    parser = kinds.add_parser("check", help="is the file the same function?", examples=_CHECK,
+                              description="Compare an ONNX file with its model: verdict, first wrong operator, cause.")
+    _add_options(parser, _COMPARED | _LOSS | _BESIDES)
+    parser.set_defaults(run=run_check)
+    add_json(parser)
+
+# %% ../../nbs/parity/20_commands.ipynb #0a87f3e9
 def register(
     parser: argparse.ArgumentParser,  # of `onnx`
 ) -> None:
     "Add `export` and `check`."
-    parser.epilog = "examples:\n  fsdl-devinfra onnx export -o out\n  fsdl-devinfra onnx check builtin:digits out/model.onnx"
+    examples = ("fsdl-devinfra onnx export -o out", "fsdl-devinfra onnx check builtin:digits out/model.onnx")
+    parser.epilog = "\n  ".join(["examples:", *examples])
     kinds = parser.add_subparsers(dest="onnx_command", metavar="COMMAND", required=True, parser_class=Parser)
-    _register_export(
-        kinds.add_parser(
-            "export",
-            help="export to ONNX, with provenance",
-            description="Export a model to ONNX, with named dimensions and provenance.",
-            examples=_EXPORT,
-        )
-    )
-    _register_check(
-        kinds.add_parser(
-            "check",
-            help="is the file the same function?",
-            description="Compare an ONNX file with its model: verdict, first wrong operator, cause.",
-            examples=_CHECK,
-        )
-    )
-
-# %% ../../nbs/parity/20_commands.ipynb #b93c8ad4
-def _register_export(e: argparse.ArgumentParser) -> None:
-    e.add_argument(
-        "model",
-        nargs="?",
-        default="builtin:digits",
-        metavar="MODEL",
-        help="Hub id, local folder, or builtin:digits [%(default)s]",
-    )
-    e.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for model.onnx")
-    e.add_argument(
-        "--generation",
-        action="store_true",
-        help="prefill and decode with a key/value cache, instead of one forward",
-    )
-    e.set_defaults(run=run_export)
-    add_json(e)
-
-# %% ../../nbs/parity/20_commands.ipynb #013e4542
-def _runs(text: str) -> int:
-    "A number of at least one."
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
-
-# %% ../../nbs/parity/20_commands.ipynb #14bf2dc3
-def _register_check(c: argparse.ArgumentParser) -> None:
-    c.add_argument(
-        "model",
-        metavar="MODEL",
-        help="Hub id, local folder, FILE.py:NAME, FILE.pt2, TorchScript (.ts), another .onnx file, or builtin:digits",
-    )
-    c.add_argument(
-        "onnx",
-        metavar="ONNX",
-        help="the .onnx file, the folder that holds model.onnx, or a .pt2 package of AOTInductor",
-    )
-    c.add_argument("--weights", metavar="FILE", help="a state dict for the class that FILE.py:NAME names")
-    c.add_argument(
-        "--provider",
-        action="append",
-        metavar="NAME",
-        help="cpu, cuda, tensorrt, openvino, reference, or ONNX Runtime's name; may be repeated [cpu]",
-    )
-    c.add_argument(
-        "--precision",
-        action="append",
-        choices=["fp32", "fp16", "bf16"],
-        help="may be repeated [the file's own]",
-    )
-    c.add_argument(
-        "--shapes", metavar="GRID", help="sizes or ranges of the free dimensions: batch=1,2,7,sequence=1..64"
-    )
-    c.add_argument("--inputs", metavar="FILE", help="your own inputs: batch.npz, or loader.py:NAME")
-    c.add_argument(
-        "--map",
-        action="append",
-        metavar="FILE_NAME=MODEL_NAME",
-        help="an input that has another name in the file; may be repeated",
-    )
-    c.add_argument(
-        "--as",
-        dest="as_kind",
-        choices=["fp16", "int8"],
-        help="the file was reduced on purpose: judge how much it lost",
-    )
-    c.add_argument(
-        "--budget",
-        metavar="LIST",
-        help="what it may lose: sqnr=20,top1=0.95,kl=0.1,metric=0.01 [fp16: sqnr=40,top1=0.99,kl=0.001]",
-    )
-    c.add_argument(
-        "--metric",
-        metavar="FILE.py:NAME",
-        help="your own metric(outputs, inputs), more is better; labels lie in --inputs",
-    )
-    c.add_argument(
-        "--mixed", metavar="FILE", help="write a better file, with the layers that lose most left in fp32"
-    )
-    c.add_argument(
-        "--reduce",
-        metavar="FILE",
-        help="where it fails: write the smallest .onnx that still does, its inputs and a bug report",
-    )
-    c.add_argument(
-        "--latency",
-        type=_runs,
-        nargs="?",
-        const=50,
-        metavar="RUNS",
-        help="measure every provider too [50 calls]",
-    )
-    c.add_argument(
-        "--threads",
-        type=_runs,
-        metavar="N",
-        help="threads inside an operator, for --latency [the runtime's own choice]",
-    )
-    c.add_argument(
-        "--atol", type=float, metavar="A", help="a fixed absolute tolerance instead of the measured one"
-    )
-    c.add_argument(
-        "--rtol", type=float, metavar="R", help="a fixed relative tolerance instead of the measured one"
-    )
-    c.add_argument(
-        "--no-cache", action="store_true", help="compute the float64 reference anew and do not keep it"
-    )
-    c.add_argument("-o", "--output", metavar="FILE", help="write the report: .html, .md or .json")
-    c.set_defaults(run=run_check)
-    add_json(c)
+    _register_export(kinds)
+    _register_check(kinds)

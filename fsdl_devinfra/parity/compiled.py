@@ -5,7 +5,7 @@
 # %% ../../nbs/parity/21_compiled.ipynb #18d60041
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,47 +21,46 @@ else:
 __all__ = ['compiled_function']
 
 # %% ../../nbs/parity/21_compiled.ipynb #2326929b
-def compiled_function(
-    path: str | Path,  # a .pt2 package that `torch._inductor.aoti_compile_and_package` wrote
-) -> Callable[..., Any]:  # keyword arrays → arrays
-    "A package of AOTInductor as a function of arrays, for `check`."
-    torch = need("torch", "torch", "running a compiled package")
-    if not Path(path).is_file():
-        raise BadInput(f"there is no file {path}", "Name a package that AOTInductor wrote")
-    try:
-        package = torch._inductor.aoti_load_package(str(path))
+def _first(error: BaseException) -> str: return " ".join(str(error).split())[:160]
+
+def _package(torch: Any, path: Path) -> Any:
+    "A package of AOTInductor, loaded. Raises `BadInput`."
+    if not path.is_file(): raise BadInput(f"there is no file {path}", "Name a package that AOTInductor wrote")
+    try: return torch._inductor.aoti_load_package(str(path))
     except Exception as e:
         raise BadInput(
             f"{path} is no package of AOTInductor for this machine ({type(e).__name__})",
-            "Make it with torch._inductor.aoti_compile_and_package; a program of torch.export.save goes in MODEL's place",
+            "Make it with torch._inductor.aoti_compile_and_package; "
+            "a program of torch.export.save goes in MODEL's place",
         ) from e
 
+def _called(package: Callable[..., Any], tensors: Mapping[str, Any], name: str) -> Any:
+    "What a package gives, which takes its inputs by position or by name. Raises `BadInput`."
+    try: return package(*tensors.values())
+    except Exception as e: positional = e
+    try: return package(**tensors)
+    except Exception:
+        raise BadInput(f"{name} does not run on these inputs ({_first(positional)})",
+                       "Give inputs of the sizes it was compiled for") from None
+
+# %% ../../nbs/parity/21_compiled.ipynb #13eff7f9
+def compiled_function(
+    path: str | Path,  # a .pt2 package that `torch._inductor.aoti_compile_and_package` wrote
+) -> Callable[..., Any]:  # keyword arrays → arrays
+    "A package of AOTInductor as a function of arrays, for `check`. Raises `BadInput`."
+    torch = need("torch", "torch", "running a compiled package")
+    package, name = _package(torch, Path(path)), Path(path).name
     def aot_inductor(**arrays: Any) -> Any:
         tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
-        try:
-            out = package(*tensors.values())
-        except Exception as positional:
-            try:
-                out = package(**tensors)
-            except Exception:
-                raise BadInput(
-                    f"{Path(path).name} does not run on these inputs ({_first(positional)})",
-                    "Give inputs of the sizes it was compiled for",
-                ) from None
-        return _arrays(out)
-    aot_inductor.__name__ = f"AOTInductor {Path(path).name}"
+        return _arrays(_called(package, tensors, name))
+    aot_inductor.__name__ = f"AOTInductor {name}"
     return aot_inductor
 
 # %% ../../nbs/parity/21_compiled.ipynb #a3b81f3b
-def _first(error: BaseException) -> str: return " ".join(str(error).split())[:160]
-
-# %% ../../nbs/parity/21_compiled.ipynb #e3147100
 def _arrays(value: Any) -> Any:
+    "Tensors as arrays, bfloat16 as float32; a lone result as itself."
     if isinstance(value, dict): return {k: _arrays(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return tuple(map(_arrays, value)) if len(value) != 1 else _arrays(value[0])
-    return (
-        value.float().detach().cpu().numpy()
-        if str(value.dtype) == "torch.bfloat16"
-        else value.detach().cpu().numpy()
-    )
+    if str(value.dtype) == "torch.bfloat16": value = value.float()
+    return value.detach().cpu().numpy()

@@ -145,31 +145,26 @@ def _transformers_export(
     return made[-1]
 
 # %% ../../nbs/parity/02_exporting.ipynb #c6ac7933
+def _in_package(path: Path) -> str:
+    "The path of a file from its topmost package on; its bare name where it is in none."
+    top = path.parent
+    while (top / "__init__.py").is_file(): top = top.parent
+    return path.relative_to(top).as_posix() if top.is_dir() else path.name
+
 def short_path(
     path: str,  # of a source file
 ) -> str:  # without what differs between machines
-    "A path from the package on: `transformers/models/bert/modeling_bert.py`. A path that is short already stays as it is."
+    "A path from the package on: `transformers/models/bert/modeling_bert.py`. One that is short already stays as it is."
     parts = path.replace("\\", "/").split("/")
-    for mark in ("site-packages", "dist-packages"):
-        if mark in parts: return "/".join(parts[parts.index(mark) + 1:])
-    if not os.path.isabs(path):
-        return parts[-1] if ".." in parts or re.match(r"[A-Za-z]:", path) else "/".join(parts)
-    top = Path(path).parent
-    while (top / "__init__.py").is_file(): top = top.parent
-    return Path(path).relative_to(top).as_posix() if top.is_dir() else parts[-1]
+    mark = next((m for m in ("site-packages", "dist-packages") if m in parts), None)
+    if mark: return "/".join(parts[parts.index(mark) + 1:])
+    if os.path.isabs(path): return _in_package(Path(path))
+    return parts[-1] if ".." in parts or re.match(r"[A-Za-z]:", path) else "/".join(parts)
 
 # %% ../../nbs/parity/02_exporting.ipynb #ab184501
 _INFRASTRUCTURE = (
-    "/torch/",
-    "/onnxscript/",
-    "/onnx_ir/",
-    "/exporters/",
-    "/fsdl_devinfra/parity/",
-    "/contextlib.py",
-    "/functools.py",
+    "/torch/", "/onnxscript/", "/onnx_ir/", "/exporters/", "/fsdl_devinfra/parity/", "/contextlib.py", "/functools.py",
 )
-
-_INFRASTRUCTURE = ("/torch/", "/onnxscript/", "/onnx_ir/", "/exporters/", "/fsdl_devinfra/parity/", "/contextlib.py", "/functools.py")
 
 def _is_infrastructure(file: str) -> bool: return any(part in f"/{file}".replace("\\", "/") for part in _INFRASTRUCTURE)
 
@@ -184,17 +179,25 @@ def source_line(
     return f"{short_path(file)}:{line} in {function}"
 
 # %% ../../nbs/parity/02_exporting.ipynb #7435cd45
+def _shortened(text: str) -> str:
+    "A stack trace with short paths."
+    return re.sub(r'File "([^"]+)"', lambda m: f'File "{short_path(m[1])}"', text)
+
 def short_traces(
     model: Any,  # onnx_ir.Model, changed in place
 ) -> None:
-    "Shorten the paths in what the exporter wrote on every node: a file that is given away says nothing about the folders of who made it."
+    "Shorten the paths that the exporter wrote on every node: a file that is given away names no folders of who made it."
     nodes = [*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())]
-    def shortened(text: str) -> str: return re.sub(r'File "([^"]+)"', lambda m: f'File "{short_path(m[1])}"', text)
     for node in nodes:
         for key, text in node.metadata_props.items():
-            if "File " in text: node.metadata_props[key] = shortened(text)
+            if "File " in text: node.metadata_props[key] = _shortened(text)
 
 # %% ../../nbs/parity/02_exporting.ipynb #9b017552
+def _place_of(node: Any) -> tuple[str, str]:
+    "(module, source line) of a traced operator."
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack else "", source_line(node.meta.get("stack_trace") or "")
+
 def _failing_node(module: "nn.Module", inputs: Mapping[str, Any] | None, text: str) -> tuple[str, str] | None:
     "(module, source line) of the traced operator that could not be translated, by tracing without translating."
     name = re.search(r"translating node %(\w+)", text)
@@ -203,12 +206,12 @@ def _failing_node(module: "nn.Module", inputs: Mapping[str, Any] | None, text: s
     except Exception: return None
     node = next((n for n in program.graph.nodes if n.name == name[1]), None)
     if node is None: return None
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    inner = f".{stack[-1][0]}" if stack and stack[-1][0] else ""
-    return f"{type(module).__name__}{inner} ({node.target})", source_line(node.meta.get("stack_trace") or "")
+    inner, source = _place_of(node)
+    return f"{type(module).__name__}{inner and f'.{inner}'} ({node.target})", source
 
 # %% ../../nbs/parity/02_exporting.ipynb #ed4c512d
 def _module_in(text: str) -> str:
+    "The module that the exporter's own words name."
     found = re.findall(r"name_scopes'?: \[([^\]]*)\]|module_stack: .*?'([\w.]+)'", text)
     return next((part for pair in found for part in pair if part), "")
 
@@ -255,7 +258,8 @@ def _first_line(chain: list[BaseException]) -> str:
 # %% ../../nbs/parity/02_exporting.ipynb #65da6f9d
 def _trace(chain: list[BaseException]) -> str:
     "The stack traces of a chain, the innermost error first."
-    return "\n".join("".join(traceback.format_exception(type(e), e, e.__traceback__, chain=False)) for e in reversed(chain))
+    traces = (traceback.format_exception(type(e), e, e.__traceback__, chain=False) for e in reversed(chain))
+    return "\n".join(map("".join, traces))
 
 def _failure(
     module: "nn.Module", error: Exception, kind: str, inputs: Mapping[str, Any] | None = None
@@ -278,18 +282,15 @@ def capture(
     opset: int | None = None,  # None: the exporter's own choice
 ) -> Capture:
     "Trace `module` and translate it. Raises `CheckError` with the module, the source line and ways that may work."
-    need("onnxscript", "onnx", "exporting to ONNX")
-    need("onnx", "onnx", "exporting to ONNX")
+    for library in ("onnxscript", "onnx"): need(library, "onnx", "exporting to ONNX")
     names = list(call(module, inputs))
-    kind = "transformers" if is_transformers(module) else "torch"
-    ways = {"transformers": _transformers_export, "torch": _torch_export}
+    own = is_transformers(module)
+    kind, export = ("transformers", _transformers_export) if own else ("torch", _torch_export)
     with inference(module), quiet():
-        try: made = ways[kind](module, inputs, dims, opset, names)
+        try: made = export(module, inputs, dims, opset, names)
         except Exception as e: raise _failure(module, e, kind, inputs) from e
     short_traces(made.model)
-    return Capture(
-        made.model, made.exported_program, kind, {k: dict(v) for k, v in dims.items()}, dict(inputs)
-    )
+    return Capture(made.model, made.exported_program, kind, {k: dict(v) for k, v in dims.items()}, dict(inputs))
 
 # %% ../../nbs/parity/02_exporting.ipynb #68b996f9
 def _size_or_name(said: Any) -> int | str | None:
@@ -299,26 +300,33 @@ def _size_or_name(said: Any) -> int | str | None:
 
 # %% ../../nbs/parity/02_exporting.ipynb #fcc5921c
 def _renamed(symbol: str, meant: Mapping[str, str]) -> str:
+    "A size with the names that its symbols have."
     return re.sub(r"\b[A-Za-z_]\w*\b", lambda m: meant.get(m[0], m[0]), symbol)
 
 # %% ../../nbs/parity/02_exporting.ipynb #1b654dd9
 def _values(model: Any) -> Iterator[Any]:
+    "Inputs, and what nodes give, as far as its sizes can be written."
     yield from model.graph.inputs
     for node in model.graph:
         yield from (o for o in node.outputs if o.shape is None or not getattr(o.shape, "frozen", False))
 
 # %% ../../nbs/parity/02_exporting.ipynb #03d00a2c
-def name_dims(
-    model: Any,  # onnx_ir.Model, changed in place
-    dims: Mapping[str, Mapping[int, str]],  # parameter → axis → name
-) -> list[str]:  # dimensions that were to be free and are constants, in words
-    "Give free dimensions their names. Returns those that the trace has fixed."
+def _meant(model: Any, dims: Mapping[str, Mapping[int, str]]) -> tuple[dict[str, str], list[str]]:
+    "(symbol → name, dimensions that are constants, in words)"
     meant, fixed = {}, []
     for value in model.graph.inputs:
         for axis, name in dims.get(value.name, {}).items():
             said = _size_or_name(value.shape[axis])
             if isinstance(said, int): fixed.append(f"{value.name}[{axis}] ({name}) is fixed at {said}")
             elif said is not None: meant[said] = name
+    return meant, fixed
+
+def name_dims(
+    model: Any,  # onnx_ir.Model, changed in place
+    dims: Mapping[str, Mapping[int, str]],  # parameter → axis → name
+) -> list[str]:  # dimensions that were to be free and are constants, in words
+    "Give free dimensions their names. Returns those that the trace has fixed."
+    meant, fixed = _meant(model, dims)
     for value in _values(model):
         for axis, said in enumerate(value.shape or ()):
             said = _size_or_name(said)
@@ -329,6 +337,7 @@ def name_dims(
 EXTERNAL_OVER = 64 * 2**20  # bytes of weights above which they are written to a file of their own
 
 def _weight_bytes(model: Any) -> int:
+    "Bytes of all weights."
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 # %% ../../nbs/parity/02_exporting.ipynb #8b7c008b
@@ -340,14 +349,14 @@ def write_model(
     "Write an ONNX model so that an interrupted write leaves the old files."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    external = f"{path.name}.data" if _weight_bytes(model) > external_over else None
+    weights = path.with_name(f"{path.name}.data")
+    external: dict[str, Any] = {"external_data": weights.name} if _weight_bytes(model) > external_over else {}
+    written = [weights, path] if external else [path]
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as room:
-        beside: dict[str, Any] = {"external_data": external} if external else {}
-        onnx_ir.save(model, os.path.join(room, path.name), **beside)
-        written = ([external] if external else []) + [path.name]
-        for name in written: os.replace(os.path.join(room, name), path.parent / name)
-    if not external: (path.parent / f"{path.name}.data").unlink(missing_ok=True)
-    return [path.parent / name for name in reversed(written)]
+        onnx_ir.save(model, os.path.join(room, path.name), **external)
+        for file in written: os.replace(os.path.join(room, file.name), file)
+    if not external: weights.unlink(missing_ok=True)
+    return written[::-1]
 
 # %% ../../nbs/parity/02_exporting.ipynb #4f0d4197
 def _digest(document: Any) -> str:
@@ -404,7 +413,9 @@ def _tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:
     "The inputs that are tensors."
     return {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
 
-def _free(module: "nn.Module", inputs: Mapping[str, Any], dynamic: bool | Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, str]]:
+def _free(
+    module: "nn.Module", inputs: Mapping[str, Any], dynamic: bool | Mapping[str, Mapping[int, str]]
+) -> dict[str, dict[int, str]]:
     "The dimensions that are to be free: found by trying, or as given."
     if dynamic is True: return free_dims(module, _tensors(inputs))
     return {k: dict(v) for k, v in dynamic.items()} if dynamic else {}
@@ -418,6 +429,11 @@ def _near(got: Any, want: Any) -> bool:
     return bool(np.allclose(got, want, rtol=0, atol=0.05 * largest + 1e-30, equal_nan=True))
 
 # %% ../../nbs/parity/02_exporting.ipynb #061b2f95
+def _free_sides(inputs: Mapping[str, Any], dims: Mapping[str, Mapping[int, str]]) -> dict[str, int]:
+    "Heights and widths of images that are free: name → size in the example."
+    images = {k: axes for k, axes in dims.items() if inputs[k].ndim == 4}
+    return {name: inputs[k].shape[i] for k, axes in images.items() for i, name in axes.items() if i > 1}
+
 def baked_sizes(
     module: "nn.Module",
     inputs: Mapping[str, Any],  # of the trace
@@ -425,15 +441,14 @@ def baked_sizes(
     path: str | Path,  # of the file
 ) -> set[str]:  # names of dimensions
     "Heights and widths that the file leaves free and gets wrong: the trace has followed a branch on the size."
-    images = {k: axes for k, axes in dims.items() if inputs[k].ndim == 4}
-    free = {name: inputs[k].shape[i] for k, axes in images.items() for i, name in axes.items() if i > 1}
+    free = _free_sides(inputs, dims)
     if not free or find_spec("onnxruntime") is None: return set()
     point = with_sizes(inputs, dims, {name: size + max(1, size // 4) for name, size in free.items()})
     try: want = as_arrays(call(module, point))
     except Exception: return set()  # the module does not take that size either
     try: got = session(path).run(as_arrays(point))
     except CheckError as e: return set() if "has no kernel" in e.message else set(free)
-    return set() if all(_near(a, b) for a, b in zip(got.values(), want.values())) else set(free)
+    return set() if all(map(_near, got.values(), want.values())) else set(free)
 
 # %% ../../nbs/parity/02_exporting.ipynb #ce4c07f2
 def _check_runs(module: "nn.Module", inputs: Mapping[str, Any]) -> None:
@@ -446,7 +461,9 @@ def _check_runs(module: "nn.Module", inputs: Mapping[str, Any]) -> None:
                        f"Give inputs that forward takes; tried {tried}") from e
 
 # %% ../../nbs/parity/02_exporting.ipynb #603b3710
-def _export_of(made: Capture, written: list[Path], path: str | Path, fixed: list[str], provenance: dict[str, str]) -> Export:
+def _export_of(
+    made: Capture, written: list[Path], path: str | Path, fixed: list[str], provenance: dict[str, str]
+) -> Export:
     "What was written, before it is known how long it took."
     graph, size = made.model.graph, sum(p.stat().st_size for p in written)
     inputs, outputs = ([_tensor_spec(v) for v in values] for values in (graph.inputs, graph.outputs))
@@ -455,12 +472,9 @@ def _export_of(made: Capture, written: list[Path], path: str | Path, fixed: list
 
 def _baked_text(inputs: Mapping[str, Any], dims: Mapping[str, Mapping[int, str]], baked: set[str]) -> list[str]:
     "Sizes that had to be fixed, in words."
-    return [
-        f"{k}[{i}] ({name}) is fixed at {inputs[k].shape[i]}: a trace with it free is wrong at other sizes"
-        for k, axes in dims.items()
-        for i, name in axes.items()
-        if name in baked
-    ]
+    known = [(k, i, name) for k, axes in dims.items() for i, name in axes.items() if name in baked]
+    why = "a trace with it free is wrong at other sizes"
+    return [f"{k}[{i}] ({name}) is fixed at {inputs[k].shape[i]}: {why}" for k, i, name in known]
 
 # %% ../../nbs/parity/02_exporting.ipynb #5b8f82a3
 def export(
@@ -475,10 +489,35 @@ def export(
     external_over: int = EXTERNAL_OVER,  # bytes of weights above which they get a file of their own
 ) -> Export:
     "Export `module` to ONNX. Raises `CheckError` with the source line where it cannot be done."
-    return export_capture(module, inputs, path, dynamic=dynamic, lock=lock, config=config, opset=opset,
-                          external_over=external_over)[0]
+    options = {"dynamic": dynamic, "lock": lock, "config": config, "opset": opset, "external_over": external_over}
+    return export_capture(module, inputs, path, **options)[0]
 
 # %% ../../nbs/parity/02_exporting.ipynb #6c055f5a
+@dataclass(frozen=True)
+class _Wanted:
+    "What an export is told beside its dimensions."
+    module: "nn.Module"
+    inputs: dict[str, Any]
+    path: str | Path
+    lock: Any
+    opset: int | None
+    external_over: int
+
+    def made(self, dims: dict[str, dict[int, str]]) -> tuple[Export, Capture]:
+        "Export with these dimensions free."
+        captured = capture(self.module, self.inputs, dims, self.opset)
+        fixed = name_dims(captured.model, dims)
+        provenance = _provenance(self.module, captured, self.lock)
+        captured.model.metadata_props.update(provenance)
+        written = write_model(captured.model, self.path, self.external_over)
+        return _export_of(captured, written, self.path, fixed, provenance), captured
+
+    def without(self, dims: dict[str, dict[int, str]], baked: set[str]) -> tuple[Export, Capture]:
+        "Export with the sizes fixed that the trace gets wrong."
+        kept = {k: {i: name for i, name in axes.items() if name not in baked} for k, axes in dims.items()}
+        result, captured = self.made(kept)
+        return replace(result, fixed=[*result.fixed, *_baked_text(self.inputs, dims, baked)]), captured
+
 def export_capture(
     module: "nn.Module",
     inputs: Mapping[str, "Tensor"] | None = None,
@@ -493,18 +532,10 @@ def export_capture(
     "`export`, and the traced program with it."
     start = time.monotonic()
     need("torch", "torch", "exporting")
-    inputs = example_inputs(module, config) if inputs is None else dict(inputs)
-    _check_runs(module, inputs)
-    dims = _free(module, inputs, dynamic)
-    made = capture(module, inputs, dims, opset)
-    fixed = name_dims(made.model, dims)
-    provenance = _provenance(module, made, lock)
-    made.model.metadata_props.update(provenance)
-    written = write_model(made.model, path, external_over)
-    baked = baked_sizes(module, inputs, dims, path) if dynamic is True else set()
-    if baked:
-        kept = {k: {i: name for i, name in axes.items() if name not in baked} for k, axes in dims.items()}
-        result, made = export_capture(module, inputs, path, dynamic=kept, lock=lock, opset=opset, external_over=external_over)
-        result = replace(result, fixed=[*result.fixed, *_baked_text(inputs, dims, baked)])
-    else: result = _export_of(made, written, path, fixed, provenance)
-    return replace(result, seconds=round(time.monotonic() - start, 3)), made
+    given = example_inputs(module, config) if inputs is None else dict(inputs)
+    _check_runs(module, given)
+    dims, wanted = _free(module, given, dynamic), _Wanted(module, given, path, lock, opset, external_over)
+    result, captured = wanted.made(dims)
+    baked = baked_sizes(module, given, dims, path) if dynamic is True else set()
+    if baked: result, captured = wanted.without(dims, baked)
+    return replace(result, seconds=round(time.monotonic() - start, 3)), captured

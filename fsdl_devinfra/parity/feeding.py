@@ -64,7 +64,8 @@ def _refuse_unknown(graph: Graph, inputs: Mapping[str, Any], given: Mapping[str,
     "Names that the file or the module does not have raise `BadInput`."
     for there, here in given.items():
         if there not in graph.inputs:
-            raise BadInput(f"the file has no input {there!r}", f"It has {', '.join(graph.inputs)}: --map FILE_NAME=MODEL_NAME")
+            has = f"It has {', '.join(graph.inputs)}: --map FILE_NAME=MODEL_NAME"
+            raise BadInput(f"the file has no input {there!r}", has)
         if here not in inputs:
             raise BadInput(f"the module was given no input {here!r}", f"It was given {', '.join(inputs)}")
 
@@ -110,13 +111,11 @@ def renamed(
 ) -> Graph:
     "The file with its inputs under the module's names."
     if not names: return graph
-
     proto = onnx.ModelProto()
     proto.CopyFrom(graph.proto)
-    for info in proto.graph.input: info.name = names.get(info.name, info.name)
+    for info in (*proto.graph.input, *proto.graph.output): info.name = names.get(info.name, info.name)
     for node in proto.graph.node:
         for i, value in enumerate(node.input): node.input[i] = names.get(value, value)
-    for out in proto.graph.output: out.name = names.get(out.name, out.name)
     return Graph(proto, graph.folder)
 
 # %% ../../nbs/parity/15_feeding.ipynb #dbc2064a
@@ -207,6 +206,12 @@ def _size(
     return sizes.setdefault(size, usual) if isinstance(size, str) else usual
 
 # %% ../../nbs/parity/15_feeding.ipynb #4d230c7c
+def _drawn(graph: Graph, info: Any, shape: Sequence[int], rng: Any) -> "np.ndarray":
+    "Numbers of the type that an input has."
+    kind = _dtype_of(info)
+    if kind.kind in "iu": return _integers(graph, info.name, shape, rng).astype(kind)
+    return np.ones(shape, bool) if kind.kind == "b" else rng.standard_normal(shape).astype(kind)
+
 def derived_inputs(
     graph: Graph,
     batch: int = 2,  # size of a free first dimension
@@ -218,8 +223,5 @@ def derived_inputs(
     for info in graph.proto.graph.input:
         if info.name not in graph.inputs or (derivable(info.name) and "mask" not in info.name): continue
         shape = [_size(d, i, sizes, batch, length) for i, d in enumerate(graph.sizes()[info.name])]
-        kind = _dtype_of(info)
-        if kind.kind in "iu": made[info.name] = _integers(graph, info.name, shape, rng).astype(kind)
-        elif kind.kind == "b": made[info.name] = np.ones(shape, bool)
-        else: made[info.name] = rng.standard_normal(shape).astype(kind)
+        made[info.name] = _drawn(graph, info, shape, rng)
     return made | file_only(graph, made)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from ..core.errors import BadInput, CheckError
 from ..core.lazy import lazy_module
 from .backends import Backend, NotRun, onnx_backend, provider_name, versions
 from .causes import Cause
-from .checking import Case, Divergence, ParityReport, _now, _share_reached, _verdict, _without_values, paddings_of
+from fsdl_devinfra.parity.checking import (
+    Case, Divergence, ParityReport, _now, _share_reached, _verdict, _without_values, paddings_of, shapes_of,
+)
 from .feeding import assignment, derivable, derived_inputs, file_only, renamed
 from .graph import Graph, file_precision
 from .localization import Localization, OperatorError, isolated, run_graph
@@ -42,35 +45,41 @@ __all__ = ['TRUSTED', 'ROUNDED', 'in_float64', 'Reference', 'reference_of', 'com
 _NARROW = (1, 10, 16)  # FLOAT, FLOAT16, BFLOAT16 of onnx.TensorProto
 _DOUBLE = 11
 
-_NARROW = (1, 10, 16)  # FLOAT, FLOAT16, BFLOAT16 of onnx.TensorProto
-_DOUBLE = 11
-
 def _widen_tensor(tensor: Any) -> None:
+    "Make a constant float64."
     if tensor.data_type not in _NARROW: return
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
 
 # %% ../../nbs/parity/18_files.ipynb #f7410a4e
 def _widen_info(info: Any) -> None:
+    "Make the stated type of a value float64."
     if info.type.tensor_type.elem_type in _NARROW: info.type.tensor_type.elem_type = _DOUBLE
 
 # %% ../../nbs/parity/18_files.ipynb #d85aa980
 def _widen_node(node: Any) -> None:
+    "Make the constants and the casts of a node float64, those of its branches too."
     for a in node.attribute:
         if a.HasField("t"): _widen_tensor(a.t)
         if a.name in ("to", "dtype") and a.i in _NARROW: a.i = _DOUBLE
-        for g in [a.g] if a.HasField("g") else a.graphs:
-            for t in g.initializer: _widen_tensor(t)
-            for n in g.node: _widen_node(n)
+        for g in [a.g] if a.HasField("g") else a.graphs: _widen_graph(g)
+
+def _widen_graph(graph: Any) -> None:
+    "Make all that a graph holds float64; what its ports are stated to be stays."
+    for tensor in graph.initializer: _widen_tensor(tensor)
+    for node in graph.node: _widen_node(node)
 
 # %% ../../nbs/parity/18_files.ipynb #07eee97f
-def _widened(graph: Graph) -> Any:
-    "The model with every float constant and every cast in float64; None where weights lie elsewhere or an operator is not standard."
+def _can_widen(graph: Graph) -> bool:
+    "Whether all weights are in the file and all operators are standard."
     elsewhere = any(t.data_location for t in graph.proto.graph.initializer)
-    if elsewhere or any(n.domain not in ("", "ai.onnx") for n in graph.nodes): return None
+    return not elsewhere and all(n.domain in ("", "ai.onnx") for n in graph.nodes)
+
+def _widened(graph: Graph) -> Any:
+    "The model with every float constant and every cast in float64; None where that cannot be."
+    if not _can_widen(graph): return None
     proto = onnx.ModelProto()
     proto.CopyFrom(graph.proto)
-    for tensor in proto.graph.initializer: _widen_tensor(tensor)
-    for node in proto.graph.node: _widen_node(node)
+    _widen_graph(proto.graph)
     for info in [*proto.graph.input, *proto.graph.output]: _widen_info(info)
     del proto.graph.value_info[:]
     return proto
@@ -107,6 +116,7 @@ class Reference:
 TRUSTED = 1e-2  # relative distance from ONNX Runtime's outputs up to which the evaluator is believed
 
 def _near(a: "np.ndarray", b: "np.ndarray") -> bool:
+    "Whether the evaluator's output `a` is believed beside ONNX Runtime's `b`."
     if a.shape != b.shape: return False
     a, b = a.astype(np.float64), b.astype(np.float64)
     good = np.isfinite(a) & np.isfinite(b)
@@ -123,18 +133,20 @@ def _nudged(feeds: Mapping[str, "np.ndarray"], seed: int) -> dict[str, "np.ndarr
     return {k: off(v) for k, v in feeds.items()}
 
 # %% ../../nbs/parity/18_files.ipynb #bdd44337
+def _spread(own: "np.ndarray", others: Sequence["np.ndarray"]) -> "np.ndarray | None":
+    "How far other runs are from a value, number by number; None where that says nothing."
+    if own.dtype.kind != "f" or any(o.shape != own.shape for o in others): return None
+    return np.maximum.reduce([np.abs(o.astype(np.float64) - own) for o in others])
+
 def _estimated(
     own: Mapping[str, "np.ndarray"],  # what the file gives without optimisation
     others: Sequence[Mapping[str, "np.ndarray"]],  # what it gives otherwise
 ) -> Reference:
     "An error from the spread of several runs."
     wide = {k: _wide(v) for k, v in own.items()}
-    noise = {
-        k: np.maximum.reduce([np.abs(o[k].astype(np.float64) - v) for o in others])
-        for k, v in wide.items()
-        if v.dtype.kind == "f" and all(o[k].shape == v.shape for o in others)
-    }
-    apart = {k: np.where(np.isfinite(noise[k]), v + noise[k], v) if k in noise else v for k, v in wide.items()}
+    spreads = {k: _spread(v, [o[k] for o in others]) for k, v in wide.items()}
+    noise = {k: s for k, s in spreads.items() if s is not None}
+    apart = wide | {k: np.where(np.isfinite(s), wide[k] + s, wide[k]) for k, s in noise.items()}
     return Reference(apart, wide, noise, exact=False)
 
 # %% ../../nbs/parity/18_files.ipynb #861d62a3
@@ -173,17 +185,36 @@ def _length(graph: Graph, node: Any) -> float:
     weights = [graph.initializers[v].dims for v in node.input if v in graph.initializers]
     return max([1.0, *(math.sqrt(_terms(node.op_type, dims)) for dims in weights)])
 
+# %% ../../nbs/parity/18_files.ipynb #89b600a0
+@dataclass
+class _Runs:
+    "What two files hold, and what each of their layers makes of the first file's values."
+    mine: dict[str, Any]  # value of the first file
+    theirs: dict[str, Any]  # of the second
+    alone: dict[str, Any]  # of the second, each layer by itself
+    usual: dict[str, Any]  # of the first, each layer by itself and by another kernel
+
+def _maker(graph: Graph, value: str) -> tuple[str, str, str, str]:
+    "(node, operator, module, source line) of a value."
+    at = graph.producer[value]
+    node, origin = graph.nodes[at], graph.origins[at]
+    name = node.name or node.op_type
+    return (name, origin.op, origin.module, origin.source) if origin else (name, node.op_type, "", "")
+
 # %% ../../nbs/parity/18_files.ipynb #17a421d4
-def _error(right: Graph, pair: Pair, own: Any, together: Any, alone: Any, other: Any) -> OperatorError:
+def _floor(graph: Graph, value: str, precision: str) -> float:
+    "The error of a layer that rounding explains, whatever another kernel gives."
+    return 2 * EPS[precision] * _length(graph, graph.nodes[graph.producer[value]])
+
+def _error(right: Graph, pair: Pair, runs: _Runs) -> OperatorError:
     "One value of the second file: its error alone, in the whole, and what is usual."
-    at = right.producer[pair.right]
-    node, origin = right.nodes[at], right.origins[at]
-    error, cumulative, usual = (_relative(own, x) if x is not None else 0.0 for x in (alone, together, other))
-    precision = "fp16" if "float16" in (own.dtype, alone.dtype) else "fp32"
-    floor = 2 * EPS[precision] * _length(right, node)
+    own, together = runs.mine[pair.left], runs.theirs[pair.right]
+    alone, other = runs.alone.get(pair.right, together), runs.usual.get(pair.left)
+    error, usual = _relative(own, alone), 0.0 if other is None else _relative(own, other)
+    floor = _floor(right, pair.right, "fp16" if "float16" in (own.dtype, alone.dtype) else "fp32")
     ratio = error / max(usual, floor) if math.isfinite(error) else math.inf
-    op, module, source = (origin.op, origin.module, origin.source) if origin else (node.op_type, "", "")
-    return OperatorError(pair.right, node.name or node.op_type, op, module, source, error, usual, ratio, cumulative, pair.left)
+    maker = _maker(right, pair.right)
+    return OperatorError(pair.right, *maker, error, usual, ratio, _relative(own, together), pair.left)
 
 # %% ../../nbs/parity/18_files.ipynb #33b0daa7
 def _isolated_run(
@@ -193,7 +224,8 @@ def _isolated_run(
     level: str = "none",
 ) -> dict[str, Any]:  # {} where the file does not run in pieces
     "Every layer on given values."
-    try: return run_graph(isolated(graph, cut), {**feeds, **{f"cut::{v}": x for v, x in cut.items()}}, level=level)
+    given = {**feeds, **{f"cut::{v}": x for v, x in cut.items()}}
+    try: return run_graph(isolated(graph, cut), given, level=level)
     except CheckError: return {}
 
 # %% ../../nbs/parity/18_files.ipynb #cc7f994f
@@ -208,12 +240,9 @@ def compare_layers(
     theirs = run_values(right, flowing(right), feeds)
     pairs = [p for p in paired(mine, theirs) if p.right in right.producer]
     alone = _isolated_run(right, {p.right: mine[p.left].astype(theirs[p.right].dtype) for p in pairs}, feeds)
-    usual = _isolated_run(left, {p.left: mine[p.left] for p in pairs if p.left in left.producer}, feeds, level="all")
-    errors = [
-        _error(right, p, mine[p.left], theirs[p.right], alone.get(p.right, theirs[p.right]), usual.get(p.left))
-        for p in pairs
-    ]
-    return Localization(errors, rule.factor), pairs
+    cut = {p.left: mine[p.left] for p in pairs if p.left in left.producer}
+    runs = _Runs(mine, theirs, alone, _isolated_run(left, cut, feeds, level="all"))
+    return Localization([_error(right, p, runs) for p in pairs], rule.factor), pairs
 
 # %% ../../nbs/parity/18_files.ipynb #6a4159f8
 ROUNDED = 2e-3  # distance of weights, relative to the largest, that another precision explains
@@ -251,15 +280,24 @@ def _lengths(arrays: Sequence["np.ndarray"]) -> list[int]:
     "Sizes of the second axis, where that is a length."
     return sorted({v.shape[1] for v in arrays if v.ndim == 3 or v.ndim == 2 and v.dtype.kind in "iu"})
 
-def _coverage(files: _Files, left: Graph, right: Graph) -> dict[str, Any]:
-    "What was compared and what was not."
-    points = [(k, v) for w in {id(w): w for w in files.where}.values() for k, v in w.items() if v.ndim]
+def _paddings(points: Sequence[tuple[str, "np.ndarray"]]) -> list[str]:
+    "The sides on which masks leave positions out."
     masks = [v for k, v in points if "mask" in k and v.ndim == 2]
+    return sorted({side for mask in masks for side in paddings_of(mask)})
+
+def _points(where: Sequence[Mapping[str, "np.ndarray"]]) -> list[tuple[str, "np.ndarray"]]:
+    "The inputs of all cases, those of one set once; numbers without an axis are left out."
+    sets = {id(w): w for w in where}.values()
+    return [(k, v) for w in sets for k, v in w.items() if v.ndim]
+
+def _coverage(files: _Files, right: Graph) -> dict[str, Any]:
+    "What was compared and what was not."
+    points = _points(files.where)
     batches = sorted({v.shape[0] for _, v in points})
     only_one = [f"batches other than {batches[0]}"] if len(batches) == 1 else []
     return {
         "lengths": _lengths([v for _, v in points]),
-        "paddings": sorted({side for mask in masks for side in paddings_of(mask)}),
+        "paddings": _paddings(points),
         "batches": batches,
         "channels": max((o.channels for c in files.cases for o in c.outputs), default=0),
         "weights_reached": _share_reached(right),
@@ -307,13 +345,14 @@ _ESTIMATED = "the first file cannot be evaluated in float64; its own error is es
 
 def _by_position(truth: Mapping[str, Any], got: Mapping[str, Any], first: str, second: str) -> list[str]:
     "Outputs of other names, in words."
-    return [
-        f"{n} of {first} is compared with {m} of {second}, by position"
-        for n, m in matched_outputs(truth, got)
-        if m not in (None, n)
-    ]
+    pairs = [(n, m) for n, m in matched_outputs(truth, got) if m not in (None, n)]
+    return [f"{n} of {first} is compared with {m} of {second}, by position" for n, m in pairs]
 
 # %% ../../nbs/parity/18_files.ipynb #202d2117
+def _judged(case: Case) -> Case:
+    "A case with the verdict on its outputs."
+    return replace(case, verdict=_verdict([o.verdict for o in case.outputs]))
+
 @dataclass
 class _Files:
     "Two files, the cases so far, and the inputs of each."
@@ -322,11 +361,14 @@ class _Files:
     first: str
     second: str
     rule: Rule
+    notes: list[str] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
     where: list[Mapping[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     refused: str = ""
     backends: dict[str, Backend] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str: return _verdict([c.verdict for c in self.cases])
 
     def add(self, feeds: Mapping[str, Any], providers: Sequence[str], needed: bool) -> None:
         "The cases of one set of inputs; a derived set that the first file does not take is left out."
@@ -342,39 +384,49 @@ class _Files:
             self.where.append(feeds)
 
     def _backend(self, provider: str) -> Backend:
+        "The second file, opened once."
         if provider not in self.backends:
             self.backends[provider] = onnx_backend(self.right.data(), provider, folder=self.right.folder)
         return self.backends[provider]
 
     def _case(self, provider: str, feeds: Mapping[str, Any], found: Reference) -> Case:
-        precision = file_precision(self.right)
-        shapes = {k: list(v.shape) for k, v in feeds.items()}
+        "One set of inputs on one provider."
+        shapes, precision = shapes_of(feeds), file_precision(self.right)
+        without = partial(Case, provider, None, precision, shapes)
         try:
             backend = self._backend(provider)
             got = backend.run({**feeds, **file_only(self.right, feeds)})
-        except NotRun as e: return Case(provider, None, precision, shapes, "not-run", notes=[str(e)])
-        except BadInput as e: return Case(provider, None, precision, shapes, "fail", notes=[str(e)])
-        outputs = compare_outputs(got, found.own, found.truth, precision, self.rule, noise=found.noise)
+        except NotRun as e: return without("not-run", notes=[str(e)])
+        except BadInput as e: return without("fail", notes=[str(e)])
         notes = [*backend.notes, *_by_position(found.truth, got, self.first, self.second)]
-        verdict = _verdict([o.verdict for o in outputs])
-        return Case(provider, backend.used, precision, shapes, verdict, outputs, backend.share, notes)
+        outputs = compare_outputs(got, found.own, found.truth, precision, self.rule, noise=found.noise)
+        return _judged(Case(provider, backend.used, precision, shapes, "", outputs, backend.share, notes))
 
 # %% ../../nbs/parity/18_files.ipynb #1ce250e5
+@dataclass
+class _Parting:
+    "Where two files part, and why."
+    place: Divergence | None = None
+    causes: list[Cause] = field(default_factory=list)
+    errors: Localization | None = None  # of all values
+    notes: list[str] = field(default_factory=list)
+
 def _divergence(place: OperatorError | None) -> Divergence | None:
     "The first wrong value as a report has it."
     if place is None: return None
-    return Divergence(place.value, place.node, place.op, place.module, place.source, place.isolated, place.cumulative)
+    at = place.value, place.node, place.op, place.module, place.source
+    return Divergence(*at, place.isolated, place.cumulative)
 
-def _explained(files: _Files) -> tuple[Divergence | None, list[Cause], Localization | None, list[str]]:
+def _explained(files: _Files) -> _Parting:
     "Where the files part, and what differs there."
     at = next(i for i, c in enumerate(files.cases) if c.verdict == "fail")
     causes = _weight_causes(files.left, files.right)
     try: errors, pairs = compare_layers(files.left, files.right, files.where[at], files.rule)
-    except CheckError as e: return None, causes, None, [f"not located: {e.message}"]
+    except CheckError as e: return _Parting(causes=causes, notes=[f"not located: {e.message}"])
     sure = sum(p.by == "name" for p in pairs)
     told = f"{len(pairs)} values are in both files: {sure} by name, {len(pairs) - sure} by what they hold"
     causes += _node_causes(files.left, files.right, errors.first)
-    return _divergence(errors.first), causes, errors, [told]
+    return _Parting(_divergence(errors.first), causes, errors, [told])
 
 # %% ../../nbs/parity/18_files.ipynb #10e207bd
 def compare_files(
@@ -390,17 +442,19 @@ def compare_files(
     for p in providers: provider_name(p)
     own, other = (Graph(inspected(p)[1], Path(p).parent) for p in (left, right))
     sets = _arrays(inputs) if inputs is not None else derived_sets(own, other)
-    other, mapping = _renamed_to(own, other, sets[0], names)
-    files = _Files(own, other, str(left), str(right), rule)
+    fitted, mapping = _renamed_to(own, other, sets[0], names)
+    mapped = [f"input {there} of {right} is {here} of {left}" for there, here in mapping.items()]
+    files = _Files(own, fitted, str(left), str(right), rule, mapped)
     for feeds in sets: files.add(feeds, providers, needed=inputs is not None)
     if not files.cases:
         raise BadInput(f"{left} runs on no inputs that were derived from it ({files.refused})",
                        "Give your own with --inputs")
-    verdict = _verdict([c.verdict for c in files.cases])
-    place, causes, errors, told = _explained(files) if verdict == "fail" and explain else (None, [], None, [])
-    mapped = [f"input {there} of {right} is {here} of {left}" for there, here in mapping.items()]
+    return _report(files, _explained(files) if files.verdict == "fail" and explain else _Parting())
+
+def _report(files: _Files, parting: _Parting) -> ParityReport:
+    "The verdict and what it rests on."
     return ParityReport(
-        verdict, files.cases, place, causes, str(left), str(right), str(rule), versions=versions(),
-        notes=mapped + files.notes + told, localization=errors,
-        coverage=_coverage(files, own, other), date=_now(),
+        files.verdict, files.cases, parting.place, parting.causes, files.first, files.second, str(files.rule),
+        versions=versions(), notes=files.notes + parting.notes, localization=parting.errors,
+        coverage=_coverage(files, files.right), date=_now(),
     )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +16,9 @@ from ..core.lazy import lazy_module
 from ..core.results import Result
 from .backends import NotRun, Session, session, versions
 from .checking import Case, ParityReport, policy
-from .exporting import Capture, _failure, _provenance, is_transformers, quiet, short_traces, write_model
+from fsdl_devinfra.parity.exporting import (
+    Capture, _failure, _provenance, is_transformers, quiet, short_traces, write_model,
+)
 from .inputs import example_inputs, inference, setting
 from .original import as_arrays, reference, rounding_noise
 from .rule import OutputComparison, Rule, compare
@@ -52,19 +54,19 @@ def export_generation(
 ) -> GenerationExport:
     "Export prefill and decode (and the encoder, where there is one) with a key/value cache. Raises `BadInput`."
     if not is_transformers(module) or not getattr(module, "can_generate", lambda: False)():
-        raise BadInput(
-            f"{type(module).__name__} does not generate text",
-            "Leave out --generation, or give a causal language model of transformers",
-        )
+        raise BadInput(f"{type(module).__name__} does not generate text",
+                       "Leave out --generation, or give a causal language model of transformers")
     with quiet():
         try: made = _graphs(module, prompt)
         except Exception as e: raise _failure(module, e, "transformers") from e
-    files = {}
-    for name, model in made.items():
-        short_traces(model)
-        model.metadata_props.update(_provenance(module, Capture(model, None, "transformers", {}), lock))
-        files[name] = write_model(model, Path(folder) / f"{name}.onnx")[0].name
+    files = {name: _stored(module, model, Path(folder) / f"{name}.onnx", lock) for name, model in made.items()}
     return GenerationExport(str(folder), files, versions())
+
+def _stored(module: "nn.Module", model: Any, path: Path, lock: Any) -> str:
+    "Write a graph with where it came from; the name of its file."
+    short_traces(model)
+    model.metadata_props.update(_provenance(module, Capture(model, None, "transformers", {}), lock))
+    return write_model(model, path)[0].name
 
 # %% ../../nbs/parity/13_generation.ipynb #35494fc3
 def has_encoder(module: "nn.Module") -> bool:
@@ -76,13 +78,16 @@ def _graphs(module: "nn.Module", prompt: "Tensor | None") -> dict[str, Any]:  # 
     "The components, exported."
     tool: Any = importlib.import_module("transformers.exporters.exporter_onnx")
     exporter, config = tool.OnnxExporter, tool.OnnxConfig(dynamic=True)
-    if has_encoder(module):
-        def traced(part, inputs): return next(iter(exporter().export(part, inputs, config=config).components.values())).program
-        return _encoder_graphs(module, traced)
+    def alone(part: Any, inputs: Any) -> Any: return _lone(exporter().export(part, inputs, config=config))
+    if has_encoder(module): return _encoder_graphs(module, alone)
     ids = example_inputs(module)["input_ids"] if prompt is None else prompt
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with inference(module, use_cache=True): made = exporter().export_for_generation(module, given, config=config)
     return {name: component.program for name, component in made.components.items()}
+
+def _lone(made: Any) -> Any:
+    "The first graph of an export."
+    return next(iter(made.components.values())).program
 
 # %% ../../nbs/parity/13_generation.ipynb #5c5a8ba5
 def encoder_inputs(
@@ -115,8 +120,10 @@ def read(
 def _encoder_of(module: Any) -> "nn.Module": return module.get_encoder()
 
 # %% ../../nbs/parity/13_generation.ipynb #5ce445f6
-def _encoder_graphs(module: "nn.Module", export: Any) -> dict[str, Any]:  # name → onnx_ir.Model
-    "The three graphs; `export` traces one part on its inputs."
+def _encoder_graphs(
+    module: "nn.Module", export: Callable[..., Any]  # a part and its inputs → onnx_ir.Model
+) -> dict[str, Any]:  # name → onnx_ir.Model
+    "The three graphs."
     given, ids = encoder_inputs(module), decoder_prompt(module)
     each = read(module, given) | {"use_cache": True}
     with inference(_encoder_of(module)) as encoder: made = {"encoder": export(encoder, dict(given))}
@@ -128,7 +135,7 @@ def _encoder_graphs(module: "nn.Module", export: Any) -> dict[str, Any]:  # name
 
 # %% ../../nbs/parity/13_generation.ipynb #dac62c21
 def _cache_key(name: str) -> str:
-    "`layers.0.keys` from any of the names that exporters give it: `past_key_values.layers.0.keys`, `output.layers.0.keys`, …"
+    "`layers.0.keys` from any name that exporters give it: `past_key_values.layers.0.keys`, `output.layers.0.keys`, …"
     for owner in ("self_attention_cache.", "cross_attention_cache."):
         _, found, tail = name.partition(owner)
         if found: return found + tail
@@ -153,6 +160,15 @@ def _feeds(
     }
     return {k: np.ascontiguousarray(known[k]) for k in graph.inputs if k in known}
 
+# %% ../../nbs/parity/13_generation.ipynb #4ff0bc3d
+def _kept_of(out: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
+    "What a run gives for the cache."
+    return {_cache_key(k): v for k, v in out.items() if k != "logits"}
+
+def _from_cache(graph: Session, cache: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
+    "What a graph asks for of the cache, under its own names."
+    return {k: cache[_cache_key(k)] for k in graph.inputs if _cache_key(k) in cache}
+
 # %% ../../nbs/parity/13_generation.ipynb #496610d6
 def greedy_onnx(
     prefill: Session,
@@ -164,15 +180,16 @@ def greedy_onnx(
     "Generate with the exported graphs."
     beside, length = dict(each or {}), prompt.shape[1]
     out = prefill.run(_feeds(prefill, prompt, np.arange(length)) | beside)
-    tokens, logits, cache = [], [], {}
-    for total in range(length + 1, length + steps + 1):  # tokens of the text, the new one included
+    logits, cache = [out["logits"][:, -1]], {}
+    for total in range(length + 1, length + steps):  # tokens of the text, the new one included
+        cache |= _kept_of(out)
+        out = decode.run(_next_feeds(decode, logits[-1], total) | beside | _from_cache(decode, cache))
         logits.append(out["logits"][:, -1])
-        tokens.append(logits[-1].argmax(-1))
-        if len(tokens) == steps: break
-        cache |= {_cache_key(k): v for k, v in out.items() if k != "logits"}
-        feeds = _feeds(decode, tokens[-1][:, None], np.array([total - 1]), total) | beside
-        out = decode.run(feeds | {k: cache[_cache_key(k)] for k in decode.inputs if _cache_key(k) in cache})
-    return np.stack(tokens, 1), logits
+    return np.stack([x.argmax(-1) for x in logits], 1), logits
+
+def _next_feeds(decode: Session, logits: "np.ndarray", total: int) -> dict[str, "np.ndarray"]:
+    "The best token of each row, as the last of a text of `total` tokens."
+    return _feeds(decode, logits.argmax(-1)[:, None], np.array([total - 1]), total)
 
 # %% ../../nbs/parity/13_generation.ipynb #4913d485
 def encoded(
@@ -193,15 +210,18 @@ def greedy_torch(
     "Generate with the module and its own cache."
     tokens, logits, cache, ids = [], [], None, prompt
     each = {} if given is None else read(module, given)
-    name = "input_ids" if given is None else "decoder_input_ids"
     with inference(module, use_cache=True):
         for _ in range(steps):
-            out = module(**{name: ids}, **each, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            logits.append(out.logits[:, -1].float().numpy())
-            ids = out.logits[:, -1].argmax(-1, keepdim=True)
+            out = module(**_words(ids, given), **each, past_key_values=cache, use_cache=True)
+            cache, last = out.past_key_values, out.logits[:, -1]
+            ids = last.argmax(-1, keepdim=True)
+            logits.append(last.float().numpy())
             tokens.append(ids[:, 0].numpy())
     return np.stack(tokens, 1), logits
+
+def _words(ids: Any, given: Any) -> dict[str, Any]:
+    "Token ids under the name that the module has for its text; with an encoder (`given`) it has another."
+    return {"input_ids" if given is None else "decoder_input_ids": ids}
 
 # %% ../../nbs/parity/13_generation.ipynb #83f0c009
 @dataclass(frozen=True)
@@ -236,7 +256,7 @@ def _component(folder: str | Path, name: str) -> Path:
 # %% ../../nbs/parity/13_generation.ipynb #a2adc3a2
 def _asked(given: Mapping[str, "Tensor"] | None, text: "Tensor") -> dict[str, "Tensor"]:
     "The inputs of one forward over a text."
-    return {"input_ids": text} if given is None else {**given, "decoder_input_ids": text}
+    return {**(given or {}), **_words(text, given)}
 
 # %% ../../nbs/parity/13_generation.ipynb #409eec4e
 def _first_difference(tokens: "np.ndarray", got: "np.ndarray") -> int | None:
@@ -245,9 +265,14 @@ def _first_difference(tokens: "np.ndarray", got: "np.ndarray") -> int | None:
     return int(steps[0]) if len(steps) else None
 
 # %% ../../nbs/parity/13_generation.ipynb #7b07d69f
-def _tie(logits: list["np.ndarray"], got: list["np.ndarray"], tokens: "np.ndarray", got_tokens: "np.ndarray",
-         step: int | None) -> tuple[float | None, bool]:
-    "The margin at a divergent step, and whether the two choices are a tie: closer than twice the largest difference of logits."
+def _tie(
+    logits: list["np.ndarray"],  # of each step [batch, vocabulary]
+    got: list["np.ndarray"],
+    tokens: "np.ndarray",  # [batch, step]
+    got_tokens: "np.ndarray",
+    step: int | None,  # the divergent one
+) -> tuple[float | None, bool]:
+    "The margin there, and whether the choices are a tie: closer than twice the largest difference of logits."
     if step is None: return None, False
     rows = tokens[:, step] != got_tokens[:, step]
     best = np.sort(logits[step][rows], -1)
@@ -286,6 +311,51 @@ def _judged(
     noise = rounding_noise(module, asked, "fp32", whole)["logits"][:, start:]
     return _compared(own, got, truth, rule, noise)
 
+# %% ../../nbs/parity/13_generation.ipynb #0b221a5d
+def _default_prompt(module: "nn.Module") -> "Tensor":
+    "The start of a text for this model."
+    return decoder_prompt(module) if has_encoder(module) else example_inputs(module)["input_ids"]
+
+def _graph_names(module: "nn.Module") -> tuple[str, ...]:
+    "The graphs that the model was exported to."
+    return ("prefill", "decode", "encoder") if has_encoder(module) else ("prefill", "decode")
+
+def _by_files(
+    graphs: Mapping[str, Session], prompt: "Tensor", steps: int, given: Mapping[str, "Tensor"] | None
+) -> tuple["np.ndarray", list["np.ndarray"]]:  # as `greedy_onnx`
+    "Generate with all graphs that there are."
+    each = None if given is None else encoded(graphs["encoder"], as_arrays(given))
+    return greedy_onnx(graphs["prefill"], graphs["decode"], prompt.numpy(), steps, each)
+
+# %% ../../nbs/parity/13_generation.ipynb #22138df0
+@dataclass(frozen=True)
+class _Texts:
+    "What both sides wrote."
+    tokens: "np.ndarray"  # by the module [batch, steps]
+    logits: list["np.ndarray"]  # of each step [batch, vocabulary]
+    got_tokens: "np.ndarray"  # by the files
+    got_logits: list["np.ndarray"]
+
+    @property
+    def first(self) -> int | None: return _first_difference(self.tokens, self.got_tokens)
+
+    @property
+    def until(self) -> slice:
+        "The steps that can be compared: after another token comes another text."
+        return slice(None if self.first is None else self.first + 1)
+
+    def whole(self, prompt: "Tensor") -> "Tensor":
+        "The text that the module wrote, but for its last token."
+        return torch.cat([prompt, torch.from_numpy(self.tokens[:, :-1])], 1)
+
+def _report(texts: _Texts, compared: list[OutputComparison], used: str) -> GenerationReport:
+    "The verdict: logits by the rule, and no other token but in a tie."
+    first, steps = texts.first, texts.tokens.shape[1]
+    margin, tie = _tie(texts.logits, texts.got_logits, texts.tokens, texts.got_tokens, first)
+    wrong = any(c.verdict == "fail" for c in compared) or (first is not None and not tie)
+    same = steps if first is None else first
+    return GenerationReport("fail" if wrong else "pass", compared, same, steps, first, margin, tie, used)
+
 # %% ../../nbs/parity/13_generation.ipynb #41b9fc71
 def compare_generation(
     module: "nn.Module",
@@ -297,20 +367,13 @@ def compare_generation(
 ) -> GenerationReport:
     "Generate with both and compare."
     given = encoder_inputs(module) if has_encoder(module) else None
-    if prompt is None: prompt = decoder_prompt(module) if given is not None else example_inputs(module)["input_ids"]
+    if prompt is None: prompt = _default_prompt(module)
     steps = min(steps, _room_behind(module, prompt))
-    prefill, decode = (session(_component(folder, name), provider) for name in ("prefill", "decode"))
-    each = None if given is None else encoded(session(_component(folder, "encoder"), provider), as_arrays(given))
-    tokens, logits = greedy_torch(module, prompt, steps, given)
-    got_tokens, got_logits = greedy_onnx(prefill, decode, prompt.numpy(), steps, each)
-    first = _first_difference(tokens, got_tokens)
-    until = steps if first is None else first + 1
-    asked = _asked(given, torch.cat([prompt, torch.from_numpy(tokens[:, :-1])], 1))
-    compared = _judged(module, asked, prompt.shape[1] - 1, logits[:until], got_logits[:until], rule)
-    margin, tie = _tie(logits, got_logits, tokens, got_tokens, first)
-    wrong = any(c.verdict == "fail" for c in compared) or (first is not None and not tie)
-    same = steps if first is None else first
-    return GenerationReport("fail" if wrong else "pass", compared, same, steps, first, margin, tie, decode.used)
+    graphs = {name: session(_component(folder, name), provider) for name in _graph_names(module)}
+    texts = _Texts(*greedy_torch(module, prompt, steps, given), *_by_files(graphs, prompt, steps, given))
+    asked, until = _asked(given, texts.whole(prompt)), texts.until
+    compared = _judged(module, asked, prompt.shape[1] - 1, texts.logits[until], texts.got_logits[until], rule)
+    return _report(texts, compared, graphs["decode"].used)
 
 # %% ../../nbs/parity/13_generation.ipynb #00a0c363
 def _told(found: GenerationReport) -> str:
@@ -330,14 +393,14 @@ def generation_check(
 ) -> ParityReport:
     "The comparison as a parity report."
     given = encoder_inputs(module) if has_encoder(module) else None
-    for name in ("prefill", "decode", *(["encoder"] if given is not None else [])):
-        inspect_file(_component(folder, name))
-    example = _asked(given, example_inputs(module)["input_ids"] if given is None else decoder_prompt(module))
-    shapes = {k: list(v.shape) for k, v in example.items()}
-    try:
-        found = compare_generation(module, folder, None, steps, provider, rule)
-        case = Case(provider, found.provider_used, "fp32", shapes, found.verdict, found.steps, notes=[_told(found)])
-    except NotRun as e:
-        case = Case(provider, None, "fp32", shapes, "not-run", notes=[str(e)])
+    for name in _graph_names(module): inspect_file(_component(folder, name))
+    shapes = {k: list(v.shape) for k, v in _asked(given, _default_prompt(module)).items()}
+    case = _case(lambda: compare_generation(module, folder, None, steps, provider, rule), provider, shapes)
     return ParityReport(case.verdict, [case], model=type(module).__name__, onnx=str(folder), rule=str(rule),
                         policy=policy(), versions=versions())
+
+def _case(compared: Callable[[], GenerationReport], provider: str, shapes: dict[str, list[int]]) -> Case:
+    "Generation as the one case of a report."
+    try: found = compared()
+    except NotRun as e: return Case(provider, None, "fp32", shapes, "not-run", notes=[str(e)])
+    return Case(provider, found.provider_used, "fp32", shapes, found.verdict, found.steps, notes=[_told(found)])

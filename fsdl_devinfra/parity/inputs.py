@@ -5,9 +5,10 @@
 # %% ../../nbs/parity/01_inputs.ipynb #a82830a5
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput, need
@@ -25,6 +26,7 @@ __all__ = ['MAKERS', 'setting', 'config_of', 'example_inputs', 'flatten', 'lone_
 
 # %% ../../nbs/parity/01_inputs.ipynb #09525d88
 def _get(config: Any, name: str) -> Any:
+    "One setting of a dictionary or an object, or None."
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
 
 # %% ../../nbs/parity/01_inputs.ipynb #089da178
@@ -59,6 +61,7 @@ def _ids(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
 
 # %% ../../nbs/parity/01_inputs.ipynb #b280837c
 def _mask(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
+    "A mask whose later rows are padded on the right."
     mask = torch.ones(batch, length, dtype=torch.int64)
     for row in range(1, batch): mask[row, max(1, length - 1 - row % max(1, length // 2)):] = 0
     return mask
@@ -84,6 +87,7 @@ def _features(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
 
 # %% ../../nbs/parity/01_inputs.ipynb #140a1b0a
 def _wave(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
+    "A wave of noise, a quarter of a second at 16 kHz."
     return torch.randn(batch, 4000, generator=generator)
 
 # %% ../../nbs/parity/01_inputs.ipynb #d41812c2
@@ -103,12 +107,11 @@ def _wanted(module: "nn.Module", config: Any) -> list[str]:
 
 # %% ../../nbs/parity/01_inputs.ipynb #b0c5435d
 def _image_of_timm(module: "nn.Module", batch: int, generator: Any) -> dict[str, "Tensor"]:
+    "An image of the size that a model of timm states. Raises `BadInput` where it states none."
     size = (getattr(module, "default_cfg", None) or {}).get("input_size")
     if size is None:
-        raise BadInput(
-            f"the inputs of {type(module).__name__} cannot be derived",
-            "Give them: inputs={'name of a parameter of forward': tensor, …}",
-        )
+        raise BadInput(f"the inputs of {type(module).__name__} cannot be derived",
+                       "Give them: inputs={'name of a parameter of forward': tensor, …}")
     first = next(iter(inspect.signature(module.forward).parameters))
     return {first: torch.randn(batch, *size, generator=generator)}
 
@@ -142,6 +145,13 @@ def _flatten_cache(cache: Any, lone: str) -> dict[str, "Tensor"]:
     }
 
 # %% ../../nbs/parity/01_inputs.ipynb #6f7913cc
+def _parts(value: Any, lone: str, prefix: str) -> list[tuple[str, Any]]:
+    "What a dictionary, a dataclass or a list holds, under dotted names."
+    if isinstance(value, Mapping): return [(f"{prefix}{k}", v) for k, v in value.items()]
+    if dataclasses.is_dataclass(value):
+        return [(f"{prefix}{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value)]
+    return [(f"{lone}.{i}", v) for i, v in enumerate(value)] if isinstance(value, (tuple, list)) else []
+
 def flatten(
     value: Any,  # whatever `forward` returned
     lone: str = "output",  # the name of a tensor without one
@@ -149,14 +159,11 @@ def flatten(
 ) -> dict[str, "Tensor"]:  # name → tensor, in order
     "The tensors in `value` under dotted names; what is not a tensor (None, numbers, strings) is left out."
     if isinstance(value, torch.Tensor): return {lone: value}
-    if isinstance(value, Mapping):
-        items = [(f"{prefix}{k}", v) for k, v in value.items()]
-    elif dataclasses.is_dataclass(value):
-        items = [(f"{prefix}{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value)]
-    elif isinstance(value, (tuple, list)): items = [(f"{lone}.{i}", v) for i, v in enumerate(value)]
-    elif hasattr(value, "layers") and hasattr(value, "get_seq_length"): return _flatten_cache(value, lone)
-    else: return {}
-    return {name: tensor for key, inner in items for name, tensor in flatten(inner, key, f"{key}.").items()}
+    known = isinstance(value, (Mapping, tuple, list)) or dataclasses.is_dataclass(value)
+    if not known and hasattr(value, "layers") and hasattr(value, "get_seq_length"): return _flatten_cache(value, lone)
+    found: dict[str, "Tensor"] = {}
+    for name, inner in _parts(value, lone, prefix): found |= flatten(inner, name, f"{name}.")
+    return found
 
 # %% ../../nbs/parity/01_inputs.ipynb #7b0569d3
 def lone_name(module: "nn.Module") -> str:
@@ -165,8 +172,10 @@ def lone_name(module: "nn.Module") -> str:
     return names[0] if names else "logits" if setting(config_of(module), "num_labels") else "output"
 
 # %% ../../nbs/parity/01_inputs.ipynb #d37f8fd9
-import contextlib
-from collections.abc import Iterator
+def _with_cache(module: "nn.Module") -> list[Any]:
+    "The configurations in a model that say whether it keeps a cache."
+    configs = {id(c): c for c in (getattr(m, "config", None) for m in module.modules())}
+    return [c for c in configs.values() if not isinstance(c, Mapping) and getattr(c, "use_cache", None) is not None]
 
 @contextlib.contextmanager
 def inference(
@@ -175,16 +184,14 @@ def inference(
 ) -> Iterator["nn.Module"]:
     "Eval mode, no gradients, no key/value cache; all restored afterwards."
     modes = {m: m.training for m in module.modules()}
-    configs = [c for c in {id(c): c for m in module.modules() for c in [getattr(m, "config", None)]}.values()
-               if c is not None and not isinstance(c, Mapping) and getattr(c, "use_cache", None) is not None]
-    before = [c.use_cache for c in configs]
+    before = [(c, c.use_cache) for c in _with_cache(module)]
     try:
         with contextlib.suppress(NotImplementedError): module.eval()  # an exported program has its mode built in
-        for c in configs: c.use_cache = use_cache
+        for c, _ in before: c.use_cache = use_cache
         with torch.no_grad(): yield module
     finally:
         for m, mode in modes.items(): m.training = mode
-        for c, was in zip(configs, before): c.use_cache = was
+        for c, was in before: c.use_cache = was
 
 # %% ../../nbs/parity/01_inputs.ipynb #6d2472c7
 def call(
@@ -257,20 +264,23 @@ def with_sizes(
     return out
 
 # %% ../../nbs/parity/01_inputs.ipynb #5b3d65c6
+def _alike(inputs: Mapping[str, "Tensor"]) -> dict[tuple[str, int], dict[str, dict[int, str]]]:
+    "(name, size) → parameter → axis → name: sizes that look like one dimension."
+    groups: dict[tuple[str, int], dict[str, dict[int, str]]] = {}
+    for parameter, tensor in inputs.items():
+        for axis, size in enumerate(tensor.shape):
+            name = _name_of(parameter, axis, tensor.ndim, not tensor.is_floating_point())
+            groups.setdefault((name, size), {}).setdefault(parameter, {})[axis] = name
+    return groups
+
+# %% ../../nbs/parity/01_inputs.ipynb #17034482
 def free_dims(
     module: "nn.Module",  # the model
     inputs: Mapping[str, "Tensor"],  # an example; sizes above one
 ) -> dict[str, dict[int, str]]:  # parameter → axis → name; the same name where sizes must agree
     "The dimensions of `inputs` that may change, found by changing them."
-    groups: dict[tuple[str, int], list[tuple[str, int]]] = {}
-    for parameter, tensor in inputs.items():
-        for axis, size in enumerate(tensor.shape):
-            name = _name_of(parameter, axis, tensor.ndim, not tensor.is_floating_point())
-            groups.setdefault((name, size), []).append((parameter, axis))
     free: dict[str, dict[int, str]] = {}
-    for (name, size), members in groups.items():
-        dims: dict[str, dict[int, str]] = {}
-        for parameter, axis in members: dims.setdefault(parameter, {})[axis] = name
+    for (name, size), dims in _alike(inputs).items():
         if not all(runs(module, with_sizes(inputs, dims, {name: s})) for s in (size + 1, size + 2)): continue
         for parameter, axes in dims.items(): free.setdefault(parameter, {}).update(axes)
     return free

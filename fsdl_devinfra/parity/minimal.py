@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +16,9 @@ from ..core.errors import CheckError
 from ..core.lazy import lazy_module
 from ..core.results import Result, write_atomic
 from .backends import versions
-from .checking import _by_reference_evaluator, _fitted, feeds_of, input_sets, retrace, shapes_of
+from fsdl_devinfra.parity.checking import (
+    _by_reference_evaluator, _fitted, feeds_of, input_sets, retrace, shapes_of,
+)
 from .feeding import completed
 from .files import _arrays, _length, _relative, _renamed_to, derived_sets
 from .graph import Graph, _reads, file_precision, load_graph, nodes_before
@@ -56,6 +58,24 @@ def nodes_between(
     return nodes, [v for v in dict.fromkeys(read) if v in stops]
 
 # %% ../../nbs/parity/22_minimal.ipynb #2ba71911
+def _inline(tensor: Any, folder: Path | None) -> None:
+    "Bring a weight that lies elsewhere into the file."
+    if not tensor.data_location or not folder: return
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor, str(folder)), tensor.name))
+
+def _emptied(graph: Graph) -> Any:
+    "The file with nothing in it, but of its version and its operator sets."
+    proto = onnx.ModelProto()
+    proto.CopyFrom(graph.proto)
+    held = proto.graph
+    for part in (held.node, held.input, held.output, held.initializer, held.value_info): del part[:]
+    return proto
+
+def _port(name: str, array: "np.ndarray") -> Any:
+    "An input of free sizes, for such an array."
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
+
+# %% ../../nbs/parity/22_minimal.ipynb #e5e259db
 def cut_out(
     graph: Graph,
     nodes: Sequence[int],
@@ -63,24 +83,14 @@ def cut_out(
     output: str,
 ) -> Graph:
     "A file of some nodes, with the weights that they read. Sizes of the inputs are left free."
-    chosen = {tuple(graph.nodes[i].output) for i in nodes}
-    kept = [n for n in in_order(graph) if tuple(n.output) in chosen]
-    read = {v for n in kept for v in _reads(n)}
-    proto = onnx.ModelProto()
-    proto.CopyFrom(graph.proto)
+    proto, chosen = _emptied(graph), {tuple(graph.nodes[i].output) for i in nodes}
     g = proto.graph
-    weights = [t for t in graph.proto.graph.initializer if t.name in read]
-    for part in (g.node, g.input, g.output, g.initializer, g.value_info): del part[:]
-    g.node.extend(kept)
-    g.initializer.extend(weights)
-    g.input.extend(
-        helper.make_tensor_value_info(v, helper.np_dtype_to_tensor_dtype(a.dtype), [None] * a.ndim)
-        for v, a in feeds.items()
-    )
+    g.node.extend(n for n in in_order(graph) if tuple(n.output) in chosen)
+    read = {v for n in g.node for v in _reads(n)}
+    g.initializer.extend(t for t in graph.proto.graph.initializer if t.name in read)
+    g.input.extend(_port(v, a) for v, a in feeds.items())
     g.output.append(onnx.ValueInfoProto(name=output))
-    for t in g.initializer:
-        if t.data_location and graph.folder:
-            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t, str(graph.folder)), t.name))
+    for tensor in g.initializer: _inline(tensor, graph.folder)
     return Graph(proto)
 
 # %% ../../nbs/parity/22_minimal.ipynb #3392d9ed
@@ -95,38 +105,37 @@ class Known:
     names: dict[str, str] | None = None  # value of the file → of the fresh export
 
 # %% ../../nbs/parity/22_minimal.ipynb #9936c698
+def _add_by_value(known: Known) -> None:
+    "Add what the fresh export has at values that hold the same."
+    assert known.fresh is not None and known.names is not None
+    left, right = (run_values(g, flowing(g), known.feeds) for g in (known.fresh, known.graph))
+    for pair in paired(left, right):
+        if pair.right not in known.graph.producer: continue
+        known.values.setdefault(pair.right, left[pair.left])
+        known.names.setdefault(pair.right, pair.left)
+
+# %% ../../nbs/parity/22_minimal.ipynb #18e3491d
+def _own_values(
+    graph: Graph, captured: Any, inputs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, tuple[str, str, str]]]:
+    "(value → what torch has there, value → operator, module, source line), by the notes of the exporter."
+    steps = run_program(captured, inputs, file_precision(graph))
+    own = {v: steps[fx] for v, fx in match_values(graph, captured, steps).items()}
+    places = {v: (step.op, step.module, step.source) for v, step in own.items()}
+    return {v: as_arrays({"x": step.own})["x"] for v, step in own.items()}, places
+
 def known_values(
     module: "nn.Module",
     graph: Graph,
     inputs: Mapping[str, Any],  # tensors on which the file fails
 ) -> Known:
     "Torch's values by the notes of the exporter; where there are none, by what the values are. Raises `CheckError`."
-    precision = file_precision(graph)
     captured = retrace(module, graph, inputs)
-    steps = run_program(captured, inputs, precision)
-    feeds = feeds_of(graph, inputs, precision)
-    found = {
-        v: as_arrays({"x": steps[fx].own})["x"] for v, fx in match_values(graph, captured, steps).items()
-    }
-    places = {
-        v: (steps[fx].op, steps[fx].module, steps[fx].source)
-        for v, fx in match_values(graph, captured, steps).items()
-    }
-    fresh = load_graph(captured.model)
-    names = {v: v for v in found if v in fresh.producer}
-    if len(found) < len(graph.nodes) / 4: _by_values(graph, fresh, feeds, found, names)
-    return Known(graph, {v: a for v, a in found.items() if a.size}, feeds, places, fresh, names)
-
-# %% ../../nbs/parity/22_minimal.ipynb #18e3491d
-def _by_values(
-    graph: Graph, fresh: Graph, feeds: Mapping[str, Any], found: dict[str, Any], names: dict[str, str]
-) -> None:
-    "Add what a fresh export has at values that hold the same."
-    left, right = run_values(fresh, flowing(fresh), feeds), run_values(graph, flowing(graph), feeds)
-    for p in paired(left, right):
-        if p.right in graph.producer:
-            found.setdefault(p.right, left[p.left])
-            names.setdefault(p.right, p.left)
+    found, places = _own_values(graph, captured, inputs)
+    feeds, fresh = feeds_of(graph, inputs, file_precision(graph)), load_graph(captured.model)
+    known = Known(graph, found, feeds, places, fresh, {v: v for v in found if v in fresh.producer})
+    if len(found) < len(graph.nodes) / 4: _add_by_value(known)
+    return replace(known, values={v: a for v, a in known.values.items() if a.size})
 
 # %% ../../nbs/parity/22_minimal.ipynb #f8e0a43a
 def known_from_file(
@@ -152,6 +161,11 @@ class Piece:
     allowed: float
 
 # %% ../../nbs/parity/22_minimal.ipynb #d3ea1cb5
+def _allowed(graph: Graph, nodes: Sequence[int]) -> float:
+    "The error that rounding explains, relative to the largest value: more where a node adds up more numbers."
+    longest = max(_length(graph, graph.nodes[i]) for i in nodes)
+    return FACTOR * FLOOR_ULPS * EPS[file_precision(graph)] * longest
+
 def tried(
     known: Known,
     value: str,
@@ -162,18 +176,13 @@ def tried(
     nodes, edge = nodes_between(known.graph, value, stops)
     have = known.feeds | known.values
     if not nodes or any(v not in have for v in edge): return None
-    feeds = {v: have[v] for v in edge}
-    piece = cut_out(known.graph, nodes, feeds, value)
-    allowed = (
-        FACTOR
-        * FLOOR_ULPS
-        * EPS[file_precision(known.graph)]
-        * max(_length(known.graph, known.graph.nodes[i]) for i in nodes)
-    )
-    try: got = run_graph(piece, feeds, provider, "all")[value]
-    except CheckError: return Piece(piece, feeds, value, known.values[value], None, math.inf, allowed)
-    error = _relative(known.values[value], got)
-    return Piece(piece, feeds, value, known.values[value], got, error, allowed) if error > allowed else None
+    feeds, want = {v: have[v] for v in edge}, known.values[value]
+    part = cut_out(known.graph, nodes, feeds, value)
+    piece = Piece(part, feeds, value, want, None, math.inf, _allowed(known.graph, nodes))
+    try: got = run_graph(part, feeds, provider, "all")[value]
+    except CheckError: return piece
+    error = _relative(want, got)
+    return replace(piece, got=got, error=error) if error > piece.allowed else None
 
 # %% ../../nbs/parity/22_minimal.ipynb #556ddbf1
 def smallest_piece(
@@ -182,12 +191,12 @@ def smallest_piece(
 ) -> Piece | None:
     "The smallest part that fails by itself."
     stops = set(known.values)
-    alone = [p for v in known.values for p in [tried(known, v, stops, provider)] if p is not None]
+    pieces = (tried(known, v, stops, provider) for v in known.values)
+    alone = [p for p in pieces if p is not None]
     if alone: return _loudest(alone)
-    for value in [v for v in known.graph.outputs if v in known.values] or list(known.values)[-1:]:
-        found = _grown(known, value, stops, provider)
-        if found: return found
-    return None
+    ends = [v for v in known.graph.outputs if v in known.values] or list(known.values)[-1:]
+    grown = (_grown(known, v, stops, provider) for v in ends)
+    return next((p for p in grown if p), None)
 
 # %% ../../nbs/parity/22_minimal.ipynb #dc406407
 def _loudest(pieces: Sequence[Piece]) -> Piece:
@@ -197,14 +206,20 @@ def _loudest(pieces: Sequence[Piece]) -> Piece:
     return next(p for p in pieces if ratio(p) >= min(most / 100, 1e6) and ratio(p) >= min(most, 4.0))
 
 # %% ../../nbs/parity/22_minimal.ipynb #f86e7dee
-def _grown(known: Known, value: str, stops: set[str], provider: str) -> Piece | None:
-    "Move the cut back until the piece fails, then forward again at one value after another."
+def _failing_back(
+    known: Known, value: str, stops: set[str], provider: str
+) -> tuple[Piece | None, set[str]]:  # (what fails, where it stops)
+    "Move the cut back until the piece fails."
     left = set(stops)
     while True:
         _, edge = nodes_between(known.graph, value, left)
         found = tried(known, value, left, provider)
-        if found or not set(edge) & left: break
+        if found or not set(edge) & left: return found, left
         left -= set(edge)
+
+def _grown(known: Known, value: str, stops: set[str], provider: str) -> Piece | None:
+    "Move the cut back until the piece fails, then forward again at one value after another."
+    found, left = _failing_back(known, value, stops, provider)
     if not found: return None
     for v in [v for v in known.values if v not in left and v != value]:
         closer = tried(known, value, left | {v}, provider)
@@ -214,64 +229,72 @@ def _grown(known: Known, value: str, stops: set[str], provider: str) -> Piece | 
     return found
 
 # %% ../../nbs/parity/22_minimal.ipynb #f467dd59
+def _has_samples(piece: Piece) -> bool:
+    "Whether all that a piece reads and gives has one number of samples, and more than one."
+    arrays = [*piece.feeds.values(), piece.expected]
+    sizes = {a.shape[0] for a in arrays if a.ndim}
+    if len(sizes) != 1 or sizes == {1} or any(not a.ndim for a in piece.feeds.values()): return False
+    return piece.got is not None and piece.got.shape == piece.expected.shape
+
+def _worst_sample(got: "np.ndarray", want: "np.ndarray") -> int:
+    "Which sample is farthest off."
+    apart = np.abs(got.astype(np.float64) - want.astype(np.float64)).reshape(len(got), -1)
+    return int(np.nan_to_num(apart, nan=np.inf).max(1).argmax())
+
+# %% ../../nbs/parity/22_minimal.ipynb #b526164b
+def _rows(piece: Piece, rows: slice) -> Piece:
+    "Some samples of a piece, as they were in the whole."
+    feeds = {k: v[rows] for k, v in piece.feeds.items()}
+    return replace(piece, feeds=feeds, expected=piece.expected[rows], got=None if piece.got is None else piece.got[rows])
+
+def _is_same(got: "np.ndarray", together: "np.ndarray | None") -> bool:
+    "Whether a sample gives alone what it gave among the others."
+    if together is None or got.shape != together.shape: return False
+    return np.allclose(got, together, rtol=1e-3, atol=1e-6, equal_nan=True)
+
 def one_sample(
     piece: Piece,
     provider: str = "cpu",
 ) -> Piece:
     "The worst sample alone, where the piece treats each one by itself."
-    sizes = {a.shape[0] for a in [*piece.feeds.values(), piece.expected] if a.ndim}
-    if len(sizes) != 1 or sizes == {1} or piece.got is None or piece.got.shape != piece.expected.shape:
-        return piece
-    if any(not a.ndim for a in piece.feeds.values()): return piece
-    apart = np.abs(piece.got.astype(np.float64) - piece.expected.astype(np.float64)).reshape(
-        len(piece.got), -1
-    )
-    at = int(np.nan_to_num(apart, nan=np.inf).max(1).argmax())
-    feeds = {k: v[at:at + 1] for k, v in piece.feeds.items()}
-    try: got = run_graph(piece.graph, feeds, provider, "all")[piece.output]
+    if piece.got is None or not _has_samples(piece): return piece
+    at = _worst_sample(piece.got, piece.expected)
+    alone = _rows(piece, slice(at, at + 1))
+    try: got = run_graph(piece.graph, alone.feeds, provider, "all")[piece.output]
     except CheckError: return piece
-    same = got.shape == piece.got[at : at + 1].shape and np.allclose(
-        got, piece.got[at : at + 1], rtol=1e-3, atol=1e-6, equal_nan=True
-    )
-    expected = piece.expected[at:at + 1]
-    error = _relative(expected, got)
-    return (
-        Piece(piece.graph, feeds, piece.output, expected, got, error, piece.allowed)
-        if same and error > piece.allowed
-        else piece
-    )
+    error = _relative(alone.expected, got)
+    return replace(alone, got=got, error=error) if _is_same(got, alone.got) and error > piece.allowed else piece
 
 # %% ../../nbs/parity/22_minimal.ipynb #5fe81346
+def _runtime_fault(piece: Piece, provider: str) -> str:
+    "Why ONNX Runtime is to blame, or nothing."
+    exact = _by_reference_evaluator(piece.graph, piece.feeds)
+    if exact is None or not _relative(piece.expected, exact[piece.output]) <= piece.allowed: return ""
+    try: plain = _relative(piece.expected, run_graph(piece.graph, piece.feeds, provider, "none")[piece.output])
+    except CheckError: plain = math.inf
+    how = "only with graph optimisation" if plain <= piece.allowed else "also without graph optimisation"
+    return f"the evaluator of the onnx package gets the same nodes right; ONNX Runtime does not, {how}"
+
+def _in_fresh_export(known: Known, value: str, provider: str) -> bool | None:
+    "Whether a fresh export fails at the same value; None where there is none."
+    names = known.names
+    if known.fresh is None or not names or value not in names: return None
+    values = {names[v]: a for v, a in known.values.items() if v in names}
+    other = Known(known.fresh, values, known.feeds, {})
+    return tried(other, names[value], set(values), provider) is not None
+
+# %% ../../nbs/parity/22_minimal.ipynb #669f622d
 def concerns(
     piece: Piece,
     known: Known,
     provider: str = "cpu",
 ) -> tuple[str, str]:  # ("onnxruntime", "pytorch" or "file", why)
     "Who would have to change something."
-    exact = _by_reference_evaluator(piece.graph, piece.feeds)
-    if exact is not None and _relative(piece.expected, exact[piece.output]) <= piece.allowed:
-        try:
-            plain = _relative(
-                piece.expected, run_graph(piece.graph, piece.feeds, provider, "none")[piece.output]
-            )
-        except CheckError:
-            plain = math.inf
-        how = "only with graph optimisation" if plain <= piece.allowed else "also without graph optimisation"
-        return (
-            "onnxruntime",
-            f"the evaluator of the onnx package gets the same nodes right; ONNX Runtime does not, {how}",
-        )
-    if known.fresh is not None and known.names and piece.output in known.names:
-        other = Known(
-            known.fresh,
-            {known.names[v]: a for v, a in known.values.items() if v in known.names},
-            known.feeds,
-            {},
-        )
-        if tried(other, known.names[piece.output], set(other.values), provider):
-            return "pytorch", "a fresh export of the module has the same fault"
-        return "file", "a fresh export of the module does not have this fault"
-    return "file", "the nodes themselves give other values"
+    if told := _runtime_fault(piece, provider): return "onnxruntime", told
+    fresh = _in_fresh_export(known, piece.output, provider)
+    if fresh is None: return "file", "the nodes themselves give other values"
+    if fresh: return "pytorch", "a fresh export of the module has the same fault"
+    return "file", "a fresh export of the module does not have this fault"
 
 # %% ../../nbs/parity/22_minimal.ipynb #aaa3f22a
 _TRACKER = {
@@ -310,13 +333,30 @@ class SmallestFailure(Result):
     source: str = ""
 
     def __str__(self) -> str:
-        few = ", ".join(self.op_types)
-        return (
-            f"smallest failing file: {self.file}, {self.nodes} of {self.nodes_before} nodes ({few}), error {self.error:.2g} where "
-            f"{self.allowed:.2g} is allowed; {self.why}; report for {_TRACKER[self.concerns]} in {self.report}"
-        )
+        size = f"{self.nodes} of {self.nodes_before} nodes ({', '.join(self.op_types)})"
+        off = f"error {self.error:.2g} where {self.allowed:.2g} is allowed"
+        to = f"report for {_TRACKER[self.concerns]} in {self.report}"
+        return f"smallest failing file: {self.file}, {size}, {off}; {self.why}; {to}"
 
 # %% ../../nbs/parity/22_minimal.ipynb #44829817
+def _archive(piece: Piece) -> bytes:
+    "The inputs and the expected output, as .npz."
+    arrays: dict[str, Any] = {"expected": piece.expected, **{f"input:{k}": v for k, v in piece.feeds.items()}}
+    room = io.BytesIO()
+    np.savez(room, allow_pickle=False, **arrays)
+    return room.getvalue()
+
+def _described(piece: Piece, known: Known, path: Path, blame: tuple[str, str]) -> SmallestFailure:
+    "A piece that lies at `path`, and whom it concerns."
+    values, report = str(path.with_suffix(".npz")), str(path.with_suffix(".md"))
+    kinds = list(dict.fromkeys(n.op_type for n in piece.graph.nodes if n.op_type != "Constant"))
+    shapes = {k: list(v.shape) for k, v in piece.feeds.items()}
+    return SmallestFailure(
+        str(path), values, report, len(piece.graph.nodes), len(known.graph.nodes), kinds, shapes,
+        piece.output, piece.error, piece.allowed, *blame, *known.places.get(piece.output, ("", "", "")),
+    )
+
+# %% ../../nbs/parity/22_minimal.ipynb #4adf97f0
 def write_smallest(
     known: Known,
     path: str | Path,  # of the .onnx file to write
@@ -325,31 +365,11 @@ def write_smallest(
     "Write the smallest failing file, its values and a bug report."
     piece = smallest_piece(known, provider)
     if piece is None: return None
-    piece, path = one_sample(piece, provider), Path(path)
-    who, why = concerns(piece, known, provider)
-    values, report = path.with_suffix(".npz"), path.with_suffix(".md")
-    write_atomic(path, piece.graph.data())
-    room = io.BytesIO()
-    arrays: dict[str, Any] = {"expected": piece.expected, **{f"input:{k}": v for k, v in piece.feeds.items()}}
-    np.savez(room, allow_pickle=False, **arrays)
-    write_atomic(values, room.getvalue())
-    kinds = list(dict.fromkeys(n.op_type for n in piece.graph.nodes if n.op_type != "Constant"))
-    made = SmallestFailure(
-        str(path),
-        str(values),
-        str(report),
-        len(piece.graph.nodes),
-        len(known.graph.nodes),
-        kinds,
-        {k: list(v.shape) for k, v in piece.feeds.items()},
-        piece.output,
-        piece.error,
-        piece.allowed,
-        who,
-        why,
-        *known.places.get(piece.output, ("", "", "")),
-    )
-    write_atomic(report, bug_report(made, piece))
+    piece = one_sample(piece, provider)
+    made = _described(piece, known, Path(path), concerns(piece, known, provider))
+    write_atomic(Path(made.file), piece.graph.data())
+    write_atomic(Path(made.values), _archive(piece))
+    write_atomic(Path(made.report), bug_report(made, piece))
     return made
 
 # %% ../../nbs/parity/22_minimal.ipynb #d97b9d11
@@ -365,14 +385,8 @@ def smallest_of(
     graph = Graph(inspected(file)[1], Path(file).parent)
     case = next(c for c in report.cases if c.verdict == "fail")
     provider = "cpu" if case.provider in ("reference", "openvino") else case.provider
-    if isinstance(model, Path):
-        first = Graph(inspected(model)[1], model.parent)
-        sets = _arrays(inputs) if inputs is not None else derived_sets(first, graph)
-        feeds = next((s for s in sets if {k: list(v.shape) for k, v in s.items()} == case.shapes), sets[0])
-        return write_smallest(
-            known_from_file(first, _renamed_to(first, graph, feeds, names)[0], feeds), path, provider
-        )
-    return write_smallest(_known_of(model, graph, case.shapes, inputs, names), path, provider)
+    known_of: Callable[..., Known] = _known_of_file if isinstance(model, Path) else _known_of
+    return write_smallest(known_of(model, graph, case.shapes, inputs, names), path, provider)
 
 # %% ../../nbs/parity/22_minimal.ipynb #e9f32d77
 def _known_of(
@@ -387,48 +401,56 @@ def _known_of(
     graph, _ = _fitted(graph, given[0], names)
     given = [completed(module, graph, s) for s in given]
     sets = given + (other_sizes(module, graph, given[0]) if len(given) == 1 else [])
-    return known_values(module, graph, next((s for s in sets if shapes_of(s) == shapes), sets[0]))
+    return known_values(module, graph, _of_shapes(sets, shapes))
+
+def _known_of_file(
+    path: Path,
+    graph: Graph,
+    shapes: Mapping[str, list[int]],
+    inputs: Any,
+    names: Mapping[str, str] | None,
+) -> Known:
+    "The first file's values on the inputs of the case that failed."
+    first = Graph(inspected(path)[1], path.parent)
+    sets = _arrays(inputs) if inputs is not None else derived_sets(first, graph)
+    feeds = _of_shapes(sets, shapes)
+    return known_from_file(first, _renamed_to(first, graph, feeds, names)[0], feeds)
+
+def _of_shapes(sets: Sequence[dict[str, Any]], shapes: Mapping[str, list[int]]) -> dict[str, Any]:
+    "The first inputs of these shapes, or the first of all."
+    return next((s for s in sets if shapes_of(s) == shapes), sets[0])
 
 # %% ../../nbs/parity/22_minimal.ipynb #0e58eab8
+def _place_text(made: SmallestFailure) -> str:
+    "Where in the model the nodes come from, as far as it is known."
+    if not made.op: return ""
+    told = [f" It comes from `{made.op}`"]
+    if made.module: told.append(f"in `{made.module}`")
+    if made.source: told.append(f"at `{made.source}`")
+    return " ".join(told) + "."
+
+def _sections(made: SmallestFailure, piece: Piece) -> Iterator[str]:
+    "The parts of a bug report."
+    off = f"differs by {made.error:.3g} of the largest value (rounding explains {made.allowed:.2g})"
+    yield f"# {' + '.join(made.op_types)}: `{made.output}` {'cannot be run' if piece.got is None else off}"
+    yield f"For: {_TRACKER[made.concerns]}. {made.why[:1].upper()}{made.why[1:]}.{_place_text(made)}"
+    script = _SCRIPT.format(npz=Path(made.values).name, onnx=Path(made.file).name)
+    yield f"## To reproduce\n\nWith the two files beside this one:\n\n```python\n{script}```"
+    nodes = (f"{', '.join(n.output)} = {n.op_type}({', '.join(n.input)})" for n in piece.graph.nodes)
+    yield "## Nodes\n\n```\n" + "\n".join(nodes) + "\n```"
+    yield "## Inputs\n\n" + "\n".join(f"- `{k}` {v}" for k, v in made.inputs.items())
+    yield f"## Expected and got\n\n```\nexpected {_few(piece.expected)}\ngot      {_few(piece.got)}\n```"
+    yield "## Versions\n\n" + "\n".join(f"- {k} {v}" for k, v in versions().items())
+
+# %% ../../nbs/parity/22_minimal.ipynb #43753c6c
+def _few(a: "np.ndarray | None") -> str:
+    "The first numbers of an array."
+    if a is None: return "nothing"
+    return f"{a.dtype} {list(a.shape)}: {', '.join(f'{float(x):.7g}' for x in a.ravel()[:6])}"
+
 def bug_report(
     made: SmallestFailure,
     piece: Piece,
 ) -> str:  # Markdown
     "What to paste into an issue."
-    place = (
-        f" It comes from `{made.op}`"
-        + (f" in `{made.module}`" if made.module else "")
-        + (f" at `{made.source}`" if made.source else "")
-        + "."
-    )
-    nodes = "\n".join(f"{', '.join(n.output)} = {n.op_type}({', '.join(n.input)})" for n in piece.graph.nodes)
-    script = _SCRIPT.format(npz=Path(made.values).name, onnx=Path(made.file).name)
-    told = (
-        "cannot be run"
-        if piece.got is None
-        else f"differs by {made.error:.3g} of the largest value (rounding explains {made.allowed:.2g})"
-    )
-    return (
-        "\n\n".join(
-            [
-                f"# {' + '.join(made.op_types)}: `{made.output}` {told}",
-                f"For: {_TRACKER[made.concerns]}. {made.why[:1].upper()}{made.why[1:]}."
-                + (place if made.op else ""),
-                f"## To reproduce\n\nWith the two files beside this one:\n\n```python\n{script}```",
-                f"## Nodes\n\n```\n{nodes}\n```",
-                "## Inputs\n\n" + "\n".join(f"- `{k}` {v}" for k, v in made.inputs.items()),
-                f"## Expected and got\n\n```\nexpected {_few(piece.expected)}\ngot      {_few(piece.got)}\n```",
-                "## Versions\n\n" + "\n".join(f"- {k} {v}" for k, v in versions().items()),
-            ]
-        )
-        + "\n"
-    )
-
-# %% ../../nbs/parity/22_minimal.ipynb #43753c6c
-def _few(a: "np.ndarray | None") -> str:
-    "The first numbers of an array."
-    return (
-        "nothing"
-        if a is None
-        else f"{a.dtype} {list(a.shape)}: {', '.join(f'{float(x):.7g}' for x in a.ravel()[:6])}"
-    )
+    return "\n\n".join(_sections(made, piece)) + "\n"

@@ -14,6 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ __all__ = ['ROUNDS', 'NUDGE_ULPS', 'NUDGES', 'KEPT_BYTES', 'KEPT_FORMAT', 'widen
 
 # %% ../../nbs/parity/04_original.ipynb #80acfec1
 def _low(dtype: Any) -> bool:
+    "Whether a type is a float of lower precision than float64."
     return dtype in (torch.float32, torch.float16, torch.bfloat16)
 
 # %% ../../nbs/parity/04_original.ipynb #0e617273
@@ -72,46 +74,57 @@ def _written_to(func: Any, args: tuple[Any, ...]) -> set[int]:
     return {i for i, a in known if a.alias_info is not None and a.alias_info.is_write}
 
 # %% ../../nbs/parity/04_original.ipynb #85348674
-def float64_mode() -> Any:
-    "A context in which every torch operator computes in float64."
+def _wide_calls() -> Any:
+    "A mode that widens the arguments of every operator for the length of one call."
     class Float64(dispatch.TorchDispatchMode):
-        "Widens arguments for the length of one call."
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             kept = _written_to(func, args)
             with dispatch._disable_current_modes():
                 args = tuple(a if i in kept else widened(a) for i, a in enumerate(args))
                 kwargs = {k: v if k == "out" else widened(v) for k, v in (kwargs or {}).items()}
             return func(*args, **kwargs)
+    return Float64()
 
+def _alike_arguments() -> Any:
+    "A mode for functions (convolutions) that compare the types of their arguments before the dispatcher sees them."
     class Alike(torch.overrides.TorchFunctionMode):
-        "Some functions (convolutions) compare the types of their arguments before the dispatcher sees them."
         def __torch_function__(self, func, types, args=(), kwargs=None):
             kwargs = kwargs or {}
             tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
             if torch.float64 in {t.dtype for t in tensors} and not _writes(func):
                 args, kwargs = tuple(map(widened, args)), {k: widened(v) for k, v in kwargs.items()}
             return func(*args, **kwargs)
+    return Alike()
 
+# %% ../../nbs/parity/04_original.ipynb #cc4c3c4c
+def float64_mode() -> Any:
+    "A context in which every torch operator computes in float64."
     stack = contextlib.ExitStack()
-    stack.enter_context(Float64())
-    stack.enter_context(Alike())
+    stack.enter_context(_wide_calls())
+    stack.enter_context(_alike_arguments())
     return stack
 
 # %% ../../nbs/parity/04_original.ipynb #69d89a32
+def _wide_outputs(module: "nn.Module", inputs: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    "What a module gives where every operator computes in float64."
+    with float64_mode(): return {k: widened(v) for k, v in call(module, inputs).items()}
+
+def _double(module: "nn.Module") -> "nn.Module":
+    "A copy in float64, without grouped kernels of experts, which know no float64."
+    double = copy.deepcopy(module).double()
+    settable: Any = getattr(double, "_can_set_experts_implementation", lambda: False)
+    if settable(): getattr(double, "set_experts_implementation")("eager")
+    return double
+
 def reference(
     module: "nn.Module",  # any precision; not changed
     inputs: Mapping[str, "Tensor"],  # parameter of `forward` → tensor
 ) -> dict[str, "Tensor"]:  # flat outputs in float64
     "What `module` computes, evaluated in float64 throughout."
     wide = {k: widened(v) for k, v in inputs.items()}
-    try:
-        with float64_mode(): return {k: widened(v) for k, v in call(module, inputs).items()}
+    try: return _wide_outputs(module, inputs)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):  # layers that compare types before they compute (LSTM)
-        double = copy.deepcopy(module).double()
-        settable: Any = getattr(double, "_can_set_experts_implementation", lambda: False)
-        if settable():
-            getattr(double, "set_experts_implementation")("eager")  # grouped kernels know no float64
-        with float64_mode(): return {k: widened(v) for k, v in call(double, wide).items()}
+        return _wide_outputs(_double(module), wide)
 
 # %% ../../nbs/parity/04_original.ipynb #a27ff301
 _TORCH_NAME = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}
@@ -120,10 +133,8 @@ def torch_type(
     precision: str,  # fp32, tf32, fp16, bf16 or fp64
 ) -> Any:  # torch.dtype
     "The torch type of a precision. Raises `BadInput`."
-
-    if precision not in _TORCH_NAME:
-        raise BadInput(f"{precision!r} is not a precision", "Choose " + ", ".join(_TORCH_NAME))
-    return getattr(torch, _TORCH_NAME[precision])
+    if precision in _TORCH_NAME: return getattr(torch, _TORCH_NAME[precision])
+    raise BadInput(f"{precision!r} is not a precision", "Choose " + ", ".join(_TORCH_NAME))
 
 # %% ../../nbs/parity/04_original.ipynb #2e91db78
 def own_precision(
@@ -186,11 +197,14 @@ def _noise(value: "Tensor", epsilon: float, generator: Any) -> "Tensor":
     return units * finite.abs().max()
 
 # %% ../../nbs/parity/04_original.ipynb #82c14cfe
+def _unless_whole(value: "Tensor", noise: "Tensor") -> "Tensor":
+    "A value with noise; whole numbers, which are usually exact, stay, and so does what is not finite."
+    return torch.where((value == value.round()) | ~value.isfinite(), value, value + noise)
+
 def _nudging(epsilon: float, generator: Any) -> Any:
     "A mode of torch in which operators that round give results with noise of some units in the last place."
     def nudged(value: Any) -> Any:
-        if not _is_number(value): return value
-        return torch.where((value == value.round()) | ~value.isfinite(), value, value + _noise(value, epsilon, generator))
+        return _unless_whole(value, _noise(value, epsilon, generator)) if _is_number(value) else value
 
     class Nudging(dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -206,6 +220,10 @@ def _moved(value: Any, epsilon: float, generator: Any) -> Any:
     return value + _noise(value, epsilon, generator) if _is_number(value) else value
 
 # %% ../../nbs/parity/04_original.ipynb #91810448
+def _changed(got: Any, want: Any) -> Any:
+    "Where two arrays differ: everywhere, where they have not one shape."
+    return got != want if got.shape == want.shape else True
+
 def ties(
     module: "nn.Module",
     inputs: Mapping[str, "Tensor"],
@@ -215,11 +233,11 @@ def ties(
 ) -> dict[str, "np.ndarray"]:  # output of integers or booleans → where rounding decides
     "Integers and booleans that change when roundings do."
     found = {k: v != v for k, v in truth.items() if v.dtype.kind in "biu"}
-    generator = torch.Generator().manual_seed(0)
+    generator, epsilon = torch.Generator().manual_seed(0), EPS[precision]
     for _ in range(times if found else 0):
-        moved = {k: _moved(v, EPS[precision], generator) for k, v in inputs.items()}
-        with _nudging(EPS[precision], generator): got = as_arrays(run_torch(module, moved, precision))
-        for k in found: found[k] |= got[k] != truth[k] if got[k].shape == truth[k].shape else True
+        moved = {k: _moved(v, epsilon, generator) for k, v in inputs.items()}
+        with _nudging(epsilon, generator): got = as_arrays(run_torch(module, moved, precision))
+        for k in found: found[k] |= _changed(got[k], truth[k])
     return found
 
 # %% ../../nbs/parity/04_original.ipynb #04bd98ff
@@ -228,14 +246,16 @@ def _own_noise(value: "Tensor", epsilon: float, generator: Any) -> "Tensor":
     units = epsilon * (2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1)
     return units.to(value.dtype).to(value.device) * value
 
+def _off_by_units(value: Any, epsilon: float, generator: Any) -> Any:
+    "Floats with that noise, also those in a list; anything else as it is."
+    if isinstance(value, (tuple, list)) and value and isinstance(value[0], torch.Tensor):
+        return type(value)(map(partial(_off_by_units, epsilon=epsilon, generator=generator), value))
+    return _unless_whole(value, _own_noise(value, epsilon, generator)) if _is_number(value) else value
+
+# %% ../../nbs/parity/04_original.ipynb #a946a152
 def _elementwise_nudging(epsilon: float, generator: Any) -> Any:
     "A mode of torch in which what a rounding operator reads and gives is off by up to one unit in its own last place."
-    def nudged(value: Any) -> Any:
-        if isinstance(value, (tuple, list)) and value and isinstance(value[0], torch.Tensor):
-            return type(value)(map(nudged, value))
-        if not _is_number(value): return value
-        return torch.where((value == value.round()) | ~value.isfinite(), value, value + _own_noise(value, epsilon, generator))
-
+    nudged = partial(_off_by_units, epsilon=epsilon, generator=generator)
     class Nudging(dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs, name = kwargs or {}, func.overloadpacket.__name__
@@ -247,6 +267,12 @@ def _elementwise_nudging(epsilon: float, generator: Any) -> Any:
     return Nudging()
 
 # %% ../../nbs/parity/04_original.ipynb #77683333
+def _distance(got: Any, truth: "np.ndarray") -> Any:
+    "How far each value is from the truth; 0 where that is no number, or where there is no such output."
+    if got is None or got.shape != truth.shape: return 0.0
+    with np.errstate(invalid="ignore", over="ignore"): apart = np.abs(got.astype(np.float64) - truth)
+    return np.where(np.isfinite(apart), apart, 0.0)
+
 def rounding_noise(
     module: "nn.Module",
     inputs: Mapping[str, "Tensor"],
@@ -254,17 +280,12 @@ def rounding_noise(
     truth: Mapping[str, "np.ndarray"],  # in float64
     times: int = 6,  # draws
 ) -> dict[str, "np.ndarray"]:  # float output → largest distance from the truth, value by value
-    "What roundings do to each value of each output: the model is run with weights and values off by one unit in the last place."
+    "What roundings do to each value of each output: weights and values are off by one unit in the last place."
     found = {k: np.zeros(v.shape) for k, v in truth.items() if v.dtype.kind == "f"}
     generator = torch.Generator().manual_seed(0)
     for _ in range(times if found else 0):
-        with _elementwise_nudging(EPS[precision], generator):
-            got = as_arrays(run_torch(module, inputs, precision))
-        for k in found:
-            if k not in got or got[k].shape != truth[k].shape: continue
-            with np.errstate(invalid="ignore", over="ignore"):
-                apart = np.abs(got[k].astype(np.float64) - truth[k])
-            found[k] = np.maximum(found[k], np.where(np.isfinite(apart), apart, 0.0))
+        with _elementwise_nudging(EPS[precision], generator): got = as_arrays(run_torch(module, inputs, precision))
+        for k in found: found[k] = np.maximum(found[k], _distance(got.get(k), truth[k]))
     return found
 
 # %% ../../nbs/parity/04_original.ipynb #91f2be60
@@ -324,12 +345,8 @@ KEPT_BYTES = GIB  # of all kept references together
 
 def reference_folder() -> Path:  # need not exist
     "Where references are kept: in the user's cache folder."
-
-    base = (
-        os.environ.get("XDG_CACHE_HOME")
-        or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else "")
-        or "~/.cache"
-    )
+    local = os.environ.get("LOCALAPPDATA") if os.name == "nt" else ""
+    base = os.environ.get("XDG_CACHE_HOME") or local or "~/.cache"
     return Path(os.path.expandvars(base)).expanduser() / "fsdl-devinfra" / "parity"
 
 # %% ../../nbs/parity/04_original.ipynb #66f7c032
@@ -380,12 +397,15 @@ def _make_room(folder: Path, limit: int) -> None:
         if total > limit: f.unlink(missing_ok=True)
 
 # %% ../../nbs/parity/04_original.ipynb #975b832d
+def _checked(data: bytes) -> bytes:
+    "What follows a checksum of 32 bytes. Raises `ValueError` where it is not what was written."
+    if hashlib.sha256(data[32:]).digest() != data[:32]: raise ValueError("not what was written")
+    return data[32:]
+
 def _read_kept(file: Path) -> dict[str, "Tensor"] | None:
     "What a file holds, or None where it is not there or not whole."
     try:
-        data = file.read_bytes()
-        if hashlib.sha256(data[32:]).digest() != data[:32]: raise ValueError("not what was written")
-        with np.load(io.BytesIO(data[32:]), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(_checked(file.read_bytes())), allow_pickle=False) as arrays:
             found = {str(name): torch.from_numpy(arrays[f"a{i}"]) for i, name in enumerate(arrays["names"])}
         os.utime(file)
         return found
@@ -395,16 +415,20 @@ def _read_kept(file: Path) -> dict[str, "Tensor"] | None:
         return None
 
 # %% ../../nbs/parity/04_original.ipynb #66fcdd36
-def _keep(file: Path, found: Mapping[str, "Tensor"], limit: int) -> None:
-    "Write a reference and free space for it. A folder that cannot be written is no reason to stop."
+def _packed(found: Mapping[str, "Tensor"]) -> bytes:
+    "Tensors as .npz, with their names in order and a checksum before it."
     room = io.BytesIO()
     arrays: dict[str, Any] = {f"a{i}": t.cpu().numpy() for i, t in enumerate(found.values())}
     np.savez(room, names=np.array(list(found), dtype=str), **arrays)
-    data = room.getvalue()
-    if len(data) + 32 > limit: return
+    return hashlib.sha256(room.getvalue()).digest() + room.getvalue()
+
+def _keep(file: Path, found: Mapping[str, "Tensor"], limit: int) -> None:
+    "Write a reference and free space for it. A folder that cannot be written is no reason to stop."
+    data = _packed(found)
+    if len(data) > limit: return
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomic(file, hashlib.sha256(data).digest() + data)
+        write_atomic(file, data)
         _make_room(file.parent, limit)
 
 # %% ../../nbs/parity/04_original.ipynb #6bc06afc

@@ -10,9 +10,9 @@ import inspect
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,9 @@ from ..core.units import count_of, size_text
 from ..env.machine import cpu
 from .backends import PROVIDERS, Backend, NotRun, onnx_backend, provider_name, session, versions
 from .causes import Cause, saturates, unsigned_weights
-from .checking import Case, Divergence, ParityReport, _fitted, _now, _verdict, feeds_of, input_sets, retrace, shapes_of
+from fsdl_devinfra.parity.checking import (
+    Case, Divergence, ParityReport, _fitted, _now, _verdict, feeds_of, input_sets, retrace, shapes_of,
+)
 from .exporting import quiet
 from .feeding import completed, derived_inputs
 from .graph import Graph, file_precision, load_graph, nodes_before
@@ -46,10 +48,10 @@ else:
 # %% auto #0
 __all__ = ['BUDGETS', 'MOST_LAYERS', 'HEAVY', 'CLIPPED', 'UNUSED', 'STEPS', 'GAIN', 'CHUNK', 'LAYER_SAMPLES',
            'CALIBRATION_SAMPLES', 'ROUNDED', 'Budget', 'parse_budget', 'decibels', 'Tally', 'highest_share',
-           'judged_tally', 'holds_scores', 'LayerLoss', 'WeightLoss', 'loss_db', 'restored', 'layer_losses', 'segment',
-           'module_in_name', 'weight_losses', 'CalibratedRange', 'calibrated_ranges', 'Scheme', 'scheme_of',
-           'reduce_again', 'Proposal', 'propose', 'ReducedReport', 'chunked', 'rounding_backend', 'MetricFails',
-           'check_reduced', 'reduction_hint']
+           'judged_tally', 'holds_scores', 'LayerLoss', 'WeightLoss', 'loss_db', 'restored', 'segment',
+           'module_in_name', 'layer_losses', 'weight_losses', 'CalibratedRange', 'calibrated_ranges', 'Scheme',
+           'scheme_of', 'reduce_again', 'Proposal', 'propose', 'ReducedReport', 'chunked', 'rounding_backend',
+           'MetricFails', 'check_reduced', 'reduction_hint']
 
 # %% ../../nbs/parity/17_reduced.ipynb #b6ba9a5b
 @dataclass(frozen=True)
@@ -63,25 +65,30 @@ class Budget:
 # %% ../../nbs/parity/17_reduced.ipynb #bbc93400
 BUDGETS = {"fp16": Budget(sqnr=40, top1=0.99, kl=0.001), "int8": Budget(sqnr=20, top1=0.95, kl=0.1)}
 
+def _limit(text: str) -> tuple[str, float] | None:
+    "(name, number) of a part of a budget; None where that is no limit."
+    name, _, number = (s.strip() for s in text.partition("="))
+    try: limit = float(number)
+    except ValueError: return None
+    if name not in asdict(BUDGETS["int8"]) or not math.isfinite(limit): return None
+    return None if name == "top1" and not 0 <= limit <= 1 else (name, limit)
+
+# %% ../../nbs/parity/17_reduced.ipynb #54539537
 def parse_budget(
     kind: str,  # "fp16" or "int8"
     text: str | None = None,  # "sqnr=30,top1=0.99": what differs from the default
 ) -> Budget:
-    "The budget that a command line names."
+    "The budget that a command line names. Raises `BadInput`."
     if kind not in BUDGETS:
         raise BadInput(f"{kind!r} is no way to reduce a file", f"Write --as {' or --as '.join(BUDGETS)}")
-    found: dict[str, float] = {}
+    found = {}
     for part in (text or "").split(","):
         if not part.strip(): continue
-        name, _, number = (s.strip() for s in part.partition("="))
-        try: found[name] = float(number)
-        except ValueError: name = ""
-        possible = name in found and math.isfinite(found[name]) and (name != "top1" or 0 <= found[name] <= 1)
-        if name not in asdict(BUDGETS[kind]) or not possible:
-            raise BadInput(
-                f"--budget cannot be {part.strip()!r}",
-                "Write --budget sqnr=30,top1=0.99,kl=0.01,metric=0.005, or some of these",
-            )
+        limit = _limit(part)
+        if limit is None:
+            raise BadInput(f"--budget cannot be {part.strip()!r}",
+                           "Write --budget sqnr=30,top1=0.99,kl=0.01,metric=0.005, or some of these")
+        found[limit[0]] = limit[1]
     return replace(BUDGETS[kind], **found)
 
 # %% ../../nbs/parity/17_reduced.ipynb #4ce790ed
@@ -114,29 +121,33 @@ class Tally:
     wrong: str = ""
 
     def add(self, own: "np.ndarray", got: "np.ndarray") -> None:
-        "Count one batch."
+        "Count one batch of the model's (`own`) and the file's (`got`)."
         if got.shape != own.shape:
             self.wrong = f"shape {list(got.shape)} instead of {list(own.shape)}"
             return
         self.count += own.size
-        if own.dtype.kind in "biu":
-            self.integers, self.same = True, self.same + int((own == got).sum())
-            return
-        own, got = own.astype(np.float64), got.astype(np.float64)
+        if own.dtype.kind in "biu": self.integers, self.same = True, self.same + int((own == got).sum())
+        else: self._numbers(own.astype(np.float64), got.astype(np.float64))
+
+    def _numbers(self, own: "np.ndarray", got: "np.ndarray") -> None:
+        "Count floats; classes only where all are finite."
         good = np.isfinite(own) & np.isfinite(got)
         self.nonfinite += int((np.isfinite(own) & ~np.isfinite(got)).sum())
-        a, b = own[good], got[good]
-        self.finite += a.size
-        self.signal += float(a @ a)
-        self.noise += float((a - b) @ (a - b))
-        if a.size:
-            self.largest, self.most = (
-                max(self.largest, float(np.abs(a).max())),
-                max(self.most, float(np.abs(a - b).max())),
-            )
-        if self.logits and own.ndim >= 2 and own.shape[-1] > 1 and good.all(): self._classes(own, got)
+        self._energies(own[good], got[good])
+        scores = self.logits and own.ndim >= 2 and own.shape[-1] > 1
+        if scores and good.all(): self._classes(own, got)
+
+    def _energies(self, own: "np.ndarray", got: "np.ndarray") -> None:
+        "Count numbers that are finite in both."
+        apart = own - got
+        self.finite += own.size
+        self.signal += float(own @ own)
+        self.noise += float(apart @ apart)
+        self.largest = max(self.largest, float(np.abs(own).max(initial=0)))
+        self.most = max(self.most, float(np.abs(apart).max(initial=0)))
 
     def _classes(self, own: "np.ndarray", got: "np.ndarray") -> None:
+        "Count rows of scores."
         rows = own.size // own.shape[-1]
         self.rows += rows
         self.hits += int((own.argmax(-1) == got.argmax(-1)).sum())
@@ -160,51 +171,50 @@ def highest_share(
     return (share + spread / 2 + z * math.sqrt(share * (1 - share) / rows + spread / rows / 4)) / (1 + spread)
 
 # %% ../../nbs/parity/17_reduced.ipynb #d4998015
+def _changed(t: Tally, budget: Budget) -> str:
+    "Why integers are not acceptable, or nothing."
+    if t.same >= budget.top1 * t.count: return ""
+    return f"{t.same / t.count:.1%} of the integers are the same, the budget is {budget.top1:.1%}"
+
+def _misjudged(t: Tally, budget: Budget) -> str:
+    "Why the classes that rows of scores tell are not acceptable, or nothing."
+    if highest_share(t.hits, t.rows) < budget.top1:
+        return f"top-1 agreement {t.top1:.1%} of {t.rows} rows, the budget is {budget.top1:.1%}"
+    if t.divergence / t.rows > budget.kl:
+        return f"KL divergence {t.divergence / t.rows:.3g} nats, the budget is {budget.kl:g}"
+    return ""
+
+# %% ../../nbs/parity/17_reduced.ipynb #0df31726
+def _lost(t: Tally, budget: Budget, scored: bool) -> str:
+    "Why an output is not acceptable, or nothing."
+    if t.wrong: return t.wrong
+    if t.nonfinite: return f"NaN or infinite in the file only: {count_of(t.nonfinite, 'value')}"
+    if t.integers: return _changed(t, budget)
+    if t.count and not t.finite: return "the model gives no finite number: nothing was compared"
+    if t.sqnr is None and t.noise > 0: return "the model gives zeros, the file does not"
+    if t.sqnr is not None and t.sqnr < budget.sqnr:
+        return f"{t.sqnr:.1f} dB, the budget is {budget.sqnr:g} dB"
+    return _misjudged(t, budget) if scored and t.rows else ""
+
+def _excess(t: Tally, budget: Budget) -> float:
+    "The noise of an output over the noise that the budget allows."
+    if t.wrong: return math.inf
+    if t.sqnr is None: return 0.0
+    return 10 ** ((budget.sqnr - t.sqnr) / 20) if math.isfinite(t.sqnr) else math.inf
+
+# %% ../../nbs/parity/17_reduced.ipynb #f1a0986d
 def judged_tally(
     t: Tally,
     budget: Budget,
     scored: bool = True,  # whether the output is known to hold scores: only then the classes decide
 ) -> OutputComparison:
     "An output against the budget. `ratio` is its noise over the noise that the budget allows."
-    db, ratio = t.sqnr, 0.0
-    if db is not None: ratio = 10 ** ((budget.sqnr - db) / 20) if math.isfinite(db) else math.inf
-    why = _lost(t, budget, db, scored)
-    error = t.most / t.largest if t.largest else t.most
+    why = _lost(t, budget, scored)
     return OutputComparison(
-        name=t.name,
-        max_abs=t.most,
-        error=error,
-        reference_error=0.0,
-        ratio=ratio if not t.wrong else math.inf,
-        verdict="fail" if why else "pass",
-        why=why,
-        nonfinite=t.nonfinite,
-        sqnr_db=db,
-        top1=t.top1,
-        kl=t.kl,
+        t.name, max_abs=t.most, error=t.most / t.largest if t.largest else t.most, reference_error=0.0,
+        ratio=_excess(t, budget), verdict="fail" if why else "pass", why=why, nonfinite=t.nonfinite,
+        sqnr_db=t.sqnr, top1=t.top1, kl=t.kl,
     )
-
-# %% ../../nbs/parity/17_reduced.ipynb #0df31726
-def _lost(t: Tally, budget: Budget, db: float | None, scored: bool) -> str:
-    "Why an output is not acceptable, or nothing."
-    if t.wrong: return t.wrong
-    if t.nonfinite: return f"NaN or infinite in the file only: {count_of(t.nonfinite, 'value')}"
-    if t.count and not t.integers and not t.finite:
-        return "the model gives no finite number: nothing was compared"
-    if t.integers:
-        return (
-            f"{t.same / t.count:.1%} of the integers are the same, the budget is {budget.top1:.1%}"
-            if t.same < budget.top1 * t.count
-            else ""
-        )
-    if db is None and t.noise > 0: return "the model gives zeros, the file does not"
-    if db is not None and db < budget.sqnr: return f"{db:.1f} dB, the budget is {budget.sqnr:g} dB"
-    if not scored or not t.rows: return ""
-    if highest_share(t.hits, t.rows) < budget.top1:
-        return f"top-1 agreement {t.top1:.1%} of {t.rows} rows, the budget is {budget.top1:.1%}"
-    if t.divergence / t.rows > budget.kl:
-        return f"KL divergence {t.divergence / t.rows:.3g} nats, the budget is {budget.kl:g}"
-    return ""
 
 # %% ../../nbs/parity/17_reduced.ipynb #bef613d5
 _SCORES = ("logit", "score", "prob", "class")
@@ -221,11 +231,10 @@ def holds_scores(
 
 # %% ../../nbs/parity/17_reduced.ipynb #965e43d1
 def _classes(module: Any) -> list[int]:
+    "The numbers of classes that a model tells."
     config = config_of(module)
-    told = [setting(config, n) for n in ("num_labels", "num_classes", "vocab_size")] + [
-        getattr(module, "num_classes", None)
-    ]
-    return [int(n) for n in told if isinstance(n, int) and n > 1]
+    told = [setting(config, n) for n in ("num_labels", "num_classes", "vocab_size")]
+    return [int(n) for n in [*told, getattr(module, "num_classes", None)] if isinstance(n, int) and n > 1]
 
 # %% ../../nbs/parity/17_reduced.ipynb #b78607b2
 @dataclass(frozen=True)
@@ -254,12 +263,12 @@ class WeightLoss:
 def loss_db(
     own: "np.ndarray",
     got: "np.ndarray",
-) -> float | None:
+) -> float | None:  # dB; None where nothing was lost
     "SQNR of one array."
-    a, b = own.astype(np.float64).ravel(), got.astype(np.float64).ravel()
-    good = np.isfinite(a)
-    a, b = a[good], np.where(np.isfinite(b[good]), b[good], math.inf)
-    return decibels(float(a @ a), float(((a - b) ** 2).sum()) if a.size else 0.0)
+    mine, other = own.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+    good = np.isfinite(mine)
+    mine, other = mine[good], np.where(np.isfinite(other[good]), other[good], math.inf)
+    return decibels(float(mine @ mine), float(((mine - other) ** 2).sum()) if mine.size else 0.0)
 
 # %% ../../nbs/parity/17_reduced.ipynb #dfe02010
 MOST_LAYERS = 12  # whose effect on the output is measured one at a time
@@ -267,7 +276,7 @@ MOST_LAYERS = 12  # whose effect on the output is measured one at a time
 def restored(
     small: Graph,
 ) -> dict[str, str]:  # value → the float value that its readers get instead
-    "Values that are quantised and made float again. A ReLU before that is gone from the file: the quantiser clips in its place."
+    "Values that are quantised and made float again. A ReLU before that is gone from the file: the quantiser clips."
     found = {}
     for node in small.nodes:
         if node.op_type != "QuantizeLinear": continue
@@ -275,51 +284,6 @@ def restored(
         after = next((r.output[0] for r in readers if r.op_type == "DequantizeLinear"), None)
         if after and after not in small.outputs: found[node.input[0]] = after
     return found
-
-# %% ../../nbs/parity/17_reduced.ipynb #40d2ff7d
-def layer_losses(
-    model: Graph,  # in float
-    small: Graph,  # the reduced file
-    feeds: Mapping[str, "np.ndarray"],
-    most: int = MOST_LAYERS,
-) -> list[LayerLoss]:  # in the order of the file
-    "The loss of every value that is in both."
-    left = run_values(model, flowing(model), feeds)
-    left = {v: a for v, a in left.items() if a.dtype.kind == "f" and a.size}
-    held = _held(model, small)
-    names, right = _right_values(small, feeds, held)
-    pairs = [p for p in paired(left, right) if left[p.left].shape == right[p.right].shape]
-    right_names = {p.right: names[p.right] for p in pairs if p.right in names}
-    alone = _alone(small, right_names, held, {p.right: left[p.left] for p in pairs}, feeds)
-    parts = {p.left: segment(model, p.left, {q.left for q in pairs}) for p in pairs}
-    found = [_layer(model, parts[p.left], p, left[p.left], right[p.right], alone.get(p.right)) for p in pairs]
-    worst = sorted(
-        (x for x in found if x.alone_db is not None),
-        key=lambda x: x.alone_db if x.alone_db is not None else math.inf,
-    )[:most]
-    effects = {
-        x.value: _effect(model, p.left, alone[p.right], feeds)
-        for x in worst
-        for p in pairs
-        if p.right == x.value
-    }
-    return [replace(x, output_db=effects.get(x.value)) for x in found]
-
-# %% ../../nbs/parity/17_reduced.ipynb #92e7c432
-def _right_values(
-    small: Graph, feeds: Mapping[str, Any], held: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, Any]]:
-    "(value → where it is read in the file, value → what is read there)"
-    inside = {
-        v for n in small.nodes for v in n.output if n.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
-    }
-    instead = restored(small)
-    names = {
-        v: instead.get(v, v) for v in flowing(small) if v not in inside and v not in set(instead.values())
-    }
-    got = run_values(small, list(names.values()), feeds)
-    right = {v: got[n] for v, n in names.items() if n in got and got[n].dtype.kind == "f"}
-    return names, right | _integers_as_floats(small, held, feeds)
 
 # %% ../../nbs/parity/17_reduced.ipynb #0aaf1588
 def segment(
@@ -331,34 +295,32 @@ def segment(
     return [i for i in nodes_before(model, value, known) if model.nodes[i].op_type != "Constant"]
 
 # %% ../../nbs/parity/17_reduced.ipynb #c7e24c3e
+def _is_held(small: Graph, value: str) -> bool:
+    "Whether a file holds a value as integers with a scale, and not as floats."
+    if value in small.producer or f"{value}_quantized" not in small.producer: return False
+    return {f"{value}_scale", f"{value}_zero_point"} <= set(small.initializers)
+
 def _held(model: Graph, small: Graph) -> dict[str, str]:
     "value of the model → the name under which a file in the QOperator form holds it, as integers with a scale"
-    stems = {
-        v: v
-        for v in model.producer
-        if v not in small.producer
-        and f"{v}_quantized" in small.producer
-        and {f"{v}_scale", f"{v}_zero_point"} <= set(small.initializers)
-    }
+    stems = [v for v in model.producer if _is_held(small, v)]
     clipped = {v: _clipped(model, v) for v in stems}
     return {clipped[v] if clipped[v] and clipped[v] not in stems else v: v for v in stems}
 
 # %% ../../nbs/parity/17_reduced.ipynb #ce634f18
 def _clipped(model: Graph, value: str) -> str:
-    "What a ReLU makes of a value that nothing else reads: the integers of the step before hold that, since their range ends at zero."
+    "What a ReLU makes of a value that nothing else reads: the integers before hold that, as their range ends at zero."
     readers = [model.nodes[i] for i in model.consumers.get(value, [])]
     alone = len(readers) == 1 and readers[0].op_type in ("Relu", "Clip") and value not in model.outputs
     return readers[0].output[0] if alone else ""
 
 # %% ../../nbs/parity/17_reduced.ipynb #b2587221
-def _integers_as_floats(small: Graph, held: Mapping[str, str], feeds: Mapping[str, Any]) -> dict[str, Any]:
-    "Values of a file in the QOperator form, which holds integers with a scale in place of floats."
-    got = run_values(small, [f"{stem}_quantized" for stem in held.values()], feeds)
-    return {v: _real(small, s, got[f"{s}_quantized"]) for v, s in held.items() if f"{s}_quantized" in got}
-
 def _real(small: Graph, stem: str, integers: Any) -> Any:
     "What integers stand for."
     return (integers.astype("float64") - small.array(f"{stem}_zero_point")) * small.array(f"{stem}_scale")
+
+def _reals(small: Graph, stems: Mapping[str, str], got: Mapping[str, Any]) -> dict[str, Any]:
+    "The values that a file holds as integers, of what it gave."
+    return {v: _real(small, s, got[f"{s}_quantized"]) for v, s in stems.items() if f"{s}_quantized" in got}
 
 # %% ../../nbs/parity/17_reduced.ipynb #647080bd
 def _integers(small: Graph, stem: str, real: Any) -> Any:
@@ -367,41 +329,81 @@ def _integers(small: Graph, stem: str, real: Any) -> Any:
     most = np.iinfo(zero.dtype)
     return np.clip(np.rint(real / small.array(f"{stem}_scale")) + zero, most.min, most.max).astype(zero.dtype)
 
+# %% ../../nbs/parity/17_reduced.ipynb #9a0608c4
+def _read_as(small: Graph) -> dict[str, str]:
+    "value → where it is read in the file"
+    makers = ("QuantizeLinear", "DynamicQuantizeLinear")
+    integers = {v for n in small.nodes if n.op_type in makers for v in n.output}
+    instead = restored(small)
+    left_out = integers | set(instead.values())
+    return {v: instead.get(v, v) for v in flowing(small) if v not in left_out}
+
+# %% ../../nbs/parity/17_reduced.ipynb #abab9c21
+def _right_values(
+    small: Graph, feeds: Mapping[str, Any], held: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    "(value → where it is read in the file, value → what is read there)"
+    names = _read_as(small)
+    got = run_values(small, list(names.values()), feeds)
+    right = {v: got[n] for v, n in names.items() if n in got and got[n].dtype.kind == "f"}
+    integers = run_values(small, [f"{stem}_quantized" for stem in held.values()], feeds)
+    return names, right | _reals(small, held, integers)
+
 # %% ../../nbs/parity/17_reduced.ipynb #58559d02
-def _alone(
-    small: Graph, names: Mapping[str, str], held: Mapping[str, str], own: Mapping[str, Any], feeds: Mapping[str, Any]
-) -> dict[str, Any]:
-    "Values of the file where each layer reads the model's, as integers where it holds those."
-    stems = {v: s for v, s in held.items() if v in own}
-    kinds = {n: a.dtype for n, a in run_values(small, list(names.values()), feeds).items()}
-    with np.errstate(over="ignore"): cut = {n: own[v].astype(kinds[n]) for v, n in names.items()}
-    cut |= {f"{s}_quantized": _integers(small, s, own[v]) for v, s in stems.items()}
+@dataclass(frozen=True)
+class _Shared:
+    "The values that a model and its reduced file have both."
+    model: Graph  # in float
+    small: Graph
+    feeds: Mapping[str, Any]
+    left: dict[str, Any]  # value of the model → what it is
+    right: dict[str, Any]  # value of the file → what it is there
+    pairs: list[Pair]
+    names: dict[str, str]  # value of the file → where it is read
+    held: dict[str, str]  # value → the stem of the name of its integers
+
+    @property
+    def own(self) -> dict[str, Any]:
+        "value of the file → what it is in the model"
+        return {p.right: self.left[p.left] for p in self.pairs}
+
+# %% ../../nbs/parity/17_reduced.ipynb #3edd3f11
+def _floats(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    "The floats that flow through a file."
+    return {v: a for v, a in run_values(graph, flowing(graph), feeds).items() if a.dtype.kind == "f" and a.size}
+
+def _shared(model: Graph, small: Graph, feeds: Mapping[str, Any]) -> _Shared:
+    "Run both, and pair what they hold by name or by value."
+    left, held = _floats(model, feeds), _held(model, small)
+    names, right = _right_values(small, feeds, held)
+    pairs = [p for p in paired(left, right) if left[p.left].shape == right[p.right].shape]
+    both = [p.right for p in pairs]
+    read, stems = {v: names[v] for v in both if v in names}, {v: s for v, s in held.items() if v in both}
+    return _Shared(model, small, feeds, left, right, pairs, read, stems)
+
+# %% ../../nbs/parity/17_reduced.ipynb #20130d10
+def _cuts(both: _Shared) -> dict[str, Any]:
+    "What the file reads in place of its own values: the model's, in the file's type, or as integers."
+    own, small = both.own, both.small
+    kinds = {n: a.dtype for n, a in run_values(small, list(both.names.values()), both.feeds).items()}
+    with np.errstate(over="ignore"):
+        floats = {n: own[v].astype(kinds[n]) for v, n in both.names.items()}
+    return floats | {f"{s}_quantized": _integers(small, s, own[v]) for v, s in both.held.items()}
+
+def _alone(both: _Shared) -> dict[str, Any]:
+    "Values of the file where each layer reads the model's."
+    cut = _cuts(both)
     if not cut: return {}
-    try: got = run_graph(isolated(small, cut), {**feeds, **{f"cut::{n}": a for n, a in cut.items()}})
+    feeds = {**both.feeds, **{f"cut::{n}": a for n, a in cut.items()}}
+    try: got = run_graph(isolated(both.small, cut), feeds)
     except CheckError: return {}
-    found = {v: got[n] for v, n in names.items() if n in got}
-    return found | {v: _real(small, s, got[f"{s}_quantized"]) for v, s in stems.items() if f"{s}_quantized" in got}
+    floats = {v: got[n] for v, n in both.names.items() if n in got}
+    return floats | _reals(both.small, both.held, got)
 
 # %% ../../nbs/parity/17_reduced.ipynb #c9823b76
 #: operators that a segment is called after: those that hold weights
 HEAVY = ("Conv", "Gemm", "MatMul", "ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "Gather")
 
-def _layer(model: Graph, part: Sequence[int], pair: Pair, own: Any, got: Any, alone: Any) -> LayerLoss:
-    at = next((i for i in part if model.nodes[i].op_type in HEAVY), part[0])
-    node, origin = model.nodes[at], model.origins[at]
-    module, source = (origin.module, origin.source) if origin else (module_in_name(node.name), "")
-    return LayerLoss(
-        pair.right,
-        node.name,
-        node.op_type,
-        module,
-        source,
-        loss_db(own, got),
-        loss_db(own, alone) if alone is not None else None,
-        nodes=[model.nodes[i].name for i in part],
-    )
-
-# %% ../../nbs/parity/17_reduced.ipynb #44c984ae
 def module_in_name(
     name: str,  # of a node, as torch's older exporter writes it: /blocks/0/attention/MatMul
 ) -> str:
@@ -409,20 +411,60 @@ def module_in_name(
     parts = [p for p in name.split("/") if p]
     return ".".join(parts[:-1]) if name.startswith("/") and len(parts) > 1 else ""
 
+# %% ../../nbs/parity/17_reduced.ipynb #44c984ae
+def _layer(both: _Shared, pair: Pair, part: Sequence[int], alone: Any) -> LayerLoss:
+    "What one pair lost; `part` are the nodes that make it, `alone` is what they make of the model's own values."
+    nodes, own = both.model.nodes, both.left[pair.left]
+    at = next((i for i in part if nodes[i].op_type in HEAVY), part[0])
+    module, source = _written_at(both.model, at)
+    lost = loss_db(own, both.right[pair.right]), loss_db(own, alone) if alone is not None else None
+    names = [nodes[i].name for i in part]
+    return LayerLoss(pair.right, nodes[at].name, nodes[at].op_type, module, source, *lost, nodes=names)
+
+def _layers(both: _Shared, alone: Mapping[str, Any]) -> list[LayerLoss]:
+    "What every pair lost; `alone` is what each layer makes of the model's own values."
+    known = {p.left for p in both.pairs}
+    parts = [segment(both.model, p.left, known) for p in both.pairs]
+    return [_layer(both, p, part, alone.get(p.right)) for p, part in zip(both.pairs, parts)]
+
+def _written_at(model: Graph, at: int) -> tuple[str, str]:
+    "(module, source line) of a node, as far as the file tells."
+    origin = model.origins[at]
+    return (origin.module, origin.source) if origin else (module_in_name(model.nodes[at].name), "")
+
 # %% ../../nbs/parity/17_reduced.ipynb #7ab4d9a7
 def _effect(model: Graph, value: str, alone: Any, feeds: Mapping[str, Any]) -> float | None:
     "SQNR of the first output where one value of the model is that of the reduced layer."
     first = model.outputs[0]
     own = run_graph(model, feeds)[first]
     if value == first: return loss_db(own, alone)
-    kind = "float16" if own.dtype == "float16" else "float32"
-    try:
-        got = run_graph(
-            isolated(model, {value: alone.astype(kind)}), {**feeds, f"cut::{value}": alone.astype(kind)}
-        )
-    except CheckError:
-        return None
+    given = alone.astype("float16" if own.dtype == "float16" else "float32")
+    try: got = run_graph(isolated(model, {value: given}), {**feeds, f"cut::{value}": given})
+    except CheckError: return None
     return loss_db(own, got[first])
+
+# %% ../../nbs/parity/17_reduced.ipynb #28f41180
+def layer_losses(
+    model: Graph,  # in float
+    small: Graph,  # the reduced file
+    feeds: Mapping[str, "np.ndarray"],
+    most: int = MOST_LAYERS,
+) -> list[LayerLoss]:  # in the order of the file
+    "The loss of every value that is in both."
+    both = _shared(model, small, feeds)
+    alone, own = _alone(both), {p.right: p.left for p in both.pairs}
+    found = _layers(both, alone)
+    worst = [x.value for x in _worst_alone(found)[:most]]
+    effects = {v: _effect(model, own[v], alone[v], feeds) for v in worst}
+    return [replace(x, output_db=effects.get(x.value)) for x in found]
+
+def _worst_alone(layers: Sequence[LayerLoss]) -> list[LayerLoss]:
+    "The layers whose own loss is known, the largest first."
+    return sorted((x for x in layers if x.alone_db is not None), key=lambda x: _level(x.alone_db))
+
+def _level(db: float | None) -> float:
+    "A level to rank by: nothing lost is the highest."
+    return math.inf if db is None else db
 
 # %% ../../nbs/parity/17_reduced.ipynb #3cfd1ee2
 def weight_losses(
@@ -431,12 +473,9 @@ def weight_losses(
 ) -> list[WeightLoss]:  # the worst first
     "The loss of every weight that is in both under one name."
     own, got = float_weights(model), float_weights(small)
-    found = [
-        WeightLoss(n, loss_db(a, got[n]), a.size)
-        for n, a in own.items()
-        if n in got and got[n].shape == a.shape and a.size > 1
-    ]
-    return sorted(found, key=lambda w: w.sqnr_db if w.sqnr_db is not None else math.inf)
+    both = [n for n, a in own.items() if n in got and got[n].shape == a.shape and a.size > 1]
+    found = [WeightLoss(n, loss_db(own[n], got[n]), own[n].size) for n in both]
+    return sorted(found, key=lambda w: _level(w.sqnr_db))
 
 # %% ../../nbs/parity/17_reduced.ipynb #c0401c1f
 CLIPPED = 0.01  # share of values outside their range from which it is too narrow
@@ -455,14 +494,21 @@ class CalibratedRange:
     @property
     def fault(self) -> str:
         "\"too narrow\", \"too wide\", or nothing."
-        if self.clipped > CLIPPED and max(self.seen_high - self.high, self.low - self.seen_low) > 0.5 * (
-            self.high - self.low
-        ):
-            return "too narrow"
+        outside = max(self.seen_high - self.high, self.low - self.seen_low)
+        if self.clipped > CLIPPED and outside > 0.5 * (self.high - self.low): return "too narrow"
         seen = max(abs(self.seen_low), abs(self.seen_high), 1e-30)
         return "too wide" if max(abs(self.low), abs(self.high)) > UNUSED * seen else ""
 
 # %% ../../nbs/parity/17_reduced.ipynb #b30b0997
+def _steps(small: Graph, node: Any) -> tuple[float, float, float] | None:
+    "(lowest, highest, step) of the numbers that QuantizeLinear has; None without one scale, and for float8 and int4."
+    if len(node.input) < 3 or not all(small.is_constant(v) for v in node.input[1:3]): return None
+    scale, zero = small.array(node.input[1]), small.array(node.input[2])
+    if scale.size != 1 or zero.dtype.kind not in "iu": return None
+    limits = np.iinfo(zero.dtype)
+    low, high = ((float(m) - float(zero)) * float(scale) for m in (limits.min, limits.max))
+    return low, high, float(scale)
+
 def calibrated_ranges(
     small: Graph,  # statically quantised
     flow: Mapping[str, "np.ndarray"],  # value → what flows there in the model
@@ -470,20 +516,20 @@ def calibrated_ranges(
     "Every range that the file holds for a value that is known."
     found = {}
     for node in small.nodes:
-        if node.op_type != "QuantizeLinear" or node.input[0] not in flow or len(node.input) < 3: continue
-        if not all(small.is_constant(v) for v in node.input[1:3]): continue
-        scale, zero = small.array(node.input[1]), small.array(node.input[2])
-        if scale.size != 1: continue
-        limits, x = np.iinfo(zero.dtype), flow[node.input[0]].astype(np.float64)
-        low, high = ((float(m) - float(zero)) * float(scale) for m in (limits.min, limits.max))
-        margin = 0.5 * float(scale)
-        outside = float(((x < low - margin) | (x > high + margin)).mean())
-        found[node.input[0]] = CalibratedRange(
-            node.input[0], low, high, float(x.min()), float(x.max()), outside
-        )
+        if node.op_type != "QuantizeLinear" or node.input[0] not in flow: continue
+        steps, name = _steps(small, node), node.input[0]
+        if steps is not None: found[name] = _range(name, *steps, flow[name].astype(np.float64))
     return list(found.values())
 
+def _range(name: str, low: float, high: float, step: float, flow: "np.ndarray") -> CalibratedRange:
+    "A range held against what flows: half a step outside is rounded, and not clipped."
+    outside = float(((flow < low - step / 2) | (flow > high + step / 2)).mean())
+    return CalibratedRange(name, low, high, float(flow.min()), float(flow.max()), outside)
+
 # %% ../../nbs/parity/17_reduced.ipynb #132fe961
+_CALLED = {"static": "quantize_static", "dynamic": "quantize_dynamic", "weights": "a weight-only quantiser",
+           "fp16": "the float16 converter"}
+
 @dataclass(frozen=True)
 class Scheme:
     "How a file was reduced, as the file shows it."
@@ -497,14 +543,7 @@ class Scheme:
     op_types: tuple[str, ...] = ()  # that were reduced; empty: the tool's own choice
     keep_io: bool = False  # inputs and outputs stay float32
 
-    def __str__(self) -> str:
-        how = {
-            "static": "quantize_static",
-            "dynamic": "quantize_dynamic",
-            "weights": "a weight-only quantiser",
-            "fp16": "the float16 converter",
-        }
-        return how[self.tool] + (", one scale per channel" if self.per_channel else "")
+    def __str__(self) -> str: return _CALLED[self.tool] + (", one scale per channel" if self.per_channel else "")
 
 # %% ../../nbs/parity/17_reduced.ipynb #fc2ce14b
 _DYNAMIC = {
@@ -528,81 +567,67 @@ def scheme_of(
     return Scheme("fp16", keep_io=first != 10)  # FLOAT16 of onnx.TensorProto
 
 # %% ../../nbs/parity/17_reduced.ipynb #91f71641
+_BYTES = {False: "QInt8", True: "QUInt8"}  # by whether they are unsigned
+
 def _dynamic_scheme(graph: Graph, kinds: set[str]) -> Scheme:
-    held = graph.initializers
-    zeros = [t for n, t in held.items() if n.endswith("_zero_point")]
-    return Scheme("dynamic", per_channel=any(t.dims and t.dims[0] > 1 for t in zeros),
-                  weight="QUInt8" if any(t.data_type == 2 for t in zeros) else "QInt8",
-                  op_types=tuple(sorted({_DYNAMIC[k] for k in kinds if k in _DYNAMIC})))
+    "What quantize_dynamic was told; `kinds` are the operators of the file."
+    zeros = [t for n, t in graph.initializers.items() if n.endswith("_zero_point")]
+    return Scheme(
+        "dynamic",
+        per_channel=any(t.dims and t.dims[0] > 1 for t in zeros),
+        weight=_BYTES[any(t.data_type == 2 for t in zeros)],  # UINT8 of onnx.TensorProto
+        op_types=tuple(sorted({_DYNAMIC[k] for k in kinds if k in _DYNAMIC})),
+    )
 
 # %% ../../nbs/parity/17_reduced.ipynb #8c43f747
+def _zero_points(graph: Graph) -> list[Any]:
+    "The zeros of the values that flow, where the file holds them."
+    nodes = [n for n in graph.nodes if n.op_type == "QuantizeLinear" and len(n.input) > 2]
+    return [graph.array(n.input[2]) for n in nodes if graph.is_constant(n.input[2])]
+
+def _left_in_float(graph: Graph) -> tuple[str, ...]:
+    "Types of operators that read nothing that was quantised."
+    real = {v for n in graph.nodes if n.op_type == "DequantizeLinear" for v in n.output}
+    reduced = {n.op_type for n in graph.nodes if real & set(n.input)}
+    return tuple(sorted({n.op_type for n in graph.nodes if not is_quantised(n)} - reduced))
+
+def _all_zero(zeros: Sequence[Any]) -> bool:
+    "Whether there are zero points, and all of them are zero."
+    return bool(zeros) and not any(z.any() for z in zeros)
+
+def _has_scales(graph: Graph, weights: Sequence[Any]) -> bool:
+    "Whether a weight has more than one scale."
+    return any(graph.array(n.input[1]).size > 1 for n in weights if graph.is_constant(n.input[1]))
+
+# %% ../../nbs/parity/17_reduced.ipynb #d0922a88
 def _static_scheme(graph: Graph) -> Scheme:
-    held = graph.initializers
-    scales = [n.input[1] for n in graph.nodes if n.op_type == "DequantizeLinear" and n.input[0] in held]
-    zeros = [
-        graph.array(n.input[2])
-        for n in graph.nodes
-        if n.op_type == "QuantizeLinear" and len(n.input) > 2 and graph.is_constant(n.input[2])
-    ]
-    weights = [
-        held[n.input[0]].data_type
-        for n in graph.nodes
-        if n.op_type == "DequantizeLinear" and n.input[0] in held
-    ]
-    made = {v for n in graph.nodes if n.op_type == "DequantizeLinear" for v in n.output}
-    quantised = {n.op_type for n in graph.nodes if made & set(n.input)}
-    plain = {n.op_type for n in graph.nodes if not is_quantised(n)} - quantised
-    form = any(n.op_type.startswith("QLinear") for n in graph.nodes)
+    "What quantize_static was told."
+    held, zeros = graph.initializers, _zero_points(graph)
+    weights = [n for n in graph.nodes if n.op_type == "DequantizeLinear" and n.input[0] in held]
     unsigned = bool(zeros) and zeros[0].dtype == np.uint8
     return Scheme(
         "static",
-        form,
-        any(graph.array(s).size > 1 for s in scales if graph.is_constant(s)),
-        "QUInt8" if unsigned else "QInt8",
-        "QUInt8" if weights and weights[0] == 2 else "QInt8",
-        bool(zeros) and not any(z.any() for z in zeros) and not unsigned,
-        tuple(sorted(plain)),
+        operator_form=any(n.op_type.startswith("QLinear") for n in graph.nodes),
+        per_channel=_has_scales(graph, weights),
+        activation=_BYTES[unsigned],
+        weight=_BYTES[bool(weights) and held[weights[0].input[0]].data_type == 2],
+        symmetric=not unsigned and _all_zero(zeros),
+        plain=_left_in_float(graph),
     )
 
 # %% ../../nbs/parity/17_reduced.ipynb #372b0365
-def reduce_again(
-    model: Graph,  # in float
-    scheme: Scheme,
-    batches: Sequence[Mapping[str, "np.ndarray"]],  # to calibrate on
-    exclude: Sequence[str] = (),  # nodes that stay in float
-) -> bytes:
-    "The model reduced by the tool that a file was made with. Raises `CheckError` where that tool refuses."
-    need("onnxruntime", "onnx", "reducing a file")
-    with tempfile.TemporaryDirectory() as room:
-        source, target = os.path.join(room, "float.onnx"), os.path.join(room, "reduced.onnx")
-        _written(model, source)
-        try:
-            with _quiet_tools(): _TOOLS[scheme.tool](source, target, scheme, batches, list(exclude))
-        except KeyError:
-            raise CheckError(
-                f"files by {scheme} are not made again here", "Use the tool that made the file"
-            ) from None
-        except Exception as e:
-            raise CheckError(
-                f"{scheme} refuses the model ({' '.join(str(e).split())[:200]})", "Use the tool directly"
-            ) from e
-        return Path(target).read_bytes()
-
-# %% ../../nbs/parity/17_reduced.ipynb #6b71a2fc
 def _written(model: Graph, path: str) -> None:
+    "Write a model with its weights, wherever they lie."
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     if model.folder: onnx.load_external_data_for_model(proto, str(model.folder))
     onnx.save(proto, path)
 
-# %% ../../nbs/parity/17_reduced.ipynb #5b783916
-@contextlib.contextmanager
-def _quiet_tools() -> Iterator[None]:
-    "The tools warn about what is not asked here."
-    with quiet(): yield
-
+# %% ../../nbs/parity/17_reduced.ipynb #6b71a2fc
 def _reader(batches: Sequence[Mapping[str, Any]]) -> Any:
+    "What ONNX Runtime's quantiser reads batches from."
     from onnxruntime.quantization import CalibrationDataReader
+
     class Reader(CalibrationDataReader):
         def __init__(self): self.left = iter(batches)
         def get_next(self): return next(self.left, None)
@@ -612,34 +637,29 @@ def _reader(batches: Sequence[Mapping[str, Any]]) -> Any:
 def _static(
     source: str, target: str, scheme: Scheme, batches: Sequence[Mapping[str, Any]], exclude: list[str]
 ) -> None:
+    "`quantize_static` with the settings of a scheme."
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-    more = {"ActivationSymmetric": True} if scheme.symmetric else {}
-    types = [
-        t for t in (QLinearOpsRegistry if scheme.operator_form else QDQRegistry) if t not in scheme.plain
-    ]
+    known = QLinearOpsRegistry if scheme.operator_form else QDQRegistry
     quantize_static(
-        source,
-        target,
-        _reader(batches),
+        source, target, _reader(batches),
         quant_format=QuantFormat.QOperator if scheme.operator_form else QuantFormat.QDQ,
-        op_types_to_quantize=types,
+        op_types_to_quantize=[t for t in known if t not in scheme.plain],
         per_channel=scheme.per_channel,
         nodes_to_exclude=exclude,
         activation_type=QuantType[scheme.activation],
         weight_type=QuantType[scheme.weight],
-        extra_options=more,
+        extra_options={"ActivationSymmetric": True} if scheme.symmetric else {},
     )
 
 # %% ../../nbs/parity/17_reduced.ipynb #5bf6e3f9
 def _dynamic(
     source: str, target: str, scheme: Scheme, batches: Sequence[Mapping[str, Any]], exclude: list[str]
 ) -> None:
+    "`quantize_dynamic` with the settings of a scheme."
     from onnxruntime.quantization import QuantType, quantize_dynamic
-
     quantize_dynamic(
-        source,
-        target,
+        source, target,
         op_types_to_quantize=list(scheme.op_types) or None,
         per_channel=scheme.per_channel,
         weight_type=QuantType[scheme.weight],
@@ -650,19 +670,47 @@ def _dynamic(
 def _fp16(
     source: str, target: str, scheme: Scheme, batches: Sequence[Mapping[str, Any]], exclude: list[str]
 ) -> None:
+    "The float16 converter with the settings of a scheme."
     from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    onnx.save(
-        convert_float_to_float16(
-            onnx.load(source), keep_io_types=scheme.keep_io, node_block_list=exclude or None
-        ),
-        target,
-    )
-
+    whole = onnx.load(source)
+    onnx.save(convert_float_to_float16(whole, keep_io_types=scheme.keep_io, node_block_list=exclude or None), target)
 
 _TOOLS: dict[str, Callable[..., None]] = {"static": _static, "dynamic": _dynamic, "fp16": _fp16}
 
+# %% ../../nbs/parity/17_reduced.ipynb #042d980d
+@contextlib.contextmanager
+def _refusals(scheme: Scheme) -> Iterator[None]:
+    "Silence what a tool warns about, and tell its failure in one sentence."
+    try:
+        with quiet(): yield
+    except Exception as e:
+        said = " ".join(str(e).split())[:200]
+        raise CheckError(f"{scheme} refuses the model ({said})", "Use the tool directly") from e
+
+def reduce_again(
+    model: Graph,  # in float
+    scheme: Scheme,
+    batches: Sequence[Mapping[str, "np.ndarray"]],  # to calibrate on
+    exclude: Sequence[str] = (),  # nodes that stay in float
+) -> bytes:  # an ONNX file
+    "The model reduced by the tool that a file was made with. Raises `CheckError` where that tool refuses."
+    need("onnxruntime", "onnx", "reducing a file")
+    if scheme.tool not in _TOOLS:
+        raise CheckError(f"files by {scheme} are not made again here", "Use the tool that made the file")
+    with tempfile.TemporaryDirectory() as room:
+        source, target = os.path.join(room, "float.onnx"), os.path.join(room, "reduced.onnx")
+        _written(model, source)
+        with _refusals(scheme): _TOOLS[scheme.tool](source, target, scheme, batches, list(exclude))
+        return Path(target).read_bytes()
+
 # %% ../../nbs/parity/17_reduced.ipynb #e96997f4
+def _decibels_or_exact(db: float | None) -> str: return "exact" if db is None else f"{db:.1f} dB"
+
+def _few(names: Sequence[str]) -> str:
+    "The first names, and how many there are more."
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+# %% ../../nbs/parity/17_reduced.ipynb #ce0bad2a
 @dataclass(frozen=True)
 class Proposal:
     "A better file by the same tool, measured on the same inputs."
@@ -683,28 +731,51 @@ class Proposal:
         return self.mixed_bytes / self.size_bytes - 1 if self.size_bytes else 0.0
 
     def __str__(self) -> str:
-        def db(x): return "exact" if x is None else f"{x:.1f} dB"
         where = f", written to {self.file}" if self.file else ""
-        if not self.keep_fp32:
-            return f"reduce it again on these inputs with {self.tool}: {db(self.sqnr_db)} → {db(self.again_db)}{where}"
-        few, more = (
-            ", ".join(self.keep_fp32[:4]),
-            f" and {len(self.keep_fp32) - 4} more" if len(self.keep_fp32) > 4 else "",
-        )
-        return (
-            f"keep {few}{more} in fp32 ({self.tool}): {db(self.again_db)} → {db(self.mixed_db)}, {self.growth:+.0%} size{where}"
-            + ("" if self.within_budget else "; still not within the budget")
-        )
+        before, again, mixed = map(_decibels_or_exact, (self.sqnr_db, self.again_db, self.mixed_db))
+        if not self.keep_fp32: return f"reduce it again on these inputs with {self.tool}: {before} → {again}{where}"
+        limit = "" if self.within_budget else "; still not within the budget"
+        kept = f"keep {_few(self.keep_fp32)} in fp32 ({self.tool})"
+        return f"{kept}: {again} → {mixed}, {self.growth:+.0%} size{where}{limit}"
 
 # %% ../../nbs/parity/17_reduced.ipynb #92b47adb
 STEPS = (1, 2, 3, 5, 8)  # layers kept in fp32, tried in this order
 GAIN = 6.0  # dB that count as far better: half the noise
 
 def _worst_db(outputs: Sequence[OutputComparison]) -> float | None:
-    known = [o.sqnr_db for o in outputs if o.sqnr_db is not None]
-    return min(known) if known else None
+    "The lowest SQNR of all outputs."
+    return min((o.sqnr_db for o in outputs if o.sqnr_db is not None), default=None)
+
+def _all_pass(outputs: Sequence[OutputComparison]) -> bool: return all(o.verdict == "pass" for o in outputs)
+
+def _gained(before: float | None, after: float | None, least: float = GAIN) -> bool:
+    "Whether a file has so many dB more."
+    return _level(after) >= _level(before) + least
 
 # %% ../../nbs/parity/17_reduced.ipynb #136cf2f1
+def _candidates(model: Graph, layers: Sequence[LayerLoss]) -> list[list[str]]:
+    "Growing sets of nodes, those of the layers that bring most noise to the output first."
+    names = {n.name for n in model.nodes if n.name}
+    known = [x for x in layers if x.output_db is not None and set(x.nodes) <= names]
+    ranked = sorted(known, key=lambda x: (_level(x.output_db), _level(x.alone_db)))
+    return [list(dict.fromkeys(n for x in ranked[:k] for n in x.nodes)) for k in STEPS if k <= len(ranked)]
+
+# %% ../../nbs/parity/17_reduced.ipynb #36c0616d
+def _mixed_files(
+    model: Graph, scheme: Scheme, batches: Sequence[Mapping[str, Any]], layers: Sequence[LayerLoss]
+) -> Iterator[tuple[list[str], bytes]]:
+    "(nodes kept in float, the file), for more and more layers; what the tool refuses is passed over."
+    for keep in _candidates(model, layers):
+        try: yield keep, reduce_again(model, scheme, batches, keep)
+        except CheckError: continue
+
+def _kept(plain: Proposal, model: Graph, keep: list[str], data: bytes, outputs: Sequence[OutputComparison]) -> Proposal:
+    "The proposal to keep these nodes, from that to keep none."
+    kinds = sorted({n.op_type for n in model.nodes if n.name in keep})
+    return replace(plain, keep_fp32=keep, op_types=kinds, mixed_db=_worst_db(outputs), mixed_bytes=len(data),
+                   within_budget=_all_pass(outputs))
+
+# %% ../../nbs/parity/17_reduced.ipynb #9821ffb0
 def propose(
     model: Graph,  # in float
     small: Graph,  # the file
@@ -717,44 +788,27 @@ def propose(
     scheme = scheme_of(small)
     if scheme is None: return None
     fresh = reduce_again(model, scheme, batches)
-    plain = measure(fresh)
-    def made(keep: list[str], data: bytes, outputs: list[OutputComparison]) -> Proposal:
-        types = sorted({n.op_type for n in model.nodes if n.name in keep})
-        return Proposal(
-            keep,
-            types,
-            str(scheme),
-            _worst_db(before),
-            _worst_db(plain),
-            _worst_db(outputs),
-            len(fresh),
-            len(data),
-            _all_pass(outputs),
-        )
-
-    best = (made([], fresh, plain), fresh)
-    if best[0].within_budget and _gained(best[0].sqnr_db, best[0].again_db): return best
-    for keep in _candidates(model, layers):
-        try: data = reduce_again(model, scheme, batches, keep)
-        except CheckError: continue
-        tried = made(keep, data, measure(data))
-        if _level(tried.mixed_db) > _level(best[0].mixed_db) + 0.5: best = (tried, data)
-        if tried.within_budget: break
+    plain = _made_again(scheme, before, measure(fresh), len(fresh))
+    if plain.within_budget and _gained(plain.sqnr_db, plain.again_db): return plain, fresh
+    files = _mixed_files(model, scheme, batches, layers)
+    best = _best_of((plain, fresh), ((_kept(plain, model, keep, f, measure(f)), f) for keep, f in files))
     return best if _gained(best[0].sqnr_db, best[0].mixed_db, 1.0) else None
 
-# %% ../../nbs/parity/17_reduced.ipynb #36c0616d
-def _all_pass(outputs: Sequence[OutputComparison]) -> bool: return all(o.verdict == "pass" for o in outputs)
-def _level(db: float | None) -> float: return math.inf if db is None else db
-def _gained(before: float | None, after: float | None, least: float = GAIN) -> bool:
-    return _level(after) >= _level(before) + least
+def _best_of(
+    best: tuple[Proposal, bytes], trials: Iterable[tuple[Proposal, bytes]]
+) -> tuple[Proposal, bytes]:
+    "The best file; none is made after the first within the budget."
+    for tried, data in trials:
+        if _level(tried.mixed_db) > _level(best[0].mixed_db) + 0.5: best = (tried, data)
+        if tried.within_budget: break
+    return best
 
-
-def _candidates(model: Graph, layers: Sequence[LayerLoss]) -> list[list[str]]:
-    "Growing sets of nodes, those of the layers that bring most noise to the output first."
-    names = {n.name for n in model.nodes if n.name}
-    def cost(x: LayerLoss) -> tuple[float, float]: return _level(x.output_db), _level(x.alone_db)
-    ranked = sorted((x for x in layers if x.output_db is not None and set(x.nodes) <= names), key=cost)
-    return [list(dict.fromkeys(n for x in ranked[:k] for n in x.nodes)) for k in STEPS if k <= len(ranked)]
+def _made_again(
+    scheme: Scheme, before: Sequence[OutputComparison], after: Sequence[OutputComparison], size: int
+) -> Proposal:
+    "The proposal to reduce the model again, all of it."
+    level = _worst_db(after)
+    return Proposal([], [], str(scheme), _worst_db(before), level, level, size, size, _all_pass(after))
 
 # %% ../../nbs/parity/17_reduced.ipynb #a6711c58
 @dataclass(frozen=True)
@@ -762,7 +816,8 @@ class ReducedReport(ParityReport):
     "How much a reduced file lost, where, and what would help. `cases[].outputs[].sqnr_db` and the like hold the figures."
 
     schema: ClassVar[str] = "fsdl-devinfra/parity-reduced/1"
-    localization: Localization | None = None  # as in the parent, like the next: named here so that the page of this class can be made
+    # as in the parent, like the next: named here so that the page of this class can be made
+    localization: Localization | None = None
     latency: list[Latency] = field(default_factory=list)  # where it was asked for
     reduced_as: str = ""  # "fp16" or "int8"
     tool: str = ""  # that reduced it, as the file shows
@@ -780,47 +835,21 @@ class ReducedReport(ParityReport):
     @property
     def worst_layers(self) -> list[LayerLoss]:
         "The layers that cost the output most, or that lose most alone where this is not known."
-        ranked = sorted(
-            self.layers, key=lambda x: (_level(x.output_db), _level(x.alone_db), _level(x.cumulative_db))
-        )
-        return [
-            x
-            for x in ranked
-            if x.output_db is not None or x.alone_db is not None or x.cumulative_db is not None
-        ][:8]
+        known = [x for x in self.layers if any(db is not None for db in _levels(x))]
+        return sorted(known, key=lambda x: tuple(map(_level, _levels(x))))[:8]
 
     @property
     def said(self) -> str:
         "The verdict in one sentence."
         outputs = [o for c in self.cases for o in c.outputs]
-        told = ", ".join(dict.fromkeys(_figures(o, self.budget) for o in outputs))
-        word = (
-            "lost no more than the budget allows"
-            if self.verdict == "pass"
-            else "lost more than the budget allows"
-        )
-        if self.verdict == "not-run" and not self.tool and outputs:
-            return f"not run: {self.onnx} was not reduced (nothing in it is {self.reduced_as}): check it without --as"
-        if self.verdict == "not-run": return "not run: the file could not be compared here"
-        return f"{self.verdict}: {self.onnx} as {self.reduced_as} {word}: {told or 'it could not be run'}"
+        if self.verdict == "not-run": return _not_judged(self, bool(outputs))
+        told = ", ".join(dict.fromkeys(_figures(o, self.budget) for o in outputs)) or "it could not be run"
+        lost = f"lost {'no more' if self.verdict == 'pass' else 'more'} than the budget allows"
+        return f"{self.verdict}: {self.onnx} as {self.reduced_as} {lost}: {told}"
 
     def depth_chart(self) -> Chart:
         "SQNR along depth: where the signal is lost."
-        def points(pick: Callable[[LayerLoss], float | None]) -> list[tuple[float, float]]:
-            return [
-                (i, v)
-                for i, x in enumerate(self.layers)
-                for v in [pick(x)]
-                if v is not None and math.isfinite(v)
-            ]
-
-        labels = [f"{x.module or x.node}: {x.op}" for x in self.layers]
-        ends = [points(lambda x: x.cumulative_db), points(lambda x: x.alone_db)]
-        series = [
-            Series(n, p, [labels[int(i)] for i, _ in p], line=n == "cumulative")
-            for n, p in zip(("cumulative", "alone"), ends)
-            if p
-        ]
+        series = _depth_series(self.layers)
         return scatter(series, "Signal to quantisation noise along depth", "layer", "SQNR, dB")
 
     def chart(self) -> Chart:
@@ -832,14 +861,30 @@ class ReducedReport(ParityReport):
         return _report_lines(self)
 
 # %% ../../nbs/parity/17_reduced.ipynb #e85f2f53
+def _levels(x: LayerLoss) -> tuple[float | None, ...]:
+    "What a layer costs, by what says most about it."
+    return x.output_db, x.alone_db, x.cumulative_db
+
+def _not_judged(r: ReducedReport, ran: bool) -> str:
+    "Why there is no verdict."
+    if r.tool or not ran: return "not run: the file could not be compared here"
+    return f"not run: {r.onnx} was not reduced (nothing in it is {r.reduced_as}): check it without --as"
+
+def _points(levels: Sequence[float | None]) -> list[tuple[float, float]]:
+    "(number of the layer, dB) where that is known."
+    return [(i, db) for i, db in enumerate(levels) if db is not None and math.isfinite(db)]
+
+def _depth_series(layers: Sequence[LayerLoss]) -> list[Series]:
+    "What was lost up to each layer, as a line, and in each alone, as points."
+    labels = [f"{x.module or x.node}: {x.op}" for x in layers]
+    ends = {"cumulative": _points([x.cumulative_db for x in layers]), "alone": _points([x.alone_db for x in layers])}
+    return [Series(n, p, [labels[int(i)] for i, _ in p], line=n == "cumulative") for n, p in ends.items() if p]
+
+# %% ../../nbs/parity/17_reduced.ipynb #4b5adf6c
 def _figures(o: OutputComparison, budget: Mapping[str, float]) -> str:
-    found = [
-        f"{o.sqnr_db:.1f} dB (budget {budget['sqnr']:g})"
-        if o.sqnr_db is not None
-        else "exact"
-        if o.max_abs == 0
-        else o.why
-    ]
+    "An output in one line."
+    found = ["exact" if o.max_abs == 0 else o.why]
+    if o.sqnr_db is not None: found = [f"{o.sqnr_db:.1f} dB (budget {budget['sqnr']:g})"]
     if o.top1 is not None: found.append(f"top-1 {o.top1:.1%}")
     if o.kl is not None: found.append(f"KL {o.kl:.2g}")
     return f"{o.name} {', '.join(found)}"
@@ -847,64 +892,67 @@ def _figures(o: OutputComparison, budget: Mapping[str, float]) -> str:
 # %% ../../nbs/parity/17_reduced.ipynb #41e9f0b6
 def _db(x: float | None) -> str: return "-" if x is None else f"{x:.1f}"
 
+def _layer_table(layers: Sequence[LayerLoss]) -> str:
+    "What the worst layers lost."
+    rows = [[x.module or x.node, x.op, *map(_db, _levels(x)), x.node] for x in layers]
+    return table_text(["layer", "operator", "output dB", "alone dB", "cumulative dB", "node"], rows,
+                      "Layers that lose most (output: what only this layer brings there)", width=150)
+
+def _weight_table(weights: Sequence[WeightLoss]) -> str:
+    "What the worst weights lost."
+    rows = [[w.name, _db(w.sqnr_db), w.size] for w in weights[:5]]
+    return table_text(["weight", "dB", "numbers"], rows, "Weights that lose most", width=150)
+
+# %% ../../nbs/parity/17_reduced.ipynb #e708a780
 def _report_lines(r: ReducedReport) -> list[str]:
+    "Tables and sentences beside the cases."
     found = []
-    if r.worst_layers:
-        rows = [
-            [x.module or x.node, x.op, _db(x.output_db), _db(x.alone_db), _db(x.cumulative_db), x.node]
-            for x in r.worst_layers
-        ]
-        found.append(
-            table_text(
-                ["layer", "operator", "output dB", "alone dB", "cumulative dB", "node"],
-                rows,
-                "Layers that lose most (output: what only this layer brings there)",
-                width=150,
-            )
-        )
-    if r.weights:
-        rows = [[w.name, _db(w.sqnr_db), w.size] for w in r.weights[:5]]
-        found.append(table_text(["weight", "dB", "numbers"], rows, "Weights that lose most", width=150))
+    if r.worst_layers: found.append(_layer_table(r.worst_layers))
+    if r.weights: found.append(_weight_table(r.weights))
     if r.proposal: found.append(f"better: {r.proposal}")
     if r.metric: found.append("metric: " + ", ".join(f"{k} {v:.4g}" for k, v in r.metric.items()))
-    found.append(f"{size_text(r.size_bytes)}, in fp32 {size_text(r.float_bytes)}; {r.samples} samples "
-                 + ("given" if r.own_inputs else "derived from the model: give your own with --inputs"))
-    return found
+    origin = "given" if r.own_inputs else "derived from the model: give your own with --inputs"
+    size, whole = size_text(r.size_bytes), size_text(r.float_bytes)
+    return [*found, f"{size}, in fp32 {whole}; {r.samples} samples {origin}"]
 
 # %% ../../nbs/parity/17_reduced.ipynb #eaa0f4d1
 CHUNK, LAYER_SAMPLES, CALIBRATION_SAMPLES = 32, 16, 64  # samples at a time; for layers; to calibrate on
 
+def _cut(inputs: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    "Rows of all tensors that have any."
+    return {k: v[rows] if getattr(v, "ndim", 0) else v for k, v in inputs.items()}
+
+def _samples(inputs: Mapping[str, Any]) -> int:
+    "How many samples there are; a lone value is one."
+    return next((v.shape[0] for v in inputs.values() if getattr(v, "ndim", 0)), 1)
+
+# %% ../../nbs/parity/17_reduced.ipynb #4c21fbfe
 def chunked(
     graph: Graph,  # of the file
     inputs: Mapping[str, Any],  # tensors
     size: int = CHUNK,
 ) -> list[dict[str, Any]]:
     "The inputs in pieces along the first axis, as large as the file takes."
-    firsts = {v.shape[0] for v in inputs.values() if getattr(v, "ndim", 0)}
-    told = {d[0] for k, d in graph.sizes().items() if k in inputs and d}
-    fixed = [d for d in told if isinstance(d, int)]
-    if len(firsts) != 1 or len(set(fixed)) > 1: return [dict(inputs)]
+    firsts, fixed = {v.shape[0] for v in inputs.values() if getattr(v, "ndim", 0)}, _fixed_sizes(graph, inputs)
+    if len(firsts) != 1 or len(fixed) > 1: return [dict(inputs)]
     total, step = firsts.pop(), fixed[0] if fixed else size
     if total <= step or (fixed and total % step): return [dict(inputs)]
-    return [
-        {k: v[i : i + step] if getattr(v, "ndim", 0) else v for k, v in inputs.items()}
-        for i in range(0, total, step)
-    ]
+    return [_cut(inputs, slice(i, i + step)) for i in range(0, total, step)]
+
+def _fixed_sizes(graph: Graph, inputs: Mapping[str, Any]) -> list[int]:
+    "Numbers of samples that a file insists on."
+    told = {sizes[0] for name, sizes in graph.sizes().items() if name in inputs and sizes}
+    return [size for size in told if isinstance(size, int)]
 
 # %% ../../nbs/parity/17_reduced.ipynb #064f6350
 def _first(pieces: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
-    "Pieces until there are `most` samples; the last one is cut where that can be done."
+    "Pieces until there are `most` samples; a first piece that has more is cut."
+    if pieces and _samples(pieces[0]) > most: return [_cut(pieces[0], slice(most))]
     found, count = [], 0
     for piece in pieces:
-        size = next((v.shape[0] for v in piece.values() if getattr(v, "ndim", 0)), 1)
         if count >= most: break
-        found.append(
-            {
-                k: v[: most - count] if count + size > most and not found and getattr(v, "ndim", 0) else v
-                for k, v in piece.items()
-            }
-        )
-        count += size
+        found.append(dict(piece))
+        count += _samples(piece)
     return found
 
 # %% ../../nbs/parity/17_reduced.ipynb #e0c49e34
@@ -932,28 +980,23 @@ class _Original:
     digest: str = ""
 
 # %% ../../nbs/parity/17_reduced.ipynb #1c2913e0
-def _original(model: Any, small: Graph, example: Mapping[str, Any]) -> _Original:
-    if isinstance(model, (str, Path)):
-        graph = Graph(inspected(model)[1], Path(model).parent)
-        return _Original(
-            Path(model).name,
-            [],
-            lambda t: run_graph(graph, feeds_of(graph, t, "fp32"), level="all"),
-            lambda: graph,
-        )
-    few = _first([example], 2)[0]
-    fresh: list[Graph] = []
-    def traced() -> Graph:
-        if not fresh: fresh.append(load_graph(retrace(model, small, few).model))
-        return fresh[0]
+def _as_file(path: Path) -> _Original:
+    "A float file as the original."
+    graph = Graph(inspected(path)[1], path.parent)
+    def run(tensors: Mapping[str, Any]) -> dict[str, Any]:
+        return run_graph(graph, feeds_of(graph, tensors, "fp32"), level="all")
+    return _Original(path.name, [], run, lambda: graph)
 
-    return _Original(
-        type(model).__name__,
-        _classes(model),
-        lambda t: as_arrays(run_torch(model, t, "fp32")),
-        traced,
-        module_digest(model).hexdigest()[:16],
-    )
+def _as_module(module: Any, small: Graph, example: Mapping[str, Any]) -> _Original:
+    "A module as the original; its graph is traced once, where it is asked for."
+    few = _first([example], 2)[0]
+    traced = cache(lambda: load_graph(retrace(module, small, few).model))
+    def run(tensors: Mapping[str, Any]) -> dict[str, Any]: return as_arrays(run_torch(module, tensors, "fp32"))
+    return _Original(type(module).__name__, _classes(module), run, traced, module_digest(module).hexdigest()[:16])
+
+def _original(model: Any, small: Graph, example: Mapping[str, Any]) -> _Original:
+    "A module or the path of a float file."
+    return _as_file(Path(model)) if isinstance(model, (str, Path)) else _as_module(model, small, example)
 
 # %% ../../nbs/parity/17_reduced.ipynb #e5f3f700
 class MetricFails(BadInput):
@@ -971,123 +1014,79 @@ class _Judge:
     truths: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None: self.truths = [self.original.run(p) for p in self.pieces]
+    scored: dict[str, bool | None] = field(default_factory=dict)  # output → whether it holds scores
 
-    def outputs(
-        self, run: Callable[[Mapping[str, Any]], Mapping[str, Any]], kind: str
-    ) -> list[OutputComparison]:
+    def __post_init__(self) -> None:
+        self.truths = [self.original.run(p) for p in self.pieces]
+        self.scored = {n: holds_scores(n, v, self.original.classes) for n, v in self.truths[0].items()}
+
+    def outputs(self, run: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> list[OutputComparison]:
         "All outputs of a backend."
-        known = {n: holds_scores(n, v, self.original.classes) for n, v in self.truths[0].items()}
-        tallies = {n: Tally(n, known[n] is not False) for n in known}
-        got_all: list[Mapping[str, Any]] = []
+        tallies = {n: Tally(n, scores is not False) for n, scores in self.scored.items()}
+        given = []  # by the file, kept for a metric only
         for piece, own in zip(self.pieces, self.truths):
-            got = run(feeds_of(self.small, piece, kind))
-            if self.metric:
-                got_all.append({n: got[there] for n, there in matched_outputs(own, got) if there is not None})
-            for name, there in matched_outputs(own, got):
-                if there is None:
-                    tallies[name].wrong = f"missing output: the file gives only {', '.join(got)}"
-                else: tallies[name].add(own[name], got[there])
-        if self.metric: self.metrics = {"model": self._metric(self.truths), "file": self._metric(got_all)}
-        return [judged_tally(t, self.budget, known[n] is True) for n, t in tallies.items()]
+            got = _counted(tallies, own, run(feeds_of(self.small, piece, "fp32")))
+            if self.metric: given.append(got)
+        if self.metric: self.metrics = {"model": self._metric(self.truths), "file": self._metric(given)}
+        return [judged_tally(t, self.budget, self.scored[n] is True) for n, t in tallies.items()]
 
     def _metric(self, outputs: Sequence[Mapping[str, Any]]) -> float:
+        "The user's figure for outputs of all pieces."
         assert self.metric is not None
         whole = {n: np.concatenate([np.atleast_1d(o[n]) for o in outputs]) for n in outputs[0]}
-        try:
-            return float(self.metric(whole, dict(self.labels)))
+        try: return float(self.metric(whole, dict(self.labels)))
         except Exception as e:
-            raise MetricFails(
-                f"the metric fails ({type(e).__name__}: {e})", "It is called as metric(outputs, inputs)"
-            ) from e
+            told = f"the metric fails ({type(e).__name__}: {e})"
+            raise MetricFails(told, "It is called as metric(outputs, inputs)") from e
 
     def case(self, source: Graph, provider: str, kind: str) -> Case:
         "The case of one provider."
         shapes = shapes_of(self.pieces[0])
+        without = partial(Case, provider, None, kind, shapes)
         try:
-            backend = (
-                rounding_backend(source, provider)
-                if kind == "fp16"
-                else onnx_backend(source.data(), provider, folder=source.folder)
-            )
-            outputs = self.outputs(backend.run, "fp32")
-        except NotRun as e: return Case(provider, None, kind, shapes, "not-run", notes=[str(e)])
+            backend = _backend(source, provider, kind)
+            outputs = self.outputs(backend.run)
+        except NotRun as e: return without("not-run", notes=[str(e)])
         except MetricFails: raise
-        except BadInput as e: return Case(provider, None, kind, shapes, "fail", notes=[str(e)])
-        return Case(
-            provider,
-            backend.used,
-            kind,
-            shapes,
-            _verdict([o.verdict for o in outputs]),
-            outputs,
-            backend.share,
-            list(backend.notes),
-        )
+        except BadInput as e: return without("fail", notes=[str(e)])
+        verdict, notes = _verdict([o.verdict for o in outputs]), list(backend.notes)
+        return Case(provider, backend.used, kind, shapes, verdict, outputs, backend.share, notes)
 
     def measure(self, data: bytes, kind: str = "int8") -> list[OutputComparison]:
-        backend = rounding_backend(load_graph(data), "cpu") if kind == "fp16" else onnx_backend(data, "cpu")
-        return self.outputs(backend.run, "fp32")
+        "All outputs of a file, on the CPU."
+        return self.outputs(_backend(load_graph(data), "cpu", kind).run)
+
+# %% ../../nbs/parity/17_reduced.ipynb #1e595714
+def _backend(source: Graph, provider: str, kind: str) -> Backend:
+    "What runs a reduced file."
+    if kind == "fp16": return rounding_backend(source, provider)
+    return onnx_backend(source.data(), provider, folder=source.folder)
+
+def _counted(tallies: Mapping[str, Tally], own: Mapping[str, Any], got: Mapping[str, Any]) -> dict[str, Any]:
+    "Count one piece; the file's outputs under the names of the model's."
+    matched = matched_outputs(own, got)
+    for name, there in matched:
+        if there is None: tallies[name].wrong = f"missing output: the file gives only {', '.join(got)}"
+        else: tallies[name].add(own[name], got[there])
+    return {name: got[there] for name, there in matched if there is not None}
 
 # %% ../../nbs/parity/17_reduced.ipynb #edbbe3c1
-def check_reduced(
-    model: Any,  # the original: a module, or the path of a float .onnx file
-    onnx: str | Path,  # the reduced file
-    kind: str = "int8",  # "int8" or "fp16"
-    inputs: Any = None,  # arrays by name, or a list of such; names that are no input are labels for the metric
-    providers: Sequence[str] = ("cpu",),
-    budget: Budget | None = None,  # default: `BUDGETS[kind]`
-    names: Mapping[str, str] | None = None,  # input of the file → parameter of `forward`
-    metric: Callable[..., float] | None = None,  # metric(outputs, inputs) → number, more is better
-    mixed: str | Path | None = None,  # write the better file here
-) -> ReducedReport:
-    "How much a file that was reduced on purpose has lost."
-    budget, path = budget or parse_budget(kind), Path(onnx)
-    for p in providers: provider_name(p)
-    graph = Graph(inspected(path)[1], path.parent)
-    given, labels = _data(model, graph, inputs)
-    graph, mapping = _fitted(graph, given[0], names)
-    if not isinstance(model, (str, Path)): given = [completed(model, graph, s) for s in given]
-    pieces = [p for s in given for p in chunked(graph, s)]
-    judge = _Judge(_original(model, graph, given[0]), graph, pieces, budget, labels, metric)
-    cases = [judge.case(graph, p, kind) for p in providers]
-    report = ReducedReport(
-        _verdict([c.verdict for c in cases]),
-        cases,
-        model=judge.original.name,
-        onnx=str(path),
-        rule=_rule_text(budget),
-        versions=versions(),
-        notes=[f"input {there} of the file is {here} of the model" for there, here in mapping.items()]
-        + _odd(graph, kind),
-        model_hash=judge.original.digest,
-        date=_now(),
-        reduced_as=kind,
-        tool=str(scheme_of(graph) or ""),
-        budget=asdict(budget),
-        samples=sum(next((v.shape[0] for v in p.values() if getattr(v, "ndim", 0)), 1) for p in pieces),
-        own_inputs=inputs is not None,
-        metric=judge.metrics,
-        size_bytes=_bytes_of(path),
-        coverage={},
-    )
-    return _as_reduced(_worse_metric(_explained(report, judge, mixed)))
+def _accepted(model: Any, graph: Graph) -> set[str]:
+    "Names of inputs that the model or the file takes."
+    if isinstance(model, (str, Path)): return set(graph.inputs)
+    return {*inspect.signature(model.forward).parameters, *graph.inputs}
 
-# %% ../../nbs/parity/17_reduced.ipynb #631a6d38
+def _derived(model: Any, graph: Graph) -> list[dict[str, Any]]:
+    "Inputs from the model, or from the file where the model is one too."
+    if isinstance(model, (str, Path)): return input_sets(derived_inputs(graph, CHUNK))
+    return [example_inputs(model, batch=CHUNK)]
+
 def _data(model: Any, graph: Graph, inputs: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "(sets of inputs, everything that was given, for a metric)"
-    if inputs is None:
-        if not isinstance(model, (str, Path)): return [example_inputs(model, batch=CHUNK)], {}
-        return input_sets(derived_inputs(graph, CHUNK)), {}
-    sets = input_sets(inputs)
-    takes = (
-        set(graph.inputs)
-        if isinstance(model, (str, Path))
-        else set(inspect.signature(model.forward).parameters)
-    )
+    if inputs is None: return _derived(model, graph), {}
+    sets, takes = input_sets(inputs), _accepted(model, graph)
     labels = {k: as_arrays({k: v})[k] for k, v in sets[0].items()} if len(sets) == 1 else {}
-    kept = [{k: v for k, v in s.items() if k in takes or k in graph.inputs} or s for s in sets]
-    return kept, labels
+    return [{k: v for k, v in s.items() if k in takes} or s for s in sets], labels
 
 # %% ../../nbs/parity/17_reduced.ipynb #8286e88a
 def _odd(graph: Graph, kind: str) -> list[str]:
@@ -1107,138 +1106,203 @@ def _as_reduced(r: ReducedReport) -> ReducedReport:
 
 # %% ../../nbs/parity/17_reduced.ipynb #c272a579
 def _rule_text(b: Budget) -> str:
-    return f"every output at least {b.sqnr:g} dB; where it holds scores, top-1 agreement at least {b.top1:.1%} and KL at most {b.kl:g} nats"
-
+    "The budget in words."
+    scores = f"top-1 agreement at least {b.top1:.1%} and KL at most {b.kl:g} nats"
+    return f"every output at least {b.sqnr:g} dB; where it holds scores, {scores}"
 
 def _bytes_of(path: Path) -> int:
+    "Bytes of a file, with weights that lie beside it."
     facts = inspected(path)[0]
     return facts.size_bytes + facts.external_bytes
 
 # %% ../../nbs/parity/17_reduced.ipynb #9eca0fc7
 def _worse_metric(r: ReducedReport) -> ReducedReport:
+    "A report that fails where the user's own figure falls too far."
     if not r.metric or r.metric["model"] - r.metric["file"] <= r.budget["metric"]: return r
-    told = f"your metric falls from {r.metric['model']:.4g} to {r.metric['file']:.4g}, the budget is {r.budget['metric']:g}"
+    fall = f"{r.metric['model']:.4g} to {r.metric['file']:.4g}"
+    told = f"your metric falls from {fall}, the budget is {r.budget['metric']:g}"
     return replace(r, verdict="fail" if r.verdict == "pass" else r.verdict, notes=[told, *r.notes])
 
 # %% ../../nbs/parity/17_reduced.ipynb #a957823d
-def _explained(report: ReducedReport, judge: _Judge, mixed: str | Path | None) -> ReducedReport:
-    "Layers, weights and ranges; causes and a better file where the budget is not kept or one is asked for."
-    if not any(c.outputs for c in report.cases): return report
-    try:
-        model = judge.original.graph()
-    except CheckError as e:
-        return replace(report, notes=[*report.notes, f"layers are not known: {e.message}"])
-    few = _first(judge.pieces, LAYER_SAMPLES)[0]
-    feeds = feeds_of(judge.small, few, "fp32")
-    layers, weights = layer_losses(model, judge.small, feeds), weight_losses(model, judge.small)
-    flow = run_values(model, flowing(model), feeds) | dict(feeds)
-    ranges = [r for r in calibrated_ranges(judge.small, flow) if r.fault]
-    floats = sum(a.size for a in float_weights(model).values()) * 4
-    report = replace(report, layers=layers, weights=weights, ranges=ranges, float_bytes=floats)
-    if report.verdict != "fail" and mixed is None: return report
-    return _better(report, judge, model, flow, mixed)
+def _saturation(count: int, before: Sequence[OutputComparison], after: Sequence[OutputComparison]) -> Cause:
+    "Why a right file is wrong on this processor, from what it gives without that."
+    return Cause(
+        "saturation",
+        "this processor has no VNNI, and products of unsigned by signed bytes saturate in 16 bits on it; with the "
+        f"same {count_of(count, 'weight')} held as unsigned bytes: {_db(_worst_db(after))} dB instead of "
+        f"{_db(_worst_db(before))} dB. The file is right: run it where there is VNNI, set "
+        "session.x64quantprecision to 1 in ONNX Runtime, or quantise with reduce_range",
+    )
 
-# %% ../../nbs/parity/17_reduced.ipynb #cb565daf
-def _better(
-    report: ReducedReport, judge: _Judge, model: Graph, flow: Mapping[str, Any], mixed: str | Path | None
-) -> ReducedReport:
-    before = next(c.outputs for c in report.cases if c.outputs)
-    batches = [feeds_of(judge.small, p, "fp32") for p in _first(judge.pieces, CALIBRATION_SAMPLES)]
-    notes, found = list(report.notes), None
-    try:
-        found = propose(
-            model, judge.small, report.layers, partial(judge.measure, kind=report.reduced_as), before, batches
-        )
-    except CheckError as e:
-        notes.append(f"no better file was made: {e.message}")
-    proposal = found[0] if found else None
-    if found and mixed is not None:
-        Path(mixed).write_bytes(found[1])
-        proposal = replace(found[0], file=str(mixed))
-    elif mixed is not None: notes.append("no better file was found, so none was written")
-    report = replace(report, proposal=proposal, notes=notes)
-    if report.verdict != "fail": return report
-    worst = report.worst_layers[0] if report.worst_layers else None
-    causes = _by_processor(report, judge, before) or _causes(report, flow)
-    return replace(report, causes=causes, first_divergence=_place(worst) if worst else None)
-
-# %% ../../nbs/parity/17_reduced.ipynb #2e8bc7bb
 def _by_processor(report: ReducedReport, judge: _Judge, before: Sequence[OutputComparison]) -> list[Cause]:
     "Whether the processor's products of bytes saturate: then the file is right."
     on_cpu = any(c.provider_used == PROVIDERS["cpu"] for c in report.cases)
     if report.reduced_as != "int8" or not on_cpu or not saturates(cpu().get("flags", [])): return []
     exact, count = unsigned_weights(judge.small)
     if not count: return []
-    try: after = judge.outputs(onnx_backend(exact.data(), "cpu", folder=exact.folder).run, "fp32")
+    try: after = judge.outputs(onnx_backend(exact.data(), "cpu", folder=exact.folder).run)
     except CheckError: return []  # signed activations have no kernel with unsigned weights in some operators
-    if not _all_pass(after): return []
-    return [
-        Cause(
-            "saturation",
-            f"this processor has no VNNI, and products of unsigned by signed bytes saturate in 16 bits on it; with the same "
-            f"{count_of(count, 'weight')} held as unsigned bytes: {_db(_worst_db(after))} dB instead of {_db(_worst_db(before))} dB. "
-            "The file is right: run it where there is VNNI, set session.x64quantprecision to 1 in ONNX Runtime, or quantise with reduce_range",
-        )
-    ]
+    return [_saturation(count, before, after)] if _all_pass(after) else []
+
+# %% ../../nbs/parity/17_reduced.ipynb #cb565daf
+def _relative(db: float | None) -> float:
+    "A loss as an error relative to the signal."
+    if db is None: return 0.0
+    return 10 ** (-db / 20) if math.isfinite(db) else math.inf
+
+def _place(x: LayerLoss) -> Divergence:
+    "A layer as the first wrong value of a report."
+    return Divergence(x.value, x.node, x.op, x.module, x.source, _relative(x.alone_db), _relative(x.cumulative_db))
+
+# %% ../../nbs/parity/17_reduced.ipynb #2e8bc7bb
+def _overflow(flow: Mapping[str, Any]) -> list[Cause]:
+    "The first value of the model that fp16 has no number for."
+    floats = {v: a for v, a in flow.items() if a.dtype.kind == "f"}
+    largest = {v: float(np.abs(a[np.isfinite(a)]).max(initial=0)) for v, a in floats.items()}
+    over = next((v for v, most in largest.items() if most > 65504), None)
+    if over is None: return []
+    return [Cause("overflow", f"{over} goes to {largest[over]:.3g} in the model, and fp16 ends at 65504")]
+
+# %% ../../nbs/parity/17_reduced.ipynb #dee91ae5
+def _range_text(x: CalibratedRange) -> str:
+    "A range that does not fit, in words."
+    file, seen = (f"[{low:.3g}, {high:.3g}]" for low, high in ((x.low, x.high), (x.seen_low, x.seen_high)))
+    return f"{x.value} is {x.fault}: {file} in the file, {seen} on these inputs, {x.clipped:.0%} clipped"
+
+def _calibration(ranges: Sequence[CalibratedRange], p: Proposal, own_inputs: bool) -> Cause:
+    "Ranges do not fit, and with others the file is far better."
+    told = "; ".join(map(_range_text, sorted(ranges, key=lambda x: -x.clipped)[:3]))
+    doubt = "; these inputs are derived: if the file's range is right, give real ones with --inputs"
+    gain = f"made again on these inputs it has {_db(p.again_db)} dB instead of {_db(p.sqnr_db)}"
+    return Cause("calibration", f"{told}; {gain}{'' if own_inputs else doubt}")
+
+def _conversion(p: Proposal) -> Cause:
+    "No range is at fault, and made again the file is far better."
+    return Cause(
+        "conversion",
+        f"made again by {p.tool} it has {_db(p.again_db)} dB instead of {_db(p.sqnr_db)}: "
+        "the file was made from other weights, with other settings, or is wrong",
+    )
+
+# %% ../../nbs/parity/17_reduced.ipynb #142fbeee
+def _causes(r: ReducedReport, flow: Mapping[str, Any]) -> list[Cause]:
+    "Why so much was lost."
+    found, p = _overflow(flow) if r.reduced_as == "fp16" else [], r.proposal
+    if p is not None and _gained(p.sqnr_db, p.again_db):
+        found.append(_calibration(r.ranges, p, r.own_inputs) if r.ranges else _conversion(p))
+    if found or not r.worst_layers: return found
+    x = r.worst_layers[0]
+    return [Cause("precision", f"{x.module or x.node} ({x.op}) alone leaves {_db(x.output_db)} dB at the output")]
 
 # %% ../../nbs/parity/17_reduced.ipynb #df70e767
-def _place(x: LayerLoss) -> Divergence:
-    def relative(db: float | None) -> float:
-        return 0.0 if db is None else 10 ** (-db / 20) if math.isfinite(db) else math.inf
+def _measured(report: ReducedReport) -> list[OutputComparison]:
+    "The outputs of the first case that has any."
+    return next(c.outputs for c in report.cases if c.outputs)
 
-    return Divergence(
-        x.value, x.node, x.op, x.module, x.source, relative(x.alone_db), relative(x.cumulative_db)
+def _search(report: ReducedReport, judge: _Judge, model: Graph) -> tuple[Proposal, bytes] | None:
+    "A better file for what was judged. Raises `CheckError` where the tool refuses the model."
+    batches = [feeds_of(judge.small, p, "fp32") for p in _first(judge.pieces, CALIBRATION_SAMPLES)]
+    measure = partial(judge.measure, kind=report.reduced_as)
+    return propose(model, judge.small, report.layers, measure, _measured(report), batches)
+
+def _stored(found: tuple[Proposal, bytes] | None, mixed: str | Path | None) -> Proposal | None:
+    "The proposal, its file written to `mixed` where that is asked for."
+    if found is None: return None
+    if mixed is None: return found[0]
+    Path(mixed).write_bytes(found[1])
+    return replace(found[0], file=str(mixed))
+
+# %% ../../nbs/parity/17_reduced.ipynb #756d28fb
+def _offered(report: ReducedReport, judge: _Judge, model: Graph, mixed: str | Path | None) -> ReducedReport:
+    "A better file, or why there is none."
+    notes, found = list(report.notes), None
+    try: found = _search(report, judge, model)
+    except CheckError as e: notes.append(f"no better file was made: {e.message}")
+    if found is None and mixed is not None: notes.append("no better file was found, so none was written")
+    return replace(report, proposal=_stored(found, mixed), notes=notes)
+
+# %% ../../nbs/parity/17_reduced.ipynb #cf207dc2
+def _better(
+    report: ReducedReport, judge: _Judge, model: Graph, flow: Mapping[str, Any], mixed: str | Path | None
+) -> ReducedReport:
+    "What would help, and, where the file fails, why it does."
+    report = _offered(report, judge, model, mixed)
+    if report.verdict != "fail": return report
+    causes = _by_processor(report, judge, _measured(report)) or _causes(report, flow)
+    place = _place(report.worst_layers[0]) if report.worst_layers else None
+    return replace(report, causes=causes, first_divergence=place)
+
+def _explained(report: ReducedReport, judge: _Judge, mixed: str | Path | None) -> ReducedReport:
+    "Layers, weights and ranges; causes and a better file where the budget is not kept or one is asked for."
+    if not any(c.outputs for c in report.cases): return report
+    try: model = judge.original.graph()
+    except CheckError as e: return replace(report, notes=[*report.notes, f"layers are not known: {e.message}"])
+    feeds = feeds_of(judge.small, _first(judge.pieces, LAYER_SAMPLES)[0], "fp32")
+    layers = layer_losses(model, judge.small, feeds)
+    flow = run_values(model, flowing(model), feeds) | dict(feeds)
+    report = replace(_beside(report, model, judge.small, flow), layers=layers)
+    if report.verdict != "fail" and mixed is None: return report
+    return _better(report, judge, model, flow, mixed)
+
+def _beside(report: ReducedReport, model: Graph, small: Graph, flow: Mapping[str, Any]) -> ReducedReport:
+    "What weights and ranges have lost, and what they took in float."
+    ranges = [r for r in calibrated_ranges(small, flow) if r.fault]
+    size = sum(a.size for a in float_weights(model).values()) * 4
+    return replace(report, weights=weight_losses(model, small), ranges=ranges, float_bytes=size)
+
+# %% ../../nbs/parity/17_reduced.ipynb #d386fceb
+@dataclass(frozen=True)
+class _Task:
+    "A file under the model's names, and what both are run on."
+    graph: Graph
+    sets: list[dict[str, Any]]  # of tensors
+    labels: dict[str, Any]  # everything that was given, for a metric
+    renamed: list[str]  # inputs with other names, in words
+
+    @property
+    def pieces(self) -> list[dict[str, Any]]: return [p for s in self.sets for p in chunked(self.graph, s)]
+
+def _task(model: Any, path: Path, inputs: Any, names: Mapping[str, str] | None) -> _Task:
+    "Read the file and fit it to the inputs."
+    graph = Graph(inspected(path)[1], path.parent)
+    sets, labels = _data(model, graph, inputs)
+    graph, mapping = _fitted(graph, sets[0], names)
+    if not isinstance(model, (str, Path)): sets = [completed(model, graph, s) for s in sets]
+    renamed = [f"input {there} of the file is {here} of the model" for there, here in mapping.items()]
+    return _Task(graph, sets, labels, renamed)
+
+# %% ../../nbs/parity/17_reduced.ipynb #f0b846c1
+def _judged(judge: _Judge, cases: list[Case], kind: str, path: Path) -> ReducedReport:
+    "The verdict, before it is known why."
+    return ReducedReport(
+        _verdict([c.verdict for c in cases]), cases,
+        model=judge.original.name, onnx=str(path), rule=_rule_text(judge.budget), versions=versions(),
+        notes=_odd(judge.small, kind), model_hash=judge.original.digest, date=_now(),
+        reduced_as=kind, tool=str(scheme_of(judge.small) or ""), budget=asdict(judge.budget),
+        samples=sum(map(_samples, judge.pieces)), metric=judge.metrics, size_bytes=_bytes_of(path),
     )
 
 # %% ../../nbs/parity/17_reduced.ipynb #ce5538be
-def _causes(r: ReducedReport, flow: Mapping[str, Any]) -> list[Cause]:
-    "Why so much was lost."
-    found, p = [], r.proposal
-    big = (
-        {v: float(np.abs(a[np.isfinite(a)]).max(initial=0)) for v, a in flow.items() if a.dtype.kind == "f"}
-        if r.reduced_as == "fp16"
-        else {}
-    )
-    over = next((v for v, most in big.items() if most > 65504), None)
-    if over:
-        found.append(
-            Cause("overflow", f"{over} goes to {big[over]:.3g} in the model, and fp16 ends at 65504")
-        )
-    worse = sorted(r.ranges, key=lambda x: -x.clipped)
-    recalibrated = p is not None and _gained(p.sqnr_db, p.again_db)
-    if worse and recalibrated and p is not None:
-        told = "; ".join(
-            f"{x.value} is {x.fault}: [{x.low:.3g}, {x.high:.3g}] in the file, [{x.seen_low:.3g}, {x.seen_high:.3g}] on these inputs, "
-            f"{x.clipped:.0%} clipped"
-            for x in worse[:3]
-        )
-        data = (
-            ""
-            if r.own_inputs
-            else "; these inputs are derived: if the file's range is right, give real ones with --inputs"
-        )
-        found.append(
-            Cause(
-                "calibration",
-                f"{told}; made again on these inputs it has {_db(p.again_db)} dB instead of {_db(p.sqnr_db)}{data}",
-            )
-        )
-    elif recalibrated and p is not None:
-        found.append(
-            Cause(
-                "conversion",
-                f"made again by {p.tool} it has {_db(p.again_db)} dB instead of {_db(p.sqnr_db)}: "
-                "the file was made from other weights, with other settings, or is wrong",
-            )
-        )
-    if not found and r.worst_layers:
-        x = r.worst_layers[0]
-        found.append(
-            Cause(
-                "precision", f"{x.module or x.node} ({x.op}) alone leaves {_db(x.output_db)} dB at the output"
-            )
-        )
-    return found
+def check_reduced(
+    model: Any,  # the original: a module, or the path of a float .onnx file
+    onnx: str | Path,  # the reduced file
+    kind: str = "int8",  # "int8" or "fp16"
+    inputs: Any = None,  # arrays by name, or a list of such; names that are no input are labels for the metric
+    providers: Sequence[str] = ("cpu",),
+    budget: Budget | None = None,  # default: `BUDGETS[kind]`
+    names: Mapping[str, str] | None = None,  # input of the file → parameter of `forward`
+    metric: Callable[..., float] | None = None,  # metric(outputs, inputs) → number, more is better
+    mixed: str | Path | None = None,  # write the better file here
+) -> ReducedReport:
+    "How much a file that was reduced on purpose has lost."
+    budget, path = budget or parse_budget(kind), Path(onnx)
+    for p in providers: provider_name(p)
+    task = _task(model, path, inputs, names)
+    original = _original(model, task.graph, task.sets[0])
+    judge = _Judge(original, task.graph, task.pieces, budget, task.labels, metric)
+    report = _judged(judge, [judge.case(task.graph, p, kind) for p in providers], kind, path)
+    report = replace(report, own_inputs=inputs is not None, notes=task.renamed + report.notes)
+    return _as_reduced(_worse_metric(_explained(report, judge, mixed)))
 
 # %% ../../nbs/parity/17_reduced.ipynb #bd9b46ca
 def reduction_hint(

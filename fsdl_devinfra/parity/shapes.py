@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,18 +41,20 @@ _DIMENSION = re.compile(r"([A-Za-z_][\w.]*)\s*=\s*(\d+\s*\.\.\s*\d+|\d+(?:\s*,\s
 def _written(text: str) -> list[tuple[str, str]]:  # (dimension, "1,2,7" or "1..8")
     "The dimensions in a text. Raises `BadInput` where anything else is in it."
     found = [(m[1], m[2]) for m in _DIMENSION.finditer(text)]
-    if not found or _DIMENSION.sub("", text).strip(" ,;x\t\n"):
-        raise BadInput(f"{text!r} is no grid of shapes", "Write it like batch=1,2,7,sequence=1,16 or batch=1..8,sequence=1..64")
-    return found
+    if found and not _DIMENSION.sub("", text).strip(" ,;x\t\n"): return found
+    raise BadInput(f"{text!r} is no grid of shapes",
+                   "Write it like batch=1,2,7,sequence=1,16 or batch=1..8,sequence=1..64")
 
 # %% ../../nbs/parity/12_shapes.ipynb #c589f404
+def _numbers(said: str, between: str) -> list[int]: return [int(v) for v in said.split(between)]
+
 def parse_shapes(
     text: str,  # e.g. "batch=1,2,7 sequence=1,16" or "batch=1..8,sequence=1..64"
 ) -> Grid:
     "Read `--shapes`. Raises `BadInput`."
     written = _written(text)
-    sizes = {name: [int(v) for v in said.split(",")] for name, said in written if ".." not in said}
-    ends = {name: [int(v) for v in said.split("..")] for name, said in written if ".." in said}
+    sizes = {name: _numbers(said, ",") for name, said in written if ".." not in said}
+    ends = {name: _numbers(said, "..") for name, said in written if ".." in said}
     smallest = min(min(values) for values in [*sizes.values(), *ends.values()])
     if smallest < 1 or any(last < first for first, last in ends.values()):
         raise BadInput(f"{text!r} has a size below one or a range that ends before it starts", "Sizes begin at 1")
@@ -108,10 +110,14 @@ def grid_inputs(
     return [with_sizes(inputs, dims, dict(zip(sizes, point))) for point in itertools.product(*sizes.values())]
 
 # %% ../../nbs/parity/12_shapes.ipynb #26632a01
+def _told(symbols: Mapping[Any, list[str]]) -> str:
+    "Names of the file, and where they stand."
+    return ", ".join(f"{s} ({' '.join(where)})" for s, where in symbols.items())
+
 def _several_names(said: Mapping[str, Mapping[Any, list[str]]]) -> list[str]:
     "Dimensions of the module that the file calls by more than one name, in words."
-    def told(symbols: Mapping[Any, list[str]]) -> str: return ", ".join(f"{s} ({' '.join(where)})" for s, where in symbols.items())
-    return [f"{name} has {len(symbols)} names in the file: {told(symbols)}" for name, symbols in said.items() if len(symbols) > 1]
+    several = {name: symbols for name, symbols in said.items() if len(symbols) > 1}
+    return [f"{name} has {len(symbols)} names in the file: {_told(symbols)}" for name, symbols in several.items()]
 
 # %% ../../nbs/parity/12_shapes.ipynb #d4a71ba4
 def dimension_faults(
@@ -123,12 +129,15 @@ def dimension_faults(
     free, said = free_dims(module, {k: v for k, v in inputs.items() if hasattr(v, "shape")}), graph.sizes()
     fixed: list[str] = []
     names: dict[str, dict[Any, list[str]]] = {}
-    for parameter in [p for p in free if p in said]:
-        for axis, name in free[parameter].items():
-            here, place = said[parameter][axis], f"{parameter}[{axis}]"
-            if isinstance(here, int): fixed.append(f"{place} ({name}) is fixed at {here} in the file and free in the module")
-            else: names.setdefault(name, {}).setdefault(here, []).append(place)
+    for place, name, here in _side_by_side(free, said):
+        if isinstance(here, int): fixed.append(f"{place} ({name}) is fixed at {here} in the file and free in the module")
+        else: names.setdefault(name, {}).setdefault(here, []).append(place)
     return fixed + _several_names(names)
+
+def _side_by_side(free: Dims, said: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, str, Any]]:
+    "(place, the module's name for it, what the file says there) of every free dimension."
+    for parameter in [p for p in free if p in said]:
+        for axis, name in free[parameter].items(): yield f"{parameter}[{axis}]", name, said[parameter][axis]
 
 # %% ../../nbs/parity/12_shapes.ipynb #1136074e
 @dataclass(frozen=True)
@@ -160,11 +169,22 @@ def _shrink(point: Point, ranges: Mapping[str, tuple[int, int]], result: Callabl
 def _drawn(ranges: Mapping[str, tuple[int, int]], fails: Callable[[Point], bool], samples: int) -> list[Point]:
     "A point inside the ranges that fails, if one is found among so many samples."
     hypothesis = need("hypothesis", "onnx", "searching shapes")
-    integers = [hypothesis.strategies.integers(a, b) for a, b in ranges.values()]
+    points = hypothesis.strategies.tuples(*(hypothesis.strategies.integers(a, b) for a, b in ranges.values()))
     settings = hypothesis.settings(max_examples=samples, database=None, derandomize=False, deadline=None,
                                    suppress_health_check=list(hypothesis.HealthCheck))
-    try: return [hypothesis.find(hypothesis.strategies.tuples(*integers), fails, settings=settings, random=random.Random(0))]
+    try: return [hypothesis.find(points, fails, settings=settings, random=random.Random(0))]
     except hypothesis.errors.NoSuchExample: return []
+
+# %% ../../nbs/parity/12_shapes.ipynb #6e096a36
+def _first_bad(
+    result: Callable[[Point], str], ranges: Mapping[str, tuple[int, int]], samples: int
+) -> Point | None:
+    "The smallest point that fails, from those at the ends of the ranges and one that was drawn."
+    ends = itertools.product(*(sorted({a, b}) for a, b in ranges.values()))
+    bad = [p for p in ends if _fails(result(p))]
+    bad += _drawn(ranges, lambda p: _fails(result(p)), samples)
+    if not bad: return None
+    return _shrink(min(bad, key=lambda p: (sum(p), p)), ranges, result)
 
 # %% ../../nbs/parity/12_shapes.ipynb #d0bbaa02
 def search(
@@ -180,11 +200,8 @@ def search(
         if point not in seen: seen[point] = agrees(dict(zip(ranges, point)))
         return seen[point]
 
-    ends = itertools.product(*(sorted({a, b}) for a, b in ranges.values()))
-    bad = [p for p in ends if _fails(result(p))]
-    bad += _drawn(ranges, lambda p: _fails(result(p)), samples)
-    smallest = _shrink(min(bad, key=lambda p: (sum(p), p)), ranges, result) if bad else None
-    refused = sum(v == "refused" for v in seen.values())
+    smallest = _first_bad(result, ranges, samples)
+    refused = list(seen.values()).count("refused")
     if smallest is None: return ShapeSearch(len(seen) - refused, refused, None)
     sizes = dict(zip(ranges, smallest))
     return ShapeSearch(len(seen) - refused, refused, sizes, seen[smallest], command(sizes))
@@ -199,6 +216,11 @@ def _disagreement(module: "nn.Module", opened: Any, point: Mapping[str, Any]) ->
     return "; ".join(f"{o.name}: {o.why}" for o in outputs if o.verdict == "fail")
 
 # %% ../../nbs/parity/12_shapes.ipynb #0e840e5d
+def _command(model_name: str, onnx: Any, sizes: Mapping[str, int]) -> str:
+    "The command line that repeats a failure."
+    shapes = ",".join(f"{k}={v}" for k, v in sizes.items())
+    return f"fsdl-devinfra onnx check {model_name} {onnx} --shapes {shapes}"
+
 def search_shapes(
     module: "nn.Module",
     onnx: Any,  # path of the file
@@ -212,8 +234,6 @@ def search_shapes(
     graph, example = load_graph(onnx), dict(inputs) if inputs is not None else example_inputs(module)
     dims = grid_dims(graph, example, {*grid.ranges, *grid.sizes}, module)
     opened, fixed = session(onnx, provider), {k: v[0] for k, v in grid.sizes.items()}
-    def agrees(sizes: dict[str, int]) -> str: return _disagreement(module, opened, with_sizes(example, dims, fixed | sizes))
-    def command(sizes: dict[str, int]) -> str:
-        shapes = ",".join(f"{k}={v}" for k, v in sizes.items())
-        return f"fsdl-devinfra onnx check {model_name} {onnx} --shapes {shapes}"
-    return search(agrees, grid.ranges, samples, command)
+    def agrees(sizes: dict[str, int]) -> str:
+        return _disagreement(module, opened, with_sizes(example, dims, fixed | sizes))
+    return search(agrees, grid.ranges, samples, lambda sizes: _command(model_name, onnx, sizes))

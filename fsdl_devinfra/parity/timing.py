@@ -90,6 +90,7 @@ def summary(
 
 # %% ../../nbs/parity/19_timing.ipynb #256a3e78
 def _parameters(module: Any) -> set[str]:
+    "Names of the parameters of `forward`, where they can be told."
     try: return set(inspect.signature(module.forward).parameters)
     except (TypeError, ValueError): return set()
 
