@@ -31,7 +31,8 @@ else:
     numpy_helper = lazy_module("onnx.numpy_helper")
 
 # %% auto #0
-__all__ = ['RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'nodes_before', 'load_graph', 'file_precision', 'convert']
+__all__ = ['RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'free_axes', 'nodes_before', 'load_graph', 'file_precision',
+           'convert']
 
 # %% ../../nbs/parity/06_graph.ipynb #e0a8e808
 @dataclass(frozen=True)
@@ -142,6 +143,17 @@ class Graph:
     def data(self) -> bytes:
         "The model as bytes, for a session."
         return self.proto.SerializeToString()
+
+# %% ../../nbs/parity/06_graph.ipynb #f27fc649
+def free_axes(
+    graph: Graph,
+    names: Collection[str],  # of inputs that are asked about
+) -> dict[str, dict[int, str]]:  # input → axis → name of the dimension
+    "The dimensions of inputs that a file leaves free."
+    def named(dims: list[int | str | None]) -> dict[int, str]:
+        return {axis: size for axis, size in enumerate(dims) if isinstance(size, str)}
+
+    return {name: named(dims) for name, dims in graph.sizes().items() if name in names}
 
 # %% ../../nbs/parity/06_graph.ipynb #bb73e6cb
 def nodes_before(
@@ -278,9 +290,6 @@ def _narrow_ports(node: Any, opset: Mapping[str, int], said: str, whole: bool) -
     return [i for i in inputs if refuses(schema.inputs, i)], [i for i in outputs if refuses(schema.outputs, i)]
 
 # %% ../../nbs/parity/06_graph.ipynb #e20c235f
-#: stay in fp32, between casts: runtimes have no fp16 kernels for them
-RECURRENT = ("LSTM", "GRU", "RNN")
-
 def _with_casts(node: Any, index: int, narrow: tuple[list[int], list[int]], floats: set[str], low: int) -> list[Any]:
     "A node between the casts that it needs; it is changed to read and give the wide values."
     before, after = [], []
