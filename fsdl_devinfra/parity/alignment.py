@@ -96,7 +96,7 @@ class Alignment:
     known_by: dict[str, str] = field(default_factory=dict)  # value → "name", "value" or "put in place"
     values: dict[str, "np.ndarray"] = field(default_factory=dict)  # of the file, cut at the pairs
     trials: int = 24  # sessions that may still be made
-    failed: list[str] = field(default_factory=list)  # nodes that cannot be run on what the file itself gives them
+    failed: list[str] = field(default_factory=list)  # nodes that cannot be run on the file's values
     _data: dict[str, bool] = field(default_factory=dict)  # operator → whether it depends on values
 
     def own(self, fx: str) -> "np.ndarray": return _numpy(self.steps[fx].own)
@@ -110,7 +110,8 @@ class Alignment:
         "All values of the file where it is cut at the pairs, and at `more`."
         cut = {v: self.in_form(v, fx) for v, fx in {**self.pairs, **(more or {})}.items()}
         shown = exposed(isolated(self.graph, cut), standing(self.graph))
-        values, failed = run_what_runs(shown, {**self.feeds, **{f"cut::{v}": a for v, a in cut.items()}}, **self.how)
+        feeds = {**self.feeds, **{f"cut::{v}": a for v, a in cut.items()}}
+        values, failed = run_what_runs(shown, feeds, **self.how)
         if not cut: self.failed = list(failed)
         return values
 
@@ -127,14 +128,14 @@ class Alignment:
         return telling(self.own(step.name)) and not self.copies(step)
 
     def lost(self) -> list[str]:
-        "Torch operators without a counterpart on which no operator with one depends, in the order of the program."
+        "Torch operators without a counterpart on which no operator with one depends, in order."
         found = [fx for v, fx in self.pairs.items() if self.known_by.get(v) != "name"]
         asked = (self.behind(self.outputs) | set(self.outputs)) - self.behind(found) - set(found)
         lost = [n for n, s in self.steps.items() if n in asked and self.tells(s)]
         return [n for n in lost if self.of_data(n)] or lost
 
     def of_data(self, fx: str) -> bool:
-        "Whether an operator depends on values. What depends on sizes alone a right file may lack: exporters fold it."
+        "Whether an operator depends on values: what depends on sizes alone, exporters fold."
         if fx not in self._data:
             step = self.steps[fx]
             if step.op: self._data[fx] = "sym_size" not in step.op and any(map(self.of_data, step.inputs))
@@ -183,7 +184,7 @@ def matched_by_value(
 
 # %% ../../nbs/parity/21_alignment.ipynb #d72feb8f
 def _could_come_from(alignment: Alignment, value: str, fx: str) -> bool:
-    "Whether a node may compute an operator. Of truth values the kind must fit: a mask equals its inverse, negated."
+    "Whether a node may compute an operator. Of truth values the kind must fit: an inverted mask equals a NOT."
     if alignment.own(fx).dtype != bool: return True
     return _kin(alignment.graph.nodes[alignment.graph.producer[value]], alignment.steps[fx].op)
 
@@ -235,7 +236,7 @@ def _closeness(a: "np.ndarray", b: "np.ndarray") -> float:
 
 # %% ../../nbs/parity/21_alignment.ipynb #a57db312
 def _rank(alignment: Alignment, fx: str, value: str, there: "np.ndarray | None") -> tuple[bool, bool, float]:
-    "How likely a value of the file is that of an operator: by name, by module and kind of the node, by numbers."
+    "How likely a value is that of an operator: by name, by module and kind of the node, by numbers."
     step, node = alignment.steps[fx], alignment.graph.nodes[alignment.graph.producer[value]]
     near = _closeness(there, alignment.own(fx)) if there is not None else 0.0
     scoped, kin = _in_scope(node, step.module), _kin(node, step.op)
@@ -287,7 +288,7 @@ def _cast_to(node: Any) -> int:
     return next((a.i for a in node.attribute if a.name == "to"), 0)
 
 def _hidden_by_cast(graph: Graph, node: Any) -> set[str]:
-    "Values at a cast that are not what readers get: one that is cast back, and bfloat16, which cannot be shown."
+    "Values at a cast that are not what readers get: one that is cast back, and bfloat16."
     source, narrow = node.input[0], node.output[0]
     readers = [graph.nodes[i] for i in graph.consumers.get(narrow, [])]
     back = bool(readers) and all(r.op_type == "Cast" and _cast_to(r) != _cast_to(node) for r in readers)
@@ -415,7 +416,8 @@ def wrong_weights(
     region: Region,
 ) -> list[tuple[str, str, Difference]]:  # (weight, operator that reads it, how to put it back)
     "Weights in a region that are none of the module's, each with the one whose place it seems to have."
-    held = weights_read(context.captured, alignment.steps, region.operators) | _folded(context, alignment, region)
+    held = weights_read(context.captured, alignment.steps, region.operators)
+    held |= _folded(context, alignment, region)
     forms = [(name, fx, form) for name, (fx, weight) in held.items() for form in _forms(weight)]
     read = [(i, k, a) for i in region.nodes for k, a in _read_constants(context.graph, i) if a.size > 1]
     found = []
@@ -514,7 +516,8 @@ def _by_weights(
     if after is None: return None
     fx, first = weights[0]
     told = f"all {len(weights)} put back: {_change(before, after)}"
-    return _renamed(suspect, alignment, fx, first.node), [Cause("weight", f"{d.what}; {told}") for _, d in weights[:5]]
+    causes = [Cause("weight", f"{d.what}; {told}") for _, d in weights[:5]]
+    return _renamed(suspect, alignment, fx, first.node), causes
 
 def _by_settings(
     context: FailureContext,
@@ -542,8 +545,9 @@ def by_counterpart(
     if suspect.value not in alignment.pairs: return suspect, []
     region = region_of(alignment, suspect.value)
     found = _by_weights(context, alignment, suspect, region, before)
-    if found is None: found = _by_settings(context, alignment, suspect, wrong_settings(context, region)[:most], before)
-    return found or (suspect, [])
+    if found is not None: return found
+    settings = wrong_settings(context, region)[:most]
+    return _by_settings(context, alignment, suspect, settings, before) or (suspect, [])
 
 # %% ../../nbs/parity/21_alignment.ipynb #3c8ed0b7
 def _renamed(suspect: OperatorError, alignment: Alignment, fx: str, node: int) -> OperatorError:
@@ -556,7 +560,9 @@ def _renamed(suspect: OperatorError, alignment: Alignment, fx: str, node: int) -
 #: operators that only arrange what they read
 ARRANGES = re.compile(r"clone|view|reshape|transpose|permute|expand|squeeze|getitem|detach|alias|slice")
 
-def _instead_of_broken(alignment: Alignment, suspect: OperatorError, operators: Sequence[str], node: int) -> OperatorError:
+def _instead_of_broken(
+    alignment: Alignment, suspect: OperatorError, operators: Sequence[str], node: int
+) -> OperatorError:
     "The operator of a step that a node which cannot be run may have come from; else the suspect."
     akin = [fx for fx in operators if _kin(alignment.graph.nodes[node], alignment.steps[fx].op)]
     return _renamed(suspect, alignment, akin[0], node) if akin else suspect
@@ -565,7 +571,7 @@ def substantial(
     alignment: Alignment,
     suspect: OperatorError | None,
 ) -> OperatorError | None:
-    "The suspect, or the operator of its step whose node cannot be run, or that computes what it only arranges."
+    "The suspect, or the operator of its step that cannot be run, or that computes what it only arranges."
     if suspect is None or suspect.value not in alignment.pairs: return suspect
     region = region_of(alignment, suspect.value)
     computing = [fx for fx in region.operators if not ARRANGES.search(alignment.steps[fx].op)]
@@ -647,7 +653,8 @@ def causes_without_notes(
     "Where and why, for a file whose nodes do not say where they came from."
     before = context.error()
     causes = by_switches(context, before)
-    if suspect is not None and not causes: suspect, causes = by_counterpart(context, alignment, suspect, before)
+    if suspect is not None and not causes:
+        suspect, causes = by_counterpart(context, alignment, suspect, before)
     causes = causes or by_opset(context, before) or by_shape(context, module, before)
     if not causes and suspect is not None: causes = _of_step(context, alignment, suspect, before)
     if causes: return suspect, causes

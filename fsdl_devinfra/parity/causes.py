@@ -43,12 +43,12 @@ __all__ = ['PASSES', 'HARMLESS', 'OPSETS', 'LARGEST', 'EXACT_BYTES', 'BYTE_WEIGH
 @dataclass(frozen=True)
 class Cause:
     "Why, by experiment."
-    kind: str  # e.g. "weight", "operator semantics", "baked shape", "fp16 overflow", "optimisation pass", "train mode"
+    kind: str  # e.g. "weight", "operator semantics", "baked shape", "fp16 overflow", "train mode"
     evidence: str  # what was switched, and the figures before and after
 
 # %% ../../nbs/parity/08_causes.ipynb #6f018ba2
 def _as_number(o: Any, rule: Rule) -> float:
-    "A ratio that is infinite for NaN, missing and the like, and judges by the fixed tolerance where there is one."
+    "A ratio, infinite for NaN, missing and the like; by the fixed tolerance where there is one."
     if o.nonfinite or o.why.startswith(("missing", "extra", "shape")): return float("inf")
     if rule.fixed: return float("inf") if o.verdict == "fail" else 0.0
     return o.ratio
@@ -76,8 +76,8 @@ class FailureContext:
     rule: Rule = Rule()
     clean: Any = None  # Graph, the fresh translation; made where it is not given
     level: str = "all"  # of graph optimisation, in the failing case
-    ties: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # of integer outputs: where rounding decides
-    noise: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # of float outputs: what rounding does to each value
+    ties: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # integers: where rounding decides
+    noise: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # floats: what rounding does
 
     def __post_init__(self) -> None:
         if self.clean is None: self.clean = load_graph(self.captured.model)
@@ -130,7 +130,8 @@ def by_optimisation(
 # %% ../../nbs/parity/08_causes.ipynb #20d6f908
 def _trains(graph: Graph, node: Any) -> bool:
     "Whether a layer behaves as in training: a batch norm by its attribute, a dropout by its third input."
-    if node.op_type == "BatchNormalization": return any(a.name == "training_mode" and a.i for a in node.attribute)
+    if node.op_type == "BatchNormalization":
+        return any(a.name == "training_mode" and a.i for a in node.attribute)
     if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]: return False
     return not graph.is_constant(node.input[2]) or bool(graph.array(node.input[2]).any())
 
@@ -154,7 +155,8 @@ def in_inference(
 ) -> tuple[Graph, list[str]]:  # the changed graph, the nodes that were in training mode
     "The graph with its training-mode layers switched to inference."
     proto, changed = _shallow(graph), in_training(graph)
-    _refill(proto.graph.node, [_asleep(n) if (n.name or n.op_type) in changed else n for n in proto.graph.node])
+    nodes = proto.graph.node
+    _refill(nodes, [_asleep(n) if (n.name or n.op_type) in changed else n for n in nodes])
     return Graph(proto, graph.folder), changed
 
 # %% ../../nbs/parity/08_causes.ipynb #01787f43
@@ -164,7 +166,8 @@ def by_train_mode(context: FailureContext, before: float) -> list[Cause]:
     if not changed: return []
     after = context.error(quiet)
     told = f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} in training mode"
-    return [Cause("train mode", f"{told}; in inference mode: {_change(before, after)}")] if after < before else []
+    if not after < before: return []
+    return [Cause("train mode", f"{told}; in inference mode: {_change(before, after)}")]
 
 # %% ../../nbs/parity/08_causes.ipynb #de6ba4c1
 @dataclass(frozen=True)
@@ -258,8 +261,8 @@ def _attribute_differences(index: int, node: Any, fresh: Any) -> Iterator[Differ
 def _made_by(graph: Graph, value: str) -> str:
     "Where a value comes from, in words."
     if value not in graph.producer: return f"input {value}" if value else "nothing"
-    origin = graph.origins[graph.producer[value]]
-    return origin.fx if origin is not None else f"{graph.nodes[graph.producer[value]].op_type} of no torch operator"
+    node, origin = graph.nodes[graph.producer[value]], graph.origins[graph.producer[value]]
+    return origin.fx if origin is not None else f"{node.op_type} of no torch operator"
 
 @dataclass(frozen=True)
 class _Reading:
@@ -289,7 +292,8 @@ def _other_constant(r: _Reading) -> Difference | None:
 
 def _constant_on_one_side(r: _Reading, in_file: bool) -> Difference:
     "A constant, where the other side computes the value or reads nothing."
-    told = f"{r.name} reads {r.old or 'nothing'} where a fresh export has {'a constant' if r.new else 'nothing'}"
+    fresh = "a constant" if r.new else "nothing"
+    told = f"{r.name} reads {r.old or 'nothing'} where a fresh export has {fresh}"
     if in_file:
         constant = f"{r.name} reads the constant {r.old} = {_short(r.graph.array(r.old))}"
         told = f"{constant} where a fresh export computes the value"
@@ -326,7 +330,8 @@ def differences(
     "What is different in the nodes of one operator."
     mine, theirs = graph.units().get(fx, []), clean.units().get(fx, [])
     kinds, others = [graph.nodes[i].op_type for i in mine], [clean.nodes[i].op_type for i in theirs]
-    if kinds == others: return [d for a, b in zip(mine, theirs) for d in _node_differences(graph, clean, a, b)]
+    if kinds == others:
+        return [d for a, b in zip(mine, theirs) for d in _node_differences(graph, clean, a, b)]
     if not mine or not theirs: return []
     told = f"{' → '.join(kinds)} in the file, {' → '.join(others)} in a fresh export"
     return [Difference("nodes", mine[-1], told)]
@@ -364,7 +369,8 @@ def _foreign(graph: Graph, suspect: OperatorError) -> str:
         if i is None or i in seen: continue
         seen.add(i)
         node = graph.nodes[i]
-        if graph.origins[i] is None and node.op_type not in HARMLESS: return f"{node.op_type} {node.name}".strip()
+        foreign = graph.origins[i] is None and node.op_type not in HARMLESS
+        if foreign: return f"{node.op_type} {node.name}".strip()
         todo += _within(graph, node, fx)
     return ""
 
@@ -388,7 +394,7 @@ def _alone(context: FailureContext, graph: Graph, suspect: OperatorError) -> flo
 def _put_back(
     context: FailureContext, suspect: OperatorError, changes: Sequence[Difference], before: float
 ) -> str:
-    "What undoing does to the outputs, or (another fault covers them) to the operator alone; empty where it does not help."
+    "What undoing does to the outputs, or, behind another fault, to the operator alone; empty where nothing."
     if not any(d.undo for d in changes): return ""
     changed = undone(context.graph, changes)
     after = context.error(changed)
@@ -425,8 +431,8 @@ def by_restoring(
     causes = _one_by_one(context, suspect, found, before) or _all_at_once(context, suspect, found, before)
     foreign = _foreign(context.graph, suspect)
     if not foreign or any("no torch operator" in c.evidence for c in causes): return causes
-    told = f"{foreign} lies before {suspect.value} and came from no torch operator; a fresh export has no such node"
-    return [*causes, Cause("operator semantics", told)]
+    told = f"{foreign} lies before {suspect.value} and came from no torch operator"
+    return [*causes, Cause("operator semantics", f"{told}; a fresh export has no such node")]
 
 # %% ../../nbs/parity/08_causes.ipynb #edfe2b2b
 def all_differences(
@@ -472,8 +478,9 @@ def by_evaluator(context: FailureContext, suspect: OperatorError) -> list[Cause]
     try: after = context.ratio(_reference_backend(context.graph.data()).run(context.feeds))
     except Exception: return []
     if after > context.good:
-        told = f"a fresh export has the same nodes, and the ONNX reference evaluator gives {_times(after)} as well"
-        return [Cause("exporter bug", f"{told}: the translation of {suspect.op} is not the same function")]
+        same = f"the ONNX reference evaluator gives {_times(after)} as well"
+        wrong = f"the translation of {suspect.op} is not the same function"
+        return [Cause("exporter bug", f"a fresh export has the same nodes, and {same}: {wrong}")]
     alone = f"alone {suspect.isolated:.2g} of the largest value, torch {suspect.own:.2g}"
     right = f"the ONNX reference evaluator runs the same file with {_times(after)}: the file is right"
     less = f"{suspect.op} is less exact on {context.provider} than in torch ({alone})"
@@ -500,7 +507,7 @@ def relabelled(
 
 # %% ../../nbs/parity/08_causes.ipynb #6146006a
 def by_opset(context: FailureContext, before: float) -> list[Cause]:
-    "Whether the nodes are right when they are read under another opset: first a fresh export's, then the nearest."
+    "Whether the nodes are right under another opset: first a fresh export's, then the nearest."
     own, fresh = opset_of(context.graph), opset_of(context.clean)
     for other in sorted(set(OPSETS) | {fresh}, key=lambda o: (o != fresh, abs(o - own))):
         after = context.error(relabelled(context.graph, other)) if other != own else before
@@ -517,13 +524,14 @@ def by_export_opset(
     opsets: Sequence[int] = (18, 21, 23),  # to export at
 ) -> list[Cause]:
     "Whether an export at another opset is right."
-    inputs, dims, own = context.captured.inputs or context.inputs, context.captured.dims, opset_of(context.graph)
-    tried = []
+    inputs, dims = context.captured.inputs or context.inputs, context.captured.dims
+    own, tried = opset_of(context.graph), []
     for opset in [o for o in opsets if o != own]:
         try: after = context.error(load_graph(capture(module, inputs, dims, opset).model))
         except CheckError: continue
         if after <= context.good:
-            return [Cause("exporter bug", f"exported at opset {opset} instead of {own}: {_change(before, after)}")]
+            told = f"exported at opset {opset} instead of {own}: {_change(before, after)}"
+            return [Cause("exporter bug", told)]
         tried.append(f"{opset}: {_times(after)}")
     return [Cause("exporter bug", f"the fault stays at other opsets ({', '.join(tried)})")] if tried else []
 
@@ -600,7 +608,8 @@ def by_attribute(context: FailureContext, suspect: OperatorError) -> list[Cause]
     after = value_error(_numpy(got), _numpy(step.own), _numpy(step.truth), "fp64")[0]
     if not suspect.isolated <= 2 * after: return []
     kept = f"torch with {', '.join(map(str, numbers))} rounded to float32, as ONNX keeps attributes"
-    return [Cause("float32 attribute", f"{kept}, has an error of {after:.2g}; the file has {suspect.isolated:.2g}")]
+    told = f"{kept}, has an error of {after:.2g}; the file has {suspect.isolated:.2g}"
+    return [Cause("float32 attribute", told)]
 
 # %% ../../nbs/parity/08_causes.ipynb #9f724853
 def _sizes_in(graph: Graph, most: int = 12) -> list[int]:
@@ -615,7 +624,9 @@ def _sizes_in(graph: Graph, most: int = 12) -> list[int]:
 # %% ../../nbs/parity/08_causes.ipynb #e6206ebc
 def _error_at(context: FailureContext, module: Any, inputs: Mapping[str, Any]) -> float:
     "The worst ratio on other inputs; infinite where the module does not take them."
-    try: truth, own = as_arrays(reference(module, inputs)), as_arrays(run_torch(module, inputs, context.precision))
+    try:
+        truth = as_arrays(reference(module, inputs))
+        own = as_arrays(run_torch(module, inputs, context.precision))
     except Exception: return float("inf")
     feeds = as_arrays(cast_inputs(inputs, context.precision))
     return replace(context, inputs=inputs, feeds=feeds, own=own, truth=truth, ties={}, noise={}).error()
@@ -665,7 +676,7 @@ def _moved(name: str, signed: "np.ndarray") -> Any:
     return onnx.numpy_helper.from_array((signed.astype(np.int16) + 128).astype(np.uint8), name)
 
 def _signed_weight(graph: Graph, node: Any) -> tuple[str, str] | None:
-    "The signed weight that a node reads, and its zero point (\"\" where it is left out), where both can be moved."
+    "The signed weight that a node reads, and its zero point (or nothing), where both can be moved."
     if node.op_type not in BYTE_WEIGHTS: return None
     weight, zero = BYTE_WEIGHTS[node.op_type]
     name, at = node.input[weight], node.input[zero] if zero < len(node.input) else ""
@@ -707,12 +718,12 @@ def by_trace(context: FailureContext, before: float) -> list[Cause]:
     return [Cause("exporter bug", f"{told}; the trace has fixed something that depends on the inputs")]
 
 def by_switches(context: FailureContext, before: float) -> list[Cause]:
-    "What can be switched without another graph: training mode, precision, TF32; else the graph optimisations."
+    "What can be switched off: training mode, half precision, TF32; else the graph optimisations."
     causes = by_train_mode(context, before) + by_overflow(context, before) + by_tf32(context, before)
     return causes or by_optimisation(context.error, before, context.good)
 
 def by_exporter(context: FailureContext, module: Any, before: float, blamed: bool) -> list[Cause]:
-    "What is wrong with an export: a size that it has baked in, or, where the exporter is `blamed`, its opset."
+    "What is wrong with an export: a size that it holds, or, where the exporter is `blamed`, its opset."
     return by_shape(context, module, before) or (by_export_opset(context, module, before) if blamed else [])
 
 def find_causes(
@@ -725,7 +736,9 @@ def find_causes(
     causes = by_switches(context, before)
     if suspect is not None: causes += by_restoring(context, suspect, before)
     causes = causes or by_opset(context, before) or by_fresh_export(context, before)
-    if not causes and suspect is not None: causes = by_attribute(context, suspect) or by_evaluator(context, suspect)
-    if all(c.kind == "exporter bug" for c in causes): causes += by_exporter(context, module, before, bool(causes))
+    if not causes and suspect is not None:
+        causes = by_attribute(context, suspect) or by_evaluator(context, suspect)
+    if all(c.kind == "exporter bug" for c in causes):
+        causes = causes + by_exporter(context, module, before, bool(causes))
     causes = causes or by_trace(context, before)
     return list({c.evidence: c for c in causes}.values())

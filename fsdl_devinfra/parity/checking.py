@@ -20,7 +20,8 @@ from ..core.errors import CANNOT_CHECK, FAILS, HOLDS, BadInput, CheckError, need
 from ..core.lazy import lazy_module
 from ..core.results import Result
 from .alignment import align, causes_without_notes, earlier, how_sure, substantial, without_notes
-from .backends import Backend, NotRun, PROVIDERS, _reference_backend, callable_backend, onnx_backend, provider_name, versions
+from .backends import Backend, NotRun, PROVIDERS, _reference_backend, callable_backend
+from .backends import onnx_backend, provider_name, versions
 from .causes import LARGEST, Cause, FailureContext, by_fresh_export, by_opset, find_causes
 from .causes import all_differences, in_training, opset_of, overflowing, own_differences, restoring_operator
 from .exporting import Capture, capture, name_dims, source_line
@@ -29,8 +30,10 @@ from .inputs import config_of, example_inputs, flat_inputs, setting, stretched
 from .localization import Localization, OperatorError, _module_of, localize, localize_fused
 from .feeding import assignment, completed, derivable, file_only, renamed
 from .padding import explained_by_padding, hidden_positions, with_hidden
-from .reach import WeightDifference, is_mask, weights_of, other_sizes, reaching, unreached, unusual, values_of, weight_differences
-from .original import as_arrays, cast_inputs, kept_reference, longest_sum, module_digest, own_outputs, reference, rounding_noise, run_torch, ties
+from .reach import WeightDifference, is_mask, other_sizes, reaching, unreached, unusual
+from .reach import values_of, weight_differences, weights_of
+from .original import as_arrays, cast_inputs, kept_reference, longest_sum, module_digest
+from .original import own_outputs, reference, rounding_noise, run_torch, ties
 from .rule import EPS, INTEGERS, OutputComparison, Rule, compare_outputs, matched_outputs
 from .report import html_body, text
 from .safety import inspected
@@ -96,7 +99,7 @@ class ParityReport(Result):
     model_hash: str = ""  # sha256 of the module's weights and configuration, its first 16 digits
     date: str = ""  # UTC, ISO 8601
     latency: list[Latency] = field(default_factory=list)  # where it was asked for
-    smallest: dict[str, Any] = field(default_factory=dict)  # the smallest file that still fails, where it was asked for
+    smallest: dict[str, Any] = field(default_factory=dict)  # the smallest file that still fails, if asked for
 
     @property
     def status(self) -> int:
@@ -168,7 +171,10 @@ def _verdict(verdicts: Sequence[str]) -> str:
     return "not-run" if "not-run" in verdicts or not verdicts else "pass"
 
 # %% ../../nbs/parity/10_checking.ipynb #5cd16065
-CPU_HALF = "on the CPU most fp16 operators are computed in fp32 between casts: this is no evidence about fp16 on a GPU"
+CPU_HALF = (
+    "on the CPU most fp16 operators are computed in fp32 between casts:"
+    " this is no evidence about fp16 on a GPU"
+)
 
 def feeds_of(
     graph: Graph | None,  # of the file
@@ -185,7 +191,7 @@ class _Experiments:
     ties: Callable[[], Mapping[str, Any]]  # where rounding decides an integer
     noise: Callable[[], Mapping[str, Any]]  # what rounding does to each float
     terms: Callable[[], int]  # of the longest sum that torch takes
-    rerun: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]  # torch again: in the precision of the case, and in float64
+    rerun: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]  # torch again: own, truth
 
 # %% ../../nbs/parity/10_checking.ipynb #fadfe305
 def _experiments(
@@ -261,7 +267,7 @@ def _padding_excuse(point: _Point, got: Any) -> str:
 def _could_be_kernel(
     outputs: Sequence[OutputComparison], precision: str, rule: Rule, terms: Callable[[], int]
 ) -> bool:
-    "Whether a sum in another order could explain the errors: bounded by the square root of the number of terms."
+    "Whether a sum in another order could explain the errors: they grow as the square root of its terms."
     failed = [o for o in outputs if o.verdict == "fail"]
     if precision not in ("fp32", "tf32") or rule.fixed or not all(map(is_inexact, failed)): return False
     most = rule.factor * EPS[precision] * math.sqrt(terms())
@@ -401,7 +407,8 @@ def _located(module: "nn.Module", context: FailureContext, case: Case) -> Told:
     "Where and why a file is wrong, by its notes or by its values."
     missing = any(o.why.startswith("missing") for o in case.outputs)
     if without_notes(context.graph) and not missing: return _aligned(module, context)
-    try: found = localize(context.graph, context.captured, context.inputs, context.precision, context.provider)
+    sides = (context.graph, context.captured, context.inputs, context.precision)
+    try: found = localize(*sides, context.provider)
     except CheckError as e: return *_unrun(context), None, [f"not located: {e}"]
     return *_explained(module, context, case, found), found, found.notes
 
@@ -472,12 +479,12 @@ def _lacks(context: FailureContext, missing: Sequence[str]) -> Cause:
 def _moved(
     context: FailureContext, found: Localization, suspect: OperatorError | None
 ) -> OperatorError | None:
-    "Where the suspect is as in a fresh translation and one other operator, restored, heals the file: that one."
+    "The one other operator that heals the file when it is restored, where the suspect is as in a fresh export."
     if suspect is not None and own_differences(context, suspect): return suspect
     return _at(context, found, restoring_operator(context) or _only_difference(context)) or suspect
 
 def _only_difference(context: FailureContext) -> str:
-    "The one operator that is built otherwise than in a fresh translation; empty where there are none or several."
+    "The one operator that is built otherwise than in a fresh translation; empty where it is not one."
     found = list(all_differences(context))
     return found[0] if len(found) == 1 else ""
 
@@ -518,7 +525,8 @@ def _other_inputs(graph: Graph, inputs: Mapping[str, Any]) -> list[Cause]:
     unknown = [name for name in graph.inputs if name not in inputs and not derivable(name)]
     if not unknown: return []
     told = f"the file asks for {', '.join(unknown)}; the module is given {', '.join(inputs)}"
-    return [Cause("other inputs", f"{told}: the file was made from another model, or its inputs were renamed")]
+    why = "the file was made from another model, or its inputs were renamed"
+    return [Cause("other inputs", f"{told}: {why}")]
 
 #: what ONNX Runtime says of an input of another size
 REFUSES = re.compile(r"invalid dimensions for input: (\S+) .*?index: (\d+) Got: (\d+) Expected: (\d+)")
@@ -597,9 +605,9 @@ def hidden_fault(
 # %% ../../nbs/parity/10_checking.ipynb #6b9d9aa6
 def _no_longer_passes(case: Case, wrong: OperatorError, rule: Rule) -> Case:
     "A case that passed before somebody looked inside."
-    alone = f"{wrong.op} alone is wrong by {wrong.ratio:.3g} times torch's own error, and later operators hide that"
+    alone = f"{wrong.op} alone is wrong by {wrong.ratio:.3g} times torch's own error"
     def failed(o: OutputComparison) -> OutputComparison:
-        return replace(o, verdict="fail", why=f"error is {o.ratio:.3g} times torch's own; {alone}")
+        return replace(o, verdict="fail", why=f"error is {o.ratio:.3g} times torch's own; {alone}, and later operators hide that")
 
     outputs = [failed(o) if is_doubtful(o, rule) else o for o in case.outputs]
     return replace(case, verdict="fail", outputs=outputs)
@@ -615,7 +623,7 @@ def _existing(path: Any) -> Path:
 def _fitted(
     graph: Graph, inputs: Mapping[str, Any], names: Mapping[str, str] | None
 ) -> tuple[Graph, dict[str, str]]:
-    "The file under the module's names, and what was renamed. A file whose inputs fit nothing is left as it is."
+    "The file under the module's names, and what was renamed: nothing where its inputs fit nothing."
     mapping = assignment(graph, flat_inputs(inputs), names)
     return renamed(graph, mapping), mapping
 
@@ -651,7 +659,7 @@ class _File:
 
 # %% ../../nbs/parity/10_checking.ipynb #8bbeba39
 def _swept(sweep: "_Sweep", file: _File, widen: bool, all_of_them: bool) -> tuple[str, Mapping[str, Any]]:
-    "Add all cases; the precision in which the module turned out to be random, or \"\", and the inputs of that."
+    "Add all cases; a precision in which the module is random (or nothing), and the inputs of that."
     wider = _wider(sweep.module, file) if widen else []
     for i, tensors in enumerate(file.given + wider):
         if i >= len(file.given) and sweep.failing is not None and not all_of_them: break
@@ -684,7 +692,8 @@ def _doubts(sweep: "_Sweep", captured: Capture | None, said: list[str]) -> _Find
     at = most_doubtful(sweep.cases, sweep.rule)
     if at is None: return _Findings(sweep.cases, notes=said)
     case, inputs = sweep.cases[at], sweep.where[at]
-    found = hidden_fault(sweep.module, sweep.graph, case, inputs, sweep.rule, captured) if sweep.graph else None
+    graph, rule = sweep.graph, sweep.rule
+    found = hidden_fault(sweep.module, graph, case, inputs, rule, captured) if graph else None
     if found is None: return _Findings(sweep.cases, notes=said)
     sweep.cases[at] = _no_longer_passes(case, found[0], sweep.rule)
     return _Findings.of(sweep.cases, found[1], said)
@@ -701,7 +710,8 @@ def _findings(sweep: "_Sweep", captured: Capture | None, explain: bool) -> _Find
         case, inputs = sweep.cases[worst], sweep.where[worst]
         told = investigate(sweep.module, sweep.graph, case, inputs, sweep.rule, captured)
         return _Findings.of(sweep.cases, told, said)
-    if worst is None and hidden: return _Findings.of(*_by_weights_alone(sweep.graph, sweep.cases, hidden), said)
+    if worst is None and hidden:
+        return _Findings.of(*_by_weights_alone(sweep.graph, sweep.cases, hidden), said)
     return _doubts(sweep, captured, said)
 
 # %% ../../nbs/parity/10_checking.ipynb #7fe2d061
@@ -818,7 +828,7 @@ class _Sweep:
     where: list[Mapping[str, Any]] = field(default_factory=list)  # the inputs of each case
     makers: dict[Any, Callable[[], Backend]] = field(default_factory=dict)  # a session serves all shapes
     left_out: list[str] = field(default_factory=list)  # outputs of the module that the file does not have
-    besides: list[str] = field(default_factory=list)  # outputs of the file that the module does not have: a cache
+    besides: list[str] = field(default_factory=list)  # outputs that only the file has: a cache
 
     def __post_init__(self) -> None:
         self.kind = file_precision(self.graph) if self.graph else "fp32"
@@ -876,12 +886,12 @@ def _truths(module: "nn.Module", keep: bool | Path) -> Callable[[Mapping[str, An
 
 def _reservations(module: "nn.Module", facts: Any, level: str) -> list[str]:
     "What a reader of the report should know, in words."
-    custom = ", ".join(facts.custom_domains) if facts else ""
+    custom, trained = ", ".join(facts.custom_domains) if facts else "", any(m.training for m in module.modules())
     training = "the file has layers in training mode; it was run without graph optimisation"
     told = {
         f"operators of {custom} are not of the standard": bool(custom),
         f"{training}, which would hide some of them": level == "none",
-        "the module was given in train mode; it was compared in eval mode": any(m.training for m in module.modules()),
+        "the module was given in train mode; it was compared in eval mode": trained,
     }
     return [note for note, applies in told.items() if applies]
 
@@ -963,7 +973,7 @@ def _level(graph: Graph) -> str:
     return "none" if in_training(graph) else "all"
 
 def _half_level(level: str, precision: str, provider: str) -> str:
-    "Half precision on the CPU gets basic optimisation: with more, ONNX Runtime 1.32 crashes on recurrent models."
+    "Half precision on the CPU gets basic optimisation: with more, some recurrent models end the process."
     half = precision in ("fp16", "bf16") and provider_name(provider) == PROVIDERS["cpu"]
     return "basic" if half and level == "all" else level
 
@@ -977,7 +987,8 @@ def _backend(
     options = {"use_tf32": int(tf32)} if cuda else None  # its own default is on, torch's is off
     level, graph = _half_level(level, precision, provider), source if isinstance(source, Graph) else None
     file: Any = graph.data() if graph else source
-    if precision == own_kind: return onnx_backend(file, provider, level, options, graph.folder if graph else None)
+    folder = graph.folder if graph else None
+    if precision == own_kind: return onnx_backend(file, provider, level, options, folder)
     if own_kind != "fp32":
         told = f"the file is in {own_kind}, so {precision} cannot be checked with it"
         raise NotRun(told, "Export the module in that precision")
@@ -1044,8 +1055,8 @@ def _random_report(
         evidence += f": {where.target} at {place} is random also in eval mode"
     notes = ["the module is not a function of its inputs"]
     case = Case("torch", None, precision, shapes_of(inputs), "fail", notes=notes)
-    causes, name = [Cause("train mode", evidence)], type(module).__name__
-    return ParityReport("fail", [case], divergence, causes, name, str(path or ""), str(rule), policy(), versions())
+    told = ("fail", [case], divergence, [Cause("train mode", evidence)], type(module).__name__, str(path or ""))
+    return ParityReport(*told, str(rule), policy(), versions())
 
 # %% ../../nbs/parity/10_checking.ipynb #7068541c
 def _provenance(sweep: _Sweep) -> dict[str, Any]:
@@ -1079,16 +1090,16 @@ def _report(sweep: _Sweep, file: _File, found: _Findings) -> ParityReport:
 def check(
     module: "nn.Module",  # the original; compared in eval mode
     onnx: Any,  # path of the .onnx file, or a function from arrays to arrays
-    inputs: Any = None,  # arrays or tensors by name of a parameter of `forward`, or a list of such; default: derived from the configuration
+    inputs: Any = None,  # arrays by name of a parameter of `forward`, or a list of such; default: derived
     providers: Sequence[str] = ("cpu",),  # "cpu", "cuda", "tensorrt", "reference", or ONNX Runtime's names
     precisions: Sequence[str] | None = None,  # "fp32", "fp16", "bf16"; None: the file's own
     rule: Rule = Rule(),  # when an output passes
     explain: bool = True,  # locate a failure and find its cause
     captured: Capture | None = None,  # an earlier trace, saves time where a failure is located
     tf32: bool = False,  # TF32 on NVIDIA GPUs, on both sides
-    keep: bool | Path = False,  # keep the float64 reference on disk: in the user's cache folder, or in this one
+    keep: bool | Path = False,  # keep the float64 reference on disk: in the user's cache, or here
     widen: bool = True,  # one given example is compared at other sizes too, and with other paddings
-    names: Mapping[str, str] | None = None,  # input of the file → parameter of `forward`, where they are called otherwise
+    names: Mapping[str, str] | None = None,  # input of the file → parameter of `forward`
 ) -> ParityReport:
     "Compare an ONNX file with the module that it came from."
     need("torch", "torch", "parity")

@@ -115,7 +115,8 @@ def _narrowed(value: Any, kind: Any) -> Any:
 # %% ../../nbs/parity/07_localization.ipynb #a15040fd
 def _to_float32(value: Any) -> Any:
     "Half-precision types in arguments become float32."
-    if isinstance(value, torch.dtype): return torch.float32 if value in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in (torch.float16, torch.bfloat16) else value
     if isinstance(value, dict): return {k: _to_float32(v) for k, v in value.items()}
     return tuple(map(_to_float32, value)) if type(value) is tuple else value
 
@@ -220,7 +221,8 @@ def _lone(fx: str, steps: Mapping[str, Step]) -> str | None:
     if fx not in steps: return None
     if isinstance(steps[fx].own, torch.Tensor): return fx
     parts = [n for n, s in steps.items() if s.op == "getitem" and s.inputs == [fx]]
-    used = [p for p in parts if isinstance(steps[p].own, torch.Tensor) and any(p in s.inputs for s in steps.values())]
+    read = {name for s in steps.values() for name in s.inputs}
+    used = [p for p in parts if p in read and isinstance(steps[p].own, torch.Tensor)]
     return used[0] if len(used) == 1 else None
 
 # %% ../../nbs/parity/07_localization.ipynb #8d233f58
@@ -396,7 +398,7 @@ def run_what_runs(
     feeds: Mapping[str, "np.ndarray"],
     most: int = 12,  # nodes that may fail
     **how: Any,  # provider, level, options
-) -> tuple[dict[str, "np.ndarray"], dict[str, str]]:  # (outputs that could be computed, failed node → reason)
+) -> tuple[dict[str, "np.ndarray"], dict[str, str]]:  # (outputs, failed node → reason)
     "Run a graph; a node that fails is taken out with all that depend on it, and the rest is run again."
     failed: dict[str, str] = {}
     for _ in range(most):

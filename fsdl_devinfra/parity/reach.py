@@ -34,14 +34,14 @@ __all__ = ['LONGEST', 'LENGTHS', 'LARGE', 'named_dims', 'FreeSizes', 'is_mask', 
 
 # %% ../../nbs/parity/14_reach.ipynb #6fc2080d
 def _without_past(size: Any) -> Any:
-    "`past_sequence_length + sequence_length`, optimum's length of a mask, is the sequence where nothing is past."
+    "`past_sequence_length + sequence_length`, optimum's length of a mask, is the sequence alone."
     if not isinstance(size, str) or "+" not in size: return size
     return " + ".join(term for term in re.split(r"\s*\+\s*", size) if "past" not in term)
 
 def named_dims(
     graph: Graph,
 ) -> dict[str, dict[int, str]]:  # input → axis → name
-    "The free dimensions of a file, without expressions such as `2*s0`. A cache is empty: its length adds nothing."
+    "The free dimensions of a file, without expressions such as `2*s0`. An empty cache adds nothing."
     def named(axes: Mapping[int, str]) -> dict[int, str]:
         names = {axis: _without_past(name) for axis, name in axes.items()}
         return {axis: name for axis, name in names.items() if re.fullmatch(r"[A-Za-z_]\w*", name)}
@@ -64,8 +64,8 @@ class FreeSizes:
         inputs: Mapping[str, Any],  # an example
     ) -> "FreeSizes":
         "Sort the free dimensions. Height and width of an image are left out."
-        given = {k: axes for k, axes in named_dims(graph).items() if k in inputs and hasattr(inputs[k], "ndim")}
-        dims = {k: _without_picture(axes, inputs[k]) for k, axes in given.items()}
+        tensors = {k for k, v in inputs.items() if hasattr(v, "ndim")}
+        dims = {k: _without_picture(v, inputs[k]) for k, v in named_dims(graph).items() if k in tensors}
         here = {name: inputs[k].shape[axis] for k, axes in dims.items() for axis, name in axes.items()}
         batch = frozenset(axes[0] for axes in dims.values() if 0 in axes)
         integers = {k for k in dims if not inputs[k].is_floating_point()}
@@ -99,7 +99,8 @@ def padded(
 def _varied_rows(name: str, tensor: Any, first: int) -> list[Any]:
     "The rows of an input, of which the `first` stay as they are; those of a mask are padded differently."
     rows = list(tensor)
-    if not is_mask(name, tensor): return [row if i < first else row.roll(i, dims=-1) for i, row in enumerate(rows)]
+    if not is_mask(name, tensor):
+        return [row if i < first else row.roll(i, dims=-1) for i, row in enumerate(rows)]
     if len(rows) < 2: return rows
     return [padded(row, ("none", "left", "right")[i % 3]) for i, row in enumerate(rows)]
 
@@ -108,7 +109,7 @@ def varied(
     example: Mapping[str, Any],
     free: FreeSizes,
 ) -> dict[str, Any]:
-    "Rows that are no copies: values moved along, and of masks one row without padding, one padded left, one right."
+    "Rows that are no copies: values moved along, and masks without padding, padded left, and right."
     out = dict(point)
     for name, tensor in point.items():
         if 0 not in free.dims.get(name, {}) or tensor.ndim < 2: continue
@@ -133,7 +134,7 @@ def largest_that_runs(
     return low
 
 # %% ../../nbs/parity/14_reach.ipynb #177170b6
-#: positions that are tried at most, by the parameters of the model: a long sequence of a large model costs minutes
+#: positions that are tried at most, by the parameters of the model: long sequences cost minutes
 LONGEST = {50e6: 2048, 500e6: 1024, 1e15: 256}
 #: what configurations call the largest length
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
@@ -179,7 +180,7 @@ def other_sizes(
     graph: Graph,  # of the file
     inputs: Mapping[str, Any],  # an example
 ) -> list[dict[str, Any]]:  # inputs, smaller and larger
-    "The example at other sizes, as far as file and module leave them free; with other values, paddings and lengths."
+    "The example at other sizes that file and module leave free; with other values, paddings and lengths."
     free = FreeSizes.of(graph, inputs)
     larger = {name: max(size + max(1, size // 4), 3) for name, size in free.here.items()}
     groups = [
@@ -218,8 +219,8 @@ def unusual(
     module: "nn.Module",
     graph: Graph,  # of the file
     inputs: Mapping[str, Any],  # an example
-) -> list[dict[str, Any]]:  # one set of inputs, or none where the module takes none of this or the batch is fixed
-    "Four samples: zeros, large values, one value repeated, and the example's own, all padding where there is a mask."
+) -> list[dict[str, Any]]:  # one set of inputs, or none where the module takes none of this
+    "Four samples: zeros, large values, one repeated, and the example's own, all padding where masked."
     free = FreeSizes.of(graph, inputs)
     if not free.batch: return []
     point = with_sizes(inputs, free.dims, dict.fromkeys(free.batch, 4))
@@ -249,7 +250,7 @@ def values_of(
     return {_kind_of_values(size, alike, large) for size, alike in zip(most, same)}
 
 # %% ../../nbs/parity/14_reach.ipynb #fadf4cbe
-#: positions that are tried at most, by the parameters of the model: a long sequence of a large model costs minutes
+#| export
 
 # %% ../../nbs/parity/14_reach.ipynb #02651bf0
 @dataclass(frozen=True)
@@ -262,7 +263,8 @@ class WeightDifference:
     rows: tuple[int, ...]  # indices along the first axis where they differ, at most 64
 
     def __str__(self) -> str:
-        return f"{self.name} differs from the module's at {self.count} of {self.size} values, by up to {self.most:.3g} of the largest"
+        where = f"{self.name} differs from the module's at {self.count} of {self.size} values"
+        return f"{where}, by up to {self.most:.3g} of the largest"
 
 def weights_of(
     module: "nn.Module",
@@ -296,7 +298,7 @@ def _apart(mine: "np.ndarray", theirs: "np.ndarray") -> "np.ndarray":
         return np.abs(mine - theirs) / scale
 
 def _difference(name: str, graph: Graph, held: Any, precision: str) -> WeightDifference | None:
-    "How a weight of the file differs from what it should be; None where rounding to the precision explains it."
+    "How a weight differs from what it should be; None where rounding to the precision explains it."
     mine, theirs = graph.array(name), _array(held)
     if mine.dtype == theirs.dtype and np.array_equal(mine, theirs): return None
     mine, theirs = mine.astype(np.float64), theirs.astype(np.float64)
@@ -360,10 +362,14 @@ def _asking_for(tensor: Any, rows: Sequence[int]) -> Any:
     return asked[torch.arange(tensor.numel()) % len(asked)].reshape(tensor.shape)
 
 # %% ../../nbs/parity/14_reach.ipynb #dd79b516
+def _after_first(axes: Mapping[int, str]) -> dict[int, str]:
+    "Free axes without that of the batch."
+    return {axis: name for axis, name in axes.items() if axis > 0}
+
 def _by_length(graph: Graph, inputs: Mapping[str, Any], least: int, longest: int) -> list[dict[str, Any]]:
     "The inputs at lengths that just reach a row of a table of positions."
-    integers = {k: axes for k, axes in named_dims(graph).items() if k in inputs and not inputs[k].is_floating_point()}
-    dims = {k: {axis: name for axis, name in axes.items() if axis > 0} for k, axes in integers.items()}
+    integers = {k for k, v in inputs.items() if hasattr(v, "shape") and not v.is_floating_point()}
+    dims = {k: _after_first(axes) for k, axes in named_dims(graph).items() if k in integers}
     names = {name for axes in dims.values() for name in axes.values()}
     lengths = [n for n in (least + 1, least, least - 1) if 1 < n <= longest]
     return [with_sizes(inputs, dims, dict.fromkeys(names, n)) for n in lengths]
