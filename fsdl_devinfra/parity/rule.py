@@ -176,7 +176,7 @@ def surroundings(
 ) -> "np.ndarray":  # of the same shape
     "The least that rounding does in the row, head and channel of a value: one value is drawn too seldom."
     axes = [axis for axis, size in enumerate(noise.shape) if size > 1]
-    if len(axes) < 2: return noise
+    if len(axes) < 2 or not noise.size: return noise
     others = [tuple(a for a in range(noise.ndim) if a != axis) for axis in axes]
     most = [noise.max(axis=beside, keepdims=True) for beside in others]
     return np.minimum.reduce([np.broadcast_to(m, noise.shape) for m in most])
@@ -346,8 +346,9 @@ def _angle_and_noise(got: "np.ndarray", truth: "np.ndarray") -> dict[str, float 
     "Cosine, and signal to noise in decibels, of finite values; None where there is no such number."
     norms = float(np.linalg.norm(got) * np.linalg.norm(truth))
     noise = float(np.linalg.norm(got - truth))
-    signal = 20 * math.log10(float(np.linalg.norm(truth)) / noise) if noise and np.any(truth) else None
-    return {"cosine": float(got @ truth) / norms if norms else None, "sqnr_db": signal}
+    signal = float(np.linalg.norm(truth)) / noise if noise else 0.0
+    decibels = 20 * math.log10(signal) if signal else None
+    return {"cosine": float(got @ truth) / norms if norms else None, "sqnr_db": decibels}
 
 # %% ../../nbs/parity/03_rule.ipynb #272794c6
 def _top1(got: "np.ndarray", truth: "np.ndarray") -> float:
@@ -378,14 +379,14 @@ def ulp_histogram(
 ) -> list[int]:  # counts of 0, 1, 2, 3-4, 5-8, … ulps
     "How many values differ by how many units in the last place (of the value itself) from torch's."
     ulps = _ulps_apart(got, own, precision)
-    bins = np.where(ulps < 1, 0, 1 + np.ceil(np.log2(np.maximum(ulps, 1)))).astype(int)
-    return np.bincount(np.minimum(bins, 24)).tolist() if bins.size else []
+    bins = np.minimum(np.where(ulps < 1, 0, 1 + np.ceil(np.log2(np.maximum(ulps, 1)))), 24)
+    return np.bincount(bins.astype(int)).tolist() if bins.size else []
 
 # %% ../../nbs/parity/03_rule.ipynb #98be9cf4
 def _are_scores(name: str, got: "np.ndarray", truth: "np.ndarray", stated: bool | None) -> bool:
     "Whether rows are scores of classes, all of them numbers. By the name where nobody has said it."
     said = "logits" in name if stated is None else stated
-    rows = truth.ndim >= 2 and truth.shape[-1] > 1
+    rows = truth.ndim >= 2 and truth.shape[-1] > 1 and truth.size > 0
     return said and rows and bool(np.isfinite(got).all()) and bool(np.isfinite(truth).all())
 
 def _shown(
