@@ -60,7 +60,7 @@ TARGETS = [
     Target("bytes of moments", "memory/states.py", "moments", "tests/test_verdicts.py -k 'trainable'"),
     Target("what ZeRO shards", "memory/states.py", "sharded_states", "tests/test_verdicts.py -k 'zero_shards or trainable'"),
     *[Target("the same outputs", "parity/rule.py", name, "tests/test_verdicts.py -k 'torch or nan or integers or shape or tolerance or allowed or measured or no_number'")
-      for name in ("_as_a_whole", "_over_fixed", "_without_scale")],
+      for name in ("_as_a_whole", "_judgement", "_over_fixed", "_without_scale")],
     Target("the same integers", "parity/rule.py", "_exact", "tests/test_verdicts.py -k 'integers'"),
     Target("bytes on disk", "hub/verification.py", "is_right", "tests/test_verdicts.py -k 'verifies or damage or read_again or by_itself'"),
     *[Target("bytes on disk, from outside", "hub/verification.py", name, "tests/test_verdicts.py tests/test_hub_hostile.py")
@@ -79,10 +79,10 @@ TARGETS = [
     *of("bytes of an engine", "memory/engines.py", "memory", "reduced_bytes", "_accumulated", "timeline", "megatron_weights", "megatron_gradients",
         "megatron_optimizer", "megatron_buffers", "megatron_settled", "megatron_spare", "_copies_for_step", "largest_gradient", "megatron_backward",
         "layer_leftovers", "activation_leftovers"),
-    *of("tolerance of every channel", "parity/rule.py", "tolerance", "blocks", "scale_of"),
+    *of("tolerance of every channel", "parity/rule.py", "tolerance", "blocks", "_worst_index", "_least_room", "scale_of"),
     *of("excuse by padding", "parity/padding.py", "padding", "explained_by_padding", "hidden_positions", "with_hidden", "_attended", "_softened"),
-    *of("what a cause needs", "parity/causes.py", "cause", "by_optimisation", "by_train_mode", "_put_back", "by_restoring", "by_fresh_export", "by_opset",
-        "by_tf32", "by_evaluator", "by_trace", "_as_number", "find_causes"),
+    *of("what a cause needs", "parity/causes.py", "cause", "by_optimisation", "by_train_mode", "_put_back", "_one_by_one", "_all_at_once", "by_restoring", "_to_put_back",
+        "by_fresh_export", "by_opset", "by_tf32", "by_evaluator", "by_trace", "_as_number", "by_switches", "by_exporter", "find_causes"),
     *of("what is numerics", "env/difference.py", "numerics", "diff", "_judge", "_mild", "_torch_on_one_side", "_same_data"),
     *of("what verify counts", "hub/verification.py", "left_out", "verify", "_is_as_skipped", "_is_single"),
     *of("what was signed", "hub/signing.py", "signed", "_compare"),

@@ -5,36 +5,63 @@
 # %% ../../nbs/parity/08_causes.ipynb #3cfaf003
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckError
+from ..core.lazy import lazy_module
 from .backends import PROVIDERS, _reference_backend, provider_name, session
 from .exporting import Capture, capture
-from .graph import Graph, convert, file_precision, load_graph
+from .graph import Graph, convert, file_precision, free_axes, load_graph
 from .inputs import with_sizes
-from .localization import OperatorError, _numpy, _shallow, localize, run_program, value_error
+from .localization import OperatorError, localize, run_program, value_error
+from .localization import _numpy, _refill, _shallow
 from .original import as_arrays, cast_inputs, reference, run_torch
 from .rule import Rule, compare_outputs
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    import torch
+else:
+    np = lazy_module("numpy")
+    onnx = lazy_module("onnx")
+    torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['PASSES', 'OPSETS', 'LARGEST', 'EXACT_BYTES', 'BYTE_WEIGHTS', 'Cause', 'FailureContext', 'by_optimisation',
-           'in_training', 'in_inference', 'by_train_mode', 'Difference', 'differences', 'undone', 'by_restoring',
-           'own_differences', 'reexported_graph', 'all_differences', 'restoring_operator', 'by_fresh_export',
+__all__ = ['PASSES', 'HARMLESS', 'OPSETS', 'LARGEST', 'EXACT_BYTES', 'BYTE_WEIGHTS', 'Cause', 'FailureContext', 'by_optimisation',
+           'in_training', 'in_inference', 'by_train_mode', 'Difference', 'undone', 'differences', 'reexported_graph',
+           'own_differences', 'by_restoring', 'all_differences', 'restoring_operator', 'by_fresh_export',
            'by_evaluator', 'opset_of', 'relabelled', 'by_opset', 'by_export_opset', 'overflowing', 'by_overflow',
-           'by_tf32', 'by_attribute', 'by_shape', 'saturates', 'unsigned_weights', 'find_causes', 'by_trace']
+           'by_tf32', 'by_attribute', 'by_shape', 'saturates', 'unsigned_weights', 'by_trace', 'by_switches',
+           'by_exporter', 'find_causes']
 
 # %% ../../nbs/parity/08_causes.ipynb #a08c1f7b
 @dataclass(frozen=True)
 class Cause:
     "Why, by experiment."
-    kind: str  # e.g. "weight", "operator semantics", "baked shape", "fp16 overflow", "optimisation pass", "train mode"
+    kind: str  # e.g. "weight", "operator semantics", "baked shape", "fp16 overflow", "train mode"
     evidence: str  # what was switched, and the figures before and after
 
+# %% ../../nbs/parity/08_causes.ipynb #6f018ba2
+def _as_number(o: Any, rule: Rule) -> float:
+    "A ratio, infinite for NaN, missing and the like; by the fixed tolerance where there is one."
+    if o.nonfinite or o.why.startswith(("missing", "extra", "shape")): return float("inf")
+    if rule.fixed: return float("inf") if o.verdict == "fail" else 0.0
+    return o.ratio
+
+def _times(ratio: float) -> str:
+    "A ratio in words."
+    return "not finite" if ratio == float("inf") else f"{ratio:.3g} × torch's own"
+
+def _change(before: float, after: float) -> str:
+    "What an experiment did, in words."
+    return f"error {_times(before)} before, {_times(after)} after"
+
+# %% ../../nbs/parity/08_causes.ipynb #8a19be77
 @dataclass
 class FailureContext:
     "A failing case, ready for experiments."
@@ -49,21 +76,17 @@ class FailureContext:
     rule: Rule = Rule()
     clean: Any = None  # Graph, the fresh translation; made where it is not given
     level: str = "all"  # of graph optimisation, in the failing case
-    ties: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # of integer outputs: where rounding decides
-    noise: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # of float outputs: what rounding does to each value
+    ties: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # integers: where rounding decides
+    noise: Mapping[str, "np.ndarray"] = field(default_factory=dict)  # floats: what rounding does
 
     def __post_init__(self) -> None:
         if self.clean is None: self.clean = load_graph(self.captured.model)
 
     def error(self, graph: Graph | None = None, level: str = "", **how: Any) -> float:
         "The worst ratio of a variant of the file."
-        graph = graph or self.graph
-        try:
-            got = session(graph.data(), self.provider, level or self.level, folder=graph.folder, **how).run(
-                self.feeds
-            )
-        except CheckError:
-            return float("inf")
+        graph, level = graph or self.graph, level or self.level
+        try: got = session(graph.data(), self.provider, level, folder=graph.folder, **how).run(self.feeds)
+        except CheckError: return float("inf")
         return self.ratio(got)
 
     def ratio(self, got: Mapping[str, "np.ndarray"]) -> float:
@@ -74,64 +97,18 @@ class FailureContext:
     @property
     def good(self) -> float: return self.rule.factor
 
-def _as_number(o: Any, rule: Rule) -> float:
-    "A ratio that is infinite for NaN, missing and the like, and judges by the fixed tolerance where there is one."
-    if o.nonfinite or o.why.startswith(("missing", "extra", "shape")): return float("inf")
-    if rule.fixed: return float("inf") if o.verdict == "fail" else 0.0
-    return o.ratio
-
-def _times(ratio: float) -> str:
-    return "not finite" if ratio == float("inf") else f"{ratio:.3g} × torch's own"
-
-
-def _change(before: float, after: float) -> str:
-    return f"error {_times(before)} before, {_times(after)} after"
-
 # %% ../../nbs/parity/08_causes.ipynb #0a86acd3
 #: passes of ONNX Runtime that change arithmetic, by the names that `disabled_optimizers` takes
 PASSES = (
-    "GeluFusionL1",
-    "GeluFusionL2",
-    "LayerNormFusionL1",
-    "LayerNormFusionL2",
-    "SimplifiedLayerNormFusion",
-    "SkipLayerNormFusion",
-    "AttentionFusion",
-    "EmbedLayerNormFusion",
-    "FastGeluFusion",
-    "BiasGeluFusion",
-    "BiasSoftmaxFusion",
-    "BiasDropoutFusion",
-    "MatMulAddFusion",
-    "MatmulTransposeFusion",
-    "MatMulScaleFusion",
-    "MatMulActivationFusion",
-    "GemmActivationFusion",
-    "ConvAddFusion",
-    "ConvMulFusion",
-    "ConvBNFusion",
-    "ConvActivationFusion",
-    "ConvAddActivationFusion",
-    "NchwcTransformer",
-    "QuickGeluFusion",
-    "GroupQueryAttentionFusion",
-    "ConstantFolding",
-    "TransposeOptimizer",
-    "CommonSubexpressionElimination",
-    "NotWhereFusion",
-    "ReshapeFusion",
-    "DynamicQuantizeMatMulFusion",
-    "MatMulNBitsFusion",
-    "MatMulBNFusion",
-    "GemmTransposeFusion",
-    "GemmSumFusion",
-    "PadFusion",
-    "DivMulFusion",
-    "ClipQuantFusion",
-    "ReluQuantFusion",
-    "FreeDimensionOverrideTransformer",
-    "IsInfReduceSumFusion",
-    "Level1_RuleBasedTransformer",
+    "GeluFusionL1", "GeluFusionL2", "LayerNormFusionL1", "LayerNormFusionL2", "SimplifiedLayerNormFusion",
+    "SkipLayerNormFusion", "AttentionFusion", "EmbedLayerNormFusion", "FastGeluFusion", "BiasGeluFusion",
+    "BiasSoftmaxFusion", "BiasDropoutFusion", "MatMulAddFusion", "MatmulTransposeFusion", "MatMulScaleFusion",
+    "MatMulActivationFusion", "GemmActivationFusion", "ConvAddFusion", "ConvMulFusion", "ConvBNFusion",
+    "ConvActivationFusion", "ConvAddActivationFusion", "NchwcTransformer", "QuickGeluFusion",
+    "GroupQueryAttentionFusion", "ConstantFolding", "TransposeOptimizer", "CommonSubexpressionElimination",
+    "NotWhereFusion", "ReshapeFusion", "DynamicQuantizeMatMulFusion", "MatMulNBitsFusion", "MatMulBNFusion",
+    "GemmTransposeFusion", "GemmSumFusion", "PadFusion", "DivMulFusion", "ClipQuantFusion", "ReluQuantFusion",
+    "FreeDimensionOverrideTransformer", "IsInfReduceSumFusion", "Level1_RuleBasedTransformer",
     "Level2_RuleBasedTransformer",
 )
 
@@ -147,59 +124,50 @@ def by_optimisation(
     level = next(l for l in ("basic", "extended", "all") if l == "all" or error(level=l) > good)
     single = next((p for p in passes if error(level="all", disabled=[p]) <= good), None)
     which = f"; leaving out {single} alone is enough" if single else ""
-    return [
-        Cause(
-            "optimisation pass",
-            f"without graph optimisation: {_change(before, plain)}; it appears at level {level}{which}",
-        )
-    ]
+    told = f"without graph optimisation: {_change(before, plain)}; it appears at level {level}{which}"
+    return [Cause("optimisation pass", told)]
 
 # %% ../../nbs/parity/08_causes.ipynb #20d6f908
+def _trains(graph: Graph, node: Any) -> bool:
+    "Whether a layer behaves as in training: a batch norm by its attribute, a dropout by its third input."
+    if node.op_type == "BatchNormalization":
+        return any(a.name == "training_mode" and a.i for a in node.attribute)
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]: return False
+    return not graph.is_constant(node.input[2]) or bool(graph.array(node.input[2]).any())
+
 def in_training(
     graph: Graph,
 ) -> list[str]:  # names of nodes
     "Layers of a file that behave as in training."
-    def awake(n: Any) -> bool:
-        if n.op_type == "BatchNormalization":
-            return any(a.name == "training_mode" and a.i for a in n.attribute)
-        switched = n.op_type == "Dropout" and len(n.input) > 2 and bool(n.input[2])
-        return switched and not (graph.is_constant(n.input[2]) and not graph.array(n.input[2]).any())
-    return [n.name or n.op_type for n in graph.nodes if awake(n)]
+    return [n.name or n.op_type for n in graph.nodes if _trains(graph, n)]
+
+# %% ../../nbs/parity/08_causes.ipynb #18b188e3
+def _asleep(node: Any) -> Any:
+    "A layer in inference mode; a dropout becomes an identity."
+    if node.op_type == "Dropout":
+        return onnx.helper.make_node("Identity", [node.input[0]], [node.output[0]], name=node.name)
+    _refill(node.attribute, [a for a in node.attribute if a.name != "training_mode"])
+    del node.output[1:]
+    return node
 
 def in_inference(
     graph: Graph,
 ) -> tuple[Graph, list[str]]:  # the changed graph, the nodes that were in training mode
     "The graph with its training-mode layers switched to inference."
-    import onnx
     proto, changed = _shallow(graph), in_training(graph)
-    kept = []
-    for node in proto.graph.node:
-        if (node.name or node.op_type) not in changed:
-            kept.append(node)
-            continue
-        if node.op_type == "Dropout":
-            kept.append(onnx.helper.make_node("Identity", [node.input[0]], [node.output[0]], name=node.name))
-            continue
-        attributes = [a for a in node.attribute if a.name != "training_mode"]
-        del node.attribute[:]
-        node.attribute.extend(attributes)
-        del node.output[1:]
-        kept.append(node)
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept)
+    nodes = proto.graph.node
+    _refill(nodes, [_asleep(n) if (n.name or n.op_type) in changed else n for n in nodes])
     return Graph(proto, graph.folder), changed
 
+# %% ../../nbs/parity/08_causes.ipynb #01787f43
 def by_train_mode(context: FailureContext, before: float) -> list[Cause]:
     "Whether layers in training mode make the difference."
     quiet, changed = in_inference(context.graph)
     if not changed: return []
     after = context.error(quiet)
     told = f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} in training mode"
-    return (
-        [Cause("train mode", f"{told}; in inference mode: {_change(before, after)}")]
-        if after < before
-        else []
-    )
+    if not after < before: return []
+    return [Cause("train mode", f"{told}; in inference mode: {_change(before, after)}")]
 
 # %% ../../nbs/parity/08_causes.ipynb #de6ba4c1
 @dataclass(frozen=True)
@@ -210,136 +178,51 @@ class Difference:
     what: str  # in words
     undo: Callable[[Any], None] | None = None  # applied to a copy of the file's proto
 
-def differences(
-    graph: Graph,  # the file
-    clean: Graph,  # the fresh translation
-    fx: str,  # the operator
-) -> list[Difference]:
-    "What is different in the nodes of one operator."
-    mine, theirs = graph.units().get(fx, []), clean.units().get(fx, [])
-    if [graph.nodes[i].op_type for i in mine] != [clean.nodes[i].op_type for i in theirs]:
-        if not mine or not theirs: return []
-        say = lambda g, nodes: " → ".join(g.nodes[i].op_type for i in nodes)
-        return [
-            Difference(
-                "nodes", mine[-1], f"{say(graph, mine)} in the file, {say(clean, theirs)} in a fresh export"
-            )
-        ]
-    return [d for a, b in zip(mine, theirs) for d in _node_differences(graph, clean, a, b)]
-
-def _node_differences(graph: Graph, clean: Graph, a: int, b: int) -> Iterator[Difference]:
-    left, right = graph.nodes[a], clean.nodes[b]
-    name = left.name or left.op_type
-    for key in sorted({x.name for x in left.attribute} | {x.name for x in right.attribute}):
-        old, new = _attribute(left, key), _attribute(right, key)
-        if _plain(old) != _plain(new):
-            yield Difference(
-                "attribute",
-                a,
-                f"{name}.{key} is {_plain(old)} in the file and {_plain(new)} in a fresh export",
-                _set_attribute(a, key, new),
-            )
-    for i in range(max(len(left.input), len(right.input))):
-        yield from _input_difference(
-            graph,
-            clean,
-            a,
-            i,
-            left.input[i] if i < len(left.input) else "",
-            right.input[i] if i < len(right.input) else "",
-        )
-
-
-def _attribute(node: Any, name: str) -> Any: return next((x for x in node.attribute if x.name == name), None)
-
-def _plain(attribute: Any) -> Any:
-    import onnx
-    if attribute is None: return "absent"
-    value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, bytes): return value.decode(errors="replace")
-    return value if isinstance(value, (int, float)) else str(value)[:80]
-
-def _set_attribute(index: int, name: str, new: Any) -> Callable[[Any], None]:
-    def undo(proto: Any) -> None:
-        node = proto.graph.node[index]
-        kept = [x for x in node.attribute if x.name != name] + ([new] if new is not None else [])
-        del node.attribute[:]
-        node.attribute.extend(kept)
-
-    return undo
-
-def _input_difference(graph: Graph, clean: Graph, a: int, i: int, old: str, new: str) -> Iterator[Difference]:
-    name = graph.nodes[a].name or graph.nodes[a].op_type
-    known_old, known_new = bool(old) and graph.is_constant(old), bool(new) and clean.is_constant(new)
-    if known_old and known_new:
-        x, y = graph.array(old), clean.array(new)
-        if not _same(x, y):
-            yield Difference("constant", a, f"{old}, read by {name}, {_how(x, y)}", _set_constant(a, i, y))
-    elif known_old != known_new:
-        what = (
-            f"{name} reads {old or 'nothing'} where a fresh export has {'a constant' if new else 'nothing'}"
-        )
-        if known_old:
-            what = f"{name} reads the constant {old} = {_short(graph.array(old))} where a fresh export computes the value"
-        undo = _rewire(a, i, new) if new in graph.producer or new in graph.inputs else None
-        yield Difference("baked" if known_old and new else "wiring", a, what, undo)
-    elif old != new and _made_by(graph, old) != _made_by(clean, new):
-        yield Difference(
-            "wiring",
-            a,
-            f"{name} reads {old} ({_made_by(graph, old)}) where a fresh export reads {new} ({_made_by(clean, new)})",
-            _rewire(a, i, new) if new in graph.producer or new in graph.inputs else None,
-        )
-
-def _made_by(graph: Graph, value: str) -> str:
-    if value not in graph.producer: return f"input {value}" if value else "nothing"
-    o = graph.origins[graph.producer[value]]
-    return (
-        f"{o.fx}" if o is not None else f"{graph.nodes[graph.producer[value]].op_type} of no torch operator"
-    )
-
+# %% ../../nbs/parity/08_causes.ipynb #342fc01c
+def _short(x: "np.ndarray") -> str:
+    "A constant in a sentence."
+    return str(x.tolist()) if x.size <= 8 else f"array of shape {list(x.shape)}"
 
 def _same(x: "np.ndarray", y: "np.ndarray") -> bool:
-    import numpy as np
+    "Whether two constants are the same to the last bit, NaN included."
+    same = x.shape == y.shape and x.dtype == y.dtype
+    return same and bool(np.array_equal(x, y, equal_nan=x.dtype.kind == "f"))
 
-    return (
-        x.shape == y.shape
-        and x.dtype == y.dtype
-        and bool(np.array_equal(x, y, equal_nan=x.dtype.kind == "f"))
-    )
-
+def _by_up_to(x: "np.ndarray", y: "np.ndarray") -> str:
+    "The largest distance of values that all differ, and how many of the first are NaN."
+    nans = int(np.isnan(x.astype(float)).sum()) if x.dtype.kind == "f" else 0
+    only_nan = nans > 0 and nans == x.size
+    most = float("nan") if only_nan else np.nanmax(np.abs(x.astype(np.float64) - y.astype(np.float64)))
+    return f"by up to {most:.3g}" + (f", {nans} of them NaN" if nans else "")
 
 def _how(x: "np.ndarray", y: "np.ndarray") -> str:
     "How two constants differ, in words."
-    import numpy as np
     if x.shape != y.shape: return f"has shape {list(x.shape)} instead of {list(y.shape)}"
-    wrong = ~((x == y) | ((x != x) & (y != y)))
     if x.size <= 4: return f"is {_short(x)} in the file and {_short(y)} in the module"
-    nan = (
-        f", {int(np.isnan(x[wrong].astype(float)).sum())} of them NaN"
-        if x.dtype.kind == "f" and np.isnan(x.astype(float)[wrong]).any()
-        else ""
-    )
-    only_nan = bool(nan) and bool(np.isnan(x[wrong].astype(float)).all())
-    most = (
-        float("nan")
-        if only_nan
-        else np.nanmax(np.abs(x[wrong].astype(np.float64) - y[wrong].astype(np.float64)))
-    )
-    return f"differs from the module's at {int(wrong.sum())} of {x.size} values, by up to {most:.3g}{nan}"
+    wrong = ~((x == y) | ((x != x) & (y != y)))
+    told = f"differs from the module's at {int(wrong.sum())} of {x.size} values"
+    return f"{told}, {_by_up_to(x[wrong], y[wrong])}"
 
-def _short(x: "np.ndarray") -> str:
-    return str(x.tolist()) if x.size <= 8 else f"array of shape {list(x.shape)}"
+# %% ../../nbs/parity/08_causes.ipynb #d4d9f13b
+def _set_attribute(index: int, name: str, new: Any) -> Callable[[Any], None]:
+    "Gives a node another attribute, or takes it away."
+    def undo(proto: Any) -> None:
+        attributes = proto.graph.node[index].attribute
+        _refill(attributes, [a for a in attributes if a.name != name] + ([new] if new is not None else []))
+
+    return undo
 
 def _set_constant(index: int, position: int, value: "np.ndarray") -> Callable[[Any], None]:
+    "Lets a node read another constant."
     def undo(proto: Any) -> None:
-        import onnx
         name = f"restored::{index}::{position}"
         proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
         proto.graph.node[index].input[position] = name
+
     return undo
 
 def _rewire(index: int, position: int, value: str) -> Callable[[Any], None]:
+    "Lets a node read another value."
     def undo(proto: Any) -> None: proto.graph.node[index].input[position] = value
     return undo
 
@@ -353,21 +236,190 @@ def undone(
         if d.undo is not None: d.undo(proto)
     return Graph(proto, graph.folder)
 
+# %% ../../nbs/parity/08_causes.ipynb #14e6de26
+def _attribute(node: Any, name: str) -> Any:
+    "An attribute of a node; None where it has no such."
+    return next((x for x in node.attribute if x.name == name), None)
+
+def _plain(attribute: Any) -> Any:
+    "The value of an attribute as it is told."
+    if attribute is None: return "absent"
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes): return value.decode(errors="replace")
+    return value if isinstance(value, (int, float)) else str(value)[:80]
+
+def _attribute_differences(index: int, node: Any, fresh: Any) -> Iterator[Difference]:
+    "Attributes that a node has otherwise than one of a fresh translation."
+    for key in sorted({a.name for a in node.attribute} | {a.name for a in fresh.attribute}):
+        old, new = _attribute(node, key), _attribute(fresh, key)
+        if _plain(old) == _plain(new): continue
+        told = f"{node.name or node.op_type}.{key} is {_plain(old)} in the file"
+        undo = _set_attribute(index, key, new)
+        yield Difference("attribute", index, f"{told} and {_plain(new)} in a fresh export", undo)
+
+# %% ../../nbs/parity/08_causes.ipynb #9d53ef45
+def _made_by(graph: Graph, value: str) -> str:
+    "Where a value comes from, in words."
+    if value not in graph.producer: return f"input {value}" if value else "nothing"
+    node, origin = graph.nodes[graph.producer[value]], graph.origins[graph.producer[value]]
+    return origin.fx if origin is not None else f"{node.op_type} of no torch operator"
+
+@dataclass(frozen=True)
+class _Reading:
+    "What a node reads at one position, in the file and in a fresh translation."
+    graph: Graph
+    clean: Graph  # the fresh translation
+    node: int  # index in the file
+    position: int
+    old: str  # the value that is read; "" where nothing is
+    new: str  # in the fresh translation
+
+    @property
+    def name(self) -> str: return self.graph.nodes[self.node].name or self.graph.nodes[self.node].op_type
+    @property
+    def rewired(self) -> Callable[[Any], None] | None:
+        "Lets the node read as in a fresh translation, where the file has such a value."
+        there = self.new in self.graph.producer or self.new in self.graph.inputs
+        return _rewire(self.node, self.position, self.new) if there else None
+
+# %% ../../nbs/parity/08_causes.ipynb #545bf364
+def _other_constant(r: _Reading) -> Difference | None:
+    "A constant on both sides, with other values."
+    x, y = r.graph.array(r.old), r.clean.array(r.new)
+    if _same(x, y): return None
+    undo = _set_constant(r.node, r.position, y)
+    return Difference("constant", r.node, f"{r.old}, read by {r.name}, {_how(x, y)}", undo)
+
+def _constant_on_one_side(r: _Reading, in_file: bool) -> Difference:
+    "A constant, where the other side computes the value or reads nothing."
+    fresh = "a constant" if r.new else "nothing"
+    told = f"{r.name} reads {r.old or 'nothing'} where a fresh export has {fresh}"
+    if in_file:
+        constant = f"{r.name} reads the constant {r.old} = {_short(r.graph.array(r.old))}"
+        told = f"{constant} where a fresh export computes the value"
+    return Difference("baked" if in_file and r.new else "wiring", r.node, told, r.rewired)
+
+def _other_source(r: _Reading) -> Difference | None:
+    "A value that another operator makes."
+    mine, theirs = _made_by(r.graph, r.old), _made_by(r.clean, r.new)
+    if r.old == r.new or mine == theirs: return None
+    told = f"{r.name} reads {r.old} ({mine}) where a fresh export reads {r.new} ({theirs})"
+    return Difference("wiring", r.node, told, r.rewired)
+
+def _input_difference(r: _Reading) -> Difference | None:
+    "What one input of a node has otherwise."
+    in_file = bool(r.old) and r.graph.is_constant(r.old)
+    in_fresh = bool(r.new) and r.clean.is_constant(r.new)
+    if in_file and in_fresh: return _other_constant(r)
+    return _constant_on_one_side(r, in_file) if in_file != in_fresh else _other_source(r)
+
+# %% ../../nbs/parity/08_causes.ipynb #f4b468b8
+def _node_differences(graph: Graph, clean: Graph, index: int, other: int) -> Iterator[Difference]:
+    "What a node has otherwise than its counterpart: attributes, then inputs."
+    node, fresh = graph.nodes[index], clean.nodes[other]
+    yield from _attribute_differences(index, node, fresh)
+    for i, (old, new) in enumerate(zip_longest(node.input, fresh.input, fillvalue="")):
+        found = _input_difference(_Reading(graph, clean, index, i, old, new))
+        if found is not None: yield found
+
+def differences(
+    graph: Graph,  # the file
+    clean: Graph,  # the fresh translation
+    fx: str,  # the operator
+) -> list[Difference]:
+    "What is different in the nodes of one operator."
+    mine, theirs = graph.units().get(fx, []), clean.units().get(fx, [])
+    kinds, others = [graph.nodes[i].op_type for i in mine], [clean.nodes[i].op_type for i in theirs]
+    if kinds == others:
+        return [d for a, b in zip(mine, theirs) for d in _node_differences(graph, clean, a, b)]
+    if not mine or not theirs: return []
+    told = f"{' → '.join(kinds)} in the file, {' → '.join(others)} in a fresh export"
+    return [Difference("nodes", mine[-1], told)]
+
 # %% ../../nbs/parity/08_causes.ipynb #b3c04777
 def _kind_of(d: Difference, graph: Graph) -> str:
+    "The kind of cause that a difference is."
     if d.kind == "baked": return "baked shape"
-    if d.kind == "constant":
-        changed = next(
-            (
-                graph.array(v)
-                for v in graph.nodes[d.node].input
-                if v and graph.is_constant(v) and f"{v}," in d.what
-            ),
-            None,
-        )
-        if changed is None or changed.dtype.kind == "f" and changed.size > 1: return "weight"
-        if changed.dtype.kind in "iu" and changed.size > 1: return "baked shape"
-    return "operator semantics"
+    if d.kind != "constant": return "operator semantics"
+    read = [v for v in graph.nodes[d.node].input if v and graph.is_constant(v) and f"{v}," in d.what]
+    changed = graph.array(read[0]) if read else None
+    if changed is None or changed.dtype.kind == "f" and changed.size > 1: return "weight"
+    return "baked shape" if changed.dtype.kind in "iu" and changed.size > 1 else "operator semantics"
+
+# %% ../../nbs/parity/08_causes.ipynb #68adfca0
+def _fx_of(graph: Graph, suspect: OperatorError) -> str:
+    "The traced operator of a suspect, by its own word or by its node."
+    if suspect.fx in graph.units(): return suspect.fx
+    pairs = zip(graph.nodes, graph.origins)
+    return next((o.fx for n, o in pairs if o is not None and n.name == suspect.node), "")
+
+#: nodes that exporters put in, and that change nothing
+HARMLESS = ("Constant", "Cast", "Identity", "Split")
+
+def _within(graph: Graph, node: Any, fx: str) -> list[str]:
+    "Values that a node reads and that the operator itself, or none, has made."
+    made = [(v, graph.origins[graph.producer[v]]) for v in node.input if v in graph.producer]
+    return [v for v, origin in made if origin is None or origin.fx == fx]
+
+def _foreign(graph: Graph, suspect: OperatorError) -> str:
+    "A node without origin between the suspect value and the values it is computed from."
+    fx, todo, seen = _fx_of(graph, suspect), [suspect.value], set()
+    while todo:
+        i = graph.producer.get(todo.pop())
+        if i is None or i in seen: continue
+        seen.add(i)
+        node = graph.nodes[i]
+        foreign = graph.origins[i] is None and node.op_type not in HARMLESS
+        if foreign: return f"{node.op_type} {node.name}".strip()
+        todo += _within(graph, node, fx)
+    return ""
+
+# %% ../../nbs/parity/08_causes.ipynb #a6ada698
+def reexported_graph(context: FailureContext) -> Graph:
+    "The fresh translation in the precision of the case."
+    same = context.precision == file_precision(context.clean)
+    return context.clean if same else convert(context.clean, context.precision)
+
+def own_differences(context: FailureContext, suspect: OperatorError) -> list[Difference]:
+    "What the suspect operator itself has otherwise than in a fresh translation."
+    fx = _fx_of(context.graph, suspect)
+    return differences(context.graph, reexported_graph(context), fx) if fx else []
+
+def _alone(context: FailureContext, graph: Graph, suspect: OperatorError) -> float:
+    "The ratio of one operator on torch's inputs."
+    try: found = localize(graph, context.captured, context.inputs, context.precision, context.provider)
+    except CheckError: return float("inf")
+    return next((v.ratio for v in found.values if v.value == suspect.value), float("inf"))
+
+def _put_back(
+    context: FailureContext, suspect: OperatorError, changes: Sequence[Difference], before: float
+) -> str:
+    "What undoing does to the outputs, or, behind another fault, to the operator alone; empty where nothing."
+    if not any(d.undo for d in changes): return ""
+    changed = undone(context.graph, changes)
+    after = context.error(changed)
+    if after <= context.good or after < before / 2: return _change(before, after)
+    alone = _alone(context, changed, suspect)
+    if not alone <= context.good < suspect.ratio: return ""
+    return f"the operator alone has {_change(suspect.ratio, alone)}; another fault remains"
+
+# %% ../../nbs/parity/08_causes.ipynb #b0385d10
+def _one_by_one(
+    context: FailureContext, suspect: OperatorError, found: Sequence[Difference], before: float
+) -> list[Cause]:
+    "Differences that help when they are put back, and those that cannot be."
+    told = [(d, _put_back(context, suspect, [d], before)) for d in found]
+    helped = [(d, f"{d.what}; put back: {change}") for d, change in told if change]
+    fixed = [(d, f"{d.what} (it could not be undone alone)") for d in found if d.undo is None]
+    return [Cause(_kind_of(d, context.graph), evidence) for d, evidence in helped + fixed]
+
+def _all_at_once(
+    context: FailureContext, suspect: OperatorError, found: Sequence[Difference], before: float
+) -> list[Cause]:
+    "All differences, where putting them back together helps."
+    change = _put_back(context, suspect, found, before)
+    told = f"; all {len(found)} differences put back: {change}"
+    return [Cause(_kind_of(d, context.graph), d.what + told) for d in found] if change else []
 
 def by_restoring(
     context: FailureContext,
@@ -376,67 +428,16 @@ def by_restoring(
 ) -> list[Cause]:
     "Which difference from a fresh translation makes the operator wrong."
     found = own_differences(context, suspect)
-    told = [(d, _put_back(context, suspect, [d], before)) for d in found]
-    causes = [
-        Cause(_kind_of(d, context.graph), f"{d.what}; put back: {change}") for d, change in told if change
-    ]
-    causes += [
-        Cause(_kind_of(d, context.graph), f"{d.what} (it could not be undone alone)")
-        for d in found
-        if d.undo is None
-    ]
-    if not causes and (change := _put_back(context, suspect, found, before)):
-        causes = [
-            Cause(_kind_of(d, context.graph), f"{d.what}; all {len(found)} differences put back: {change}")
-            for d in found
-        ]
+    causes = _one_by_one(context, suspect, found, before) or _all_at_once(context, suspect, found, before)
     foreign = _foreign(context.graph, suspect)
-    if foreign and not any("no torch operator" in c.evidence for c in causes):
-        causes.append(
-            Cause(
-                "operator semantics",
-                f"{foreign} lies before {suspect.value} and came from no torch operator; a fresh export has no such node",
-            )
-        )
-    return causes
+    if not foreign or any("no torch operator" in c.evidence for c in causes): return causes
+    told = f"{foreign} lies before {suspect.value} and came from no torch operator"
+    return [*causes, Cause("operator semantics", f"{told}; a fresh export has no such node")]
 
-def own_differences(context: FailureContext, suspect: OperatorError) -> list[Difference]:
-    "What the suspect operator itself has otherwise than in a fresh translation."
-    fx = _fx_of(context.graph, suspect)
-    return differences(context.graph, reexported_graph(context), fx) if fx else []
-
-def _put_back(
-    context: FailureContext, suspect: OperatorError, changes: Sequence[Difference], before: float
-) -> str:
-    "What undoing does to the outputs, or else (another fault covers them) to the operator alone; empty where it does not help."
-    if not any(d.undo for d in changes): return ""
-    changed = undone(context.graph, changes)
-    after = context.error(changed)
-    if after <= context.good or after < before / 2: return _change(before, after)
-    alone = _alone(context, changed, suspect)
-    return (
-        f"the operator alone has {_change(suspect.ratio, alone)}; another fault remains"
-        if alone <= context.good < suspect.ratio
-        else ""
-    )
-
-
-def _alone(context: FailureContext, graph: Graph, suspect: OperatorError) -> float:
-    "The ratio of one operator on torch's inputs."
-    try: found = localize(graph, context.captured, context.inputs, context.precision, context.provider)
-    except CheckError: return float("inf")
-    return next((v.ratio for v in found.values if v.value == suspect.value), float("inf"))
-
-def reexported_graph(context: FailureContext) -> Graph:
-    "The fresh translation in the precision of the case."
-    return (
-        context.clean
-        if context.precision == file_precision(context.clean)
-        else convert(context.clean, context.precision)
-    )
-
-
-def all_differences(context: FailureContext) -> dict[str, list[Difference]]:  # operator → what is different, only where something is
+# %% ../../nbs/parity/08_causes.ipynb #edfe2b2b
+def all_differences(
+    context: FailureContext,
+) -> dict[str, list[Difference]]:  # operator → what is different, only where something is
     "What the whole file has otherwise than a fresh translation."
     clean = reexported_graph(context)
     found = {fx: differences(context.graph, clean, fx) for fx in context.graph.units()}
@@ -450,79 +451,40 @@ def restoring_operator(
     tries = [(fx, d) for fx, d in all_differences(context).items() if any(x.undo for x in d)][:most]
     return next((fx for fx, d in tries if context.error(undone(context.graph, d)) <= context.good), "")
 
+def _to_put_back(context: FailureContext) -> list[Difference]:
+    "What the one operator that heals the file has otherwise, or else all that the file has."
+    everything, one = all_differences(context), restoring_operator(context)
+    return everything[one] if one else [d for group in everything.values() for d in group]
+
 def by_fresh_export(context: FailureContext, before: float, most: int = 5) -> list[Cause]:
-    "Where the operator in question is as in a fresh export, and that is right: what is different elsewhere in the file."
+    "What the file has otherwise than a fresh export, where that is right."
     right = context.error(reexported_graph(context))
     if not right <= context.good < before: return []
-    everything = all_differences(context)
-    one = restoring_operator(context)
-    found = everything[one] if one else [d for group in everything.values() for d in group]
+    found = _to_put_back(context)
     after = context.error(undone(context.graph, found)) if any(d.undo for d in found) else before
+    if after > context.good:
+        told = "".join(f"; {d.what}" for d in found[:most])
+        otherwise = f"a fresh export is right: {_change(before, right)}; the file is built otherwise{told}"
+        return [Cause("operator semantics", otherwise)]
     told = "put back" if len(found) == 1 else f"all {len(found)} differences from a fresh export put back"
-    if after <= context.good:
-        return [
-            Cause(_kind_of(d, context.graph), f"{d.what}; {told}: {_change(before, after)}")
-            for d in found[:most]
-        ]
-    return [
-        Cause(
-            "operator semantics",
-            f"a fresh export is right: {_change(before, right)}; the file is built otherwise"
-            + "".join(f"; {d.what}" for d in found[:most]),
-        )
-    ]
-
-def _fx_of(graph: Graph, suspect: OperatorError) -> str:
-    if suspect.fx in graph.units(): return suspect.fx
-    return next(
-        (o.fx for n, o in zip(graph.nodes, graph.origins) if o is not None and n.name == suspect.node), ""
-    )
-
-
-def _foreign(graph: Graph, suspect: OperatorError) -> str:
-    "A node without origin between the suspect value and the values it is computed from."
-    todo, seen = [suspect.value], set()
-    while todo:
-        value = todo.pop()
-        i = graph.producer.get(value)
-        if i is None or i in seen: continue
-        seen.add(i)
-        if graph.origins[i] is None and graph.nodes[i].op_type not in (
-            "Constant",
-            "Cast",
-            "Identity",
-            "Split",
-        ):
-            return f"{graph.nodes[i].op_type} {graph.nodes[i].name}".strip()
-        before = [(v, graph.origins[graph.producer[v]]) for v in graph.nodes[i].input if v in graph.producer]
-        todo += [v for v, origin in before if origin is None or origin.fx == _fx_of(graph, suspect)]
-    return ""
+    change = f"; {told}: {_change(before, after)}"
+    return [Cause(_kind_of(d, context.graph), d.what + change) for d in found[:most]]
 
 # %% ../../nbs/parity/08_causes.ipynb #92f5eeb7
 def by_evaluator(context: FailureContext, suspect: OperatorError) -> list[Cause]:
     "Exporter or kernel: what the ONNX reference evaluator makes of the file."
-    if context.graph.folder is not None and any(
-        t.data_location for t in context.graph.proto.graph.initializer
-    ):
-        return []
+    outside = any(t.data_location for t in context.graph.proto.graph.initializer)
+    if context.graph.folder is not None and outside: return []
     try: after = context.ratio(_reference_backend(context.graph.data()).run(context.feeds))
     except Exception: return []
-    if after <= context.good:
-        alone = f"alone {suspect.isolated:.2g} of the largest value, torch {suspect.own:.2g}"
-        return [
-            Cause(
-                "runtime kernel",
-                f"the ONNX reference evaluator runs the same file with {_times(after)}: the file is right, "
-                f"and {suspect.op} is less exact on {context.provider} than in torch ({alone})",
-            )
-        ]
-    return [
-        Cause(
-            "exporter bug",
-            f"a fresh export has the same nodes, and the ONNX reference evaluator gives {_times(after)} as well: "
-            f"the translation of {suspect.op} is not the same function",
-        )
-    ]
+    if after > context.good:
+        same = f"the ONNX reference evaluator gives {_times(after)} as well"
+        wrong = f"the translation of {suspect.op} is not the same function"
+        return [Cause("exporter bug", f"a fresh export has the same nodes, and {same}: {wrong}")]
+    alone = f"alone {suspect.isolated:.2g} of the largest value, torch {suspect.own:.2g}"
+    right = f"the ONNX reference evaluator runs the same file with {_times(after)}: the file is right"
+    less = f"{suspect.op} is less exact on {context.provider} than in torch ({alone})"
+    return [Cause("runtime kernel", f"{right}, and {less}")]
 
 # %% ../../nbs/parity/08_causes.ipynb #5d2965c6
 OPSETS = tuple(range(11, 24))  # that are tried
@@ -543,20 +505,18 @@ def relabelled(
         if o.domain in ("", "ai.onnx"): o.version = opset
     return Graph(proto, graph.folder)
 
+# %% ../../nbs/parity/08_causes.ipynb #6146006a
 def by_opset(context: FailureContext, before: float) -> list[Cause]:
-    "Whether the nodes are right when they are read under another opset: first a fresh export's, then the nearest."
+    "Whether the nodes are right under another opset: first a fresh export's, then the nearest."
     own, fresh = opset_of(context.graph), opset_of(context.clean)
     for other in sorted(set(OPSETS) | {fresh}, key=lambda o: (o != fresh, abs(o - own))):
         after = context.error(relabelled(context.graph, other)) if other != own else before
-        if after <= context.good < before:
-            return [
-                Cause(
-                    "operator semantics",
-                    f"the file declares opset {own} and its nodes mean what the module does under opset {other}: {_change(before, after)}",
-                )
-            ]
+        if not after <= context.good < before: continue
+        told = f"the file declares opset {own} and its nodes mean what the module does under opset {other}"
+        return [Cause("operator semantics", f"{told}: {_change(before, after)}")]
     return []
 
+# %% ../../nbs/parity/08_causes.ipynb #da6e6ba8
 def by_export_opset(
     context: FailureContext,
     module: Any,
@@ -564,27 +524,24 @@ def by_export_opset(
     opsets: Sequence[int] = (18, 21, 23),  # to export at
 ) -> list[Cause]:
     "Whether an export at another opset is right."
-    tried, own = [], opset_of(context.graph)
+    inputs, dims = context.captured.inputs or context.inputs, context.captured.dims
+    own, tried = opset_of(context.graph), []
     for opset in [o for o in opsets if o != own]:
-        try:
-            after = context.error(
-                load_graph(
-                    capture(
-                        module, context.captured.inputs or context.inputs, context.captured.dims, opset
-                    ).model
-                )
-            )
-        except CheckError:
-            continue
+        try: after = context.error(load_graph(capture(module, inputs, dims, opset).model))
+        except CheckError: continue
         if after <= context.good:
-            return [
-                Cause("exporter bug", f"exported at opset {opset} instead of {own}: {_change(before, after)}")
-            ]
+            told = f"exported at opset {opset} instead of {own}: {_change(before, after)}"
+            return [Cause("exporter bug", told)]
         tried.append(f"{opset}: {_times(after)}")
     return [Cause("exporter bug", f"the fault stays at other opsets ({', '.join(tried)})")] if tried else []
 
 # %% ../../nbs/parity/08_causes.ipynb #4d48c19d
 LARGEST = {"fp16": 65504.0, "bf16": 3.3895314e38}
+
+def _largest_of(value: Any) -> float:
+    "The largest finite size in a float tensor; 0 of anything else."
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel(): return 0.0
+    return float(torch.nan_to_num(value, posinf=0.0, neginf=0.0).abs().max())
 
 def overflowing(
     captured: Capture,
@@ -592,24 +549,16 @@ def overflowing(
     precision: str,
 ) -> dict[str, float]:  # operator → its largest true value, where that does not fit
     "Operators whose values do not fit into a precision, computed in float32."
-    import torch
     steps = run_program(captured, inputs, "fp32", widen=True)
-
-    def largest(v):
-        return (
-            float(v.abs().max())
-            if isinstance(v, torch.Tensor) and v.is_floating_point() and v.numel()
-            else 0.0
-        )
-
-    sizes = {
-        n: largest(torch.nan_to_num(s.own, posinf=0.0, neginf=0.0))
-        if isinstance(s.own, torch.Tensor) and s.own.is_floating_point()
-        else 0.0
-        for n, s in steps.items()
-        if s.op
-    }
+    sizes = {n: _largest_of(s.own) for n, s in steps.items() if s.op}
     return {n: v for n, v in sizes.items() if LARGEST[precision] < v < 1e37}
+
+# %% ../../nbs/parity/08_causes.ipynb #b882ec77
+def _in_fp32(context: FailureContext, operators: set[str], before: float) -> str:
+    "What keeping operators in fp32 does, in words; empty where the translation is not in fp32 itself."
+    if file_precision(context.clean) != "fp32": return ""
+    after = context.error(convert(context.clean, context.precision, keep=sorted(operators)))
+    return f"; with {len(operators)} operators in fp32: {_change(before, after)}"
 
 def by_overflow(context: FailureContext, before: float) -> list[Cause]:
     "Whether values that do not fit into the precision make the difference."
@@ -617,121 +566,82 @@ def by_overflow(context: FailureContext, before: float) -> list[Cause]:
     big = overflowing(context.captured, context.inputs, context.precision)
     if not big: return []
     steps = run_program(context.captured, context.inputs, "fp32")
-    readers = {n for n, s in steps.items() if set(s.inputs) & set(big)}
     first = next(n for n in steps if n in big)
-    place = f"{steps[first].op} in {steps[first].module or 'the model'}"
-    where = f"{place} gives {big[first]:.4g}, {context.precision} ends at {LARGEST[context.precision]:.4g}"
-    after = None
-    if file_precision(context.clean) == "fp32":
-        after = context.error(convert(context.clean, context.precision, keep=sorted(set(big) | readers)))
-    told = (
-        f"; with {len(set(big) | readers)} operators in fp32: {_change(before, after)}"
-        if after is not None
-        else ""
-    )
-    return [Cause(f"{context.precision} overflow", where + told)]
+    limit = f"{context.precision} ends at {LARGEST[context.precision]:.4g}"
+    where = f"{steps[first].op} in {steps[first].module or 'the model'} gives {big[first]:.4g}, {limit}"
+    readers = {n for n, s in steps.items() if set(s.inputs) & set(big)}
+    return [Cause(f"{context.precision} overflow", where + _in_fp32(context, set(big) | readers, before))]
 
 # %% ../../nbs/parity/08_causes.ipynb #b44dcc73
 def by_tf32(context: FailureContext, before: float) -> list[Cause]:
     "Whether TF32 makes the difference. CUDA only."
     if provider_name(context.provider) != PROVIDERS["cuda"] or context.precision != "fp32": return []
     after = context.error(options={"use_tf32": 0})
-    return (
-        [Cause("TF32", f"with use_tf32=0: {_change(before, after)}")]
-        if after <= context.good < before
-        else []
-    )
+    if not after <= context.good < before: return []
+    return [Cause("TF32", f"with use_tf32=0: {_change(before, after)}")]
 
 # %% ../../nbs/parity/08_causes.ipynb #0ddfc22a
+def _numbers_of(captured: Capture, fx: str) -> tuple[Any, list[float]]:
+    "A traced operator and the numbers among its arguments; None where the trace has no such operator."
+    calls = (n for n in captured.program.graph.nodes if n.op == "call_function")
+    node = next((n for n in calls if n.name == fx), None)
+    if node is None: return None, []
+    return node, [a for a in [*node.args, *node.kwargs.values()] if isinstance(a, float)]
+
+def _with_numbers(node: Any, steps: Mapping[str, Any], numbers: Mapping[float, float]) -> Any:
+    "What torch computes at an operator with other numbers."
+    from torch.fx.node import map_arg
+    def of(value: Any) -> Any: return numbers.get(value, value) if isinstance(value, float) else value
+    args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: steps[n.name].own)
+    with torch.no_grad(): return node.target(*map(of, args), **{k: of(v) for k, v in kwargs.items()})
+
+# %% ../../nbs/parity/08_causes.ipynb #003303f3
 def by_attribute(context: FailureContext, suspect: OperatorError) -> list[Cause]:
     "Whether float32 attributes are all that is wrong with an operator of a float64 file."
     if context.precision != "fp64": return []
-    import numpy as np
-    import torch
-    from torch.fx.node import map_arg
-    steps = run_program(context.captured, context.inputs, "fp64")
-    node = next(
-        (n for n in context.captured.program.graph.nodes if n.name == suspect.fx and n.op == "call_function"),
-        None,
-    )
-    numbers = (
-        [a for a in [*node.args, *node.kwargs.values()] if isinstance(a, float)] if node is not None else []
-    )
+    node, numbers = _numbers_of(context.captured, suspect.fx)
     rounded = {a: float(np.float32(a)) for a in numbers}
     if all(a == b for a, b in rounded.items()): return []
-    def of(value: Any) -> Any: return rounded.get(value, value) if isinstance(value, float) else value
-    if node is None: return []
-    args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: steps[n.name].own)
-    with torch.no_grad(): got = node.target(*map(of, args), **{k: of(v) for k, v in kwargs.items()})
+    steps = run_program(context.captured, context.inputs, "fp64")
+    step, got = steps[suspect.fx], _with_numbers(node, steps, rounded)
     if not isinstance(got, torch.Tensor): return []
-    after = value_error(_numpy(got), _numpy(steps[suspect.fx].own), _numpy(steps[suspect.fx].truth), "fp64")[
-        0
-    ]
-    told = f"torch with {', '.join(map(str, numbers))} rounded to float32, as ONNX keeps attributes, has an error of {after:.2g}"
-    return (
-        [Cause("float32 attribute", f"{told}; the file has {suspect.isolated:.2g}")]
-        if suspect.isolated <= 2 * after
-        else []
-    )
+    after = value_error(_numpy(got), _numpy(step.own), _numpy(step.truth), "fp64")[0]
+    if not suspect.isolated <= 2 * after: return []
+    kept = f"torch with {', '.join(map(str, numbers))} rounded to float32, as ONNX keeps attributes"
+    told = f"{kept}, has an error of {after:.2g}; the file has {suspect.isolated:.2g}"
+    return [Cause("float32 attribute", told)]
 
 # %% ../../nbs/parity/08_causes.ipynb #9f724853
-def by_shape(context: FailureContext, module: Any, before: float) -> list[Cause]:
-    "Whether the file is right at the sizes that it was traced with."
-    dims = {
-        k: {i: d for i, d in enumerate(v) if isinstance(d, str)}
-        for k, v in context.graph.sizes().items()
-        if k in context.inputs
-    }
-    here = {d: context.inputs[k].shape[i] for k, axes in dims.items() for i, d in axes.items()}
-    guesses = _sizes_in(context.graph)
-    for name, size in here.items():
-        for other in guesses:
-            if other == size: continue
-            inputs = with_sizes(context.inputs, dims, {name: other})
-            after = _error_at(context, module, inputs)
-            if after <= context.good:
-                return [
-                    Cause(
-                        "baked shape",
-                        f"wrong at {name}={size} and right at {name}={other}: {_change(before, after)}; "
-                        f"the file holds {name}={other} as a constant",
-                    )
-                ]
-    return []
-
 def _sizes_in(graph: Graph, most: int = 12) -> list[int]:
     "Sizes that occur as integer constants in a file, the rarest first."
-    from collections import Counter
-    counts: Counter[int] = Counter()
-    for t in graph.proto.graph.initializer:
-        if t.data_type == 7 and len(t.dims) <= 1 and sum(t.dims) <= 8:
-            counts.update(int(v) for v in graph.array(t.name).reshape(-1) if 1 < v < 4096)
-    for i in graph.proto.graph.initializer:
-        counts.update(d for d in i.dims if 1 < d < 4096 and len(i.dims) > 1)
-    return [v for v, _ in sorted(counts.items(), key=lambda c: (c[1], c[0]))][:most]
+    tensors = graph.proto.graph.initializer
+    short = [t for t in tensors if t.data_type == 7 and len(t.dims) <= 1 and sum(t.dims) <= 8]
+    values = [int(v) for t in short for v in graph.array(t.name).reshape(-1)]
+    values += [d for t in tensors if len(t.dims) > 1 for d in t.dims]
+    counts = Counter(v for v in values if 1 < v < 4096)
+    return sorted(counts, key=lambda v: (counts[v], v))[:most]
 
+# %% ../../nbs/parity/08_causes.ipynb #e6206ebc
 def _error_at(context: FailureContext, module: Any, inputs: Mapping[str, Any]) -> float:
+    "The worst ratio on other inputs; infinite where the module does not take them."
     try:
-        truth, own = (
-            as_arrays(reference(module, inputs)),
-            as_arrays(run_torch(module, inputs, context.precision)),
-        )
-    except Exception:
-        return float("inf")
-    other = FailureContext(
-        context.graph,
-        context.captured,
-        inputs,
-        as_arrays(cast_inputs(inputs, context.precision)),
-        own,
-        truth,
-        context.precision,
-        context.provider,
-        context.rule,
-        context.clean,
-        context.level,
-    )
-    return other.error()
+        truth = as_arrays(reference(module, inputs))
+        own = as_arrays(run_torch(module, inputs, context.precision))
+    except Exception: return float("inf")
+    feeds = as_arrays(cast_inputs(inputs, context.precision))
+    return replace(context, inputs=inputs, feeds=feeds, own=own, truth=truth, ties={}, noise={}).error()
+
+def by_shape(context: FailureContext, module: Any, before: float) -> list[Cause]:
+    "Whether the file is right at the sizes that it was traced with."
+    dims, guesses = free_axes(context.graph, context.inputs), _sizes_in(context.graph)
+    here = {name: context.inputs[k].shape[axis] for k, axes in dims.items() for axis, name in axes.items()}
+    for name, size in here.items():
+        for other in [n for n in guesses if n != size]:
+            after = _error_at(context, module, with_sizes(context.inputs, dims, {name: other}))
+            if after > context.good: continue
+            told = f"wrong at {name}={size} and right at {name}={other}: {_change(before, after)}"
+            return [Cause("baked shape", f"{told}; the file holds {name}={other} as a constant")]
+    return []
 
 # %% ../../nbs/parity/08_causes.ipynb #4628dd41
 #: instruction sets that add products of bytes in 32 bits, by their names in the flags of a processor
@@ -756,62 +666,47 @@ BYTE_WEIGHTS = {
     "QGemm": (3, 5),
 }
 
+def _no_zeros(graph: Graph, node: Any) -> "np.ndarray":
+    "The zero point that a node leaves out."
+    per_channel = node.op_type == "DequantizeLinear" and graph.is_constant(node.input[1])
+    return np.zeros(graph.array(node.input[1]).shape if per_channel else (), np.int8)
+
+def _moved(name: str, signed: "np.ndarray") -> Any:
+    "Signed bytes, moved by 128 into the range of unsigned ones."
+    return onnx.numpy_helper.from_array((signed.astype(np.int16) + 128).astype(np.uint8), name)
+
+def _signed_weight(graph: Graph, node: Any) -> tuple[str, str] | None:
+    "The signed weight that a node reads, and its zero point (or nothing), where both can be moved."
+    if node.op_type not in BYTE_WEIGHTS: return None
+    weight, zero = BYTE_WEIGHTS[node.op_type]
+    name, at = node.input[weight], node.input[zero] if zero < len(node.input) else ""
+    signed = name in graph.initializers and graph.array(name).dtype == "int8"
+    return (name, at) if signed and (not at or graph.is_constant(at)) else None
+
+def _read_unsigned(node: Any, name: str) -> list[str]:
+    "Let a node read the unsigned form of a weight; the names of that and of its zero point."
+    weight, zero = BYTE_WEIGHTS[node.op_type]
+    node.input.extend([""] * (zero + 1 - len(node.input)))
+    node.input[weight], node.input[zero] = f"{name}::unsigned", f"{name}::unsigned_zero"
+    return [node.input[weight], node.input[zero]]
+
+# %% ../../nbs/parity/08_causes.ipynb #57c07cf8
 def unsigned_weights(
     graph: Graph,  # a quantised file
 ) -> tuple[Graph, int]:  # the changed graph, how many weights were signed
     "The same file with its signed eight-bit weights held as unsigned ones."
     proto, done = _shallow(graph), set()
     for node in proto.graph.node:
-        if node.op_type not in BYTE_WEIGHTS: continue
-        weight, zero = BYTE_WEIGHTS[node.op_type]
-        name = node.input[weight]
-        if name not in graph.initializers or graph.array(name).dtype != "int8": continue
-        old_zero = node.input[zero] if zero < len(node.input) else ""
-        if old_zero and not graph.is_constant(old_zero): continue
-        node.input.extend([""] * (zero + 1 - len(node.input)))
-        node.input[weight], node.input[zero] = f"{name}::unsigned", f"{name}::unsigned_zero"
+        found = _signed_weight(graph, node)
+        if found is None: continue
+        (name, zero), names = found, _read_unsigned(node, found[0])
         if name in done: continue
         done.add(name)
-        zeros = graph.array(old_zero) if old_zero else _no_zeros(graph, node)
-        proto.graph.initializer.extend(
-            [_moved(node.input[weight], graph.array(name)), _moved(node.input[zero], zeros)]
-        )
+        values = graph.array(name), graph.array(zero) if zero else _no_zeros(graph, node)
+        proto.graph.initializer.extend(map(_moved, names, values))
     return Graph(proto, graph.folder), len(done)
 
-def _no_zeros(graph: Graph, node: Any) -> "np.ndarray":
-    "The zero point that a node leaves out."
-    import numpy as np
-    per_channel = node.op_type == "DequantizeLinear" and graph.is_constant(node.input[1])
-    return np.zeros(graph.array(node.input[1]).shape if per_channel else (), np.int8)
-
-def _moved(name: str, signed: "np.ndarray") -> Any:
-    "Signed bytes, moved by 128 into the range of unsigned ones."
-    import numpy as np
-    import onnx
-    return onnx.numpy_helper.from_array((signed.astype(np.int16) + 128).astype(np.uint8), name)
-
 # %% ../../nbs/parity/08_causes.ipynb #782bec2a
-def find_causes(
-    context: FailureContext,
-    module: Any,  # the original
-    suspect: OperatorError | None,  # where the localization points
-) -> list[Cause]:
-    "Why a case fails, by experiment."
-    before = context.error()
-    causes = by_train_mode(context, before) + by_overflow(context, before) + by_tf32(context, before)
-    if not causes: causes += by_optimisation(context.error, before, context.good)
-    if suspect is not None: causes += by_restoring(context, suspect, before)
-    if not causes: causes += by_opset(context, before)
-    if not causes: causes += by_fresh_export(context, before)
-    if not causes and suspect is not None:
-        causes += by_attribute(context, suspect) or by_evaluator(context, suspect)
-    if all(c.kind == "exporter bug" for c in causes):
-        causes += by_shape(context, module, before) or (
-            by_export_opset(context, module, before) if causes else []
-        )
-    if not causes: causes += by_trace(context, before)
-    return list({c.evidence: c for c in causes}.values())
-
 def by_trace(context: FailureContext, before: float) -> list[Cause]:
     "Whether already the traced program differs from the module."
     steps = run_program(context.captured, context.inputs, context.precision)
@@ -819,7 +714,31 @@ def by_trace(context: FailureContext, before: float) -> list[Cause]:
     got = {o: _numpy(steps[n].own) for o, n in zip(context.truth, names) if n in steps}
     after = context.ratio(got)
     if after <= context.good: return []
-    told = "the trace has fixed something that depends on the inputs"
-    return [
-        Cause("exporter bug", f"the traced program itself differs from the module: {_times(after)}; {told}")
-    ]
+    told = f"the traced program itself differs from the module: {_times(after)}"
+    return [Cause("exporter bug", f"{told}; the trace has fixed something that depends on the inputs")]
+
+def by_switches(context: FailureContext, before: float) -> list[Cause]:
+    "What can be switched off: training mode, half precision, TF32; else the graph optimisations."
+    causes = by_train_mode(context, before) + by_overflow(context, before) + by_tf32(context, before)
+    return causes or by_optimisation(context.error, before, context.good)
+
+def by_exporter(context: FailureContext, module: Any, before: float, blamed: bool) -> list[Cause]:
+    "What is wrong with an export: a size that it holds, or, where the exporter is `blamed`, its opset."
+    return by_shape(context, module, before) or (by_export_opset(context, module, before) if blamed else [])
+
+def find_causes(
+    context: FailureContext,
+    module: Any,  # the original
+    suspect: OperatorError | None,  # where the localization points
+) -> list[Cause]:
+    "Why a case fails, by experiment."
+    before = context.error()
+    causes = by_switches(context, before)
+    if suspect is not None: causes += by_restoring(context, suspect, before)
+    causes = causes or by_opset(context, before) or by_fresh_export(context, before)
+    if not causes and suspect is not None:
+        causes = by_attribute(context, suspect) or by_evaluator(context, suspect)
+    if all(c.kind == "exporter bug" for c in causes):
+        causes = causes + by_exporter(context, module, before, bool(causes))
+    causes = causes or by_trace(context, before)
+    return list({c.evidence: c for c in causes}.values())

@@ -6,28 +6,34 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.charts import Chart, Series, scatter
 from ..core.errors import CANNOT_CHECK, FAILS, HOLDS, BadInput, CheckError, need
+from ..core.lazy import lazy_module
 from ..core.results import Result
 from .alignment import align, causes_without_notes, earlier, how_sure, substantial, without_notes
-from .backends import Backend, NotRun, PROVIDERS, _reference_backend, callable_backend, onnx_backend, provider_name, versions
+from .backends import Backend, NotRun, PROVIDERS, _reference_backend, callable_backend
+from .backends import onnx_backend, provider_name, versions
 from .causes import LARGEST, Cause, FailureContext, by_fresh_export, by_opset, find_causes
-from .causes import all_differences, in_training, overflowing, own_differences, restoring_operator
+from .causes import all_differences, in_training, opset_of, overflowing, own_differences, restoring_operator
 from .exporting import Capture, capture, name_dims, source_line
-from .graph import Graph, _reads, convert, file_precision, load_graph, nodes_before
+from .graph import Graph, Origin, _reads, convert, file_precision, free_axes, load_graph, nodes_before
 from .inputs import config_of, example_inputs, flat_inputs, setting, stretched
 from .localization import Localization, OperatorError, _module_of, localize, localize_fused
 from .feeding import assignment, completed, derivable, file_only, renamed
 from .padding import explained_by_padding, hidden_positions, with_hidden
-from .reach import WeightDifference, is_mask, weights_of, other_sizes, reaching, unreached, unusual, values_of, weight_differences
-from .original import as_arrays, cast_inputs, kept_reference, longest_sum, module_digest, own_outputs, reference, rounding_noise, run_torch, ties
+from .reach import WeightDifference, is_mask, other_sizes, reaching, unreached, unusual
+from .reach import values_of, weight_differences, weights_of
+from .original import as_arrays, cast_inputs, kept_reference, longest_sum, module_digest
+from .original import own_outputs, reference, rounding_noise, run_torch, ties
 from .rule import EPS, INTEGERS, OutputComparison, Rule, compare_outputs, matched_outputs
 from .report import html_body, text
 from .safety import inspected
@@ -35,12 +41,17 @@ from .timing import Latency
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import nn
+else:
+    np = lazy_module("numpy")
+    torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['CPU_HALF', 'BESIDES', 'DOUBTFUL', 'Case', 'Divergence', 'ParityReport', 'input_sets', 'shapes_of', 'feeds_of',
-           'is_inexact', 'judged', 'is_random', 'retrace', 'investigate', 'compared', 'is_doubtful', 'most_doubtful',
-           'plainly_wrong', 'hidden_fault', 'check', 'coverage_of', 'paddings_of', 'policy', 'assert_parity']
+__all__ = ['CPU_HALF', 'Told', 'BESIDES', 'REFUSES', 'DOUBTFUL', 'RANDOM', 'Case', 'Divergence', 'ParityReport', 'input_sets',
+           'shapes_of', 'feeds_of', 'is_inexact', 'judged', 'is_random', 'retrace', 'investigate', 'compared',
+           'is_doubtful', 'most_doubtful', 'plainly_wrong', 'hidden_fault', 'paddings_of', 'coverage_of', 'policy',
+           'check', 'assert_parity']
 
 # %% ../../nbs/parity/10_checking.ipynb #b0180def
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Case:
     share: float | None = None  # of nodes on the provider that was asked for
     notes: list[str] = field(default_factory=list)  # reasons and reservations, in words
 
+# %% ../../nbs/parity/10_checking.ipynb #656e489b
 @dataclass(frozen=True)
 class Divergence:
     "The first torch operator that an ONNX file gets wrong."
@@ -66,6 +78,7 @@ class Divergence:
     isolated_error: float  # relative error of this operator alone, on torch's inputs
     cumulative_error: float  # relative error with everything before it
 
+# %% ../../nbs/parity/10_checking.ipynb #83ccfa66
 @dataclass(frozen=True)
 class ParityReport(Result):
     "Whether an ONNX file is the same function as a module."
@@ -86,7 +99,7 @@ class ParityReport(Result):
     model_hash: str = ""  # sha256 of the module's weights and configuration, its first 16 digits
     date: str = ""  # UTC, ISO 8601
     latency: list[Latency] = field(default_factory=list)  # where it was asked for
-    smallest: dict[str, Any] = field(default_factory=dict)  # the smallest file that still fails, where it was asked for
+    smallest: dict[str, Any] = field(default_factory=dict)  # the smallest file that still fails, if asked for
 
     @property
     def status(self) -> int:
@@ -109,7 +122,10 @@ class ParityReport(Result):
     def __str__(self) -> str:
         return text(self)
 
-def _has_samples(cases: Sequence[Case]) -> bool: return any(o.per_sample for c in cases for o in c.outputs)
+# %% ../../nbs/parity/10_checking.ipynb #38d11def
+def _has_samples(cases: Sequence[Case]) -> bool:
+    "Whether there are errors of single samples."
+    return any(o.per_sample for c in cases for o in c.outputs)
 
 def _series(cases: Sequence[Case]) -> list[Series]:
     "One series a case, and torch's own next to it."
@@ -119,22 +135,17 @@ def _series(cases: Sequence[Case]) -> list[Series]:
         for i, o in enumerate(case.outputs):
             mine += enumerate(o.per_sample) if o.per_sample else [(i, o.error)]
             own += enumerate(o.per_sample_reference) if o.per_sample else [(i, o.reference_error)]
-        found += [
-            Series(f"{case.provider} {case.precision}", mine, line=False),
-            Series(f"torch {case.precision}", own, line=False),
-        ]
+        found.append(Series(f"{case.provider} {case.precision}", mine, line=False))
+        found.append(Series(f"torch {case.precision}", own, line=False))
     return found
 
 # %% ../../nbs/parity/10_checking.ipynb #a6680f2d
 def _tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    import numpy as np
-    import torch
+    "Arrays as tensors."
+    def of(value: Any) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
 
-    return {
-        k: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v
-        for k, v in inputs.items()
-    }
-
+    return {k: of(v) for k, v in inputs.items()}
 
 def input_sets(
     inputs: Any,  # dictionary of arrays or tensors, or a list of them
@@ -155,10 +166,15 @@ def shapes_of(
 
 # %% ../../nbs/parity/10_checking.ipynb #ed808631
 def _verdict(verdicts: Sequence[str]) -> str:
-    return "fail" if "fail" in verdicts else "not-run" if "not-run" in verdicts or not verdicts else "pass"
+    "Of all cases: one that fails decides, then one that was not run."
+    if "fail" in verdicts: return "fail"
+    return "not-run" if "not-run" in verdicts or not verdicts else "pass"
 
-CPU_HALF = "on the CPU most fp16 operators are computed in fp32 between casts: this is no evidence about fp16 on a GPU"
-
+# %% ../../nbs/parity/10_checking.ipynb #5cd16065
+CPU_HALF = (
+    "on the CPU most fp16 operators are computed in fp32 between casts:"
+    " this is no evidence about fp16 on a GPU"
+)
 
 def feeds_of(
     graph: Graph | None,  # of the file
@@ -175,8 +191,29 @@ class _Experiments:
     ties: Callable[[], Mapping[str, Any]]  # where rounding decides an integer
     noise: Callable[[], Mapping[str, Any]]  # what rounding does to each float
     terms: Callable[[], int]  # of the longest sum that torch takes
-    rerun: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]  # torch again: in the precision of the case, and in float64
+    rerun: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]  # torch again: own, truth
 
+# %% ../../nbs/parity/10_checking.ipynb #fadfe305
+def _experiments(
+    module: "nn.Module", inputs: Mapping[str, Any], precision: str, truth: Mapping[str, Any]
+) -> _Experiments:
+    "Each is made once, when it is asked for; torch is run again each time."
+    facts = (module, inputs, precision, truth)
+    return _Experiments(
+        cache(partial(ties, *facts)),
+        cache(partial(rounding_noise, *facts)),
+        cache(partial(longest_sum, *facts[:3])),
+        partial(_rerun, *facts[:3]),
+    )
+
+def _rerun(
+    module: "nn.Module", inputs: Mapping[str, Any], precision: str
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    "What torch gives, in a precision and in float64; not from the disk."
+    truth = as_arrays(reference(module, inputs))
+    return own_outputs(module, inputs, precision, truth), truth
+
+# %% ../../nbs/parity/10_checking.ipynb #68d15b53
 def is_inexact(o: OutputComparison) -> bool:
     "Whether an output fails by a size alone, so that what rounding does there decides."
     return o.verdict == "fail" and not o.nonfinite and math.isfinite(o.ratio)
@@ -190,145 +227,116 @@ def judged(
     experiments: _Experiments,
 ) -> list[OutputComparison]:
     "All outputs, with the experiments that a failure calls for."
-    outputs = compare_outputs(got, own, truth, precision, rule)
-    integers, inexact = any(o.why.endswith(INTEGERS) for o in outputs), not rule.fixed and any(map(is_inexact, outputs))
+    sides = (got, own, truth, precision, rule)
+    outputs = compare_outputs(*sides)
+    integers = any(o.why.endswith(INTEGERS) for o in outputs)
+    inexact = not rule.fixed and any(map(is_inexact, outputs))
     if not integers and not inexact: return outputs
-    return compare_outputs(
-        got,
-        own,
-        truth,
-        precision,
-        rule,
-        experiments.ties() if integers else {},
-        experiments.noise() if inexact else {},
-    )
+    tied, noise = experiments.ties() if integers else {}, experiments.noise() if inexact else {}
+    return compare_outputs(*sides, tied, noise)
 
+@dataclass(frozen=True)
+class _Point:
+    "One set of inputs in one precision, with what torch gives there."
+    inputs: Mapping[str, Any]  # tensors
+    precision: str
+    own: Mapping[str, Any]  # of torch, in that precision
+    truth: Mapping[str, Any]  # of torch, in float64
+    rule: Rule
+    experiments: _Experiments
+    graph: Graph | None = None  # of the file
 
-def _excused(
-    outputs: list[OutputComparison],
-    got: Any,
-    own: Any,
-    truth: Any,
-    inputs: Mapping[str, Any],
-    precision: str,
-    rule: Rule,
-    experiments: _Experiments,
-    graph: Graph | None,
-) -> tuple[list[OutputComparison], list[str]]:
-    "Failures that say nothing against the file: another answer to empty rows of attention, or a kernel that is less exact than torch's."
-    if all(o.verdict == "pass" for o in outputs): return outputs, []
+    @property
+    def feeds(self) -> dict[str, "np.ndarray"]: return feeds_of(self.graph, self.inputs, self.precision)
 
-    def passes(a: Any, b: Any, c: Any) -> bool:
-        return all(o.verdict == "pass" for o in judged(a, b, c, precision, rule, experiments))
+    def judged(self, got: Any, own: Any = None, truth: Any = None) -> list[OutputComparison]:
+        "All outputs, against torch's or against others in their place."
+        own, truth = self.own if own is None else own, self.truth if truth is None else truth
+        return judged(got, own, truth, self.precision, self.rule, self.experiments)
 
-    same = {name: got[there] for name, there in matched_outputs(truth, got) if there is not None}
-    why = (
-        explained_by_padding(same, own, truth, inputs, passes, experiments.rerun)
-        if len(same) == len(truth)
-        else ""
-    )
-    if why: return [replace(o, verdict="pass", why="") for o in outputs], [why]
-    if graph is None or not _could_be_kernel(outputs, precision, rule, experiments.terms): return outputs, []
-    exact = _by_reference_evaluator(graph, feeds_of(graph, inputs, precision))
-    if exact is None or any(
-        o.verdict == "fail" for o in judged(exact, own, truth, precision, rule, experiments)
-    ):
-        return outputs, []
-    told = [
-        f"less exact kernel: {o.name}: {o.why}; the ONNX reference evaluator runs the same file within the rule, so the file is right"
-        for o in outputs
-        if o.verdict == "fail"
-    ]
-    return [
-        replace(o, verdict="pass", why="" if o.verdict == "pass" else f"less exact kernel: {o.why}")
-        for o in outputs
-    ], told
+# %% ../../nbs/parity/10_checking.ipynb #8384f4ef
+def _all_pass(outputs: Sequence[OutputComparison]) -> bool: return all(o.verdict == "pass" for o in outputs)
 
-
-def _visible_too(
-    outputs: list[OutputComparison],
-    got: Any,
-    own: Any,
-    truth: Any,
-    inputs: Mapping[str, Any],
-    precision: str,
-    rule: Rule,
-    experiments: _Experiments,
-) -> list[OutputComparison]:
-    "The outputs, judged again without the error that torch has at padded positions: it must not make room for the file elsewhere."
-    if all(hidden_positions(inputs, v.shape) is None for v in truth.values()): return outputs
-    shown = judged(
-        with_hidden(got, truth, inputs), with_hidden(own, truth, inputs), truth, precision, rule, experiments
-    )
-    return [b if a.verdict == "pass" and b.verdict == "fail" else a for a, b in zip(outputs, shown)]
+def _padding_excuse(point: _Point, got: Any) -> str:
+    "What another answer to empty rows of attention explains, in words; empty where it explains nothing."
+    same = {name: got[there] for name, there in matched_outputs(point.truth, got) if there is not None}
+    if len(same) != len(point.truth): return ""
+    def passes(got: Any, own: Any, truth: Any) -> bool: return _all_pass(point.judged(got, own, truth))
+    return explained_by_padding(same, point.own, point.truth, point.inputs, passes, point.experiments.rerun)
 
 def _could_be_kernel(
     outputs: Sequence[OutputComparison], precision: str, rule: Rule, terms: Callable[[], int]
 ) -> bool:
-    "Whether a sum in another order could explain the errors: bounded by the square root of the number of terms."
+    "Whether a sum in another order could explain the errors: they grow as the square root of its terms."
     failed = [o for o in outputs if o.verdict == "fail"]
     if precision not in ("fp32", "tf32") or rule.fixed or not all(map(is_inexact, failed)): return False
     most = rule.factor * EPS[precision] * math.sqrt(terms())
     return all(o.error <= most for o in failed)
 
-
 def _by_reference_evaluator(
     graph: Graph, feeds: Mapping[str, "np.ndarray"]
 ) -> dict[str, "np.ndarray"] | None:
-    "The file's outputs by the evaluator of the onnx package, which sums pairwise; None where it cannot run the file."
+    "The file's outputs by the evaluator of the onnx package; None where it cannot run the file."
     if any(t.data_location for t in graph.proto.graph.initializer): return None
-    try:
-        return {**_reference_backend(graph.data()).run({k: v for k, v in feeds.items() if k in graph.inputs})}
-    except Exception:
-        return None
+    given = {k: v for k, v in feeds.items() if k in graph.inputs}
+    try: return {**_reference_backend(graph.data()).run(given)}
+    except Exception: return None
 
-def _case(
-    made: Callable[[], Backend],
-    asked: str,
-    precision: str,
-    inputs: Mapping[str, Any],
-    own: Any,
-    truth: Any,
-    rule: Rule,
-    experiments: "_Experiments",
-    graph: Graph | None = None,
-) -> Case:
-    shapes = shapes_of(inputs)
-    try:
-        backend = made()
-        got = backend.run(feeds_of(graph, inputs, precision))
-    except NotRun as e: return Case(asked, None, precision, shapes, "not-run", notes=[str(e)])
-    except BadInput as e: return Case(asked, None, precision, shapes, "fail", notes=[str(e)])
-    outputs = judged(got, own, truth, precision, rule, experiments)
-    outputs = _visible_too(outputs, got, own, truth, inputs, precision, rule, experiments)
-    outputs, reserved = _excused(outputs, got, own, truth, inputs, precision, rule, experiments, graph)
-    tied = [
-        f"{o.name}: {o.why}"
-        for o in outputs
-        if o.verdict == "pass" and o.why and o.why not in "".join(reserved)
-    ]
+def _kernel_excuse(point: _Point, outputs: Sequence[OutputComparison]) -> bool:
+    "Whether the errors are those of a kernel, and the reference evaluator runs the file within the rule."
+    if point.graph is None: return False
+    if not _could_be_kernel(outputs, point.precision, point.rule, point.experiments.terms): return False
+    exact = _by_reference_evaluator(point.graph, point.feeds)
+    return exact is not None and _all_pass(point.judged(exact))
+
+# %% ../../nbs/parity/10_checking.ipynb #203b2d41
+def _excused(
+    point: _Point, outputs: list[OutputComparison], got: Any
+) -> tuple[list[OutputComparison], list[str]]:
+    "Failures that say nothing against the file pass, with what there is to say about them."
+    if _all_pass(outputs): return outputs, []
+    if why := _padding_excuse(point, got): return [replace(o, verdict="pass", why="") for o in outputs], [why]
+    if not _kernel_excuse(point, outputs): return outputs, []
+    right = "the ONNX reference evaluator runs the same file within the rule, so the file is right"
+    told = [f"less exact kernel: {o.name}: {o.why}; {right}" for o in outputs if o.verdict == "fail"]
+    whys = ["" if o.verdict == "pass" else f"less exact kernel: {o.why}" for o in outputs]
+    return [replace(o, verdict="pass", why=why) for o, why in zip(outputs, whys)], told
+
+def _visible_too(point: _Point, outputs: list[OutputComparison], got: Any) -> list[OutputComparison]:
+    "The outputs, judged again without torch's error at padded positions: it must not make room elsewhere."
+    if all(hidden_positions(point.inputs, v.shape) is None for v in point.truth.values()): return outputs
+    shown = [with_hidden(side, point.truth, point.inputs) for side in (got, point.own)]
+    pairs = zip(outputs, point.judged(*shown))
+    return [b if a.verdict == "pass" and b.verdict == "fail" else a for a, b in pairs]
+
+# %% ../../nbs/parity/10_checking.ipynb #6239ab1a
+def _reservations_of(
+    backend: Backend, point: _Point, outputs: Sequence[OutputComparison], got: Any, reserved: Sequence[str]
+) -> list[str]:
+    "What a reader of one case should know, in words."
     renamed = [
         f"{name} of the module is compared with {there} of the file, by position"
-        for name, there in matched_outputs(truth, got)
+        for name, there in matched_outputs(point.truth, got)
         if there not in (None, name) and backend.used != "callable"
     ]
-    notes = [
-        *backend.notes,
-        *renamed,
-        *tied,
-        *reserved,
-        *([CPU_HALF] if precision == "fp16" and backend.used == "CPUExecutionProvider" else []),
-    ]
-    return Case(
-        asked,
-        backend.used,
-        precision,
-        shapes,
-        _verdict([o.verdict for o in outputs]),
-        outputs,
-        backend.share,
-        notes,
-    )
+    passed = [o for o in outputs if o.verdict == "pass" and o.why]
+    tied = [f"{o.name}: {o.why}" for o in passed if o.why not in "".join(reserved)]
+    half = point.precision == "fp16" and backend.used == "CPUExecutionProvider"
+    return [*backend.notes, *renamed, *tied, *reserved, *([CPU_HALF] if half else [])]
+
+def _case(made: Callable[[], Backend], asked: str, point: _Point) -> Case:
+    "One run of one backend."
+    shapes, precision = shapes_of(point.inputs), point.precision
+    try:
+        backend = made()
+        got = backend.run(point.feeds)
+    except NotRun as e: return Case(asked, None, precision, shapes, "not-run", notes=[str(e)])
+    except BadInput as e: return Case(asked, None, precision, shapes, "fail", notes=[str(e)])
+    outputs = _visible_too(point, point.judged(got), got)
+    outputs, reserved = _excused(point, outputs, got)
+    notes = _reservations_of(backend, point, outputs, got, reserved)
+    verdict = _verdict([o.verdict for o in outputs])
+    return Case(asked, backend.used, precision, shapes, verdict, outputs, backend.share, notes)
 
 # %% ../../nbs/parity/10_checking.ipynb #0abca2a8
 def is_random(
@@ -339,46 +347,43 @@ def is_random(
     precision: str,
 ) -> bool:
     "Whether the module gives another answer each time. Run again only where it is far from the truth."
-    import numpy as np
     far = any(o.reference_error > 1000 * EPS[precision] for o in compare_outputs(own, own, truth, precision))
     if not far: return False
     first, again = truth if precision == "fp64" else own, as_arrays(run_torch(module, inputs, precision))
     return any(not np.array_equal(again[k], first[k], equal_nan=again[k].dtype.kind == "f") for k in first)
 
 # %% ../../nbs/parity/10_checking.ipynb #e5716192
+def _has_batch(inputs: Mapping[str, Any], graph: Graph, samples: int) -> bool:
+    "Whether all inputs hold so many samples, and the file leaves their number free."
+    sizes = {v.shape[0] for v in inputs.values() if getattr(v, "ndim", 0)}
+    firsts = [dims[:1] for k, dims in graph.sizes().items() if k in inputs]
+    return sizes == {samples} and all(first and isinstance(first[0], str) for first in firsts)
+
 def _worst_samples(case: Case, inputs: Mapping[str, Any], graph: Graph, most: int = 4) -> dict[str, Any]:
     "The inputs of a case, cut to the samples with the largest error where all inputs have a batch."
     errors = next((o.per_sample for o in case.outputs if o.verdict == "fail" and o.per_sample), [])
-    sizes = {v.shape[0] for v in inputs.values() if getattr(v, "ndim", 0)}
-    free = all(dims and isinstance(dims[0], str) for k, dims in graph.sizes().items() if k in inputs)
-    if len(sizes) != 1 or len(errors) != next(iter(sizes)) or len(errors) <= most or not free:
-        return dict(inputs)
-    import torch
-
-    order = sorted(range(len(errors)), key=lambda i: -(errors[i] if math.isfinite(errors[i]) else math.inf))[
-        :most
-    ]
+    if len(errors) <= most or not _has_batch(inputs, graph, len(errors)): return dict(inputs)
+    known = [error if math.isfinite(error) else math.inf for error in errors]
+    order = sorted(range(len(known)), key=lambda i: -known[i])[:most]
     return {k: v[torch.tensor(sorted(order))] for k, v in inputs.items()}
 
+# %% ../../nbs/parity/10_checking.ipynb #e4e8497d
 def retrace(
     module: "nn.Module",
     graph: Graph,  # of the file: its free dimensions are kept free
     inputs: Mapping[str, Any],  # sizes of one are doubled for the trace, because torch.export fixes those
 ) -> Capture:
     "Trace a module the way the file was."
-    dims = {
-        k: {i: d for i, d in enumerate(v) if isinstance(d, str)}
-        for k, v in graph.sizes().items()
-        if k in inputs
-    }
-    wide = dict(inputs)
-    for k, axes in dims.items():
-        for axis in axes:
-            if wide[k].shape[axis] == 1: wide[k] = stretched(wide[k], axis, 2)
-    opset = next((o.version for o in graph.proto.opset_import if o.domain in ("", "ai.onnx")), None)
-    made = capture(module, wide, dims, opset if opset and opset >= 18 else None)
+    dims, wide, opset = free_axes(graph, inputs), dict(inputs), opset_of(graph)
+    for k, axis in [(k, axis) for k, axes in dims.items() for axis in axes]:
+        if wide[k].shape[axis] == 1: wide[k] = stretched(wide[k], axis, 2)
+    made = capture(module, wide, dims, opset if opset >= 18 else None)
     name_dims(made.model, dims)
     return made
+
+# %% ../../nbs/parity/10_checking.ipynb #4f5f6e72
+#: where a case fails, why, the errors of all operators, and notes
+Told = tuple[Divergence | None, list[Cause], Localization | None, list[str]]
 
 def investigate(
     module: "nn.Module",
@@ -392,88 +397,62 @@ def investigate(
     graph = source if isinstance(source, Graph) else load_graph(source)
     if case.precision not in (file_precision(graph), "tf32"): graph = convert(graph, case.precision)
     inputs = _worst_samples(case, inputs, graph)
-    refused = _other_inputs(graph, inputs) or _refused(case, graph)
+    refused = _other_inputs(graph, inputs) or _refused(case)
     if refused: return None, refused, None, []
     try: captured = captured or retrace(module, graph, inputs)
     except CheckError as e: return None, [], None, [f"not located: {e}"]
-    context = _context(module, graph, captured, inputs, case, rule)
-    if without_notes(graph) and not any(o.why.startswith("missing") for o in case.outputs):
-        return _aligned(module, context)
-    try: found = localize(graph, captured, inputs, case.precision, context.provider)
+    return _located(module, _context(module, graph, captured, inputs, case, rule), case)
+
+def _located(module: "nn.Module", context: FailureContext, case: Case) -> Told:
+    "Where and why a file is wrong, by its notes or by its values."
+    missing = any(o.why.startswith("missing") for o in case.outputs)
+    if without_notes(context.graph) and not missing: return _aligned(module, context)
+    sides = (context.graph, context.captured, context.inputs, context.precision)
+    try: found = localize(*sides, context.provider)
     except CheckError as e: return *_unrun(context), None, [f"not located: {e}"]
     return *_explained(module, context, case, found), found, found.notes
 
-def _aligned(
-    module: "nn.Module", context: FailureContext
-) -> tuple[Divergence | None, list[Cause], Localization | None, list[str]]:
+def _aligned(module: "nn.Module", context: FailureContext) -> Told:
     "Where and why a file is wrong whose nodes do not say where they came from."
-    try:
-        alignment = align(
-            context.graph, context.captured, context.inputs, context.precision, provider=context.provider
-        )
-    except CheckError as e:
-        return *_unrun(context), None, [f"not located: {e}"]
-    found = localize(
-        context.graph,
-        context.captured,
-        context.inputs,
-        context.precision,
-        context.provider,
-        pairs=alignment.pairs,
-    )
-    suspect, causes = causes_without_notes(
-        context, module, alignment, substantial(alignment, earlier(alignment, found.first))
-    )
-    return (
-        _divergence(suspect) if suspect else None,
-        causes,
-        found,
-        [*found.notes, how_sure(alignment, suspect)],
-    )
+    sides = (context.graph, context.captured, context.inputs, context.precision)
+    try: alignment = align(*sides, provider=context.provider)
+    except CheckError as e: return *_unrun(context), None, [f"not located: {e}"]
+    found = localize(*sides, context.provider, pairs=alignment.pairs)
+    likely = substantial(alignment, earlier(alignment, found.first))
+    suspect, causes = causes_without_notes(context, module, alignment, likely)
+    told = [*found.notes, how_sure(alignment, suspect)]
+    return _divergence(suspect) if suspect else None, causes, found, told
 
-
+# %% ../../nbs/parity/10_checking.ipynb #b07fe298
 #: outputs of Transformers that a task does not need; any other that a file lacks is a fault
 BESIDES = re.compile(r"pooler_output|hidden_state|attentions|past_key_values|model_output")
-
 def compared(
     graph: Graph | None,  # of the file
     truth: Mapping[str, Any],  # outputs of the module
 ) -> Mapping[str, Any]:
-    "The module's outputs, without those that a file from elsewhere leaves out on purpose: optimum writes what a task needs."
+    "The module's outputs, without those that a file from elsewhere leaves out on purpose."
     if graph is None or not without_notes(graph) or next(iter(truth), "") not in graph.outputs: return truth
     return {k: v for k, v in truth.items() if k in graph.outputs or not BESIDES.search(k)}
 
+# %% ../../nbs/parity/10_checking.ipynb #b237b231
 def _context(
     module: "nn.Module", graph: Graph, captured: Capture, inputs: Mapping[str, Any], case: Case, rule: Rule
 ) -> FailureContext:
     "What the experiments share."
     provider = "cpu" if case.provider in ("callable", "reference", "openvino") else case.provider
-    feeds = feeds_of(graph, inputs, case.precision)
     truth = compared(graph, as_arrays(reference(module, inputs)))
-    own, undecided = (
-        own_outputs(module, inputs, case.precision, truth),
-        ties(module, inputs, case.precision, truth),
-    )
-    level = _half_level(_level(graph), case.precision, provider)
+    facts = (module, inputs, case.precision, truth)
+    feeds, own = feeds_of(graph, inputs, case.precision), own_outputs(*facts)
     return FailureContext(
-        graph,
-        captured,
-        inputs,
-        feeds,
-        own,
-        truth,
-        case.precision,
-        provider,
-        rule,
-        level=level,
-        ties=undecided,
-        noise=rounding_noise(module, inputs, case.precision, truth)
-        if any(map(is_inexact, case.outputs))
-        else {},
+        graph, captured, inputs, feeds, own, truth, case.precision, provider, rule,
+        level=_half_level(_level(graph), case.precision, provider),
+        ties=ties(*facts),
+        noise=rounding_noise(*facts) if any(map(is_inexact, case.outputs)) else {},
     )
 
+# %% ../../nbs/parity/10_checking.ipynb #d002147c
 def _unrun(context: FailureContext) -> tuple[Divergence | None, list[Cause]]:
-    "Where and why a file cannot be run at all: read under another opset, or with what a fresh translation has instead."
+    "Where and why a file cannot be run: read under another opset, or with what a fresh translation has."
     causes = by_opset(context, math.inf) or by_fresh_export(context, math.inf)
     at = _at(context, None, restoring_operator(context)) if causes else None
     return _divergence(at) if at else None, causes
@@ -483,116 +462,97 @@ def _explained(
 ) -> tuple[Divergence | None, list[Cause]]:
     "Where and why a file that runs is wrong."
     missing = [o.name for o in case.outputs if o.why.startswith("missing")]
-    suspect = _overflow(found, case, context.captured, context.inputs) or (
-        None if missing and not found.suspects else found.first
-    )
+    suspect = _overflow(found, case, context) or (None if missing and not found.suspects else found.first)
     causes = find_causes(context, module, suspect) if not missing or suspect else []
     if suspect is None and any(c.kind == "optimisation pass" for c in causes): suspect = _fused(context)
     elif not missing: suspect = _moved(context, found, suspect)
     divergence = _divergence(suspect) if suspect else None
     if not missing: return divergence, causes
-    told = Cause(
-        "missing output",
-        f"the module gives {', '.join(missing)}; the file has only {', '.join(context.graph.outputs)}",
-    )
-    return divergence or _missing(context, context.captured, missing[0]), [told, *causes]
+    return divergence or _missing(context, missing[0]), [_lacks(context, missing), *causes]
 
+def _lacks(context: FailureContext, missing: Sequence[str]) -> Cause:
+    "The cause where a file does not give some outputs."
+    gives = f"the module gives {', '.join(missing)}; the file has only {', '.join(context.graph.outputs)}"
+    return Cause("missing output", gives)
+
+# %% ../../nbs/parity/10_checking.ipynb #64e5fbc4
 def _moved(
     context: FailureContext, found: Localization, suspect: OperatorError | None
 ) -> OperatorError | None:
-    "Where the suspect is as in a fresh translation and one other operator, restored, heals the file: that one. A wrong shape breaks who reads it."
+    "The one other operator that heals the file when it is restored, where the suspect is as in a fresh export."
     if suspect is not None and own_differences(context, suspect): return suspect
     return _at(context, found, restoring_operator(context) or _only_difference(context)) or suspect
 
 def _only_difference(context: FailureContext) -> str:
-    "The one operator that is built otherwise than in a fresh translation; empty where there are none or several."
+    "The one operator that is built otherwise than in a fresh translation; empty where it is not one."
     found = list(all_differences(context))
     return found[0] if len(found) == 1 else ""
+
+def _unmeasured(node: Any, origin: Origin, fx: str) -> OperatorError:
+    "An operator as a suspect whose errors nobody has measured."
+    worst, name = math.inf, node.name or node.op_type
+    place = origin.op, origin.module, origin.source
+    return OperatorError(node.output[0], name, *place, worst, 0.0, worst, worst, fx)
 
 def _at(context: FailureContext, found: Localization | None, fx: str) -> OperatorError | None:
     "An operator as a suspect, with its measured errors where there are some."
     nodes = context.graph.units().get(fx, [])
     if not nodes: return None
     known = next((v for v in found.values if v.fx == fx), None) if found else None
-    node, origin = context.graph.nodes[nodes[-1]], context.graph.origins[nodes[-1]]
-    name, worst = node.name or node.op_type, math.inf
-    if known or origin is None: return known
-    return OperatorError(
-        node.output[0], name, origin.op, origin.module, origin.source, worst, 0.0, worst, worst, fx
-    )
-
+    origin = context.graph.origins[nodes[-1]]
+    return known if known or origin is None else _unmeasured(context.graph.nodes[nodes[-1]], origin, fx)
 
 def _fused(context: FailureContext) -> OperatorError | None:
-    try:
-        return localize_fused(
-            context.graph,
-            context.captured,
-            context.inputs,
-            context.precision,
-            context.provider,
-            context.rule.factor,
-        )
-    except CheckError:
-        return None
+    "The first fused node that is out of line; None where none can be asked."
+    sides = (context.graph, context.captured, context.inputs, context.precision)
+    try: return localize_fused(*sides, context.provider, context.rule.factor)
+    except CheckError: return None
 
+# %% ../../nbs/parity/10_checking.ipynb #ebaa648e
 def _divergence(v: OperatorError) -> Divergence:
+    "A suspect as the report shows it."
     return Divergence(v.value, v.node, v.op, v.module, v.source, v.isolated, v.cumulative)
 
-def _overflow(
-    found: Localization, case: Case, captured: Capture, inputs: Mapping[str, Any]
-) -> OperatorError | None:
-    "The first operator whose values do not fit into the precision, where that makes outputs infinite or NaN."
+def _overflow(found: Localization, case: Case, context: FailureContext) -> OperatorError | None:
+    "The first operator whose values do not fit into the precision, where outputs are infinite or NaN."
     if case.precision not in LARGEST or not any(o.nonfinite for o in case.outputs): return None
-    big = overflowing(captured, inputs, case.precision)
-    return next(
-        (replace(v, isolated=math.inf, cumulative=math.inf) for v in found.values if v.fx in big), None
-    )
-
+    big = overflowing(context.captured, context.inputs, case.precision)
+    first = next((v for v in found.values if v.fx in big), None)
+    return replace(first, isolated=math.inf, cumulative=math.inf) if first else None
 
 def _other_inputs(graph: Graph, inputs: Mapping[str, Any]) -> list[Cause]:
     "A file that asks for inputs which the module does not have."
     unknown = [name for name in graph.inputs if name not in inputs and not derivable(name)]
+    if not unknown: return []
     told = f"the file asks for {', '.join(unknown)}; the module is given {', '.join(inputs)}"
-    return (
-        [Cause("other inputs", f"{told}: the file was made from another model, or its inputs were renamed")]
-        if unknown
-        else []
-    )
+    why = "the file was made from another model, or its inputs were renamed"
+    return [Cause("other inputs", f"{told}: {why}")]
 
+#: what ONNX Runtime says of an input of another size
+REFUSES = re.compile(r"invalid dimensions for input: (\S+) .*?index: (\d+) Got: (\d+) Expected: (\d+)")
 
-def _refused(case: Case, graph: Graph) -> list[Cause]:
+def _refused(case: Case) -> list[Cause]:
     "A file that takes only one size where the module takes others."
-    for note in case.notes:
-        match = re.search(
-            r"invalid dimensions for input: (\S+) .*?index: (\d+) Got: (\d+) Expected: (\d+)", note
-        )
-        if match:
-            told = f"input {match[1]}[{match[2]}] is fixed at {match[4]} in the file and the module takes {match[3]} as well"
-            return [Cause("baked shape", f"{told}; at {match[4]} the file can be run")]
-    return []
+    match = next((m for note in case.notes if (m := REFUSES.search(note))), None)
+    if match is None: return []
+    name, axis, got, fixed = match.groups()
+    told = f"input {name}[{axis}] is fixed at {fixed} in the file and the module takes {got} as well"
+    return [Cause("baked shape", f"{told}; at {fixed} the file can be run")]
 
-def _missing(context: FailureContext, captured: Capture, name: str) -> Divergence | None:
+# %% ../../nbs/parity/10_checking.ipynb #c7c30a8f
+def _operator_of_output(context: FailureContext, name: str) -> str:
+    "The traced operator that gives an output, by its name or by its position; empty where there is none."
+    made = [o.name for o in context.captured.model.graph.outputs]
+    outputs = dict(zip(made, [s.arg.name for s in context.captured.program.graph_signature.output_specs]))
+    return outputs.get(name) or dict(zip(context.truth, outputs.values())).get(name, "")
+
+def _missing(context: FailureContext, name: str) -> Divergence | None:
     "The value that should have been an output, if the file computes it at all."
-    outputs = dict(
-        zip(
-            [o.name for o in captured.model.graph.outputs],
-            [s.arg.name for s in captured.program.graph_signature.output_specs],
-        )
-    )
-    fx = outputs.get(name) or dict(zip(context.truth, outputs.values())).get(name, "")
-    nodes = context.graph.units().get(fx, [])
-    if not nodes: return None
-    o = context.graph.origins[nodes[-1]]
-    if o is None: return None
-    return Divergence(
-        context.graph.nodes[nodes[-1]].output[0],
-        context.graph.nodes[nodes[-1]].name,
-        o.op,
-        o.module,
-        o.source,
-        0.0,
-        0.0,
-    )
+    nodes = context.graph.units().get(_operator_of_output(context, name), [])
+    origin = context.graph.origins[nodes[-1]] if nodes else None
+    if origin is None: return None
+    node = context.graph.nodes[nodes[-1]]
+    return Divergence(node.output[0], node.name, origin.op, origin.module, origin.source, 0.0, 0.0)
 
 # %% ../../nbs/parity/10_checking.ipynb #4408a7d2
 DOUBTFUL = 2.0  # times torch's own error from which an output that passes is looked into
@@ -601,18 +561,21 @@ def is_doubtful(o: OutputComparison, rule: Rule = Rule()) -> bool:
     "Whether an output passes with an error that torch itself does not have, and nothing explains it."
     return o.verdict == "pass" and DOUBTFUL < o.ratio <= rule.factor and not o.why and not rule.fixed
 
+# %% ../../nbs/parity/10_checking.ipynb #2c5fd0d1
 def most_doubtful(
     cases: Sequence[Case],
     rule: Rule = Rule(),
 ) -> int | None:  # its index; None where all is well
     "The fp32 case with the largest error that is neither torch's nor too large."
-    worst = {
-        i: max(o.ratio for o in c.outputs if is_doubtful(o, rule))
-        for i, c in enumerate(cases)
-        if c.verdict == "pass" and c.precision == "fp32" and any(is_doubtful(o, rule) for o in c.outputs)
-    }
-    return max(worst, key=lambda i: worst[i]) if worst else None
+    def doubt(case: Case) -> float:
+        if case.verdict != "pass" or case.precision != "fp32": return 0.0
+        return max((o.ratio for o in case.outputs if is_doubtful(o, rule)), default=0.0)
 
+    worst = {i: doubt(case) for i, case in enumerate(cases)}
+    most = max(worst, key=lambda i: worst[i], default=None)
+    return most if most is not None and worst[most] else None
+
+# %% ../../nbs/parity/10_checking.ipynb #e88ca9a5
 def plainly_wrong(
     errors: Localization,
     terms: int,  # of the longest sum that torch takes
@@ -622,6 +585,7 @@ def plainly_wrong(
     least = DOUBTFUL * EPS["fp32"] * math.sqrt(terms)
     return next((v for v in errors.suspects if v.ratio > rule.factor and least < v.isolated < math.inf), None)
 
+# %% ../../nbs/parity/10_checking.ipynb #8626df3c
 def hidden_fault(
     module: "nn.Module",
     graph: Graph,  # of the file
@@ -638,67 +602,32 @@ def hidden_fault(
     wrong = plainly_wrong(errors, longest_sum(module, inputs), rule) if errors else None
     return (wrong, told) if wrong and causes else None
 
+# %% ../../nbs/parity/10_checking.ipynb #6b9d9aa6
 def _no_longer_passes(case: Case, wrong: OperatorError, rule: Rule) -> Case:
     "A case that passed before somebody looked inside."
-    alone = f"{wrong.op} alone is wrong by {wrong.ratio:.3g} times torch's own error, and later operators hide that"
-    outputs = [
-        replace(o, verdict="fail", why=f"error is {o.ratio:.3g} times torch's own; {alone}") if is_doubtful(o, rule) else o
-        for o in case.outputs
-    ]
+    alone = f"{wrong.op} alone is wrong by {wrong.ratio:.3g} times torch's own error"
+    def failed(o: OutputComparison) -> OutputComparison:
+        return replace(o, verdict="fail", why=f"error is {o.ratio:.3g} times torch's own; {alone}, and later operators hide that")
+
+    outputs = [failed(o) if is_doubtful(o, rule) else o for o in case.outputs]
     return replace(case, verdict="fail", outputs=outputs)
 
 # %% ../../nbs/parity/10_checking.ipynb #084dcc5d
-def check(
-    module: "nn.Module",  # the original; compared in eval mode
-    onnx: Any,  # path of the .onnx file, or a function from arrays to arrays
-    inputs: Any = None,  # arrays or tensors by name of a parameter of `forward`, or a list of such; default: derived from the configuration
-    providers: Sequence[str] = ("cpu",),  # "cpu", "cuda", "tensorrt", "reference", or ONNX Runtime's names
-    precisions: Sequence[str] | None = None,  # "fp32", "fp16", "bf16"; None: the file's own
-    rule: Rule = Rule(),  # when an output passes
-    explain: bool = True,  # locate a failure and find its cause
-    captured: Capture | None = None,  # an earlier trace, saves time where a failure is located
-    tf32: bool = False,  # TF32 on NVIDIA GPUs, on both sides
-    keep: bool | Path = False,  # keep the float64 reference on disk: in the user's cache folder, or in this one
-    widen: bool = True,  # one given example is compared at other sizes too, and with other paddings
-    names: Mapping[str, str] | None = None,  # input of the file → parameter of `forward`, where they are called otherwise
-) -> ParityReport:
-    "Compare an ONNX file with the module that it came from."
-    need("torch", "torch", "parity")
-    file = _File.of(module, onnx, inputs, names)
-    for p in providers: provider_name(p)
-    _set_tf32(tf32)
-    sweep = _Sweep(
-        module,
-        file.path or onnx,
-        file.graph,
-        providers,
-        precisions,
-        rule,
-        tf32,
-        _truths(module, keep),
-        bool(file.mapping),
-    )
-    random, tensors = _swept(sweep, file, widen, all_of_them=inputs is None)
-    if random: return _random_report(module, file.path, tensors, random, rule, captured)
-    found = _findings(sweep, captured, explain)
-    told = _reservations(module, file.facts, sweep.level) + file.mapped + sweep.unequal + found.notes
-    return ParityReport(
-        verdict=_verdict([c.verdict for c in found.cases]),
-        cases=found.cases,
-        first_divergence=found.divergence,
-        causes=_unique(found.causes + _not_run(found.cases)),
-        model=type(module).__name__,
-        onnx=str(file.path or getattr(onnx, "__name__", "callable")),
-        rule=str(rule),
-        policy=policy(),
-        versions=versions(),
-        notes=told,
-        localization=found.errors,
-        coverage=_with_left_out(coverage_of(module, file.graph, sweep.where, found.cases), sweep),
-        model_hash=module_digest(module).hexdigest()[:16],
-        date=_now(),
-    )
+def _existing(path: Any) -> Path:
+    "A file, or the model of a folder. Raises `BadInput`."
+    path = Path(path)
+    if path.is_dir(): path = path / "model.onnx"
+    if path.is_file(): return path
+    raise BadInput(f"there is no file {path}", "Make it: fsdl-devinfra onnx export MODEL -o DIR")
 
+def _fitted(
+    graph: Graph, inputs: Mapping[str, Any], names: Mapping[str, str] | None
+) -> tuple[Graph, dict[str, str]]:
+    "The file under the module's names, and what was renamed: nothing where its inputs fit nothing."
+    mapping = assignment(graph, flat_inputs(inputs), names)
+    return renamed(graph, mapping), mapping
+
+# %% ../../nbs/parity/10_checking.ipynb #cc0dff46
 @dataclass(frozen=True)
 class _File:
     "What is checked, under the module's names, and the inputs that it is given first."
@@ -728,8 +657,9 @@ class _File:
         "Renamed inputs, in words."
         return [f"input {there} of the file is {here} of the module" for there, here in self.mapping.items()]
 
+# %% ../../nbs/parity/10_checking.ipynb #8bbeba39
 def _swept(sweep: "_Sweep", file: _File, widen: bool, all_of_them: bool) -> tuple[str, Mapping[str, Any]]:
-    "Add all cases; the precision in which the module turned out to be random, or \"\", and the inputs of that."
+    "Add all cases; a precision in which the module is random (or nothing), and the inputs of that."
     wider = _wider(sweep.module, file) if widen else []
     for i, tensors in enumerate(file.given + wider):
         if i >= len(file.given) and sweep.failing is not None and not all_of_them: break
@@ -741,6 +671,7 @@ def _wider(module: "nn.Module", file: _File) -> list[dict[str, Any]]:
     if file.graph is None or len(file.given) > 1: return []
     return other_sizes(module, file.graph, file.given[0]) + unusual(module, file.graph, file.given[0])
 
+# %% ../../nbs/parity/10_checking.ipynb #2e530972
 @dataclass(frozen=True)
 class _Findings:
     "What a check found: all cases, and where and why one of them fails."
@@ -749,6 +680,23 @@ class _Findings:
     causes: list[Cause] = field(default_factory=list)
     errors: Localization | None = None
     notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, cases: list[Case], told: Told, said: list[str]) -> "_Findings":
+        "What an investigation told, after what was said before."
+        where, causes, errors, notes = told
+        return cls(cases, where, causes, errors, said + notes)
+
+def _doubts(sweep: "_Sweep", captured: Capture | None, said: list[str]) -> _Findings:
+    "Look for an operator that is wrong although the outputs pass."
+    at = most_doubtful(sweep.cases, sweep.rule)
+    if at is None: return _Findings(sweep.cases, notes=said)
+    case, inputs = sweep.cases[at], sweep.where[at]
+    graph, rule = sweep.graph, sweep.rule
+    found = hidden_fault(sweep.module, graph, case, inputs, rule, captured) if graph else None
+    if found is None: return _Findings(sweep.cases, notes=said)
+    sweep.cases[at] = _no_longer_passes(case, found[0], sweep.rule)
+    return _Findings.of(sweep.cases, found[1], said)
 
 def _findings(sweep: "_Sweep", captured: Capture | None, explain: bool) -> _Findings:
     "Look for wrong weights that no case reaches, then for the operator and the cause of the first failure."
@@ -760,76 +708,23 @@ def _findings(sweep: "_Sweep", captured: Capture | None, explain: bool) -> _Find
     worst = sweep.failing
     if worst is not None and explain:
         case, inputs = sweep.cases[worst], sweep.where[worst]
-        where, causes, errors, told = investigate(sweep.module, sweep.graph, case, inputs, sweep.rule, captured)
-        return _Findings(sweep.cases, where, causes, errors, said + told)
+        told = investigate(sweep.module, sweep.graph, case, inputs, sweep.rule, captured)
+        return _Findings.of(sweep.cases, told, said)
     if worst is None and hidden:
-        failed, (where, causes, errors, told) = _by_weights_alone(sweep.graph, sweep.cases, hidden)
-        return _Findings(failed, where, causes, errors, said + told)
-    at = most_doubtful(sweep.cases, sweep.rule)
-    found = hidden_fault(sweep.module, sweep.graph, sweep.cases[at], sweep.where[at], sweep.rule, captured) if at is not None else None
-    if at is None or found is None: return _Findings(sweep.cases, notes=said)
-    wrong, (where, causes, errors, told) = found
-    sweep.cases[at] = _no_longer_passes(sweep.cases[at], wrong, sweep.rule)
-    return _Findings(sweep.cases, where, causes, errors, said + told)
+        return _Findings.of(*_by_weights_alone(sweep.graph, sweep.cases, hidden), said)
+    return _doubts(sweep, captured, said)
 
+# %% ../../nbs/parity/10_checking.ipynb #7fe2d061
 def _with_left_out(coverage: dict[str, Any], sweep: "_Sweep") -> dict[str, Any]:
     "Outputs that only one side gives are not covered either."
     alone = [f"output {name}" for name in sweep.left_out + sweep.besides]
     return coverage | {"not_covered": coverage["not_covered"] + alone}
 
 def _now() -> str:
-    from datetime import datetime, timezone
+    "The time in UTC, as ISO 8601."
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
-def _fitted(
-    graph: Graph, inputs: Mapping[str, Any], names: Mapping[str, str] | None
-) -> tuple[Graph, dict[str, str]]:
-    "The file under the module's names, and what was renamed. A file whose inputs fit nothing is left as it is."
-    mapping = assignment(graph, flat_inputs(inputs), names)
-    return renamed(graph, mapping), mapping
-
-def coverage_of(
-    module: "nn.Module",
-    graph: Graph | None,  # of the file
-    where: Sequence[Mapping[str, Any]],  # the inputs of all cases
-    cases: Sequence[Case],
-) -> dict[str, Any]:
-    "What a verdict rests on: lengths, paddings, batches, values, channels and weights; and what was not tried, in words."
-    tensors = [
-        (k, v)
-        for point in {id(w): w for w in where}.values()
-        for k, v in point.items()
-        if getattr(v, "ndim", 0)
-    ]
-    lengths = {
-        v.shape[1]
-        for k, v in tensors
-        if v.ndim >= 2 and (v.ndim == 3 or v.ndim == 2 and not v.is_floating_point())
-    }
-    batches = {v.shape[0] for _, v in tensors}
-    paddings = {side for k, v in tensors if is_mask(k, v) for side in paddings_of(v)}
-    values = {kind for k, v in tensors if not is_mask(k, v) for kind in values_of(v)}
-    channels = max((o.channels for c in cases for o in c.outputs), default=0)
-    return {
-        "lengths": sorted(lengths),
-        "paddings": sorted(paddings),
-        "batches": sorted(batches),
-        "values": sorted(values),
-        "channels": channels,
-        "weights_reached": _share_reached(graph) if graph else None,
-        "not_covered": _not_covered(
-            module, lengths, batches, paddings, [k for k, v in tensors if is_mask(k, v)]
-        )
-        + (["zeros, large and repeated values"] if values == {"ordinary"} else [])
-        + _without_values(cases),
-    }
-
-def _without_values(cases: Sequence[Case]) -> list[str]:
-    "Outputs that hold NaN on both sides: there is no value to compare."
-    most: dict[str, int] = {}
-    for o in [o for c in cases for o in c.outputs]: most[o.name] = max(most.get(o.name, 0), o.nan)
-    return [f"{n} values of {name} that are NaN on both sides" for name, n in most.items() if n]
-
+# %% ../../nbs/parity/10_checking.ipynb #d10a2ae2
 def paddings_of(
     mask: Any,  # [samples, positions]
 ) -> set[str]:  # of "none", "left", "right", "full", "other"
@@ -843,6 +738,53 @@ def paddings_of(
         else: found.add("other")
     return found
 
+# %% ../../nbs/parity/10_checking.ipynb #c2e0a98d
+@dataclass(frozen=True)
+class _Tried:
+    "What the inputs of a check were like."
+    lengths: set[int]
+    paddings: set[str]
+    batches: set[int]
+    values: set[str]
+    masked: bool  # whether there was a mask at all
+
+    @classmethod
+    def of(cls, where: Sequence[Mapping[str, Any]]) -> "_Tried":
+        "Look at all inputs; each set counts once."
+        points = {id(point): point for point in where}.values()
+        tensors = [(k, v) for point in points for k, v in point.items() if getattr(v, "ndim", 0)]
+        masks, others = ([v for k, v in tensors if is_mask(k, v) == asked] for asked in (True, False))
+        return cls(
+            lengths={v.shape[1] for _, v in tensors if _is_series(v)},
+            paddings=set().union(*map(paddings_of, masks)),
+            batches={v.shape[0] for _, v in tensors},
+            values=set().union(*map(values_of, others)),
+            masked=bool(masks),
+        )
+
+def _is_series(tensor: Any) -> bool:
+    "Whether the second axis is a length: of a sequence of tokens, or of frames."
+    return tensor.ndim == 3 or tensor.ndim == 2 and not tensor.is_floating_point()
+
+# %% ../../nbs/parity/10_checking.ipynb #deaa2ebe
+def _not_covered(module: "nn.Module", tried: _Tried) -> list[str]:
+    "What other inputs could still show."
+    most = setting(config_of(module), "max_position_embeddings", "n_positions", "max_sequence_length")
+    longest, missing = max(tried.lengths, default=0), []
+    if isinstance(most, int) and tried.lengths and longest < most - 2:
+        missing.append(f"lengths above {longest} (the model goes to {most})")
+    if len(tried.batches) == 1: missing.append(f"batches other than {min(tried.batches)}")
+    untried = {"left", "right", "none", "full"} - tried.paddings if tried.masked else set()
+    if untried: missing.append(f"padding: {', '.join(sorted(untried))}")
+    return missing + (["zeros, large and repeated values"] if tried.values == {"ordinary"} else [])
+
+# %% ../../nbs/parity/10_checking.ipynb #75d26fe3
+def _without_values(cases: Sequence[Case]) -> list[str]:
+    "Outputs that hold NaN on both sides: there is no value to compare."
+    most: dict[str, int] = {}
+    for o in [o for c in cases for o in c.outputs]: most[o.name] = max(most.get(o.name, 0), o.nan)
+    return [f"{n} values of {name} that are NaN on both sides" for name, n in most.items() if n]
+
 def _share_reached(graph: Graph) -> float:
     "The share of the file's weights that an output depends on."
     nodes = {i for value in graph.outputs for i in nodes_before(graph, value)}
@@ -850,19 +792,26 @@ def _share_reached(graph: Graph) -> float:
     weights = set(graph.initializers)
     return len(weights & seen) / len(weights) if weights else 1.0
 
-def _not_covered(
-    module: "nn.Module", lengths: set[int], batches: set[int], paddings: set[str], masks: Sequence[str]
-) -> list[str]:
-    "What other inputs could still show."
-    told = setting(config_of(module), "max_position_embeddings", "n_positions", "max_sequence_length")
-    missing = []
-    if isinstance(told, int) and lengths and max(lengths) < told - 2:
-        missing.append(f"lengths above {max(lengths)} (the model goes to {told})")
-    if len(batches) == 1: missing.append(f"batches other than {min(batches)}")
-    untried = {"left", "right", "none", "full"} - paddings if masks else set()
-    if untried: missing.append(f"padding: {', '.join(sorted(untried))}")
-    return missing
+# %% ../../nbs/parity/10_checking.ipynb #1159886f
+def coverage_of(
+    module: "nn.Module",
+    graph: Graph | None,  # of the file
+    where: Sequence[Mapping[str, Any]],  # the inputs of all cases
+    cases: Sequence[Case],
+) -> dict[str, Any]:
+    "What a verdict rests on: lengths, paddings, batches, values, channels, weights; and what was not tried."
+    tried = _Tried.of(where)
+    return {
+        "lengths": sorted(tried.lengths),
+        "paddings": sorted(tried.paddings),
+        "batches": sorted(tried.batches),
+        "values": sorted(tried.values),
+        "channels": max((o.channels for c in cases for o in c.outputs), default=0),
+        "weights_reached": _share_reached(graph) if graph else None,
+        "not_covered": _not_covered(module, tried) + _without_values(cases),
+    }
 
+# %% ../../nbs/parity/10_checking.ipynb #6fb9bc57
 @dataclass
 class _Sweep:
     "What all cases of one check share, and the cases so far."
@@ -879,37 +828,30 @@ class _Sweep:
     where: list[Mapping[str, Any]] = field(default_factory=list)  # the inputs of each case
     makers: dict[Any, Callable[[], Backend]] = field(default_factory=dict)  # a session serves all shapes
     left_out: list[str] = field(default_factory=list)  # outputs of the module that the file does not have
-    besides: list[str] = field(default_factory=list)  # outputs of the file that the module does not have: a cache
+    besides: list[str] = field(default_factory=list)  # outputs that only the file has: a cache
 
     def __post_init__(self) -> None:
-        self.kind, self.level = (
-            (file_precision(self.graph), _level(self.graph)) if self.graph else ("fp32", "all")
-        )
+        self.kind = file_precision(self.graph) if self.graph else "fp32"
+        self.level = _level(self.graph) if self.graph else "all"
 
     @property
     def failing(self) -> int | None:
         "The first case that fails."
         return next((i for i, c in enumerate(self.cases) if c.verdict == "fail"), None)
 
-    def add(self, tensors: Mapping[str, Any]) -> str:  # a precision in which the module is not a function of its inputs, or ""
+    def add(
+        self, tensors: Mapping[str, Any]
+    ) -> str:  # a precision in which the module is not a function of its inputs, or ""
         "Add the cases of one set of inputs."
         truth = self.kept(as_arrays(self.truth_of(tensors)))
         for precision in self.precisions or [self.kind]:
             own = own_outputs(self.module, tensors, precision, truth)
             if is_random(self.module, tensors, own, truth, precision): return precision
             told = "tf32" if self.tf32 and precision == "fp32" else precision
-            facts = (self.module, tensors, precision, truth)
-            experiments = _Experiments(
-                cache(partial(ties, *facts)),
-                cache(partial(rounding_noise, *facts)),
-                cache(partial(longest_sum, *facts[:3])),
-                partial(_rerun, *facts[:3]),
-            )
+            experiments = _experiments(self.module, tensors, precision, truth)
+            point = _Point(tensors, told, own, truth, self.rule, experiments, self.graph)
             for provider in self.providers if self.graph else ["callable"]:
-                made = self.maker(provider, precision)
-                self.cases.append(
-                    _case(made, provider, told, tensors, own, truth, self.rule, experiments, self.graph)
-                )
+                self.cases.append(_case(self.maker(provider, precision), provider, point))
                 self.where.append(tensors)
         return ""
 
@@ -926,56 +868,45 @@ class _Sweep:
         "Outputs that only one side gives, in words."
         told = [f"the file does not give {name}: it was not compared" for name in self.left_out]
         if not self.besides: return told
-        return [*told, f"the file also gives {', '.join(self.besides)}: not compared, the module gives no cache here"]
+        given = f"the file also gives {', '.join(self.besides)}"
+        return [*told, f"{given}: not compared, the module gives no cache here"]
 
     def maker(self, provider: str, precision: str) -> Callable[[], Backend]:
-        made = _maker(
-            self.graph if self.renamed else self.source, provider, precision, self.kind, self.level, self.tf32
-        )
+        "What makes a backend, once for all shapes."
+        source = self.graph if self.renamed else self.source
+        made = _maker(source, provider, precision, self.kind, self.level, self.tf32)
         return self.makers.setdefault((provider, precision), _once(made))
 
-def _rerun(
-    module: "nn.Module", tensors: Mapping[str, Any], precision: str
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    "What torch gives, in a precision and in float64; not from the disk."
-    truth = as_arrays(reference(module, tensors))
-    return own_outputs(module, tensors, precision, truth), truth
-
+# %% ../../nbs/parity/10_checking.ipynb #bbae5bcd
 def _truths(module: "nn.Module", keep: bool | Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     "The float64 reference as a function of inputs, kept on disk where that is asked for."
     if not keep: return partial(reference, module)
-    return partial(
-        kept_reference, module, folder=None if keep is True else keep, digest=module_digest(module)
-    )
-
+    folder = None if keep is True else keep
+    return partial(kept_reference, module, folder=folder, digest=module_digest(module))
 
 def _reservations(module: "nn.Module", facts: Any, level: str) -> list[str]:
     "What a reader of the report should know, in words."
-    notes = []
-    if facts and facts.custom_domains:
-        notes.append(f"operators of {', '.join(facts.custom_domains)} are not of the standard")
-    if level == "none":
-        notes.append(
-            "the file has layers in training mode; it was run without graph optimisation, which would hide some of them"
-        )
-    if any(m.training for m in module.modules()):
-        notes.append("the module was given in train mode; it was compared in eval mode")
-    return notes
+    custom, trained = ", ".join(facts.custom_domains) if facts else "", any(m.training for m in module.modules())
+    training = "the file has layers in training mode; it was run without graph optimisation"
+    told = {
+        f"operators of {custom} are not of the standard": bool(custom),
+        f"{training}, which would hide some of them": level == "none",
+        "the module was given in train mode; it was compared in eval mode": trained,
+    }
+    return [note for note, applies in told.items() if applies]
+
+# %% ../../nbs/parity/10_checking.ipynb #49036d0e
+def _kind_of_absence(note: str) -> str:
+    "The kind of cause that a case was not run for."
+    if "has no kernel" in note: return "no kernel"
+    return "absent provider" if "ExecutionProvider" in note else "not comparable"
 
 def _not_run(cases: Sequence[Case]) -> list[Cause]:
     "Why cases were not run."
+    notes = [note for c in cases if c.verdict == "not-run" for note in c.notes[:1]]
+    return [Cause(_kind_of_absence(note), note) for note in notes]
 
-    def kind(note):
-        return (
-            "no kernel"
-            if "has no kernel" in note
-            else "absent provider"
-            if "ExecutionProvider" in note
-            else "not comparable"
-        )
-
-    return [Cause(kind(note), note) for c in cases if c.verdict == "not-run" for note in c.notes[:1]]
-
+# %% ../../nbs/parity/10_checking.ipynb #52d32659
 def _once(made: Callable[[], Backend]) -> Callable[[], Backend]:
     "A maker that makes its backend, or fails, only once."
     @cache
@@ -987,101 +918,124 @@ def _once(made: Callable[[], Backend]) -> Callable[[], Backend]:
         return found
     return get
 
+# %% ../../nbs/parity/10_checking.ipynb #5c6006f1
+def _reached_nowhere(
+    sweep: "_Sweep", graph: Graph, held: Mapping[str, Any], found: Sequence[WeightDifference]
+) -> list[WeightDifference]:
+    "Those of some weights that no inputs of a check reach."
+    hidden, level = list(found), _half_level(sweep.level, sweep.kind, "cpu")
+    for tensors in {id(w): w for w in sweep.where}.values():
+        if not hidden: break
+        hidden = unreached(held, graph, feeds_of(graph, tensors, sweep.kind), hidden, level=level)
+    return hidden
+
 def _wrong_weights(
     sweep: "_Sweep", captured: Capture | None
 ) -> tuple[list[WeightDifference], list[str], Capture | None]:
-    "Where all cases pass: weights that are not a fresh export's and that no case reaches; notes on those that are reached; the trace."
+    "Where all pass: weights unlike a fresh export's that no case reaches; notes on the others; the trace."
     graph, module = sweep.graph, sweep.module
-    if graph is None or _verdict([c.verdict for c in sweep.cases]) == "fail": return [], [], captured
-    if not weight_differences(weights_of(module), graph, sweep.kind): return [], [], captured
+    nothing = [], [], captured
+    if graph is None or _verdict([c.verdict for c in sweep.cases]) == "fail": return nothing
+    if not weight_differences(weights_of(module), graph, sweep.kind): return nothing
     try:
         captured = captured or retrace(module, graph, sweep.where[0])
         fresh = load_graph(captured.model)
         held = {name: fresh.array(name) for name in fresh.initializers}
         found = weight_differences(held, graph, sweep.kind)
-        hidden = found
-        for tensors in {id(w): w for w in sweep.where}.values():
-            if not hidden: break
-            feeds = feeds_of(graph, tensors, sweep.kind)
-            hidden = unreached(held, graph, feeds, hidden, level=_half_level(sweep.level, sweep.kind, "cpu"))
+        hidden = _reached_nowhere(sweep, graph, held, found)
     except CheckError: return [], [], captured
-    said = [f"{d}; the outputs do not show it" for d in found if d not in hidden]
-    return hidden, said[:8], captured
+    return hidden, [f"{d}; the outputs do not show it" for d in found if d not in hidden][:8], captured
+
+def _reader_of(graph: Graph, weight: WeightDifference) -> Divergence | None:
+    "The first node that reads a weight, as the place of a fault."
+    readers = graph.consumers.get(weight.name, [])
+    if not readers: return None
+    node, origin = graph.nodes[readers[0]], graph.origins[readers[0]]
+    place = (origin.op, origin.module, origin.source) if origin else (node.op_type, "", "")
+    return Divergence(node.output[0], node.name, *place, weight.most, 0.0)
 
 def _by_weights_alone(
     graph: Graph, cases: Sequence[Case], hidden: Sequence[WeightDifference]
-) -> tuple[list[Case], tuple[Any, ...]]:
+) -> tuple[list[Case], Told]:
     "The verdict where a weight is wrong and no inputs were found that reach it."
     why = f"{hidden[0]}; no inputs were found that reach it, so the outputs say nothing about it"
-    readers = graph.consumers.get(hidden[0].name, [])
-    o = graph.origins[readers[0]] if readers else None
-    node = graph.nodes[readers[0]] if readers else None
-    place: tuple[str, str, str] = (
-        (o.op, o.module, o.source) if o else (node.op_type, "", "") if node else ("", "", "")
-    )
-    divergence = Divergence(node.output[0], node.name, *place, hidden[0].most, 0.0) if node else None
-    failed = [
-        replace(c, verdict="fail" if c.verdict == "pass" else c.verdict, notes=[*c.notes, why]) for c in cases
-    ]
-    return failed, (divergence, [Cause("weight", why)], None, [])
+    verdicts = ["fail" if c.verdict == "pass" else c.verdict for c in cases]
+    failed = [replace(c, verdict=verdict, notes=[*c.notes, why]) for c, verdict in zip(cases, verdicts)]
+    return failed, (_reader_of(graph, hidden[0]), [Cause("weight", why)], None, [])
 
+# %% ../../nbs/parity/10_checking.ipynb #b954eab6
 def _unique(causes: Sequence[Cause]) -> list[Cause]:
+    "Each cause once."
     return list({(c.kind, c.evidence): c for c in causes}.values())
 
-
 def _level(graph: Graph) -> str:
-    "Off for a file with training-mode layers: ONNX Runtime drops some dropouts as it optimises, which hides the fault from this runtime alone."
+    "Off for a file with training-mode layers: ONNX Runtime drops some dropouts, which hides the fault."
     return "none" if in_training(graph) else "all"
 
 def _half_level(level: str, precision: str, provider: str) -> str:
-    "Half precision on the CPU is loaded with basic optimisation: with more, ONNX Runtime 1.32 ends the process on some recurrent models."
-    return (
-        "basic"
-        if precision in ("fp16", "bf16") and provider_name(provider) == PROVIDERS["cpu"] and level == "all"
-        else level
-    )
+    "Half precision on the CPU gets basic optimisation: with more, some recurrent models end the process."
+    half = precision in ("fp16", "bf16") and provider_name(provider) == PROVIDERS["cpu"]
+    return "basic" if half and level == "all" else level
 
+# %% ../../nbs/parity/10_checking.ipynb #730c23c4
+def _backend(
+    source: Any, provider: str, precision: str, own_kind: str, level: str, tf32: bool
+) -> Backend:
+    "The file in a precision on a provider. Raises `NotRun` where there is no such."
+    if callable(source): return callable_backend(source)
+    cuda = provider_name(provider) == PROVIDERS["cuda"]
+    options = {"use_tf32": int(tf32)} if cuda else None  # its own default is on, torch's is off
+    level, graph = _half_level(level, precision, provider), source if isinstance(source, Graph) else None
+    file: Any = graph.data() if graph else source
+    folder = graph.folder if graph else None
+    if precision == own_kind: return onnx_backend(file, provider, level, options, folder)
+    if own_kind != "fp32":
+        told = f"the file is in {own_kind}, so {precision} cannot be checked with it"
+        raise NotRun(told, "Export the module in that precision")
+    return onnx_backend(convert(graph or load_graph(source), precision).data(), provider, level, options)
 
 def _maker(
     source: Any, provider: str, precision: str, own_kind: str, level: str = "all", tf32: bool = False
 ) -> Callable[[], Backend]:
     "What makes the backend of a case, when its turn comes."
-    def made() -> Backend:
-        if callable(source): return callable_backend(source)
-        options = {"use_tf32": int(tf32)} if provider_name(provider) == PROVIDERS["cuda"] else None  # its own default is on, torch's is off
-        here = _half_level(level, precision, provider)
-        graph = source if isinstance(source, Graph) else None
-        file: Any = graph.data() if graph else source
-        if precision == own_kind:
-            return onnx_backend(file, provider, here, options, graph.folder if graph else None)
-        if own_kind != "fp32":
-            raise NotRun(
-                f"the file is in {own_kind}, so {precision} cannot be checked with it",
-                "Export the module in that precision",
-            )
-        return onnx_backend(convert(graph or load_graph(source), precision).data(), provider, here, options)
-    return made
+    return partial(_backend, source, provider, precision, own_kind, level, tf32)
 
+# %% ../../nbs/parity/10_checking.ipynb #0b64db58
 def _set_tf32(on: bool) -> None:
-    "The same TF32 setting for torch as for the backends. TensorRT reads an environment variable when CUDA starts."
-    import os
-    import torch
+    "The same TF32 setting for torch as for the backends. TensorRT reads a variable when CUDA starts."
     if not torch.cuda.is_available(): return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "1" if on else "0")
 
 def policy() -> dict[str, str]:  # setting → value
     "The reduced-precision settings of torch in this process; ONNX Runtime's are set to match."
-    import torch
-    cuda = "available" if torch.cuda.is_available() else "none, so TF32 plays no part"
-    found = {"float32_matmul_precision": torch.get_float32_matmul_precision(), "cuda": cuda}
-    if torch.cuda.is_available():
-        found |= {
-            "torch.cuda.matmul.allow_tf32": str(torch.backends.cuda.matmul.allow_tf32),
-            "torch.cudnn.allow_tf32": str(torch.backends.cudnn.allow_tf32),
-            "onnxruntime use_tf32": "the same, set by the check",
-        }
-    return found
+    cuda = torch.cuda.is_available()
+    found = {
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cuda": "available" if cuda else "none, so TF32 plays no part",
+    }
+    if not cuda: return found
+    return found | {
+        "torch.cuda.matmul.allow_tf32": str(torch.backends.cuda.matmul.allow_tf32),
+        "torch.cudnn.allow_tf32": str(torch.backends.cudnn.allow_tf32),
+        "onnxruntime use_tf32": "the same, set by the check",
+    }
+
+# %% ../../nbs/parity/10_checking.ipynb #c331d2d7
+RANDOM = re.compile(r"dropout|rand|bernoulli|normal_|multinomial|rrelu")  # in the name of a torch operator
+
+def _random_operator(captured: Capture) -> Any:
+    "The first traced operator that draws random numbers; None where none does."
+    calls = (n for n in captured.program.graph.nodes if n.op == "call_function")
+    return next((n for n in calls if RANDOM.search(str(n.target))), None)
+
+def _random_divergence(node: Any, path: Any) -> Divergence:
+    "A random operator as the place of a fault."
+    graph = load_graph(path) if path else None
+    nodes = graph.units().get(node.name, []) if graph else []
+    there = graph.nodes[nodes[-1]].name if graph and nodes else ""
+    source = source_line(node.meta.get("stack_trace") or "")
+    return Divergence(node.name, there, str(node.target), _module_of(node), source, math.inf, math.inf)
 
 def _random_report(
     module: "nn.Module",
@@ -1092,60 +1046,71 @@ def _random_report(
     captured: Capture | None,
 ) -> ParityReport:
     "The report on a module that gives another answer each time."
-    where, evidence = None, "two runs of the module itself in eval mode give different outputs"
-    try:
-        captured = captured or capture(module, inputs, {})
-        where = next(
-            (
-                n
-                for n in captured.program.graph.nodes
-                if n.op == "call_function"
-                and re.search(r"dropout|rand|bernoulli|normal_|multinomial|rrelu", str(n.target))
-            ),
-            None,
-        )
-    except CheckError:
-        pass
-    divergence = None
+    try: where = _random_operator(captured or capture(module, inputs, {}))
+    except CheckError: where = None
+    divergence, evidence = None, "two runs of the module itself in eval mode give different outputs"
     if where is not None:
-        graph = load_graph(path) if path else None
-        nodes = graph.units().get(where.name, []) if graph else []
-        divergence = Divergence(
-            where.name,
-            graph.nodes[nodes[-1]].name if graph and nodes else "",
-            str(where.target),
-            _module_of(where),
-            source_line(where.meta.get("stack_trace") or ""),
-            math.inf,
-            math.inf,
-        )
-        evidence += f": {where.target} at {divergence.source or divergence.module or where.name} is random also in eval mode"
-    case = Case(
-        "torch",
-        None,
-        precision,
-        shapes_of(inputs),
-        "fail",
-        notes=["the module is not a function of its inputs"],
-    )
+        divergence = _random_divergence(where, path)
+        place = divergence.source or divergence.module or where.name
+        evidence += f": {where.target} at {place} is random also in eval mode"
+    notes = ["the module is not a function of its inputs"]
+    case = Case("torch", None, precision, shapes_of(inputs), "fail", notes=notes)
+    told = ("fail", [case], divergence, [Cause("train mode", evidence)], type(module).__name__, str(path or ""))
+    return ParityReport(*told, str(rule), policy(), versions())
+
+# %% ../../nbs/parity/10_checking.ipynb #7068541c
+def _provenance(sweep: _Sweep) -> dict[str, Any]:
+    "What the verdict was found with, by the fields of the report."
+    return {
+        "rule": str(sweep.rule),
+        "policy": policy(),
+        "versions": versions(),
+        "model_hash": module_digest(sweep.module).hexdigest()[:16],
+        "date": _now(),
+    }
+
+def _report(sweep: _Sweep, file: _File, found: _Findings) -> ParityReport:
+    "The report on a check."
+    told = _reservations(sweep.module, file.facts, sweep.level) + file.mapped + sweep.unequal + found.notes
+    coverage = coverage_of(sweep.module, file.graph, sweep.where, found.cases)
     return ParityReport(
-        "fail",
-        [case],
-        divergence,
-        [Cause("train mode", evidence)],
-        type(module).__name__,
-        str(path or ""),
-        str(rule),
-        policy(),
-        versions(),
+        verdict=_verdict([c.verdict for c in found.cases]),
+        cases=found.cases,
+        first_divergence=found.divergence,
+        causes=_unique(found.causes + _not_run(found.cases)),
+        model=type(sweep.module).__name__,
+        onnx=str(file.path or getattr(sweep.source, "__name__", "callable")),
+        notes=told,
+        localization=found.errors,
+        coverage=_with_left_out(coverage, sweep),
+        **_provenance(sweep),
     )
 
-def _existing(path: Any) -> Path:
-    path = Path(path)
-    if path.is_dir(): path = path / "model.onnx"
-    if not path.is_file():
-        raise BadInput(f"there is no file {path}", "Make it: fsdl-devinfra onnx export MODEL -o DIR")
-    return path
+# %% ../../nbs/parity/10_checking.ipynb #f8eb056a
+def check(
+    module: "nn.Module",  # the original; compared in eval mode
+    onnx: Any,  # path of the .onnx file, or a function from arrays to arrays
+    inputs: Any = None,  # arrays by name of a parameter of `forward`, or a list of such; default: derived
+    providers: Sequence[str] = ("cpu",),  # "cpu", "cuda", "tensorrt", "reference", or ONNX Runtime's names
+    precisions: Sequence[str] | None = None,  # "fp32", "fp16", "bf16"; None: the file's own
+    rule: Rule = Rule(),  # when an output passes
+    explain: bool = True,  # locate a failure and find its cause
+    captured: Capture | None = None,  # an earlier trace, saves time where a failure is located
+    tf32: bool = False,  # TF32 on NVIDIA GPUs, on both sides
+    keep: bool | Path = False,  # keep the float64 reference on disk: in the user's cache, or here
+    widen: bool = True,  # one given example is compared at other sizes too, and with other paddings
+    names: Mapping[str, str] | None = None,  # input of the file → parameter of `forward`
+) -> ParityReport:
+    "Compare an ONNX file with the module that it came from."
+    need("torch", "torch", "parity")
+    file = _File.of(module, onnx, inputs, names)
+    for provider in providers: provider_name(provider)
+    _set_tf32(tf32)
+    truths, source = _truths(module, keep), file.path or onnx
+    sweep = _Sweep(module, source, file.graph, providers, precisions, rule, tf32, truths, bool(file.mapping))
+    random, tensors = _swept(sweep, file, widen, all_of_them=inputs is None)
+    if random: return _random_report(module, file.path, tensors, random, rule, captured)
+    return _report(sweep, file, _findings(sweep, captured, explain))
 
 # %% ../../nbs/parity/10_checking.ipynb #0433acc3
 def assert_parity(

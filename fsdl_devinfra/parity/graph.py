@@ -31,7 +31,8 @@ else:
     numpy_helper = lazy_module("onnx.numpy_helper")
 
 # %% auto #0
-__all__ = ['RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'nodes_before', 'load_graph', 'file_precision', 'convert']
+__all__ = ['RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'free_axes', 'nodes_before', 'load_graph', 'file_precision',
+           'convert']
 
 # %% ../../nbs/parity/06_graph.ipynb #e0a8e808
 @dataclass(frozen=True)
@@ -142,6 +143,17 @@ class Graph:
     def data(self) -> bytes:
         "The model as bytes, for a session."
         return self.proto.SerializeToString()
+
+# %% ../../nbs/parity/06_graph.ipynb #c3daac67
+def free_axes(
+    graph: Graph,
+    names: Collection[str],  # of inputs that are asked about
+) -> dict[str, dict[int, str]]:  # input → axis → name of the dimension
+    "The dimensions of inputs that a file leaves free."
+    def named(dims: list[int | str | None]) -> dict[int, str]:
+        return {axis: size for axis, size in enumerate(dims) if isinstance(size, str)}
+
+    return {name: named(dims) for name, dims in graph.sizes().items() if name in names}
 
 # %% ../../nbs/parity/06_graph.ipynb #bb73e6cb
 def nodes_before(
@@ -268,19 +280,20 @@ def _float_values(proto: Any, low: int) -> set[str]:
     return known | {i.name for i in stated if i.type.tensor_type.elem_type == low}
 
 # %% ../../nbs/parity/06_graph.ipynb #a542979f
+def _refusing(values: Sequence[str], ports: Any, said: str) -> list[int]:
+    "Positions of values whose port in the operator's schema does not take a type. The last port counts for more."
+    if not ports: return []
+    return [i for i, v in enumerate(values) if v and said not in ports[min(i, len(ports) - 1)].types]
+
 def _narrow_ports(node: Any, opset: Mapping[str, int], said: str, whole: bool) -> tuple[list[int], list[int]]:
-    "Positions of inputs and outputs that do not take the type `said`; all of them where the node is to stay `whole`."
+    "Positions of inputs and outputs that do not take the type `said`; all of them where it is to stay `whole`."
     inputs, outputs = ([i for i, v in enumerate(values) if v] for values in (node.input, node.output))
     if whole: return (inputs, outputs) if node.op_type not in ("Cast", "Shape", "Constant") else ([], [])
     try: schema = onnx.defs.get_schema(node.op_type, opset.get(node.domain, 1), node.domain)
     except onnx.defs.SchemaError: return inputs, outputs
-    def refuses(ports: Any, at: int) -> bool: return bool(ports) and said not in ports[min(at, len(ports) - 1)].types
-    return [i for i in inputs if refuses(schema.inputs, i)], [i for i in outputs if refuses(schema.outputs, i)]
+    return _refusing(node.input, schema.inputs, said), _refusing(node.output, schema.outputs, said)
 
 # %% ../../nbs/parity/06_graph.ipynb #e20c235f
-#: stay in fp32, between casts: runtimes have no fp16 kernels for them
-RECURRENT = ("LSTM", "GRU", "RNN")
-
 def _with_casts(node: Any, index: int, narrow: tuple[list[int], list[int]], floats: set[str], low: int) -> list[Any]:
     "A node between the casts that it needs; it is changed to read and give the wide values."
     before, after = [], []
@@ -297,16 +310,19 @@ def _with_casts(node: Any, index: int, narrow: tuple[list[int], list[int]], floa
     return [*before, node, *after]
 
 # %% ../../nbs/parity/06_graph.ipynb #f66335c6
+def _casts_at_inputs(graph: Any) -> int:
+    "How many casts of inputs the conversion has put in front of the nodes of the file."
+    inputs = {i.name for i in graph.input}
+    added = [n for n in graph.node if n.name.startswith("cast_") and not n.metadata_props]
+    return sum(n.input[0] in inputs for n in added)
+
 def _cast_where_needed(proto: Any, low: int, kept: set[int]) -> None:
     "Put a `Cast` before inputs and after outputs that the operator's schema does not take in the low precision."
     said = "tensor(float16)" if low == onnx.TensorProto.FLOAT16 else "tensor(bfloat16)"
-    floats = _float_values(proto, low)
-    opset = {o.domain: o.version for o in proto.opset_import}
-    inputs = {i.name for i in proto.graph.input}
-    at_inputs = [n for n in proto.graph.node if n.name.startswith("cast_") and not n.metadata_props and n.input[0] in inputs]
-    nodes = []
+    floats, before = _float_values(proto, low), _casts_at_inputs(proto.graph)
+    opset, nodes = {o.domain: o.version for o in proto.opset_import}, []
     for index, node in enumerate(proto.graph.node):
-        whole = index - len(at_inputs) in kept or node.op_type in RECURRENT
+        whole = index - before in kept or node.op_type in RECURRENT
         nodes += _with_casts(node, index, _narrow_ports(node, opset, said, whole), floats, low)
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)

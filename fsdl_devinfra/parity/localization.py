@@ -5,14 +5,19 @@
 # %% ../../nbs/parity/07_localization.ipynb #571a06a1
 from __future__ import annotations
 
+import itertools
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.charts import Chart, Series, scatter
 from ..core.errors import CheckError
+from ..core.lazy import lazy_module
 from ..core.results import Result
 from ..core.units import count_of
 from .backends import session
@@ -20,14 +25,23 @@ from .exporting import Capture, source_line
 from .feeding import file_only
 from .graph import RECURRENT, Graph, Origin, load_graph
 from .original import _elementwise_nudging, float64_mode, torch_type, widened
-from .rule import EPS, FACTOR, FLOOR_ULPS, MOST, Block, Rule, _kinds, blocks, scale_of, times_room
+from .rule import EPS, FACTOR, FLOOR_ULPS, MOST, Block, Rule, blocks, scale_of, times_room
+from .rule import _apart, _Distances, _kinds
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    import torch
+    from onnx import helper
+else:
+    np = lazy_module("numpy")
+    onnx = lazy_module("onnx")
+    helper = lazy_module("onnx.helper")
+    torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['Step', 'run_program', 'match_values', 'OperatorError', 'value_error', 'exposed', 'isolated', 'run_graph',
-           'run_what_runs', 'failed_node', 'Localization', 'localize', 'fused_values', 'localize_fused', 'fed']
+__all__ = ['Noise', 'Step', 'run_program', 'match_values', 'OperatorError', 'value_error', 'exposed', 'isolated', 'run_graph',
+           'failed_node', 'run_what_runs', 'Localization', 'fed', 'localize', 'fused_values', 'localize_fused']
 
 # %% ../../nbs/parity/07_localization.ipynb #90f76c7d
 @dataclass
@@ -40,181 +54,175 @@ class Step:
     own: Any  # what torch gave, a tensor or a tuple
     truth: Any  # the same in float64, from the same inputs
     inputs: list[str]  # names of the steps it reads
-    noise: Callable[[], "np.ndarray | None"] = lambda: None  # what rounding does to each value; measured when it is asked for
+    noise: Callable[[], "np.ndarray | None"] = lambda: None  # what rounding does to each value, if asked for
 
+# %% ../../nbs/parity/07_localization.ipynb #328ac9c7
+def _numpy(value: Any) -> "np.ndarray":
+    "A tensor as an array; bfloat16, which numpy has not, as float32."
+    return (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
+
+def _held(name: str, own: Any, truth: Any) -> Step:
+    "A value that no operator computes: an input or a weight."
+    return Step(name, "", "", "", own, truth, [])
+
+# %% ../../nbs/parity/07_localization.ipynb #76a7ea11
+def _lowest(value: Any, kind: Any) -> Any:
+    "The lowest number of float32 as that of another type, as the conversion of the file does."
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32: return value
+    most = torch.finfo(torch.float32).max
+    return torch.where(value.isfinite() & (value.abs() >= most), torch.finfo(kind).max * value.sign(), value)
+
+def _in_type(value: Any, kind: Any) -> Any:
+    "A float tensor in another type; anything else as it is."
+    floating = hasattr(value, "is_floating_point") and value.is_floating_point()
+    return value.detach().to(kind) if floating else value
+
+# %% ../../nbs/parity/07_localization.ipynb #74ce988d
+def _by_name_or_position(
+    specs: Iterable[Any], inputs: Mapping[str, Any], state: Mapping[str, Any]
+) -> dict[str, Any]:
+    "placeholder → tensor: the module's weights by name, the user's inputs by name or position."
+    given, found = list(inputs.values()), {}
+    for spec in specs:
+        name, before = spec.arg.name, sum(f in inputs for f in found)
+        if spec.target is not None: found[name] = state[spec.target]
+        else: found[name] = inputs[name] if name in inputs else given[before]
+    return found
+
+def _placeholders(program: Any, inputs: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    "placeholder → tensor, floats in the precision."
+    state, kind = {**program.constants, **program.state_dict}, torch_type(precision)
+    found = _by_name_or_position(program.graph_signature.input_specs, inputs, state)
+    if precision in ("fp16", "bf16"): found = {k: _lowest(v, kind) for k, v in found.items()}
+    return {k: _in_type(v, kind) for k, v in found.items()}
+
+# %% ../../nbs/parity/07_localization.ipynb #a795aa4c
+def _narrowed_one(value: Any, kind: Any) -> Any:
+    "A type, a tensor or the number of a mask, as in the file converted to the type `kind`."
+    if isinstance(value, torch.dtype): return kind if value == torch.float32 else value
+    if isinstance(value, torch.Tensor): return value.to(kind) if value.dtype == torch.float32 else value
+    most = torch.finfo(torch.float32).max
+    if not isinstance(value, float) or not most <= abs(value) < math.inf: return value
+    return torch.finfo(kind).max if value > 0 else torch.finfo(kind).min
+
+def _narrowed(value: Any, kind: Any) -> Any:
+    "Float types in arguments become the low precision, as in the converted file."
+    if isinstance(value, dict): return {k: _narrowed(v, kind) for k, v in value.items()}
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return type(value)(_narrowed(v, kind) for v in value)
+    return _narrowed_one(value, kind)
+
+# %% ../../nbs/parity/07_localization.ipynb #a15040fd
+def _to_float32(value: Any) -> Any:
+    "Half-precision types in arguments become float32."
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, dict): return {k: _to_float32(v) for k, v in value.items()}
+    return tuple(map(_to_float32, value)) if type(value) is tuple else value
+
+def _widened(value: Any) -> Any:
+    "Arguments in float64."
+    if isinstance(value, dict): return {k: widened(v) for k, v in value.items()}
+    return widened(value)
+
+# %% ../../nbs/parity/07_localization.ipynb #c4c7df95
+def _in_float64(target: Any, args: Any, kwargs: Any, own: Any) -> Any:
+    "The operator on the same inputs in float64; its own result where it has none (sizes, comparisons)."
+    parts = own if isinstance(own, (tuple, list)) else [own]
+    if not any(isinstance(v, torch.Tensor) and v.is_floating_point() for v in parts): return own
+    try:
+        with float64_mode(): return target(*_widened(args), **_widened(kwargs))
+    except Exception: return own
+
+def _step_noise(
+    target: Any, args: Any, kwargs: Any, truth: Any, precision: str, times: int = 6
+) -> "np.ndarray | None":
+    "The largest distance from the truth when what the operator reads and gives is off by one ulp."
+    if not isinstance(truth, torch.Tensor) or not truth.is_floating_point(): return None
+    generator, found = torch.Generator().manual_seed(0), torch.zeros_like(truth)
+    for _ in range(times):
+        with torch.no_grad(), _elementwise_nudging(EPS[precision], generator): got = target(*args, **kwargs)
+        apart = torch.nan_to_num((got.to(truth.dtype) - truth).abs(), nan=0.0, posinf=0.0)
+        found = torch.maximum(found, apart)
+    return _numpy(found)
+
+# %% ../../nbs/parity/07_localization.ipynb #d9e234d7
+def _module_of(node: Any) -> str:
+    "The path of the innermost module that a traced operator is in."
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack else ""
+
+def _arguments(node: Any, steps: Mapping[str, Step], precision: str, widen: bool) -> list[Any]:
+    "What an operator reads, by position and by keyword, in the types of the precision."
+    from torch.fx.node import map_arg
+    read = [map_arg(value, lambda n: steps[n.name].own) for value in (node.args, node.kwargs)]
+    half = precision not in ("fp32", "tf32", "fp64")
+    if half: read = [_narrowed(value, torch_type(precision)) for value in read]
+    return [_to_float32(value) for value in read] if widen else read
+
+def _step(node: Any, steps: Mapping[str, Step], precision: str, widen: bool = False) -> Step:
+    "One operator, run on torch's values."
+    args, kwargs = _arguments(node, steps, precision, widen)
+    with torch.no_grad():
+        own = node.target(*args, **kwargs)
+        truth = _in_float64(node.target, args, kwargs, own)
+    op = str(node.target).removeprefix("<built-in function ").removesuffix(">")
+    source, reads = source_line(node.meta.get("stack_trace") or ""), [n.name for n in node.all_input_nodes]
+    noise = partial(_step_noise, node.target, args, kwargs, truth, precision)
+    return Step(node.name, op, _module_of(node), source, own, truth, reads, noise)
+
+# %% ../../nbs/parity/07_localization.ipynb #ea7e7558
 def run_program(
     captured: Capture,  # of the module
     inputs: Mapping[str, Any],  # input → tensor
     precision: str = "fp32",
-    widen: bool = False,  # read the half-precision types that a half-precision module was traced with as float32
+    widen: bool = False,  # read half-precision types that the module was traced with as float32
 ) -> dict[str, Step]:  # operator → step, in order
     "Every intermediate value of the traced program."
     program = captured.program
     feeds = _placeholders(program, inputs, precision)
     steps: dict[str, Step] = {}
     for node in program.graph.nodes:
-        if node.op == "placeholder":
-            steps[node.name] = Step(node.name, "", "", "", feeds[node.name], widened(feeds[node.name]), [])
-        elif node.op == "call_function": steps[node.name] = _step(node, steps, precision, widen)
-        elif node.op == "get_attr":
-            steps[node.name] = Step(
-                node.name,
-                "",
-                "",
-                "",
-                getattr(program.graph_module, node.target),
-                getattr(program.graph_module, node.target),
-                [],
-            )
+        name = node.name
+        if node.op == "placeholder": steps[name] = _held(name, feeds[name], widened(feeds[name]))
+        if node.op == "call_function": steps[name] = _step(node, steps, precision, widen)
+        if node.op == "get_attr": steps[name] = _held(name, *[getattr(program.graph_module, node.target)] * 2)
     return steps
 
-def _step(node: Any, steps: Mapping[str, Step], precision: str, widen: bool = False) -> Step:
-    import torch
-    from torch.fx.node import map_arg
-    def of(value: Any) -> Any: return map_arg(value, lambda n: steps[n.name].own)
-    args, kwargs = of(node.args), of(node.kwargs)
-    if precision not in ("fp32", "tf32", "fp64"):
-        args, kwargs = _narrowed(args, torch_type(precision)), _narrowed(kwargs, torch_type(precision))
-    if widen: args, kwargs = _to_float32(args), _to_float32(kwargs)
-    with torch.no_grad():
-        own = node.target(*args, **kwargs)
-        truth = _in_float64(node.target, args, kwargs, own)
-    return Step(
-        node.name,
-        str(node.target).removeprefix("<built-in function ").removesuffix(">"),
-        _module_of(node),
-        source_line(node.meta.get("stack_trace") or ""),
-        own,
-        truth,
-        [n.name for n in node.all_input_nodes],
-        partial(_step_noise, node.target, args, kwargs, truth, precision),
-    )
-
-def _step_noise(
-    target: Any, args: Any, kwargs: Any, truth: Any, precision: str, times: int = 6
-) -> "np.ndarray | None":
-    "The largest distance from the truth, value by value, when what the operator reads and gives is off by one unit in the last place."
-    import torch
-    if not isinstance(truth, torch.Tensor) or not truth.is_floating_point(): return None
-    generator, found = torch.Generator().manual_seed(0), torch.zeros_like(truth)
-    for _ in range(times):
-        with torch.no_grad(), _elementwise_nudging(EPS[precision], generator): got = target(*args, **kwargs)
-        found = torch.maximum(
-            found, torch.nan_to_num((got.to(truth.dtype) - truth).abs(), nan=0.0, posinf=0.0)
-        )
-    return _numpy(found)
-
-def _in_float64(target: Any, args: Any, kwargs: Any, own: Any) -> Any:
-    "The operator on the same inputs in float64; its own result where it has none (sizes, comparisons)."
-    import torch
-
-    if not any(
-        isinstance(v, torch.Tensor) and v.is_floating_point()
-        for v in (own if isinstance(own, (tuple, list)) else [own])
-    ):
-        return own
-    try:
-        with float64_mode(): return target(*_widened(args), **_widened(kwargs))
-    except Exception: return own
-
-def _widened(value: Any) -> Any:
-    if isinstance(value, dict): return {k: widened(v) for k, v in value.items()}
-    return widened(value)
-
-def _narrowed(value: Any, kind: Any) -> Any:
-    "Float types in arguments become the low precision, as in the converted file."
-    import torch
-    if isinstance(value, torch.dtype): return kind if value == torch.float32 else value
-    if (
-        isinstance(value, float)
-        and abs(value) >= torch.finfo(torch.float32).max
-        and abs(value) != float("inf")
-    ):
-        return torch.finfo(kind).max if value > 0 else torch.finfo(kind).min
-    if isinstance(value, torch.Tensor): return value.to(kind) if value.dtype == torch.float32 else value
-    if isinstance(value, dict): return {k: _narrowed(v, kind) for k, v in value.items()}
-    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return type(value)(_narrowed(v, kind) for v in value)
-    return value
-
-def _to_float32(value: Any) -> Any:
-    "Half-precision types in arguments become float32."
-    import torch
-
-    if isinstance(value, torch.dtype):
-        return torch.float32 if value in (torch.float16, torch.bfloat16) else value
-    if isinstance(value, dict): return {k: _to_float32(v) for k, v in value.items()}
-    return tuple(map(_to_float32, value)) if type(value) is tuple else value
-
-def _placeholders(program: Any, inputs: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    "placeholder → tensor: the module's weights by name, the user's inputs by name or position."
-    state = {**program.constants, **program.state_dict}
-    given, found = list(inputs.values()), {}
-    for spec in program.graph_signature.input_specs:
-        name = spec.arg.name
-        if spec.target is not None:
-            found[name] = state[spec.target]
-        else:
-            found[name] = (
-                inputs[name]
-                if name in inputs
-                else given[len([f for f in found if f in inputs or f.startswith("\0")])]
-            )
-    kind = torch_type(precision)
-    if precision in ("fp16", "bf16"): found = {k: _lowest(v, kind) for k, v in found.items()}
-    return {
-        k: v.detach().to(kind) if hasattr(v, "is_floating_point") and v.is_floating_point() else v
-        for k, v in found.items()
-    }
-
-
-def _lowest(value: Any, kind: Any) -> Any:
-    "The lowest number of float32 as that of another type, as the conversion of the file does."
-    import torch
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32: return value
-    most = torch.finfo(torch.float32).max
-    return torch.where(value.isfinite() & (value.abs() >= most), torch.finfo(kind).max * value.sign(), value)
-
-def _module_of(node: Any) -> str:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0] if stack else ""
-
 # %% ../../nbs/parity/07_localization.ipynb #79ba398a
+def _outputs_of(captured: Capture) -> list[tuple[str, str]]:
+    "(output of the fresh translation, operator) by position."
+    specs = [s.arg.name for s in captured.program.graph_signature.output_specs if hasattr(s.arg, "name")]
+    return list(zip([o.name for o in captured.model.graph.outputs], specs))
+
+def _leaving(graph: Graph, nodes: Sequence[int]) -> list[str]:
+    "Values that nodes give to others or to the outputs."
+    made = [v for i in nodes for v in graph.nodes[i].output if v]
+    return [v for v in made if v in graph.outputs or set(graph.consumers.get(v, ())) - set(nodes)]
+
+# %% ../../nbs/parity/07_localization.ipynb #15413bf1
 def match_values(
     graph: Graph,  # of the file
     captured: Capture,  # of the module
     steps: Mapping[str, Step],
 ) -> dict[str, str]:  # ONNX value → operator of the program
     "Which ONNX value holds which traced value."
-    import torch
     tensors = {n for n, s in steps.items() if isinstance(s.own, torch.Tensor) and s.op}
     found = {v: v for v in graph.producer if v in tensors}
-    specs = [s.arg.name for s in captured.program.graph_signature.output_specs if hasattr(s.arg, "name")]
-    clean = [o.name for o in captured.model.graph.outputs]
-    found |= {onnx: fx for onnx, fx in zip(clean, specs) if fx in tensors and onnx in graph.producer}
+    found |= {v: fx for v, fx in _outputs_of(captured) if fx in tensors and v in graph.producer}
     for fx, nodes in graph.units().items():
-        left = [
-            v
-            for i in nodes
-            for v in graph.nodes[i].output
-            if v and (v in graph.outputs or set(graph.consumers.get(v, ())) - set(nodes))
-        ]
-        if len(left) == 1 and left[0] not in found: 
-            step = _lone(fx, steps)
-            if step: found[left[0]] = step
+        left = _leaving(graph, nodes)
+        step = _lone(fx, steps) if len(left) == 1 and left[0] not in found else None
+        if step: found[left[0]] = step
     return {v: found[v] for v in graph.producer if v in found}
 
 def _lone(fx: str, steps: Mapping[str, Step]) -> str | None:
     "The traced value of an operator: itself, or the one part of a tuple that is used."
-    import torch
     if fx not in steps: return None
     if isinstance(steps[fx].own, torch.Tensor): return fx
-    parts = [
-        n
-        for n, s in steps.items()
-        if s.op == "getitem" and s.inputs == [fx] and isinstance(s.own, torch.Tensor)
-    ]
-    used = [p for p in parts if any(p in s.inputs for s in steps.values())]
+    parts = [n for n, s in steps.items() if s.op == "getitem" and s.inputs == [fx]]
+    read = {name for s in steps.values() for name in s.inputs}
+    used = [p for p in parts if p in read and isinstance(steps[p].own, torch.Tensor)]
     return used[0] if len(used) == 1 else None
 
 # %% ../../nbs/parity/07_localization.ipynb #8d233f58
@@ -233,122 +241,124 @@ class OperatorError:
     fx: str = ""  # the operator's name in the traced program
     why: str = ""
 
-def _numpy(value: Any) -> "np.ndarray":
-    import torch
-    return (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
+# %% ../../nbs/parity/07_localization.ipynb #63bb29b2
+def _of_operator(got: "np.ndarray", own: "np.ndarray", truth: "np.ndarray", precision: str) -> _Distances:
+    "How far ONNX and torch are from the truth, where all three are numbers."
+    got, own, truth = (np.asarray(a, np.float64) for a in (got, own, truth))
+    most = MOST[precision]
+    mine, theirs = _kinds(got, most), _kinds(own, most)
+    finite = (mine == 0) & (theirs == 0) & (_kinds(truth, most, MOST["fp32"], MOST["fp64"]) == 0)
+    return _Distances(
+        difference=_apart(got, truth, finite),
+        own=_apart(own, truth, finite),
+        truth=np.where(finite, truth, 0.0),
+        finite=finite,
+        scale=scale_of(truth[finite], own[finite]),
+        odd=int((mine != theirs).sum()),
+        nan=0,
+    )
 
+# %% ../../nbs/parity/07_localization.ipynb #31de393b
+Noise = Callable[[], "np.ndarray | None"]
+
+def _beyond_rounding(ratio: float, d: _Distances, precision: str, noise: Noise) -> float:
+    "The ratio to what rounding does, where that can be measured; else as it was."
+    moved = noise()
+    if moved is None or moved.shape != d.difference.shape: return ratio
+    return times_room(d.difference, d.own, d.scale, precision, Rule(), np.asarray(moved, np.float64))
+
+def _worst_part(d: _Distances, precision: str, noise: Noise) -> Block | None:
+    "The part of a value with the largest ratio on its own scale, where rounding does not explain it."
+    apart = d.difference, d.own, d.truth, d.scale
+    if blocks(*apart, precision, Rule())[1] is None: return None
+    moved = noise()
+    if moved is None or moved.shape != d.truth.shape: return None
+    return blocks(*apart, precision, Rule(), np.asarray(moved, np.float64))[1]
+
+# %% ../../nbs/parity/07_localization.ipynb #bf47de6c
+def _without_numbers(got: "np.ndarray", own: "np.ndarray") -> tuple[float, float, float, str] | None:
+    "Where shape or integers decide; of integers, the share that differs. None for floats."
+    if got.shape != own.shape:
+        return math.inf, 0.0, math.inf, f"shape {list(got.shape)} instead of {list(own.shape)}"
+    if own.dtype.kind not in "biu" and got.dtype.kind not in "biu": return None
+    share = float((got != own).mean()) if got.size else 0.0
+    return share, 0.0, math.inf if share else 0.0, "integers or booleans differ" if share else ""
+
+def _rounds_to_inf(got: "np.ndarray", own: "np.ndarray", precision: str) -> bool:
+    "Whether the sides differ only in which of them rounds the largest values of the precision to infinity."
+    most = MOST[precision]
+    got, own = (np.asarray(a, np.float64) for a in (got, own))
+    odd = _kinds(got, most) != _kinds(own, most)
+    sizes = [np.abs(np.nan_to_num(a[odd], nan=0.0, posinf=most, neginf=-most)) for a in (got, own)]
+    return bool((np.minimum(*sizes) >= 0.99 * most).all())
+
+# %% ../../nbs/parity/07_localization.ipynb #e96c7c65
 def value_error(
     got: "np.ndarray",  # ONNX
     own: "np.ndarray",  # torch, same precision
     truth: "np.ndarray",  # torch in float64
     precision: str,
-    noise: Callable[[], "np.ndarray | None"] = lambda: None,  # what rounding does to each value, where it can be measured
+    noise: Noise = lambda: None,  # what rounding does to each value, where it can be measured
 ) -> tuple[float, float, float, str]:  # error, torch's error, ratio, why
     "The rule of outputs, for one operator: as a whole, and every row, head and channel on its own scale."
-    import numpy as np
-    inf = float("inf")
-    if got.shape != own.shape: return inf, 0.0, inf, f"shape {list(got.shape)} instead of {list(own.shape)}"
-    if own.dtype.kind in "biu" or got.dtype.kind in "biu":
-        share = float((got != own).mean()) if got.size else 0.0
-        return share, 0.0, inf if share else 0.0, "integers or booleans differ" if share else ""
-    got, own, truth = (np.asarray(a, np.float64) for a in (got, own, truth))
-    limit = MOST[precision]
-    wrong = int((_kinds(got, limit) != _kinds(own, limit)).sum())
-    finite = (
-        (_kinds(got, limit) == 0)
-        & (_kinds(own, limit) == 0)
-        & (_kinds(truth, limit, MOST["fp32"], MOST["fp64"]) == 0)
-    )
-    scale = scale_of(truth[finite], own[finite])
-    error, torch_error = (
-        float(np.abs(a[finite] - truth[finite]).max()) / scale if finite.any() else 0.0 for a in (got, own)
-    )
-    ratio = error / max(torch_error, FLOOR_ULPS * EPS[precision])
-    if wrong and not _rounds_to_inf(got, own, precision):
-        return inf, torch_error, inf, f"{count_of(wrong, 'value')} NaN or infinite on one side only"
-    apart, mine = (
-        np.where(finite, np.abs(np.where(finite, a, 0) - np.where(finite, truth, 0)), 0.0) for a in (got, own)
-    )
-    if ratio > FACTOR: ratio = _beyond_rounding(ratio, apart, mine, scale, precision, noise)
-    if ratio > FACTOR: return error, torch_error, ratio, ""
-    part = _worst_part(apart, mine, np.where(finite, truth, 0.0), scale, precision, noise)
-    return (
-        (error, torch_error, part.ratio, f"error at {part.where}")
-        if part
-        else (error, torch_error, ratio, "")
-    )
-
-
-def _beyond_rounding(
-    ratio: float, apart: "np.ndarray", mine: "np.ndarray", scale: float, precision: str, noise: Any
-) -> float:
-    "The ratio to what rounding does, where that can be measured; else as it was."
-    import numpy as np
-    moved = noise()
-    if moved is None or moved.shape != apart.shape: return ratio
-    return times_room(apart, mine, scale, precision, Rule(), np.asarray(moved, np.float64))
-
-def _worst_part(
-    apart: "np.ndarray", mine: "np.ndarray", truth: "np.ndarray", scale: float, precision: str, noise: Any
-) -> Block | None:
-    "The part of a value with the largest ratio on its own scale, where rounding does not explain it."
-    import numpy as np
-    found = blocks(apart, mine, truth, scale, precision, Rule())[1]
-    if found is None: return None
-    moved = noise()
-    if moved is None or moved.shape != truth.shape: return None
-    return blocks(apart, mine, truth, scale, precision, Rule(), np.asarray(moved, np.float64))[1]
-
-def _rounds_to_inf(got: "np.ndarray", own: "np.ndarray", precision: str) -> bool:
-    "Whether the sides differ only in which of them rounds the largest values of the precision to infinity."
-    import numpy as np
-    most = MOST[precision]
-    odd = _kinds(got, most) != _kinds(own, most)
-    def size(a): return np.abs(np.nan_to_num(a[odd], nan=0.0, posinf=most, neginf=-most))
-    return bool((np.minimum(size(got), size(own)) >= 0.99 * most).all())
+    if (decided := _without_numbers(got, own)) is not None: return decided
+    d = _of_operator(got, own, truth, precision)
+    if d.odd and not _rounds_to_inf(got, own, precision):
+        return math.inf, d.own_error, math.inf, f"{count_of(d.odd, 'value')} NaN or infinite on one side only"
+    ratio = d.error / max(d.own_error, FLOOR_ULPS * EPS[precision])
+    if ratio > FACTOR: ratio = _beyond_rounding(ratio, d, precision, noise)
+    part = None if ratio > FACTOR else _worst_part(d, precision, noise)
+    if part is None: return d.error, d.own_error, ratio, ""
+    return d.error, d.own_error, part.ratio, f"error at {part.where}"
 
 # %% ../../nbs/parity/07_localization.ipynb #6b27dc08
 def _info(name: str, array: "np.ndarray") -> Any:
-    import onnx.helper as helper
+    "The statement of a new input: its type, and as many free dimensions as an array has."
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return helper.make_tensor_value_info(name, kind, [None] * array.ndim)
 
-    return helper.make_tensor_value_info(
-        name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
-    )
+def _shallow(graph: Graph) -> Any:
+    "A copy of the model that can be changed."
+    proto = onnx.ModelProto()
+    proto.CopyFrom(graph.proto)
+    return proto
 
+def _refill(repeated: Any, items: Iterable[Any]) -> None:
+    "Other items in a repeated field of a message."
+    kept = list(items)
+    del repeated[:]
+    repeated.extend(kept)
 
+def _with_outputs(proto: Any, values: Iterable[str]) -> None:
+    "Values become outputs besides those that are; their types are left to the runtime."
+    have = {o.name for o in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=v) for v in values if v not in have)
+
+# %% ../../nbs/parity/07_localization.ipynb #68915b4c
 def exposed(
     graph: Graph,
     values: Sequence[str],  # to be outputs besides those that are
 ) -> Graph:
     "The graph with more outputs. Types are left to the runtime's own inference."
-    import onnx
     proto = _shallow(graph)
-    have = {o.name for o in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=v) for v in values if v not in have)
+    _with_outputs(proto, values)
     return Graph(proto, graph.folder)
 
+# %% ../../nbs/parity/07_localization.ipynb #ac048504
 def isolated(
     graph: Graph,
     values: Mapping[str, "np.ndarray"],  # ONNX value → torch's value, to cut at
 ) -> Graph:
     "The graph cut at every value: who reads one reads a new input `cut::value` instead."
-    import onnx
     proto = _shallow(graph)
     for node in proto.graph.node:
         for i, v in enumerate(node.input):
             if v in values: node.input[i] = f"cut::{v}"
-    have = {o.name for o in proto.graph.output}
     proto.graph.input.extend(_info(f"cut::{v}", a) for v, a in values.items())
-    proto.graph.output.extend(onnx.ValueInfoProto(name=v) for v in values if v not in have)
+    _with_outputs(proto, values)
     return Graph(proto, graph.folder)
 
-def _shallow(graph: Graph) -> Any:
-    import onnx
-
-    proto = onnx.ModelProto()
-    proto.CopyFrom(graph.proto)
-    return proto
-
+# %% ../../nbs/parity/07_localization.ipynb #bbc49598
 def run_graph(
     graph: Graph,
     feeds: Mapping[str, "np.ndarray"],
@@ -357,27 +367,9 @@ def run_graph(
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, "np.ndarray"]:
     "All outputs of a graph, in one session."
-    made = session(graph.data(), provider, level, options, folder=graph.folder)
-    return made.run(feeds)
+    return session(graph.data(), provider, level, options, folder=graph.folder).run(feeds)
 
-def run_what_runs(
-    graph: Graph,
-    feeds: Mapping[str, "np.ndarray"],
-    most: int = 12,  # nodes that may fail
-    **how: Any,  # provider, level, options
-) -> tuple[dict[str, "np.ndarray"], dict[str, str]]:  # (outputs that could be computed, failed node → reason)
-    "Run a graph; a node that fails is taken out with all that depend on it, and the rest is run again."
-    failed: dict[str, str] = {}
-    for _ in range(most):
-        try: return run_graph(graph, feeds, **how), failed
-        except CheckError as e:
-            node = failed_node(e.message)
-            if node is None or node in failed: raise
-            failed[node] = e.message
-            graph = _without(graph, node)
-            if not graph.outputs: return {}, failed
-    raise CheckError(f"more than {most} nodes of this file fail", "Export it again")
-
+# %% ../../nbs/parity/07_localization.ipynb #d9c89ede
 def failed_node(
     message: str,  # of ONNX Runtime
 ) -> str | None:
@@ -390,17 +382,44 @@ def failed_node(
     return found[1] if found else None
 
 def _without(graph: Graph, name: str) -> Graph:
+    "The graph without a node and without all that depends on it."
     proto = _shallow(graph)
     gone, kept = set(), []
     for node in proto.graph.node:
         if node.name == name or gone & set(node.input): gone |= set(node.output)
         else: kept.append(node)
-    outputs = [o for o in proto.graph.output if o.name not in gone]
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept)
-    del proto.graph.output[:]
-    proto.graph.output.extend(outputs)
+    _refill(proto.graph.node, kept)
+    _refill(proto.graph.output, [o for o in proto.graph.output if o.name not in gone])
     return Graph(proto, graph.folder)
+
+# %% ../../nbs/parity/07_localization.ipynb #e87c131b
+def run_what_runs(
+    graph: Graph,
+    feeds: Mapping[str, "np.ndarray"],
+    most: int = 12,  # nodes that may fail
+    **how: Any,  # provider, level, options
+) -> tuple[dict[str, "np.ndarray"], dict[str, str]]:  # (outputs, failed node → reason)
+    "Run a graph; a node that fails is taken out with all that depend on it, and the rest is run again."
+    failed: dict[str, str] = {}
+    for _ in range(most):
+        try: return run_graph(graph, feeds, **how), failed
+        except CheckError as e:
+            node = failed_node(e.message)
+            if node is None or node in failed: raise
+            failed[node] = e.message
+            graph = _without(graph, node)
+            if not graph.outputs: return {}, failed
+    raise CheckError(f"more than {most} nodes of this file fail", "Export it again")
+
+# %% ../../nbs/parity/07_localization.ipynb #0fabe322
+def _run_apart(
+    graph: Graph,
+    cut: Mapping[str, "np.ndarray"],  # value of the file → what stands in its place
+    feeds: Mapping[str, "np.ndarray"],
+    **how: Any,
+) -> tuple[dict[str, "np.ndarray"], dict[str, str]]:
+    "Every operator between cuts on what is put there: see `run_what_runs`."
+    return run_what_runs(isolated(graph, cut), {**feeds, **{f"cut::{v}": a for v, a in cut.items()}}, **how)
 
 # %% ../../nbs/parity/07_localization.ipynb #3050d497
 @dataclass(frozen=True)
@@ -435,161 +454,66 @@ class Localization(Result):
 
     def _repr_html_(self) -> str: return self.chart().svg
 
-def localize(
-    source: Any,  # the file: path, bytes, proto or Graph
-    captured: Capture,  # the traced module (see `capture`)
-    inputs: Mapping[str, Any],  # input → tensor
-    precision: str = "fp32",
-    provider: str = "cpu",
-    factor: float = FACTOR,
-    level: str = "none",
-    options: Mapping[str, Any] | None = None,
-    pairs: Mapping[str, str] | None = None,  # value of the file → operator, where the file does not say that itself
-) -> Localization:
-    "Cumulative and isolated error of every operator."
-    graph = source if isinstance(source, Graph) else load_graph(source)
-    steps = run_program(captured, inputs, precision)
-    matched = _matched(graph, captured, steps, pairs)
-    feeds = fed(graph, inputs, precision)
-    how = {"provider": provider, "level": level, "options": options}
-    together, broken = run_what_runs(exposed(graph, list(matched)), feeds, **how)
-    own, layouts = _as_there(graph, captured, inputs, matched, steps, together)
-    cut = {v: a for v, a in own.items() if _same_form(together.get(v), a)}
-    alone, failed = run_what_runs(
-        isolated(graph, cut), feeds | {f"cut::{v}": a for v, a in cut.items()}, **how
-    )
-    errors = [
-        _value_error_of(
-            graph,
-            v,
-            steps[matched[v]],
-            a,
-            alone.get(v),
-            together.get(v),
-            precision,
-            failed,
-            layouts.get(v),
-        )
-        for v, a in cut.items()
-    ]
-    return Localization(errors, factor, [f"{node} fails: {why}" for node, why in (broken | failed).items()])
-
-def _matched(
-    graph: Graph, captured: Capture, steps: Mapping[str, Step], pairs: Mapping[str, str] | None
-) -> dict[str, str]:
-    "value of the file → operator, without memory that nobody has written to"
-    known = match_values(graph, captured, steps) if pairs is None else {v: pairs[v] for v in graph.producer if v in pairs}
-    return {v: fx for v, fx in known.items() if "empty" not in steps[fx].op}
-
-def _as_there(
-    graph: Graph,
-    captured: Capture,
-    inputs: Mapping[str, Any],
-    matched: Mapping[str, str],
-    steps: Mapping[str, Step],
-    together: Mapping[str, "np.ndarray"],  # what the file gives
-) -> tuple[dict[str, "np.ndarray"], dict[str, Any]]:
-    "(torch's values in the order of axes that the file has, that order); without those whose order is not found."
-    own = {v: _numpy(steps[fx].own) for v, fx in matched.items()}
-    asked = {
-        v: a
-        for v, a in own.items()
-        if v in together and (a.shape != together[v].shape or _recurrent(graph, matched[v]))
-    }
-    layouts = _layouts(graph, captured, inputs, asked)
-    kept = {v: a for v, a in own.items() if layouts.get(v, ()) is not None}
-    return {v: a.transpose(layouts[v]) if layouts.get(v) else a for v, a in kept.items()}, layouts
+# %% ../../nbs/parity/07_localization.ipynb #a860cf4a
+def _same_but_for_ones(a: "np.ndarray", b: "np.ndarray") -> bool:
+    "Whether shapes are the same but for axes of size one."
+    return a.size == b.size and [d for d in a.shape if d != 1] == [d for d in b.shape if d != 1]
 
 def _same_form(there: "np.ndarray | None", own: "np.ndarray") -> bool:
     "Whether torch's value can stand in the place of the file's."
-    return there is None or (there.dtype == own.dtype and not _other_form(there, own))
+    if there is None: return True
+    other_form = there.shape != own.shape and _same_but_for_ones(there, own)
+    return there.dtype == own.dtype and not other_form
 
-def fused_values(
-    graph: Graph,
-    provider: str = "cpu",
-    level: str = "all",
-    options: Mapping[str, Any] | None = None,
-) -> list[str]:  # values of the file, in its order
-    "Values that another kind of node computes once the runtime has optimised the graph."
-    import os
-    import tempfile
-    import onnx
-    with tempfile.TemporaryDirectory() as room:
-        file = os.path.join(room, "optimised.onnx")
-        session(graph.data(), provider, level, options, save_to=file, folder=graph.folder)
-        made = {v: n.op_type for n in onnx.load(file, load_external_data=False).graph.node for v in n.output}
-    return [
-        v for v, i in graph.producer.items() if made.get(v, graph.nodes[i].op_type) != graph.nodes[i].op_type
-    ]
+def _laid_out(value: "np.ndarray | None", layout: tuple[int, ...] | None) -> "np.ndarray | None":
+    "A value in another order of axes, where there is one."
+    return value.transpose(layout) if layout and value is not None else value
 
+# %% ../../nbs/parity/07_localization.ipynb #ca77a29a
+def _near(a: "np.ndarray", b: "np.ndarray") -> bool:
+    "Whether two values are the same up to a percent of the largest."
+    if a.shape != b.shape: return False
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return bool(np.allclose(a, b, rtol=1e-2, atol=1e-2 * float(np.abs(b).max(initial=0)), equal_nan=True))
 
-def localize_fused(
-    graph: Graph,
-    captured: Capture,
-    inputs: Mapping[str, Any],  # input → tensor
-    precision: str = "fp32",
-    provider: str = "cpu",
-    factor: float = FACTOR,
-) -> OperatorError | None:
-    "The first fused node that is out of line. Only values that a fusion leaves in place are exposed: exposing one inside would undo it."
-    steps = run_program(captured, inputs, precision)
-    matched = {
-        v: fx
-        for v, fx in match_values(graph, captured, steps).items()
-        if v in set(fused_values(graph, provider))
-    }
-    feeds = fed(graph, inputs, precision)
-    got = run_graph(exposed(graph, list(matched)), feeds, provider, "all")
-    errors = (
-        _value_error_of(graph, v, steps[fx], _numpy(steps[fx].own), got[v], got[v], precision, {})
-        for v, fx in matched.items()
-    )
-    return next((e for e in errors if e.ratio > factor), None)
+def _order_of(there: "np.ndarray", own: "np.ndarray") -> tuple[int, ...] | None:
+    "The order of torch's axes that a value has; () where none fits, None where it holds something else."
+    orders = itertools.permutations(range(own.ndim))
+    fits = next((order for order in orders if _near(there, own.transpose(order))), None)
+    if fits is not None: return fits
+    return None if there.shape != own.shape and not _same_but_for_ones(there, own) else ()
 
-def _recurrent(graph: Graph, fx: str) -> bool:
-    "Whether an operator came out as a recurrent node. Between two of them the exporter drops transpositions: the layout is not torch's."
-    return any(
-        graph.nodes[i].op_type in RECURRENT
-        for name, nodes in graph.units().items()
-        if name == fx or fx.startswith("getitem")
-        for i in nodes
-    )
-
+# %% ../../nbs/parity/07_localization.ipynb #64715dbf
+def _fresh_values(
+    captured: Capture, inputs: Mapping[str, Any], asked: Iterable[str]
+) -> dict[str, "np.ndarray"]:
+    "Values of the fresh translation, as far as it has them; none where it cannot be run."
+    clean = load_graph(captured.model)
+    known = [v for v in asked if v in clean.producer]
+    if not known: return {}
+    feeds = {k: _numpy(v) for k, v in inputs.items() if k in clean.inputs}
+    try: got = run_graph(exposed(clean, known), feeds)
+    except CheckError: return {}
+    return {v: got[v] for v in known}
 
 def _layouts(
-    graph: Graph, captured: Capture, inputs: Mapping[str, Any], own: Mapping[str, "np.ndarray"]
+    captured: Capture, inputs: Mapping[str, Any], own: Mapping[str, "np.ndarray"]
 ) -> dict[str, tuple[int, ...] | None]:
-    "value → the order of torch's axes in the fresh translation; None where that holds something else, () where it is torch's or nothing is known."
-    import itertools
-    import numpy as np
-    clean = load_graph(captured.model)
-    asked = [v for v in own if v in clean.producer]
-    if not asked: return {}
-    try:
-        got = run_graph(exposed(clean, asked), {k: _numpy(v) for k, v in inputs.items() if k in clean.inputs})
-    except CheckError:
-        return {}
-    def near(a: "np.ndarray", b: "np.ndarray") -> bool:
-        if a.shape != b.shape: return False
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        return bool(np.allclose(a, b, rtol=1e-2, atol=1e-2 * float(np.abs(b).max(initial=0)), equal_nan=True))
-    found: dict[str, tuple[int, ...] | None] = {}
-    for v in asked:
-        orders = (p for p in itertools.permutations(range(own[v].ndim)) if near(got[v], own[v].transpose(p)))
-        if not near(got[v], own[v]) and own[v].ndim <= 5:
-            found[v] = next(
-                orders,
-                None if got[v].shape != own[v].shape and not _same_but_for_ones(got[v], own[v]) else (),
-            )
-    return found
+    "value → the order of torch's axes in the fresh translation (see `_order_of`), where it is another."
+    fresh = _fresh_values(captured, inputs, own)
+    return {v: _order_of(a, own[v]) for v, a in fresh.items() if own[v].ndim <= 5 and not _near(a, own[v])}
 
-def _other_form(a: "np.ndarray", b: "np.ndarray") -> bool:
-    "Whether only the representation differs: a size as a scalar or as a list of one."
-    return a.shape != b.shape and _same_but_for_ones(a, b)
+# %% ../../nbs/parity/07_localization.ipynb #3b780d1c
+def _recurrent(graph: Graph, fx: str) -> bool:
+    "Whether an operator came out as a recurrent node: between two of them the exporter drops transpositions."
+    units = graph.units()
+    asked = units.values() if fx.startswith("getitem") else [units.get(fx, [])]
+    return any(graph.nodes[i].op_type in RECURRENT for nodes in asked for i in nodes)
 
-def _same_but_for_ones(a: "np.ndarray", b: "np.ndarray") -> bool:
-    "Whether only the representation differs: a size as a scalar or as a list of one."
-    return a.size == b.size and [d for d in a.shape if d != 1] == [d for d in b.shape if d != 1]
+# %% ../../nbs/parity/07_localization.ipynb #1634b80e
+def _cast(value: Any, precision: str) -> Any:
+    "A float tensor in the precision of the file; float32 for bfloat16, which numpy has not."
+    return value.to(torch_type(precision)) if value.is_floating_point() and precision != "bf16" else value
 
 def fed(
     graph: Graph,
@@ -600,52 +524,160 @@ def fed(
     feeds = {k: _numpy(_cast(v, precision)) for k, v in inputs.items() if k in graph.inputs}
     return feeds | file_only(graph, feeds)
 
-def _cast(value: Any, precision: str) -> Any:
-    return value.to(torch_type(precision)) if value.is_floating_point() and precision != "bf16" else value
+# %% ../../nbs/parity/07_localization.ipynb #fc2e1fd1
+@dataclass(frozen=True)
+class _Sides:
+    "A file and the traced module on the same inputs."
+    graph: Graph
+    captured: Capture
+    inputs: Mapping[str, Any]  # tensors
+    precision: str
+    how: Mapping[str, Any]  # provider, level, options
+    steps: Mapping[str, Step]  # of the module
+    feeds: Mapping[str, "np.ndarray"]  # of the file
 
-def _value_error_of(
-    graph: Graph,
-    value: str,
-    step: Step,
-    own: "np.ndarray",
-    alone: "np.ndarray | None",
-    together: "np.ndarray | None",
-    precision: str,
-    failed: Mapping[str, str],
-    layout: tuple[int, ...] | None = None,
-) -> OperatorError:
-    inf = float("inf")
-    found, node = _origin_of(graph, value, step.name)
-    if alone is None:
-        error, torch_error, ratio, why = inf, 0.0, inf, next(iter(failed.values()), "it cannot be run")
-    else:
-        error, torch_error, ratio, why = value_error(
-            alone,
-            own,
-            _numpy(step.truth).transpose(layout) if layout else _numpy(step.truth),
-            precision,
-            lambda: _laid_out(step.noise(), layout),
-        )
-    cumulative = inf if together is None else value_error(together, own, own, precision)[0]
-    return OperatorError(
-        value,
-        node,
-        found.op if found and step.op in ("", "getitem") else step.op,
-        (found.module if found else "") or step.module,
-        (found.source if found else "") or step.source,
-        error,
-        torch_error,
-        ratio,
-        cumulative,
-        step.name,
-        why,
-    )
+    @classmethod
+    def of(
+        cls, graph: Graph, captured: Capture, inputs: Mapping[str, Any], precision: str, **how: Any
+    ) -> "_Sides":
+        "Run the module; the file is run as it is asked for."
+        steps = run_program(captured, inputs, precision)
+        return cls(graph, captured, inputs, precision, how, steps, fed(graph, inputs, precision))
 
-def _laid_out(value: "np.ndarray | None", layout: tuple[int, ...] | None) -> "np.ndarray | None":
-    return value.transpose(layout) if layout and value is not None else value
+    def own(self, fx: str) -> "np.ndarray": return _numpy(self.steps[fx].own)
+
+# %% ../../nbs/parity/07_localization.ipynb #60cd6301
+def _layouts_there(
+    sides: _Sides,
+    own: Mapping[str, "np.ndarray"],  # torch's values, by those of the file
+    matched: Mapping[str, str],
+    together: Mapping[str, "np.ndarray"],  # what the file gives
+) -> dict[str, tuple[int, ...] | None]:
+    "As `_layouts`; only values whose shape differs, or that are near a recurrent node, can have another."
+    def may_differ(value: str) -> bool:
+        if value not in together: return False
+        return own[value].shape != together[value].shape or _recurrent(sides.graph, matched[value])
+
+    return _layouts(sides.captured, sides.inputs, {v: a for v, a in own.items() if may_differ(v)})
+
+def _as_there(
+    sides: _Sides, matched: Mapping[str, str], together: Mapping[str, "np.ndarray"]
+) -> tuple[dict[str, "np.ndarray"], dict[str, Any]]:
+    "(torch's values in the order of axes that the file has, that order), where the order is known."
+    own = {v: sides.own(fx) for v, fx in matched.items()}
+    layouts = _layouts_there(sides, own, matched, together)
+    kept = {v: a for v, a in own.items() if layouts.get(v, ()) is not None}
+    return {v: a.transpose(layouts[v]) if layouts.get(v) else a for v, a in kept.items()}, layouts
+
+# %% ../../nbs/parity/07_localization.ipynb #0bd26c40
+@dataclass(frozen=True)
+class _Measured:
+    "One value of a file."
+    own: "np.ndarray"  # torch's
+    alone: "np.ndarray | None"  # of the operator on torch's inputs; None where it cannot be run
+    together: "np.ndarray | None"  # of the whole file
+    layout: tuple[int, ...] | None = None  # the order of torch's axes
+    failure: str = ""  # why an operator could not be run
 
 def _origin_of(graph: Graph, value: str, fx: str) -> tuple[Origin | None, str]:
     "The origin of a value, and a node that came from it."
     nodes = graph.units().get(fx) or [graph.producer[value]]
     best = graph.producer[value] if graph.producer[value] in nodes else nodes[-1]
     return graph.origins[best], graph.nodes[best].name or graph.nodes[best].op_type
+
+# %% ../../nbs/parity/07_localization.ipynb #4749964c
+def _alone_error(step: Step, m: _Measured, precision: str) -> tuple[float, float, float, str]:
+    "How wrong the operator alone is: as `value_error`."
+    if m.alone is None: return math.inf, 0.0, math.inf, m.failure
+    truth = _numpy(step.truth).transpose(m.layout) if m.layout else _numpy(step.truth)
+    return value_error(m.alone, m.own, truth, precision, lambda: _laid_out(step.noise(), m.layout))
+
+def _value_error_of(graph: Graph, value: str, step: Step, m: _Measured, precision: str) -> OperatorError:
+    "How wrong a value is, alone and with everything before it."
+    found, node = _origin_of(graph, value, step.name)
+    error, own, ratio, why = _alone_error(step, m, precision)
+    return OperatorError(
+        value,
+        node,
+        op=found.op if found and step.op in ("", "getitem") else step.op,
+        module=(found.module if found else "") or step.module,
+        source=(found.source if found else "") or step.source,
+        isolated=error,
+        own=own,
+        ratio=ratio,
+        cumulative=math.inf if m.together is None else value_error(m.together, m.own, m.own, precision)[0],
+        fx=step.name,
+        why=why,
+    )
+
+# %% ../../nbs/parity/07_localization.ipynb #4e262fb5
+def _matched(
+    graph: Graph, captured: Capture, steps: Mapping[str, Step], pairs: Mapping[str, str] | None
+) -> dict[str, str]:
+    "value of the file → operator, without memory that nobody has written to."
+    known = match_values(graph, captured, steps) if pairs is None else pairs
+    return {v: known[v] for v in graph.producer if v in known and "empty" not in steps[known[v]].op}
+
+# %% ../../nbs/parity/07_localization.ipynb #f0d5c5e6
+def _measured(sides: _Sides, matched: Mapping[str, str]) -> tuple[dict[str, _Measured], dict[str, str]]:
+    "Every matched value, alone and in the whole file; and the nodes that failed, with the reason."
+    together, broken = run_what_runs(exposed(sides.graph, list(matched)), sides.feeds, **sides.how)
+    own, layouts = _as_there(sides, matched, together)
+    cut = {v: a for v, a in own.items() if _same_form(together.get(v), a)}
+    alone, failed = _run_apart(sides.graph, cut, sides.feeds, **sides.how)
+    failure = next(iter(failed.values()), "it cannot be run")
+    found = {v: _Measured(a, alone.get(v), together.get(v), layouts.get(v), failure) for v, a in cut.items()}
+    return found, broken | failed
+
+# %% ../../nbs/parity/07_localization.ipynb #af518f4e
+def localize(
+    source: Any,  # the file: path, bytes, proto or Graph
+    captured: Capture,  # the traced module (see `capture`)
+    inputs: Mapping[str, Any],  # input → tensor
+    precision: str = "fp32",
+    provider: str = "cpu",
+    factor: float = FACTOR,
+    level: str = "none",
+    options: Mapping[str, Any] | None = None,
+    pairs: Mapping[str, str] | None = None,  # value of the file → operator, where the file does not say it
+) -> Localization:
+    "Cumulative and isolated error of every operator."
+    graph = source if isinstance(source, Graph) else load_graph(source)
+    sides = _Sides.of(graph, captured, inputs, precision, provider=provider, level=level, options=options)
+    matched = _matched(graph, captured, sides.steps, pairs)
+    measured, failed = _measured(sides, matched)
+    errors = [_value_error_of(graph, v, sides.steps[matched[v]], m, precision) for v, m in measured.items()]
+    return Localization(errors, factor, [f"{node} fails: {why}" for node, why in failed.items()])
+
+# %% ../../nbs/parity/07_localization.ipynb #3783b98f
+def fused_values(
+    graph: Graph,
+    provider: str = "cpu",
+    level: str = "all",
+    options: Mapping[str, Any] | None = None,
+) -> list[str]:  # values of the file, in its order
+    "Values that another kind of node computes once the runtime has optimised the graph."
+    with tempfile.TemporaryDirectory() as room:
+        file = str(Path(room) / "optimised.onnx")
+        session(graph.data(), provider, level, options, save_to=file, folder=graph.folder)
+        optimised = onnx.load(file, load_external_data=False).graph.node
+    made = {v: n.op_type for n in optimised for v in n.output}
+    kinds = {v: graph.nodes[i].op_type for v, i in graph.producer.items()}
+    return [v for v, kind in kinds.items() if made.get(v, kind) != kind]
+
+# %% ../../nbs/parity/07_localization.ipynb #12f513b6
+def localize_fused(
+    graph: Graph,
+    captured: Capture,
+    inputs: Mapping[str, Any],  # input → tensor
+    precision: str = "fp32",
+    provider: str = "cpu",
+    factor: float = FACTOR,
+) -> OperatorError | None:
+    "The first fused node that is out of line. A value inside a fusion is not exposed: that would undo it."
+    sides, fused = _Sides.of(graph, captured, inputs, precision), set(fused_values(graph, provider))
+    matched = {v: fx for v, fx in match_values(graph, captured, sides.steps).items() if v in fused}
+    got = run_graph(exposed(graph, list(matched)), sides.feeds, provider, "all")
+    measured = {v: _Measured(sides.own(fx), got[v], got[v]) for v, fx in matched.items()}
+    errors = (_value_error_of(graph, v, sides.steps[matched[v]], m, precision) for v, m in measured.items())
+    return next((e for e in errors if e.ratio > factor), None)

@@ -62,10 +62,15 @@ def _attended(query: Any, key: Any, value: Any, out: Any, mask: Any, answer: str
 def _softened(scores: Any, out: Any, dim: int, answer: str) -> Any:
     "The result of a softmax with another answer in empty rows."
     empty = (scores <= EMPTY_BELOW).all(dim, keepdim=True)
-    return torch.where(
-        empty, torch.full_like(out, 1 / scores.shape[dim] if answer == "average" else 0.0), out
-    )
+    other = 1 / scores.shape[dim] if answer == "average" else 0.0
+    return torch.where(empty, torch.full_like(out, other), out)
 
+# %% ../../nbs/parity/19_padding.ipynb #2fd1a8b6
+def _answered(name: str, args: Any, mask: Any, out: Any, answer: str) -> Any:
+    "What an operator of torch gives in the mode below."
+    if name in ("_softmax", "_safe_softmax"): return _softened(args[0], out, args[1], answer)
+    if name != "_scaled_dot_product_flash_attention_for_cpu" or mask is None: return out
+    return (_attended(args[0], args[1], args[2], out[0], mask, answer), *out[1:])
 
 def empty_rows(
     answer: str,  # "average" or "zero"
@@ -77,10 +82,7 @@ def empty_rows(
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             out, name = func(*args, **kwargs), func.overloadpacket.__name__
-            if name in ("_softmax", "_safe_softmax"): return _softened(args[0], out, args[1], answer)
-            mask = kwargs.get("attn_mask")
-            if name != "_scaled_dot_product_flash_attention_for_cpu" or mask is None: return out
-            return (_attended(args[0], args[1], args[2], out[0], mask, answer), *out[1:])
+            return _answered(name, args, kwargs.get("attn_mask"), out, answer)
 
     return EmptyRows()
 

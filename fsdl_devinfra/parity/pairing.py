@@ -165,8 +165,7 @@ def _likenesses(left: Sequence["np.ndarray"], right: Sequence["np.ndarray"]) -> 
     "The cosine of every value of one file with every value of the same shape of the other."
     score = np.zeros((len(left), len(right)))
     for shape in {a.shape for a in left} & {b.shape for b in right}:
-        rows = [i for i, a in enumerate(left) if a.shape == shape]
-        columns = [j for j, b in enumerate(right) if b.shape == shape]
+        rows, columns = ([i for i, a in enumerate(values) if a.shape == shape] for values in (left, right))
         score[np.ix_(rows, columns)] = _units([left[i] for i in rows]) @ _units([right[j] for j in columns]).T
     return score
 
@@ -182,32 +181,30 @@ def aligned(
     return [Pair(names[i], others[j], "values", float(score[i, j])) for i, j in chosen]
 
 # %% ../../nbs/parity/16_pairing.ipynb #138434aa
+def _named(left: Mapping[str, "np.ndarray"], right: Mapping[str, "np.ndarray"]) -> dict[str, Pair]:
+    "Values of the same name and shape."
+    names = [v for v in left if v in right and left[v].shape == right[v].shape]
+    return {v: Pair(v, v, "name", likeness(left[v], right[v])) for v in names}
+
 def paired(
     left: Mapping[str, "np.ndarray"],  # values of the first file, in its order
     right: Mapping[str, "np.ndarray"],  # of the second
 ) -> list[Pair]:  # in the order of the first
     "Pairs by name, and by values for the rest."
-    named = {
-        v: Pair(v, v, "name", likeness(left[v], right[v]))
-        for v in left
-        if v in right and left[v].shape == right[v].shape
-    }
+    named = _named(left, right)
     believed = named if _mean_something(list(named.values())) else {}  # not names like `1`, `2`
-    rest = (
-        {v: a for v, a in left.items() if v not in believed and _speaks(a)},
-        {v: a for v, a in right.items() if v not in believed and _speaks(a)},
-    )
+    rest = [{v: a for v, a in side.items() if v not in believed and _speaks(a)} for side in (left, right)]
     found = believed | {p.left: p for p in aligned(*rest)} or named
     return [found[v] for v in left if v in found]
 
 # %% ../../nbs/parity/16_pairing.ipynb #f320efc0
-_FLOATS = (1, 10, 11, 16)  # FLOAT, FLOAT16, DOUBLE, BFLOAT16 of onnx.TensorProto
-
 _SUFFIX = "_quantized"
 _PARTS = (_SUFFIX, "_scale", "_zero_point", "_quantized_scale", "_quantized_zero_point")
 _FLOATS = (1, 10, 11, 16)  # FLOAT, FLOAT16, DOUBLE, BFLOAT16 of onnx.TensorProto
 
-def _axis(node: Any) -> int: return next((a.i for a in node.attribute if a.name == "axis"), 1)
+def _axis(node: Any) -> int:
+    "The axis that a node states; 1 where it states none."
+    return next((a.i for a in node.attribute if a.name == "axis"), 1)
 
 def _axis_of(shape: Sequence[int], scales: int, stated: int | None) -> int:
     "The axis with a scale for each index: the stated one where it fits, else the first that does."
@@ -215,37 +212,45 @@ def _axis_of(shape: Sequence[int], scales: int, stated: int | None) -> int:
     return next((i for i, size in enumerate(shape) if size == scales), 0)
 
 # %% ../../nbs/parity/16_pairing.ipynb #f64bb088
+def _spread(shape: Sequence[int], scales: "np.ndarray", axis: int | None) -> list[int]:
+    "The shape that lets a scale for each index of an axis multiply an array."
+    spread = [1] * len(shape)
+    spread[_axis_of(shape, scales.size, axis)] = scales.size
+    return spread
+
 def _real(graph: Graph, name: str, scale: str, zero: str, axis: int | None) -> "np.ndarray":
     "(integer − zero point) × scale, where the scale may be one for each index of an axis."
-    integers, scales = graph.array(name).astype(np.float64), graph.array(scale).astype(np.float64)
-    known = zero and graph.is_constant(zero)
-    zeros = graph.array(zero).astype(np.float64) if known else np.zeros_like(scales)
+    def of(constant: str) -> "np.ndarray": return graph.array(constant).astype(np.float64)
+    integers, scales = of(name), of(scale)
+    zeros = of(zero) if zero and graph.is_constant(zero) else np.zeros_like(scales)
     if scales.size > 1 and integers.ndim != scales.ndim:
-        shape = [1] * integers.ndim
-        shape[_axis_of(integers.shape, scales.size, axis)] = scales.size
-        if zeros.size == scales.size: zeros = zeros.reshape(shape)
+        shape = _spread(integers.shape, scales, axis)
+        zeros = zeros.reshape(shape) if zeros.size == scales.size else zeros
         scales = scales.reshape(shape)
     return (integers - zeros) * scales
 
 # %% ../../nbs/parity/16_pairing.ipynb #65b5be95
-_SUFFIX = "_quantized"
+def _by_suffix(graph: Graph, axes: Mapping[str, int]) -> dict[str, "np.ndarray"]:
+    "Weights that ONNX Runtime's quantisers have written beside their scale."
+    held, found = graph.initializers, {}
+    stems = {name: name.removesuffix(_SUFFIX) for name in held if name.endswith(_SUFFIX)}
+    for name, stem in stems.items():
+        if f"{stem}_scale" not in held: continue
+        found[stem] = _real(graph, name, f"{stem}_scale", f"{stem}_zero_point", axes.get(name))
+    return found
 
 def float_weights(
     graph: Graph,
 ) -> dict[str, "np.ndarray"]:  # name of the float weight → its values, in float64
     "Every weight that the file computes with, quantised ones as what they stand for."
-    held, found = graph.initializers, {}
+    held = graph.initializers
     readers = [n for n in graph.nodes if n.op_type == "DequantizeLinear" and n.input[0] in held]
     axes = {n.input[0]: _axis(n) for n in readers}
-    for name in held:
+    found = _by_suffix(graph, axes)
+    for name, scale, *zero in [n.input for n in readers]:
         stem = name.removesuffix(_SUFFIX)
-        if stem != name and f"{stem}_scale" in held:
-            found[stem] = _real(graph, name, f"{stem}_scale", f"{stem}_zero_point", axes.get(name))
-    for node in readers:
-        name, scale, *zero = node.input
-        stem = name.removesuffix(_SUFFIX)
-        if scale in held and stem not in found:
-            found[stem] = _real(graph, name, scale, zero[0] if zero else "", axes[name])
+        if scale not in held or stem in found: continue
+        found[stem] = _real(graph, name, scale, zero[0] if zero else "", axes[name])
     part = {f"{stem}{end}" for stem in found for end in _PARTS}
     plain = [n for n, t in held.items() if n not in part and t.data_type in _FLOATS]
     return found | {n: graph.array(n).astype("float64") for n in plain}

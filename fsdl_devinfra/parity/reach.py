@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .graph import Graph
+from ..core.lazy import lazy_module
+from .graph import Graph, free_axes
 from .inputs import call, config_of, runs, setting, with_sizes
 from .localization import run_graph
 from .original import as_arrays
@@ -18,49 +19,36 @@ from .rule import EPS
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    import torch
     from torch import nn
+else:
+    np = lazy_module("numpy")
+    onnx = lazy_module("onnx")
+    torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['LARGE', 'LONGEST', 'named_dims', 'other_sizes', 'FreeSizes', 'is_mask', 'varied', 'unusual', 'values_of', 'padded',
-           'longest', 'largest_that_runs', 'WeightDifference', 'weights_of', 'weight_differences', 'with_weight',
-           'unreached', 'reaching']
+__all__ = ['LONGEST', 'LENGTHS', 'LARGE', 'named_dims', 'FreeSizes', 'is_mask', 'padded', 'varied', 'largest_that_runs',
+           'longest', 'other_sizes', 'unusual', 'values_of', 'WeightDifference', 'weights_of', 'weight_differences',
+           'with_weight', 'unreached', 'reaching']
 
 # %% ../../nbs/parity/14_reach.ipynb #6fc2080d
-def named_dims(
-    graph: Graph,
-) -> dict[str, dict[int, str]]:  # input → axis → name
-    "The free dimensions of a file, without expressions such as `2*s0` and without names that are numbers. A cache is empty: its length adds nothing."
-    sizes = {k: [_without_past(d) for d in v] for k, v in graph.sizes().items()}
-    return {
-        k: {i: d for i, d in enumerate(v) if isinstance(d, str) and re.fullmatch(r"[A-Za-z_]\w*", d)}
-        for k, v in sizes.items()
-    }
-
-
 def _without_past(size: Any) -> Any:
-    "`past_sequence_length + sequence_length`, as optimum calls the length of a mask, is the sequence where nothing is past."
+    "`past_sequence_length + sequence_length`, optimum's length of a mask, is the sequence alone."
     if not isinstance(size, str) or "+" not in size: return size
     return " + ".join(term for term in re.split(r"\s*\+\s*", size) if "past" not in term)
 
-def other_sizes(
-    module: "nn.Module",
-    graph: Graph,  # of the file
-    inputs: Mapping[str, Any],  # an example
-) -> list[dict[str, Any]]:  # inputs, smaller and larger
-    "The example at other sizes, as far as file and module leave them free; with other values, paddings and lengths on the way."
-    free = FreeSizes.of(graph, inputs)
-    larger = {name: max(size + max(1, size // 4), 3) for name, size in free.here.items()}
-    groups = [
-        [dict.fromkeys(free.batch, 1)],
-        [dict.fromkeys(free.batch | free.tokens, 1)] if free.tokens else [],
-        [larger, {name: larger[name] for name in free.batch}],
-    ]
-    found = [
-        point for sizes in groups if (point := _first_that_runs(module, free, inputs, sizes)) is not None
-    ]
-    if (long := longest(module, free, inputs)) is not None: found.append(long)
-    return found
+def named_dims(
+    graph: Graph,
+) -> dict[str, dict[int, str]]:  # input → axis → name
+    "The free dimensions of a file, without expressions such as `2*s0`. An empty cache adds nothing."
+    def named(axes: Mapping[int, str]) -> dict[int, str]:
+        names = {axis: _without_past(name) for axis, name in axes.items()}
+        return {axis: name for axis, name in names.items() if re.fullmatch(r"[A-Za-z_]\w*", name)}
 
+    return {name: named(axes) for name, axes in free_axes(graph, graph.inputs).items()}
+
+# %% ../../nbs/parity/14_reach.ipynb #bb5f71fb
 @dataclass(frozen=True)
 class FreeSizes:
     "The free dimensions of a file, by what they count."
@@ -76,27 +64,20 @@ class FreeSizes:
         inputs: Mapping[str, Any],  # an example
     ) -> "FreeSizes":
         "Sort the free dimensions. Height and width of an image are left out."
-        dims = {k: {i: d for i, d in axes.items() if i < 2 or inputs[k].ndim < 4}
-                for k, axes in named_dims(graph).items() if k in inputs and hasattr(inputs[k], "ndim")}
+        tensors = {k for k, v in inputs.items() if hasattr(v, "ndim")}
+        dims = {k: _without_picture(v, inputs[k]) for k, v in named_dims(graph).items() if k in tensors}
         here = {name: inputs[k].shape[axis] for k, axes in dims.items() for axis, name in axes.items()}
         batch = frozenset(axes[0] for axes in dims.values() if 0 in axes)
         integers = {k for k in dims if not inputs[k].is_floating_point()}
         tokens = frozenset(n for k in integers for n in dims[k].values()) - batch
-        series = {k for k in dims if inputs[k].ndim == 3 and k not in integers}
-        steps = frozenset(dims[k][1] for k in series if 1 in dims[k]) - batch - tokens
+        series = [dims[k] for k in dims if inputs[k].ndim == 3 and k not in integers]
+        steps = frozenset(axes[1] for axes in series if 1 in axes) - batch - tokens
         return cls(dims=dims, here=here, batch=batch, tokens=tokens, steps=steps)
+def _without_picture(axes: Mapping[int, str], tensor: Any) -> dict[int, str]:
+    "Free axes without the height and width of an image."
+    return {axis: name for axis, name in axes.items() if axis < 2 or tensor.ndim < 4}
 
-def _first_that_runs(
-    module: "nn.Module", free: FreeSizes, inputs: Mapping[str, Any], groups: Sequence[Mapping[str, int]]
-) -> dict[str, Any] | None:
-    "The example at the first of several sizes that differ from its own and that the module takes."
-    for sizes in groups:
-        if not any(free.here[name] != size for name, size in sizes.items()): continue
-        point = varied(with_sizes(inputs, free.dims, sizes), inputs, free)
-        for tried in (point, with_sizes(inputs, free.dims, sizes)):
-            if runs(module, tried): return tried
-    return None
-
+# %% ../../nbs/parity/14_reach.ipynb #2231cc98
 def is_mask(
     name: str,  # of an input
     tensor: Any,
@@ -104,134 +85,40 @@ def is_mask(
     "Whether an input says which positions are padding."
     return "mask" in name and getattr(tensor, "ndim", 0) == 2 and not tensor.is_floating_point()
 
-def varied(
-    point: Mapping[str, Any],  # stretched from the example
-    example: Mapping[str, Any],
-    free: FreeSizes,
-) -> dict[str, Any]:
-    "Rows that are no copies of each other: values moved along, and of masks one row without padding, one padded left, one right."
-    import torch
-    out = dict(point)
-    for name, tensor in point.items():
-        if 0 not in free.dims.get(name, {}) or tensor.ndim < 2: continue
-        rows = list(tensor)
-        if is_mask(name, tensor) and len(rows) >= 2:
-            rows = [padded(row, ("none", "left", "right")[i % 3]) for i, row in enumerate(rows)]
-        elif not is_mask(name, tensor):
-            first = example[name].shape[0]
-            rows = [row if i < first else row.roll(i, dims=-1) for i, row in enumerate(rows)]
-        out[name] = torch.stack(rows)
-    return out
-
-LARGE = 100.0  # times the values of the example
-
-def unusual(
-    module: "nn.Module",
-    graph: Graph,  # of the file
-    inputs: Mapping[str, Any],  # an example
-) -> list[dict[str, Any]]:  # one set of inputs, or none where the module takes none of this or the batch is fixed
-    "Four samples: zeros, large values, one value repeated, and the example's own, all of it padding where there is a mask."
-    free = FreeSizes.of(graph, inputs)
-    if not free.batch: return []
-    point = with_sizes(inputs, free.dims, dict.fromkeys(free.batch, 4))
-    rows = {k for k in point if 0 in free.dims.get(k, {}) and point[k].ndim >= 2}
-    masks, largest = {k for k in rows if is_mask(k, point[k])}, setting(config_of(module), "vocab_size")
-    hidden = {k: _all_padding(v) for k, v in point.items() if k in masks}
-    shown = {k: _extreme(v, largest) for k, v in point.items() if k in rows - masks}
-    return next(
-        (
-            [{**point, **new}]
-            for new in ({**shown, **hidden}, hidden, shown)
-            if new and _finite(module, {**point, **new})
-        ),
-        [],
-    )
-
-
-def _all_padding(mask: Any) -> Any:
-    import torch
-    out = torch.ones_like(mask)
-    out[-1] = 0
-    return out
-
-def _extreme(tensor: Any, largest: Any) -> Any:
-    "Rows of zeros, of large values, of one value; of a vocabulary, its first and last token."
-    out = tensor.clone()
-    out[0] = 0
-    if tensor.is_floating_point(): out[1] = LARGE * tensor[1]
-    elif isinstance(largest, int) and tensor.max() < largest: out[1] = largest - 1
-    out[2] = tensor[2].reshape(-1)[0]
-    return out
-
-def _finite(module: "nn.Module", point: Mapping[str, Any]) -> bool:
-    "Whether the module takes inputs and gives finite numbers."
-    if not runs(module, point): return False
-    return all(bool(v.isfinite().all()) for v in call(module, point).values() if v.is_floating_point())
-
-def values_of(
-    tensor: Any,  # the first axis counts samples
-) -> set[str]:  # of "zeros", "repeated", "large", "ordinary"
-    "What sort of values samples hold: large is fifty times the smallest of the other samples."
-    if tensor.ndim < 2 or not tensor.numel(): return {"ordinary"}
-    flat = tensor.reshape(len(tensor), -1).double()
-    most, same = flat.abs().amax(1), (flat == flat[:, :1]).all(1) & (flat.shape[1] > 1)
-    usual = most[most > 0].min() if bool((most > 0).any()) else most.max()
-    def kind(size: Any, alike: Any) -> str:
-        if size == 0: return "zeros"
-        return (
-            "large"
-            if tensor.is_floating_point() and size >= LARGE / 2 * usual
-            else "repeated"
-            if alike
-            else "ordinary"
-        )
-
-    return {kind(size, alike) for size, alike in zip(most, same)}
-
 def padded(
     row: Any,  # of a mask
     side: str,  # "none", "left" or "right"
 ) -> Any:
     "A row of a mask that hides a third of the positions on one side."
-    import torch
     count, out = len(row) // 3, torch.ones_like(row)
     if side == "left": out[:count] = 0
     if side == "right" and count: out[-count:] = 0
     return out
 
-#: positions that are tried at most, by the parameters of the model: a long sequence of a large model costs minutes
-LONGEST = {50e6: 2048, 500e6: 1024, 1e15: 256}
+# %% ../../nbs/parity/14_reach.ipynb #82d5acf3
+def _varied_rows(name: str, tensor: Any, first: int) -> list[Any]:
+    "The rows of an input, of which the `first` stay as they are; those of a mask are padded differently."
+    rows = list(tensor)
+    if not is_mask(name, tensor):
+        return [row if i < first else row.roll(i, dims=-1) for i, row in enumerate(rows)]
+    if len(rows) < 2: return rows
+    return [padded(row, ("none", "left", "right")[i % 3]) for i, row in enumerate(rows)]
 
-def longest(
-    module: "nn.Module",
+def varied(
+    point: Mapping[str, Any],  # stretched from the example
+    example: Mapping[str, Any],
     free: FreeSizes,
-    inputs: Mapping[str, Any],  # an example
-) -> dict[str, Any] | None:
-    "One sample at the largest length that the module takes: its configuration's, else found by doubling."
-    names = free.tokens or free.steps
-    if not names: return None
-    count = sum(p.numel() for p in module.parameters())
-    most = next(size for limit, size in LONGEST.items() if count <= limit)
-    here = max(free.here[n] for n in names)
-    def at(size: int) -> dict[str, Any]:
-        return with_sizes(inputs, free.dims, dict.fromkeys(free.batch, 1) | dict.fromkeys(names, size))
+) -> dict[str, Any]:
+    "Rows that are no copies: values moved along, and masks without padding, padded left, and right."
+    out = dict(point)
+    for name, tensor in point.items():
+        if 0 not in free.dims.get(name, {}) or tensor.ndim < 2: continue
+        out[name] = torch.stack(_varied_rows(name, tensor, example[name].shape[0]))
+    return out
 
-    told = setting(
-        config_of(module),
-        "max_position_embeddings",
-        "n_positions",
-        "max_sequence_length",
-        "max_seq_len",
-        "n_ctx",
-    )
-    if free.tokens and isinstance(told, int):
-        tries = [n for n in (min(told, most), min(told, most) - 2, min(told, most) // 2) if n > here]
-        return next((at(n) for n in tries if runs(module, at(n))), None)
-    size = largest_that_runs(lambda n: runs(module, at(n)), here, min(most, 512))
-    return at(size) if size > here else None
-
+# %% ../../nbs/parity/14_reach.ipynb #be5489a7
 def largest_that_runs(
-    takes: Any,  # size → whether the model takes it
+    takes: Callable[[int], bool],  # size → whether the model takes it
     known: int,  # a size that it takes
     most: int,  # never more
 ) -> int:
@@ -246,6 +133,125 @@ def largest_that_runs(
         else: high = middle
     return low
 
+# %% ../../nbs/parity/14_reach.ipynb #177170b6
+#: positions that are tried at most, by the parameters of the model: long sequences cost minutes
+LONGEST = {50e6: 2048, 500e6: 1024, 1e15: 256}
+#: what configurations call the largest length
+LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
+
+def _most_positions(module: "nn.Module") -> int:
+    "How many positions of a model are tried at most."
+    count = sum(p.numel() for p in module.parameters())
+    return next(size for limit, size in LONGEST.items() if count <= limit)
+
+def longest(
+    module: "nn.Module",
+    free: FreeSizes,
+    inputs: Mapping[str, Any],  # an example
+) -> dict[str, Any] | None:
+    "One sample at the largest length that the module takes: its configuration's, else found by doubling."
+    names = free.tokens or free.steps
+    if not names: return None
+    def at(size: int) -> dict[str, Any]:
+        return with_sizes(inputs, free.dims, dict.fromkeys(free.batch, 1) | dict.fromkeys(names, size))
+
+    most, here = _most_positions(module), max(free.here[n] for n in names)
+    told = setting(config_of(module), *LENGTHS)
+    if free.tokens and isinstance(told, int):
+        limit = min(told, most)
+        return next((at(n) for n in (limit, limit - 2, limit // 2) if n > here and runs(module, at(n))), None)
+    size = largest_that_runs(lambda n: runs(module, at(n)), here, min(most, 512))
+    return at(size) if size > here else None
+
+# %% ../../nbs/parity/14_reach.ipynb #d63b5a06
+def _first_that_runs(
+    module: "nn.Module", free: FreeSizes, inputs: Mapping[str, Any], groups: Sequence[Mapping[str, int]]
+) -> dict[str, Any] | None:
+    "The example at the first of several sizes that differ from its own and that the module takes."
+    for sizes in groups:
+        if all(free.here[name] == size for name, size in sizes.items()): continue
+        plain = with_sizes(inputs, free.dims, sizes)
+        for tried in (varied(plain, inputs, free), plain):
+            if runs(module, tried): return tried
+    return None
+
+def other_sizes(
+    module: "nn.Module",
+    graph: Graph,  # of the file
+    inputs: Mapping[str, Any],  # an example
+) -> list[dict[str, Any]]:  # inputs, smaller and larger
+    "The example at other sizes that file and module leave free; with other values, paddings and lengths."
+    free = FreeSizes.of(graph, inputs)
+    larger = {name: max(size + max(1, size // 4), 3) for name, size in free.here.items()}
+    groups = [
+        [dict.fromkeys(free.batch, 1)],
+        [dict.fromkeys(free.batch | free.tokens, 1)] if free.tokens else [],
+        [larger, {name: larger[name] for name in free.batch}],
+    ]
+    found = [_first_that_runs(module, free, inputs, sizes) for sizes in groups]
+    return [point for point in [*found, longest(module, free, inputs)] if point is not None]
+
+# %% ../../nbs/parity/14_reach.ipynb #14b14221
+LARGE = 100.0  # times the values of the example
+
+def _all_padding(mask: Any) -> Any:
+    "A mask whose last sample is padding throughout."
+    out = torch.ones_like(mask)
+    out[-1] = 0
+    return out
+
+def _extreme(tensor: Any, largest: Any) -> Any:
+    "Rows of zeros, of large values, of one value; of a vocabulary, its first and last token."
+    out = tensor.clone()
+    out[0] = 0
+    if tensor.is_floating_point(): out[1] = LARGE * tensor[1]
+    elif isinstance(largest, int) and tensor.max() < largest: out[1] = largest - 1
+    out[2] = tensor[2].reshape(-1)[0]
+    return out
+
+# %% ../../nbs/parity/14_reach.ipynb #de3ba25a
+def _finite(module: "nn.Module", point: Mapping[str, Any]) -> bool:
+    "Whether the module takes inputs and gives finite numbers."
+    if not runs(module, point): return False
+    return all(bool(v.isfinite().all()) for v in call(module, point).values() if v.is_floating_point())
+
+def unusual(
+    module: "nn.Module",
+    graph: Graph,  # of the file
+    inputs: Mapping[str, Any],  # an example
+) -> list[dict[str, Any]]:  # one set of inputs, or none where the module takes none of this
+    "Four samples: zeros, large values, one repeated, and the example's own, all padding where masked."
+    free = FreeSizes.of(graph, inputs)
+    if not free.batch: return []
+    point = with_sizes(inputs, free.dims, dict.fromkeys(free.batch, 4))
+    rows = {k: v for k, v in point.items() if 0 in free.dims.get(k, {}) and v.ndim >= 2}
+    largest = setting(config_of(module), "vocab_size")
+    hidden = {k: _all_padding(v) for k, v in rows.items() if is_mask(k, v)}
+    shown = {k: _extreme(v, largest) for k, v in rows.items() if not is_mask(k, v)}
+    tries = [{**point, **new} for new in ({**shown, **hidden}, hidden, shown) if new]
+    return next(([tried] for tried in tries if _finite(module, tried)), [])
+
+# %% ../../nbs/parity/14_reach.ipynb #4dda8a41
+def _kind_of_values(size: float, alike: bool, large: float) -> str:
+    "What sort of values a sample holds, by its largest one and by whether all are the same."
+    if size == 0: return "zeros"
+    if size >= large: return "large"
+    return "repeated" if alike else "ordinary"
+
+def values_of(
+    tensor: Any,  # the first axis counts samples
+) -> set[str]:  # of "zeros", "repeated", "large", "ordinary"
+    "What sort of values samples hold: large is fifty times the smallest of the other samples."
+    if tensor.ndim < 2 or not tensor.numel(): return {"ordinary"}
+    flat = tensor.reshape(len(tensor), -1).double()
+    most, same = flat.abs().amax(1), (flat == flat[:, :1]).all(1) & (flat.shape[1] > 1)
+    usual = most[most > 0].min() if bool((most > 0).any()) else most.max()
+    large = LARGE / 2 * usual if tensor.is_floating_point() else float("inf")
+    return {_kind_of_values(size, alike, large) for size, alike in zip(most, same)}
+
+# %% ../../nbs/parity/14_reach.ipynb #fadf4cbe
+#| export
+
 # %% ../../nbs/parity/14_reach.ipynb #02651bf0
 @dataclass(frozen=True)
 class WeightDifference:
@@ -257,8 +263,8 @@ class WeightDifference:
     rows: tuple[int, ...]  # indices along the first axis where they differ, at most 64
 
     def __str__(self) -> str:
-        return f"{self.name} differs from the module's at {self.count} of {self.size} values, by up to {self.most:.3g} of the largest"
-
+        where = f"{self.name} differs from the module's at {self.count} of {self.size} values"
+        return f"{where}, by up to {self.most:.3g} of the largest"
 
 def weights_of(
     module: "nn.Module",
@@ -269,41 +275,39 @@ def weights_of(
         **dict(module.named_parameters(remove_duplicate=False)),
     }
 
-
+# %% ../../nbs/parity/14_reach.ipynb #9d89a421
 def weight_differences(
     held: Mapping[str, Any],  # name → tensor or array: what the weights should be
     graph: Graph,  # of the file
     precision: str = "fp32",  # of the file
 ) -> list[WeightDifference]:  # those with the fewest differing values first
     "Compare weights by name."
-    found = [
-        _difference(name, graph, held[name], precision)
-        for name, t in graph.initializers.items()
-        if name in held and list(t.dims) == list(held[name].shape)
-    ]
+    both = {n: t for n, t in graph.initializers.items() if n in held}
+    known = [n for n, t in both.items() if list(t.dims) == list(held[n].shape)]
+    found = [_difference(n, graph, held[n], precision) for n in known]
     return sorted((d for d in found if d is not None), key=lambda d: d.count / d.size)
 
 def _array(value: Any) -> "np.ndarray":
+    "A weight as an array."
     return as_arrays({"": value})[""] if hasattr(value, "detach") else value
 
+def _apart(mine: "np.ndarray", theirs: "np.ndarray") -> "np.ndarray":
+    "How far weights are apart, relative to the largest of the second."
+    with np.errstate(invalid="ignore", over="ignore"):
+        scale = float(np.abs(theirs[np.isfinite(theirs)]).max(initial=0.0)) or 1.0
+        return np.abs(mine - theirs) / scale
+
 def _difference(name: str, graph: Graph, held: Any, precision: str) -> WeightDifference | None:
-    import numpy as np
+    "How a weight differs from what it should be; None where rounding to the precision explains it."
     mine, theirs = graph.array(name), _array(held)
     if mine.dtype == theirs.dtype and np.array_equal(mine, theirs): return None
-    with np.errstate(invalid="ignore", over="ignore"):
-        mine, theirs = mine.astype(np.float64), theirs.astype(np.float64)
-        scale = float(np.abs(theirs[np.isfinite(theirs)]).max(initial=0.0)) or 1.0
-        apart = np.abs(mine - theirs) / scale
-    wrong = ~(apart <= 16 * EPS[precision]) & ~((mine == theirs) | (np.isnan(mine) & np.isnan(theirs)))
+    mine, theirs = mine.astype(np.float64), theirs.astype(np.float64)
+    apart, same = _apart(mine, theirs), (mine == theirs) | (np.isnan(mine) & np.isnan(theirs))
+    wrong = ~(apart <= 16 * EPS[precision]) & ~same
     if not wrong.any(): return None
     rows = np.flatnonzero(wrong.reshape(len(wrong), -1).any(1))[:64] if wrong.ndim else []
-    return WeightDifference(
-        name,
-        int(wrong.sum()),
-        wrong.size,
-        float(np.nan_to_num(apart[wrong], nan=np.inf).max()),
-        tuple(int(r) for r in rows),
-    )
+    most = float(np.nan_to_num(apart[wrong], nan=np.inf).max())
+    return WeightDifference(name, int(wrong.sum()), wrong.size, most, tuple(int(r) for r in rows))
 
 # %% ../../nbs/parity/14_reach.ipynb #2c88152e
 def with_weight(
@@ -312,8 +316,6 @@ def with_weight(
     value: "np.ndarray",
 ) -> Graph:
     "The file with another value of one weight."
-    import onnx
-
     proto = onnx.ModelProto()
     proto.CopyFrom(graph.proto)
     tensor = next(t for t in proto.graph.initializer if t.name == name)
@@ -321,6 +323,7 @@ def with_weight(
     tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(kind), name))
     return Graph(proto, graph.folder)
 
+# %% ../../nbs/parity/14_reach.ipynb #c2336dd9
 def unreached(
     held: Mapping[str, Any],  # name → tensor or array: what the weights should be
     graph: Graph,
@@ -337,39 +340,11 @@ def unreached(
         if _same_bits(before, run_graph(with_weight(graph, d.name, _array(held[d.name])), feeds, **how))
     ]
 
-
 def _same_bits(a: Mapping[str, "np.ndarray"], b: Mapping[str, "np.ndarray"]) -> bool:
+    "Whether outputs are the same to the last bit."
     return all(a[k].tobytes() == b[k].tobytes() for k in a)
 
 # %% ../../nbs/parity/14_reach.ipynb #b1c82f95
-def reaching(
-    module: "nn.Module",
-    graph: Graph,
-    inputs: Mapping[str, Any],  # an example
-    weight: WeightDifference,
-    longest: int = 2048,  # tokens; more is not tried
-) -> dict[str, Any] | None:  # inputs that may reach the weight, or None
-    "Inputs that ask for the rows of a table in which the file differs."
-    import torch
-    for name in _indices_of(graph, weight.name):
-        if name not in inputs or not weight.rows: continue
-        rows = torch.tensor(weight.rows, dtype=inputs[name].dtype)
-        point = {
-            **inputs,
-            name: rows[torch.arange(inputs[name].numel()) % len(rows)].reshape(inputs[name].shape),
-        }
-        if runs(module, point): return point
-    dims = {
-        k: {i: d for i, d in axes.items() if i > 0}
-        for k, axes in named_dims(graph).items()
-        if k in inputs and not inputs[k].is_floating_point()
-    }
-    for length in [max(weight.rows, default=0) + n for n in (1, 0, -1)]:
-        if not 1 < length <= longest: continue
-        point = with_sizes(inputs, dims, {d: length for axes in dims.values() for d in axes.values()})
-        if runs(module, point): return point
-    return None
-
 def _indices_of(graph: Graph, weight: str) -> list[str]:
     "Inputs of the file that choose rows of a table."
     found = []
@@ -380,3 +355,34 @@ def _indices_of(graph: Graph, weight: str) -> list[str]:
             value = graph.nodes[graph.producer[value]].input[0]
         if value in graph.inputs: found.append(value)
     return found
+
+def _asking_for(tensor: Any, rows: Sequence[int]) -> Any:
+    "An input of the same shape that holds the numbers of rows, over and over."
+    asked = torch.tensor(rows, dtype=tensor.dtype)
+    return asked[torch.arange(tensor.numel()) % len(asked)].reshape(tensor.shape)
+
+# %% ../../nbs/parity/14_reach.ipynb #dd79b516
+def _after_first(axes: Mapping[int, str]) -> dict[int, str]:
+    "Free axes without that of the batch."
+    return {axis: name for axis, name in axes.items() if axis > 0}
+
+def _by_length(graph: Graph, inputs: Mapping[str, Any], least: int, longest: int) -> list[dict[str, Any]]:
+    "The inputs at lengths that just reach a row of a table of positions."
+    integers = {k for k, v in inputs.items() if hasattr(v, "shape") and not v.is_floating_point()}
+    dims = {k: _after_first(axes) for k, axes in named_dims(graph).items() if k in integers}
+    names = {name for axes in dims.values() for name in axes.values()}
+    lengths = [n for n in (least + 1, least, least - 1) if 1 < n <= longest]
+    return [with_sizes(inputs, dims, dict.fromkeys(names, n)) for n in lengths]
+
+def reaching(
+    module: "nn.Module",
+    graph: Graph,
+    inputs: Mapping[str, Any],  # an example
+    weight: WeightDifference,
+    longest: int = 2048,  # tokens; more is not tried
+) -> dict[str, Any] | None:  # inputs that may reach the weight, or None
+    "Inputs that ask for the rows of a table in which the file differs."
+    choosing = [name for name in _indices_of(graph, weight.name) if name in inputs and weight.rows]
+    points = [{**inputs, name: _asking_for(inputs[name], weight.rows)} for name in choosing]
+    points += _by_length(graph, inputs, max(weight.rows, default=0), longest)
+    return next((point for point in points if runs(module, point)), None)

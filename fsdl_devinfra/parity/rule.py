@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ..core.lazy import lazy_module
 from ..core.units import count_of
 
 if TYPE_CHECKING:
     import numpy as np
+else:
+    np = lazy_module("numpy")
 
 # %% auto #0
 __all__ = ['FACTOR', 'FLOOR_ULPS', 'TINY', 'EPS', 'MOST', 'STEP', 'INTEGERS', 'Rule', 'OutputComparison', 'scale_of', 'Block',
-           'blocks', 'surroundings', 'times_room', 'compare', 'ulp_histogram', 'matched_outputs', 'compare_outputs']
+           'blocks', 'surroundings', 'times_room', 'ulp_histogram', 'compare', 'matched_outputs', 'compare_outputs']
 
 # %% ../../nbs/parity/03_rule.ipynb #99968b82
 FACTOR = 8.0  # times torch's own error that a backend may have
@@ -30,8 +34,7 @@ EPS = {"fp64": 2.0**-52, "fp32": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7, "f
 
 @dataclass(frozen=True)
 class Rule:
-    "When two outputs are the same function. With `atol` or `rtol`, the fixed tolerance of numpy's `allclose` instead."
-
+    "When two outputs are the same function. With `atol` or `rtol`: a fixed tolerance, as numpy's `allclose`."
     factor: float = FACTOR
     floor_ulps: float = FLOOR_ULPS
     atol: float | None = None
@@ -44,18 +47,20 @@ class Rule:
 
     def __str__(self) -> str:
         if self.fixed:
-            return f"fixed tolerance: |difference| ≤ {self.atol or 0:g} + {self.rtol or 0:g}·|reference|, as asked for"
+            room = f"{self.atol or 0:g} + {self.rtol or 0:g}·|reference|"
+            return f"fixed tolerance: |difference| ≤ {room}, as asked for"
         return (
-            f"error against float64 ≤ {self.factor:g} × torch's own in the same precision (at least {self.floor_ulps:g} units in the last place)"
-            " or what rounding was measured to do there, for the whole output and for every row, head and channel on its own scale"
+            f"error against float64 ≤ {self.factor:g} × torch's own in the same precision"
+            f" (at least {self.floor_ulps:g} units in the last place)"
+            " or what rounding was measured to do there, for the whole output"
+            " and for every row, head and channel on its own scale"
             "; NaN and inf by position; integers exact, save where rounding decides"
         )
 
 # %% ../../nbs/parity/03_rule.ipynb #6e179625
 @dataclass(frozen=True)
 class OutputComparison:
-    "One output of one case. `error` and `reference_error` are relative to the largest value of the true output."
-
+    "One output of one case. `error` and `reference_error` are relative to the largest true value."
     name: str
     max_abs: float  # largest |backend − float64|, in the output's own unit
     error: float  # the same, relative to the largest |float64|
@@ -71,17 +76,11 @@ class OutputComparison:
     kl: float | None = None  # mean Kullback-Leibler divergence of the softmax, nats
     block: str = ""  # the part of the output with the largest ratio, where that decides; see `blocks`
     channels: int = 0  # parts of the output that were judged on a scale of their own
-    ulp: list[int] = field(default_factory=list)  # values off by 0, 1, 2, 3-4, 5-8, … units in the last place
-    per_sample: list[float] = field(default_factory=list)  # error of each sample (first axis), relative as `error`
+    ulp: list[int] = field(default_factory=list)  # values off by 0, 1, 2, 3-4, 5-8, … ulps
+    per_sample: list[float] = field(default_factory=list)  # error of each sample (first axis), relative
     per_sample_reference: list[float] = field(default_factory=list)  # torch's, likewise
 
-def _kinds(a: "np.ndarray", *largest: float) -> "np.ndarray":
-    "0 finite, 1 NaN, 2 +inf, 3 -inf; 4 and 5 the `largest` number of a type and its negative, which models use as a mask"
-    import numpy as np
-    kinds = np.where(np.isnan(a), 1, np.where(np.isposinf(a), 2, np.where(np.isneginf(a), 3, 0)))
-    for most in largest: kinds = np.where(a == most, 4, np.where(a == -most, 5, kinds))
-    return kinds
-
+# %% ../../nbs/parity/03_rule.ipynb #5a25fa2f
 #: the largest finite number, per precision (IEEE 754; bfloat16 as for EPS)
 MOST = {
     "fp64": sys.float_info.max,
@@ -90,13 +89,24 @@ MOST = {
     "bf16": (2 - 2.0**-7) * 2.0**127,
     "fp16": 65504.0,
 }
+#: the distance between the smallest numbers, per precision: nothing is held more exactly
+STEP = {"fp64": 2.0**-1074, "fp32": 2.0**-149, "tf32": 2.0**-149, "bf16": 2.0**-133, "fp16": 2.0**-24}
+def _kinds(a: "np.ndarray", *largest: float) -> "np.ndarray":
+    "0 finite, 1 NaN, 2 +inf, 3 -inf; 4 and 5 the `largest` number of a type and its negative, as in masks."
+    kinds = np.where(np.isnan(a), 1, np.where(np.isposinf(a), 2, np.where(np.isneginf(a), 3, 0)))
+    for most in largest: kinds = np.where(a == most, 4, np.where(a == -most, 5, kinds))
+    return kinds
+
+# %% ../../nbs/parity/03_rule.ipynb #a4d6c013
+def _largest(a: "np.ndarray") -> float:
+    "The largest value; 0 where there is none."
+    return float(a.max()) if a.size else 0.0
 
 def scale_of(
     truth: "np.ndarray",  # finite values, float64
     own: "np.ndarray",  # torch's at the same places
 ) -> float:
-    "The largest value that was computed. Constants a hundred times above everything else, such as a mask of -1e9 in the logits, do not count."
-    import numpy as np
+    "The largest value that was computed. Constants a hundred times above all else (a mask) do not count."
     sizes, exact = np.abs(truth), truth == own
     most = _largest(sizes)
     for _ in range(3):
@@ -105,12 +115,7 @@ def scale_of(
         most = _largest(below)
     return max(most, TINY)
 
-def _largest(a: "np.ndarray") -> float:
-    return float(a.max()) if a.size else 0.0
-
-#: the distance between the smallest numbers, per precision: nothing is held more exactly
-STEP = {"fp64": 2.0**-1074, "fp32": 2.0**-149, "tf32": 2.0**-149, "bf16": 2.0**-133, "fp16": 2.0**-24}
-
+# %% ../../nbs/parity/03_rule.ipynb #03b3b19f
 @dataclass(frozen=True)
 class Block:
     "A part of an output that is wrong on its own scale."
@@ -119,8 +124,34 @@ class Block:
     ratio: float  # to what rounding does there
 
     def __str__(self) -> str:
-        return f"error at {self.where} is {self.ratio:.3g} times what rounding does there ({self.error:.2g} of its largest value)"
+        worse = f"error at {self.where} is {self.ratio:.3g} times what rounding does there"
+        return f"{worse} ({self.error:.2g} of its largest value)"
 
+# %% ../../nbs/parity/03_rule.ipynb #62d2a868
+def _widest(values: "np.ndarray", axis: int) -> "np.ndarray":
+    "The largest size at every index of an axis."
+    return np.abs(values).max(axis=tuple(a for a in range(values.ndim) if a != axis))
+
+def _least_room(size: "np.ndarray", scale: float, precision: str, rule: Rule) -> "np.ndarray":
+    "What is allowed in any case to parts whose largest value is `size`."
+    floor = rule.floor_ulps * (EPS[precision] * np.maximum(size, TINY) + STEP[precision])
+    return np.maximum(floor, 2.0**-52 * scale)
+
+def _worst_index(
+    truth: "np.ndarray",
+    difference: "np.ndarray",  # |backend − float64|
+    allowed: "np.ndarray",  # what torch or rounding does to each value
+    axis: int,
+    scale: float,  # of the whole output: a part of that size is judged with it
+    floor: Callable[["np.ndarray"], "np.ndarray"],  # sizes of parts → their least room
+) -> Block:
+    "The index of an axis with the largest error over what is allowed there."
+    size, error, room = (_widest(a, axis) for a in (truth, difference, allowed))
+    ratios = np.where(size < scale, error / np.maximum(room, floor(size)), 0.0)
+    at = int(ratios.argmax())
+    return Block(f"index {at} of axis {axis}", float(error[at] / max(size[at], TINY)), float(ratios[at]))
+
+# %% ../../nbs/parity/03_rule.ipynb #a2d28fd2
 def blocks(
     difference: "np.ndarray",  # |backend − float64|
     own: "np.ndarray",  # |torch − float64|
@@ -131,37 +162,26 @@ def blocks(
     noise: "np.ndarray | None" = None,  # what rounding does to each value, where that was measured
 ) -> tuple[int, Block | None]:  # how many parts were judged, and the worst of those that are wrong
     "Every index of every axis, judged by its own largest value and by torch's error there."
-    import numpy as np
-    judged, worst = 0, None
     if truth.ndim < 2 or not truth.size: return 0, None
-    for axis in [a for a, size in enumerate(truth.shape) if size > 1]:
-        others = tuple(a for a in range(truth.ndim) if a != axis)
-        size, error, mine = (np.abs(a).max(axis=others) for a in (truth, difference, own))
-        judged += len(size)
-        moved = noise.max(axis=others) if noise is not None else 0.0
-        floor = rule.floor_ulps * (EPS[precision] * np.maximum(size, TINY) + STEP[precision])
-        ratios = np.where(
-            size < scale,
-            error / np.maximum(np.maximum(mine, moved), np.maximum(floor, 2.0**-52 * scale)),
-            0.0,
-        )
-        at = int(ratios.argmax())
-        if ratios[at] > max(rule.factor, worst.ratio if worst else 0.0):
-            worst = Block(
-                f"index {at} of axis {axis}", float(error[at] / max(size[at], TINY)), float(ratios[at])
-            )
-    return judged, worst
+    allowed = own if noise is None else np.maximum(own, noise)
+    floor = partial(_least_room, scale=scale, precision=precision, rule=rule)
+    axes = [axis for axis, size in enumerate(truth.shape) if size > 1]
+    found = [_worst_index(truth, difference, allowed, axis, scale, floor) for axis in axes]
+    wrong = [block for block in found if block.ratio > rule.factor]
+    return sum(truth.shape[axis] for axis in axes), max(wrong, key=lambda block: block.ratio, default=None)
 
+# %% ../../nbs/parity/03_rule.ipynb #9bb3611c
 def surroundings(
     noise: "np.ndarray",  # what rounding does to each value
 ) -> "np.ndarray":  # of the same shape
-    "The least of what rounding does in the row, the head and the channel that a value is in: a single value is drawn too seldom."
-    import numpy as np
-    axes = [a for a, size in enumerate(noise.shape) if size > 1]
-    if len(axes) < 2: return noise
-    most = [noise.max(axis=tuple(a for a in range(noise.ndim) if a != axis), keepdims=True) for axis in axes]
+    "The least that rounding does in the row, head and channel of a value: one value is drawn too seldom."
+    axes = [axis for axis, size in enumerate(noise.shape) if size > 1]
+    if len(axes) < 2 or not noise.size: return noise
+    others = [tuple(a for a in range(noise.ndim) if a != axis) for axis in axes]
+    most = [noise.max(axis=beside, keepdims=True) for beside in others]
     return np.minimum.reduce([np.broadcast_to(m, noise.shape) for m in most])
 
+# %% ../../nbs/parity/03_rule.ipynb #92d582d3
 def times_room(
     difference: "np.ndarray",  # |backend − float64|
     own: "np.ndarray",  # |torch − float64|
@@ -170,53 +190,23 @@ def times_room(
     rule: Rule,
     noise: "np.ndarray",  # what rounding does to each value
 ) -> float:  # at most `rule.factor` where it passes
-    "The largest error over torch's own, where rounding was measured to do no more than that; else over what it does there."
-    import numpy as np
+    "The largest error over torch's own, or over what rounding was measured to do there where that is more."
     least = max(_largest(own), rule.floor_ulps * EPS[precision] * scale)
     return _largest(difference / np.maximum(least, surroundings(noise)))
 
-def compare(
-    name: str,  # of the output
-    got: "np.ndarray",  # what the backend gave
-    torch_value: "np.ndarray",  # what torch gave in the same precision
-    truth: "np.ndarray",  # what torch gave in float64
-    precision: str = "fp32",  # of backend and torch: fp32, tf32, fp16, bf16
-    rule: Rule = Rule(),  # when it passes
-    logits: bool | None = None,  # rows are scores of classes; None: by the name
-    ties: "np.ndarray | None" = None,  # of integers: where rounding decides, see `reference.ties`
-    noise: "np.ndarray | None" = None,  # of floats: what rounding does to each value, see `original.rounding_noise`
-) -> OutputComparison:
-    "Compare one output by the rule: as a whole, and every row, head and channel on its own scale."
-    import numpy as np
+# %% ../../nbs/parity/03_rule.ipynb #489e3fe8
+def _minus(a: "np.ndarray", b: "np.ndarray") -> "np.ndarray":
+    "The difference of values of which some may be infinite."
+    with np.errstate(invalid="ignore", over="ignore"): return a - b
 
-    if (exact := _without_scale(name, got, torch_value, truth, ties)) is not None: return exact
-    got, torch_value, truth = (np.asarray(a, np.float64) for a in (got, torch_value, truth))
-    d = _Distances.of(got, torch_value, truth, precision)
-    reference = _largest(d.own) / d.scale
-    ratio, why = _as_a_whole(d, precision, rule, noise)
-    passed = not d.odd and (not _over_fixed(rule, d) if rule.fixed else ratio <= rule.factor)
-    judged, worst = (0, None) if rule.fixed else blocks(d.difference, d.own, d.truth, d.scale, precision, rule, noise)
-    if passed and worst is not None: passed, ratio, why = False, worst.ratio, str(worst)
-    else: worst = None
-    return OutputComparison(
-        name=name,
-        max_abs=_largest(d.difference),
-        error=_largest(d.difference) / d.scale,
-        reference_error=reference,
-        ratio=ratio,
-        verdict="pass" if passed else "fail",
-        why=why,
-        nonfinite=d.odd,
-        nan=d.nan,
-        block=worst.where if worst else "",
-        channels=judged,
-        **_shown(name, got, torch_value, truth, d.finite, precision, logits),
-        **_per_sample(d.difference, d.own, d.scale),
-    )
+def _apart(a: "np.ndarray", b: "np.ndarray", where: "np.ndarray") -> "np.ndarray":
+    "|a − b| `where` both are numbers, and 0 elsewhere."
+    return np.where(where, np.abs(_minus(a, b)), 0.0)
 
+# %% ../../nbs/parity/03_rule.ipynb #c0009b84
 @dataclass(frozen=True)
 class _Distances:
-    "How far a backend and torch are from the truth, value by value; zero where there is no number to compare."
+    "How far a backend and torch are from the truth, value by value; zero where no number is compared."
     difference: "np.ndarray"  # |backend − float64|
     own: "np.ndarray"  # |torch − float64|
     truth: "np.ndarray"
@@ -233,38 +223,100 @@ class _Distances:
         precision: str,
     ) -> "_Distances":
         "Measure them."
-        import numpy as np
         most = MOST[precision]
-        mine, theirs, true = _kinds(got, most), _kinds(torch_value, most), _kinds(truth, most, MOST["fp32"], MOST["fp64"])
-        finite = (mine == 0) & (true == 0)
+        mine, theirs = _kinds(got, most), _kinds(torch_value, most)
+        true = _kinds(truth, most, MOST["fp32"], MOST["fp64"])
+        known = true == 0
         return cls(
-            difference=np.where(finite, np.abs(_minus(got, truth)), 0.0),
-            own=np.where((theirs == 0) & (true == 0), np.abs(_minus(torch_value, truth)), 0.0),
-            truth=np.where(true == 0, truth, 0.0),
-            finite=finite,
-            scale=scale_of(truth[true == 0], torch_value[true == 0]),
+            difference=_apart(got, truth, known & (mine == 0)),
+            own=_apart(torch_value, truth, known & (theirs == 0)),
+            truth=np.where(known, truth, 0.0),
+            finite=known & (mine == 0),
+            scale=scale_of(truth[known], torch_value[known]),
             odd=int((mine != true).sum()),
             nan=int(((mine == 1) & (true == 1)).sum()),
         )
 
+    @property
+    def error(self) -> float:
+        "The backend's largest error, relative to the largest value."
+        return _largest(self.difference) / self.scale
+
+    @property
+    def own_error(self) -> float:
+        "Torch's, likewise."
+        return _largest(self.own) / self.scale
+
+# %% ../../nbs/parity/03_rule.ipynb #010d9d2b
 def _as_a_whole(
     d: _Distances, precision: str, rule: Rule, noise: "np.ndarray | None"
 ) -> tuple[float, str]:  # error over what is allowed once, and what there is to say
-    bare = _largest(d.difference) / d.scale / max(_largest(d.own) / d.scale, rule.floor_ulps * EPS[precision])
+    "The output judged by its largest error."
+    bare = d.error / max(d.own_error, rule.floor_ulps * EPS[precision])
     ratio = bare if noise is None else times_room(d.difference, d.own, d.scale, precision, rule, noise)
     if d.odd: return ratio, f"{count_of(d.odd, 'value')} NaN or infinite on one side only"
     if rule.fixed:
         over = _over_fixed(rule, d)
         return ratio, f"{count_of(over, 'value')} beyond the fixed tolerance" if over else ""
     if bare <= rule.factor: return ratio, ""
-    if noise is None: return ratio, f"error is {bare:.3g} times torch's own"
-    return ratio, f"error is {bare:.3g} times torch's own, and {ratio:.3g} times what rounding was measured to do there"
+    told = f"error is {bare:.3g} times torch's own"
+    if noise is None: return ratio, told
+    return ratio, f"{told}, and {ratio:.3g} times what rounding was measured to do there"
 
 def _over_fixed(rule: Rule, d: _Distances) -> int:
     "How many values are beyond a fixed tolerance."
-    import numpy as np
     return int((d.difference > (rule.atol or 0) + (rule.rtol or 0) * np.abs(d.truth)).sum())
 
+# %% ../../nbs/parity/03_rule.ipynb #f7203a9b
+@dataclass(frozen=True)
+class _Judgement:
+    "What the rule says about one output; the fields are those of `OutputComparison`."
+    verdict: str
+    ratio: float
+    why: str
+    block: str = ""
+    channels: int = 0
+
+def _judgement(d: _Distances, precision: str, rule: Rule, noise: "np.ndarray | None") -> _Judgement:
+    "The output as a whole first; where that passes, its worst part decides."
+    ratio, why = _as_a_whole(d, precision, rule, noise)
+    if rule.fixed: return _Judgement("fail" if d.odd or _over_fixed(rule, d) else "pass", ratio, why)
+    judged, worst = blocks(d.difference, d.own, d.truth, d.scale, precision, rule, noise)
+    passed = not d.odd and ratio <= rule.factor
+    if passed and worst is not None: return _Judgement("fail", worst.ratio, str(worst), worst.where, judged)
+    return _Judgement("pass" if passed else "fail", ratio, why, channels=judged)
+
+# %% ../../nbs/parity/03_rule.ipynb #7f56b64b
+def _unlike(name: str, why: str) -> OutputComparison:
+    "An output that fails before any value is compared."
+    return OutputComparison(name, math.inf, math.inf, 0.0, math.inf, "fail", why)
+
+# %% ../../nbs/parity/03_rule.ipynb #3d3e4a92
+INTEGERS = "integers or booleans differ"
+
+def _told_of_integers(count: int, tied: int) -> str:
+    "How many integers differ, and whether that is a fault."
+    if count: return f"{count} {INTEGERS}"
+    return f"{tied} {INTEGERS} where rounding decides" if tied else ""
+
+def _exact(
+    name: str, got: "np.ndarray", want: "np.ndarray", ties: "np.ndarray | None" = None
+) -> OutputComparison:
+    "Integers and booleans, which are the same or not."
+    differ = np.asarray(got) != np.asarray(want)
+    wrong = differ if ties is None or ties.shape != differ.shape else differ & ~ties
+    count = int(wrong.sum())
+    return OutputComparison(
+        name=name,
+        max_abs=_largest(np.abs(_minus(got.astype(np.float64), want.astype(np.float64)))),
+        error=count / max(wrong.size, 1),
+        reference_error=0.0,
+        ratio=math.inf if count else 0.0,
+        verdict="fail" if count else "pass",
+        why=_told_of_integers(count, int(differ.sum()) - count),
+    )
+
+# %% ../../nbs/parity/03_rule.ipynb #3f92c591
 def _without_scale(
     name: str, got: "np.ndarray", torch_value: "np.ndarray", truth: "np.ndarray", ties: "np.ndarray | None"
 ) -> OutputComparison | None:
@@ -275,98 +327,50 @@ def _without_scale(
         return _unlike(name, f"type {got.dtype} instead of {torch_value.dtype}")
     return _exact(name, got, torch_value, ties) if got.dtype.kind in "biu" else None
 
-def _minus(a: "np.ndarray", b: "np.ndarray") -> "np.ndarray":
-    import numpy as np
-    with np.errstate(invalid="ignore", over="ignore"): return a - b
-
-def _unlike(name: str, why: str) -> OutputComparison:
-    return OutputComparison(
-        name=name,
-        max_abs=math.inf,
-        error=math.inf,
-        reference_error=0.0,
-        ratio=math.inf,
-        verdict="fail",
-        why=why,
-    )
-
-
-INTEGERS = "integers or booleans differ"
-
-def _exact(
-    name: str, got: "np.ndarray", want: "np.ndarray", ties: "np.ndarray | None" = None
-) -> OutputComparison:
-    import numpy as np
-    differ = np.asarray(got) != np.asarray(want)
-    wrong = differ if ties is None or ties.shape != differ.shape else differ & ~ties
-    count, most = int(wrong.sum()), _largest(np.abs(_minus(got.astype(np.float64), want.astype(np.float64))))
-    share, tied = count / max(wrong.size, 1), int(differ.sum()) - count
-    why = (
-        f"{count} {INTEGERS}"
-        if count
-        else f"{tied} integers or booleans differ where rounding decides"
-        if tied
-        else ""
-    )
-    return OutputComparison(
-        name=name,
-        max_abs=most,
-        error=share,
-        reference_error=0.0,
-        ratio=math.inf if count else 0.0,
-        verdict="fail" if count else "pass",
-        why=why,
-    )
-
 def _per_sample(
     difference: "np.ndarray", own: "np.ndarray", scale: float, most: int = 4096
 ) -> dict[str, Any]:
+    "The error of each sample, where there are not too many."
     if difference.ndim == 0 or difference.size == 0 or len(difference) > most: return {}
     rows = [a.reshape(len(a), -1).max(axis=1) / scale for a in (difference, own)]
     return {"per_sample": rows[0].tolist(), "per_sample_reference": rows[1].tolist()}
 
-# %% ../../nbs/parity/03_rule.ipynb #6eb7e2d4
-def _shown(
-    name: str,
-    got: "np.ndarray",
-    own: "np.ndarray",
-    truth: "np.ndarray",
-    finite: "np.ndarray",
-    precision: str,
-    logits: bool | None,
-) -> dict[str, Any]:
-    import numpy as np
-    a, b = got[finite], truth[finite]
-    norms, noise = float(np.linalg.norm(a) * np.linalg.norm(b)), float(np.linalg.norm(a - b))
-    shown: dict[str, Any] = {
-        "cosine": float(a @ b) / norms if norms else None,
-        "sqnr_db": 20 * math.log10(float(np.linalg.norm(b)) / noise) if noise and np.any(b) else None,
-        "ulp": ulp_histogram(got, own, precision),
-    }
-    is_logits = logits if logits is not None else "logits" in name
-    if (
-        is_logits
-        and truth.ndim >= 2
-        and truth.shape[-1] > 1
-        and np.isfinite(got).all()
-        and np.isfinite(truth).all()
-    ):
-        shown |= {"top1": _top1(got, truth), "kl": _kl(truth, got)}
-    return shown
+# %% ../../nbs/parity/03_rule.ipynb #1600e16f
+def _errors(d: _Distances) -> dict[str, Any]:
+    "How far off an output is, by the fields of `OutputComparison`."
+    whole = {"max_abs": _largest(d.difference), "error": d.error, "reference_error": d.own_error}
+    return {**whole, "nonfinite": d.odd, "nan": d.nan, **_per_sample(d.difference, d.own, d.scale)}
 
+# %% ../../nbs/parity/03_rule.ipynb #6eb7e2d4
+def _angle_and_noise(got: "np.ndarray", truth: "np.ndarray") -> dict[str, float | None]:
+    "Cosine, and signal to noise in decibels, of finite values; None where there is no such number."
+    norms = float(np.linalg.norm(got) * np.linalg.norm(truth))
+    noise = float(np.linalg.norm(got - truth))
+    signal = float(np.linalg.norm(truth)) / noise if noise else 0.0
+    decibels = 20 * math.log10(signal) if signal else None
+    return {"cosine": float(got @ truth) / norms if norms else None, "sqnr_db": decibels}
+
+# %% ../../nbs/parity/03_rule.ipynb #272794c6
 def _top1(got: "np.ndarray", truth: "np.ndarray") -> float:
+    "The share of rows whose largest entry is at the same place."
     return float((got.argmax(-1) == truth.argmax(-1)).mean())
 
+def _log_softmax(x: "np.ndarray") -> "np.ndarray":
+    "The logarithm of the softmax over the last axis."
+    below = x - x.max(-1, keepdims=True)
+    return below - np.log(np.exp(below).sum(-1, keepdims=True))
+
 def _kl(truth: "np.ndarray", got: "np.ndarray") -> float:
-    import numpy as np
-
-    def log_softmax(x):
-        return (
-            x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
-        )
-
-    p, q = log_softmax(truth), log_softmax(got)
+    "The mean Kullback-Leibler divergence of the softmax over the last axis, in nats."
+    p, q = _log_softmax(truth), _log_softmax(got)
     return max(0.0, float((np.exp(p) * (p - q)).sum(-1).mean()))
+
+# %% ../../nbs/parity/03_rule.ipynb #44791d4b
+def _ulps_apart(got: "np.ndarray", own: "np.ndarray", precision: str) -> "np.ndarray":
+    "How many units in the last place of the value itself finite numbers are apart."
+    finite = np.isfinite(got) & np.isfinite(own)
+    size = np.maximum(np.abs(own[finite]), 2.0**-100)
+    return np.rint(np.abs(got[finite] - own[finite]) / (EPS[precision] * 2.0 ** np.floor(np.log2(size))))
 
 def ulp_histogram(
     got: "np.ndarray",  # of a backend
@@ -374,12 +378,45 @@ def ulp_histogram(
     precision: str = "fp32",
 ) -> list[int]:  # counts of 0, 1, 2, 3-4, 5-8, … ulps
     "How many values differ by how many units in the last place (of the value itself) from torch's."
-    import numpy as np
-    finite = np.isfinite(got) & np.isfinite(own)
-    size = np.maximum(np.abs(own[finite]), 2.0**-100)
-    ulps = np.rint(np.abs(got[finite] - own[finite]) / (EPS[precision] * 2.0 ** np.floor(np.log2(size))))
-    bins = np.where(ulps < 1, 0, 1 + np.ceil(np.log2(np.maximum(ulps, 1)))).astype(int)
-    return np.bincount(np.minimum(bins, 24)).tolist() if bins.size else []
+    ulps = _ulps_apart(got, own, precision)
+    bins = np.minimum(np.where(ulps < 1, 0, 1 + np.ceil(np.log2(np.maximum(ulps, 1)))), 24)
+    return np.bincount(bins.astype(int)).tolist() if bins.size else []
+
+# %% ../../nbs/parity/03_rule.ipynb #98be9cf4
+def _are_scores(name: str, got: "np.ndarray", truth: "np.ndarray", stated: bool | None) -> bool:
+    "Whether rows are scores of classes, all of them numbers. By the name where nobody has said it."
+    said = "logits" in name if stated is None else stated
+    rows = truth.ndim >= 2 and truth.shape[-1] > 1 and truth.size > 0
+    return said and rows and bool(np.isfinite(got).all()) and bool(np.isfinite(truth).all())
+
+def _shown(
+    got: "np.ndarray", own: "np.ndarray", truth: "np.ndarray", d: _Distances, precision: str, scores: bool
+) -> dict[str, Any]:
+    "Figures that people are used to, by the fields of `OutputComparison`."
+    shown: dict[str, Any] = _angle_and_noise(got[d.finite], truth[d.finite])
+    shown["ulp"] = ulp_histogram(got, own, precision)
+    return shown | {"top1": _top1(got, truth), "kl": _kl(truth, got)} if scores else shown
+
+# %% ../../nbs/parity/03_rule.ipynb #97340fd1
+def compare(
+    name: str,  # of the output
+    got: "np.ndarray",  # what the backend gave
+    torch_value: "np.ndarray",  # what torch gave in the same precision
+    truth: "np.ndarray",  # what torch gave in float64
+    precision: str = "fp32",  # of backend and torch: fp32, tf32, fp16, bf16
+    rule: Rule = Rule(),  # when it passes
+    logits: bool | None = None,  # rows are scores of classes; None: by the name
+    ties: "np.ndarray | None" = None,  # of integers: where rounding decides, see `reference.ties`
+    noise: "np.ndarray | None" = None,  # of floats: what rounding does, see `original.rounding_noise`
+) -> OutputComparison:
+    "Compare one output by the rule: as a whole, and every row, head and channel on its own scale."
+    exact = _without_scale(name, got, torch_value, truth, ties)
+    if exact is not None: return exact
+    got, torch_value, truth = (np.asarray(a, np.float64) for a in (got, torch_value, truth))
+    d = _Distances.of(got, torch_value, truth, precision)
+    judged = _judgement(d, precision, rule, noise)
+    shown = _shown(got, torch_value, truth, d, precision, _are_scores(name, got, truth, logits))
+    return OutputComparison(name, **_errors(d), **vars(judged), **shown)
 
 # %% ../../nbs/parity/03_rule.ipynb #8e0d1846
 def matched_outputs(
@@ -387,7 +424,8 @@ def matched_outputs(
     got: Mapping[str, Any],  # of the file
 ) -> list[tuple[str, str | None]]:
     "(name in torch, name in the file or None); by position only where no name is known."
-    got = {n: v for n, v in got.items() if not n.startswith("present") or n in truth}  # the cache that a file for generation gives besides
+    # a file for generation gives a cache besides
+    got = {n: v for n, v in got.items() if not n.startswith("present") or n in truth}
     if set(truth) <= set(got): return [(n, n) for n in truth]
     if len(truth) == len(got) and not set(truth) & set(got): return list(zip(truth, got))
     return [(n, n if n in got else None) for n in truth]
@@ -399,37 +437,17 @@ def compare_outputs(
     precision: str = "fp32",
     rule: Rule = Rule(),
     ties: Mapping[str, "np.ndarray"] = MappingProxyType({}),  # of integer outputs: where rounding decides
-    noise: Mapping[str, "np.ndarray"] = MappingProxyType({}),  # of float outputs: what rounding does to each value
+    noise: Mapping[str, "np.ndarray"] = MappingProxyType({}),  # of float outputs: what rounding does
 ) -> list[OutputComparison]:
     "All outputs of one case."
+    given = ", ".join(got) or "nothing"
+    def compared(name: str, there: str | None) -> OutputComparison:
+        if there is None: return _unlike(name, f"missing output: the backend gives only {given}")
+        values = got[there], own[name], truth[name]
+        return compare(name, *values, precision, rule, ties=ties.get(name), noise=noise.get(name))
+
     pairs = matched_outputs(truth, got)
-    found = [
-        compare(
-            name,
-            got[there],
-            own[name],
-            truth[name],
-            precision,
-            rule,
-            ties=ties.get(name),
-            noise=noise.get(name),
-        )
-        if there is not None
-        else OutputComparison(
-            name,
-            math.inf,
-            math.inf,
-            0.0,
-            math.inf,
-            "fail",
-            f"missing output: the backend gives only {', '.join(got) or 'nothing'}",
-        )
-        for name, there in pairs
-    ]
-    extra = [n for n in got if n not in {there for _, there in pairs} and not n.startswith("present")]
-    return found + [
-        OutputComparison(
-            n, math.inf, math.inf, 0.0, math.inf, "fail", "extra output: the module gives no such thing"
-        )
-        for n in extra
-    ]
+    known = {there for _, there in pairs}
+    extra = [n for n in got if n not in known and not n.startswith("present")]
+    found = [compared(name, there) for name, there in pairs]
+    return found + [_unlike(n, "extra output: the module gives no such thing") for n in extra]
