@@ -754,7 +754,8 @@ def _value_span(items: list[str], i: int, sign: str, start: int = 0) -> _Span | 
     value = item[start:]
     if _NO_SECRET.fullmatch(value) or value.startswith(_GIVEN_ELSEWHERE): return None
     if value.startswith("pass:"): return _Span(i, start + 5, len(item))  # of openssl
-    at = item.find(sign, start) + 1 if sign else start
+    user = _MARK.match(item, start)  # the name before the sign may be taken out already
+    at = item.find(sign, user.end() if user else start) + 1 if sign else start
     found = (at or not sign) and len(item) - at > 1
     return _Span(i, at, len(item)) if found else None
 
@@ -1445,7 +1446,8 @@ def _without_typed(values: list) -> list:
     "The items of a list without the secrets of a command line."
     if len(values) < 2: return values
     values = list(values)
-    for i, start, end in _typed_spans([value if isinstance(value, str) else "" for value in values]):
+    typed = _typed_spans([value if isinstance(value, str) else "" for value in values])
+    for i, start, end in sorted(set(typed), reverse=True):  # two programs of a command may name the same
         secret = values[i][start:end]
         if "<removed:" in secret or _harmless(secret): continue
         values[i] = values[i][:start] + _mark("named", secret) + values[i][end:]
