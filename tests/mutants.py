@@ -83,7 +83,8 @@ TARGETS = [
     *of("excuse by padding", "parity/padding.py", "padding", "explained_by_padding", "hidden_positions", "with_hidden", "_attended", "_softened"),
     *of("what a cause needs", "parity/causes.py", "cause", "by_optimisation", "by_train_mode", "_put_back", "_one_by_one", "_all_at_once", "by_restoring", "_to_put_back",
         "by_fresh_export", "by_opset", "by_tf32", "by_evaluator", "by_trace", "_as_number", "by_switches", "by_exporter", "find_causes"),
-    *of("what is numerics", "env/difference.py", "numerics", "diff", "_judge", "_mild", "_torch_on_one_side", "_same_data"),
+    *of("what is numerics", "env/difference.py", "numerics", "diff", "_judge", "_same_setting", "_explained",
+        "_mild", "_known_once", "_torch_on_one_side", "_same_data"),
     *of("what verify counts", "hub/verification.py", "left_out", "verify", "_is_as_skipped", "_is_single"),
     *of("what was signed", "hub/signing.py", "signed", "_compare"),
     *of("the cheapest price", "compute/prices.py", "price", "cheapest", "credible", "_rented"),
@@ -100,7 +101,6 @@ ACCEPTED: dict[tuple[str, str, int], str] = {
     ("seen_problem", "status.st_size < SNIFF_BYTES compared with LtE", 1): "a pointer has some 130 bytes: none has just as many as are looked at",
     ("_is_single", "not isinstance(given, ModelLock) and (not lock.repo) joined by Or", 1): "of a lock of a repository no folder is recorded",
     ("_bridge_parallelism", "strategy.ep > 1 compared with GtE", 1): "without expert parallelism `expert_tp` is `tp` itself",
-    ("_judge", "1 as 2", 1): "pieces that `rsplit` gives, of which the last is read either way; the index itself is noticed",
     ("_headline", "1 as 2", 1): "both sides of a comparison count twice where it is not about time; that of `1 - NEAR` is noticed",
 }
 

@@ -236,3 +236,12 @@ def test_everything_that_detect_secrets_finds_goes(name):
     def check(text):
         if len(text) >= 24: assert redact_text(text) != text
     check()
+
+
+def test_a_secret_is_marked_once():
+    """A mark is not taken for a name and a secret, and two programs of a command that mean the same item leave one mark, of the secret."""
+    said = redact_text("curl -u me:hunter2 https://example.org")
+    assert said.count("<removed:") == 1 and "hunter2" not in said
+    assert "hunter2x" not in redact_text("curl -u ghp_0123456789abcdefghijABCDEFGHIJ012345:hunter2x https://example.org")
+    twice, once = (redact([*programs, "-p", "hunter22"])[0][-1] for programs in (["mongo", "mongosh"], ["mongosh"]))
+    assert twice == once

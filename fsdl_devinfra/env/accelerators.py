@@ -10,6 +10,8 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,79 +23,113 @@ from .stamping import installed
 __all__ = ['nvidia', 'nvidia_smi', 'amd', 'tpu', 'accelerators', 'loaded', 'torch_build', 'on_machine', 'shadowing', 'libraries']
 
 # %% ../../nbs/environment/05_accelerators.ipynb #7f8885aa
-#: CUDA cores a multiprocessor has, by compute capability (CUDA C Programming Guide, "Arithmetic Instructions", FP32 results a clock)
+#: CUDA cores a multiprocessor has, by compute capability
+#: (CUDA C Programming Guide, "Arithmetic Instructions", FP32 results a clock)
 _CORES = {
-    (5, 0): 128,
-    (5, 2): 128,
-    (6, 0): 64,
-    (6, 1): 128,
-    (7, 0): 64,
-    (7, 5): 64,
-    (8, 0): 64,
-    (8, 6): 128,
-    (8, 9): 128,
-    (9, 0): 128,
-    (10, 0): 128,
-    (10, 3): 128,
-    (12, 0): 128,
-    (12, 1): 128,
+    (5, 0): 128, (5, 2): 128, (6, 0): 64, (6, 1): 128, (7, 0): 64, (7, 5): 64, (8, 0): 64,
+    (8, 6): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (10, 3): 128, (12, 0): 128, (12, 1): 128,
 }
+#: asks NVML about one GPU: `say("GetName")`
+_Say = Callable[..., Any]
 
 def _quiet(function: Callable[..., Any] | None, *args: Any) -> Any:
+    "What a function answers; None from an old driver, a virtual GPU, a GPU without an answer."
     if function is None: return None
     try: value = function(*args)
-    except Exception: return None  # an old driver, a virtual GPU, a question that this GPU does not answer
+    except Exception: return None
     return value.decode() if isinstance(value, bytes) else value
 
-def _gpu(nv: Any, handle: Any) -> dict[str, Any]:
-    def say(name: str, *args: Any) -> Any:
-        return _quiet(getattr(nv, "nvmlDevice" + name, None), handle, *args)
-
-    capability, cores, memory, mig = (
-        say("GetCudaComputeCapability"),
-        say("GetNumGpuCores"),
-        say("GetMemoryInfo"),
-        say("GetMigMode"),
-    )
+def _multiprocessors(say: _Say) -> int | None:
+    "How many multiprocessors a GPU has: its cores by those that one has."
+    cores, capability = say("GetNumGpuCores"), say("GetCudaComputeCapability")
     per = _CORES.get(tuple(capability)) if capability else None
-    power, enforced = say("GetPowerManagementLimit"), say("GetPowerManagementDefaultLimit")
-    return without_nones(
-        {
-            "name": say("GetName"),
-            "memory_bytes": int(memory.total) if memory else None,
-            "compute_capability": ".".join(map(str, capability)) if capability else None,
-            "multiprocessors": cores // per if cores and per else None,
-            "mig": bool(mig[0]) if mig else None,
-            "ecc": (lambda e: bool(e[0]) if e else None)(say("GetEccMode")),
-            "power_limit_w": power and power // 1000,
-            "power_default_w": enforced and enforced // 1000,
-            "clock_sm_max_mhz": say("GetMaxClockInfo", 1),
-            "clock_sm_app_mhz": say("GetApplicationsClock", 1),
-            "persistence": (lambda p: bool(p) if p is not None else None)(say("GetPersistenceMode")),
-            "pcie_generation": say("GetMaxPcieLinkGeneration"),
-            "pcie_width": say("GetMaxPcieLinkWidth"),
-            "nvlinks": sum(1 for i in range(18) if say("GetNvLinkState", i) == 1) or None,
-            "vbios": say("GetVbiosVersion"),
-        }
-    )
+    return cores // per if cores and per else None
+
+# %% ../../nbs/environment/05_accelerators.ipynb #107173c0
+def _memory(say: _Say) -> int | None:
+    "Bytes of memory."
+    memory = say("GetMemoryInfo")
+    return int(memory.total) if memory else None
+
+def _capability(say: _Say) -> str | None:
+    "The compute capability, `9.0`."
+    numbers = say("GetCudaComputeCapability")
+    return ".".join(map(str, numbers)) if numbers else None
+
+def _is_on(answer: Any) -> bool | None:
+    "Whether a mode is on, of an answer with the present and the next one."
+    return bool(answer[0]) if answer else None
+
+def _watts(milliwatts: int | None) -> int | None:
+    "Whole watts."
+    return milliwatts and milliwatts // 1000
+
+def _persistence(say: _Say) -> bool | None:
+    "Whether the driver stays loaded."
+    mode = say("GetPersistenceMode")
+    return bool(mode) if mode is not None else None
+
+def _nvlinks(say: _Say) -> int | None:
+    "How many links of NVLink are up."
+    return sum(1 for i in range(18) if say("GetNvLinkState", i) == 1) or None
+
+# %% ../../nbs/environment/05_accelerators.ipynb #bb18d2b6
+#: field → what NVML says of it
+_ABOUT_GPU: dict[str, Callable[[_Say], Any]] = {
+    "name": lambda say: say("GetName"),
+    "memory_bytes": _memory,
+    "compute_capability": _capability,
+    "multiprocessors": _multiprocessors,
+    "mig": lambda say: _is_on(say("GetMigMode")),
+    "ecc": lambda say: _is_on(say("GetEccMode")),
+    "power_limit_w": lambda say: _watts(say("GetPowerManagementLimit")),
+    "power_default_w": lambda say: _watts(say("GetPowerManagementDefaultLimit")),
+    "clock_sm_max_mhz": lambda say: say("GetMaxClockInfo", 1),
+    "clock_sm_app_mhz": lambda say: say("GetApplicationsClock", 1),
+    "persistence": _persistence,
+    "pcie_generation": lambda say: say("GetMaxPcieLinkGeneration"),
+    "pcie_width": lambda say: say("GetMaxPcieLinkWidth"),
+    "nvlinks": _nvlinks,
+    "vbios": lambda say: say("GetVbiosVersion"),
+}
+
+def _ask(nv: Any, handle: Any, name: str, *args: Any) -> Any:
+    "What NVML says of one GPU; None where this version has no such question."
+    return _quiet(getattr(nv, "nvmlDevice" + name, None), handle, *args)
+
+def _gpu(nv: Any, handle: Any) -> dict[str, Any]:
+    "One GPU, as far as its driver tells."
+    say = partial(_ask, nv, handle)
+    return without_nones({field: ask(say) for field, ask in _ABOUT_GPU.items()})
 
 # %% ../../nbs/environment/05_accelerators.ipynb #70cfbc15
 #: the common ancestor of two GPUs, as `nvidia-smi topo -m` prints it
 _ANCESTOR = {0: "internal", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
+_OF_NVLINK = 2
+
+def _link(nv: Any, one: Any, other: Any) -> str | None:
+    "How two GPUs reach each other."
+    status = _quiet(getattr(nv, "nvmlDeviceGetP2PStatus", None), one, other, _OF_NVLINK)
+    if status == 0: return "NVLink"
+    level = _quiet(nv.nvmlDeviceGetTopologyCommonAncestor, one, other)
+    return None if level is None else _ANCESTOR.get(level, str(level))
 
 def _topology(nv: Any, handles: list[Any]) -> dict[str, str] | None:
-    found = {}
-    for i, a in enumerate(handles):
-        for j, b in enumerate(handles[i + 1:], i + 1):
-            linked = (
-                _quiet(nv.nvmlDeviceGetP2PStatus, a, b, 2) == 0
-                if hasattr(nv, "nvmlDeviceGetP2PStatus")
-                else False
-            )  # 2: NVLink
-            level = _quiet(nv.nvmlDeviceGetTopologyCommonAncestor, a, b)
-            if linked or level is not None:
-                found[f"{i}-{j}"] = "NVLink" if linked else _ANCESTOR.get(level, str(level))
-    return found or None
+    "The link of each two GPUs: `0-1` → `NVLink`."
+    pairs = combinations(enumerate(handles), 2)
+    return without_nones({f"{i}-{j}": _link(nv, one, other) for (i, one), (j, other) in pairs}) or None
+
+# %% ../../nbs/environment/05_accelerators.ipynb #f153df03
+def _through_nvml(nv: Any) -> dict[str, Any]:
+    "The driver and its GPUs, once NVML is initialised."
+    handles = [nv.nvmlDeviceGetHandleByIndex(i) for i in range(nv.nvmlDeviceGetCount())]
+    cuda = _quiet(getattr(nv, "nvmlSystemGetCudaDriverVersion", None))
+    return without_nones({
+        "driver": _quiet(nv.nvmlSystemGetDriverVersion),
+        "driver_supports_cuda": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+        "gpus": [_gpu(nv, handle) for handle in handles],
+        "topology": _topology(nv, handles),
+    })
 
 def nvidia(
     nv: Any = None,  # a module like `pynvml`; default: the real one
@@ -104,84 +140,86 @@ def nvidia(
         except ImportError: return {}
     try: nv.nvmlInit()
     except Exception: return {}
-    try:
-        handles = [nv.nvmlDeviceGetHandleByIndex(i) for i in range(nv.nvmlDeviceGetCount())]
-        cuda = _quiet(getattr(nv, "nvmlSystemGetCudaDriverVersion", None))
-        return without_nones({"driver": _quiet(nv.nvmlSystemGetDriverVersion),
-                              "driver_supports_cuda": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
-                              "gpus": [_gpu(nv, h) for h in handles], "topology": _topology(nv, handles)})
+    try: return _through_nvml(nv)
     finally: _quiet(nv.nvmlShutdown)
 
 # %% ../../nbs/environment/05_accelerators.ipynb #5d619f0c
 _SMI = (
-    "name",
-    "memory.total",
-    "driver_version",
-    "compute_cap",
-    "mig.mode.current",
-    "power.limit",
-    "vbios_version",
+    "name", "memory.total", "driver_version", "compute_cap", "mig.mode.current", "power.limit", "vbios_version"
 )
 
-
 def _mebibytes(text: str) -> int | None:
+    "A number of mebibytes, in bytes."
     return int(float(text)) << 20 if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
+def _smi_rows(text: str) -> list[dict[str, str]]:
+    "The lines of the table that are about a GPU."
+    cells = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    whole = [row for row in cells if len(row) == len(_SMI) and row[0]]
+    return [dict(zip(_SMI, row)) for row in whole if re.match(r"\d", row[2])]
 
+def _smi_gpu(row: dict[str, str]) -> dict[str, Any]:
+    "One GPU of the table."
+    return without_nones({
+        "name": row["name"],
+        "memory_bytes": _mebibytes(row["memory.total"]),
+        "compute_capability": row["compute_cap"],
+        "mig": {"Enabled": True, "Disabled": False}.get(row["mig.mode.current"]),
+        "vbios": row["vbios_version"],
+    })
+
+# %% ../../nbs/environment/05_accelerators.ipynb #75d64ad4
 def nvidia_smi() -> dict[str, Any]:
-    "NVIDIA GPUs through the program `nvidia-smi`."
+    "NVIDIA GPUs through the program `nvidia-smi`. Raises `OSError` where it is there and names none."
     if not shutil.which("nvidia-smi"): return {}
-    text = run_command(
-        "nvidia-smi", "--query-gpu=" + ",".join(_SMI), "--format=csv,noheader,nounits", seconds=5
-    )
+    query = "--query-gpu=" + ",".join(_SMI)
+    text = run_command("nvidia-smi", query, "--format=csv,noheader,nounits", seconds=5)
     if text is None: raise OSError("nvidia-smi is installed, but failed or did not answer within 5 s")
-    cells = [[c.strip() for c in line.split(",")] for line in text.splitlines()]
-    rows = [
-        dict(zip(_SMI, row)) for row in cells if len(row) == len(_SMI) and row[0] and re.match(r"\d", row[2])
-    ]
+    rows = _smi_rows(text)
     if not rows:
         raise OSError("nvidia-smi named no GPU: " + (" ".join(text.split())[:60] or "it printed nothing"))
-    gpus = [without_nones({"name": r["name"], "memory_bytes": _mebibytes(r["memory.total"]),
-                           "compute_capability": r.get("compute_cap"),
-                           "mig": {"Enabled": True, "Disabled": False}.get(r.get("mig.mode.current", "")),
-                           "vbios": r.get("vbios_version")}) for r in rows]
-    return {"driver": rows[0]["driver_version"], "gpus": gpus}
+    return {"driver": rows[0]["driver_version"], "gpus": [_smi_gpu(row) for row in rows]}
 
 # %% ../../nbs/environment/05_accelerators.ipynb #7592b437
+def _properties(folder: Path) -> dict[str, str]:
+    "What the kernel driver says of a node or a bank of memory."
+    return dict(re.findall(r"^(\w+) (\d+)$", read(folder / "properties") or "", re.MULTILINE))
+
+def _line(path: Path) -> str | None:
+    "A file of one line; None where it is empty or not there."
+    return (read(path, 100) or "").strip() or None
+
+def _architecture(target: int) -> str:
+    "The name of a target: 90402 is `gfx942`."
+    return f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}"
+
+def _amd_gpu(node: Path) -> dict[str, Any] | None:
+    "One GPU; None for a processor."
+    said = _properties(node)
+    target = int(said.get("gfx_target_version", 0))
+    if not target: return None
+    architecture = _architecture(target)
+    sizes = [int(_properties(bank).get("size_in_bytes", 0)) for bank in sorted(node.glob("mem_banks/*"))]
+    units = int(said.get("simd_count", 0)) // (int(said.get("simd_per_cu", 0)) or 4)
+    return without_nones({"name": _line(node / "name") or architecture, "architecture": architecture,
+                          "multiprocessors": units or None, "memory_bytes": sum(sizes) or None})
+
 def amd(
     root: Path = ROOT,  # of the file system
 ) -> dict[str, Any]:
     "AMD GPUs as the kernel driver (kfd) lists them, and the ROCm that is installed."
-    gpus = []
-    for node in sorted((root / "sys/class/kfd/kfd/topology/nodes").glob("*")):
-        said = dict(re.findall(r"^(\w+) (\d+)$", read(node / "properties") or "", re.MULTILINE))
-        target = int(said.get("gfx_target_version", 0))
-        if not target: continue  # a processor
-        banks = [
-            dict(re.findall(r"^(\w+) (\d+)$", read(b / "properties") or "", re.MULTILINE))
-            for b in sorted(node.glob("mem_banks/*"))
-        ]
-        units = int(said.get("simd_count", 0)) // (int(said.get("simd_per_cu", 0)) or 4)
-        gpus.append(
-            without_nones(
-                {
-                    "name": (read(node / "name", 100) or "").strip()
-                    or f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}",
-                    "architecture": f"gfx{target // 10000}{target // 100 % 100:x}{target % 100:x}",
-                    "multiprocessors": units or None,
-                    "memory_bytes": sum(int(b.get("size_in_bytes", 0)) for b in banks) or None,
-                }
-            )
-        )
+    nodes = sorted((root / "sys/class/kfd/kfd/topology/nodes").glob("*"))
+    gpus = [gpu for node in nodes if (gpu := _amd_gpu(node))]
     if not gpus: return {}
-    return without_nones(
-        {
-            "amd_driver": (read(root / "sys/module/amdgpu/version", 100) or "").strip() or None,
-            "rocm": (read(root / "opt/rocm/.info/version", 100) or "").strip() or None,
-            "gpus": gpus,
-        }
-    )
+    driver, rocm = _line(root / "sys/module/amdgpu/version"), _line(root / "opt/rocm/.info/version")
+    return without_nones({"amd_driver": driver, "rocm": rocm, "gpus": gpus})
 
+# %% ../../nbs/environment/05_accelerators.ipynb #263110dc
+def _chips(root: Path, environ: dict[str, str]) -> int:
+    "TPU chips of this host: as devices of their own, or of VFIO where the variables say that it has some."
+    own = len(list(root.glob("dev/accel[0-9]*")))
+    if own or "TPU_ACCELERATOR_TYPE" not in environ: return own
+    return len(list(root.glob("dev/vfio/[0-9]*")))
 
 def tpu(
     root: Path = ROOT,  # of the file system
@@ -189,25 +227,18 @@ def tpu(
 ) -> dict[str, Any]:
     "TPU chips of this host and the slice that they belong to."
     environ = dict(os.environ) if environ is None else environ
-    chips = len(list(root.glob("dev/accel[0-9]*"))) or (
-        len(list(root.glob("dev/vfio/[0-9]*"))) if "TPU_ACCELERATOR_TYPE" in environ else 0
-    )
-    if not chips and "TPU_ACCELERATOR_TYPE" not in environ: return {}
-    return {
-        "tpu": without_nones(
-            {
-                "chips": chips or None,
-                "type": environ.get("TPU_ACCELERATOR_TYPE"),
-                "topology": environ.get("TPU_TOPOLOGY"),
-                "workers": environ.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1,
-            }
-        )
-    }
+    chips, kind = _chips(root, environ), environ.get("TPU_ACCELERATOR_TYPE")
+    if not chips and kind is None: return {}
+    workers = environ.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
+    topology = environ.get("TPU_TOPOLOGY")
+    return {"tpu": without_nones({"chips": chips or None, "type": kind, "topology": topology, "workers": workers})}
 
+# %% ../../nbs/environment/05_accelerators.ipynb #dd10cf60
 def _has_nvidia(root: Path = ROOT) -> bool:
     "Whether it is worth loading NVML (20 ms): there is a driver, or somebody has loaded it already."
     if sys.platform != "linux" or "pynvml" in sys.modules: return True
-    return any((root / p).exists() for p in ("dev/nvidiactl", "dev/nvidia0", "proc/driver/nvidia", "dev/dxg"))
+    devices = ("dev/nvidiactl", "dev/nvidia0", "proc/driver/nvidia", "dev/dxg")
+    return any((root / device).exists() for device in devices)
 
 def accelerators(
     root: Path = ROOT,  # of the file system
@@ -220,118 +251,111 @@ def accelerators(
 
 # %% ../../nbs/environment/05_accelerators.ipynb #f13f8a67
 _LIBRARIES = re.compile(
-    r"lib(cudart|cublas|cublasLt|cudnn|nccl|cufft|cusolver|cusparse|nvrtc|cuda|mkl_\w+|openblas\w*|omp|iomp5|gomp|rccl|rocblas|hipblas|MIOpen|amdhip64|mpi|blis|armpl\w*|nvidia-ml)[-\w]*\.so[.\d]*$"
+    r"lib(cudart|cublas|cublasLt|cudnn|nccl|cufft|cusolver|cusparse|nvrtc|cuda|mkl_\w+|openblas\w*"
+    r"|omp|iomp5|gomp|rccl|rocblas|hipblas|MIOpen|amdhip64|mpi|blis|armpl\w*|nvidia-ml)[-\w]*\.so[.\d]*$"
 )
 
+def _by_library(files: list[str] | set[str]) -> dict[str, str]:
+    "The numeric libraries among file names."
+    return {library[1]: file for file in sorted(files) if (library := _LIBRARIES.search(file))}
 
 def loaded(
     maps: str | None = None,  # text of /proc/self/maps; default: this process's
 ) -> dict[str, str]:  # library → file name, e.g. {"cudnn": "libcudnn.so.9"}
     "The numeric libraries that this process has loaded."
     text = read("/proc/self/maps", 1 << 24) if maps is None else maps
-    files = {line.rsplit("/", 1)[-1] for line in (text or "").splitlines() if ".so" in line}
-    return {m[1]: f for f in sorted(files) if (m := _LIBRARIES.search(f))}
+    return _by_library({line.rsplit("/", 1)[-1] for line in (text or "").splitlines() if ".so" in line})
 
+# %% ../../nbs/environment/05_accelerators.ipynb #0e5208f7
 def torch_build() -> dict[str, Any]:
     "Version, commit and CUDA or ROCm of the installed torch, read from its files."
     one = installed().get("torch")
     if one is None: return {}
     text = read(Path(one.path).parent / "torch/version.py") or ""
     said = dict(re.findall(r"^(\w+)(?:\s*:\s*[^=]+)?\s*=\s*'?([^'\n]*)'?", text, re.MULTILINE))
-    return without_nones(
-        {
-            "version": said.get("__version__") or one.version,
-            "commit": said.get("git_version"),
-            **{k: None if said.get(k) in (None, "None") else said[k] for k in ("cuda", "hip", "xpu")},
-        }
-    )
+    about = {"version": said.get("__version__") or one.version, "commit": said.get("git_version")}
+    backends = {name: said[name] for name in ("cuda", "hip", "xpu") if said.get(name, "None") != "None"}
+    return without_nones(about) | backends
 
 def _bundled() -> dict[str, str]:
     "Libraries inside torch's own folder, for builds that carry them."
     one = installed().get("torch")
     folder = Path(one.path).parent / "torch/lib" if one else None
-    names = [f.name for f in folder.glob("*.so*")] if folder and folder.is_dir() else []
-    return {m[1]: n for n in sorted(names) if (m := _LIBRARIES.search(n))}
+    return _by_library([file.name for file in folder.glob("*.so*")]) if folder and folder.is_dir() else {}
 
 # %% ../../nbs/environment/05_accelerators.ipynb #41d37117
+_LIBRARY_FOLDERS = (
+    "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/local/cuda/lib64"
+)
+
+def _toolkit_version(home: Path) -> str | None:
+    "The version of a CUDA toolkit; older ones write it as a text."
+    new = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', read(home / "version.json") or "")
+    found = new or re.search(r"CUDA Version ([\d.]+)", read(home / "version.txt") or "")
+    return found[1] if found else None
+
 def on_machine(
     root: Path = ROOT,  # of the file system
 ) -> dict[str, Any]:
     "CUDA and cuDNN that lie on the machine; torch's wheels do not use them."
-    homes = [p for p in sorted(root.glob("usr/local/cuda*")) if p.is_dir()]
-    def version(home: Path) -> str | None:
-        found = re.search(
-            r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', read(home / "version.json") or ""
-        ) or re.search(r"CUDA Version ([\d.]+)", read(home / "version.txt") or "")
-        return found[1] if found else None
-    toolkits = {str(h.relative_to(root)): v for h in homes if (v := version(h))}
-    folders = [
-        root / p
-        for p in (
-            "usr/lib/x86_64-linux-gnu",
-            "usr/lib/aarch64-linux-gnu",
-            "usr/lib64",
-            "usr/local/cuda/lib64",
-        )
-    ]
-    cudnn = sorted({f.name for folder in folders for f in folder.glob("libcudnn.so.*.*")})
-    return without_nones({"toolkits": toolkits or None, "cudnn": cudnn or None})
+    homes = [home for home in sorted(root.glob("usr/local/cuda*")) if home.is_dir()]
+    versions = {str(home.relative_to(root)): _toolkit_version(home) for home in homes}
+    toolkits = {home: version for home, version in versions.items() if version}
+    cudnn = {file.name for folder in _LIBRARY_FOLDERS for file in (root / folder).glob("libcudnn.so.*.*")}
+    return without_nones({"toolkits": toolkits or None, "cudnn": sorted(cudnn) or None})
+
+# %% ../../nbs/environment/05_accelerators.ipynb #8e02dd10
+def _put_before(environ: dict[str, str]) -> list[Path]:
+    "The files that the loader looks at before those that a program names, in its order."
+    preloaded = [Path(p) for p in re.split(r"[ :]", environ.get("LD_PRELOAD", "")) if p.startswith("/")]
+    folders = [Path(p) for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p]
+    files = [file for file in preloaded if file.is_file()]
+    for folder in filter(Path.is_dir, folders): files += sorted(folder.glob("lib*.so*"))
+    return files
 
 def shadowing(
     environ: dict[str, str] | None = None,  # default: of this process
 ) -> dict[str, str]:  # library → real file name and size
     "Numeric libraries that LD_PRELOAD or LD_LIBRARY_PATH put before those that torch brings along."
-    environ = dict(os.environ) if environ is None else environ
-    folders = [Path(p) for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p]
-    preloaded = [Path(p) for p in re.split(r"[ :]", environ.get("LD_PRELOAD", "")) if p.startswith("/")]
-    files = [f for f in preloaded if f.is_file()] + [
-        f for folder in folders if folder.is_dir() for f in sorted(folder.glob("lib*.so*"))
-    ]
     found: dict[str, str] = {}
-    for file in files:
+    for file in _put_before(dict(os.environ) if environ is None else environ):
         library = _LIBRARIES.search(file.name)
         if not library or library[1] in ("cuda", "nvidia-ml") or library[1] in found: continue
         try: found[library[1]] = f"{file.resolve().name} ({file.stat().st_size:,} bytes)"
         except OSError: continue  # a link to nothing
     return found
 
-def libraries(
-    root: Path = ROOT,  # of the file system
-) -> dict[str, Any]:  # torch, wheels, loaded, on_machine
-    "What torch was built for, the wheels it loads from, what is loaded, and what merely lies on the machine."
-    wheels = {
-        n: d.version
-        for n, d in installed().items()
-        if n.startswith(
-            ("nvidia-", "mkl", "intel-openmp", "triton", "pytorch-triton", "cuda-", "tbb", "libtpu", "jaxlib")
-        )
-        and n != "nvidia-ml-py"
-    }
-    torch = sys.modules.get("torch")
-    return without_nones(
-        {
-            "torch": torch_build() or None,
-            "wheels": wheels or None,
-            "bundled": _bundled() or None,
-            "shadowing": shadowing() or None,
-            "loaded": loaded() if torch else None,
-            "versions": _versions(torch) if torch else None,
-            "on_machine": on_machine(root) or None,
-        }
-    )
+# %% ../../nbs/environment/05_accelerators.ipynb #cf79cb29
+#: wheels whose names begin so hold libraries that compute
+_WHEELS = ("nvidia-", "mkl", "intel-openmp", "triton", "pytorch-triton", "cuda-", "tbb", "libtpu", "jaxlib")
+
+def _wheels() -> dict[str, Any]:
+    "The installed wheels that torch loads its libraries from."
+    found = {name: one.version for name, one in installed().items() if name.startswith(_WHEELS)}
+    return {name: version for name, version in found.items() if name != "nvidia-ml-py"}
 
 def _versions(torch: Any) -> dict[str, Any]:
+    "The versions of libraries, as the imported torch says them."
     nccl = _quiet(lambda: ".".join(map(str, torch.cuda.nccl.version()))) if torch.version.cuda else None
     shown = _quiet(torch.__config__.show) or ""
     blas = re.search(r"oneAPI Math Kernel Library Version (\S+)|OpenBLAS (\S+)", shown)
     dnn = re.search(r"MKL-DNN v(\S+)", shown)
-    return without_nones(
-        {
-            "cuda": torch.version.cuda,
-            "hip": torch.version.hip,
-            "cudnn": _quiet(torch.backends.cudnn.version),
-            "nccl": nccl,
-            "blas": blas and blas[0],
-            "onednn": dnn and dnn[1],
-        }
-    )
+    cudnn = _quiet(torch.backends.cudnn.version)
+    return without_nones({"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": cudnn, "nccl": nccl,
+                          "blas": blas and blas[0], "onednn": dnn and dnn[1]})
+
+# %% ../../nbs/environment/05_accelerators.ipynb #44d6358c
+def libraries(
+    root: Path = ROOT,  # of the file system
+) -> dict[str, Any]:  # torch, wheels, loaded, on_machine
+    "What torch was built for, the wheels it loads from, what is loaded, and what merely lies on the machine."
+    torch = sys.modules.get("torch")
+    return without_nones({
+        "torch": torch_build() or None,
+        "wheels": _wheels() or None,
+        "bundled": _bundled() or None,
+        "shadowing": shadowing() or None,
+        "loaded": loaded() if torch else None,
+        "versions": _versions(torch) if torch else None,
+        "on_machine": on_machine(root) or None,
+    })

@@ -28,16 +28,9 @@ def run_command(
 ) -> str | None:  # standard output, or None where it failed
     "What another program says; never raises, never waits longer than `seconds`."
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            timeout=seconds,
-            cwd=cwd,
-            env=os.environ | _QUIET,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return None
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=seconds, cwd=cwd,
+                              env=os.environ | _QUIET)
+    except (OSError, ValueError, subprocess.TimeoutExpired): return None
     return done.stdout.decode(errors=errors) if done.returncode == 0 else None
 
 # %% ../../nbs/environment/03_asking.ipynb #5561b34f
@@ -57,6 +50,7 @@ def read_int(
     text = (read(path, 100) or "").strip()
     return int(text) if text.lstrip("-").isdigit() else None
 
+# %% ../../nbs/environment/03_asking.ipynb #c5431f73
 def sha256_file(
     path: str | Path,  # file
 ) -> str:  # hexadecimal
@@ -77,6 +71,7 @@ def attempt(
     try: return block(), None
     except Exception as e: return {}, " ".join(str(e).split())[:200] or type(e).__name__
 
+# %% ../../nbs/environment/03_asking.ipynb #bc7203ea
 def run_in_threads(
     blocks: dict[str, Callable[[], Any]],  # name → what to do
     here: frozenset[str] = frozenset(),  # names of blocks about this very thread, which run in it
@@ -87,6 +82,7 @@ def run_in_threads(
         found = {name: attempt(blocks[name]) for name in blocks if name in here}
     return {name: found[name] if name in found else started[name].result() for name in blocks}
 
+# %% ../../nbs/environment/03_asking.ipynb #05769483
 def without_nones(
     value: dict[str, Any],  # a block
 ) -> dict[str, Any]:  # the entries that say something

@@ -77,6 +77,20 @@ _OF_A_GPU = (
     "variables.PYTORCH_TUNABLEOP_*",
     "variables.FLASH_ATTENTION_*",
 )
+
+def _like(name: str, patterns: tuple[str, ...]) -> bool:
+    "Whether a field is one of these."
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+# %% ../../nbs/environment/13_circumstances.ipynb #79ac75bd
+def only_processor(
+    flat: dict[str, Any],  # a capture, as `Environment.flat` gives it
+) -> bool:
+    "Whether it is known that no GPU computes there: torch was built without CUDA and ROCm."
+    built_for_gpu = "libraries.torch.cuda" in flat or "libraries.torch.hip" in flat
+    return "libraries.torch.version" in flat and not built_for_gpu
+
+# %% ../../nbs/environment/13_circumstances.ipynb #edb555b1
 #: fields that only one library reads
 _OF_A_LIBRARY = {
     "variables.XLA_*": ("jax", "jaxlib", "tensorflow", "torch-xla"),
@@ -89,57 +103,62 @@ _OF_A_LIBRARY = {
     "variables.NUMEXPR_*": ("numexpr",),
 }
 
-def _like(name: str, patterns: tuple[str, ...]) -> bool: return any(fnmatchcase(name, p) for p in patterns)
+def _without_reader(name: str, a: dict[str, Any], b: dict[str, Any]) -> str:
+    "Why a variable does nothing: what reads it is on neither side; empty where it may."
+    readers = next((some for pattern, some in _OF_A_LIBRARY.items() if fnmatchcase(name, pattern)), ())
+    if not readers or any(f"packages.{reader}.version" in a | b for reader in readers): return ""
+    return f"read by {readers[0]}, which is not installed"
 
-def only_processor(
-    flat: dict[str, Any],  # a capture, as `Environment.flat` gives it
-) -> bool:
-    "Whether it is known that no GPU computes there: torch was built without CUDA and ROCm."
-    return "libraries.torch.version" in flat and not {"libraries.torch.cuda", "libraries.torch.hip"} & set(
-        flat
-    )
+# %% ../../nbs/environment/13_circumstances.ipynb #087506df
+#: variable → what separates its entries, which bear on numbers, and what to say where those are the same
+_ENTRIES = {
+    "GLIBC_TUNABLES": (":", re.compile(r"(?!glibc\.(?:malloc|mem|pthread|rtld|elision|gmon)\.)\S"),
+                       "the tunables that differ are not about the functions of the processor"),
+    "XLA_FLAGS": (" ", re.compile(r"(?!--xla_dump)\S"), "the flags that differ only say what XLA writes down"),
+}
 
-
-#: tunables of the C library that may choose another variant of a function
-_NOT_OF_MEMORY = r"(?!glibc\.(?:malloc|mem|pthread|rtld|elision|gmon)\.)\S"
-
-def _parts(value: Any, separator: str, kept: str) -> set[str]:
+def _parts(value: Any, separator: str, kept: re.Pattern) -> set[str]:
     "The entries of a variable that bear on numbers."
-    return {part.strip() for part in str(value or "").split(separator) if re.match(kept, part.strip())}
+    return {part.strip() for part in str(value or "").split(separator) if kept.match(part.strip())}
+
+def _same_entries(variable: str, left: Any, right: Any) -> str:
+    "Why a variable with many entries does nothing; empty where it may."
+    separator, kept, reason = _ENTRIES[variable]
+    return reason if _parts(left, separator, kept) == _parts(right, separator, kept) else ""
+
+# %% ../../nbs/environment/13_circumstances.ipynb #90f0ed40
+def _has(pattern: str, a: dict[str, Any], b: dict[str, Any]) -> bool:
+    "Whether one of the captures has a field like this."
+    return any(re.match(pattern, field) for flat in (a, b) for field in flat)
+
+def _on_linux(flat: dict[str, Any]) -> bool:
+    "Whether a capture is known to be of Linux."
+    return str(flat.get("machine.libc", "")).startswith(("glibc", "musl"))
+
+def _loads_gnu_openmp(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    "Whether the only OpenMP that torch brings or loads is that of GNU."
+    loaded = [field for flat in (a, b) for field in flat if re.match(r"libraries\.(loaded|bundled)\.", field)]
+    openmp = [field for field in loaded if re.search(r"\.(g|i)?omp\d?$", field)]
+    return bool(loaded) and all(field.endswith(".gomp") for field in openmp)
+
+# %% ../../nbs/environment/13_circumstances.ipynb #3d6e8d29
+_JAX_PLUGIN = r"packages\.(jax-(cuda|rocm)\S*|libtpu\S*)\.version"
 
 def _read_elsewhere(
     variable: str, left: Any, right: Any, a: dict[str, Any], b: dict[str, Any], no_gpu: bool
 ) -> str:
     "Why a variable with many entries, or one that only another library reads, does nothing here."
-    if variable == "GLIBC_TUNABLES" and _parts(left, ":", _NOT_OF_MEMORY) == _parts(
-        right, ":", _NOT_OF_MEMORY
-    ):
-        return "the tunables that differ are not about the functions of the processor"
-    if variable == "XLA_FLAGS" and _parts(left, " ", r"(?!--xla_dump)\S") == _parts(
-        right, " ", r"(?!--xla_dump)\S"
-    ):
-        return "the flags that differ only say what XLA writes down"
-    plugins = any(
-        re.match(r"packages\.(jax-(cuda|rocm)\S*|libtpu\S*)\.version", k) for flat in (a, b) for k in flat
-    )
-    if (
-        variable == "JAX_PLATFORMS"
-        and no_gpu
-        and not plugins
-        and {str(left or "cpu"), str(right or "cpu")} == {"cpu"}
-    ):
-        return "JAX has no other platform than the processor on either side"
-    linux = all(str(flat.get("machine.libc", "")).startswith(("glibc", "musl")) for flat in (a, b))
-    if variable.startswith("VECLIB_") and linux: return "read by the Accelerate framework of macOS"
-    loaded = [k for flat in (a, b) for k in flat if re.match(r"libraries\.(loaded|bundled)\.", k)]
-    if (
-        variable.startswith("KMP_")
-        and loaded
-        and all(k.endswith(".gomp") for k in loaded if re.search(r"\.(g|i)?omp\d?$", k))
-    ):
+    if variable in _ENTRIES: return _same_entries(variable, left, right)
+    if variable == "JAX_PLATFORMS" and no_gpu and not _has(_JAX_PLUGIN, a, b):
+        only = {str(left or "cpu"), str(right or "cpu")} == {"cpu"}
+        return "JAX has no other platform than the processor on either side" if only else ""
+    if variable.startswith("VECLIB_") and _on_linux(a) and _on_linux(b):
+        return "read by the Accelerate framework of macOS"
+    if variable.startswith("KMP_") and _loads_gnu_openmp(a, b):
         return "read by the OpenMP of LLVM and Intel; torch loads that of GNU on both sides"
     return ""
 
+# %% ../../nbs/environment/13_circumstances.ipynb #69b7eff1
 def without_effect(
     name: str,  # field that differs
     left: Any,  # its value, None where it is not there
@@ -155,43 +174,54 @@ def without_effect(
     if no_gpu and _like(name, _OF_A_GPU):
         return "a setting of a GPU, and torch is built without CUDA on both sides"
     if reason := _read_elsewhere(variable, left, right, a, b, no_gpu): return reason
-    readers = next((r for pattern, r in _OF_A_LIBRARY.items() if fnmatchcase(name, pattern)), ())
-    if readers and no_gpu and not any(f"packages.{r}.version" in flat for r in readers for flat in (a, b)):
-        return f"read by {readers[0]}, which is not installed"
-    return ""
+    return _without_reader(name, a, b) if no_gpu else ""
 
 # %% ../../nbs/environment/13_circumstances.ipynb #61bf13d0
 #: words of an option that says where to write, what to call it, or how much to print
 _OUTPUTS = frozenset(
-    """out output outputs log logs logging logdir dir save saves checkpoint checkpoints ckpt run name tag tags project entity group
-    notes wandb mlflow tensorboard comet tracker trackers report verbose verbosity quiet debug port host addr address endpoint rdzv job
-    progress tqdm print hub push profile profiler""".split()
+    """out output outputs log logs logging logdir dir save saves checkpoint checkpoints ckpt run name tag tags
+    project entity group notes wandb mlflow tensorboard comet tracker trackers report verbose verbosity quiet debug
+    port host addr address endpoint rdzv job progress tqdm print hub push profile profiler""".split()
 )
+#: words of one that says what goes in, whatever else it says
+_INPUTS = frozenset("load resume from init model data dataset train tokenizer".split())
 
 def _is_output(option: str) -> bool:
+    "Whether an option changes no number."
     words = set(re.split(r"[^a-z0-9]+", option.lower()))
-    return bool(words & _OUTPUTS) and not words & {
-        "load",
-        "resume",
-        "from",
-        "init",
-        "model",
-        "data",
-        "dataset",
-        "train",
-        "tokenizer",
-    }
+    return bool(words & _OUTPUTS) and not words & _INPUTS
 
+# %% ../../nbs/environment/13_circumstances.ipynb #05d2b6fc
+def _file_name(path: str) -> str:
+    "The last part of a path, of Windows too."
+    return re.split(r"[/\\]", path)[-1]
+
+def _behind_python(items: list[str]) -> list[str]:
+    "A command line without Python and its own options, up to `-m` or `-c`."
+    if items and re.match(r"(python|pypy)[\d.]*(\.exe)?$", _file_name(items[0])): items = items[1:]
+    while items and items[0].startswith("-") and items[0] not in ("-m", "-c"):
+        items = items[2:] if items[0] in ("-W", "-X") else items[1:]
+    return items
 
 def _program(argv: list[str]) -> tuple[str, list[str]]:
     "The script or module that runs, and the arguments behind it."
-    items = [str(a) for a in argv]
-    if items and re.match(r"(python|pypy)[\d.]*(\.exe)?$", re.split(r"[/\\]", items[0])[-1]):
-        items = items[1:]
-    while items and items[0].startswith("-") and items[0] not in ("-m", "-c"):
-        items = items[2:] if items[0] in ("-W", "-X") else items[1:]
-    if items[:1] in (["-m"], ["-c"]): return " ".join(items[:2]), items[2:]
-    return (re.split(r"[/\\]", items[0])[-1], items[1:]) if items else ("", [])
+    items = _behind_python([str(item) for item in argv])
+    if not items: return "", []
+    if items[0] in ("-m", "-c"): return " ".join(items[:2]), items[2:]
+    return _file_name(items[0]), items[1:]
+
+# %% ../../nbs/environment/13_circumstances.ipynb #0b46ee51
+_WITH_VALUE = re.compile(r"(--?[^\W\d][^=]*|[A-Za-z_+~][\w./+-]*)=(.*)", re.DOTALL)
+_FLAG = re.compile(r"--?[^\W\d]")
+
+def _argument(items: list[str], at: int) -> tuple[str | None, Any, int]:
+    "The argument at a place: its name, or None; its value; how many items it takes."
+    item = items[at]
+    if named := _WITH_VALUE.fullmatch(item): return named[1].lstrip("-+~").replace("-", "_"), named[2], 1
+    if not _FLAG.match(item): return None, item, 1
+    name = item.lstrip("-").replace("-", "_")
+    follows = at + 1 < len(items) and not _FLAG.match(items[at + 1])
+    return (name, items[at + 1], 2) if follows else (name, True, 1)
 
 def arguments(
     argv: list[str],  # as `python.argv` holds it
@@ -201,67 +231,64 @@ def arguments(
     found: dict[str, Any] = {"program": program}
     at = bare = 0
     while at < len(rest):
-        item, at = rest[at], at + 1
-        named = re.fullmatch(r"(--?[^\W\d][^=]*|[A-Za-z_+~][\w./+-]*)=(.*)", item, re.DOTALL)
-        if named: found[named[1].lstrip("-+~").replace("-", "_")] = named[2]
-        elif re.match(r"--?[^\W\d]", item):
-            value = rest[at] if at < len(rest) and not re.match(r"--?[^\W\d]", rest[at]) else True
-            at += value is not True
-            found[item.lstrip("-").replace("-", "_")] = value
-        else:
-            found[f"argument {bare}"] = item
-            bare += 1
+        name, value, taken = _argument(rest, at)
+        if name is None: name, bare = f"argument {bare}", bare + 1
+        found[name] = value
+        at += taken
     return found
 
-def _number(value: Any) -> Any:
-    try: return float(value)
-    except (TypeError, ValueError): return value
-
+# %% ../../nbs/environment/13_circumstances.ipynb #b8e68958
 #: programs that look at a machine and do not run on it
 _LOOKERS = re.compile(
     r"fsdl-devinfra|.*fsdl_devinfra.*|.*ipykernel.*|__main__\.py|.*launcher.*|-c .*|-c|pytest|-m pytest|"
 )
 
+def _number(value: Any) -> Any:
+    "A value as a number, where it is one: `1e-3` is `0.001`."
+    try: return float(value)
+    except (TypeError, ValueError): return value
 
 def argument_changes(
     left: list[str],  # a command line
     right: list[str],  # another
 ) -> list[str]:  # options that differ and are no outputs
-    "The arguments in which two command lines of one program differ. A command that only captures runs no program."
+    "The arguments in which two command lines of one program differ; of a program that only captures, none."
     a, b = arguments(left or []), arguments(right or [])
     if _LOOKERS.fullmatch(a["program"]) or _LOOKERS.fullmatch(b["program"]): return []
     if a["program"] != b["program"]: return ["program"]
-    return [
-        k for k in dict.fromkeys([*a, *b]) if _number(a.get(k)) != _number(b.get(k)) and not _is_output(k)
-    ]
+    changed = [name for name in dict.fromkeys([*a, *b]) if _number(a.get(name)) != _number(b.get(name))]
+    return [name for name in changed if not _is_output(name)]
 
 # %% ../../nbs/environment/13_circumstances.ipynb #7025dd94
 def _speed(gpu: dict[str, Any]) -> tuple[float, int]:
+    "What CUDA takes for the speed of a GPU: its compute capability and how many multiprocessors it has."
     major, _, minor = str(gpu.get("compute_capability", "0.0")).partition(".")
     return int(major or 0) * 10 + int(minor or 0), gpu.get("multiprocessors") or 0
+
+def _in_order(gpus: list[dict[str, Any]], variables: dict[str, str]) -> list[dict[str, Any]]:
+    "The GPUs as CUDA counts them."
+    by_bus = variables.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({gpu.get("name") for gpu in gpus}) < 2
+    return gpus if by_bus else sorted(gpus, key=_speed, reverse=True)
+
+# %% ../../nbs/environment/13_circumstances.ipynb #ed178b17
+def _pick(item: str, gpus: list[dict[str, Any]]) -> dict[str, Any] | None:
+    "The GPU that an index or the beginning of a UUID names; where all are of one kind, any of an unknown UUID."
+    if item.isdigit(): return gpus[int(item)] if int(item) < len(gpus) else None
+    known = [gpu for gpu in gpus if str(gpu.get("uuid", "")).startswith(item)]
+    if known: return known[0]
+    alike = item.startswith(("GPU-", "MIG-")) and len({gpu.get("name") for gpu in gpus}) == 1
+    return gpus[0] if alike else None
 
 def visible_gpus(
     gpus: list[dict[str, Any]],  # of the machine, by bus
     variables: dict[str, str],  # of the process
 ) -> list[dict[str, Any]]:  # what the program sees, in its order
     "The GPUs that `CUDA_VISIBLE_DEVICES` picks, as far as indices and UUIDs tell."
-    wanted = variables.get("CUDA_VISIBLE_DEVICES")
-    by_bus = variables.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({g.get("name") for g in gpus}) < 2
-    ordered = gpus if by_bus else sorted(gpus, key=_speed, reverse=True)
+    ordered, wanted = _in_order(gpus, variables), variables.get("CUDA_VISIBLE_DEVICES")
     if wanted is None: return ordered
     found = []
-    for item in (part.strip() for part in wanted.split(",") if part.strip()):
+    for item in filter(None, map(str.strip, wanted.split(","))):
         chosen = _pick(item, ordered)
         if chosen is None: break  # CUDA stops at the first that it does not know
         found.append(chosen)
     return found
-
-def _pick(item: str, gpus: list[dict[str, Any]]) -> dict[str, Any] | None:
-    if item.isdigit(): return gpus[int(item)] if int(item) < len(gpus) else None
-    known = [g for g in gpus if str(g.get("uuid", "")).startswith(item)]
-    if known: return known[0]
-    return (
-        gpus[0]
-        if item.startswith(("GPU-", "MIG-")) and gpus and len({g.get("name") for g in gpus}) == 1
-        else None
-    )

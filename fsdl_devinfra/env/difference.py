@@ -6,43 +6,47 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, ClassVar, Literal
 
+from ..core.console import table_html, table_text
 from ..core.results import Result
 from .circumstances import argument_changes, visible_gpus, without_effect
 from .environment import Environment, flatten
 from .fingerprint import differing
-from .rules import EFFECTS, Effect, rule_number, rule_of
+from .rules import EFFECTS, Effect, Rule, rule_number, rule_of
 
 # %% auto #0
 __all__ = ['Difference', 'EnvironmentDiff', 'diff', 'group_of', 'diff_text', 'Outlier', 'Comparison', 'compare']
 
 # %% ../../nbs/environment/13_difference.ipynb #920d8ee2
 def _same_version(left: Any, right: Any) -> bool:
-    if (
-        not (isinstance(left, str) and isinstance(right, str))
-        or not left[:1].isdigit()
-        or not right[:1].isdigit()
-    ):
-        return False
+    "Whether two texts are the same version."
+    if not (isinstance(left, str) and isinstance(right, str)): return False
+    if not (left[:1].isdigit() and right[:1].isdigit()): return False
     from packaging.version import InvalidVersion, Version
     try: return Version(left) == Version(right)
     except InvalidVersion: return False
 
 def _equal(field: str, left: Any, right: Any) -> bool:
+    "Whether two values of a field are equal; of a version, whether they are the same one."
     if left == right: return True
     versions = field.endswith((".version", ".driver")) or field.startswith("libraries.wheels.")
     return versions and _same_version(left, right)
 
+# %% ../../nbs/environment/13_difference.ipynb #86d6c241
+_PARTS_OF_VERSION = ("major version", "minor version", "patch release")
+
 def _step(left: Any, right: Any) -> str:
-    "Which part of a version changed."
+    "Which part of a version changed; empty where that is not known."
     if not (isinstance(left, str) and isinstance(right, str)): return ""
-    a, b = (re.findall(r"\d+", v.split("+")[0])[:3] for v in (left, right))
-    if a == b: return "another build" if left.split("+")[0] == right.split("+")[0] else ""
-    return next(
-        (part for part, x, y in zip(("major version", "minor version", "patch release"), a, b) if x != y), ""
-    )
+    public = [version.split("+")[0] for version in (left, right)]
+    before, after = (re.findall(r"\d+", version)[:3] for version in public)
+    if before == after: return "another build" if public[0] == public[1] else ""
+    return next((part for part, x, y in zip(_PARTS_OF_VERSION, before, after) if x != y), "")
 
 # %% ../../nbs/environment/13_difference.ipynb #764b770f
 @dataclass(frozen=True)
@@ -69,6 +73,63 @@ class EnvironmentDiff(Result):
         return [d for d in self.differences if d.effect == effect]
 
 # %% ../../nbs/environment/13_difference.ipynb #1e20705f
+def _torch_on_one_side(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    "Whether the versions of libraries, which an imported torch says, are known of one capture only."
+    sides = [any(k.startswith("libraries.versions.") for k in flat) for flat in (a, b)]
+    return sides[0] != sides[1]
+
+def _known_once(name: str, a: dict[str, Any], b: dict[str, Any]) -> str:
+    "Why a field that only one side has is no difference of the two; empty where it is one."
+    if name.startswith(("numerics.settings.", "libraries.torch.")):
+        return "only one of the two sides has or shows this"
+    of_process = name.startswith(("libraries.versions.", "libraries.loaded."))
+    if of_process and _torch_on_one_side(a, b): return "torch was imported on one side only: not known there"
+    return ""
+
+# %% ../../nbs/environment/13_difference.ipynb #25fb4f40
+def _same_data(name: str, a: dict[str, Any], b: dict[str, Any]) -> bool:
+    "Whether an entry of `data` that only one side names is among the other side's under another path."
+    if name in a and name in b: return False
+    mine, other = (a, b) if name in a else (b, a)
+    hashes = [k for k in other if k.startswith("data.") and k.endswith(".sha256")]
+    return mine.get(name.rpartition(".")[0] + ".sha256") in {other[k] for k in hashes if k not in mine}
+
+# %% ../../nbs/environment/13_difference.ipynb #b054bd34
+_OF_THE_MACHINE = ("numerics.settings.threads", "numerics.settings.cpu_capability")
+_SEEN_ONCE = (
+    "observed on one side; the other shows the default of a fresh process: what its program sets is not known"
+)
+
+def _mild(name: str, left: Any, right: Any, a: dict[str, Any], b: dict[str, Any]) -> str:
+    "Why a difference is only for the record although its field bears on numbers; empty where it is not."
+    one_sided = left is None or right is None
+    if one_sided and (reason := _known_once(name, a, b)): return reason
+    of_program = name.startswith("numerics.settings.") and name not in _OF_THE_MACHINE
+    if of_program and a.get("numerics.origin") != b.get("numerics.origin"): return _SEEN_ONCE
+    if name.startswith("data.") and _same_data(name, a, b): return "the same data under another path"
+    return without_effect(name, left, right, a, b)
+
+# %% ../../nbs/environment/13_difference.ipynb #b634aae3
+def _judge_arguments(left: Any, right: Any) -> tuple[Effect, str]:
+    "The effect of two command lines, and why."
+    both = [argv if isinstance(argv, list) else [] for argv in (left, right)]
+    changed = argument_changes(*both)
+    if changed: return "numerics", f"the program was started with other arguments: {', '.join(changed)}"
+    return "record", "how Python was started; no argument of the program differs, or outputs only"
+
+# %% ../../nbs/environment/13_difference.ipynb #b834bf1b
+def _same_platform(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    "Whether both sides take builds for the same processor and the same minor version of Python."
+    pythons = [str(flat.get("python.version", "")).rpartition(".")[0] for flat in (a, b)]
+    return a.get("machine.architecture") == b.get("machine.architecture") and pythons[0] == pythons[1]
+
+def _judge_build(name: str, rule: Rule, a: dict[str, Any], b: dict[str, Any]) -> tuple[Effect, str]:
+    "The effect of a package whose version is the same and whose files are not, and why."
+    if not _same_platform(a, b): return "record", "the build for another Python or another processor"
+    said = f"{a.get(name.replace('.record', '.version'))} on both sides, but another build or other files"
+    return rule.effect, f"{said}: {rule.why}" if rule.effect != "record" else said
+
+# %% ../../nbs/environment/13_difference.ipynb #d651078b
 #: variable → the setting of torch that shows its effect
 _SHOWN_BY = {
     "variables.OMP_NUM_THREADS": "numerics.settings.threads",
@@ -76,98 +137,72 @@ _SHOWN_BY = {
     "variables.ATEN_CPU_CAPABILITY": "numerics.settings.cpu_capability",
     "variables.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "numerics.settings.allow_tf32.matmul",
 }
-_NEVER = ("digest", "captured_at", "made_by", "missing.", "removed.", "numerics.meanings.", "schema")
-#: what torch reads from the machine, so that a documented default and an observed value are the same kind of fact
-_OF_THE_MACHINE = ("numerics.settings.threads", "numerics.settings.cpu_capability")
+
+def _same_setting(name: str, a: dict[str, Any], b: dict[str, Any]) -> str:
+    "Why a variable did nothing: the setting that it makes is the same on both sides; empty where it is not."
+    shown = _SHOWN_BY.get(name)
+    if not shown or shown not in a or a.get(shown) != b.get(shown): return ""
+    return f"without effect: {shown.rpartition('.')[2]} is {a[shown]} on both sides"
+
+# %% ../../nbs/environment/13_difference.ipynb #dc95673d
 _LAPTOP = "; neither machine has a GPU, so only where the processor has such units"
 
+def _explained(rule: Rule, name: str, left: Any, right: Any, either: dict[str, Any]) -> str:
+    "What a rule says of a difference, with which part of a version it is, and where that is known from."
+    why, tf32 = rule.why, rule.fields.startswith("numerics.settings.allow_tf32")
+    if tf32 and "accelerators.gpus.0.name" not in either: why += _LAPTOP
+    if name.endswith(".version") and (step := _step(left, right)): why += f" ({step})"
+    return why + (f" [{rule.source}]" if rule.source else "")
+
 def _judge(name: str, left: Any, right: Any, a: dict[str, Any], b: dict[str, Any]) -> tuple[Effect, str]:
-    rule = rule_of(name)
-    effect, why = rule.effect, rule.why
+    "The effect of a difference, and why."
     if name == "python.argv": return _judge_arguments(left, right)
-    if effect != "record" and (reason := _mild(name, left, right, a, b)): return "record", reason
-    shown = _SHOWN_BY.get(name)
-    if shown and shown in a and a.get(shown) == b.get(shown):
-        return "record", f"without effect: {shown.rsplit('.', 1)[-1]} is {a[shown]} on both sides"
+    rule = rule_of(name)
+    if rule.effect != "record" and (reason := _mild(name, left, right, a, b)): return "record", reason
+    if reason := _same_setting(name, a, b): return "record", reason
     if name == "python.version" and _step(left, right) == "patch release":
         return "record", "a patch release of Python"
-    if re.match(r"packages\.[^.]+\.record$", name): return _judge_build(name, rule.effect, why, a, b)
-    if rule.fields.startswith("numerics.settings.allow_tf32") and "accelerators.gpus.0.name" not in a | b:
-        why += _LAPTOP
-    if name.endswith(".version") and (step := _step(left, right)): why += f" ({step})"
-    return effect, why + (f" [{rule.source}]" if rule.source else "")
+    if re.match(r"packages\.[^.]+\.record$", name): return _judge_build(name, rule, a, b)
+    return rule.effect, _explained(rule, name, left, right, a | b)
 
-def _mild(name: str, left: Any, right: Any, a: dict[str, Any], b: dict[str, Any]) -> str:
-    "Why a difference is only for the record although its field bears on numbers; empty where it is not."
-    one_sided = left is None or right is None
-    if name.startswith(("numerics.settings.", "libraries.torch.")) and one_sided:
-        return "only one of the two sides has or shows this"
-    if (
-        name.startswith(("libraries.versions.", "libraries.loaded."))
-        and one_sided
-        and _torch_on_one_side(a, b)
-    ):
-        return "torch was imported on one side only: not known there"
-    origins = {a.get("numerics.origin"), b.get("numerics.origin")}
-    if name.startswith("numerics.settings.") and len(origins) == 2 and name not in _OF_THE_MACHINE:
-        return "observed on one side; the other shows the default of a fresh process: what its program sets is not known"
-    if name.startswith("data.") and _same_data(name, a, b): return "the same data under another path"
-    return without_effect(name, left, right, a, b)
+# %% ../../nbs/environment/13_difference.ipynb #59296d80
+_OF_A_PACKAGE = re.compile(r"(packages\.[^.]+)\.(?!version$)")
+_OF_A_GPU = re.compile(r"accelerators\.gpus\.\d+\.")
 
-def _torch_on_one_side(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    sides = [any(k.startswith("libraries.versions.") for k in flat) for flat in (a, b)]
-    return sides[0] != sides[1]
+def _gpu_names_of(flat: dict[str, Any]) -> list[str]:
+    "The names of the GPUs of a capture."
+    return [str(v) for k, v in flat.items() if re.fullmatch(r"accelerators\.gpus\.\d+\.name", k)]
 
-def _same_data(name: str, a: dict[str, Any], b: dict[str, Any]) -> bool:
-    "Whether an entry of `data` that only one side names is among the other side's under another path."
-    if name in a and name in b: return False
-    entry = name.rpartition(".")[0] + ".sha256"
-    mine, other = (a, b) if name in a else (b, a)
-    return mine.get(entry) in {
-        v for k, v in other.items() if k.startswith("data.") and k.endswith(".sha256") and k not in mine
-    }
+def _says_more(name: str, a: dict[str, Any], b: dict[str, Any]) -> bool:
+    "Whether a field of a package or a GPU says more than that it is another one."
+    package = _OF_A_PACKAGE.match(name)
+    if package and not name.endswith((".commit", ".dirty")):
+        version = package[1] + ".version"
+        return _equal(version, a.get(version), b.get(version))
+    gpu = _OF_A_GPU.match(name)
+    if not gpu: return True
+    if len(_gpu_names_of(a)) != len(_gpu_names_of(b)): return False
+    return name.endswith(".name") or a.get(gpu[0] + "name") == b.get(gpu[0] + "name")
 
+# %% ../../nbs/environment/13_difference.ipynb #0f756d04
+_NEVER = (
+    "digest", "captured_at", "made_by", "missing.", "removed.", "numerics.meanings.", "schema",
+    "accelerators.topology.",  # one difference, see `_about_gpus`
+)
 
-def _judge_arguments(left: Any, right: Any) -> tuple[Effect, str]:
-    changed = argument_changes(
-        left if isinstance(left, list) else [], right if isinstance(right, list) else []
-    )
-    if not changed:
-        return "record", "how Python was started; no argument of the program differs, or outputs only"
-    return "numerics", f"the program was started with other arguments: {', '.join(changed)}"
-
-def _judge_build(
-    name: str, effect: Effect, why: str, a: dict[str, Any], b: dict[str, Any]
-) -> tuple[Effect, str]:
-    version = name.replace(".record", ".version")
-    if a.get("machine.architecture") != b.get("machine.architecture") or str(a.get("python.version",
-        "")).rpartition(".")[0] != str(b.get("python.version", "")).rpartition(".")[0]:
-        return "record", "the build for another Python or another processor"
-    return effect, f"{a.get(version)} on both sides, but another build or other files" + (
-        f": {why}" if effect != "record" else ""
-    )
-
+def _on_both(block: str, left: Environment, right: Environment) -> bool:
+    "Whether both captures have a block, so that its fields can be compared."
+    if block in left.missing or block in right.missing: return False
+    if block not in ("numerics", "data", "fingerprint"): return True
+    return bool(getattr(left, block) and getattr(right, block))
 
 def _relevant(name: str, a: dict[str, Any], b: dict[str, Any], left: Environment, right: Environment) -> bool:
-    if name.startswith(_NEVER): return False
-    if name.startswith("accelerators.topology."): return False  # one difference, see `_blocks`
+    "Whether a field that is not equal is a difference of its own."
     block = name.split(".")[0]
-    if block in left.missing or block in right.missing or (block in ("numerics", "data",
-        "fingerprint") and not (getattr(left, block) and getattr(right, block))): return False
+    if name.startswith(_NEVER) or not _on_both(block, left, right): return False
     if block == "fingerprint": return name in a and name in b and "error" not in f"{a[name]}{b[name]}"
     if name.startswith("source.untracked.") and name.endswith(".size_bytes"): return False
-    package = re.match(r"(packages\.[^.]+)\.(?!version$)", name)  # of a package that is new or gone, or has another version, that alone is said
-    if package and not name.endswith((".commit", ".dirty")):
-        return _equal(package[1] + ".version", a.get(package[1] + ".version"), b.get(package[1] + ".version"))
-    gpu = re.match(r"accelerators\.gpus\.\d+\.", name)  # another GPU or number of GPUs is one difference
-    return not gpu or (
-        _count(a) == _count(b)
-        and (name.endswith(".name") or a.get(gpu[0] + "name") == b.get(gpu[0] + "name"))
-    )
-
-
-def _count(flat: dict[str, Any]) -> int:
-    return sum(1 for k in flat if re.fullmatch(r"accelerators\.gpus\.\d+\.name", k))
+    return _says_more(name, a, b)
 
 # %% ../../nbs/environment/13_difference.ipynb #8b75ef0c
 def _seen(env: Environment) -> dict[str, Any]:
@@ -178,7 +213,13 @@ def _seen(env: Environment) -> dict[str, Any]:
     kept = {k: v for k, v in flat.items() if not k.startswith("accelerators.gpus.")}
     return kept | flatten(seen, "accelerators.gpus")
 
+def _short(value: Any) -> Any:
+    "A long text, cut."
+    if not isinstance(value, str) or len(value) <= 240: return value
+    return value[:200] + f"… ({len(value):,} characters)"
+
 def _pairs(left: Environment, right: Environment) -> list[Difference]:
+    "The differences of single fields."
     a, b = _seen(left), _seen(right)
     found = []
     for name in dict.fromkeys([*a, *b]):
@@ -187,71 +228,54 @@ def _pairs(left: Environment, right: Environment) -> list[Difference]:
         found.append(Difference(name, _short(x), _short(y), *_judge(name, x, y, a, b)))
     return found
 
-def _short(value: Any) -> Any:
-    return (
-        value[:200] + f"… ({len(value):,} characters)"
-        if isinstance(value, str) and len(value) > 240
-        else value
-    )
-
-
-def _blocks(left: Environment, right: Environment) -> list[Difference]:
-    "Differences that are about a whole block."
-    found = []
-    shown = [_seen(e) for e in (left, right)]
-    n = [_count(flat) for flat in shown]
-    if n[0] != n[1] and not {"accelerators"} & (set(left.missing) | set(right.missing)):
-        rule, names = rule_of("accelerators.gpus"), [_gpu_names(flat) for flat in shown]
-        found.append(
-            Difference("accelerators.gpus", names[0], names[1], rule.effect, f"{rule.why} [{rule.source}]")
-        )
-    links = [_links(e) for e in (left, right)]
-    if links[0] != links[1] and not {"accelerators"} & (set(left.missing) | set(right.missing)):
-        rule = rule_of("accelerators.topology")
-        found.append(
-            Difference(
-                "accelerators.topology", links[0], links[1], rule.effect, f"{rule.why} [{rule.source}]"
-            )
-        )
-    for block in sorted(set(left.missing) ^ set(right.missing)):
-        side, why = (
-            ("left", left.missing[block]) if block in left.missing else ("right", right.missing[block])
-        )
-        found.append(
-            Difference(
-                block,
-                left.missing.get(block) and "not captured",
-                right.missing.get(block) and "not captured",
-                "record",
-                f"not captured on the {side}: {why}",
-            )
-        )
-    if bool(left.numerics) != bool(right.numerics):
-        found.append(
-            Difference(
-                "numerics",
-                bool(left.numerics) or None,
-                bool(right.numerics) or None,
-                "record",
-                "settings of torch are known on one side only",
-            )
-        )
-    return found
+# %% ../../nbs/environment/13_difference.ipynb #a07b3154
+def _counted(words: list[Any]) -> str:
+    "How often each word stands in a list: `28 × NVLink`."
+    return ", ".join(f"{n} × {word}" for word, n in Counter(words).items())
 
 def _gpu_names(flat: dict[str, Any]) -> str:
-    names = [str(v) for k, v in flat.items() if re.fullmatch(r"accelerators\.gpus\.\d+\.name", k)]
-    return (
-        ", ".join(f"{names.count(n)} × {n}" if names.count(n) > 1 else n for n in dict.fromkeys(names))
-        or "none"
-    )
-
+    "The GPUs of a capture in words; a single one without its number."
+    counts = Counter(_gpu_names_of(flat))
+    return ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counts.items()) or "none"
 
 def _links(env: Environment) -> str | None:
     "How the GPUs are connected, in a word: 28 × NVLink."
-    links = list((env.accelerators.get("topology") or {}).values())
-    return ", ".join(f"{links.count(kind)} × {kind}" for kind in dict.fromkeys(links)) or None
+    return _counted(list((env.accelerators.get("topology") or {}).values())) or None
+
+# %% ../../nbs/environment/13_difference.ipynb #79ba2cb6
+def _by_rule(field: str, left: Any, right: Any) -> Difference:
+    "A difference that its rule explains."
+    rule = rule_of(field)
+    return Difference(field, left, right, rule.effect, f"{rule.why} [{rule.source}]")
+
+def _about_gpus(left: Environment, right: Environment) -> Iterator[Difference]:
+    "Another number of GPUs, and other links between them."
+    if "accelerators" in left.missing or "accelerators" in right.missing: return
+    seen = [_seen(env) for env in (left, right)]
+    counts = [len(_gpu_names_of(flat)) for flat in seen]
+    if counts[0] != counts[1]: yield _by_rule("accelerators.gpus", *map(_gpu_names, seen))
+    links = [_links(env) for env in (left, right)]
+    if links[0] != links[1]: yield _by_rule("accelerators.topology", *links)
+
+# %% ../../nbs/environment/13_difference.ipynb #1677f5a7
+def _not_captured(block: str, left: Environment, right: Environment) -> Difference:
+    "A block that one side could not capture."
+    side, env = ("left", left) if block in left.missing else ("right", right)
+    missing = [one.missing.get(block) and "not captured" for one in (left, right)]
+    return Difference(block, missing[0], missing[1], "record", f"not captured on the {side}: {env.missing[block]}")
+
+def _blocks(left: Environment, right: Environment) -> list[Difference]:
+    "Differences that are about a whole block."
+    found = list(_about_gpus(left, right))
+    found += [_not_captured(block, left, right) for block in sorted(set(left.missing) ^ set(right.missing))]
+    if bool(left.numerics) != bool(right.numerics):
+        known = [bool(env.numerics) or None for env in (left, right)]
+        why = "settings of torch are known on one side only"
+        found.append(Difference("numerics", known[0], known[1], "record", why))
+    return found
 
 def _order(d: Difference) -> tuple[int, int, str]:
+    "Worst first, then as the rules stand."
     return EFFECTS.index(d.effect), rule_number(d.field), d.field
 
 # %% ../../nbs/environment/13_difference.ipynb #07c02627
@@ -267,79 +291,92 @@ _NAMES = {
     "accelerators.gpus": "GPUs",
 }
 
+def _said_name(field: str) -> str:
+    "What people call a field."
+    package = re.fullmatch(r"packages\.([^.]+)\.version", field)
+    if package: return package[1]
+    return _NAMES.get(field) or re.sub(r"^(?:numerics\.settings|variables|accelerators)\.", "", field)
+
+def _said_value(value: Any) -> str:
+    "A value in a sentence."
+    if value is None: return "none"
+    return "…" if isinstance(value, list) else str(value)
+
+# %% ../../nbs/environment/13_difference.ipynb #b5844210
 def _say(d: Difference) -> str:
-    package = re.fullmatch(r"packages\.([^.]+)\.version", d.field)
+    "A difference in a few words."
     if d.field.startswith("numerics.settings.allow_tf32"):
         return f"TF32 {'on' if d.right else 'off'} for {d.field.rsplit('.', 1)[-1]}"
     if re.fullmatch(r"accelerators\.gpus\.\d+\.name", d.field):
         return f"GPU {d.left or 'none'} → {d.right or 'none'}"
     if d.field == "python.argv": return d.why.removeprefix("the program was started with other ")
-    name = (
-        package[1]
-        if package
-        else _NAMES.get(d.field) or re.sub(r"^numerics\.settings\.|^variables\.|^accelerators\.", "", d.field)
-    )
-    if d.field in ("source.commit", "source.diff_sha256") or d.field.endswith((".sha256", ".record")):
-        return name
-    left, right = (
-        "none" if v is None else str(v) if not isinstance(v, list) else "…" for v in (d.left, d.right)
-    )
-    return f"{name} {left} → {right}"
+    name = _said_name(d.field)
+    hashes = d.field in ("source.commit", "source.diff_sha256") or d.field.endswith((".sha256", ".record"))
+    return name if hashes else f"{name} {_said_value(d.left)} → {_said_value(d.right)}"
 
+# %% ../../nbs/environment/13_difference.ipynb #64ccae6d
 def _listing(items: list[str], most: int = 4) -> str:
+    "Items in a sentence; how many more there are behind the first."
     shown = items[:most] + ([f"{len(items) - most} more"] if len(items) > most else [])
     return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
 
-def _causes(found: list[Difference]) -> list[str]:
-    "Numeric differences in words, without those that follow from another: the variable from its setting, the wheel from the version."
-    names = {d.field for d in found}
-    said = [
-        _say(d)
-        for d in found
-        if d.effect == "numerics"
-        and not _is_unknown(d)
-        and not d.field.startswith("fingerprint.")
-        and _SHOWN_BY.get(d.field) not in names
-        and not _follows(d.field, names)
-    ]
-    return list(dict.fromkeys(said))  # eight GPUs of another kind are one cause
-
-def _is_unknown(d: Difference) -> bool: return d.why.startswith("may change numbers")
+# %% ../../nbs/environment/13_difference.ipynb #699d6c2d
+def _is_unknown(d: Difference) -> bool:
+    "Whether it is not known that a difference does anything."
+    return d.why.startswith("may change numbers")
 
 def _follows(field: str, names: set[str]) -> bool:
     "Whether the difference in `field` follows from another of `names`."
+    if _SHOWN_BY.get(field) in names: return True
     if field.startswith("libraries.torch."): return "packages.torch.version" in names
     if field.startswith("libraries.wheels."):
         return f"packages.{field.removeprefix('libraries.wheels.')}.version" in names
     precision = field.startswith(("numerics.settings.fp32_precision.", "numerics.settings.matmul_precision"))
-    return precision and any(n.startswith("numerics.settings.allow_tf32.") for n in names)
+    return precision and any(name.startswith("numerics.settings.allow_tf32.") for name in names)
 
+def _causes(found: list[Difference]) -> list[str]:
+    "Numeric differences in words, without those that follow from another."
+    names = {d.field for d in found}
+    known = [d for d in found if d.effect == "numerics" and not _is_unknown(d)]
+    first = [d for d in known if not d.field.startswith("fingerprint.") and not _follows(d.field, names)]
+    return list(dict.fromkeys(map(_say, first)))  # eight GPUs of another kind are one cause
+
+# %% ../../nbs/environment/13_difference.ipynb #046f6dc2
 def _bits(left: Environment, right: Environment) -> list[str] | None:
     "Operations that gave other bits; `None` where the two fingerprints have no device in common."
     if not set(left.fingerprint) & set(right.fingerprint): return None
     return sorted({op for ops in differing(left.fingerprint, right.fingerprint).values() for op in ops})
 
+def _with_fingerprints(causes: str, bits: list[str]) -> str:
+    "The sentences about causes where both sides carry a fingerprint."
+    prove = "expect different bits. The fingerprints prove it"
+    if bits: return f"{causes}: {prove}: {_listing(bits, 6)} gave other bits."
+    agree = "Here the fingerprints agree: the dozen operations in them gave the same bits on both sides."
+    return f"{causes} can change bits. {agree}"
+
 def _about_numbers(causes: list[str], bits: list[str] | None, unknown: list[str]) -> str:
-    if causes and bits:
-        return f"{_listing(causes)}: expect different bits. The fingerprints prove it: {_listing(bits, 6)} gave other bits."
-    if causes and bits == []:
-        return f"{_listing(causes)} can change bits. Here the fingerprints agree: the dozen operations in them gave the same bits on both sides."
+    "What to expect of numbers, and from what."
+    if causes and bits is not None: return _with_fingerprints(_listing(causes), bits)
     if causes: return f"{_listing(causes)}: expect different bits."
     if unknown: return f"{_listing(unknown)}: not known whether it computes; it may change numbers."
     if bits:
         return f"The fingerprints differ in {_listing(bits, 6)}, and nothing that was captured explains it."
     return "No known difference affects numerics." + (" The fingerprints agree." if bits == [] else "")
 
+# %% ../../nbs/environment/13_difference.ipynb #72ab2862
+def _about_the_rest(count: int, all_of_them: bool) -> str:
+    "A sentence about the differences for the record."
+    if not all_of_them: return "Everything else is cosmetic."
+    return f"{count} {'differences are' if count > 1 else 'difference is'} for the record only."
+
 def _answer(found: list[Difference], left: Environment, right: Environment) -> str:
+    "One paragraph that answers why numbers or speed differ."
     unknown = [_say(d) for d in found if d.effect == "numerics" and _is_unknown(d)]
-    parts, speed = (
-        [_about_numbers(_causes(found), _bits(left, right), unknown)],
-        [_say(d) for d in found if d.effect == "performance"],
-    )
+    parts = [_about_numbers(_causes(found), _bits(left, right), unknown)]
+    speed = [_say(d) for d in found if d.effect == "performance"]
     if speed: parts.append(f"Speed or memory may differ: {_listing(speed)}.")
     rest = sum(d.effect == "record" for d in found)
-    only = f"{rest} {'differences are' if rest > 1 else 'difference is'} for the record only."
-    if rest: parts.append("Everything else is cosmetic." if len(found) > rest else only)
+    if rest: parts.append(_about_the_rest(rest, rest == len(found)))
     return " ".join(parts)
 
 # %% ../../nbs/environment/13_difference.ipynb #1e7870a6
@@ -353,14 +390,11 @@ def diff(
     return EnvironmentDiff(verdict, _answer(found, left, right), found)
 
 # %% ../../nbs/environment/13_difference.ipynb #592b2246
-_HEAD = ["effect", "field", "left", "right", "why"]
 #: what to look at first, and the fields that belong to it
 _CAUSES: tuple[tuple[str, str], ...] = (
     ("GPU", r"accelerators\..*|variables\.(CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER)"),
-    (
-        "torch and CUDA",
-        r"packages\.(torch|triton|pytorch-triton.*|nvidia-.*|cuda-.*|numpy)\..*|libraries\..*|python\.(loads|conda)\..*",
-    ),
+    ("torch and CUDA", r"packages\.(torch|triton|pytorch-triton.*|nvidia-.*|cuda-.*|numpy)\..*|libraries\..*"
+                       r"|python\.(loads|conda)\..*"),
     ("precision, determinism", r"numerics.*|fingerprint\..*|variables\..*|python\.(startup|flags)\..*"),
     ("code", r"source\..*|python\.argv|packages\.[^.]+\.(commit|dirty|changes)"),
     ("data and models", r"data.*|hub\..*"),
@@ -374,29 +408,32 @@ def group_of(
     "The heading under which people look for a field."
     return next(title for title, pattern in _CAUSES if re.fullmatch(pattern, field))
 
+# %% ../../nbs/environment/13_difference.ipynb #fc9798fa
+def _cell(value: Any, most: int = 60) -> str:
+    "A value in a table, cut."
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= most else text[:most - 3] + "…"
+
 def _group_rows(found: EnvironmentDiff) -> list[list[str]]:
     "One row for each cause: its worst effect, and what differs in words."
     rows = []
     for title, _ in _CAUSES:
         mine = [d for d in found.differences if group_of(d.field) == title]
-        bearing = [d for d in mine if d.effect != "record"]
         if not mine: continue
+        bearing = [d for d in mine if d.effect != "record"]
         said = list(dict.fromkeys(_say(d) for d in bearing or mine))
         rows.append([title, mine[0].effect, _cell(_listing(said, 3), 110), str(len(mine))])
     return rows
 
 def _rows(found: EnvironmentDiff, most_record: int) -> list[list[str]]:
+    "One row for each difference; at most so many for the record."
     shown = [d for d in found.differences if d.effect != "record"] + found.of("record")[:most_record]
-    return [
-        [d.effect, d.field, *("–" if v is None else _cell(v) for v in (d.left, d.right)), d.why]
-        for d in shown
-    ]
+    values = [["–" if value is None else _cell(value) for value in (d.left, d.right)] for d in shown]
+    return [[d.effect, d.field, *said, d.why] for d, said in zip(shown, values)]
 
-
-def _cell(value: Any, most: int = 60) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= most else text[:most - 3] + "…"
-
+# %% ../../nbs/environment/13_difference.ipynb #156c41f1
+_HEAD = ["effect", "field", "left", "right", "why"]
+_GROUP_HEAD = ["cause", "effect", "what differs", "fields"]
 _FEW = 12
 
 def diff_text(
@@ -405,26 +442,23 @@ def diff_text(
     every: bool = False,  # every difference in a row of its own, however many there are
 ) -> str:
     "Verdict, answer and a table for a terminal: a row for each cause where the differences are many."
-    from fsdl_devinfra.core.console import table_text
-    if len(found.differences) > _FEW and not every:
-        table = table_text(["cause", "effect", "what differs", "fields"], _group_rows(found))
-        return f"{found.verdict}: {found.answer}\n\n{table}\n{len(found.differences)} fields differ; --all lists every one"
-    if every: most_record = len(found.differences)
+    head, count = f"{found.verdict}: {found.answer}", len(found.differences)
+    if count > _FEW and not every:
+        table = table_text(_GROUP_HEAD, _group_rows(found))
+        return f"{head}\n\n{table}\n{count} fields differ; --all lists every one"
+    if every: most_record = count
     more = len(found.of("record")) - most_record
     table = "\n\n" + table_text(_HEAD, _rows(found, most_record)) if found.differences else ""
-    return f"{found.verdict}: {found.answer}{table}" + (
-        f"\nand {more} more for the record (--json lists them)" if more > 0 else ""
-    )
+    return head + table + (f"\nand {more} more for the record (--json lists them)" if more > 0 else "")
 
-
+# %% ../../nbs/environment/13_difference.ipynb #eedd212f
 def _repr_html_(self: EnvironmentDiff) -> str:
-    from html import escape
-    from fsdl_devinfra.core.console import table_html
+    "The same for a notebook, with all fields to unfold."
     head = f"<p><b>{self.verdict}</b>: {escape(self.answer)}</p>"
     if len(self.differences) <= _FEW:
         return head + (table_html(_HEAD, _rows(self, 30)) if self.differences else "")
     more = table_html(_HEAD, _rows(self, len(self.differences)))
-    groups = table_html(["cause", "effect", "what differs", "fields"], _group_rows(self))
+    groups = table_html(_GROUP_HEAD, _group_rows(self))
     return f"{head}{groups}<details><summary>all {len(self.differences)} fields</summary>{more}</details>"
 
 setattr(EnvironmentDiff, "__str__", diff_text)
@@ -452,28 +486,38 @@ class Comparison(Result):
         lines = [f"{o.name}: {o.answer}" for o in self.outliers]
         return "\n".join([f"{self.verdict}: {self.answer}", *lines])
 
+# %% ../../nbs/environment/13_difference.ipynb #941f4835
+def _bearing(env: Environment) -> dict[str, str]:
+    "The fields of a capture that bear on numbers or speed, as texts."
+    return {k: str(v) for k, v in _seen(env).items() if rule_of(k).effect != "record"}
+
 def _typical(captures: list[Environment]) -> int:
     "The position of the capture that agrees with the others in most fields that bear on numbers or speed."
-    from collections import Counter
-    flats = [{k: str(v) for k, v in _seen(e).items() if rule_of(k).effect != "record"} for e in captures]
-    votes = {k: Counter(f.get(k, "") for f in flats) for k in {k for f in flats for k in f}}
-    agreement = [sum(count[f.get(k, "")] for k, count in votes.items()) for f in flats]
+    flats = [_bearing(env) for env in captures]
+    votes = {field: Counter(flat.get(field, "") for flat in flats) for field in set().union(*flats)}
+    agreement = [sum(count[flat.get(field, "")] for field, count in votes.items()) for flat in flats]
     return agreement.index(max(agreement))
+
+# %% ../../nbs/environment/13_difference.ipynb #a7499613
+def _outlier(name: str, found: EnvironmentDiff) -> Outlier:
+    "A capture that differs from the reference, and in what."
+    bearing = [_say(d) for d in found.differences if d.effect != "record"]
+    return Outlier(name, _listing(bearing, 6), found.differences)
+
+def _about_outliers(outliers: list[Outlier], names: list[str], reference: str) -> str:
+    "One sentence about several captures."
+    if not outliers: return f"{len(names)} captures, and no known difference affects numerics or speed"
+    verb = "differs" if len(outliers) == 1 else "differ"
+    others = _listing([outlier.name for outlier in outliers])
+    return f"{others} {verb} from {reference} and the {len(names) - len(outliers)} like it"
 
 def compare(
     captures: dict[str, Environment],  # name → capture, two or more
 ) -> Comparison:
     "Which of several environments is different, and in what."
-    names, envs = list(captures), list(captures.values())
-    typical = _typical(envs)
-    outliers = []
-    for name, env in captures.items():
-        found = diff(envs[typical], env)
-        bearing = [d for d in found.differences if d.effect != "record"]
-        if found.verdict == "differs":
-            outliers.append(Outlier(name, _listing([_say(d) for d in bearing], 6), found.differences))
-    if outliers:
-        verb = "differs" if len(outliers) == 1 else "differ"
-        answer = f"{_listing([o.name for o in outliers])} {verb} from {names[typical]} and the {len(names) - len(outliers)} like it"
-    else: answer = f"{len(names)} captures, and no known difference affects numerics or speed"
-    return Comparison("differs" if outliers else "same", answer, names[typical], names, outliers)
+    names = list(captures)
+    reference = names[_typical(list(captures.values()))]
+    found = {name: diff(captures[reference], env) for name, env in captures.items()}
+    outliers = [_outlier(name, one) for name, one in found.items() if one.verdict == "differs"]
+    answer = _about_outliers(outliers, names, reference)
+    return Comparison("differs" if outliers else "same", answer, reference, names, outliers)

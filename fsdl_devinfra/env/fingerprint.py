@@ -16,29 +16,46 @@ from ..core.errors import need
 __all__ = ['OPERATIONS', 'devices_of', 'numeric_fingerprint', 'differing']
 
 # %% ../../nbs/environment/10_fingerprint.ipynb #2702d0a2
+#: what is done with torch on a device in a type
+_Operation = Callable[[Any, Any, Any], Any]
+
 def _input(torch: Any, *shape: int, step: int = 7919) -> Any:
     "Numbers in [-1, 1) from whole numbers: the same bits on every machine."
     n = math.prod(shape)
     whole = (torch.arange(n, dtype=torch.int64) * step) % 65537
     return (whole.to(torch.float64) / 32768.5 - 1).to(torch.float32).reshape(shape)
 
-def _seeded(name: str) -> Callable[[Any, Any, Any], Any]:
-    def draw(t: Any, device: Any, dtype: Any) -> Any:
-        generator = t.Generator(device=device).manual_seed(0)
-        return getattr(t, name)(4096, generator=generator, device=device, dtype=dtype)
+def _seeded(name: str) -> _Operation:
+    "Numbers from a generator with a fixed seed."
+    def draw(torch: Any, device: Any, dtype: Any) -> Any:
+        generator = torch.Generator(device=device).manual_seed(0)
+        return getattr(torch, name)(4096, generator=generator, device=device, dtype=dtype)
     return draw
 
-def _given(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Callable[[Any, Any, Any], Any]:
-    def apply(t: Any, device: Any, dtype: Any) -> Any:
-        return function(
-            t,
-            *(_input(t, *s, step=7919 + 2 * i).to(device=device, dtype=dtype) for i, s in enumerate(shapes)),
-        )
-
+def _given(function: Callable[..., Any], *shapes: tuple[int, ...]) -> _Operation:
+    "A function of inputs with these shapes, each made with another step."
+    def apply(torch: Any, device: Any, dtype: Any) -> Any:
+        inputs = [_input(torch, *shape, step=7919 + 2 * i) for i, shape in enumerate(shapes)]
+        return function(torch, *(value.to(device=device, dtype=dtype) for value in inputs))
     return apply
 
-#: operation → function of (torch, device, dtype)
-OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
+# %% ../../nbs/environment/10_fingerprint.ipynb #e12e93d9
+def _linear_backward(torch: Any, left: Any, right: Any) -> Any:
+    "The gradient of a mean square by the second factor of a product."
+    return torch.autograd.grad((left @ right.requires_grad_()).square().mean(), right)[0]
+
+def _adamw(torch: Any, values: Any) -> Any:
+    "Parameters after two steps of AdamW."
+    parameter = torch.nn.Parameter(values.clone())
+    parameter.grad = parameter.detach() * 0.1
+    optimizer = torch.optim.AdamW([parameter], lr=1e-3)
+    optimizer.step()
+    optimizer.step()
+    return parameter
+
+_HEADS = (1, 4, 128, 64)  # of the attention: batch, heads, tokens, width
+
+OPERATIONS: dict[str, _Operation] = {
     "rand": _seeded("rand"),
     "randn": _seeded("randn"),
     "sum": _given(lambda t, x: x.sum(), (300_000,)),
@@ -47,78 +64,65 @@ OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "layer_norm": _given(lambda t, x: t.nn.functional.layer_norm(x, (768,)), (64, 768)),
     "gelu": _given(lambda t, x: t.nn.functional.gelu(x), (8192,)),
     "matmul": _given(lambda t, a, b: a @ b, (256, 512), (512, 256)),
-    "linear_backward": _given(
-        lambda t, a, b: t.autograd.grad((a @ b.requires_grad_()).square().mean(), b)[0], (128, 256), (256, 64)
-    ),
-    "conv2d": _given(
-        lambda t, x, w: t.nn.functional.conv2d(x, w, padding=1), (2, 16, 32, 32), (32, 16, 3, 3)
-    ),
-    "attention": _given(
-        lambda t, q, k, v: t.nn.functional.scaled_dot_product_attention(q, k, v),
-        (1, 4, 128, 64),
-        (1, 4, 128, 64),
-        (1, 4, 128, 64),
-    ),
-    "adamw_step": _given(lambda t, p: _adamw(t, p), (512, 64)),
+    "linear_backward": _given(_linear_backward, (128, 256), (256, 64)),
+    "conv2d": _given(lambda t, x, w: t.nn.functional.conv2d(x, w, padding=1), (2, 16, 32, 32), (32, 16, 3, 3)),
+    "attention": _given(lambda t, *qkv: t.nn.functional.scaled_dot_product_attention(*qkv), *[_HEADS] * 3),
+    "adamw_step": _given(_adamw, (512, 64)),
 }
-
-def _adamw(t: Any, p: Any) -> Any:
-    p = t.nn.Parameter(p.clone())
-    p.grad = p.detach() * 0.1
-    optimizer = t.optim.AdamW([p], lr=1e-3)
-    optimizer.step()
-    optimizer.step()
-    return p
 
 # %% ../../nbs/environment/10_fingerprint.ipynb #30021c52
 def _bits(torch: Any, value: Any) -> str:
+    "The hash of the bits of a tensor."
     flat = value.detach().contiguous().cpu().view(-1)
-    view = flat.view(
-        torch.int16 if flat.element_size() == 2 else torch.int32 if flat.element_size() == 4 else torch.int64
-    )
-    return hashlib.sha256(bytes(view.numpy().data)).hexdigest()[:16]
+    whole = {2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64)
+    return hashlib.sha256(bytes(flat.view(whole).numpy().data)).hexdigest()[:16]
 
+def _run(torch: Any, operation: _Operation, device: str, dtype: Any) -> str:
+    "The hash of what an operation gives, or which error it gives; the state of the generator stays."
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            return _bits(torch, operation(torch, torch.device(device), dtype))
+    except (RuntimeError, NotImplementedError, TypeError) as error: return "error: " + type(error).__name__
+
+# %% ../../nbs/environment/10_fingerprint.ipynb #b291edea
 def devices_of(
     torch: Any,  # the module
 ) -> list[str]:  # e.g. ["cpu", "cuda:0"]
     "The devices that a fingerprint is taken on: the processor and the first of each kind of accelerator."
     found = ["cpu"]
     if torch.cuda.is_available(): found.append("cuda:0")
-    if getattr(torch.backends, "mps", None) is not None and torch.backends.mps.is_available():
-        found.append("mps:0")
-    return found
+    mps = getattr(torch.backends, "mps", None)
+    return [*found, "mps:0"] if mps is not None and mps.is_available() else found
+
+def _types_on(device: str) -> tuple[str, ...]:
+    "The types that a fingerprint is taken in."
+    return ("float32", "bfloat16") if device == "cpu" else ("float32", "bfloat16", "float16")
 
 def numeric_fingerprint(
     devices: list[str] | None = None,  # default: `devices_of`
 ) -> dict[str, dict[str, str]]:  # "cpu float32" → operation → 16 hexadecimal digits, or "error: …"
-    "Hashes of the bits that a dozen operations give under the present settings. Leaves seeds and settings as they are."
+    "Hashes of the bits that a dozen operations give under the present settings, which are left as they are."
     torch = need("torch", "torch", "the numeric fingerprint")
     need("numpy", "torch", "the numeric fingerprint")
     found: dict[str, dict[str, str]] = {}
     for device in devices_of(torch) if devices is None else devices:
-        for dtype in ("float32", "bfloat16") if device == "cpu" else ("float32", "bfloat16", "float16"):
-            found[f"{device} {dtype}"] = {
-                name: _run(torch, operation, device, getattr(torch, dtype))
-                for name, operation in OPERATIONS.items()
-            }
+        for name in _types_on(device):
+            dtype = getattr(torch, name)
+            found[f"{device} {name}"] = {op: _run(torch, run, device, dtype) for op, run in OPERATIONS.items()}
     return found
 
-def _run(torch: Any, operation: Callable[..., Any], device: str, dtype: Any) -> str:
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            return _bits(torch, operation(torch, torch.device(device), dtype))
-    except (RuntimeError, NotImplementedError, TypeError) as e:
-        return "error: " + type(e).__name__
-
 # %% ../../nbs/environment/10_fingerprint.ipynb #66921622
+def _differ(left: str, right: str) -> bool:
+    "Whether two hashes of an operation differ; an error says nothing."
+    return left != right and "error" not in left + right
+
 def differing(
     left: dict[str, dict[str, str]],  # a fingerprint
     right: dict[str, dict[str, str]],  # another
 ) -> dict[str, list[str]]:  # "cpu float32" → operations whose bits differ
     "Where two fingerprints differ, on the devices that both have."
-
-    def other(k, op):
-        return op in right[k] and left[k][op] != right[k][op] and "error" not in left[k][op] + right[k][op]
-
-    both = {k: [op for op in left[k] if other(k, op)] for k in left if k in right}
-    return {k: ops for k, ops in both.items() if ops}
+    found: dict[str, list[str]] = {}
+    for device in filter(right.__contains__, left):
+        pairs = {op: (bits, right[device][op]) for op, bits in left[device].items() if op in right[device]}
+        found[device] = [op for op, pair in pairs.items() if _differ(*pair)]
+    return {device: operations for device, operations in found.items() if operations}

@@ -34,6 +34,7 @@ _TRIPLE = f"{_THREE_DOUBLE}|{_THREE_DOUBLE.replace(chr(34), chr(39))}"
 _SLASHES = r"//[^\n]*|/\*(?:(?!\*/).)*(?:\*/|\Z)"
 _BACKTICK = r"`(?:\\.|[^`\\])*(?:`|\Z)"
 
+# %% ../../nbs/environment/02_languages.ipynb #7ab83495
 #: endings of file names; comments; strings
 _BY_QUOTES: tuple[tuple[str, str, str], ...] = (
     (".py .pyi .pyx .pxd .pxi .bzl .star", r"#[^\n]*", rf"{_TRIPLE}|{_DOUBLE}|{_SINGLE}"),
@@ -54,6 +55,7 @@ def _quotes_of(ending: str) -> re.Pattern | None:
     expressions = [f"(?P<comment>{comment})|(?P<string>{string})" for _, comment, string in rows]
     return re.compile(expressions[0], re.DOTALL | re.MULTILINE) if expressions else None
 
+# %% ../../nbs/environment/02_languages.ipynb #90989de0
 def ending_of(
     path: str,  # of a file
 ) -> str:  # e.g. ".py"; the whole name where there is no dot
@@ -68,23 +70,42 @@ _TAKERS = (
     r"(?:setdefault|putenv|setenv|getenv|get|set|put|add_argument|add_option|add_header|environ|define|"
     r"Setenv|setProperty|append|option|Option|Field|field|fetch)"
 )
-_FIRST = rf"""\b{_TAKERS}\(\s*["']-{{0,2}}(?P<first>[\w.-]{{1,80}})["']\s*,\s*(?:[^()\n]{{0,120}}?\b(?:default|value)\s*=\s*)?"""
+_FIRST = (
+    rf"""\b{_TAKERS}\(\s*["']-{{0,2}}(?P<first>[\w.-]{{1,80}})["']\s*,\s*"""
+    r"(?:[^()\n]{0,120}?\b(?:default|value)\s*=\s*)?"
+)
+_CALL = re.compile(rf"{_FIRST}$")
+
+# %% ../../nbs/environment/02_languages.ipynb #0756e388
 _TYPE = r"\??\s*:\s*[A-Za-z_&*][\w\[\], |.&'<>*]{0,60}?\s*="
 _GIVEN = (
-    rf"""(?P<name>[^\W\d][\w.-]{{0,80}})["']?\]?\)?(?:{_TYPE}|\s*(?::=|={{1,3}}|!={{1,2}}|[?|&+]{{1,2}}=|=>|<-|->|\?\?|\|\||\?:|"""
-    rf""":{{1,2}}|\bor\b|\bis\b))\s*\(?\s*$"""
+    rf"""(?P<name>[^\W\d][\w.-]{{0,80}})["']?\]?\)?(?:{_TYPE}|\s*(?::=|={{1,3}}|!={{1,2}}|[?|&+]{{1,2}}=|=>|<-|->"""
+    r"""|\?\?|\|\||\?:|:{1,2}|\bor\b|\bis\b))\s*\(?\s*$"""
 )
 _DEFINED = r"#\s*define\s+(?P<defined>\w{1,80})\s+$"
-_CALL = re.compile(rf"{_FIRST}$")
 _BEFORE = re.compile(rf"(?:{_DEFINED}|{_GIVEN})")
-#: what stands at the end of the text before a literal that has a name
-_GIVERS = ("=", ":", ">", "-", "?", "|")
-_GIVING_WORD = re.compile(r"\b(?:or|is|define\s+\w+)$")
-_HEAD = re.compile(r"\)\s*(?:->[^\n]*)?:$|^\s*class\s[^\n]*:$", re.MULTILINE)
 _OTHERWISE = re.compile(
     r"(?P<target>[^\W\d]\w{0,80})\s*[:=]\s*(?P<other>[\w.?\[\]\"']{1,80})\s*(?:\?\?|\|\||\bor\b)\s*$"
 )
 
+def _given_to(line: str) -> str:
+    "The name that a line gives what follows it to; in `password = process.env.A || …` the first."
+    found = _BEFORE.search(line)
+    if not found: return ""
+    name = found["defined"] or found["name"] or ""
+    given = _OTHERWISE.search(line)
+    return given["target"] if given and not re.search(r"[A-Z]_", name) else name.rpartition(".")[2]
+
+# %% ../../nbs/environment/02_languages.ipynb #48fc24d7
+_GIVERS = ("=", ":", ">", "-", "?", "|")
+_GIVING_WORD = re.compile(r"\b(?:or|is|define\s+\w+)$")
+#: the first literal of a function describes it
+_HEAD = re.compile(r"\)\s*(?:->[^\n]*)?:$|^\s*class\s[^\n]*:$", re.MULTILINE)
+
+def _gives(said: str) -> bool:
+    "Whether the text before a literal may give it to a name."
+    if said.endswith(":") and _HEAD.search(said): return False
+    return said.endswith(_GIVERS) or bool(_GIVING_WORD.search(said, max(0, len(said) - 90)))
 
 def name_before(
     code: str,  # a program
@@ -92,17 +113,10 @@ def name_before(
 ) -> str:  # "" where it has none
     "The name that a literal is given to."
     before = code[max(0, start - 240):start]
-    said = before.rstrip()
-    if said.endswith("("): said = said[:-1].rstrip()
-    if said.endswith((",", "=")) and "(" in said and (call := _CALL.search(before)): return call["first"].rpartition(".")[2]
-    if said.endswith(":") and _HEAD.search(said): return ""  # the first literal of a function describes it
-    if said.endswith(_GIVERS) or _GIVING_WORD.search(said, max(0, len(said) - 90)): before = before[said.rfind("\n") + 1:]
-    else: return ""  # most literals: an argument, an item of a list, a message
-    found = _BEFORE.search(before)
-    if not found: return ""
-    name = found["defined"] or found["name"] or ""
-    given = _OTHERWISE.search(before)  # const password = process.env.A || "…"
-    return given["target"] if given and not re.search(r"[A-Z]_", name) else name.rpartition(".")[2]
+    said = before.rstrip().removesuffix("(").rstrip()
+    in_call = said.endswith((",", "=")) and "(" in said
+    if in_call and (call := _CALL.search(before)): return call["first"].rpartition(".")[2]
+    return _given_to(before[said.rfind("\n") + 1:]) if _gives(said) else ""
 
 # %% ../../nbs/environment/02_languages.ipynb #85153d02
 _OPENING = re.compile(r"[A-Za-z]{0,2}(\"{3}|'{3}|[\"'`])")
@@ -124,8 +138,10 @@ def _without_prefix(code: str, start: int) -> int:
     while at and start - at < 2 and code[at - 1] in _LETTERS: at -= 1
     return start if at and (code[at - 1].isalnum() or code[at - 1] == "_") else at
 
+# %% ../../nbs/environment/02_languages.ipynb #0086c484
 _ENTRY = re.compile(r"(?i)(?:parameter|variable|env)?[_-]?(?:name|key)")
 _VALUE = re.compile(r"(?i)(?:parameter)?value|default|content")
+_FLAG = re.compile(r"--?[^\W\d][\w.-]*")
 
 @dataclass
 class _Neighbours:
@@ -133,36 +149,44 @@ class _Neighbours:
     text: str = ""  # of the one before
     name: str = ""  # of the one before
     entry: str = ""  # "X" after `"name": "X"`
+    end: int = 0  # of the string or comment before
 
     def name_of(self, name: str, between: str) -> tuple[str, bool]:
         "The name of the next literal, and whether it goes on with the one before."
         if self.name and between and not between.strip(" \t\n\\+()") and (between.strip() or "\n" in between):
             return self.name, True
-        if not name and between.strip() == "," and re.fullmatch(r"--?[^\W\d][\w.-]*", self.text):
-            return self.text, False
+        if not name and between.strip() == "," and _FLAG.fullmatch(self.text): return self.text, False
         return (self.entry if self.entry and _VALUE.fullmatch(name) else name), False
 
     def remember(self, text: str, name: str) -> None:
+        "Note a literal for the next one."
         if name and _ENTRY.fullmatch(name): self.entry = text
         self.text, self.name = text, name
 
+# %% ../../nbs/environment/02_languages.ipynb #7a0a9ef4
 _COLON, _VARIABLE = re.compile(r"\s{0,40}:(?!=)"), re.compile(r"\bvariable\s+$")
+
+def _is_key(code: str, end: int, between: str) -> bool:
+    "Whether a string begins an entry and a colon follows."
+    return bool(_COLON.match(code, end)) and between.rstrip()[-1:] in ("", "{", ",", "[")
+
+def _string_piece(code: str, token: re.Match, before: _Neighbours) -> Piece:
+    "A string: a key, or a literal with the name that it is given to."
+    at, (start, end) = _without_prefix(code, token.start()), _inside(token)
+    between, text = code[before.end:at], code[start:end]
+    key = _is_key(code, token.end(), between)
+    name, goes_on = ("", False) if key else before.name_of(name_before(code, at), between)
+    if _VARIABLE.search(between, max(0, len(between) - 20)): before.entry = text  # of terraform
+    if not key: before.remember(text, name)
+    return Piece(start, end, "key" if key else "literal", name, goes_on)
 
 def _by_quotes(code: str, tokens: re.Pattern) -> Iterator[Piece]:
     "The pieces of a language that is known by its quotes."
-    done, before = 0, _Neighbours()
+    before = _Neighbours()
     for token in tokens.finditer(code):
-        at = _without_prefix(code, token.start())
-        between, done = code[done:at], token.end()
-        if token["comment"] is not None:
-            yield Piece(token.start(), token.end(), "comment")
-            continue
-        start, end = _inside(token)
-        key = _COLON.match(code, done) and between.rstrip()[-1:] in ("", "{", ",", "[")
-        name, goes_on = ("", False) if key else before.name_of(name_before(code, at), between)
-        if _VARIABLE.search(between, max(0, len(between) - 20)): before.entry = code[start:end]  # of terraform
-        if not key: before.remember(code[start:end], name)
-        yield Piece(start, end, "key" if key else "literal", name, goes_on)
+        if token["comment"] is not None: yield Piece(token.start(), token.end(), "comment")
+        else: yield _string_piece(code, token, before)
+        before.end = token.end()
 
 # %% ../../nbs/environment/02_languages.ipynb #02797840
 _YAML = re.compile(
@@ -171,11 +195,9 @@ _YAML = re.compile(
     r"""(?P<marks>(?:[!&][\w!/.:-]*(?:[ \t]+|$)|\*[\w.-]+[ \t]*(?=\#|$))*)(?P<rest>[^\n]*)$""",
     re.MULTILINE,
 )
-_SCALAR = re.compile(
-    rf"(?P<quoted>{_DOUBLE}|'(?:''|[^'\n])*(?:'|$))|(?P<plain>[^\s#](?:[^\n#]|(?<=\S)#)*?(?=[ \t]+\#|[ \t]*$))",
-    re.M,
-)
 
+# %% ../../nbs/environment/02_languages.ipynb #74c9b70f
+_BLOCK_MARK = re.compile(r"[|>][+-]?\d?[+-]?(?:\s+#.*)?")
 
 @dataclass
 class _Block:
@@ -186,52 +208,74 @@ class _Block:
     entry: str = ""  # "X" after `name: X`
     flag: str = ""  # "--token" before its value in a list
 
-def _yaml(code: str) -> Iterator[Piece]:
-    "The pieces of a YAML file."
-    block = _Block()
-    for line in _YAML.finditer(code):
-        depth, rest = len(line["indent"]), line["rest"].strip()
-        if block.depth >= 0 and (depth > block.depth or not rest and not line["key"]):
-            if block.kind == "line" or not line["key"] and not line["dash"]:
-                yield Piece(line.start() + depth, line.end(), block.kind, block.name)
-                continue
-        key = (line["key"] or "").strip("\"'")
-        opens = rest in ("",) or bool(re.fullmatch(r"[|>][+-]?\d?[+-]?(?:\s+#.*)?", rest))
-        block.depth, block.name, block.kind = (
-            (depth if key and opens else -1),
-            key,
-            "line" if rest else "value",
-        )
-        if line["key"]: yield Piece(line.start("key"), line.end("key"), "key")
-        if not opens: yield from _yaml_value(code, line, key, block)
+    def holds(self, line: re.Match) -> bool:
+        "Whether a line is a part of the block."
+        empty = not line["rest"].strip() and not line["key"]
+        inside = self.depth >= 0 and (len(line["indent"]) > self.depth or empty)
+        return inside and (self.kind == "line" or not line["key"] and not line["dash"])
 
-def _yaml_value(code: str, line: re.Match, key: str, block: _Block) -> Iterator[Piece]:
-    "What stands behind a key or a dash on its line."
-    start, rest = line.start("rest"), line["rest"]
-    if rest.startswith("#"): yield Piece(start, line.end(), "comment")
-    elif rest.startswith(("{", "[")): yield from _flow(code[:line.end()], start)
-    elif found := _SCALAR.match(code, start, line.end()):
-        quote = int(found["quoted"] is not None)
-        closed = quote and len(found[0]) > 1 and found[0][-1] == found[0][0]
-        text = code[start + quote:found.end() - int(closed)]
-        name = block.entry if block.entry and _VALUE.fullmatch(key) else key
-        name = block.flag if not key and block.flag else name
-        block.flag = text if not key and re.fullmatch(r"--?[^\W\d][\w.-]*", text) else ""
-        if key and _ENTRY.fullmatch(key): block.entry = text
-        yield Piece(start + quote, found.end() - int(closed), "literal" if quote else "value", name)
-        if found.end() < line.end(): yield Piece(found.end(), line.end(), "comment")
+    def begin(self, line: re.Match) -> bool:
+        "Note the key of a line; whether its value stands below."
+        rest = line["rest"].strip()
+        opens = not rest or bool(_BLOCK_MARK.fullmatch(rest))
+        self.name = (line["key"] or "").strip("\"'")
+        self.depth = len(line["indent"]) if self.name and opens else -1
+        self.kind = "line" if rest else "value"
+        return opens
 
+    def name_of(self, text: str) -> str:
+        "The name of a value behind the key; a flag and the name of an entry are those of the next."
+        key, flag = self.name, self.flag
+        name = self.entry if self.entry and _VALUE.fullmatch(key) else key
+        self.flag = text if not key and _FLAG.fullmatch(text) else ""
+        if key and _ENTRY.fullmatch(key): self.entry = text
+        return flag if not key and flag else name
+
+# %% ../../nbs/environment/02_languages.ipynb #defc6a30
+_SCALAR = re.compile(
+    rf"(?P<quoted>{_DOUBLE}|'(?:''|[^'\n])*(?:'|$))|(?P<plain>[^\s#](?:[^\n#]|(?<=\S)#)*?(?=[ \t]+\#|[ \t]*$))",
+    re.M,
+)
 _FLOW = re.compile(rf"(?P<comment>(?<=\s)\#[^\n]*)|(?P<string>{_DOUBLE}|{_SINGLE}"
                    rf"|(?<=[:,\[{{] )[^\s\"'\[\]{{}},:#][^\[\]{{}},:#\n]*(?=\s*[,\]}}]))", re.M)
+
+def _scalar(code: str, found: re.Match, block: _Block) -> Piece:
+    "A value on the line of its key."
+    quote = int(found["quoted"] is not None)
+    closed = quote and len(found[0]) > 1 and found[0][-1] == found[0][0]
+    start, end = found.start() + quote, found.end() - int(closed)
+    return Piece(start, end, "literal" if quote else "value", block.name_of(code[start:end]))
 
 def _flow(code: str, start: int) -> Iterator[Piece]:
     "Pieces of `{a: b, c: [d]}`."
     for piece in _by_quotes(code[start:], _FLOW):
         yield replace(piece, start=start + piece.start, end=start + piece.end)
 
+# %% ../../nbs/environment/02_languages.ipynb #950efada
+def _yaml_value(code: str, line: re.Match, block: _Block) -> Iterator[Piece]:
+    "What stands behind a key or a dash on its line."
+    start, rest = line.start("rest"), line["rest"]
+    if rest.startswith("#"): yield Piece(start, line.end(), "comment")
+    elif rest.startswith(("{", "[")): yield from _flow(code[:line.end()], start)
+    elif found := _SCALAR.match(code, start, line.end()):
+        yield _scalar(code, found, block)
+        if found.end() < line.end(): yield Piece(found.end(), line.end(), "comment")
+
+def _yaml(code: str) -> Iterator[Piece]:
+    "The pieces of a YAML file."
+    block = _Block()
+    for line in _YAML.finditer(code):
+        if block.holds(line):
+            yield Piece(line.start() + len(line["indent"]), line.end(), block.kind, block.name)
+            continue
+        opens = block.begin(line)
+        if line["key"]: yield Piece(line.start("key"), line.end("key"), "key")
+        if not opens: yield from _yaml_value(code, line, block)
+
 # %% ../../nbs/environment/02_languages.ipynb #f0d777cd
 _MAKE = re.compile(
-    r"^(?P<recipe>\t[^\n]*)|^(?P<comment>#[^\n]*)|^(?P<value>[ ]*(?:(?:export|override|define)\s+)*[\w.-]+\s*(?:::?=|[?+!]?=)[^\n]*)",
+    r"^(?P<recipe>\t[^\n]*)|^(?P<comment>#[^\n]*)"
+    r"|^(?P<value>[ ]*(?:(?:export|override|define)\s+)*[\w.-]+\s*(?:::?=|[?+!]?=)[^\n]*)",
     re.MULTILINE,
 )
 

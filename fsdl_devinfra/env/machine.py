@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from .asking import run_command, pairs, read, read_int, without_nones
 ROOT = Path("/")
 
 # %% auto #0
-__all__ = ['ROOT', 'cpu', 'usable_cpus', 'cpu_capability', 'libc', 'machine', 'limits', 'container', 'ulimits']
+__all__ = ['ROOT', 'usable_cpus', 'cpu', 'cpu_capability', 'libc', 'machine', 'limits', 'ulimits', 'container']
 
 # %% ../../nbs/environment/04_machine.ipynb #4ea80e7d
 #: flags that select numeric kernels
@@ -24,114 +25,114 @@ _KERNEL_FLAGS = re.compile(
     r"sse4_[12]|ssse3|avx.*|fma|f16c|amx.*|asimd.*|neon|sve.*|bf16|i8mm|sme.*|vsx|rvv?|vxe\d?"
 )
 
-
-def cpu(
-    root: Path = ROOT,  # of the file system
-) -> dict[str, Any]:
-    "Model, cores and the vector instructions of the processor."
+def _processors(root: Path) -> list[dict[str, str]]:
+    "What the kernel says of each logical processor."
     text = read(root / "proc/cpuinfo", 1 << 22) or ""
-    blocks = [
-        dict(re.findall(r"^([^\t:]+?)[ \t]*:[ \t]*(.*)$", b, re.MULTILINE))
-        for b in text.split("\n\n")
-        if b.strip()
-    ]
-    first = blocks[0] if blocks else {}
-    cores = {(b.get("physical id"), b.get("core id")) for b in blocks if "core id" in b}
-    flags = (first.get("flags") or first.get("Features") or "").split()
-    model = (
-        first.get("model name")
-        or first.get("Model")
-        or (run_command("sysctl", "-n", "machdep.cpu.brand_string") or "").strip()
-    )
-    return without_nones(
-        {
-            "model": model or None,
-            "vendor": first.get("vendor_id") or first.get("CPU implementer"),
-            "family": first.get("cpu family"),
-            "stepping": first.get("stepping"),
-            "logical": os.cpu_count() if root == ROOT else len(blocks) or None,
-            "physical": len(cores) or None,
-            "usable": usable_cpus(),
-            "flags": sorted(f for f in flags if _KERNEL_FLAGS.fullmatch(f)),
-        }
-    )
+    blocks = [block for block in text.split("\n\n") if block.strip()]
+    return [dict(re.findall(r"^([^\t:]+?)[ \t]*:[ \t]*(.*)$", block, re.MULTILINE)) for block in blocks]
+
+def _model(said: dict[str, str]) -> str | None:
+    "The name of the processor, from macOS where the kernel has no such file."
+    name = said.get("model name") or said.get("Model")
+    return name or (run_command("sysctl", "-n", "machdep.cpu.brand_string") or "").strip() or None
+
+def _cores(processors: list[dict[str, str]]) -> int | None:
+    "How many cores the logical processors share; None where the kernel does not say."
+    cores = {(one.get("physical id"), one.get("core id")) for one in processors if "core id" in one}
+    return len(cores) or None
+
+def _kernel_flags(said: dict[str, str]) -> list[str]:
+    "The flags of a processor that select kernels."
+    flags = (said.get("flags") or said.get("Features") or "").split()
+    return sorted(flag for flag in flags if _KERNEL_FLAGS.fullmatch(flag))
 
 def usable_cpus() -> int:
     "Logical processors that this process may run on."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+# %% ../../nbs/environment/04_machine.ipynb #5837fd95
+def cpu(
+    root: Path = ROOT,  # of the file system
+) -> dict[str, Any]:
+    "Model, cores and the vector instructions of the processor."
+    processors = _processors(root)
+    first = processors[0] if processors else {}
+    return without_nones({
+        "model": _model(first),
+        "vendor": first.get("vendor_id") or first.get("CPU implementer"),
+        "family": first.get("cpu family"),
+        "stepping": first.get("stepping"),
+        "logical": os.cpu_count() if root == ROOT else len(processors) or None,
+        "physical": _cores(processors),
+        "usable": usable_cpus(),
+        "flags": _kernel_flags(first),
+    })
+
+# %% ../../nbs/environment/04_machine.ipynb #b9624ffb
 def cpu_capability(
     flags: list[str],  # of the processor
     cap: str = "",  # ATEN_CPU_CAPABILITY
 ) -> str:  # as `torch.backends.cpu.get_cpu_capability` prints it
     "The kernels that ATen picks (aten/src/ATen/native/DispatchStub.cpp)."
-    if cap.lower() in ("default", "avx2", "avx512", "sve256", "vsx", "zvector"):
-        return {"default": "DEFAULT"}.get(cap.lower(), cap.upper())
+    if cap.lower() in ("default", "avx2", "avx512", "sve256", "vsx", "zvector"): return cap.upper()
     has = set(flags)
     if {"avx512vl", "avx512bw", "avx512dq", "fma"} <= has: return "AVX512"
-    if {"avx2", "fma"} <= has: return "AVX2"
-    return "DEFAULT"
+    return "AVX2" if {"avx2", "fma"} <= has else "DEFAULT"
 
 # %% ../../nbs/environment/04_machine.ipynb #7e15656c
 def libc() -> str | None:  # e.g. "glibc 2.36"
     "The C library that this process runs with."
     try: return os.confstr("CS_GNU_LIBC_VERSION")
-    except (AttributeError, ValueError, OSError): pass
-    import platform
-    return " ".join(platform.libc_ver()).strip() or None
+    except (AttributeError, ValueError, OSError): return " ".join(platform.libc_ver()).strip() or None
 
+def _memory(root: Path) -> int | None:
+    "Bytes of memory, from the kernel's file or, where there is none, from the C library."
+    total = re.search(r"MemTotal:\s+(\d+) kB", read(root / "proc/meminfo") or "")
+    if total: return int(total[1]) * 1024
+    try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError): return None
+
+def _size_of(mount: Path) -> int | None:
+    "Bytes of a file system."
+    try: said = os.statvfs(mount)
+    except (AttributeError, OSError): return None
+    return said.f_frsize * said.f_blocks
+
+# %% ../../nbs/environment/04_machine.ipynb #a34b8c21
 def machine(
     root: Path = ROOT,  # of the file system
 ) -> dict[str, Any]:
     "Operating system, C library, processor and memory."
     release, name = pairs(read(root / "etc/os-release")), os.uname() if hasattr(os, "uname") else None
-    total = re.search(r"MemTotal:\s+(\d+) kB", read(root / "proc/meminfo") or "")
     product = (read(root / "sys/devices/virtual/dmi/id/product_name", 200) or "").strip()
-    return without_nones(
-        {
-            "os": release.get("PRETTY_NAME") or (name and f"{name.sysname} {name.release}") or sys.platform,
-            "kernel": name and name.release,
-            "architecture": name and name.machine,
-            "libc": libc(),
-            "product": product or None,
-            "cpu": cpu(root),
-            "memory_bytes": int(total[1]) * 1024 if total else _memory_elsewhere(),
-            "shared_memory_bytes": _size_of(root / "dev/shm"),
-        }
-    )
-
-def _memory_elsewhere() -> int | None:
-    try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError): return None
-
-def _size_of(mount: Path) -> int | None:
-    try:
-        s = os.statvfs(mount)
-        return s.f_frsize * s.f_blocks
-    except (AttributeError, OSError):
-        return None
+    return without_nones({
+        "os": release.get("PRETTY_NAME") or (name and f"{name.sysname} {name.release}") or sys.platform,
+        "kernel": name and name.release,
+        "architecture": name and name.machine,
+        "libc": libc(),
+        "product": product or None,
+        "cpu": cpu(root),
+        "memory_bytes": _memory(root),
+        "shared_memory_bytes": _size_of(root / "dev/shm"),
+    })
 
 # %% ../../nbs/environment/04_machine.ipynb #1c431ff4
-_IMAGE_VARIABLES = (
-    "APPTAINER_CONTAINER",
-    "SINGULARITY_CONTAINER",
-    "CONTAINER_IMAGE",
-    "DOCKER_IMAGE",
-    "IMAGE_NAME",
-    "NVIDIA_BUILD_ID",
-    "NVIDIA_PYTORCH_VERSION",
-    "PYTORCH_VERSION",
-    "CUDA_VERSION",
-    "NV_CUDNN_VERSION",
-)
-
 def _kind(root: Path, environ: dict[str, str]) -> str | None:
+    "What runs the container; None where nothing says that there is one."
     if (root / "run/.containerenv").exists(): return "podman"
     if "APPTAINER_CONTAINER" in environ or "SINGULARITY_CONTAINER" in environ: return "apptainer"
     if "KUBERNETES_SERVICE_HOST" in environ: return "kubernetes"
     if (root / ".dockerenv").exists(): return "docker"
     groups = read(root / "proc/1/cgroup") or ""
-    return next((k for k in ("kubepods", "docker", "containerd", "lxc") if k in groups), None)
+    return next((kind for kind in ("kubepods", "docker", "containerd", "lxc") if kind in groups), None)
+
+# %% ../../nbs/environment/04_machine.ipynb #1e16c346
+def _cpus(group: Path) -> float | None:
+    "How many processors the control group allows: its quota in a period; None where there is no limit."
+    quota, period = ((read(group / "cpu.max") or "").split() + [None, None])[:2]
+    if quota is None: quota, period = (read(group / f"cpu/cpu.cfs_{n}_us") or "" for n in ("quota", "period"))
+    numbers = [(text or "").strip() for text in (quota, period)]
+    return int(numbers[0]) / int(numbers[1]) if all(map(str.isdigit, numbers)) else None
 
 def limits(
     root: Path = ROOT,  # of the file system
@@ -139,22 +140,24 @@ def limits(
     "What the control group allows; nothing where there is no limit."
     group = root / "sys/fs/cgroup"
     memory = read_int(group / "memory.max") or read_int(group / "memory/memory.limit_in_bytes")
-    quota, period = ((read(group / "cpu.max") or "").split() + [None, None])[:2]
-    if quota is None: quota, period = (read(group / f"cpu/cpu.cfs_{n}_us") or "" for n in ("quota", "period"))
-    cpus = (
-        int(quota) / int(period)
-        if quota and period and quota.strip().isdigit() and period.strip().isdigit()
-        else None
-    )
     cpuset = (read(group / "cpuset.cpus.effective") or read(group / "cpuset/cpuset.cpus") or "").strip()
-    return without_nones(
-        {
-            "memory_bytes": memory if memory and memory < 1 << 60 else None,
-            "cpus": cpus,
-            "cpuset": cpuset or None,
-        }
-    )
+    known = memory if memory and memory < 1 << 60 else None
+    return without_nones({"memory_bytes": known, "cpus": _cpus(group), "cpuset": cpuset or None})
 
+# %% ../../nbs/environment/04_machine.ipynb #f2782690
+def ulimits() -> dict[str, int] | None:  # -1: no limit
+    "Limits of this process that stop data loaders and RDMA: open files and locked memory."
+    try: import resource
+    except ImportError: return None
+    limits = {"open_files": "RLIMIT_NOFILE", "locked_memory": "RLIMIT_MEMLOCK"}
+    known = {name: getattr(resource, limit) for name, limit in limits.items() if hasattr(resource, limit)}
+    return {name: resource.getrlimit(number)[0] for name, number in known.items()}
+
+# %% ../../nbs/environment/04_machine.ipynb #dcf3db94
+_IMAGE_VARIABLES = (
+    "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "CONTAINER_IMAGE", "DOCKER_IMAGE", "IMAGE_NAME",
+    "NVIDIA_BUILD_ID", "NVIDIA_PYTORCH_VERSION", "PYTORCH_VERSION", "CUDA_VERSION", "NV_CUDNN_VERSION",
+)
 
 def container(
     root: Path = ROOT,  # of the file system
@@ -163,26 +166,13 @@ def container(
     "The container this process runs in, its image where it is known, and the limits."
     environ = dict(os.environ) if environ is None else environ
     podman = pairs(read(root / "run/.containerenv"))
-    said = {k.lower(): environ[k] for k in _IMAGE_VARIABLES if k in environ}
+    said = {name.lower(): environ[name] for name in _IMAGE_VARIABLES if name in environ}
     image = podman.get("image") or environ.get("APPTAINER_CONTAINER") or environ.get("SINGULARITY_CONTAINER")
-    return without_nones(
-        {
-            "kind": _kind(root, environ),
-            "image": image,
-            "image_id": podman.get("imageid"),
-            "says": said or None,
-            "limits": limits(root) or None,
-            "ulimits": ulimits(),
-        }
-    )
-
-
-def ulimits() -> dict[str, int] | None:  # -1: no limit
-    "Limits of this process that stop data loaders and RDMA: open files and locked memory."
-    try: import resource
-    except ImportError: return None
-    return {
-        n: resource.getrlimit(getattr(resource, k))[0]
-        for n, k in (("open_files", "RLIMIT_NOFILE"), ("locked_memory", "RLIMIT_MEMLOCK"))
-        if hasattr(resource, k)
-    }
+    return without_nones({
+        "kind": _kind(root, environ),
+        "image": image,
+        "image_id": podman.get("imageid"),
+        "says": said or None,
+        "limits": limits(root) or None,
+        "ulimits": ulimits(),
+    })

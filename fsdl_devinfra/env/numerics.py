@@ -28,6 +28,15 @@ def _function_modes(torch: Any) -> int:
     "Modes of this thread that see every function: `set_default_device` and `with torch.device(…)` are such."
     return torch._C._len_torch_function_stack()
 
+# %% ../../nbs/environment/06_numerics.ipynb #9e505d23
+def _einsum(backend: Any) -> str:
+    "How the order of a product of several tensors is chosen, or off."
+    return (backend.strategy or "auto") if backend.enabled else "off"
+
+def _seed(seed: int) -> int | str:
+    "The seed, or `random`: a fresh process draws a large one."
+    return seed if seed < 2**32 else "random"
+
 #: setting → where torch keeps it
 _SETTINGS: dict[str, Callable[[Any], Any]] = {
     "threads": lambda t: t.get_num_threads(),
@@ -63,16 +72,13 @@ _SETTINGS: dict[str, Callable[[Any], Any]] = {
     "autocast.cpu": lambda t: _autocast(t, "cpu"),
     "autocast.cuda": lambda t: _autocast(t, "cuda"),
     "flush_denormal": lambda t: not bool(t.tensor([1e-40], device="cpu").mul(1.0).view(t.int32).item()),
-    "opt_einsum": lambda t: (
-        (t.backends.opt_einsum.strategy or "auto") if t.backends.opt_einsum.enabled else "off"
-    ),
+    "opt_einsum": lambda t: _einsum(t.backends.opt_einsum),
     "mha_fastpath": lambda t: t.backends.mha.get_fastpath_enabled(),
     "default_device": lambda t: str(t.get_default_device()) if _function_modes(t) else "unset",
-    "seed": lambda t: (
-        seed if (seed := t.initial_seed()) < 2**32 else "random"
-    ),  # a fresh process draws a large one
+    "seed": lambda t: _seed(t.initial_seed()),
 }
 
+# %% ../../nbs/environment/06_numerics.ipynb #8b9e8a11
 def observed(
     torch: Any,  # the imported module
 ) -> dict[str, Any]:
@@ -118,6 +124,7 @@ _DEFAULTS_2_9 = {
     "fp32_precision.mkldnn.rnn": "none",
 }
 
+# %% ../../nbs/environment/06_numerics.ipynb #2deb0297
 def release(
     version: str | None,  # e.g. "2.13.0+cpu"
 ) -> tuple[int, int]:  # (2, 13)
@@ -125,19 +132,20 @@ def release(
     numbers = re.match(r"(\d+)\.(\d+)", version or "")
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
+# %% ../../nbs/environment/06_numerics.ipynb #63a1b950
 def _whole(text: str) -> int | None:
+    "The first number of a list, where it is one above zero."
     first = text.split(",")[0].strip()
     return int(first) if first.isdigit() and int(first) > 0 else None
 
 def _threads(environ: dict[str, str]) -> int:
     "Threads that ATen starts with: MKL's or OpenMP's variable, else a thread for each core that may be used."
+    for name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        if number := _whole(environ.get(name, "")): return number
     about = cpu()
-    cores = min(about["usable"], about.get("physical") or about["usable"])
-    return next(
-        (n for name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS") if (n := _whole(environ.get(name, "")))), cores
-    )
+    return min(about["usable"], about.get("physical") or about["usable"])
 
-
+# %% ../../nbs/environment/06_numerics.ipynb #6de03acd
 def defaults(
     version: str,  # of the installed torch
     environ: dict[str, str] | None = None,  # default: of this process
@@ -154,37 +162,40 @@ def defaults(
     return found
 
 # %% ../../nbs/environment/06_numerics.ipynb #daa61c38
+_MEANINGS = {
+    "NVIDIA_TF32_OVERRIDE": "0 switches TF32 off in all NVIDIA libraries, whatever torch says",
+    "ATEN_CPU_CAPABILITY": "caps the vector instructions of torch's own kernels",
+    "ONEDNN_MAX_CPU_ISA": "caps the vector instructions of oneDNN",
+    "DNNL_MAX_CPU_ISA": "caps the vector instructions of oneDNN",
+    "MKL_CBWR": "makes MKL take the same code path on different processors",
+    "MKL_ENABLE_INSTRUCTIONS": "caps the vector instructions of MKL",
+    "MKL_DEBUG_CPU_TYPE": "makes MKL take the code path of another processor",
+    "NCCL_ALGO": "fixes the algorithm, and so the order of sums, of collectives",
+    "NCCL_PROTO": "fixes the protocol of collectives",
+    "NCCL_NVLS_ENABLE": "sums in the NVLink switch, in an order that may change between calls",
+    "PYTHONHASHSEED": "fixes the order of sets and of hashes of strings",
+    "OPENBLAS_CORETYPE": "makes OpenBLAS take the kernels of another processor",
+    "CUDA_LAUNCH_BLOCKING": "makes kernel launches synchronous: slow, same numbers",
+    "OMP_NUM_THREADS": "sets the number of threads, and so the order of sums",
+    "MKL_NUM_THREADS": "sets the number of threads, and so the order of sums",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1 switches TF32 on for matrix products",
+}
+
+# %% ../../nbs/environment/06_numerics.ipynb #20ca3bee
+def _workspace(version: str) -> str:
+    "What `CUBLAS_WORKSPACE_CONFIG` means for a version of torch."
+    if release(version) < (2, 10): return "needed, as :4096:8 or :16:8, for deterministic cuBLAS with this torch"
+    use = "sets the size of the workspace, and with it the kernels that can be chosen"
+    return f"not needed for determinism since torch 2.10; {use}"
+
 def variable_meanings(
     version: str,  # of the installed torch
     environ: dict[str, str] | None = None,  # default: of this process
 ) -> dict[str, str]:  # variable → what it does here
     "What the numeric variables that are set mean for this version of torch."
     environ = dict(os.environ) if environ is None else environ
-    known = {
-        "NVIDIA_TF32_OVERRIDE": "0 switches TF32 off in all NVIDIA libraries, whatever torch says",
-        "ATEN_CPU_CAPABILITY": "caps the vector instructions of torch's own kernels",
-        "ONEDNN_MAX_CPU_ISA": "caps the vector instructions of oneDNN",
-        "DNNL_MAX_CPU_ISA": "caps the vector instructions of oneDNN",
-        "MKL_CBWR": "makes MKL take the same code path on different processors",
-        "MKL_ENABLE_INSTRUCTIONS": "caps the vector instructions of MKL",
-        "MKL_DEBUG_CPU_TYPE": "makes MKL take the code path of another processor",
-        "NCCL_ALGO": "fixes the algorithm, and so the order of sums, of collectives",
-        "NCCL_PROTO": "fixes the protocol of collectives",
-        "NCCL_NVLS_ENABLE": "sums in the NVLink switch, in an order that may change between calls",
-        "PYTHONHASHSEED": "fixes the order of sets and of hashes of strings",
-        "OPENBLAS_CORETYPE": "makes OpenBLAS take the kernels of another processor",
-        "CUDA_LAUNCH_BLOCKING": "makes kernel launches synchronous: slow, same numbers",
-        "OMP_NUM_THREADS": "sets the number of threads, and so the order of sums",
-        "MKL_NUM_THREADS": "sets the number of threads, and so the order of sums",
-        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1 switches TF32 on for matrix products",
-    }
-    old = release(version) < (2, 10)
-    known["CUBLAS_WORKSPACE_CONFIG"] = (
-        "needed, as :4096:8 or :16:8, for deterministic cuBLAS with this torch"
-        if old
-        else "not needed for determinism since torch 2.10; sets the size of the workspace, and with it the kernels that can be chosen"
-    )
-    return {k: v for k, v in known.items() if k in environ}
+    known = _MEANINGS | {"CUBLAS_WORKSPACE_CONFIG": _workspace(version)}
+    return {name: meaning for name, meaning in known.items() if name in environ}
 
 # %% ../../nbs/environment/06_numerics.ipynb #062a904b
 def numerics(
@@ -197,6 +208,5 @@ def numerics(
     elif there is not None:
         version, origin, settings = there.version or "", "default", defaults(there.version or "", environ)
     else: return {}
-    return without_nones(
-        {"origin": origin, "settings": settings, "meanings": variable_meanings(version, environ) or None}
-    )
+    meanings = variable_meanings(version, environ) or None
+    return without_nones({"origin": origin, "settings": settings, "meanings": meanings})

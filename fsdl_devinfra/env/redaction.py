@@ -12,33 +12,28 @@ import hmac
 import importlib
 import json
 import os
+import pkgutil
 import re
 import sys
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec
+from itertools import groupby
 from keyword import iskeyword
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from .languages import Piece, pieces
 
 # %% auto #0
-__all__ = ['Removed', 'fingerprint', 'words', 'secret_name', 'Place', 'redact_text', 'redact_code', 'redact_patch', 'redact']
+__all__ = ['fingerprint', 'Removed', 'words', 'secret_name', 'Place', 'redact_text', 'redact_code', 'redact_patch', 'redact']
 
 # %% ../../nbs/environment/02_redaction.ipynb #7aa469d6
-@dataclass(frozen=True)
-class Removed:
-    "A secret that was taken out: where, what kind, and 16 bits of a salted hash."
-    field: str  # e.g. "python.argv.3"
-    kind: str  # e.g. "hugging-face"
-    hash: str  # four hexadecimal digits
-
 def fingerprint(
     secret: str,  # what is removed
 ) -> str:  # four hexadecimal digits
@@ -46,28 +41,39 @@ def fingerprint(
     salt = os.environ.get("FSDL_DEVINFRA_SALT", "fsdl-devinfra/redaction/1")
     return hmac.new(salt.encode(), secret.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:4]
 
-def _mark(kind: str, secret: str) -> str: return f"<removed:{kind}#{fingerprint(secret)}>"
+# %% ../../nbs/environment/02_redaction.ipynb #31fd5ea5
+def _mark(kind: str, secret: str) -> str:
+    "What stands where a secret stood."
+    return f"<removed:{kind}#{fingerprint(secret)}>"
+
 _MARK = re.compile(r"<removed:([a-z0-9-]+)#([0-9a-f]{4})>")
 
+# %% ../../nbs/environment/02_redaction.ipynb #95e6cde1
+@dataclass(frozen=True)
+class Removed:
+    "A secret that was taken out: where, what kind, and 16 bits of a salted hash."
+    field: str  # e.g. "python.argv.3"
+    kind: str  # e.g. "hugging-face"
+    hash: str  # four hexadecimal digits
+
 # %% ../../nbs/environment/02_redaction.ipynb #d7ec7ed1
-#: they go by a name or mark less than the secret (ours take the whole), or take addresses and words for secrets
 _NOT_ASKED = frozenset(
-    """ArtifactoryDetector BasicAuthDetector CloudantDetector IbmCloudIamDetector IbmCosHmacDetector IPPublicDetector
-    PrivateKeyDetector SoftlayerDetector KeywordDetector AWSKeyDetector""".split()
+    """ArtifactoryDetector BasicAuthDetector CloudantDetector IbmCloudIamDetector IbmCosHmacDetector
+    IPPublicDetector PrivateKeyDetector SoftlayerDetector KeywordDetector AWSKeyDetector""".split()
 )
 
-def _detectors_in(names: dict[str, Any], base: type) -> dict[str, Any]:
-    "The detectors among the names of a module: they go by expressions, and are asked."
-    return {
-        name: found
-        for name, found in names.items()
-        if isinstance(found, type) and issubclass(found, base) and found is not base and name not in _NOT_ASKED
-    }
+def _is_asked(name: str, found: Any, base: type) -> bool:
+    "Whether what a module calls `name` is a detector that goes by expressions."
+    if not isinstance(found, type) or found is base: return False
+    return issubclass(found, base) and name not in _NOT_ASKED
 
+def _detectors_in(names: dict[str, Any], base: type) -> dict[str, Any]:
+    "The detectors among the names of a module that are asked."
+    return {name: found for name, found in names.items() if _is_asked(name, found, base)}
+
+# %% ../../nbs/environment/02_redaction.ipynb #3e8c1671
 def _imported_detectors() -> dict[str, Any]:
     "The detectors of detect-secrets by its own imports, which bring an HTTP client along."
-    import pkgutil
-
     import detect_secrets.plugins as plugins
     from detect_secrets.plugins.base import RegexBasedDetector
 
@@ -84,24 +90,28 @@ class _StandIn:
     def __init__(self, base: type): self.RegexBasedDetector = base
     def __getattr__(self, name: str) -> type: return type(name, (), {})
 
+# %% ../../nbs/environment/02_redaction.ipynb #422f0e04
 def _names_in(code: CodeType, base: type) -> dict[str, Any]:
     "The names that a compiled module makes, when only Python's own library is really imported."
     def stand_in(name: str, globals: Any = None, locals: Any = None, names: Any = (), level: int = 0) -> Any:
         own = level == 0 and name.partition(".")[0] in sys.stdlib_module_names
         return __import__(name, globals, locals, names) if own else _StandIn(base)
-    names: dict[str, Any] = {"__name__": code.co_filename, "__builtins__": vars(builtins) | {"__import__": stand_in}}
+    builtin = vars(builtins) | {"__import__": stand_in}
+    names: dict[str, Any] = {"__name__": code.co_filename, "__builtins__": builtin}
     exec(code, names)
     return names
 
 # %% ../../nbs/environment/02_redaction.ipynb #2b5287ba
 def _classes_in(code: CodeType) -> set[str]:
     "The names of the classes that a compiled module defines."
-    return {part.co_name for part in code.co_consts if isinstance(part, CodeType) and "__module__" in part.co_names}
+    inner = [part for part in code.co_consts if isinstance(part, CodeType)]
+    return {part.co_name for part in inner if "__module__" in part.co_names}
 
+# %% ../../nbs/environment/02_redaction.ipynb #6a39a2b6
 def _read_detectors(
     folder: Path,  # with the modules of the detectors
 ) -> dict[str, Any]:
-    "The detectors in the modules of a folder. Raises whatever a module raises that needs more than their base class."
+    "The detectors in the modules of a folder. Raises what a module raises that needs more than the base class."
     class Base: ...
     found: dict[str, Any] = {}
     for file in sorted(folder.glob("*.py")):
@@ -116,10 +126,12 @@ def _found_detectors() -> dict[str, Any]:
     "The detectors of detect-secrets; none where it is not installed."
     try:
         spec = find_spec("detect_secrets")
-        return _read_detectors(Path((spec and spec.submodule_search_locations or [""])[0], "plugins")) or _imported_detectors()
+        folders = spec and spec.submodule_search_locations or [""]
+        return _read_detectors(Path(folders[0], "plugins")) or _imported_detectors()
     except ImportError: return {}
     except Exception: return _imported_detectors()
 
+# %% ../../nbs/environment/02_redaction.ipynb #46705a88
 @cache
 def _detectors() -> tuple[tuple[str, re.Pattern], ...]:
     "The expressions of detect-secrets, by the kind that they find."
@@ -133,287 +145,367 @@ def _detectors() -> tuple[tuple[str, re.Pattern], ...]:
 def _alone(expression: re.Pattern) -> str:
     "An expression as a part of another one, with its own flags."
     letters = "".join(letter for letter in "ixsm" if expression.flags & getattr(re, letter.upper()))
-    return f"(?{letters}:{expression.pattern}\n)" if "x" in letters else f"(?{letters}:{expression.pattern})"
+    end = "\n)" if "x" in letters else ")"  # behind a comment
+    return f"(?{letters}:{expression.pattern}{end}"
 
+# %% ../../nbs/environment/02_redaction.ipynb #d13596aa
 @cache
 def _any_detector(detectors: tuple[tuple[str, re.Pattern], ...]) -> re.Pattern | None:
-    "All of them at once: one look instead of a dozen."
+    "All of them at once: one look instead of a dozen. None where an expression stands only alone."
     try: return re.compile("|".join(_alone(expression) for _, expression in detectors))
-    except re.error: return None  # an expression that stands only alone
+    except re.error: return None
 
 # %% ../../nbs/environment/02_redaction.ipynb #1412ea08
+def _mark_detected(kind: str, found: re.Match) -> str:
+    "What stands in place of what a detector found; a part of a word, or a short one, stays."
+    inside = found.start() and found.string[found.start() - 1].isalnum()
+    if inside or len(found[0]) < 16 or "<removed:" in found[0]: return found[0]
+    return _mark(kind, found[0])
+
 def _remove_detected(text: str) -> str:
-    "What the detectors of detect-secrets find."
+    "What the detectors of detect-secrets find. Long texts are read line by line, longer lines not at all."
     if len(text) < 16: return text
     if len(text) > 4000:
         return "\n".join(line if len(line) > 4000 else _remove_detected(line) for line in text.split("\n"))
-    if (every := _any_detector(_detectors())) and not every.search(text): return text
-    for kind, expression in _detectors():
-        def mark(m: re.Match, kind: str = kind) -> str:
-            inside = m.start() and m.string[m.start() - 1].isalnum()
-            return m[0] if inside or len(m[0]) < 16 or "<removed:" in m[0] else _mark(kind, m[0])
-        text = expression.sub(mark, text)
+    every = _any_detector(_detectors())
+    if every and not every.search(text): return text
+    for kind, expression in _detectors(): text = expression.sub(partial(_mark_detected, kind), text)
     return text
 
 # %% ../../nbs/environment/02_redaction.ipynb #298d0006
-#: what stands in a key as PEM, also where it is a string of several lines in a program
+#: what stands in a key as PEM, also where it is a string in a program
 _PEM_BODY = r"(?:[A-Za-z0-9+/=\s\\\\\"',:;#*>|.-]|\\+[nr])"
-#: from its head to its end, or as far as it looks like the body of a key
 _PEM_KEY = (
     rf"-----BEGIN[A-Z0-9 ]{{0,40}}PRIVATE KEY[A-Z ]{{0,10}}-----(?={_PEM_BODY}{{0,300}}?[A-Za-z0-9+/]{{6}})"
     rf"(?:(?:(?!-----BEGIN){_PEM_BODY}){{0,20000}}?-----END[A-Z0-9 ]{{0,40}}PRIVATE KEY[A-Z ]{{0,10}}-----"
-    r"|(?:(?:\\+[nr]|\s|[\"'+])*(?:[A-Za-z0-9+/=]{16,}|(?:Proc-Type|DEK-Info|Comment|Version)[^\n]*))+(?:(?:\\+[nr]|\s)+[A-Za-z0-9+/=]+)?)"
+    r"|(?:(?:\\+[nr]|\s|[\"'+])*"
+    r"(?:[A-Za-z0-9+/=]{16,}|(?:Proc-Type|DEK-Info|Comment|Version)[^\n]*))+"
+    r"(?:(?:\\+[nr]|\s)+[A-Za-z0-9+/=]+)?)"
 )
+_PEM = re.compile(_PEM_KEY, re.DOTALL)
 _PEM_HEAD = re.compile(r"(?:-----)?BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?(?:-----)?")
-_SHAPES = r"""
-private-key      | (?i:BEGIN)\ (?:DSA|EC|OPENSSH|PGP|RSA|SSH2\ ENCRYPTED)?\ ?PRIVATE\ KEY[^A-Za-z\n]{0,20}\s+[A-Za-z0-9+/]{16}[\s\S]*
-private-key      | PuTTY-User-Key-File-\d:[\s\S]*
-private-key      | AGE-SECRET-KEY-1[0-9A-Z]{30,}|LS0tLS1CRUdJTi[A-Za-z0-9+/=]{20,}
-password-hash    | \$(?:apr1|2[abxy]|5|6|y|argon2(?:id|i|d))\$[^\s"':]{10,}
-jwt              | eyJ[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]+(?:\.[A-Za-z0-9_.+/=-]*)?
-encoded-json     | eyJ[A-Za-z0-9_+/-]{24,}={0,2}
-hugging-face     | hf_(?:oauth|jwt)_[\w.-]{10,}|(?:hf|api_org)_[A-Za-z0-9]{16,}
-wandb            | wandb_v\d_[A-Za-z0-9_]{20,}|local-[0-9a-f]{40}
-anthropic        | sk-ant-[\w-]{10,}
-openai           | sk-(?:proj|svcacct|admin|or-v1|lf)-[\w-]{10,}|sess-[A-Za-z0-9]{32,}
-openai           | (?<![\w-])sk-(?=[\w-]*\d)[A-Za-z0-9_-]{16,}|sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}
-ml-service       | (?<!_)(?:r8|gsk|rpa|pcsk|nvapi|pplx|xai|tgp_v1|fw|csk|jina|voyage|pa|lsv2_pt|lsv2_sk|cohere|KGAT|tvly)[_-](?=[\w-]*\d)[A-Za-z0-9_-]{20,}
-ml-service       | (?:e2b|vapi|fal|esecret|ls__)[_-][A-Za-z0-9_-]{20,}
-ml-service       | (?:sbp|pnu|pnb|squ|sqp|sqa|pscale_(?:tkn|pw|oauth)|isat|sk|clh|cal_live|dtn|ops|rnd)_(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{30,}
-ml-service       | (?:ak|as)-[A-Za-z0-9]{22}|dapi[0-9a-f]{32}(?:-\d)?|dop_v1_[0-9a-f]{40,}|ABSK[A-Za-z0-9+/=]{40,}|ZEN(?:PRO)?KEY_[\w+/=-]{20,}
-ml-service       | fc-[0-9a-f]{32}|secret_[\w-]+\.[A-Za-z0-9]{24,}|sb_(?:secret|publishable)_[\w-]{20,}|napi_(?=[a-z]*\d)[a-z0-9]{40,}
-github           | (?:gh[pousr]_[A-Za-z0-9_]{20,}|github_pat_[A-Za-z0-9_]{20,}|GHSAT0[A-Z0-9]{30,})
-gitlab           | (?:gl(?:pat|dt|ft|soat|rt|cbt|ptt|imt|agent|oas|ffct)-[A-Za-z0-9_.-]{16,}|GR1348941[A-Za-z0-9_-]{20,})
-atlassian        | (?:ATATT3|ATCTT3|ATBB)[A-Za-z0-9_=+/-]{20,}
-aws-key          | (?:A3T[A-Z0-9]|ABIA|ACCA|AKIA|ASIA|AROA|AIDA)(?![0-9A-Z]{9}EXAMPLE)[0-9A-Z]{16}
-aws-secret       | (?i:aws.{0,20}?(?:key|pwd|pw|password|pass|token).{0,20}?['"])[0-9a-zA-Z/+]{40}(?=['"])
-aws-session      | (?:IQoJb3JpZ2lu|FwoGZXIvYXdz|FQoGZXIvYXdz)[A-Za-z0-9+/=]{20,}
-google           | AIza[0-9A-Za-z_-]{30,}|GOCSPX-[0-9A-Za-z_-]{20,}|ya29\.[0-9A-Za-z_-]{20,}|1//0[0-9A-Za-z_-]{30,}|4/0A[\w-]{30,}|GOOG1[A-Z0-9]{20,}
-azure            | (?:AccountKey|SharedAccessKey|SharedAccessSignature|sig)=[A-Za-z0-9%+/=_-]{20,}|[\w.~-]{3}\dQ~[\w.~-]{31,34}
-cloud            | LTAI(?=[A-Za-z]*\d)[A-Za-z0-9]{12,}|AKID[A-Za-z0-9]{32}|AKLT[A-Za-z0-9+/=]{30,}|AQVN[\w-]{35,38}|t1\.[\w-]+=*\.[\w-]{86}={0,2}
-slack            | (?i:xox[a-z]-[a-z0-9.-]{3,}|xapp-\d-[a-z0-9-]{10,})
-webhook          | (?i:https?)://(?i:hooks\.slack\.com/(?:services|workflows|triggers)|(?:\w+\.)?discord(?:app)?\.com/api/webhooks)[^\s"'<>]*
-webhook          | (?i:https?)://(?:[\w.-]*webhook\.office\.com|[\w.-]*\.logic\.azure\.com|maker\.ifttt\.com/trigger)[^\s"'<>]*
-webhook          | (?i:https?)://(?:api\.telegram\.org/bot|chat\.googleapis\.com/v1/spaces|open\.(?:feishu|larksuite)\.\w+/open-apis/bot)[^\s"'<>]*
-webhook          | (?i:https?)://(?:oapi\.dingtalk\.com/robot|qyapi\.weixin\.qq\.com/cgi-bin/webhook)[^\s"'<>]*|(?<=hc-ping\.com/)[\w-]{20,}
-stripe           | (?:[rsp]k_(?:live|test)_[0-9A-Za-z]{10,}|whsec_[A-Za-z0-9+/=]{20,})
-twilio           | (?:AC|SK)[a-z0-9]{32}
-sendgrid         | SG\.[\w-]{16,}\.[\w-]{16,}
-mail-service     | [0-9a-z]{32}-us\d{1,2}|key-[0-9a-f]{32}|xkeysib-[0-9a-f]{30,}[\w-]*|xsmtpsib-[0-9a-f]{30,}[\w-]*
-telegram         | \d{8,10}:[0-9A-Za-z_-]{35}
-discord          | [MNO][A-Za-z\d_-]{23,25}\.[A-Za-z\d_-]{6}\.[A-Za-z\d_-]{27,38}
-social           | EAA[A-Z][A-Za-z0-9]{80,}|A{20,}[A-Za-z0-9%]{20,}%3D[A-Za-z0-9]{20,}|tk_(?=[a-z]*\d)[a-z0-9]{29}
-package-index    | pypi-[A-Za-z0-9_-]{16,}|npm_[A-Za-z0-9]{30,}|rubygems_[0-9a-f]{40,}|cio[A-Za-z0-9]{32}|(?<=_authToken=)\s*[^\s"']+
-package-index    | CLOJARS_[a-z0-9]{40,}|oy2[a-z0-9]{43}|(?<=/t/)(?=[\w-]*\d)(?!\w+(?:-[a-z]+){3}|\w+(?:-[a-z]+)+/)[\w-]{16,}(?=/)|(?<=dl\.cloudsmith\.io/)(?!public/|basic/)\w{12,}(?=/)
-container-index  | dckr_[po]at_[\w-]{16,}|AKC[A-Za-z0-9]{10,}|AP[\dABCDEF](?=[A-Za-z]*\d)[A-Za-z0-9]{8,}|cmVmdGtuO[A-Za-z0-9+/=]{20,}
-infrastructure   | (?:hvs|hvb|hvr)\.[\w-]{20,}|dp\.(?:pt|st|ct|sa|scim|audit)\.[\w.-]{20,}|[A-Za-z0-9]{14}\.atlasv1\.[\w-]{40,}
-infrastructure   | do[opr]_v1_[0-9a-f]{40,}
-infrastructure   | tskey-[\w-]{16,}|pul-[0-9a-f]{40}|HRKU-[\w-]{30,}|fo1_[\w-]{30,}|fm\d_[A-Za-z0-9+/=]{40,}|v1\.0-[0-9a-f]{24}-[0-9a-f]{100,}
-infrastructure   | CCI(?:PAT|PRJ)_\w{20,}|bk[uca][a-z]_[A-Za-z0-9]{30,}|nf[pcbuo]_[A-Za-z0-9]{30,}|vercel_blob_rw_\w{20,}|vc[piark]_[A-Za-z0-9]{24,}
-infrastructure   | dt0[a-z]\d\d\.[A-Z0-9]{24}\.[A-Z0-9]{64}|NR(?:AK|II|JS|AA|RA|BR|SP)-[\w-]{20,}
-service          | sq0(?:csp|atp)-[\w\\-]{20,}|EAAA[\w-]{56,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{30,}|lin_api_[A-Za-z0-9]{30,}
-service          | (?:secret|ntn)_[A-Za-z0-9]{40,}|figd_[\w-]{30,}
-service          | PMAK-[0-9a-f]{24}-[0-9a-f]{30,}|gl(?:sa|c)_[A-Za-z0-9_+/=]{20,}|sntry[su]_[A-Za-z0-9_+/=-]{20,}|phc_[A-Za-z0-9]{30,}
-service          | sl\.[\w-]{100,}|dG9r[A-Za-z0-9+/=:]{30,}|EZ[AT]K[A-Za-z0-9]{40,}|key[A-Za-z0-9]{14}(?=\W|$)(?<=\d.{0})
-service          | pat[A-Za-z0-9]{14}\.[0-9a-f]{60,}
-prefixed         | [A-Za-z]{2,12}_(?:live|prod|sk|pat|secret|token|key)_(?=\w*[a-z])(?=\w*[A-Z])(?=\w*\d)[A-Za-z0-9]{20,}
-authorization    | (?<=(?i:bearer)\ )(?=[\w.~+/=-]*\d)[\w.~+/=-]{8,}|(?<=(?i:authorization):\ )(?:[A-Za-z]+\ )?[\w.~+/=-]{6,}
-authorization    | (?<=[Bb]asic\ )(?!(?:[A-Z]?[a-z]+)+\b)(?=[A-Za-z0-9+/]*[\dA-Z])[A-Za-z0-9+/]{8,}={0,2}|(?<=(?i:cookie):\ )(?=[\w.-]+=)[^\r\n"'<]+
-softlayer        | (?i:https?://api.softlayer.com/soap/v3(?:.1)?/[a-z0-9]{64})
+
+def _remove_pem(text: str) -> str:
+    "Take out private keys as PEM."
+    if "PRIVATE KEY" not in text: return text
+    return _PEM.sub(lambda found: _mark("private-key", found[0]), text)
+
+# %% ../../nbs/environment/02_redaction.ipynb #1db58073
+_KEY_SHAPES = r"""
+private-key   | (?i:BEGIN)\ (?:DSA|EC|OPENSSH|PGP|RSA|SSH2\ ENCRYPTED)?\ ?PRIVATE\ KEY[^A-Za-z\n]{0,20}\s+[A-Za-z0-9+/]{16}[\s\S]*
+private-key   | PuTTY-User-Key-File-\d:[\s\S]*
+private-key   | AGE-SECRET-KEY-1[0-9A-Z]{30,}|LS0tLS1CRUdJTi[A-Za-z0-9+/=]{20,}
+password-hash | \$(?:apr1|2[abxy]|5|6|y|argon2(?:id|i|d))\$[^\s"':]{10,}
+jwt           | eyJ[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]+(?:\.[A-Za-z0-9_.+/=-]*)?
+encoded-json  | eyJ[A-Za-z0-9_+/-]{24,}={0,2}
 """
+
+# %% ../../nbs/environment/02_redaction.ipynb #1e2b7b8a
+_MODEL_SHAPES = r"""
+hugging-face | hf_(?:oauth|jwt)_[\w.-]{10,}|(?:hf|api_org)_[A-Za-z0-9]{16,}
+wandb        | wandb_v\d_[A-Za-z0-9_]{20,}|local-[0-9a-f]{40}
+anthropic    | sk-ant-[\w-]{10,}
+openai       | sk-(?:proj|svcacct|admin|or-v1|lf)-[\w-]{10,}|sess-[A-Za-z0-9]{32,}
+openai       | (?<![\w-])sk-(?=[\w-]*\d)[A-Za-z0-9_-]{16,}|sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{20,}
+ml-service   | (?<!_)(?:r8|gsk|rpa|pcsk|nvapi|pplx|xai|tgp_v1|fw|csk)[_-](?=[\w-]*\d)[A-Za-z0-9_-]{20,}
+ml-service   | (?<!_)(?:jina|voyage|pa|lsv2_pt|lsv2_sk|cohere|KGAT|tvly)[_-](?=[\w-]*\d)[A-Za-z0-9_-]{20,}
+ml-service   | (?:e2b|vapi|fal|esecret|ls__)[_-][A-Za-z0-9_-]{20,}
+ml-service   | (?:sbp|pnu|pnb|squ|sqp|sqa|pscale_(?:tkn|pw|oauth))_(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{30,}
+ml-service   | (?:isat|sk|clh|cal_live|dtn|ops|rnd)_(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{30,}
+ml-service   | (?:ak|as)-[A-Za-z0-9]{22}|dapi[0-9a-f]{32}(?:-\d)?|dop_v1_[0-9a-f]{40,}
+ml-service   | ABSK[A-Za-z0-9+/=]{40,}|ZEN(?:PRO)?KEY_[\w+/=-]{20,}
+ml-service   | fc-[0-9a-f]{32}|secret_[\w-]+\.[A-Za-z0-9]{24,}|sb_(?:secret|publishable)_[\w-]{20,}
+ml-service   | napi_(?=[a-z]*\d)[a-z0-9]{40,}
+"""
+
+# %% ../../nbs/environment/02_redaction.ipynb #1536fca5
+_CLOUD_SHAPES = r"""
+github      | gh[pousr]_[A-Za-z0-9_]{20,}|github_pat_[A-Za-z0-9_]{20,}|GHSAT0[A-Z0-9]{30,}
+gitlab      | gl(?:pat|dt|ft|soat|rt|cbt|ptt|imt|agent|oas|ffct)-[A-Za-z0-9_.-]{16,}
+gitlab      | GR1348941[A-Za-z0-9_-]{20,}
+atlassian   | (?:ATATT3|ATCTT3|ATBB)[A-Za-z0-9_=+/-]{20,}
+aws-key     | (?:A3T[A-Z0-9]|ABIA|ACCA|AKIA|ASIA|AROA|AIDA)(?![0-9A-Z]{9}EXAMPLE)[0-9A-Z]{16}
+aws-secret  | (?i:aws.{0,20}?(?:key|pwd|pw|password|pass|token).{0,20}?['"])[0-9a-zA-Z/+]{40}(?=['"])
+aws-session | (?:IQoJb3JpZ2lu|FwoGZXIvYXdz|FQoGZXIvYXdz)[A-Za-z0-9+/=]{20,}
+google      | AIza[0-9A-Za-z_-]{30,}|GOCSPX-[0-9A-Za-z_-]{20,}|ya29\.[0-9A-Za-z_-]{20,}
+google      | 1//0[0-9A-Za-z_-]{30,}|4/0A[\w-]{30,}|GOOG1[A-Z0-9]{20,}
+azure       | (?:AccountKey|SharedAccessKey|SharedAccessSignature|sig)=[A-Za-z0-9%+/=_-]{20,}
+azure       | [\w.~-]{3}\dQ~[\w.~-]{31,34}
+cloud       | LTAI(?=[A-Za-z]*\d)[A-Za-z0-9]{12,}|AKID[A-Za-z0-9]{32}|AKLT[A-Za-z0-9+/=]{30,}
+cloud       | AQVN[\w-]{35,38}|t1\.[\w-]+=*\.[\w-]{86}={0,2}
+"""
+
+# %% ../../nbs/environment/02_redaction.ipynb #ae3042e4
+_MESSAGE_SHAPES = r"""
+slack        | (?i:xox[a-z]-[a-z0-9.-]{3,}|xapp-\d-[a-z0-9-]{10,})
+webhook      | (?i:https?)://(?i:hooks\.slack\.com/(?:services|workflows|triggers))[^\s"'<>]*
+webhook      | (?i:https?)://(?i:(?:\w+\.)?discord(?:app)?\.com/api/webhooks)[^\s"'<>]*
+webhook      | (?i:https?)://(?:[\w.-]*webhook\.office\.com|[\w.-]*\.logic\.azure\.com)[^\s"'<>]*
+webhook      | (?i:https?)://(?:maker\.ifttt\.com/trigger|api\.telegram\.org/bot)[^\s"'<>]*
+webhook      | (?i:https?)://chat\.googleapis\.com/v1/spaces[^\s"'<>]*
+webhook      | (?i:https?)://open\.(?:feishu|larksuite)\.\w+/open-apis/bot[^\s"'<>]*
+webhook      | (?i:https?)://(?:oapi\.dingtalk\.com/robot|qyapi\.weixin\.qq\.com/cgi-bin/webhook)[^\s"'<>]*
+webhook      | (?<=hc-ping\.com/)[\w-]{20,}
+stripe       | (?:[rsp]k_(?:live|test)_[0-9A-Za-z]{10,}|whsec_[A-Za-z0-9+/=]{20,})
+twilio       | (?:AC|SK)[a-z0-9]{32}
+sendgrid     | SG\.[\w-]{16,}\.[\w-]{16,}
+mail-service | [0-9a-z]{32}-us\d{1,2}|key-[0-9a-f]{32}
+mail-service | xkeysib-[0-9a-f]{30,}[\w-]*|xsmtpsib-[0-9a-f]{30,}[\w-]*
+telegram     | \d{8,10}:[0-9A-Za-z_-]{35}
+discord      | [MNO][A-Za-z\d_-]{23,25}\.[A-Za-z\d_-]{6}\.[A-Za-z\d_-]{27,38}
+social       | EAA[A-Z][A-Za-z0-9]{80,}|A{20,}[A-Za-z0-9%]{20,}%3D[A-Za-z0-9]{20,}
+social       | tk_(?=[a-z]*\d)[a-z0-9]{29}
+"""
+
+# %% ../../nbs/environment/02_redaction.ipynb #d079f512
+_INDEX_SHAPES = r"""
+package-index   | pypi-[A-Za-z0-9_-]{16,}|npm_[A-Za-z0-9]{30,}|rubygems_[0-9a-f]{40,}|cio[A-Za-z0-9]{32}
+package-index   | (?<=_authToken=)\s*[^\s"']+
+package-index   | CLOJARS_[a-z0-9]{40,}|oy2[a-z0-9]{43}
+package-index   | (?<=/t/)(?=[\w-]*\d)(?!\w+(?:-[a-z]+){3}|\w+(?:-[a-z]+)+/)[\w-]{16,}(?=/)
+package-index   | (?<=dl\.cloudsmith\.io/)(?!public/|basic/)\w{12,}(?=/)
+container-index | dckr_[po]at_[\w-]{16,}|AKC[A-Za-z0-9]{10,}|AP[\dABCDEF](?=[A-Za-z]*\d)[A-Za-z0-9]{8,}
+container-index | cmVmdGtuO[A-Za-z0-9+/=]{20,}
+"""
+
+# %% ../../nbs/environment/02_redaction.ipynb #dd458ddf
+_SERVICE_SHAPES = r"""
+infrastructure | (?:hvs|hvb|hvr)\.[\w-]{20,}|dp\.(?:pt|st|ct|sa|scim|audit)\.[\w.-]{20,}
+infrastructure | [A-Za-z0-9]{14}\.atlasv1\.[\w-]{40,}|do[opr]_v1_[0-9a-f]{40,}
+infrastructure | tskey-[\w-]{16,}|pul-[0-9a-f]{40}|HRKU-[\w-]{30,}|fo1_[\w-]{30,}|fm\d_[A-Za-z0-9+/=]{40,}
+infrastructure | v1\.0-[0-9a-f]{24}-[0-9a-f]{100,}
+infrastructure | CCI(?:PAT|PRJ)_\w{20,}|bk[uca][a-z]_[A-Za-z0-9]{30,}|nf[pcbuo]_[A-Za-z0-9]{30,}
+infrastructure | vercel_blob_rw_\w{20,}|vc[piark]_[A-Za-z0-9]{24,}
+infrastructure | dt0[a-z]\d\d\.[A-Z0-9]{24}\.[A-Z0-9]{64}|NR(?:AK|II|JS|AA|RA|BR|SP)-[\w-]{20,}
+service        | sq0(?:csp|atp)-[\w\\-]{20,}|EAAA[\w-]{56,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{30,}
+service        | lin_api_[A-Za-z0-9]{30,}|(?:secret|ntn)_[A-Za-z0-9]{40,}|figd_[\w-]{30,}
+service        | PMAK-[0-9a-f]{24}-[0-9a-f]{30,}|gl(?:sa|c)_[A-Za-z0-9_+/=]{20,}
+service        | sntry[su]_[A-Za-z0-9_+/=-]{20,}|phc_[A-Za-z0-9]{30,}
+service        | sl\.[\w-]{100,}|dG9r[A-Za-z0-9+/=:]{30,}|EZ[AT]K[A-Za-z0-9]{40,}
+service        | key[A-Za-z0-9]{14}(?=\W|$)(?<=\d.{0})|pat[A-Za-z0-9]{14}\.[0-9a-f]{60,}
+"""
+
+# %% ../../nbs/environment/02_redaction.ipynb #e6fb085f
+_LOOSE_SHAPES = r"""
+prefixed      | [A-Za-z]{2,12}_(?:live|prod|sk|pat|secret|token|key)_(?=\w*[a-z])(?=\w*[A-Z])(?=\w*\d)[A-Za-z0-9]{20,}
+authorization | (?<=(?i:bearer)\ )(?=[\w.~+/=-]*\d)[\w.~+/=-]{8,}
+authorization | (?<=(?i:authorization):\ )(?:[A-Za-z]+\ )?[\w.~+/=-]{6,}
+authorization | (?<=[Bb]asic\ )(?!(?:[A-Z]?[a-z]+)+\b)(?=[A-Za-z0-9+/]*[\dA-Z])[A-Za-z0-9+/]{8,}={0,2}
+authorization | (?<=(?i:cookie):\ )(?=[\w.-]+=)[^\r\n"'<]+
+softlayer     | (?i:https?://api.softlayer.com/soap/v3(?:.1)?/[a-z0-9]{64})
+"""
+
+# %% ../../nbs/environment/02_redaction.ipynb #b72c0747
+_WORTH_TRYING = (
+    r"(?<![A-Za-z0-9])(?=[\w.~+/=:$%-]{6}|-----|BEGIN|(?i:aws)|[\w.-]+=|(?<=(?i:authorization):\ ))"
+)
+_SHAPES = (
+    _KEY_SHAPES, _MODEL_SHAPES, _CLOUD_SHAPES, _MESSAGE_SHAPES, _INDEX_SHAPES, _SERVICE_SHAPES, _LOOSE_SHAPES
+)
 
 @cache
 def _shapes() -> re.Pattern:
-    rows = [line.split("|", 1) for line in _SHAPES.strip().splitlines()]
-    kinds = [re.sub(r"\W", "_", kind.strip()) for kind, _ in rows]
-    parts = [f"(?P<{kind}__{i}>{regex.strip()})" for i, (kind, (_, regex)) in enumerate(zip(kinds, rows))]
-    # most words are too short for any of them: not trying saves four fifths of the time
-    worth_trying = (
-        r"(?<![A-Za-z0-9])(?=[\w.~+/=:$%-]{6}|-----|BEGIN|(?i:aws)|[\w.-]+=|(?<=(?i:authorization):\ ))"
+    "All shapes as one expression, with a group for each kind."
+    rows = [row.split("|", 1) for table in _SHAPES for row in table.strip().splitlines()]
+    kinds = groupby(rows, key=lambda row: row[0].strip())
+    parts = (
+        f"(?P<{kind.replace('-', '_')}__{i}>{'|'.join(regex.strip() for _, regex in same)})"
+        for i, (kind, same) in enumerate(kinds)
     )
-    return re.compile(worth_trying + "(?:" + "|".join(parts) + ")", re.DOTALL)
+    return re.compile(f"{_WORTH_TRYING}(?:{'|'.join(parts)})", re.DOTALL)
 
 def _remove_shapes(text: str) -> str:
-    if "PRIVATE KEY" in text:
-        text = re.sub(_PEM_KEY, lambda m: _mark("private-key", m[0]), text, flags=re.DOTALL)
-
-    def mark(m: re.Match) -> str:
-        return _mark((m.lastgroup or "shape").split("__")[0].replace("_", "-"), m[0])
-
-    return _shapes().sub(mark, _remove_detected(text))
+    "Take out what has the shape of a secret, whatever it is called."
+    def mark(found: re.Match) -> str:
+        return _mark((found.lastgroup or "shape").split("__")[0].replace("_", "-"), found[0])
+    return _shapes().sub(mark, _remove_detected(_remove_pem(text)))
 
 # %% ../../nbs/environment/02_redaction.ipynb #5cbbe27e
 _SECRET_WORDS = frozenset(
-    """password passwd passwort pwd pw passphrase passcode secret secrets credential credentials creds apikey apitoken
-    authkey authtoken accesskey accesstoken secretkey privatekey privkey bearer jwt pat cookie cookies csrftoken sessionid webhook webhooks dsn
-    htpasswd netrc oauth auth authorization authtok pgpassword userpwd sas mysqlpwd otp totp contrasena contraseña senha motdepasse wachtwoord
-    lösenord losenord hasło haslo heslo parola kennwort adgangskode şifre sifre salasana jelszó jelszo passord parool
-    slaptazodis parole lozinka лозинка mdp geslo zaporka adgangsord wachtwoorden contrasenya
-    κωδικος סיסמה รหัสผ่าน пароль токен секрет 密码 密碼 口令 パスワード 비밀번호""".split()
+    """password passwd passwort pwd pw passphrase passcode secret secrets credential credentials creds apikey
+    apitoken authkey authtoken accesskey accesstoken secretkey privatekey privkey bearer jwt pat cookie
+    cookies csrftoken sessionid webhook webhooks dsn htpasswd netrc oauth auth authorization authtok
+    pgpassword userpwd sas mysqlpwd otp totp contrasena contraseña senha motdepasse wachtwoord lösenord
+    losenord hasło haslo heslo parola kennwort adgangskode şifre sifre salasana jelszó jelszo passord parool
+    slaptazodis parole lozinka лозинка mdp geslo zaporka adgangsord wachtwoorden contrasenya κωδικος סיסמה
+    รหัสผ่าน пароль токен секрет 密码 密碼 口令 パスワード 비밀번호""".split()
 )
 _SECRET_PAIRS = frozenset(
     " ".join(pair.split())
-    for pair in """api key|auth key|access key|secret key|private key|priv key|service key|
-    account key|db key|database key|client key|signing key|encryption key|encrypt key|master key|ssh key|license key|licence key|storage key|
-    subscription key|deploy key|shared key|session key|key data|db pass|database pass|key pass|user pass|smtp pass|api pass|pass phrase|pass word|
-    mot passe|de passe|clave secreta|clave acceso|chave secreta|chave api|chiave segreta|cle secrete|cle api|geheimer schlussel|session id|pre shared|webhook url|webhook urls|hook url|connection string|conn str|signed url|token value""".split(
-        "|"
-    )
+    for pair in """api key|auth key|access key|secret key|private key|priv key|service key|account key|db key|
+    database key|client key|signing key|encryption key|encrypt key|master key|ssh key|license key|licence key|
+    storage key|subscription key|deploy key|shared key|session key|key data|db pass|database pass|key pass|
+    user pass|smtp pass|api pass|pass phrase|pass word|mot passe|de passe|clave secreta|clave acceso|
+    chave secreta|chave api|chiave segreta|cle secrete|cle api|geheimer schlussel|session id|pre shared|
+    webhook url|webhook urls|hook url|connection string|conn str|signed url|token value""".split("|")
 )
-_TOKEN_COMPANY = frozenset(
-    """cls pad eos bos sep unk mask image audio video num max min new per next special added prefix suffix vocab type types
-    id ids count length len limit size start end stop think input output prompt memory learnable register summary first last position class total
-    every draft dropout drop dim dims embed embedding embeddings merge merging mixing mixer shift level ratio reduction prob classification labels
-    idempotency continuation page cursor sync pagination
-    latency throughput path file dir folder counter counts expires expiry ttl usage budget rate masked accuracy""".split()
-)
-#: as the last word of a name: what is named is about the secret, or a measure
+
+# %% ../../nbs/environment/02_redaction.ipynb #c1505208
 _NOT_A_VALUE_NAME = frozenset(
-    """path file dir folder env var name names id ids type url uri endpoint expires expiry ttl timeout method mode helper
-    field fields store backend scheme provider sock socket policy algorithm algo layer layers size sizes version attempts required enabled disabled
-    configuration configurations config configs options settings
-    encoding charset format prefix suffix separator delimiter class classes module handler validator validators hasher
-    hashers manager callback factory generator regex pattern schema column table attribute attr label title placeholder
-    description angle ratio rate accuracy score loss dim dims
-    count num mask hint length len scopes scope tries agents window seed word words reset view
-    rounds""".split()
+    """path file dir folder env var name names id ids type url uri endpoint expires expiry ttl timeout method
+    mode helper field fields store backend scheme provider sock socket policy algorithm algo layer layers
+    size sizes version attempts required enabled disabled configuration configurations config configs
+    options settings encoding charset format prefix suffix separator delimiter class classes module handler
+    validator validators hasher hashers manager callback factory generator regex pattern schema column table
+    attribute attr label title placeholder description angle ratio rate accuracy score loss dim dims count
+    num mask hint length len scopes scope tries agents window seed word words reset view rounds""".split()
 )
+_STILL_SECRET = frozenset(
+    ("webhook url", "hook url", "signed url", "session id", "webhook urls", "api token")
+)
+
+def _is_about(word: str) -> bool:
+    "Whether the last word of a name says that it is about a secret."
+    return word in _NOT_A_VALUE_NAME or word.endswith("s") and word[:-1] in _NOT_A_VALUE_NAME
+
+# %% ../../nbs/environment/02_redaction.ipynb #13687b6a
+#: what stands beside `token` in the name of a part of a language model, or of a measure
+_TOKEN_COMPANY = frozenset(
+    """cls pad eos bos sep unk mask image audio video num max min new per next special added prefix suffix
+    vocab type types id ids count length len limit size start end stop think input output prompt memory
+    learnable register summary first last position class total every draft dropout drop dim dims embed
+    embedding embeddings merge merging mixing mixer shift level ratio reduction prob classification labels
+    idempotency continuation page cursor sync pagination latency throughput path file dir folder counter
+    counts expires expiry ttl usage budget rate masked accuracy""".split()
+)
+_WEBHOOKS = {"webhook", "webhooks"}  # their address is the secret
+_SECRET_ENDS = ("password", "passwd", "passphrase", "apikey", "secretkey", "pwd")
+
+def _pairs(parts: tuple[str, ...]) -> set[str]:
+    "Words that follow each other in a name, two and two."
+    return {" ".join(pair) for pair in zip(parts, parts[1:])}
+
+def _secret_words(parts: tuple[str, ...]) -> bool:
+    "Whether the words of a name are those of a secret."
+    if not parts: return False
+    about = _is_about(parts[-1])
+    if _pairs(parts) & _SECRET_PAIRS: return not about or " ".join(parts[-2:]) in _STILL_SECRET
+    if about and not set(parts) & _WEBHOOKS and parts[-2:] != ("pass", "word"): return False
+    if set(parts) & _SECRET_WORDS: return parts not in (("pat",), ("sas",))  # alone, a pattern or a program
+    if parts[-1].endswith(_SECRET_ENDS): return True
+    return "token" in parts and not set(parts) & _TOKEN_COMPANY
+
+# %% ../../nbs/environment/02_redaction.ipynb #1f865e1e
+_LIKE_LATIN = str.maketrans(
+    "аеорсухіѕјԁɡοαρνκτιΑΒΕΖΗΙΚΜΝΟΡΤΥΧАВЕКМНОРСТУХІЅ", "aeopcyxisjdgoapvktiABEZHIKMNOPTYXABEKMHOPCTYXIS"
+)
+
+def _plain_word(word: str) -> str:
+    "A word without accents, and in Latin letters where some of them are."
+    plain = "".join(c for c in unicodedata.normalize("NFKD", word) if not unicodedata.combining(c))
+    return plain.translate(_LIKE_LATIN) if re.search(r"[A-Za-z]", plain) else word
+
+def _plain_letters(name: str) -> str:
+    "A name without accents; letters that stand among Latin ones become the Latin ones that they look like."
+    if name.isascii(): return name
+    return re.sub(r"[^\W_]+", lambda m: _plain_word(m[0]), unicodedata.normalize("NFC", name))
+
+# %% ../../nbs/environment/02_redaction.ipynb #e5c170ed
+_CAPITAL_BEGINS = re.compile(r"([a-z0-9])([A-Z])|([A-Z]+)([A-Z][a-z])")
 
 @cache
 def words(
     name: str,  # e.g. "hubToken", "--hub-token", "HUB_TOKEN"
 ) -> tuple[str, ...]:  # e.g. ("hub", "token")
     "The words that a name is made of."
-    split = re.sub(
-        r"([a-z0-9])([A-Z])|([A-Z]+)([A-Z][a-z])", lambda m: f"{m[1] or m[3]} {m[2] or m[4]}", name
-    )
-    return tuple(w.lower() for w in re.split(r"[\W_]+", split) if w)
+    split = _CAPITAL_BEGINS.sub(lambda m: f"{m[1] or m[3]} {m[2] or m[4]}", name)
+    return tuple(word.lower() for word in re.split(r"[\W_]+", split) if word)
 
+# %% ../../nbs/environment/02_redaction.ipynb #293343eb
 @cache
 def secret_name(
     name: str,  # of a variable, an option or a key
 ) -> bool:
     "Whether what `name` names is usually a secret."
     plain = _plain_letters(name)
-    ways = [words(plain), tuple(w for w in re.split(r"[\W_]+", plain.lower()) if w)]
-    if re.match(r"[DP](?=[^\W\d_])", name): ways.append(words(_plain_letters(name[1:])))  # -Dtoken=, -PapiKey=
+    ways = [words(plain), tuple(word for word in re.split(r"[\W_]+", plain.lower()) if word)]
+    defines = re.match(r"[DP](?=[^\W\d_])", name)  # -Dtoken=, -PapiKey=
+    if defines: ways.append(words(_plain_letters(name[1:])))
     return any(map(_secret_words, ways))
-
-_LIKE_LATIN = str.maketrans(
-    "аеорсухіѕјԁɡοαρνκτιΑΒΕΖΗΙΚΜΝΟΡΤΥΧАВЕКМНОРСТУХІЅ", "aeopcyxisjdgoapvktiABEZHIKMNOPTYXABEKMHOPCTYXIS"
-)
-
-
-def _plain_letters(name: str) -> str:
-    "Without accents; letters of other scripts that stand among Latin ones become the Latin ones that they look like."
-    if name.isascii(): return name
-    return re.sub(r"[^\W_]+", lambda m: _plain_word(m[0]), unicodedata.normalize("NFC", name))
-
-def _plain_word(word: str) -> str:
-    plain = "".join(c for c in unicodedata.normalize("NFKD", word) if not unicodedata.combining(c))
-    return plain.translate(_LIKE_LATIN) if re.search(r"[A-Za-z]", plain) else word
-
-def _is_about(word: str) -> bool:
-    "Whether the last word of a name says that it is about a secret: `token_path`, `ssh_key_formats`."
-    return word in _NOT_A_VALUE_NAME or word.endswith("s") and word[:-1] in _NOT_A_VALUE_NAME
-
-def _secret_words(parts: tuple[str, ...]) -> bool:
-    if not parts: return False
-    pairs = {" ".join(p) for p in zip(parts, parts[1:])}
-    if pairs & _SECRET_PAIRS:
-        return not _is_about(parts[-1]) or bool(
-            {" ".join(parts[-2:])}
-            & {"webhook url", "hook url", "signed url", "session id", "webhook urls", "api token"}
-        )
-    if (
-        _is_about(parts[-1])
-        and not (set(parts) & {"webhook", "webhooks"})
-        and parts[-2:] != ("pass", "word")
-    ):
-        return False
-    if set(parts) & _SECRET_WORDS: return parts not in (("pat",), ("sas",))  # alone, a pattern or a program
-    if parts[-1].endswith(("password", "passwd", "passphrase", "apikey", "secretkey", "pwd")): return True
-    return "token" in parts and not set(parts) & _TOKEN_COMPANY
 
 # %% ../../nbs/environment/02_redaction.ipynb #139ef710
 _HARMLESS = re.compile(
-    r"(?i)(A\w{12}EXAMPLE|true|false|yes|no|on|off|none|null|nil|auto|default|unset|set|required|str|int|bool|optional|\*+|x+|\.\.\.|<[^>]*>"
-    r"|\$\{?\w+\}?|\$\{\w+:?[-=?]?(?:none|null|true|false|\d{0,3}(?:\.\d{0,4})?)?\}?|%\w+%|%\(\w+\)s|\$\(\w+\)?|\$?\{\{.*\}\}|\{[a-z_]*\}|\{self\.[\w.]*\}|(?-i:TEXT|STRING|VALUE|FILE|PATH|[A-Z_]{0,20}(?:TOKEN|KEY|PASSWORD|SECRET))|[<>=~^!]{1,2}\s?\d[\w.,<>=~^!* ]{0,20})?"
+    r"(?i)(A\w{12}EXAMPLE|true|false|yes|no|on|off|none|null|nil|auto|default|unset|set|required"
+    r"|str|int|bool|optional|\*+|x+|\.\.\.|<[^>]*>"
+    r"|\$\{?\w+\}?|\$\{\w+:?[-=?]?(?:none|null|true|false|\d{0,3}(?:\.\d{0,4})?)?\}?"
+    r"|%\w+%|%\(\w+\)s|\$\(\w+\)?|\$?\{\{.*\}\}|\{[a-z_]*\}|\{self\.[\w.]*\}"
+    r"|(?-i:TEXT|STRING|VALUE|FILE|PATH|[A-Z_]{0,20}(?:TOKEN|KEY|PASSWORD|SECRET))"
+    r"|[<>=~^!]{1,2}\s?\d[\w.,<>=~^!* ]{0,20})?"
+)
+_FEW = re.compile(r"[-+]?\d{0,3}(?:\.\d{0,4})?|[^\w]{0,3}")
+_ROOT_FOLDERS = re.compile(
+    r"~?(?:/(?:home|root|etc|run|var|tmp|opt|usr|mnt|data|srv|scratch|Users|workspace|secrets)\b[\w./-]*)"
+    r"|\.\.?/[\w./-]*|~/[\w./-]*"
+)
+#: a file that holds keys or settings, not the key
+_KEY_FILE = re.compile(
+    r"[\w.~/-]*[A-Za-z][\w-]*\.(?:pem|key|pub|crt|cer|der|p12|pfx|jks|env|json|ya?ml|toml|txt|cfg|ini)"
 )
 
-#: names that hold a secret only where the value looks like one: a token of a text, a cookie's policy, an angle of a bearer
+# %% ../../nbs/environment/02_redaction.ipynb #a1928861
+#: first words of names that say whether, not what: `use_auth_token`
+_SWITCHES = ("use", "is", "has", "with", "enable", "disable", "require", "requires")
+#: a data source without who logs in: a host, a service, options that name no secret
+_PLACE_ONLY = re.compile(
+    r"(?i)(?!.*(?:pass|pwd|secret|token|key|auth|user|uid))[\w.-]+(?::\w+)?/[\w.-]*(?:\?[\w.=&-]*)?"
+)
+
+def _drawn(value: str) -> bool:
+    "Whether the last word of a value may be drawn: with a digit, or long and of small and capital letters."
+    last = value.split()[-1] if value.split() else ""
+    mixed = len(last) >= 16 and not (last.islower() or last.isupper())
+    return mixed or len(last) >= 6 and bool(re.search(r"\d", last))
+
+def _harmless_under(value: str, parts: tuple[str, ...]) -> bool:
+    "Whether a value is no secret because of the words of its name: a switch, a place, a count of tokens."
+    if parts[0] in _SWITCHES and not _drawn(value): return True
+    if parts[-1] == "dsn" and _PLACE_ONLY.fullmatch(value): return True
+    return parts[-1] == "token" and value.isdigit() and len(value) < 6
+
+def _harmless(value: str, name: str = "") -> bool:
+    "Whether a value cannot be a secret."
+    value = value.strip().strip("\"'`")
+    if len(value) < 2 or _HARMLESS.fullmatch(value) or _FEW.fullmatch(value): return True
+    if _ROOT_FOLDERS.fullmatch(value) or _KEY_FILE.fullmatch(value): return True
+    parts = words(name)
+    return bool(parts) and _harmless_under(value, parts)
+
+# %% ../../nbs/environment/02_redaction.ipynb #8357037c
+_CHANGE = re.compile(r"(?<=a)(?=[0A-Z])|(?<=[0])(?=[aA-Z])|(?<=[A-Z])(?=[0a])")
+
+def _kinds(part: str) -> str:
+    "Small letters, digits and capitals as `a`, `0` and `A`; a capital that begins a word is a small one."
+    return re.sub(r"[A-Z]", "A", re.sub(r"[A-Z](?=[a-z])|[a-z]", "a", re.sub(r"[0-9]", "0", part)))
+
+def _random(value: str, changes: int = 3) -> bool:
+    "Whether characters of other kinds follow each other as in something drawn."
+    if len(value) < 6 or re.search(r"\s", value): return False
+    parts = re.split(r"[^A-Za-z0-9]+", value)
+    return sum(len(_CHANGE.findall(_kinds(part))) for part in parts) >= changes
+
+# %% ../../nbs/environment/02_redaction.ipynb #382e73d7
 _WEAK_NAME = frozenset(
     "token auth authorization cookie cookies bearer jwt pat otp totp sas oauth session webhook creds".split()
 )
+_STRONG_WORDS, _STRONG_PAIRS = _SECRET_WORDS - _WEAK_NAME, _SECRET_PAIRS - {"session id"}
 _OF_A_SERVICE = frozenset(
-    """hub hf api access refresh bearer git github gitlab bot wandb slack npm pypi user client service app secret id
-    csrf oauth2 aws azure vault write read deploy personal""".split()
+    """hub hf api access refresh bearer git github gitlab bot wandb slack npm pypi user client service app
+    secret id csrf oauth2 aws azure vault write read deploy personal""".split()
 )
-_ROOT_FOLDERS = re.compile(
-    r"~?(?:/(?:home|root|etc|run|var|tmp|opt|usr|mnt|data|srv|scratch|Users|workspace|secrets)\b[\w./-]*)|\.\.?/[\w./-]*|~/[\w./-]*"
-)
-
-#: a file that holds keys or settings, not the key
-_KEY_FILE = re.compile(r"[\w.~/-]*[A-Za-z][\w-]*\.(?:pem|key|pub|crt|cer|der|p12|pfx|jks|env|json|ya?ml|toml|txt|cfg|ini)")
-
-#: first words of names that say whether, not what: `use_auth_token`
-_SWITCHES = ("use", "is", "has", "with", "enable", "disable", "require", "requires")
-
-#: a data source without who logs in: a host, a service, options that name no secret
-_PLACE_ONLY = re.compile(r"(?i)(?!.*(?:pass|pwd|secret|token|key|auth|user|uid))[\w.-]+(?::\w+)?/[\w.-]*(?:\?[\w.=&-]*)?")
-
-def _harmless(value: str, name: str = "") -> bool:
-    value = value.strip().strip("\"'`")
-    if _HARMLESS.fullmatch(value) or re.fullmatch(r"[-+]?\d{0,3}(?:\.\d{0,4})?|[^\w]{0,3}", value):
-        return True
-    if len(value) < 2: return True
-    if _ROOT_FOLDERS.fullmatch(value) or _KEY_FILE.fullmatch(value): return True
-    if words(name)[:1] and words(name)[0] in _SWITCHES and not _drawn(value): return True
-    if words(name)[-1:] == ("dsn",) and _PLACE_ONLY.fullmatch(value): return True
-    return value.isdigit() and len(value) < 6 and words(name)[-1:] == ("token",)
-
-def _random(value: str, changes: int = 3) -> bool:
-    "Whether characters of other kinds follow each other as in something drawn: `x7Kq2`, not `Llama-3.1-8B`."
-    if len(value) < 6 or re.search(r"\s", value): return False
-    parts = re.split(r"[^A-Za-z0-9]+", value)
-    kinds = [re.sub(r"[A-Z](?=[a-z])|[a-z]", "a", re.sub(r"[0-9]", "0", part)) for part in parts]
-    return (
-        sum(
-            len(
-                re.findall(
-                    r"(?<=a)(?=[0A-Z])|(?<=[0])(?=[aA-Z])|(?<=[A-Z])(?=[0a])", re.sub(r"[A-Z]", "A", k)
-                )
-            )
-            for k in kinds
-        )
-        >= changes
-    )
-
 
 def _weak(name: str) -> bool:
     "Whether a name says too little for a word after it to be a secret."
-    if name.isupper() and "_" in name: return False
+    if name.startswith("--") or name.isupper() and "_" in name: return False
     parts = set(words(_plain_letters(name.lstrip("-"))))
-    strong = parts & (_SECRET_WORDS - _WEAK_NAME) or {
-        " ".join(p) for p in zip(words(name), words(name)[1:])
-    } & (_SECRET_PAIRS - {"session id"})
-    return not strong and not parts & _OF_A_SERVICE and not name.startswith("--")
-
-def _drawn(value: str) -> bool:
-    last = value.split()[-1] if value.split() else ""
-    return (
-        len(last) >= 6
-        and bool(re.search(r"\d", last))
-        or len(last) >= 16
-        and not (last.islower() or last.isupper())
-    )
+    return not (parts & _STRONG_WORDS or _pairs(words(name)) & _STRONG_PAIRS or parts & _OF_A_SERVICE)
 
 # %% ../../nbs/environment/02_redaction.ipynb #e13090d5
-#: a name begins where a word begins, after a flag's dash, or after the `\n` of a text inside JSON; bounds keep long lines quick
+#: a name begins where a word begins, after a flag's dash, or after the `\n` of a text inside JSON
 _NAME = r"(?:(?<![\w\\])(?<!\w[.-])|(?<=\\[ntr]))(?P<name>[^\W\d][\w.\-]{0,200})"
 _QUOTED = r"""(?P<quote>\\*["'`])(?:(?!(?P=quote))(?:\\.|.))*"""
 _BARE = (
-    r"""[^\s"'`,;&<>(){}\[\]](?:[^\s"'`,;&<]|["'`](?=[A-Za-z0-9])|[,;&](?![\w.\-]+=)|<(?![/!]|removed:))*"""
+    r"""[^\s"'`,;&<>(){}\[\]]"""
+    r"""(?:[^\s"'`,;&<]|["'`](?=[A-Za-z0-9])|[,;&](?![\w.\-]+=)|<(?![/!]|removed:))*"""
 )
 _ANNOTATION = r"(?:(?<![Ee]nv)(?<!config)\s*:\s*[A-Za-z_&][\w\[\], |.&']{0,80}?(?=\s*=))?"
 #: what gives a value to a name, in shells, make, Ruby, JavaScript, R and the rest
@@ -421,20 +513,26 @@ _GIVES = r"(?:\?\?=?|\|\|=?|=>|={2,3}|[?+!]=|:{0,3}=|::|->|<-|:|\bor\b)"
 #: what is filled in later: a command, a template, a tag of YAML, a variable
 _FILLED_LATER = r"(?!\$\(|[|>][+-]?\\+n|\$?\{\{|![A-Za-z]|`[^`]*\s)"
 
+# %% ../../nbs/environment/02_redaction.ipynb #21e63806
 @dataclass(frozen=True)
 class Place:
-    "One way of writing a secret. Two expressions, because most of what stands before a value names nothing secret."
+    "One way of writing a secret. Two expressions: most of what stands before a value names nothing secret."
     what: str  # it is, in a few words
     example: str  # with the secret `hunter22x`
-    before: str  # the expression of what stands before it; the group `name`, where there is one, must name a secret
+    before: str  # the expression of what stands before it; its group `name`, if any, must name a secret
     written: str  # the expression of how it is written
     flags: int = 0  # of both
-    needs: tuple[str, ...] = ()  # a text without any of these (in lower case) is not looked at; (): a secret name
+    needs: tuple[str, ...] = ()  # in lower case; a text without any is not looked at; (): a secret name
 
     @cached_property
     def head(self) -> re.Pattern:
-        "What stands before a secret; compiled when a text is first looked at, as most captures need few places."
+        "What stands before a secret; compiled when it is first needed, as most captures need few places."
         return re.compile(self.before, self.flags)
+
+    @cached_property
+    def is_named(self) -> bool:
+        "Whether a name stands before the secret."
+        return "name" in self.head.groupindex
 
     @cached_property
     def value(self) -> re.Pattern:
@@ -442,14 +540,18 @@ class Place:
         return re.compile(self.written, self.flags)
 
 def _place(what: str, example: str, before: str, written: str, flags: int = 0, needs: str = "") -> Place:
+    "A row of the tables below; what it needs is written with spaces between."
     return Place(what, example, before, written, flags, tuple(needs.split()))
 
-_NAMED = (
+# %% ../../nbs/environment/02_redaction.ipynb #6ce9d84b
+_ASSIGNMENTS = (
     _place("text in three quotes", 'PASSWORD = """hunter22x"""',
         rf"{_NAME}\s*=\s*(?=\"\"\"|\'\'\')", r"(?P<quote>\"\"\"|\'\'\')(?:(?!(?P=quote)).)*", re.DOTALL),
     _place("block of YAML: on the lines below its name", "token: >-\n  hunter22x\n",
-        r"(?:(?<![\w)] )|(?=[^:\n]{1,204}:[^\S\n]*[|>][^\S\n]*\n))(?<![\w\\.-])"  # in a sentence only with its mark
-        r"[\"']?(?P<name>[^\W\d][\w.\-]{0,200})[\"']?[^\S\n]*:[^\S\n]*(?:[|>][+-]?\d?)?[^\S\n]*\n[+> ]?[ \t]+",
+        # in a sentence only with its mark
+        r"(?:(?<![\w)] )|(?=[^:\n]{1,204}:[^\S\n]*[|>][^\S\n]*\n))(?<![\w\\.-])"
+        r"[\"']?(?P<name>[^\W\d][\w.\-]{0,200})[\"']?[^\S\n]*:[^\S\n]*"
+        r"(?:[|>][+-]?\d?)?[^\S\n]*\n[+> ]?[ \t]+",
         r"(?!(?:break|continue|return|pass|yield|raise)\b|[\w.]+\()[^\s:=]+(?=[ \t\r]*(?:\n|$))"
         r"(?:\r?\n[+ ]?[ \t]+[^\s:=]+(?=[ \t\r]*(?:\n|$)))*"),
     _place("block of YAML inside JSON", r'{"run": "token: |\n  hunter22x\n"}',
@@ -457,6 +559,10 @@ _NAMED = (
     _place("assignment, entry of a dictionary, ODBC", '"password": "hunter22x"',
         rf"""{_NAME}\\*["']?[\])]?{_ANNOTATION}(?:[^\S\n]*|\s*(?==)){_GIVES}[^\S\n]*(?:\(\s*(?=\\*["']))?""",
         rf"""{_FILLED_LATER}(?:{_QUOTED}|\{{[^{{}}\s"']*\}}|{_BARE})"""),
+)
+
+# %% ../../nbs/environment/02_redaction.ipynb #fd40ddeb
+_OPTIONS_AND_ELEMENTS = (
     _place("option of a command", "train.py --hub_token hunter22x",
         r"(?<![\w-])(?P<name>--?[^\W\d][\w.-]{0,200})\s+",
         rf"""{_QUOTED}|-(?=[^\s-]*\d)[^\s"'-][^\s"']{{5,}}|[^\s\"'-](?:[^\s\"']|["'](?=[A-Za-z0-9]))*"""),
@@ -468,6 +574,10 @@ _NAMED = (
         rf"""{_QUOTED}|[^\s"'<>]+"""),
     _place("property of Hadoop", "<name>db.password</name><value>hunter22x</value>",
         rf"<name>\s*{_NAME}\s*</name>\s*<value>\s*", r"[^<>]+(?=</)"),
+)
+
+# %% ../../nbs/environment/02_redaction.ipynb #11006d26
+_DEFAULTS = (
     _place("variable of Terraform", 'variable "db_password" { default = "hunter22x" }',
         rf"""\bvariable\s+\\*"{_NAME}\\*"\s*\{{[^{{}}]{{0,300}}?\bdefault\s*=\s*""", _QUOTED),
     _place("field with a default", 'password: str = Field(default="hunter22x")',
@@ -475,55 +585,81 @@ _NAMED = (
     _place("what a shell takes where a variable is empty", "${DB_PASSWORD:-hunter22x}",
         r"\$\{(?P<name>[^\W\d]\w{0,200}):?[-=]", r"[^}\s]+"),
     _place("command that sets one", "gh secret set DB_PASSWORD --body hunter22x",
-        r"\b(?:secret|variable|env)\s+(?:set|add)\s+(?P<name>[^\W\d][\w.-]{0,200})\s+(?:--body|--value|-b)[\s=]+",
+        r"\b(?:secret|variable|env)\s+(?:set|add)\s+(?P<name>[^\W\d][\w.-]{0,200})\s+"
+        r"(?:--body|--value|-b)[\s=]+",
         rf"{_QUOTED}|\S+"),
+)
+
+# %% ../../nbs/environment/02_redaction.ipynb #119efc4a
+_SETTERS = (
+    r"\b(?:setdefault|setProperty|putenv|[Ss]etenv|getenv|get|set|put"
+    r"|add_argument|add_option|[Oo]ption|add_header|[Ff]ield)\(\s*"
+)
+_WRITTEN_OUT = (
     _place("name that JSON wrote with \\u", r'"\u0070assword": "hunter22x"',
-        r"""(?<![\w.\\-])(?P<name>[\w.-]{0,80}(?:\\{1,4}u[0-9a-fA-F]{4}){1,80}[\w.-]{0,80})\\*["']?\s*[:=]\s*""",
+        r"(?<![\w.\\-])(?P<name>[\w.-]{0,80}(?:\\{1,4}u[0-9a-fA-F]{4}){1,80}[\w.-]{0,80})"
+        r"""\\*["']?\s*[:=]\s*""",
         rf"{_FILLED_LATER}(?:{_QUOTED}|{_BARE})"),
     _place("two arguments", 'os.environ.get("API_KEY", "hunter22x")',
-        r"""\b(?:setdefault|setProperty|putenv|[Ss]etenv|getenv|get|set|put|add_argument|add_option|[Oo]ption|add_header|[Ff]ield)"""
-        r"""\(\s*\\*["']-{0,2}(?P<name>[^\W\d][\w.\-]{0,200})\\*["']\s*,\s*(?:[^()\n]{0,200}?\b(?:default|value)\s*=\s*)?""",
+        rf"""{_SETTERS}\\*["']-{{0,2}}(?P<name>[^\W\d][\w.\-]{{0,200}})\\*["']\s*,\s*"""
+        r"(?:[^()\n]{0,200}?\b(?:default|value)\s*=\s*)?",
         _QUOTED),
     _place("word of a Dockerfile or a shell", "ENV HF_TOKEN hunter22x",
-        rf"(?:\b(?:ENV|ARG|setenv|setx)|#define|\bset\s+-\w+|\bconfig\s+set)\s+{_NAME}\s+", rf"{_QUOTED}|\S+"),
-    _place("name before what looks like a key", "wandb api_key hunter22xhunter22x", rf"{_NAME}\s+(?=[A-Za-z0-9+=_]{{16}})",
+        rf"(?:\b(?:ENV|ARG|setenv|setx)|#define|\bset\s+-\w+|\bconfig\s+set)\s+{_NAME}\s+",
+        rf"{_QUOTED}|\S+"),
+    _place("name before what looks like a key", "wandb api_key hunter22xhunter22x",
+        rf"{_NAME}\s+(?=[A-Za-z0-9+=_]{{16}})",
         r"(?=[^\s\d]{0,100}\d)(?=[^\sA-Za-z]{0,100}[A-Za-z])[A-Za-z0-9+=_]{16,}(?=\s|$)"),
 )
+_NAMED = _ASSIGNMENTS + _OPTIONS_AND_ELEMENTS + _DEFAULTS + _WRITTEN_OUT
 
 # %% ../../nbs/environment/02_redaction.ipynb #baa09b67
 _LOGINS = r"(?:wandb|comet|neptune|huggingface-cli|hf|hf auth)\s+login"
 _PROGRAMS = r"(?:mysql\w*|mariadb\w*|sshpass|redis-cli|mongo\w*|login)"
-_ALWAYS = (
+_LOGGING_IN = (
     _place("line of .netrc", "machine api.example.org login me password hunter22x",
         r"(?<![\w-])login\s+\S{1,200}[\s+]+password\s+", r"\S+", needs="login"),
-    _place("login with a key", "wandb login hunter22x", rf"(?<![\w-]){_LOGINS}\s+", r"[^\s-]\S{7,}", needs="login"),
+    _place("login with a key", "wandb login hunter22x",
+        rf"(?<![\w-]){_LOGINS}\s+", r"[^\s-]\S{7,}", needs="login"),
     _place("user and password", "curl -u me:hunter22x https://example.org",
         r"(?<![\w-])(?:--(?:proxy-)?user[\s=]|-[uU]\s*)", r"[\"']?(?!\d+:\d+\b)[^\s\"':]+:(?!//)[^\s\"']+",
         needs="--user --proxy-user -u"),
-    _place("option of a program", "sshpass -p hunter22x ssh host", rf"(?<![\w-]){_PROGRAMS}\b[^\n|;]{{0,200}}?\s-[pak]\s?",
+    _place("option of a program", "sshpass -p hunter22x ssh host",
+        rf"(?<![\w-]){_PROGRAMS}\b[^\n|;]{{0,200}}?\s-[pak]\s?",
         rf"{_QUOTED}|(?!\d{{1,5}}\b)[^\s\"'-][^\s\"']*", needs="mysql mariadb sshpass redis-cli mongo login"),
+)
+
+# %% ../../nbs/environment/02_redaction.ipynb #5e0ea2a7
+_ALWAYS = _LOGGING_IN + (
     _place("pair of a name and a password", 'auth=("me", "hunter22x")',
-        r"(?i)\b(?:http|basic|proxy|digest|_){0,4}(?:auth|credentials|creds)\s*=?\s*\(\s*[\"'][^\"'\n]{0,200}[\"']\s*,\s*",
+        r"(?i)\b(?:http|basic|proxy|digest|_){0,4}(?:auth|credentials|creds)\s*=?\s*"
+        r"\(\s*[\"'][^\"'\n]{0,200}[\"']\s*,\s*",
         _QUOTED, needs="auth cred"),
-    _place("call that logs in", 'wandb.login("never", "hunter22xhunter22x")', r"\blogin\((?:[^()\n]{0,200},)?\s*",
+    _place("call that logs in", 'wandb.login("never", "hunter22xhunter22x")',
+        r"\blogin\((?:[^()\n]{0,200},)?\s*",
         r"[\"'](?=[^\"'\n\d]*\d)[\w+/=.-]{16,}", needs="login("),
     _place("before a host", "me:hunter22x@github.com:a/b.git", r"(?<![\w./@:%+-])[\w.%+-]{1,64}:",
-        r"(?=[^\s@\d]{0,200}\d)[^\s@\"'<>/]{6,200}(?=@(?!sha\d)[A-Za-z][\w-]{0,64}\.?[\w.-]{0,200}[:/])", needs="@"),
+        r"(?=[^\s@\d]{0,200}\d)[^\s@\"'<>/]{6,200}(?=@(?!sha\d)[A-Za-z][\w-]{0,64}\.?[\w.-]{0,200}[:/])",
+        needs="@"),
     _place("given on standard input", "echo hunter22x | sudo -S ls", r"\becho\s+",
         r"""\\*["']?\w*:?[^\s|"'\\]{6,}\\*["']?(?=\s*\|\s*(?:sudo\s+-S|chpasswd|"""
         r"""[^|\n]{1,120}(?:--?password-stdin|--with-token|-stdin)))""", needs="echo"),
-    _place("connection of Oracle", "jdbc:oracle:thin:me/hunter22x@host:1521:x", r"jdbc:oracle:\w+:[^/\s]{0,200}/",
-        r"[^\s@<>]+(?=@)", needs="jdbc:oracle"),
+    _place("connection of Oracle", "jdbc:oracle:thin:me/hunter22x@host:1521:x",
+        r"jdbc:oracle:\w+:[^/\s]{0,200}/", r"[^\s@<>]+(?=@)", needs="jdbc:oracle"),
 )
 _PLACES = _NAMED + _ALWAYS
+
+# %% ../../nbs/environment/02_redaction.ipynb #405855e9
 _MANIFEST = re.compile(r"\bkind:[ \t]*Secret\b(?:(?!\n[+ ]?---).)*", re.DOTALL)
 _MANIFEST_DATA = _place("data of a Secret of Kubernetes", "kind: Secret\ndata:\n  a: aHVudGVyMjJ4\n",
     r"(?m)^[+ ]?[ \t]+(?!name|type)[\w.-]+:[ \t]+", r"(?m)[A-Za-z0-9+/]{8,}={0,2}(?=[ \t]*$)")
 
 # %% ../../nbs/environment/02_redaction.ipynb #c0a4d11f
 _PROGRAM_OPTIONS = """
-sshpass mongo mongosh mongodump mongorestore twine cqlsh ncftpput ncftpget rdesktop psexec elasticsearch-users useradd usermod poetry | -p
-mysql mysqldump mysqladmin mysqlimport mysqlsh mariadb mariadb-dump mariadb-admin 7z 7za 7zr 7zz rar unrar | -p*
+sshpass mongo mongosh mongodump mongorestore twine cqlsh ncftpput ncftpget rdesktop psexec | -p
+elasticsearch-users useradd usermod poetry | -p
+mysql mysqldump mysqladmin mysqlimport mysqlsh mariadb mariadb-dump mariadb-admin | -p*
+7z 7za 7zr 7zz rar unrar | -p*
 docker podman nerdctl buildah skopeo helm az oc oras crane | -p
 redis-cli | -a
 ldapsearch ldapadd ldapmodify ldapdelete ldapwhoami ldappasswd | -w
@@ -542,118 +678,157 @@ etcdctl snowsql tsh | --user: --pwd
 vncviewer | -passwd
 isql osql sqlplus impdp expdp exp imp sqlldr rman | -P
 """
+#: their `-p` is a password only where they log in
+_LOG_IN_FIRST = frozenset("docker podman nerdctl buildah skopeo helm az oc oras crane".split())
+
+# %% ../../nbs/environment/02_redaction.ipynb #d2cf432b
+@dataclass(frozen=True)
+class _Option:
+    "An option that takes a secret."
+    name: str  # e.g. "-u", "--password", "/p:"
+    sign: str = ""  # what stands between a name and the secret: the `:` of `me:secret`
+    attached: bool = False  # the secret is the rest of the item: `-psecret`
+
+    @cached_property
+    def is_letter(self) -> bool: return len(self.name) == 2 and self.name[0] == "-"
+
+    @cached_property
+    def among_others(self) -> re.Pattern | None:
+        "For a letter that may be the last of several, `-sSu me:secret`; some mean something else so."
+        if not self.is_letter or self.name in ("-p", "-v", "-t"): return None
+        return re.compile(rf"-[A-Za-z]{{0,6}}{self.name[1]}")
+
+def _option_of(written: str) -> _Option:
+    "An option of the table."
+    if written.endswith("*"): return _Option(written[:-1], attached=True)
+    return _Option(written[:-1], written[-1]) if written[-1] in ":,%=" else _Option(written)
+
+# %% ../../nbs/environment/02_redaction.ipynb #28dcff3d
+@cache
+def _program_options() -> dict[str, tuple[_Option, ...]]:
+    "The options of each program that take a secret."
+    found: dict[str, tuple[_Option, ...]] = {}
+    for row in _PROGRAM_OPTIONS.strip().splitlines():
+        programs, _, written = row.partition("|")
+        options = tuple(map(_option_of, written.split()))
+        for program in programs.split(): found[program] = found.get(program, ()) + options
+    return found
+
+# %% ../../nbs/environment/02_redaction.ipynb #bb76b011
 _PROGRAM_WORDS = """
-wandb login @ | comet login @ | neptune login @ | huggingface-cli login @ | hf login @ | vault login @ | vault login token=@ | ngrok authtoken @
-htpasswd -b F U @ | mc alias set N U U @ | mc config host add N U U @ | net use D S @ | rabbitmqctl add_user U @ | rabbitmqctl change_password U @
-rabbitmqctl authenticate_user U @ | poetry config http-basic.* U @ | poetry config pypi-token.* @ | gcloud auth activate-refresh-token U @
-aws configure set aws_secret_access_key @ | aws configure set aws_session_token @ | npm config set //*:_authToken @ | npm config set //*:_password @
-isql D U @ | rclone config create N T pass @ | rclone config update N pass @ | rclone obscure @ | sqlplus U/@ | impdp U/@ | expdp U/@ | sqlldr U/@
-exp U/@ | imp U/@ | mysqladmin -u U password @ | iex -u @ | gh auth login --with-token @ | cloudflared service install @ | tailscale up --authkey @
+wandb login @ | comet login @ | neptune login @ | huggingface-cli login @ | hf login @ | vault login @
+vault login token=@ | ngrok authtoken @ | htpasswd -b F U @
+mc alias set N U U @ | mc config host add N U U @ | net use D S @
+rabbitmqctl add_user U @ | rabbitmqctl change_password U @ | rabbitmqctl authenticate_user U @
+poetry config http-basic.* U @ | poetry config pypi-token.* @ | gcloud auth activate-refresh-token U @
+aws configure set aws_secret_access_key @ | aws configure set aws_session_token @
+npm config set //*:_authToken @ | npm config set //*:_password @ | isql D U @
+rclone config create N T pass @ | rclone config update N pass @ | rclone obscure @
+sqlplus U/@ | impdp U/@ | expdp U/@ | sqlldr U/@ | exp U/@ | imp U/@ | mysqladmin -u U password @ | iex -u @
+gh auth login --with-token @ | cloudflared service install @ | tailscale up --authkey @
 """
 
 @cache
-def _program_options() -> dict[str, tuple[str, ...]]:
-    rows = [row.split("|") for row in _PROGRAM_OPTIONS.strip().splitlines()]
-    found: dict[str, tuple[str, ...]] = {}
-    for programs, options in rows:
-        for program in programs.split(): found[program] = found.get(program, ()) + tuple(options.split())
-    return found
-
-@cache
 def _program_words() -> dict[str, list[list[str]]]:
+    "The words behind which a secret stands, by program."
     found: dict[str, list[list[str]]] = {}
     for row in re.split(r"[|\n]", _PROGRAM_WORDS.strip()):
         program, *rest = row.split()
         found.setdefault(program, []).append(rest)
     return found
 
-#: of an item: where its secret begins and ends
-_Span = tuple[int, int, int]
+# %% ../../nbs/environment/02_redaction.ipynb #4af7ad3e
+class _Span(NamedTuple):
+    "Where a secret stands in a list of items."
+    item: int
+    start: int
+    end: int
 
-def _after(item: str, sign: str, start: int = 0) -> tuple[int, int] | None:
-    at = item.find(sign, start) + 1 if sign else start
-    return (at, len(item)) if (at > 0 or not sign) and len(item) - at > 1 else None
+#: a port, the two identifiers of a user, another option
+_NO_SECRET = re.compile(r"\d{1,5}(?::\d{1,5})?|-\w")
+_GIVEN_ELSEWHERE = ("@", "$", "file:", "env:", "stdin")
 
-def _option_span(option: str, items: list[str], i: int) -> _Span | None:
-    "The secret that the option at `i` brings."
-    name, sign = (
-        (option[:-1], option[-1])
-        if option[-1] in ":,%=*" and not option.endswith(":*")
-        else (option.rstrip("*"), "")
-    )
-    item, short = items[i], len(name) == 2 and name[0] == "-"
-    attached = option.endswith("*")
-    if attached and item.startswith(name) and len(item) > len(name) + 2: return i, len(name), len(item)
-    if attached: return None
-    cluster = short and re.fullmatch(rf"-[A-Za-z]{{0,6}}{name[1]}", item) and name not in ("-p", "-v", "-t")
-    if (item == name or cluster) and i + 1 < len(items): return _value_span(items[i + 1], sign, i + 1)
-    if item.startswith(name + "=") and name.startswith("--"): return _value_span(item, sign, i, len(name) + 1)
-    if short and item.startswith(name) and len(item) > 4: return _value_span(item, sign, i, 2)
-    return None
-
-def _value_span(item: str, sign: str, i: int, start: int = 0) -> _Span | None:
+def _value_span(items: list[str], i: int, sign: str, start: int = 0) -> _Span | None:
+    "The secret in a value that begins at `start` of an item; None where there is none here."
+    item = items[i]
     value = item[start:]
-    if re.fullmatch(r"\d{1,5}(?::\d{1,5})?|-\w", value) or value.startswith(
-        ("@", "$", "file:", "env:", "stdin")
-    ):
-        return None
-    if value.startswith("pass:"): return i, start + 5, len(item)
-    found = _after(item, sign, start)
-    return (i, *found) if found else None
+    if _NO_SECRET.fullmatch(value) or value.startswith(_GIVEN_ELSEWHERE): return None
+    if value.startswith("pass:"): return _Span(i, start + 5, len(item))  # of openssl
+    user = _MARK.match(item, start)  # the name before the sign may be taken out already
+    at = item.find(sign, user.end() if user else start) + 1 if sign else start
+    found = (at or not sign) and len(item) - at > 1
+    return _Span(i, at, len(item)) if found else None
+
+# %% ../../nbs/environment/02_redaction.ipynb #b01164fb
+def _value_start(option: _Option, item: str) -> int:
+    "Where a value begins that stands with its option, `--user=me:secret`, `-ume:secret`; 0: nowhere."
+    if option.name.startswith("--"): return len(option.name) + 1 if item.startswith(option.name + "=") else 0
+    return 2 if option.is_letter and item.startswith(option.name) and len(item) > 4 else 0
+
+def _attached_span(name: str, items: list[str], i: int) -> _Span | None:
+    "The secret that follows an option at once: `-psecret`."
+    found = items[i].startswith(name) and len(items[i]) > len(name) + 2
+    return _Span(i, len(name), len(items[i])) if found else None
+
+def _option_span(option: _Option, items: list[str], i: int) -> _Span | None:
+    "The secret that the option at `i` brings."
+    if option.attached: return _attached_span(option.name, items, i)
+    item = items[i]
+    same = item == option.name or option.among_others and option.among_others.fullmatch(item)
+    if same and i + 1 < len(items): return _value_span(items, i + 1, option.sign)
+    start = _value_start(option, item)
+    return _value_span(items, i, option.sign, start) if start else None
+
+# %% ../../nbs/environment/02_redaction.ipynb #e128a7a6
+def _says(word: str, item: str) -> bool:
+    "Whether an item is a word of the table: capitals are any, `*` is any text, options may be together."
+    option = word.startswith("-") and re.fullmatch(rf"-[A-Za-z]*{word[1:]}", item)
+    return bool(word.isupper() or option or fnmatchcase(item, word))
+
+def _behind(word: str, items: list[str], i: int) -> _Span | None:
+    "The secret that stands for the `@` of a word: `token=@`, `U/@`."
+    written = r"[^/]*/([^@]*)" if word.startswith("U/") else rf"{re.escape(word[:-1])}(.*)"
+    found = re.match(written, items[i], re.DOTALL)
+    return _Span(i, *found.span(1)) if found and len(found[1]) >= 4 else None
 
 def _words_span(words: list[str], items: list[str], i: int) -> _Span | None:
-    "The secret behind the words of a command."
+    "The secret behind the words of a command, whose program is the item `i`; options do not count."
     at = i + 1
     for word in words:
         while at < len(items) and items[at].startswith("-") and not word.startswith("-"): at += 1
         if at >= len(items): return None
-        item = items[at]
-        if word.endswith("@"):
-            start = item.find("/") + 1 if word.startswith("U/") else len(word) - 1
-            if word.startswith("U/") and not start or not item.startswith(word[:-1].replace("U/", "")):
-                return None
-            end = item.find("@", start) if word.startswith("U/") and item.find("@", start) > 0 else len(item)
-            return (at, start, end) if end - start >= 4 else None
-        option = word.startswith("-") and re.fullmatch(rf"-[A-Za-z]*{word[1:]}", item)
-        if not (word.isupper() or option or fnmatchcase(item, word)): return None
+        if word.endswith("@"): return _behind(word, items, at)
+        if not _says(word, items[at]): return None
         at += 1
     return None
+
+# %% ../../nbs/environment/02_redaction.ipynb #d3902a64
+_BEFORE_PROGRAM = re.compile(r"[/\\(>{`=\ufeff]")
+
+def _program_of(item: str) -> str:
+    "The program that an item may call, without its folder."
+    return _BEFORE_PROGRAM.split(item)[-1].removesuffix(".exe") if len(item) < 200 else ""
+
+def _options_of(program: str, items: list[str]) -> tuple[_Option, ...]:
+    "The options that bring a secret to a program in a command of these items."
+    if program in _LOG_IN_FIRST and "login" not in items: return ()
+    return _program_options().get(program, ())
 
 def _typed_spans(items: list[str]) -> list[_Span]:
     "Where secrets stand in a command line, by what its programs mean."
     found: list[_Span | None] = []
     for i, item in enumerate(items):
-        program = re.split(r"[/\\(>{`=\ufeff]", item)[-1].removesuffix(".exe") if len(item) < 200 else ""
-        for words in _program_words().get(program, ()): found.append(_words_span(words, items, i))
-        options = _program_options().get(program, ())
-        if (
-            options
-            and program
-            in ("docker", "podman", "nerdctl", "buildah", "skopeo", "helm", "az", "oc", "oras", "crane")
-            and "login" not in items
-        ):
-            continue
+        program = _program_of(item)
+        found += [_words_span(words, items, i) for words in _program_words().get(program, ())]
+        options = _options_of(program, items)
         for at in range(i + 1, len(items)) if options else ():
             found += [_option_span(option, items, at) for option in options]
     return [span for span in found if span]
 
+# %% ../../nbs/environment/02_redaction.ipynb #44f55021
 _ITEM = re.compile(
     r"\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*'|[^\s|;&\"']+(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s|;&\"'])*|[|;&\n]"
 )
-_ANY_PROGRAM = re.compile(
-    r"(?<![\w.-])(?:"
-    + "|".join(sorted(re.escape(p) for p in set(_program_options()) | set(_program_words())))
-    + r")(?:\.exe)?\s"
-)
-
-def _remove_typed(text: str) -> str:
-    "Secrets of command lines in a text."
-    if not _ANY_PROGRAM.search(text): return text
-    return "\n".join(
-        _remove_typed_line(line) if len(line) < 4000 and _ANY_PROGRAM.search(line) else line
-        for line in text.split("\n")
-    )
-
 
 def _commands_of(line: str) -> list[list[tuple[int, str]]]:
     "The commands of a line, each as its items: where they begin, and what they say without quotes."
@@ -664,169 +839,231 @@ def _commands_of(line: str) -> list[list[tuple[int, str]]]:
         else: commands[-1].append((item.start() + quoted, item[0][quoted:len(item[0]) - quoted]))
     return commands
 
+# %% ../../nbs/environment/02_redaction.ipynb #f9604ddd
+_ANY_PROGRAM = re.compile(
+    r"(?<![\w.-])(?:"
+    + "|".join(sorted(re.escape(p) for p in set(_program_options()) | set(_program_words())))
+    + r")(?:\.exe)?\s"
+)
+
 def _spans_in(line: str, depth: int = 0) -> list[tuple[int, int]]:
-    "Where secrets stand in a line; a quoted item with a command in it is a line too: `bash -c \"…\"`, a text in JSON."
+    "Where secrets stand in a line, and in the lines that are quoted in it."
     plain = re.sub(r"\\+(?=[\"'])", lambda m: " " * len(m[0]), line) if depth else line
     spans = []
     for command in _commands_of(plain):
-        spans += [(command[i][0] + a, command[i][0] + b) for i, a, b in _typed_spans([item for _, item in command])]
-        inner = [(at, item) for at, item in command if depth < 3 and " " in item and _ANY_PROGRAM.search(item)]
-        spans += [(at + a, at + b) for at, item in inner for a, b in _spans_in(item, depth + 1)]
+        typed = _typed_spans([item for _, item in command])
+        spans += [(command[i][0] + start, command[i][0] + end) for i, start, end in typed]
+        if depth < 3: spans += _spans_quoted(command, depth)
     return spans
 
+def _spans_quoted(command: list[tuple[int, str]], depth: int) -> list[tuple[int, int]]:
+    "Where secrets stand in the items of a command that are commands themselves."
+    inner = [(at, item) for at, item in command if " " in item and _ANY_PROGRAM.search(item)]
+    return [(at + start, at + end) for at, item in inner for start, end in _spans_in(item, depth + 1)]
+
+# %% ../../nbs/environment/02_redaction.ipynb #18a3e2a4
 def _remove_typed_line(line: str) -> str:
+    "A line without the secrets of its commands."
     for start, end in sorted(set(_spans_in(line)), reverse=True):
         secret = line[start:end].strip("\"'").rstrip("\\")
-        if secret and "<removed:" not in secret and not _harmless(secret):
-            line = line[:start] + line[start:end].replace(secret, _mark("named", secret)) + line[end:]
+        if not secret or "<removed:" in secret or _harmless(secret): continue
+        line = line[:start] + line[start:end].replace(secret, _mark("named", secret)) + line[end:]
     return line
 
-# %% ../../nbs/environment/02_redaction.ipynb #42effd57
-#: a `…_key` holds a secret where its value looks like one, unless it is the key of a table
+def _remove_typed(text: str) -> str:
+    "Secrets of command lines in a text."
+    if not _ANY_PROGRAM.search(text): return text
+    return "\n".join(
+        _remove_typed_line(line) if len(line) < 4000 and _ANY_PROGRAM.search(line) else line
+        for line in text.split("\n")
+    )
+
+# %% ../../nbs/environment/02_redaction.ipynb #13c46d62
 _KEYS, _KEY_VALUE = ("key", "pass", "_pw"), re.compile(r"(?=.*[0-9])[A-Za-z0-9+/=_-]{20,}|[A-Za-z]{24,}")
-_KEY_LIKE = re.compile(r"[A-Za-z0-9+=_-][A-Za-z0-9+/=_-]{23,}")
-_TABLE_KEYS = frozenset(
-    """cache sort partition primary foreign group public dict state index lookup query map feature column image video
-    audio""".split()
-)
-_CODE = re.compile(
-    r"(?:[A-Za-z_]+\.)*[A-Za-z_]{3,}(?:\(\)?|\[[\"']?|\([\"']?(?=[A-Za-z_])[\w., =\"'\[\]:-]*\)?|\[[\"']?[\w:.-]+[\"']?\]?)+[.,:]?"
-    r"|(?:self|cls|args|cfg|config|os|tokenizer|model|settings|options|params)\.[A-Za-z_.]+[:,]?"
-)
-
-_LOOKS_SECRET = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[^\s(){}\[\]]{6,}")
-
 _SHORTENED = (
-    "password",
-    "passwd",
-    "passphrase",
-    "token",
-    "secret",
-    "credentials",
-    "apikey",
-    "api key",
-    "access key",
-    "secret key",
-    "auth key",
+    "password", "passwd", "passphrase", "token", "secret", "credentials", "apikey",
+    "api key", "access key", "secret key", "auth key",
 )
-
 
 def _abbreviates(name: str) -> bool:
-    "Whether an option is the beginning of one that names a secret: argparse takes `--tok` for `--token`."
+    "Whether an option is the beginning of one that names a secret."
     parts = words(name)
     if not name.startswith("-") or not parts: return False
-    return any(
-        end.startswith(part) and len(part) > 2
-        for end in _SHORTENED
-        for part in (parts[-1], " ".join(parts[-2:]))
-        if " " in end or " " not in part
-    )
+    ends = tuple(end for end in (parts[-1], " ".join(parts[-2:])) if len(end) > 2)
+    return any(whole.startswith(end) for whole in _SHORTENED for end in ends)
 
 def _ends_like_a_key(name: str) -> bool:
     "Whether a name ends as those of keys do, whatever its number."
     return name.lower().rstrip("0123456789").rstrip("_-.").endswith(_KEYS)
 
+@cache
+def _may_name(name: str) -> bool:
+    "Whether a name may be that of a secret; its value decides."
+    return secret_name(name) or _ends_like_a_key(name) or _abbreviates(name)
+
+# %% ../../nbs/environment/02_redaction.ipynb #3aa3c922
+_KEY_LIKE = re.compile(r"[A-Za-z0-9+=_-][A-Za-z0-9+/=_-]{23,}")
+_LOOKS_SECRET = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[^\s(){}\[\]]{6,}")
+
 def _is_key_like(value: str) -> bool:
     "Whether a long value without a digit is drawn: base64 of a key, not a path."
     return bool(_KEY_LIKE.fullmatch(value)) and _random(value, 4)
 
+def _is_chosen(value: str) -> bool:
+    "Whether a value is as forms for passwords ask: letters, digits and a special character."
+    return bool(_LOOKS_SECRET.fullmatch(value) and re.search(r"[!@#$%^&*]", value))
+
+# %% ../../nbs/environment/02_redaction.ipynb #824d4182
+_TABLE_KEYS = frozenset(
+    """cache sort partition primary foreign group public dict state index lookup query map feature column image
+    video audio""".split()
+)
+
 def _names_a_key(name: str, value: str) -> bool:
     "Whether a name that may hold a secret holds one, by the value that it has."
-    chosen = _LOOKS_SECRET.fullmatch(value) and re.search(r"[!@#$%^&*]", value)  # as forms for passwords ask
-    if _abbreviates(name) and (_random(value, 2 if len(value) > 15 else 3) or chosen): return True
-    passes = "pass" in words(name)[-2:] and _ends_like_a_key(name)
-    if passes and (chosen or _LOOKS_SECRET.fullmatch(value) and _random(value, 2)): return True
+    if _abbreviates(name) and (_is_chosen(value) or _random(value, 2 if len(value) > 15 else 3)): return True
+    if not _ends_like_a_key(name): return False
+    passes = "pass" in words(name)[-2:] and _LOOKS_SECRET.fullmatch(value)
+    if passes and (_is_chosen(value) or _random(value, 2)): return True
     drawn = _KEY_VALUE.fullmatch(value) or _is_key_like(value)
-    return bool(drawn and _ends_like_a_key(name) and not set(words(name)) & _TABLE_KEYS)
+    return bool(drawn and not set(words(name)) & _TABLE_KEYS)
 
-
-def _parts(value: str) -> tuple[str, str, str]:
-    "The opening quote of a value, what it says, and what closes behind it."
-    opening = re.match(r"\\*(?:\"{3}|'{3}|[\"'`])?", value)[0]  # pyright: ignore[reportOptionalSubscript]  # matches nothing too
-    inner = value[len(opening):]
-    kept = inner.rstrip("\\") if opening else re.sub(r"[\\)\]},;:]*(?:\\*[\"'][\\)\]},;:]*)?$", "", inner) or inner
-    return opening, kept, inner[len(kept):]
-
-def _cleaned(written: str, name: str, head: str, strict: bool = False) -> str | None:
-    "A value without its secret; `None` where there is none. `strict` asks that it looks like one."
-    opening, value, closing = _parts(written)
-    if (
-        strict
-        and not _LOOKS_SECRET.fullmatch(value)
-        and not _is_key_like(value)
-    ):
-        return None
-    if not value or "<removed:" in value or _harmless(value, name): return None
-    if strict and _counts_sessions(name) and not _is_session(value): return None
-    if name and not (secret_name(name) or _names_a_key(name, value)): return None
-    if name and (_is_code(written.rstrip("\\"), name, head) if not opening else _only_about(value, name)): return None
-    return opening + _mark("named", value) + closing
-
-def _only_about(value: str, name: str) -> bool:
-    "Whether a text is a word after a weak name (`trigger_token = 'sks'`), or the name of a secret (`'HF_TOKEN'`)."
-    plain_token = set(words(name)) <= {"token", "auth", "authorization", "jwt"} and re.fullmatch(
-        r"[\w+/=.-]{8,}", value
-    )
-    if _weak(name) and not _drawn(value) and not plain_token: return True
-    return (
-        bool(re.fullmatch(r"[\w.-]+", value))
-        and secret_name(value)
-        and not re.search(r"\d{2}", value)
-        and not _random(value)
-    )
-
-
+# %% ../../nbs/environment/02_redaction.ipynb #42effd57
+_CODE = re.compile(
+    r"(?:[A-Za-z_]+\.)*[A-Za-z_]{3,}"
+    r"(?:\(\)?|\[[\"']?|\([\"']?(?=[A-Za-z_])[\w., =\"'\[\]:-]*\)?|\[[\"']?[\w:.-]+[\"']?\]?)+[.,:]?"
+    r"|(?:self|cls|args|cfg|config|os|tokenizer|model|settings|options|params)\.[A-Za-z_.]+[:,]?"
+)
 #: a dotted name or one of several words; a call or a subscript
 _NAME_OF_CODE = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)+|[a-z]+(?:_[a-z]+)+")
 _ASSIGNED = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*(?:\[.*|\(.*)")
-
-#: a number of C, no longer than a machine word and with the ending that says its type: `__security_cookie = 0x2B99UL;`
+#: a number of C, no longer than a machine word and with an ending: `__security_cookie = 0x2B99UL;`
 _WORD_OF_C = re.compile(r"0[xX][0-9a-fA-F]{1,16}(?i:u?ll?|ll?u|u)[;,)\]}]*")
 
-def _is_code(written: str, name: str, head: str) -> bool:
+# %% ../../nbs/environment/02_redaction.ipynb #fc9a9b94
+def _names_secret(value: str) -> bool:
+    "Whether a value is the name of a secret: `HF_TOKEN`."
+    named = re.fullmatch(r"[\w.-]+", value) and secret_name(value) and not re.search(r"\d{2}", value)
+    return bool(named) and not _random(value)
+
+def _only_about(value: str, name: str) -> bool:
+    "Whether a text is a word after a weak name, `trigger_token = 'sks'`, or names a secret, `'HF_TOKEN'`."
+    only_token = set(words(name)) <= {"token", "auth", "authorization", "jwt"}
+    like_token = only_token and re.fullmatch(r"[\w+/=.-]{8,}", value)
+    if _weak(name) and not _drawn(value) and not like_token: return True
+    return _names_secret(value)
+
+# %% ../../nbs/environment/02_redaction.ipynb #7398819a
+def _is_expression(bare: str, name: str) -> bool:
+    "Whether what is given to a name in small letters is another name, a call or a subscript."
+    if _NAME_OF_CODE.fullmatch(bare): return True
+    return bool(name.islower() and _ASSIGNED.fullmatch(bare) and not re.search(r"[^\w.]\d", bare))
+
+def _is_code(written: str, name: str) -> bool:
     "Whether what stands bare behind a name is a part of a program: a call, another name, a type."
     if name.startswith("-"): return (_weak(name) or words(name)[0] in _SWITCHES) and not _drawn(written)
+    if _WORD_OF_C.fullmatch(written) or _CODE.fullmatch(written): return True
     bare = written.rstrip(")]},;:.")
-    if _WORD_OF_C.fullmatch(written): return True
-    if iskeyword(bare) or _weak(name) and not _drawn(bare): return True
-    if _CODE.fullmatch(written) or _only_about(bare, name): return True
+    if iskeyword(bare) or _weak(name) and not _drawn(bare) or _only_about(bare, name): return True
     if name.isupper() or _random(bare): return False
-    return bool(
-        _NAME_OF_CODE.fullmatch(bare)
-        or name.islower()
-        and _ASSIGNED.fullmatch(bare)
-        and not re.search(r"[^\w.]\d", bare)
-    )
+    return _is_expression(bare, name)
 
+# %% ../../nbs/environment/02_redaction.ipynb #1e5b7aae
+_OPENING_QUOTE = re.compile(r"\\*(?:\"{3}|'{3}|[\"'`])")
 
+def _parts(value: str) -> tuple[str, str, str]:
+    "The opening quote of a value, what it says, and what closes behind it."
+    opening = found[0] if (found := _OPENING_QUOTE.match(value)) else ""
+    inner = value[len(opening):]
+    if opening: kept = inner.rstrip("\\")
+    else: kept = re.sub(r"[\\)\]},;:]*(?:\\*[\"'][\\)\]},;:]*)?$", "", inner) or inner
+    return opening, kept, inner[len(kept):]
+
+# %% ../../nbs/environment/02_redaction.ipynb #f55cf005
+def _counts_sessions(name: str) -> bool:
+    "Whether a name is that of a session's identifier."
+    return words(name)[-2:] == ("session", "id")
+
+def _is_session(value: str) -> bool:
+    "Whether an identifier of a session is drawn: most are counters and names of runs."
+    return len(value) > 23 and _random(value)
+
+def _looks_secret(value: str, name: str) -> bool:
+    "Whether a value looks like a secret, or, under the name of a session, like its identifier."
+    if _counts_sessions(name) and not _is_session(value): return False
+    return bool(_LOOKS_SECRET.fullmatch(value)) or _is_key_like(value)
+
+# %% ../../nbs/environment/02_redaction.ipynb #8203371f
+def _holds_secret(name: str, written: str, said: str, quoted: bool) -> bool:
+    "Whether what is written behind a name is a secret and not code, or a word about one."
+    if not (secret_name(name) or _names_a_key(name, said)): return False
+    return not (_only_about(said, name) if quoted else _is_code(written.rstrip("\\"), name))
+
+def _cleaned(written: str, name: str, strict: bool = False) -> str | None:
+    "A value without its secret; `None` where there is none. `strict` asks that it looks like one."
+    opening, said, closing = _parts(written)
+    if not said or "<removed:" in said or _harmless(said, name): return None
+    if strict and not _looks_secret(said, name): return None
+    if name and not _holds_secret(name, written, said, bool(opening)): return None
+    return opening + _mark("named", said) + closing
+
+# %% ../../nbs/environment/02_redaction.ipynb #ae972515
+_GOES_ON = re.compile(
+    r"(?P<joined>\\*[\"']?\s*(?:\+|\\+\r?\n|\\+n|\n)>?\s*\\*(?P<quote>[\"']))"
+    r"(?P<more>[^\"'\n\\]+)(?=\\*(?P=quote))"
+)
+
+def _second_part(text: str, head: str, value: re.Match) -> re.Match | None:
+    "The second part of a literal: joined by a sign, or in the brackets that `head` opens."
+    if value[0].lstrip("\\")[:1] not in ("'", '"'): return None
+    more = _GOES_ON.match(text, value.end())
+    if not more: return None
+    return more if head.rstrip().endswith("(") or re.search(r"\+|\\\s|\\n", more["joined"]) else None
+
+# %% ../../nbs/environment/02_redaction.ipynb #ef75fc85
 #: the parts of `urn:ietf:params:oauth:token-type:jwt` and of Amazon's resource names are names
 _IN_URN = re.compile(r"\b(?:arn|urn):[\w:./*-]*$")
 
+def _unescaped(name: str) -> str:
+    "A name whose letters JSON wrote as `\\\\u00e9`."
+    return re.sub(r"\\+u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), name) if "\\" in name else name
+
+def _is_in_urn(text: str, head: re.Match) -> bool:
+    "Whether a name is a part of a longer one."
+    return bool(_IN_URN.search(text, max(0, head.start() - 120), head.start("name")))
+
+def _name_in(text: str, head: re.Match) -> str:
+    "The name that stands before a value, with the dashes of an option."
+    name, start = _unescaped(head["name"]), head.start("name")
+    return "--" + name if name and text[start - 2:start] == "--" else name
+
+# %% ../../nbs/environment/02_redaction.ipynb #4315230f
+def _clean_value(text: str, head: re.Match, name: str, place: Place, strict: bool) -> tuple[str, int] | None:
+    "What stands in place of the value behind a head, and where it ended; None where the value stays."
+    if name and _is_in_urn(text, head): return None
+    value = place.value.match(text, head.end())
+    if not value: return None
+    more = _second_part(text, head[0], value)
+    clean = _cleaned(value[0] + (more["more"] if more else ""), name, strict)
+    if clean is None: return None
+    if not more: return clean, value.end()
+    return clean + more["joined"] + _mark("named", more["more"]), more.end()
+
 def _remove_named(text: str, place: Place, strict: bool = False) -> str:
     "Take out the secrets that stand at such a place; a place without a name always holds one."
-    out, done, at, named = [], 0, 0, "name" in place.head.groupindex
+    out, done, at = [], 0, 0
     while head := place.head.search(text, at):
-        at, name = head.end(), _unescaped(head["name"]) if named else ""
-        if name and text[head.start("name") - 2:head.start("name")] == "--": name = "--" + name
-        if name and not (secret_name(name) or _ends_like_a_key(name) or _abbreviates(name)):
+        name = _name_in(text, head) if place.is_named else ""
+        if name and not _may_name(name):
             at = head.end("name")  # what looked like its type may be a name: `note: HF_TOKEN=…`
             continue
-        if named and _IN_URN.search(text, max(0, head.start() - 120), head.start("name")): continue
-        value = place.value.match(text, at)
-        more = _second_part(text, head[0], value)
-        clean = (
-            _cleaned(value[0] + (more["more"] if more else ""), name, head[0], strict)
-            if value
-            else None
-        )
-        if clean is not None:
-            out += text[done:at], clean
-            done = at = value.end()
-            if more:
-                out += more["joined"], _mark("named", more["more"])
-                done = at = more.end()
+        at = head.end()
+        if found := _clean_value(text, head, name, place, strict):
+            out += text[done:at], found[0]
+            done = at = found[1]
     return "".join(out) + text[done:]
 
+# %% ../../nbs/environment/02_redaction.ipynb #4ecb8cf2
 @cache
 def _name_parts() -> tuple[str, ...]:
     "Parts of words, of which one is in every secret name that is written in ASCII."
@@ -843,17 +1080,9 @@ def _remove_placed(text: str, places: tuple[Place, ...], strict: bool = False) -
         if looked_at: text = _remove_named(text, place, strict)
     return text
 
-#: the second part of a literal that was split over lines
-_GOES_ON = re.compile(r"(?P<joined>\\*[\"']?\s*(?:\+|\\+\r?\n|\\+n|\n)>?\s*\\*(?P<quote>[\"']))(?P<more>[^\"'\n\\]+)(?=\\*(?P=quote))")
-
-def _second_part(text: str, head: str, value: re.Match | None) -> re.Match | None:
-    more = _GOES_ON.match(text, value.end()) if value and value[0].lstrip("\\")[:1] in ("'", '"') else None
-    return more if more and (head.rstrip().endswith("(") or re.search(r"\+|\\\s|\\n", more["joined"])) else None
-
-def _unescaped(name: str) -> str:
-    return re.sub(r"\\+u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), name) if "\\" in name else name
-
+# %% ../../nbs/environment/02_redaction.ipynb #d28479b0
 def _remove_manifest(text: str) -> str:
+    "Take out what a Secret of Kubernetes holds."
     if "kind:" not in text: return text
     return _MANIFEST.sub(lambda m: _remove_named(m[0], _MANIFEST_DATA), text)
 
@@ -863,58 +1092,102 @@ _LONE = r"<removed:[a-z0-9-]+#[0-9a-f]{4}>"
 _FILLED = r"(?:\$?\{\{?[\w.]+\}\}?|\$\w+|<[\w-]+>|%s|\*+|[a-z]{1,12})"
 #: a password that only says what it is: `a%20secret`
 _SAID_PASSWORD = r"[^:]*:(?:(?:an?|my|your|the)(?:%20|[_-])?)?(?:secret|password|passwd|pass)"
+_NO_USERINFO = re.compile(rf"[a-z]{{1,12}}|{_LONE}|{_FILLED}(?::{_FILLED})?|\[.*|{_SAID_PASSWORD}")
 _USERINFO = re.compile(
     rf"(?P<scheme>[A-Za-z0-9+.-]{{0,30}}://)"
     rf"(?P<user>{_LONE}|[^/\s\"'<>?#]{{1,4096}}|[^/\s\"'@:]{{0,200}}:(?!\d{{1,5}}(?:/|$))[^\s\"']{{1,1000}})@"
 )
+
+def _mark_userinfo(found: re.Match) -> str:
+    "An address without who logs in."
+    if _NO_USERINFO.fullmatch(found["user"]): return found[0]
+    return found["scheme"] + _mark("userinfo", found["user"]) + "@"
+
+# %% ../../nbs/environment/02_redaction.ipynb #04c4caa9
 _QUERY = re.compile(r"(?P<head>[?&#;](?P<name>[\w.\-%]+)=)(?P<value>[^&#\s\"'<>;]+)")
 #: how a manual writes an address: `?key=value&key=value...]`
 _SAID_OF_A_VALUE = re.compile(r"(?i:value|val)\d?(?:\.{3}|…)?[\])}]*")
 _QUERY_NAMES = frozenset("sig signature key code token sas hmac credential security policy keypairid".split())
 
-def _remove_address(text: str) -> str:
-    def userinfo(m: re.Match) -> str:
-        if re.fullmatch(rf"[a-z]{{1,12}}|{_LONE}|{_FILLED}(?::{_FILLED})?|\[.*|{_SAID_PASSWORD}", m["user"]): return m[0]
-        return m["scheme"] + _mark("userinfo", m["user"]) + "@"
-    def query(m: re.Match) -> str:
-        word = re.fullmatch(r"[a-z]{1,12}", m["value"])  # of an address that only may be signed: `?policy=strict`
-        named = secret_name(m["name"]) or not word and {*words(m["name"])[-1:], "".join(words(m["name"]))} & _QUERY_NAMES
-        return (
-            m[0]
-            if not named or "<removed:" in m["value"] or _harmless(m["value"], m["name"]) or _SAID_OF_A_VALUE.fullmatch(m["value"])
-            else m["head"] + _mark("query", m["value"])
-        )
+def _is_signature(name: str, value: str) -> bool:
+    "Whether a value of a query is a part of what signs it; a word is none, `?policy=strict`."
+    if re.fullmatch(r"[a-z]{1,12}", value): return False
+    return bool({*words(name)[-1:], "".join(words(name))} & _QUERY_NAMES)
 
-    return _QUERY.sub(query, _USERINFO.sub(userinfo, text)) if "://" in text or "?" in text else text
+def _mark_query(found: re.Match) -> str:
+    "A value of a query, without its secret."
+    name, value = found["name"], found["value"]
+    if not (secret_name(name) or _is_signature(name, value)): return found[0]
+    if "<removed:" in value or _harmless(value, name) or _SAID_OF_A_VALUE.fullmatch(value): return found[0]
+    return found["head"] + _mark("query", value)
+
+# %% ../../nbs/environment/02_redaction.ipynb #22bc6a80
+def _remove_address(text: str) -> str:
+    "Take out who logs in, and the secrets of queries."
+    if "://" not in text and "?" not in text: return text
+    return _QUERY.sub(_mark_query, _USERINFO.sub(_mark_userinfo, text))
+
+# %% ../../nbs/environment/02_redaction.ipynb #0f39d9b3
+_PERCENT = re.compile(
+    r"(?P<head>%(?:25)?3A%(?:25)?2F%(?:25)?2F)"
+    r"(?P<user>(?:(?!%(?:25)?(?:2F|40))[^\s\"'<>&@/]){3,500})(?=%(?:25)?40)",
+    re.IGNORECASE,
+)
+
+def _remove_percent(text: str) -> str:
+    "Addresses that are a value in another address."
+    return _PERCENT.sub(lambda m: m["head"] + _mark("userinfo", m["user"]), text) if "%" in text else text
 
 # %% ../../nbs/environment/02_redaction.ipynb #9d54da6a
-#: places where only a value that looks like a secret is one: `setattr(x, "password", "…")`, a sentence
 _BESIDE_A_NAME = (
     _place("item after its name", 'setattr(config, "password", "hunter22x")',
         r"""["'](?P<name>[^\W\d][\w.\-]{0,200})\\*["']\s*,\s*""", _QUOTED),
     _place("sentence", "the password is hunter22x", rf"{_NAME}\s+is\s+", r"[\"']?[^\s\"'\\]+"),
 )
 
-_PERCENT = re.compile(
-    r"(?P<head>%(?:25)?3A%(?:25)?2F%(?:25)?2F)(?P<user>(?:(?!%(?:25)?(?:2F|40))[^\s\"'<>&@/]){3,500})(?=%(?:25)?40)",
-    re.IGNORECASE,
-)
+# %% ../../nbs/environment/02_redaction.ipynb #36f15614
+_ESCAPED = re.compile(r"(\\+)u([0-9a-fA-F]{4})")
 
+def _slashes_of(text: str) -> str:
+    "The slashes before the letters that JSON wrote as numbers; nothing where their number differs."
+    if "\\u" not in text or not text.isascii(): return ""
+    found = {escape[1] for escape in _ESCAPED.finditer(text)}
+    return found.pop() if len(found) == 1 else ""
 
-def _remove_percent(text: str) -> str:
-    "Addresses that are a value in another address."
-    return _PERCENT.sub(lambda m: m["head"] + _mark("userinfo", m["user"]), text) if "%" in text else text
-
+# %% ../../nbs/environment/02_redaction.ipynb #4c06cbb0
 _ENCODED = re.compile(r"(?<![\w+/=%.-])[A-Za-z0-9+/]{20,4096}={0,2}(?![\w+/=-])")
-def _remove_encoded(text: str) -> str:
-    "Base64 that says `PASSWORD=…`."
-    def clean(m: re.Match) -> str:
-        try: said = base64.b64decode(m[0], validate=True).decode()
-        except ValueError: return m[0]
-        if not said.isprintable() and not re.fullmatch(r"[\s\x20-\x7e]*", said): return m[0]
-        return _mark("encoded", m[0]) if re.search("[=:]", said) and _redact_plain(said) != said else m[0]
-    return _ENCODED.sub(clean, text)
 
+def _decoded(written: str) -> str:
+    "The text that base64 says; nothing where it says none."
+    try: said = base64.b64decode(written, validate=True).decode()
+    except ValueError: return ""
+    return said if said.isprintable() or re.fullmatch(r"[\s\x20-\x7e]*", said) else ""
+
+# %% ../../nbs/environment/02_redaction.ipynb #e287b291
+def _mark_encoded(found: re.Match) -> str:
+    "Base64, or its mark where it says a secret."
+    said = _decoded(found[0])
+    return _mark("encoded", found[0]) if re.search("[=:]", said) and _redact_plain(said) != said else found[0]
+
+def _redact_read(text: str) -> str:
+    "A text without secrets, as it is written: shapes first, then addresses, names and command lines."
+    text = _remove_manifest(_remove_address(_remove_shapes(text)))
+    if "PRIVATE KEY" in text:  # whatever follows
+        text = _PEM_HEAD.sub(lambda m: _mark("private-key", m[0]), text)
+    text = _remove_placed(_remove_placed(text, _PLACES), _BESIDE_A_NAME, strict=True)
+    return _ENCODED.sub(_mark_encoded, _remove_percent(_remove_typed(text)))
+
+def _redact_plain(text: str) -> str:
+    "Text of no known kind, as it is written and as it is meant."
+    clean = _redact_read(text)
+    slashes = _slashes_of(clean)
+    if not slashes: return clean
+    said = _ESCAPED.sub(lambda m: chr(int(m[2], 16)), clean)
+    again = _redact_read(said)
+    if again == said or any(0xD800 <= ord(c) < 0xE000 for c in said): return clean
+    return re.sub(r"[^\x00-\x7f]", lambda m: f"{slashes}u{ord(m[0]):04x}", again)
+
+# %% ../../nbs/environment/02_redaction.ipynb #789c9fef
 #: versions, short words and hashes: nothing that has a shape is as short or as plain
 _TOO_PLAIN = re.compile(r"[\w.+-]{0,15}|[0-9a-f]{16,64}")
 
@@ -928,68 +1201,60 @@ def redact_text(
     if secret and not _MARK.fullmatch(text): return _mark("named", text)
     return text if _TOO_PLAIN.fullmatch(text) else _redact_plain(text)
 
-_ESCAPED = re.compile(r"(\\+)u([0-9a-fA-F]{4})")
-
-def _redact_plain(text: str) -> str:
-    "Text of no known kind; names whose letters JSON wrote as `\\\\u00e9` are read as they are."
-    clean = _redact_read(text)
-    escapes = {m[1] for m in _ESCAPED.finditer(clean)} if "\\u" in clean and clean.isascii() else set()
-    if len(escapes) != 1: return clean
-    said = _ESCAPED.sub(lambda m: chr(int(m[2], 16)), clean)
-    again = _redact_read(said)
-    if again == said or any(0xD800 <= ord(c) < 0xE000 for c in said): return clean
-    slashes = escapes.pop()
-    return re.sub(r"[^\x00-\x7f]", lambda m: f"{slashes}u{ord(m[0]):04x}", again)
-
-def _redact_read(text: str) -> str:
-    text = _remove_manifest(_remove_address(_remove_shapes(text)))
-    if "PRIVATE KEY" in text: text = _PEM_HEAD.sub(lambda m: _mark("private-key", m[0]), text)  # whatever follows
-    text = _remove_placed(_remove_placed(text, _PLACES), _BESIDE_A_NAME, strict=True)
-    return _remove_encoded(_remove_percent(_remove_typed(text)))
-
 # %% ../../nbs/environment/02_redaction.ipynb #06db45c7
-_SENTENCE = re.compile(r"\s*\S+(?:\s+\S+){2,}\s*")
-#: where a program finds something: `package.module:Object`, `package.module.Class`
-_ENTRY_POINT = re.compile(r"(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*:[A-Za-z_][\w.]*|(?:[a-z_]\w*\.){2,}[A-Z]\w+")
 #: words that say what a value is, or which of a few ways, where other files have a secret
 _CODE_WORD = re.compile(
-    r"(?i)string|integer|number|boolean|object|array|bytes?|text|function|undefined|define|undef|symbol|include|omit|same-origin|basic|digest|bearer|password|token"
-    r"|secret|[#.][\w-]+|[^\w\s]*\*+|.*(?:\.{3}|…|\*{3}).*|\{[\w.]+\}|%\(\w+\)s|\D*%[sdr]\D*|(?:test|dummy|fake|example|mock|sample|your|my|some)[-_ ]?[a-z_ -]*|\w{0,8}[-_](?:example|dummy|placeholder)|\$\{[^}]*\}|\$\([^)]*\)|\$\w+"
+    r"(?i)string|integer|number|boolean|object|array|bytes?|text|function|undefined|define|undef|symbol"
+    r"|include|omit|same-origin|basic|digest|bearer|password|token|secret"
+    r"|[#.][\w-]+|[^\w\s]*\*+|.*(?:\.{3}|…|\*{3}).*"
+    r"|\{[\w.]+\}|%\(\w+\)s|\D*%[sdr]\D*|(?:test|dummy|fake|example|mock|sample|your|my|some)[-_ ]?[a-z_ -]*"
+    r"|\w{0,8}[-_](?:example|dummy|placeholder)|\$\{[^}]*\}|\$\([^)]*\)|\$\w+"
 )
+#: where a program finds something: `package.module:Object`, `package.module.Class`
+_ENTRY_POINT = re.compile(r"(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*:[A-Za-z_][\w.]*|(?:[a-z_]\w*\.){2,}[A-Z]\w+")
+_SENTENCE = re.compile(r"\s*\S+(?:\s+\S+){2,}\s*")
 
-def _counts_sessions(name: str) -> bool: return words(name)[-2:] == ("session", "id")
-
-def _is_session(value: str) -> bool:
-    "Whether an identifier of a session is drawn: most are counters and names of runs."
-    return len(value) > 23 and _random(value)
-
+# %% ../../nbs/environment/02_redaction.ipynb #241591b4
 def _is_named_so(name: str, value: str) -> bool:
     "Whether a name has its other meaning: `HEX_PAT` a pattern, `storage_key` the key of an entry."
     parts = words(name)
-    pattern = "pat" in parts and not set(parts) & (_SECRET_WORDS - {"pat"}) and not re.fullmatch(r"[\w.=-]{16,}", value)
-    return pattern or parts[-1] == "key" and bool(_NAME_OF_CODE.fullmatch(value))
+    if parts[-1] == "key" and _NAME_OF_CODE.fullmatch(value): return True
+    other = "pat" in parts and not set(parts) & (_SECRET_WORDS - {"pat"})
+    return other and not re.fullmatch(r"[\w.=-]{16,}", value)
+
+def _is_template(value: str) -> bool:
+    "Whether a literal is filled in later, and has no digit of its own."
+    return "{" in value and not re.search(r"\d", re.sub(r"\{[^{}]*\}", "", value))
+
+def _says_something(name: str, value: str) -> bool:
+    "Whether a literal is a word of its name, an option, a path, a sentence, a template or a place of code."
+    if value.isalpha() and value.lower() in name.lower(): return True  # PARAM_PASSWORD "pass"
+    if value.startswith(("-", "/", "<", "[", "$", "%")) and not re.search(r"\d", value): return True
+    if _SENTENCE.fullmatch(value) and "phrase" not in name.lower(): return True
+    if _is_template(value): return True
+    return bool(_ENTRY_POINT.fullmatch(value)) and not re.search(r"\d{2}", value)
+
+# %% ../../nbs/environment/02_redaction.ipynb #abe7f8e2
+_SCHEME = re.compile(r"(?i)(?:bearer|basic|token|apikey)\s+(\S+)")
+_BESIDE_TOKEN = _SECRET_WORDS | {"hub", "hf", "api", "access"}
+
+def _is_secret_word(name: str, value: str) -> bool:
+    "Whether a word behind the name of a secret is one; `token` and a session need what looks drawn."
+    if scheme := _SCHEME.fullmatch(value): return bool(_LOOKS_SECRET.fullmatch(scheme[1]))
+    if _names_secret(value): return False
+    if _counts_sessions(name): return _is_session(value)
+    only_token = "token" in words(name) and not set(words(name)) & _BESIDE_TOKEN
+    return not only_token or bool(re.fullmatch(r"(?=.*\d)\S{8,}", value))
 
 def _is_secret_literal(name: str, value: str) -> bool:
     "Whether a literal that `name` is given is a secret and not a word, a name or a message about one."
-    if not value or "<removed:" in value or _harmless(value, name) or _CODE_WORD.fullmatch(value):
-        return False
+    if not value or "<removed:" in value or _harmless(value, name): return False
+    if _CODE_WORD.fullmatch(value): return False
     if _names_a_key(name, value) and re.search(r"\d", value): return True
-    if not secret_name(name) or _is_named_so(name, value): return False
-    if value.isalpha() and value.lower() in name.lower(): return False  # PARAM_PASSWORD "pass"
-    if value.startswith(("-", "/", "<", "[", "$", "%")) and not re.search(r"\d", value): return False
-    if _SENTENCE.fullmatch(value) and "phrase" not in name.lower(): return False
-    if "{" in value and not re.search(r"\d", re.sub(r"\{[^{}]*\}", "", value)): return False  # filled in later
-    if _ENTRY_POINT.fullmatch(value) and not re.search(r"\d{2}", value): return False
-    if scheme := re.fullmatch(r"(?i)(?:bearer|basic|token|apikey)\s+(\S+)", value):
-        return bool(_LOOKS_SECRET.fullmatch(scheme[1]))
-    named = re.fullmatch(r"[\w.-]+", value) and secret_name(value) and not re.search(r"\d{2}", value)
-    if named and not _random(value): return False  # the name of a secret: "HF_TOKEN"
-    if _counts_sessions(name): return _is_session(value)
-    only_token = "token" in words(name) and not set(words(name)) & (
-        _SECRET_WORDS | {"hub", "hf", "api", "access"}
-    )
-    return bool(re.fullmatch(r"(?=.*\d)\S{8,}", value)) if only_token else True
+    if not secret_name(name) or _is_named_so(name, value) or _says_something(name, value): return False
+    return _is_secret_word(name, value)
 
+# %% ../../nbs/environment/02_redaction.ipynb #eefc3430
 #: what has no run of characters as long as the shortest secret with a shape has none
 _WORTH_A_LOOK = re.compile(
     r"[\w.~+/=:$%-]{13,}|(?=[\w.~+/=:$%-]*\d)[\w.~+/=:$%-]{8,}|xox|://|[?&]\w|PRIVATE KEY|\$\w+\$"
@@ -1002,8 +1267,9 @@ def _clean_text(text: str) -> str:
     if not re.search(r"[=:]|\s-|pass|login", text): return text
     return _remove_placed(text, _PLACES, strict=True)
 
+# %% ../../nbs/environment/02_redaction.ipynb #40ba2000
 def _clean_piece(piece: Piece, written: str, before: str) -> str:
-    "A part of a file without its secrets; `before` is the name of the literal that it goes on, if that was a secret."
+    "A part of a file without its secrets; `before` names the literal that it goes on, if that was a secret."
     if piece.kind == "comment": return _clean_text(written)
     if piece.kind == "key": return _remove_shapes(written) if len(written) > 15 else written
     if piece.kind == "line" and not piece.name: return redact_text(written)
@@ -1011,16 +1277,8 @@ def _clean_piece(piece: Piece, written: str, before: str) -> str:
     if piece.kind == "literal": return _clean_text(written)
     return _redact_plain(written) if len(written) > 5 else written
 
-def redact_code(
-    code: str,  # a program, or a part of one
-    path: str,  # its file name, which says the language
-) -> str:  # the same code; only literals, comments and plain values differ
-    "Take secrets out of the literals, comments and values of a file."
-    if path.endswith(".ipynb"): return _clean_notebook(code)
-    found = pieces(code, path)
-    if found is None: return redact_text(code)
-    if path.endswith((".yaml", ".yml")) and (clean := _remove_manifest(code)) != code:
-        return redact_code(clean, path)
+def _clean_pieces(code: str, found: list[Piece]) -> str:
+    "A file without the secrets of its pieces."
     out, done, secret = [], 0, ""
     for piece in found:
         written = code[piece.start:piece.end]
@@ -1030,74 +1288,95 @@ def redact_code(
         done = piece.end
     return "".join(out) + code[done:]
 
+# %% ../../nbs/environment/02_redaction.ipynb #7b1ba22a
+def redact_code(
+    code: str,  # a program, or a part of one
+    path: str,  # its file name, which says the language
+) -> str:  # the same code; only literals, comments and plain values differ
+    "Take secrets out of the literals, comments and values of a file."
+    if path.endswith(".ipynb"): return _clean_notebook(code)
+    found = pieces(code, path)
+    if found is None: return redact_text(code)
+    clean = _remove_manifest(code) if path.endswith((".yaml", ".yml")) else code
+    return redact_code(clean, path) if clean != code else _clean_pieces(code, found)
+
 # %% ../../nbs/environment/02_redaction.ipynb #6fb11064
 _NOTEBOOK = re.compile(r'"(?:\\.|[^"\\\n])*"')
 _PART = re.compile(r'"(cell_type|source|text|text/\w+|outputs|traceback)"\s*:\s*')
+_Said = Literal["code", "prose"]
 
-def _clean_notebook(code: str) -> str:
-    "A notebook, or a part of one as a patch shows it."
-    out, done, kind, cell = [], 0, "source", "code"
-    strings = list(_NOTEBOOK.finditer(code))
-    groups: list[tuple[str, list[re.Match]]] = []
-    for i, string in enumerate(strings):
-        if part := _PART.match(code, string.start()):
-            kind = part[1]
-            continue
-        if kind == "cell_type": kind, cell = "source", string[0].strip('"')
+def _strings_in(code: str) -> Iterator[tuple[_Said, re.Match]]:
+    "The strings of a notebook that are no keys, and whether they are code: the source of a cell of code."
+    kind, cell = "source", "code"
+    for string in _NOTEBOOK.finditer(code):
+        if part := _PART.match(code, string.start()): kind = part[1]
+        elif kind == "cell_type": kind, cell = "source", string[0].strip('"')
         elif code[string.end():string.end() + 2].lstrip().startswith(":"): kind = "other"
-        else:
-            joined = i and groups and not re.sub(r"[+\s,]", "", code[groups[-1][1][-1].end():string.start()])
-            what = "prose" if kind != "source" or cell != "code" else "code"
-            if joined and groups[-1][0] == what: groups[-1][1].append(string)
-            else: groups.append((what, [string]))
-    for what, group in groups:
-        for string, clean in zip(group, _clean_cell(what, [_spoken(s[0]) for s in group])):
-            if clean is None: continue
-            out += code[done:string.start()], json.dumps(clean, ensure_ascii=string[0].isascii())
-            done = string.end()
-    return "".join(out) + code[done:]
+        else: yield ("code" if kind == "source" and cell == "code" else "prose"), string
 
-def _spoken(written: str) -> str:
-    try: return str(json.loads(written))
-    except ValueError: return written[1:-1]
+# %% ../../nbs/environment/02_redaction.ipynb #5fcdfc07
+_BETWEEN = re.compile(r"[+\s,]*")
 
-def _clean_cell(what: str, lines: list[str]) -> list[str | None]:
-    "The lines of a cell where they change, else None."
-    text = "".join(lines)
-    clean = redact_text(text) if what == "prose" else _clean_magic(text)
-    if clean == text: return [None] * len(lines)
-    new = [_clean_magic(line) if what == "code" else redact_text(line) for line in lines]
-    whole = clean.splitlines(keepends=True)
-    if len(whole) == len(lines): new = whole
-    return [None if a == b else a for a, b in zip(new, lines)]
+def _joined_strings(code: str) -> list[tuple[_Said, list[re.Match]]]:
+    "The strings of a notebook; those that follow each other, as the lines of a cell do, are together."
+    groups: list[tuple[_Said, list[re.Match]]] = []
+    for what, string in _strings_in(code):
+        kind, before = groups[-1] if groups else (None, [])
+        goes_on = kind == what and _BETWEEN.fullmatch(code, before[-1].end(), string.start())
+        if goes_on: before.append(string)
+        else: groups.append((what, [string]))
+    return groups
 
+# %% ../../nbs/environment/02_redaction.ipynb #dac95a62
 def _clean_magic(code: str) -> str:
     "Python with lines for a shell in it."
     if not re.search(r"^\s*[!%]", code, re.MULTILINE): return redact_code(code, ".py")
     parts = re.split(r"(^[ \t]*[!%][^\n]*)", code, flags=re.MULTILINE)
     return "".join(redact_text(part) if i % 2 else redact_code(part, ".py") for i, part in enumerate(parts))
 
+# %% ../../nbs/environment/02_redaction.ipynb #719d8853
+def _clean_lines(what: _Said, lines: list[str]) -> list[str | None]:
+    "The lines of a cell where they change, else None."
+    text = "".join(lines)
+    clean = _clean_magic if what == "code" else redact_text
+    whole = clean(text)
+    if whole == text: return [None] * len(lines)
+    new = whole.splitlines(keepends=True)
+    if len(new) != len(lines): new = [clean(line) for line in lines]
+    return [None if after == line else after for after, line in zip(new, lines)]
+
+# %% ../../nbs/environment/02_redaction.ipynb #88d017b4
+def _spoken(written: str) -> str:
+    "What a string of JSON says."
+    try: return str(json.loads(written))
+    except ValueError: return written[1:-1]
+
+def _clean_notebook(code: str) -> str:
+    "A notebook, or a part of one as a patch shows it."
+    out, done = [], 0
+    for what, strings in _joined_strings(code):
+        lines = _clean_lines(what, [_spoken(string[0]) for string in strings])
+        for string, clean in zip(strings, lines):
+            if clean is None: continue
+            out += code[done:string.start()], json.dumps(clean, ensure_ascii=string[0].isascii())
+            done = string.end()
+    return "".join(out) + code[done:]
+
 # %% ../../nbs/environment/02_redaction.ipynb #55a9f0a4
-_FILE = re.compile(r"^(?=diff --git )", re.MULTILINE)
-_HUNK = re.compile(r"^(?=@@ -\d)", re.MULTILINE)
-_PEM = re.compile(_PEM_KEY, re.DOTALL)
-
 def _line_by_line(match: re.Match) -> str:
+    "A mark for each line of a private key."
     return "\n".join(_mark("private-key", line) for line in match[0].split("\n"))
-
 
 def _same_lines(text: str, clean: Callable[[str], str]) -> str:
     "A text cleaned as a whole, or line by line where that would change how many lines there are."
     text = _PEM.sub(_line_by_line, text) if "PRIVATE KEY" in text else text
     whole = clean(text)
-    return (
-        whole
-        if whole.count("\n") == text.count("\n")
-        else "\n".join(clean(line) for line in text.split("\n"))
-    )
+    if whole.count("\n") == text.count("\n"): return whole
+    return "\n".join(clean(line) for line in text.split("\n"))
 
-
+# %% ../../nbs/environment/02_redaction.ipynb #f7dfb898
 def _clean_hunk(hunk: str, path: str) -> str:
+    "A hunk of a patch without the secrets of its lines."
     head, _, body = hunk.partition("\n")
     lines = body.split("\n")
     content = "\n".join(line[1:] for line in lines)
@@ -1105,22 +1384,23 @@ def _clean_hunk(hunk: str, path: str) -> str:
     if clean == content: return hunk
     return head + "\n" + "\n".join(line[:1] + new for line, new in zip(lines, clean.split("\n")))
 
+# %% ../../nbs/environment/02_redaction.ipynb #69732430
+_FILE = re.compile(r"^(?=diff --git )", re.MULTILINE)
+_HUNK = re.compile(r"^(?=@@ -\d)", re.MULTILINE)
+
+def _clean_file(file: str) -> str:
+    "The part of a patch that changes one file, without secrets."
+    if "\nGIT binary patch\n" in file: return file
+    path = re.search(r"^(?:\+\+\+ b|--- a)/(.*?)\t?$", file, re.MULTILINE)
+    head, *hunks = _HUNK.split(file)
+    clean = _same_lines(head, _redact_plain)  # all of what is no patch of git's
+    return clean + "".join(_clean_hunk(hunk, path[1] if path else "") for hunk in hunks)
 
 def redact_patch(
     patch: str,  # as `git diff` writes it
 ) -> str:  # the same lines, without secrets
     "Take secrets out of a patch, file by file; it still applies where they stood in added lines only."
-    files = _FILE.split(patch)
-    return "".join(_clean_file(file) for file in files)
-
-def _clean_file(file: str) -> str:
-    if "\nGIT binary patch\n" in file: return file
-    path = re.search(r"^(?:\+\+\+ b|--- a)/(.*?)\t?$", file, re.MULTILINE)
-    parts = _HUNK.split(file)
-    if len(parts) == 1: return _same_lines(file, _redact_plain)  # no patch of git's: any text
-    return _same_lines(parts[0], _redact_plain) + "".join(
-        _clean_hunk(part, path[1] if path else "") for part in parts[1:]
-    )
+    return "".join(map(_clean_file, _FILE.split(patch)))
 
 # %% ../../nbs/environment/02_redaction.ipynb #4143b5aa
 _OPTION = re.compile(r"(?P<head>[-+~]{0,2}(?P<name>[^\W\d][\w.\-]*)=)(?P<value>.*)", re.DOTALL)
@@ -1130,6 +1410,19 @@ def _asks_for_password(before: list[str]) -> bool:
     "Whether `-p` in this command line means a password: `sshpass`, `mysql`, `docker login`."
     return any(re.fullmatch(_PROGRAMS, item.rpartition("/")[2]) for item in before)
 
+def _is_option_with_secret(found: re.Match | None) -> bool:
+    "Whether an item that has a name and a value is an option that is given a secret."
+    if not found or not secret_name(found["name"]): return False
+    return not _harmless(found["value"], found["name"]) and not _MARK.fullmatch(found["value"])
+
+def _redact_option(text: str, before: list[str]) -> str:
+    "An item that holds an option and its value."
+    option, short = _OPTION.fullmatch(text), _SHORT.fullmatch(text)
+    if option and _is_option_with_secret(option): return option["head"] + _mark("named", option["value"])
+    attached = short and _asks_for_password(before) and not _MARK.fullmatch(short["value"])
+    return short["head"] + _mark("named", short["value"]) if short and attached else text
+
+# %% ../../nbs/environment/02_redaction.ipynb #a36c25da
 def _before_secret(before: list[str], value: str) -> bool:
     "`wandb login KEY`, `set api-key KEY`, `curl -u name:password`, `sshpass -p …`, as items of a list."
     previous = before[-1] if before else ""
@@ -1141,43 +1434,24 @@ def _before_secret(before: list[str], value: str) -> bool:
     if previous == "login": return len(value) >= 8
     return bool(re.fullmatch(r"[\w-]+", previous) and secret_name(previous) and _KEY_VALUE.fullmatch(value))
 
-def _flag_before(previous: str, value: Any) -> str:
-    "The option whose value this item is, or nothing."
+def _judged_by(value: Any, before: list[str]) -> str:
+    "The option whose value an item of a list is; `secret` where its command says so; or nothing."
+    if isinstance(value, str) and _before_secret(before, value): return "secret"
+    previous = before[-1] if before else ""
     flag = previous.startswith("-") and "=" not in previous and not str(value).startswith("--")
     return previous if flag else ""
 
-def _redact_option(text: str, before: list[str]) -> str:
-    "An item that holds an option and its value."
-    m = _OPTION.fullmatch(text)
-    if (
-        m
-        and secret_name(m["name"])
-        and not _harmless(m["value"], m["name"])
-        and not _MARK.fullmatch(m["value"])
-    ):
-        return m["head"] + _mark("named", m["value"])
-    if (m := _SHORT.fullmatch(text)) and _asks_for_password(before) and not _MARK.fullmatch(m["value"]):
-        return m["head"] + _mark("named", m["value"])
-    return text
-
-def _redact_list(values: list, name: str, visit: Callable[..., Any], where: str) -> list:
-    out, before = [], []
-    typed = _typed_spans([v if isinstance(v, str) else "" for v in values]) if len(values) > 1 else []
-    for i, start, end in typed:
+# %% ../../nbs/environment/02_redaction.ipynb #6a01dfaa
+def _without_typed(values: list) -> list:
+    "The items of a list without the secrets of a command line."
+    if len(values) < 2: return values
+    values = list(values)
+    typed = _typed_spans([value if isinstance(value, str) else "" for value in values])
+    for i, start, end in sorted(set(typed), reverse=True):  # two programs of a command may name the same
         secret = values[i][start:end]
-        if "<removed:" not in secret and not _harmless(secret):
-            values[i] = values[i][:start] + _mark("named", secret) + values[i][end:]
-    for i, value in enumerate(values):
-        if isinstance(value, str):
-            flag = (
-                "secret"
-                if _before_secret(before, value)
-                else _flag_before(before[-1] if before else "", value)
-            )
-        else: flag = _flag_before(before[-1] if before else "", value)
-        out.append(visit(value, flag or name, f"{where}.{i}", before))
-        before.append(value if isinstance(value, str) else "")
-    return out
+        if "<removed:" in secret or _harmless(secret): continue
+        values[i] = values[i][:start] + _mark("named", secret) + values[i][end:]
+    return values
 
 # %% ../../nbs/environment/02_redaction.ipynb #e9911485
 def _named_beside(entry: dict) -> str:
@@ -1190,42 +1464,56 @@ def _number(value: Any, name: str) -> str | None:
     secret = secret_name(name) and not isinstance(value, (bool, float)) and len(str(value)) > 5
     return str(value) if secret else None
 
+# %% ../../nbs/environment/02_redaction.ipynb #6847eb85
+@dataclass
+class _Walk:
+    "A walk through a document: which fields have keys that name no settings, and what was taken out so far."
+    plain_keys: frozenset[str]
+    removed: list[Removed] = field(default_factory=list)
+
+    def visit(self, value: Any, name: str, where: str, before: list[str] | None = None) -> Any:
+        "A value without secrets; `before` are the items before it in a list."
+        if value is None: return None
+        if isinstance(value, dict): return self.entries(value, name, where)
+        if isinstance(value, (list, tuple)): return self.items(list(value), name, where)
+        if isinstance(value, str): return self.text(value, name, where, before)
+        number = _number(value, name)
+        return value if number is None else self.text(number, name, where)
+
+    def text(self, text: str, name: str, where: str, before: list[str] | None = None) -> str:
+        clean = redact_text(text if before is None else _redact_option(text, before), name)
+        if clean != text or before is not None and "<removed:" in clean:
+            self.removed += [Removed(where, kind, hash) for kind, hash in _MARK.findall(clean)]
+        return clean
+
+    def items(self, values: list, name: str, where: str) -> list:
+        out, before = [], []
+        for i, value in enumerate(_without_typed(values)):
+            out.append(self.visit(value, _judged_by(value, before) or name, f"{where}.{i}", before))
+            before.append(value if isinstance(value, str) else "")
+        return out
+
+    def entries(self, entry: dict, name: str, where: str) -> dict:
+        above, beside = name if secret_name(name) else "", _named_beside(entry)
+        found = {}
+        for key, value in entry.items():
+            judged_by = beside if beside and key == "value" else above or str(key)
+            clean = redact_text(str(key))
+            inside = f"{where}.{clean}" if where else clean
+            found[clean] = self.visit(value, "" if where in self.plain_keys else judged_by, inside)
+        return found
+
+# %% ../../nbs/environment/02_redaction.ipynb #a0db92b1
+_PLAIN_KEYS = frozenset(
+    "packages python.conda python.conda_archives libraries.wheels hub.models data source.remotes".split()
+)
+
 def redact(
     document: Any,  # dictionaries, lists, texts
     name: str = "",  # what it is the value of
     field: str = "",  # where it stands, for `Removed.field`
-    plain_keys: frozenset[str] = frozenset(
-        {
-            "packages",
-            "python.conda",
-            "python.conda_archives",
-            "libraries.wheels",
-            "hub.models",
-            "data",
-            "source.remotes",
-        }
-    ),  # fields whose keys are not names of settings
+    plain_keys: frozenset[str] = _PLAIN_KEYS,  # fields whose keys are not names of settings
 ) -> tuple[Any, list[Removed]]:  # the document without secrets, and what was taken out
     "Take every secret out of a document, keys included."
-    removed: list[Removed] = []
-    def visit(value: Any, name: str, where: str, before: list[str] | None = None) -> Any:
-        if value is None: return None
-        if isinstance(value, dict):
-            return {k: visit(v, n, f"{where}.{k}" if where else k) for k, n, v in entries(value, name, where)}
-        if isinstance(value, (list, tuple)): return _redact_list(list(value), name, visit, where)
-        if not isinstance(value, str):
-            text = _number(value, name)
-            return value if text is None else visit(text, name, where)
-        clean = redact_text(_redact_option(value, before) if before is not None else value, name)
-        if clean != value or before is not None and "<removed:" in clean:
-            removed.extend(Removed(where, m[0], m[1]) for m in _MARK.findall(clean))
-        return clean
-    def entries(value: dict, name: str, where: str) -> list[tuple[str, str, Any]]:
-        "The keys of a dictionary, cleaned, and the name that each value is judged by."
-        above, beside = name if secret_name(name) else "", _named_beside(value)
-        names = {
-            k: "" if where in plain_keys else beside if beside and k == "value" else above or str(k)
-            for k in value
-        }
-        return [(redact_text(str(k)), names[k], v) for k, v in value.items()]
-    return visit(document, name, field), removed
+    walk = _Walk(plain_keys)
+    return walk.visit(document, name, field), walk.removed

@@ -24,449 +24,345 @@ class Rule:
 __all__ = ['Effect', 'EFFECTS', 'RULES', 'Rule', 'rule_number', 'rule_of']
 
 # %% ../../nbs/environment/11_rules.ipynb #457c26bf
-_COMPUTE = (
-    "torch triton pytorch-triton* torchvision torchaudio torchao torchtitan functorch numpy scipy scikit-learn pandas jax jaxlib flax "
-    "optax tensorflow* keras onnx onnxscript onnxruntime* tensorrt* "
-    "transformers accelerate deepspeed megatron-core peft trl diffusers timm sentence-transformers bitsandbytes auto-gptq gptqmodel "
-    "autoawq optimum* flash-attn* xformers apex transformer-engine* vllm* sglang liger-kernel "
-    "kernels einops lightning pytorch-lightning fairscale fairseq* mamba-ssm causal-conv1d nvidia-* cuda-* mkl* intel-* tbb libtpu* "
-    "openvino* numba cupy* opencv* pillow librosa soundfile tokenizers sentencepiece tiktoken datasets "
-    "webdataset mosaicml* xgboost lightgbm catboost safetensors"
-).split()
-_SPEED = "hf-xet hf-transfer uvloop orjson nvidia-ml-py mpi4py ray fsspec s3fs gcsfs pyarrow zstandard lz4 blosc kvikio nvidia-dali*".split()
-
-#: what a run writes and people read
-_PRODUCED = " ".join(
-    [
-        *(
-            f"source.untracked.*.{end}.sha256"
-            for end in (
-                "md rst txt log out err pdf png jpg jpeg gif svg html lock pid patch "
-                "swp bak zip gz tar sqlite db pstats prof nsys-rep"
-            ).split()
-        ),
-        *(
-            f"source.untracked.{place}/*"
-            for place in (
-                "*output outputs runs logs wandb mlruns lightning_logs results reports "
-                "*__pycache__ *.ipynb_checkpoints *checkpoint-* *checkpoints .idea .vscode dist build"
-            ).split()
-        ),
-        "source.untracked.*events.out.tfevents*",
-        "source.untracked.*trainer_state.json.sha256",
-    ]
-)
-#: packages that are known to compute nothing: tools, networks, files, terminals
-_HARMLESS_PACKAGES = """absl-py aiofiles aiohappyeyeballs aiohttp aiosignal annotated-types anyio appdirs argcomplete argon2* arrow asttokens
-    async-lru async-timeout attrs babel backcall backports* beautifulsoup4 bcrypt black bleach blinker boto3 botocore build cachetools certifi cffi
-    cfgv charset-normalizer clearml click cloudpickle codecarbon colorama coloredlogs colorlog comet-ml comm contourpy cookiecutter coverage
-    cryptography cycler databricks* dataclasses-json debugpy decorator deepdiff defusedxml deprecated dill distlib distro docker* docstring-parser
-    docutils entrypoints exceptiongroup execnb execnet executing fastapi fastcore fastjsonschema fasteners filelock fire flake8* flask* fonttools
-    frozenlist fsdl-devinfra* gast ghapi gitdb gitpython google-api* google-auth* google-cloud* googleapis* graphql* greenlet grpcio* gunicorn h11
-    hpack httpcore httptools httpx* huggingface-hub humanfriendly humanize hydra-core identify idna imagesize importlib-* iniconfig ipykernel ipython*
-    ipywidgets isodate isoduration isort itsdangerous jedi jinja2 jmespath joblib jsonpatch jsonpointer jsonschema* jupyter* kiwisolver lazy-loader
-    levenshtein lightning-utilities loguru lxml mako markdown* markupsafe matplotlib* mccabe mdit* mdurl mistune mlflow* more-itertools mpmath msgpack
-    multidict multiprocess mypy* narwhals nbclient nbconvert nbdev nbformat neptune* nest-asyncio networkx ninja nodeenv notebook*
-    nvitop oauthlib omegaconf opentelemetry* overrides packaging pandocfilters papermill paramiko parso pathspec pexpect pickleshare pip
-    pip-* pipx pkginfo platformdirs plotly pluggy poetry* portalocker pre-commit prettytable prometheus* prompt-toolkit propcache proto-plus protobuf
-    psutil ptyprocess pure-eval py py-cpuinfo pyasn1* pycodestyle pycparser pydantic* pydot* pyflakes pygments pyjwt pylint pymongo pynvml pyopenssl
-    pyparsing pyproject* pyright pyrsistent pytest* python-* pytz pywin32* pyyaml pyzmq questionary redis referencing requests* rfc3339* rich* rpds-py
-    rsa ruamel* ruff s3transfer seaborn send2trash sentry-sdk setproctitle setuptools* shellingham shtab simplejson six smmap sniffio snowballstemmer
-    sortedcontainers soupsieve sphinx* sqlalchemy* sqlparse stack-data starlette streamlit* swanlab sympy tabulate tenacity tensorboard* tensorboardx
-    termcolor terminado threadpoolctl tinycss2 toml* tornado tox tqdm trackio traitlets twine typeguard typer* types-* typing-* tzdata tzlocal
-    uri-template
-    urllib3 uv uvicorn virtualenv wandb watchdog watchfiles watermark wcwidth webcolors webencodings websocket* websockets
-    werkzeug wheel widgetsnbextension
-    wrapt yapf yarl zipp accelerate-monitor detect-secrets coloredlogs flatbuffers hf-cli onnx-ir ml-dtypes""".split()
-
 _NOTE = "PyTorch notes, Reproducibility: results are not guaranteed across releases, commits or platforms"
-_CUBLAS = "cuBLAS documentation, Results reproducibility: the same bits only on GPUs of the same architecture and number of SMs, with one toolkit"
+_CUBLAS = (
+    "cuBLAS documentation, Results reproducibility: the same bits only on GPUs of the same architecture and "
+    "number of SMs, with one toolkit"
+)
 _MEASURED = "measured: see the notebook Numeric fingerprint"
 
-_TABLE: tuple[tuple[str, str, str, str], ...] = (
-    (
-        "fingerprint.*",
-        "numerics",
-        "the bits of this operation were computed on both sides, and they differ",
-        "measured by both captures",
-    ),
-    (
-        "digest captured_at made_by schema numerics.meanings.* source.root removed.* missing.*",
-        "record",
-        "identifies the capture",
-        "",
-    ),
-    # code and data
-    ("source.commit", "numerics", "another commit of the code", ""),
-    ("source.diff_sha256", "numerics", "other uncommitted changes of the code", ""),
-    ("source.submodules*.commit source.submodules*.path", "numerics", "another commit of a submodule", ""),
-    (
-        "source.submodules*.changes packages.*.changes",
-        "numerics",
-        "other uncommitted changes in a repository that the run reads",
-        "",
-    ),
-    (_PRODUCED, "record", "a text, a picture, a log or a result: no run computes with it", ""),
-    ("source.untracked.*.sha256", "numerics", "a file that a run can read and no commit holds", ""),
-    ("source.untracked.*", "record", "a file that no commit holds", ""),
-    (
-        "python.loads.*",
-        "numerics",
-        "another copy of a library that computes would be imported, not the installed one",
-        "",
-    ),
-    (
-        "python.startup.*",
-        "numerics",
-        "code that every start of Python runs before the program",
-        "Python documentation, module site",
-    ),
-    (
-        "libraries.shadowing.*",
-        "numerics",
-        "LD_LIBRARY_PATH or LD_PRELOAD puts another file before torch's own library",
-        "ld.so manual page; PyTorch issue 78489",
-    ),
-    ("python.argv", "record", "how Python was started; arguments of one program are compared one by one", ""),
-    ("data.*.sha256", "numerics", "other data", ""),
-    ("hub.locks*.commit hub.locks*.sha256", "numerics", "another revision of a model", ""),
-    # torch and its libraries
-    ("packages.torch.version libraries.torch.*", "numerics", "another build of torch", _NOTE),
-    ("libraries.versions.*", "numerics", "torch uses another version of a library that computes", _CUBLAS),
-    (
-        "libraries.wheels.nvidia-cudnn* libraries.wheels.nvidia-cublas* libraries.wheels.nvidia-nccl* libraries.wheels.nvidia-cu* "
-        "libraries.wheels.mkl* libraries.wheels.*triton* libraries.wheels.libtpu* libraries.wheels.jaxlib libraries.wheels.intel* "
-        "libraries.wheels.cuda-* libraries.wheels.tbb",
-        "numerics",
-        "torch loads another version of a library that computes",
-        _CUBLAS,
-    ),
-    ("libraries.wheels.*", "performance", "another version of a library that torch loads", ""),
-    ("libraries.loaded.* libraries.bundled.*", "numerics", "another file of a library that computes", ""),
-    ("libraries.on_machine.*", "record", "lies on the machine; torch's wheels do not use it", ""),
-    # accelerators
-    (
-        "accelerators.gpus",
-        "numerics",
-        "another number of GPUs: gradients are added in another order, and kernels may differ",
-        _NOTE,
-    ),
-    (
-        "accelerators.gpus.*.compute_capability accelerators.gpus.*.architecture",
-        "numerics",
-        "another GPU architecture has other kernels",
-        _CUBLAS,
-    ),
-    (
-        "accelerators.gpus.*.multiprocessors",
-        "numerics",
-        "another number of multiprocessors splits sums differently",
-        _CUBLAS,
-    ),
-    ("accelerators.gpus.*.mig", "numerics", "a MIG slice has fewer multiprocessors", _CUBLAS),
-    ("accelerators.gpus.*.name", "numerics", "another GPU", _CUBLAS),
-    ("accelerators.rocm accelerators.tpu.*", "numerics", "other kernels", _NOTE),
-    (
-        "accelerators.topology*",
-        "numerics",
-        "NCCL chooses its algorithm, and so the order of sums, by how GPUs are connected",
-        "NCCL issues 23 and 1461",
-    ),
-    ("accelerators.gpus.*.vbios", "record", "firmware of the card", ""),
-    ("accelerators.driver_supports_cuda", "record", "what the driver could run; not what is used", ""),
-    (
-        "accelerators.driver accelerators.amd_driver",
-        "performance",
-        "another driver: kernels compiled at run time and memory may differ",
-        "",
-    ),
-    ("accelerators.*", "performance", "clocks, power and links of the GPU", ""),
-    # settings
-    (
-        "numerics.origin",
-        "record",
-        "one side was observed in a process with torch, the other shows documented defaults",
-        "",
-    ),
-    (
-        "numerics.settings.allow_tf32.* numerics.settings.fp32_precision.* numerics.settings.matmul_precision",
-        "numerics",
-        "TF32 or BF16 inside fp32 products keeps 10 or 7 bits of the mantissa instead of 23, on GPUs from compute capability 8.0 and on processors "
-        "with such units",
-        "PyTorch notes, CUDA semantics: TensorFloat-32",
-    ),
-    (
-        "numerics.settings.reduced_precision.*",
-        "numerics",
-        "partial sums of 16-bit products are kept in 16 bits or not",
-        "PyTorch notes, CUDA semantics: reduced precision reduction",
-    ),
-    ("numerics.settings.threads", "numerics", "sums are split over another number of threads", _MEASURED),
-    (
-        "numerics.settings.cpu_capability",
-        "numerics",
-        "torch takes other vector kernels: softmax and layer_norm, and from AVX2 on randn too, give other bits",
-        _MEASURED,
-    ),
-    (
-        "numerics.settings.cudnn.benchmark",
-        "numerics",
-        "cuDNN chooses the convolution by timing, which may fall differently each run",
-        "PyTorch notes, Reproducibility: cuDNN convolution benchmarking",
-    ),
-    (
-        "numerics.settings.cudnn.* numerics.settings.mkldnn.* numerics.settings.deterministic_algorithms",
-        "numerics",
-        "other algorithms may be chosen",
-        _NOTE,
-    ),
-    (
-        "numerics.settings.attention.* numerics.settings.preferred_blas",
-        "numerics",
-        "another kernel for the same operation",
-        _NOTE,
-    ),
-    ("numerics.settings.seed", "numerics", "another seed", ""),
-    ("numerics.settings.default_dtype", "numerics", "another default precision", ""),
-    ("numerics.settings.interop_threads", "performance", "operations that run side by side", ""),
-    (
-        "numerics.settings.deterministic_warn_only",
-        "record",
-        "whether an operation without a deterministic version raises or warns",
-        "",
-    ),
-    ("numerics.*", "numerics", "a numeric setting of torch", ""),
-    # variables
-    (
-        "variables.OMP_NUM_THREADS variables.MKL_NUM_THREADS variables.OPENBLAS_NUM_THREADS variables.OMP_DYNAMIC variables.MKL_DYNAMIC "
-        "variables.OMP_THREAD_LIMIT",
-        "numerics",
-        "sets the number of threads, and so the order of sums",
-        _MEASURED,
-    ),
-    (
-        "variables.ATEN_CPU_CAPABILITY variables.ONEDNN_MAX_CPU_ISA variables.DNNL_MAX_CPU_ISA variables.ONEDNN_CPU_ISA_HINTS "
-        "variables.MKL_ENABLE_INSTRUCTIONS variables.OPENBLAS_CORETYPE variables.MKL_CBWR "
-        "variables.ONEDNN_DEFAULT_FPMATH_MODE variables.DNNL_DEFAULT_FPMATH_MODE variables.NPY_DISABLE_CPU_FEATURES",
-        "numerics",
-        "chooses other vector kernels",
-        _MEASURED,
-    ),
-    (
-        "variables.NVIDIA_TF32_OVERRIDE variables.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
-        "numerics",
-        "switches TF32",
-        "PyTorch notes, CUDA semantics: TensorFloat-32",
-    ),
-    (
-        "variables.TRITON_PRINT_* variables.TORCH_COMPILE_DEBUG* variables.TORCHINDUCTOR_COMPILE_THREADS variables.CUBLASLT_LOG* "
-        "variables.CUBLAS_LOG* variables.*_LOG_LEVEL variables.*_VERBOSE variables.*_LOGGING* variables.TF_CPP_* variables.TORCHINDUCTOR_TRACE",
-        "record",
-        "messages, and how many processes compile",
-        "",
-    ),
-    (
-        "variables.CUBLAS_WORKSPACE_CONFIG variables.CUBLASLT_*",
-        "numerics",
-        "decides which cuBLAS kernels can be chosen; needed for determinism up to torch 2.9",
-        "PyTorch pull request 161749",
-    ),
-    (
-        "variables.MKL_DEBUG_CPU_TYPE",
-        "record",
-        "MKL has not read it since 2020 update 1",
-        "Intel oneMKL release notes",
-    ),
-    (
-        "variables.*_CACHE_DIR variables.TRITON_HOME variables.TRITON_DUMP_DIR variables.CUDNN_LOG* variables.TORCH_LOGS* variables.ONEDNN_VERBOSE",
-        "record",
-        "where compiled kernels are kept, and what is printed",
-        "",
-    ),
-    (
-        "variables.ACCELERATE_MIXED_PRECISION variables.ACCELERATE_DOWNCAST_BF16 variables.FP8_*",
-        "numerics",
-        "the precision that accelerate runs the model in: bf16 keeps 7 bits of the mantissa, fp16 10",
-        "Accelerate documentation, Mixed precision",
-    ),
-    (
-        "variables.ACCELERATE_DYNAMO_* variables.TORCH_COMPILE_*",
-        "numerics",
-        "compiled kernels fuse operations and so round elsewhere",
-        "",
-    ),
-    ("variables.FSDP_* variables.DEEPSPEED_* variables.DS_*", "performance", "how states are sharded", ""),
-    (
-        "variables.TORCH_CUDNN_* variables.HIPBLASLT_* variables.VECLIB_* variables.KMP_DETERMINISTIC_REDUCTION",
-        "numerics",
-        "may choose other kernels or another order of sums",
-        "",
-    ),
-    (
-        "variables.CUDNN_* variables.MIOPEN_* variables.NVTE_* variables.ROCBLAS_* variables.TORCH_BLAS_* variables.XLA_FLAGS "
-        "variables.LIBTPU_INIT_ARGS variables.JAX_* variables.TF_ENABLE_* variables.TF_DETERMINISTIC* variables.TORCHINDUCTOR_* "
-        "variables.TORCHDYNAMO_* variables.TRITON_*",
-        "numerics",
-        "may choose other kernels",
-        "",
-    ),
-    (
-        "variables.NCCL_ALGO variables.NCCL_PROTO variables.NCCL_NVLS_ENABLE variables.NCCL_COLLNET_ENABLE variables.NCCL_MIN_NCHANNELS "
-        "variables.NCCL_MAX_NCHANNELS variables.NCCL_TOPO_FILE variables.NCCL_GRAPH_FILE variables.RCCL_*",
-        "numerics",
-        "decides in which order collectives add",
-        "NCCL issues 1497 and 2360",
-    ),
-    (
-        "variables.PYTHONHASHSEED",
-        "numerics",
-        "decides the order of sets, and so perhaps of the data",
-        "Python documentation, PYTHONHASHSEED",
-    ),
-    (
-        "variables.GLIBC_TUNABLES",
-        "numerics",
-        "chooses variants of the C library's functions, exp and sin among them",
-        "glibc manual, Tunables: glibc.cpu.hwcaps",
-    ),
-    (
-        "variables.VLLM_BATCH_INVARIANT variables.FLASH_ATTENTION_DETERMINISTIC variables.SGLANG_ENABLE_DETERMINISTIC_INFERENCE "
-        "variables.VLLM_ATTENTION_BACKEND variables.VLLM_USE_*",
-        "numerics",
-        "chooses kernels that are deterministic, or others",
-        "vLLM documentation, Batch invariance",
-    ),
-    ("variables.PL_GLOBAL_SEED", "numerics", "another seed", ""),
-    (
-        "variables.NUMBA_CPU_* variables.NUMBA_NUM_THREADS variables.TF_NUM_*",
-        "numerics",
-        "other vector kernels or another number of threads",
-        "",
-    ),
-    (
-        "variables.WORLD_SIZE variables.LOCAL_WORLD_SIZE job.*.world_size",
-        "numerics",
-        "another number of processes: gradients are added in another order",
-        _NOTE,
-    ),
-    (
-        "variables.NCCL_DEBUG* variables.TORCH_LOGS variables.TORCH_HOME variables.*_CACHE_DIR variables.*_CACHE variables.HF_* "
-        "variables.HUGGINGFACE_* variables.TRANSFORMERS_* variables.NVIDIA_BUILD* variables.NVIDIA_PRODUCT* variables.NVIDIA_REQUIRE* "
-        "variables.NVIDIA_VISIBLE* variables.NVIDIA_DRIVER*",
-        "record",
-        "places, messages and labels",
-        "",
-    ),
-    (
-        "variables.OMP_* variables.KMP_* variables.GOMP_* variables.MKL_* variables.NCCL_* variables.PYTORCH_* variables.CUDA_* variables.HIP_* "
-        "variables.HSA_* variables.ROCR_* variables.MALLOC_* variables.LD_PRELOAD variables.TOKENIZERS_PARALLELISM variables.NUMEXPR_* "
-        "variables.UCX_* variables.FI_* variables.GLOO_* variables.TORCH_NCCL_* variables.OPENBLAS_* variables.NVIDIA_* variables.PYTHONOPTIMIZE",
-        "performance",
-        "placement, memory or transport",
-        "",
-    ),
-    ("variables.*", "record", "places and labels", ""),
-    # processor and system
-    ("machine.architecture", "numerics", "another processor architecture", _NOTE),
-    (
-        "machine.cpu.flags machine.cpu.vendor",
-        "numerics",
-        "libraries choose kernels by what the processor can do and who made it",
-        _MEASURED,
-    ),
-    (
-        "machine.libc",
-        "numerics",
-        "the C library's exp, log and pow round differently between versions",
-        "glibc 2.28 release notes: new exp, exp2, log, log2, pow, sin, cos",
-    ),
-    (
-        "machine.cpu.family machine.cpu.stepping machine.os machine.kernel machine.product",
-        "record",
-        "names of the system and of the processor",
-        "",
-    ),
-    ("machine.* container.limits.* container.ulimits.*", "performance", "processor, memory and limits", ""),
-    ("container.*", "record", "where the process runs", ""),
-    # Python and packages
-    (
-        "python.version",
-        "numerics",
-        "another minor version of Python: since 3.12, for one, sum() of floats is compensated",
-        "What's New in Python 3.12",
-    ),
-    ("python.implementation python.free_threaded", "performance", "another interpreter", ""),
-    (
-        "python.conda.*blas* python.conda.mkl* python.conda.cud* python.conda.nccl* python.conda.libcud* python.conda.libcublas* "
-        "python.conda.pytorch* python.conda.numpy* python.conda.libtorch*",
-        "numerics",
-        "another version of a library that computes",
-        _NOTE,
-    ),
-    ("python.*", "record", "how Python was installed and started", ""),
-    ("packages.fsdl-devinfra.*", "record", "the tool that made the capture", ""),
-    (
-        "packages.*.commit packages.*.dirty",
-        "numerics",
-        "another state of code that was installed from a repository",
-        "",
-    ),
-    *(
-        (
-            f"packages.{n}.version packages.{n}.record packages.{n}.url packages.{n}.archive_sha256",
-            "performance",
-            "a library that moves data",
-            "",
-        )
-        for n in _SPEED
-    ),
-    *(
-        (
-            f"packages.{n}.version packages.{n}.record packages.{n}.archive_sha256",
-            "numerics",
-            "a library that computes or prepares data",
-            _NOTE,
-        )
-        for n in _COMPUTE
-    ),
-    (
-        " ".join(
-            f"packages.{n}.version packages.{n}.record packages.{n}.archive_sha256"
-            for n in _HARMLESS_PACKAGES
-        ),
-        "record",
-        "not known to bear on numbers or speed",
-        "",
-    ),
-    (
-        "packages.*.version packages.*.record packages.*.archive_sha256",
-        "numerics",
-        "may change numbers: whether this package computes is not known",
-        "",
-    ),
-    ("packages.*", "record", "how a package was installed", ""),
-    ("*", "record", "for the record", ""),
+# %% ../../nbs/environment/11_rules.ipynb #37d08f32
+_PRODUCED_ENDINGS = """
+    md rst txt log out err pdf png jpg jpeg gif svg html lock pid patch swp bak zip gz tar sqlite db pstats
+    prof nsys-rep
+""".split()
+_PRODUCED_PLACES = """
+    *output outputs runs logs wandb mlruns lightning_logs results reports *__pycache__ *.ipynb_checkpoints
+    *checkpoint-* *checkpoints .idea .vscode dist build
+""".split()
+_PRODUCED = " ".join([
+    *(f"source.untracked.*.{ending}.sha256" for ending in _PRODUCED_ENDINGS),
+    *(f"source.untracked.{place}/*" for place in _PRODUCED_PLACES),
+    "source.untracked.*events.out.tfevents*",
+    "source.untracked.*trainer_state.json.sha256",
+])
+
+# %% ../../nbs/environment/11_rules.ipynb #00e73c83
+_IDENTITY = (
+    Rule("fingerprint.*",
+         "numerics", "the bits of this operation were computed on both sides, and they differ",
+         "measured by both captures"),
+    Rule("digest captured_at made_by schema numerics.meanings.* source.root removed.* missing.*",
+         "record", "identifies the capture"),
 )
 
-RULES: tuple[Rule, ...] = tuple(Rule(*row) for row in _TABLE)
+# %% ../../nbs/environment/11_rules.ipynb #97da0ebe
+_CODE_AND_DATA = (
+    Rule("source.commit", "numerics", "another commit of the code"),
+    Rule("source.diff_sha256", "numerics", "other uncommitted changes of the code"),
+    Rule("source.submodules*.commit source.submodules*.path", "numerics", "another commit of a submodule"),
+    Rule("source.submodules*.changes packages.*.changes",
+         "numerics", "other uncommitted changes in a repository that the run reads"),
+    Rule(_PRODUCED, "record", "a text, a picture, a log or a result: no run computes with it"),
+    Rule("source.untracked.*.sha256", "numerics", "a file that a run can read and no commit holds"),
+    Rule("source.untracked.*", "record", "a file that no commit holds"),
+    Rule("python.loads.*",
+         "numerics", "another copy of a library that computes would be imported, not the installed one"),
+    Rule("python.startup.*",
+         "numerics", "code that every start of Python runs before the program",
+         "Python documentation, module site"),
+    Rule("libraries.shadowing.*",
+         "numerics", "LD_LIBRARY_PATH or LD_PRELOAD puts another file before torch's own library",
+         "ld.so manual page; PyTorch issue 78489"),
+    Rule("python.argv",
+         "record", "how Python was started; arguments of one program are compared one by one"),
+    Rule("data.*.sha256", "numerics", "other data"),
+    Rule("hub.locks*.commit hub.locks*.sha256", "numerics", "another revision of a model"),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #5ee07e65
+_LIBRARIES = (
+    Rule("packages.torch.version libraries.torch.*", "numerics", "another build of torch", _NOTE),
+    Rule("libraries.versions.*",
+         "numerics", "torch uses another version of a library that computes", _CUBLAS),
+    Rule("libraries.wheels.nvidia-cudnn* libraries.wheels.nvidia-cublas* libraries.wheels.nvidia-nccl* "
+         "libraries.wheels.nvidia-cu* libraries.wheels.mkl* libraries.wheels.*triton* "
+         "libraries.wheels.libtpu* libraries.wheels.jaxlib libraries.wheels.intel* libraries.wheels.cuda-* "
+         "libraries.wheels.tbb",
+         "numerics", "torch loads another version of a library that computes", _CUBLAS),
+    Rule("libraries.wheels.*", "performance", "another version of a library that torch loads"),
+    Rule("libraries.loaded.* libraries.bundled.*", "numerics", "another file of a library that computes"),
+    Rule("libraries.on_machine.*", "record", "lies on the machine; torch's wheels do not use it"),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #8bf32741
+_ACCELERATORS_NUMERIC = (
+    Rule("accelerators.gpus",
+         "numerics", "another number of GPUs: gradients are added in another order, and kernels may differ",
+         _NOTE),
+    Rule("accelerators.gpus.*.compute_capability accelerators.gpus.*.architecture",
+         "numerics", "another GPU architecture has other kernels", _CUBLAS),
+    Rule("accelerators.gpus.*.multiprocessors",
+         "numerics", "another number of multiprocessors splits sums differently", _CUBLAS),
+    Rule("accelerators.gpus.*.mig", "numerics", "a MIG slice has fewer multiprocessors", _CUBLAS),
+    Rule("accelerators.gpus.*.name", "numerics", "another GPU", _CUBLAS),
+    Rule("accelerators.rocm accelerators.tpu.*", "numerics", "other kernels", _NOTE),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #2e2ec29b
+_ACCELERATORS_OTHER = (
+    Rule("accelerators.topology*",
+         "numerics", "NCCL chooses its algorithm, and so the order of sums, by how GPUs are connected",
+         "NCCL issues 23 and 1461"),
+    Rule("accelerators.gpus.*.vbios", "record", "firmware of the card"),
+    Rule("accelerators.driver_supports_cuda", "record", "what the driver could run; not what is used"),
+    Rule("accelerators.driver accelerators.amd_driver",
+         "performance", "another driver: kernels compiled at run time and memory may differ"),
+    Rule("accelerators.*", "performance", "clocks, power and links of the GPU"),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #98f7a47c
+_SETTINGS_OF_PRECISION = (
+    Rule("numerics.origin",
+         "record", "one side was observed in a process with torch, the other shows documented defaults"),
+    Rule("numerics.settings.allow_tf32.* numerics.settings.fp32_precision.* "
+         "numerics.settings.matmul_precision",
+         "numerics",
+         "TF32 or BF16 inside fp32 products keeps 10 or 7 bits of the mantissa instead of 23, on GPUs "
+         "from compute capability 8.0 and on processors with such units",
+         "PyTorch notes, CUDA semantics: TensorFloat-32"),
+    Rule("numerics.settings.reduced_precision.*",
+         "numerics", "partial sums of 16-bit products are kept in 16 bits or not",
+         "PyTorch notes, CUDA semantics: reduced precision reduction"),
+    Rule("numerics.settings.threads",
+         "numerics", "sums are split over another number of threads", _MEASURED),
+    Rule("numerics.settings.cpu_capability",
+         "numerics",
+         "torch takes other vector kernels: softmax and layer_norm, and from AVX2 on randn too, give "
+         "other bits",
+         _MEASURED),
+    Rule("numerics.settings.cudnn.benchmark",
+         "numerics", "cuDNN chooses the convolution by timing, which may fall differently each run",
+         "PyTorch notes, Reproducibility: cuDNN convolution benchmarking"),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #0c24c4b9
+_SETTINGS_OTHER = (
+    Rule("numerics.settings.cudnn.* numerics.settings.mkldnn.* numerics.settings.deterministic_algorithms",
+         "numerics", "other algorithms may be chosen", _NOTE),
+    Rule("numerics.settings.attention.* numerics.settings.preferred_blas",
+         "numerics", "another kernel for the same operation", _NOTE),
+    Rule("numerics.settings.seed", "numerics", "another seed"),
+    Rule("numerics.settings.default_dtype", "numerics", "another default precision"),
+    Rule("numerics.settings.interop_threads", "performance", "operations that run side by side"),
+    Rule("numerics.settings.deterministic_warn_only",
+         "record", "whether an operation without a deterministic version raises or warns"),
+    Rule("numerics.*", "numerics", "a numeric setting of torch"),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #762e6a9c
+_VARIABLES_OF_KERNELS = (
+    Rule("variables.OMP_NUM_THREADS variables.MKL_NUM_THREADS variables.OPENBLAS_NUM_THREADS "
+         "variables.OMP_DYNAMIC variables.MKL_DYNAMIC variables.OMP_THREAD_LIMIT",
+         "numerics", "sets the number of threads, and so the order of sums", _MEASURED),
+    Rule("variables.ATEN_CPU_CAPABILITY variables.ONEDNN_MAX_CPU_ISA variables.DNNL_MAX_CPU_ISA "
+         "variables.ONEDNN_CPU_ISA_HINTS variables.MKL_ENABLE_INSTRUCTIONS variables.OPENBLAS_CORETYPE "
+         "variables.MKL_CBWR variables.ONEDNN_DEFAULT_FPMATH_MODE variables.DNNL_DEFAULT_FPMATH_MODE "
+         "variables.NPY_DISABLE_CPU_FEATURES",
+         "numerics", "chooses other vector kernels", _MEASURED),
+    Rule("variables.NVIDIA_TF32_OVERRIDE variables.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+         "numerics", "switches TF32", "PyTorch notes, CUDA semantics: TensorFloat-32"),
+    Rule("variables.TRITON_PRINT_* variables.TORCH_COMPILE_DEBUG* variables.TORCHINDUCTOR_COMPILE_THREADS "
+         "variables.CUBLASLT_LOG* variables.CUBLAS_LOG* variables.*_LOG_LEVEL variables.*_VERBOSE "
+         "variables.*_LOGGING* variables.TF_CPP_* variables.TORCHINDUCTOR_TRACE",
+         "record", "messages, and how many processes compile"),
+    Rule("variables.CUBLAS_WORKSPACE_CONFIG variables.CUBLASLT_*",
+         "numerics", "decides which cuBLAS kernels can be chosen; needed for determinism up to torch 2.9",
+         "PyTorch pull request 161749"),
+    Rule("variables.MKL_DEBUG_CPU_TYPE",
+         "record", "MKL has not read it since 2020 update 1", "Intel oneMKL release notes"),
+    Rule("variables.*_CACHE_DIR variables.TRITON_HOME variables.TRITON_DUMP_DIR variables.CUDNN_LOG* "
+         "variables.TORCH_LOGS* variables.ONEDNN_VERBOSE",
+         "record", "where compiled kernels are kept, and what is printed"),
+    Rule("variables.ACCELERATE_MIXED_PRECISION variables.ACCELERATE_DOWNCAST_BF16 variables.FP8_*",
+         "numerics",
+         "the precision that accelerate runs the model in: bf16 keeps 7 bits of the mantissa, fp16 10",
+         "Accelerate documentation, Mixed precision"),
+    Rule("variables.ACCELERATE_DYNAMO_* variables.TORCH_COMPILE_*",
+         "numerics", "compiled kernels fuse operations and so round elsewhere"),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #6805cc8a
+_VARIABLES_OF_ORDER = (
+    Rule("variables.FSDP_* variables.DEEPSPEED_* variables.DS_*", "performance", "how states are sharded"),
+    Rule("variables.TORCH_CUDNN_* variables.HIPBLASLT_* variables.VECLIB_* "
+         "variables.KMP_DETERMINISTIC_REDUCTION",
+         "numerics", "may choose other kernels or another order of sums"),
+    Rule("variables.CUDNN_* variables.MIOPEN_* variables.NVTE_* variables.ROCBLAS_* variables.TORCH_BLAS_* "
+         "variables.XLA_FLAGS variables.LIBTPU_INIT_ARGS variables.JAX_* variables.TF_ENABLE_* "
+         "variables.TF_DETERMINISTIC* variables.TORCHINDUCTOR_* variables.TORCHDYNAMO_* variables.TRITON_*",
+         "numerics", "may choose other kernels"),
+    Rule("variables.NCCL_ALGO variables.NCCL_PROTO variables.NCCL_NVLS_ENABLE variables.NCCL_COLLNET_ENABLE "
+         "variables.NCCL_MIN_NCHANNELS variables.NCCL_MAX_NCHANNELS variables.NCCL_TOPO_FILE "
+         "variables.NCCL_GRAPH_FILE variables.RCCL_*",
+         "numerics", "decides in which order collectives add", "NCCL issues 1497 and 2360"),
+    Rule("variables.PYTHONHASHSEED",
+         "numerics", "decides the order of sets, and so perhaps of the data",
+         "Python documentation, PYTHONHASHSEED"),
+    Rule("variables.GLIBC_TUNABLES",
+         "numerics", "chooses variants of the C library's functions, exp and sin among them",
+         "glibc manual, Tunables: glibc.cpu.hwcaps"),
+    Rule("variables.VLLM_BATCH_INVARIANT variables.FLASH_ATTENTION_DETERMINISTIC "
+         "variables.SGLANG_ENABLE_DETERMINISTIC_INFERENCE variables.VLLM_ATTENTION_BACKEND "
+         "variables.VLLM_USE_*",
+         "numerics", "chooses kernels that are deterministic, or others",
+         "vLLM documentation, Batch invariance"),
+    Rule("variables.PL_GLOBAL_SEED", "numerics", "another seed"),
+    Rule("variables.NUMBA_CPU_* variables.NUMBA_NUM_THREADS variables.TF_NUM_*",
+         "numerics", "other vector kernels or another number of threads"),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #235cb009
+_VARIABLES_OTHER = (
+    Rule("variables.WORLD_SIZE variables.LOCAL_WORLD_SIZE job.*.world_size",
+         "numerics", "another number of processes: gradients are added in another order", _NOTE),
+    Rule("variables.NCCL_DEBUG* variables.TORCH_LOGS variables.TORCH_HOME variables.*_CACHE_DIR "
+         "variables.*_CACHE variables.HF_* variables.HUGGINGFACE_* variables.TRANSFORMERS_* "
+         "variables.NVIDIA_BUILD* variables.NVIDIA_PRODUCT* variables.NVIDIA_REQUIRE* "
+         "variables.NVIDIA_VISIBLE* variables.NVIDIA_DRIVER*",
+         "record", "places, messages and labels"),
+    Rule("variables.OMP_* variables.KMP_* variables.GOMP_* variables.MKL_* variables.NCCL_* "
+         "variables.PYTORCH_* variables.CUDA_* variables.HIP_* variables.HSA_* variables.ROCR_* "
+         "variables.MALLOC_* variables.LD_PRELOAD variables.TOKENIZERS_PARALLELISM variables.NUMEXPR_* "
+         "variables.UCX_* variables.FI_* variables.GLOO_* variables.TORCH_NCCL_* variables.OPENBLAS_* "
+         "variables.NVIDIA_* variables.PYTHONOPTIMIZE",
+         "performance", "placement, memory or transport"),
+    Rule("variables.*", "record", "places and labels"),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #c1ec7585
+_SYSTEM = (
+    Rule("machine.architecture", "numerics", "another processor architecture", _NOTE),
+    Rule("machine.cpu.flags machine.cpu.vendor",
+         "numerics", "libraries choose kernels by what the processor can do and who made it", _MEASURED),
+    Rule("machine.libc",
+         "numerics", "the C library's exp, log and pow round differently between versions",
+         "glibc 2.28 release notes: new exp, exp2, log, log2, pow, sin, cos"),
+    Rule("machine.cpu.family machine.cpu.stepping machine.os machine.kernel machine.product",
+         "record", "names of the system and of the processor"),
+    Rule("machine.* container.limits.* container.ulimits.*", "performance", "processor, memory and limits"),
+    Rule("container.*", "record", "where the process runs"),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #80e22659
+_COMPUTE = """
+    torch triton pytorch-triton* torchvision torchaudio torchao torchtitan functorch numpy scipy
+    scikit-learn pandas jax jaxlib flax optax tensorflow* keras onnx onnxscript onnxruntime* tensorrt*
+    transformers accelerate deepspeed megatron-core peft trl diffusers timm sentence-transformers
+    bitsandbytes auto-gptq gptqmodel autoawq optimum* flash-attn* xformers apex transformer-engine* vllm*
+    sglang liger-kernel kernels einops lightning pytorch-lightning fairscale fairseq* mamba-ssm
+    causal-conv1d nvidia-* cuda-* mkl* intel-* tbb libtpu* openvino* numba cupy* opencv* pillow librosa
+    soundfile tokenizers sentencepiece tiktoken datasets webdataset mosaicml* xgboost lightgbm catboost
+    safetensors
+""".split()
+_SPEED = """
+    hf-xet hf-transfer uvloop orjson nvidia-ml-py mpi4py ray fsspec s3fs gcsfs pyarrow zstandard lz4 blosc
+    kvikio nvidia-dali*
+""".split()
+
+# %% ../../nbs/environment/11_rules.ipynb #c829a9b1
+#: packages that are known to compute nothing: tools, networks, files, terminals
+_HARMLESS_PACKAGES = """
+    absl-py aiofiles aiohappyeyeballs aiohttp aiosignal annotated-types anyio appdirs argcomplete argon2*
+    arrow asttokens async-lru async-timeout attrs babel backcall backports* beautifulsoup4 bcrypt black
+    bleach blinker boto3 botocore build cachetools certifi cffi cfgv charset-normalizer clearml click
+    cloudpickle codecarbon colorama coloredlogs colorlog comet-ml comm contourpy cookiecutter coverage
+    cryptography cycler databricks* dataclasses-json debugpy decorator deepdiff defusedxml deprecated dill
+    distlib distro docker* docstring-parser docutils entrypoints exceptiongroup execnb execnet executing
+    fastapi fastcore fastjsonschema fasteners filelock fire flake8* flask* fonttools frozenlist
+    fsdl-devinfra* gast ghapi gitdb gitpython google-api* google-auth* google-cloud* googleapis* graphql*
+    greenlet grpcio* gunicorn h11 hpack httpcore httptools httpx* huggingface-hub humanfriendly humanize
+    hydra-core identify idna imagesize importlib-* iniconfig ipykernel ipython* ipywidgets isodate
+    isoduration isort itsdangerous jedi jinja2 jmespath joblib jsonpatch jsonpointer jsonschema* jupyter*
+    kiwisolver lazy-loader levenshtein lightning-utilities loguru lxml mako markdown* markupsafe matplotlib*
+    mccabe mdit* mdurl mistune mlflow* more-itertools mpmath msgpack multidict multiprocess mypy* narwhals
+    nbclient nbconvert nbdev nbformat neptune* nest-asyncio networkx ninja nodeenv notebook* nvitop oauthlib
+    omegaconf opentelemetry* overrides packaging pandocfilters papermill paramiko parso pathspec pexpect
+    pickleshare pip pip-* pipx pkginfo platformdirs plotly pluggy poetry* portalocker pre-commit prettytable
+    prometheus* prompt-toolkit propcache proto-plus protobuf psutil ptyprocess pure-eval py py-cpuinfo
+    pyasn1* pycodestyle pycparser pydantic* pydot* pyflakes pygments pyjwt pylint pymongo pynvml pyopenssl
+    pyparsing pyproject* pyright pyrsistent pytest* python-* pytz pywin32* pyyaml pyzmq questionary redis
+    referencing requests* rfc3339* rich* rpds-py rsa ruamel* ruff s3transfer seaborn send2trash sentry-sdk
+    setproctitle setuptools* shellingham shtab simplejson six smmap sniffio snowballstemmer sortedcontainers
+    soupsieve sphinx* sqlalchemy* sqlparse stack-data starlette streamlit* swanlab sympy tabulate tenacity
+    tensorboard* tensorboardx termcolor terminado threadpoolctl tinycss2 toml* tornado tox tqdm trackio
+    traitlets twine typeguard typer* types-* typing-* tzdata tzlocal uri-template urllib3 uv uvicorn
+    virtualenv wandb watchdog watchfiles watermark wcwidth webcolors webencodings websocket* websockets
+    werkzeug wheel widgetsnbextension wrapt yapf yarl zipp accelerate-monitor detect-secrets coloredlogs
+    flatbuffers hf-cli onnx-ir ml-dtypes
+""".split()
+
+# %% ../../nbs/environment/11_rules.ipynb #92199937
+def _files_of(package: str, *more: str) -> str:
+    "The fields that say which files of a package are installed."
+    return " ".join(f"packages.{package}.{field}" for field in ("version", "record", *more, "archive_sha256"))
+
+_PYTHON = (
+    Rule("python.version",
+         "numerics", "another minor version of Python: since 3.12, for one, sum() of floats is compensated",
+         "What's New in Python 3.12"),
+    Rule("python.implementation python.free_threaded", "performance", "another interpreter"),
+    Rule("python.conda.*blas* python.conda.mkl* python.conda.cud* python.conda.nccl* python.conda.libcud* "
+         "python.conda.libcublas* python.conda.pytorch* python.conda.numpy* python.conda.libtorch*",
+         "numerics", "another version of a library that computes", _NOTE),
+    Rule("python.*", "record", "how Python was installed and started"),
+    Rule("packages.fsdl-devinfra.*", "record", "the tool that made the capture"),
+    Rule("packages.*.commit packages.*.dirty",
+         "numerics", "another state of code that was installed from a repository"),
+    *(Rule(_files_of(name, "url"), "performance", "a library that moves data") for name in _SPEED),
+    *(Rule(_files_of(name), "numerics", "a library that computes or prepares data", _NOTE)
+      for name in _COMPUTE),
+    Rule(" ".join(map(_files_of, _HARMLESS_PACKAGES)), "record", "not known to bear on numbers or speed"),
+    Rule(_files_of("*"), "numerics", "may change numbers: whether this package computes is not known"),
+    Rule("packages.*", "record", "how a package was installed"),
+    Rule("*", "record", "for the record"),
+)
+
+# %% ../../nbs/environment/11_rules.ipynb #1e152731
+RULES: tuple[Rule, ...] = (
+    *_IDENTITY,
+    *_CODE_AND_DATA,
+    *_LIBRARIES,
+    *_ACCELERATORS_NUMERIC,
+    *_ACCELERATORS_OTHER,
+    *_SETTINGS_OF_PRECISION,
+    *_SETTINGS_OTHER,
+    *_VARIABLES_OF_KERNELS,
+    *_VARIABLES_OF_ORDER,
+    *_VARIABLES_OTHER,
+    *_SYSTEM,
+    *_PYTHON,
+)
 
 # %% ../../nbs/environment/11_rules.ipynb #b9241b63
+def _key_of(pattern: str) -> str:
+    "The words that a pattern stands under: its first, or two where both are literal, or `*`."
+    first, _, rest = pattern.partition(".")
+    if "*" in first: return "*"
+    two = f"{first}.{rest.partition('.')[0]}"
+    return first if "*" in two or two.endswith(".") else two
+
 @cache
 def _index() -> tuple[dict[str, int], dict[str, list[tuple[int, str]]]]:
-    "Fields without `*`, and patterns by their first word (`*` for any), or first two where both are literal."
+    "Fields without `*`, with the number of their rule; patterns with theirs, by their first words."
     exact, patterns = {}, {}
-    for i, rule in enumerate(RULES):
+    for number, rule in enumerate(RULES):
         for field in rule.fields.split():
-            if "*" not in field:
-                exact.setdefault(field, i)
-                continue
-            first, _, rest = field.partition(".")
-            two = f"{first}.{rest.partition('.')[0]}"
-            patterns.setdefault(
-                "*" if "*" in first else first if "*" in two or two.endswith(".") else two, []
-            ).append((i, field))
+            if "*" in field: patterns.setdefault(_key_of(field), []).append((number, field))
+            else: exact.setdefault(field, number)
     return exact, patterns
 
+# %% ../../nbs/environment/11_rules.ipynb #acdb1f54
 def _fits(
     parts: tuple[str, ...],  # of a pattern, between its stars
     field: str,  # dotted name
@@ -480,13 +376,14 @@ def _fits(
         if at < len(part): return False
     return len(field) - len(last) >= at and field.endswith(last)
 
+# %% ../../nbs/environment/11_rules.ipynb #ad421be4
 def _may_end_in(parts: tuple[str, ...], ending: str) -> bool:
     "Whether what a pattern says behind its last star allows a field with this last word."
     return "." not in parts[-1] or parts[-1].rpartition(".")[2] == ending
 
 @cache
 def _patterns_of(
-    key: str,  # the word that they stand under
+    key: str,  # the words that they stand under
     ending: str,  # the last word of a field
 ) -> tuple[tuple[str, ...], tuple[tuple[int, tuple[str, ...]], ...]]:  # how they begin; number of the rule and parts
     "The patterns for such a field, the worst rule first."
@@ -497,21 +394,18 @@ def _patterns_of(
 def _first(key: str, field: str) -> int:
     "The worst rule among the patterns under a word that a field falls under."
     beginnings, patterns = _patterns_of(key, field.rpartition(".")[2])
-    if not field.startswith(beginnings): return len(RULES)  # an environment has a thousand fields: one look for most
+    if not field.startswith(beginnings): return len(RULES)
     return next((number for number, parts in patterns if _fits(parts, field)), len(RULES))
 
+# %% ../../nbs/environment/11_rules.ipynb #309e3ad7
 @cache
 def rule_number(
     field: str,  # dotted name, e.g. "packages.torch.version"
 ) -> int:  # position in `RULES`: small is worse
     "Which rule a field falls under."
-    exact, _ = _index()
     first, _, rest = field.partition(".")
-    return min(
-        exact.get(field, len(RULES)),
-        *(_first(key, field) for key in (f"{first}.{rest.partition('.')[0]}", first, "*")),
-    )
-
+    keys = (f"{first}.{rest.partition('.')[0]}", first, "*")
+    return min(_index()[0].get(field, len(RULES)), *(_first(key, field) for key in keys))
 
 def rule_of(
     field: str,  # dotted name, e.g. "packages.torch.version"

@@ -21,159 +21,118 @@ __all__ = ['DIFF_LIMIT', 'source']
 
 # %% ../../nbs/environment/08_source.ipynb #2f5b44a6
 def _git(root: str | Path, *args: str, seconds: float = 10, errors: str = "replace") -> str | None:
+    "What git says in a folder, or None."
     return run_command("git", *args, cwd=root, seconds=seconds, errors=errors)
 
 def _remotes(root: str) -> dict[str, str]:
+    "The addresses of the remotes, as they are configured."
     lines = (_git(root, "config", "--null", "--get-regexp", r"^remote\..*\.url$") or "").split("\0")
-    return {
-        key.removeprefix("remote.").removesuffix(".url"): url
-        for key, _, url in (line.partition("\n") for line in lines)
-        if url
-    }
+    named = [line.split("\n", 1) for line in lines if "\n" in line]
+    return {key.removeprefix("remote.").removesuffix(".url"): url for key, url in named if url}
 
-
-def _untracked(root: str, names: list[str]) -> list[dict[str, Any]]:
-    def entry(name: str) -> dict[str, Any]:
-        path = Path(root, name)
-        try:
-            size = path.stat().st_size
-            digest = sha256_file(path) if path.is_file() and size <= _FILE_LIMIT else None
-        except OSError:
-            return {"path": name}
-        return without_nones({"path": name, "size_bytes": size, "sha256": digest})
-    return [entry(n) for n in sorted(names)[:_FILES_LIMIT] if not _is_ours(Path(root, n))]
-
+# %% ../../nbs/environment/08_source.ipynb #7e8841ae
 def _is_ours(path: Path) -> bool:
     "A document of this library, a capture for one: a record of a run, and no input of it."
     return path.suffix == ".json" and '"schema": "fsdl-devinfra/' in (read(path, 400) or "")
 
-def _submodules(root: str) -> list[dict[str, Any]]:
-    if not (Path(root) / ".gitmodules").exists(): return []
-    state = {" ": "clean", "-": "not initialised", "+": "another commit", "U": "conflict"}
-    rows = [
-        (line[0], *line[1:].split(" ", 2)[:2])
-        for line in (_git(root, "submodule", "status", "--recursive") or "").splitlines()
-        if line
-    ]
+def _file_entry(root: str, name: str) -> dict[str, Any]:
+    "Size and hash of a file, as far as it can be read and is not too large."
+    path = Path(root, name)
+    try:
+        size = path.stat().st_size
+        digest = sha256_file(path) if path.is_file() and size <= _FILE_LIMIT else None
+    except OSError: return {"path": name}
+    return without_nones({"path": name, "size_bytes": size, "sha256": digest})
 
-    def dirty(path: str) -> bool | None:
-        return (
-            bool(_git(Path(root, path), "status", "--porcelain"))
-            if (Path(root, path) / ".git").exists()
-            else None
-        )
-    def entry(mark: str, commit: str, path: str) -> dict[str, Any]:
-        changed = dirty(path)
-        return without_nones(
-            {
-                "path": path,
-                "commit": commit,
-                "state": state.get(mark, mark),
-                "dirty": changed,
-                "changes": changes_of(Path(root, path)) if changed else None,
-            }
-        )
-    return [entry(*row) for row in rows]
+def _untracked(root: str, names: list[str]) -> list[dict[str, Any]]:
+    "The files that no commit holds; the first thousand of them."
+    return [_file_entry(root, name) for name in sorted(names)[:_FILES_LIMIT] if not _is_ours(Path(root, name))]
+
+# %% ../../nbs/environment/08_source.ipynb #6e517d15
+_SUBMODULE_STATES = {" ": "clean", "-": "not initialised", "+": "another commit", "U": "conflict"}
+
+def _submodule(root: str, line: str) -> dict[str, Any]:
+    "One line of `git submodule status`: a mark, the commit and the folder."
+    commit, path = line[1:].split(" ", 2)[:2]
+    folder = Path(root, path)
+    dirty = bool(_git(folder, "status", "--porcelain")) if (folder / ".git").exists() else None
+    return without_nones({"path": path, "commit": commit, "state": _SUBMODULE_STATES.get(line[0], line[0]),
+                          "dirty": dirty, "changes": changes_of(folder) if dirty else None})
+
+def _submodules(root: str) -> list[dict[str, Any]]:
+    "The repositories inside the repository."
+    if not (Path(root) / ".gitmodules").exists(): return []
+    lines = (_git(root, "submodule", "status", "--recursive") or "").splitlines()
+    return [_submodule(root, line) for line in lines if line]
 
 # %% ../../nbs/environment/08_source.ipynb #91be25b0
 #: of the files that git ignores, those that a program reads or runs
-_READ_BY_RUNS = (
-    ".py",
-    ".pyx",
-    ".ipynb",
-    ".sh",
-    ".yaml",
-    ".yml",
-    ".toml",
-    ".cfg",
-    ".ini",
-    ".json",
-    ".c",
-    ".cc",
-    ".cpp",
-    ".cu",
-    ".cuh",
-    ".h",
-    ".so",
+_READ_BY_RUNS = tuple(
+    ".py .pyx .ipynb .sh .yaml .yml .toml .cfg .ini .json .c .cc .cpp .cu .cuh .h .so".split()
 )
+_STATUS = ("status", "--porcelain=v2", "--branch", "-z", "--untracked-files=all", "--ignored=matching")
+#: what is said of the branch → its name in the status
+_HEADS = {"commit": "branch.oid", "branch": "branch.head", "upstream": "branch.upstream", "ahead_behind": "branch.ab"}
 
+def _is_new(line: str) -> bool:
+    "Whether a line of the status names a file that git does not know, or ignores although a program may read it."
+    return line.startswith("? ") or line.startswith("! ") and line.endswith(_READ_BY_RUNS)
 
 def _status(root: str) -> dict[str, Any]:
-    text = _git(
-        root,
-        "status",
-        "--porcelain=v2",
-        "--branch",
-        "-z",
-        "--untracked-files=all",
-        "--ignored=matching",
-        seconds=20,
-        errors="surrogateescape",
-    )
+    "Commit, branch, whether something changed, and the files that git does not know; empty where git fails."
+    text = _git(root, *_STATUS, seconds=20, errors="surrogateescape")
     if text is None: return {}
     lines = text.split("\0")
     heads = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# ") and " " in line[2:])
-    return {
-        "commit": heads.get("branch.oid"),
-        "branch": heads.get("branch.head"),
-        "upstream": heads.get("branch.upstream"),
-        "ahead_behind": heads.get("branch.ab"),
-        "changed": any(line[:2] in ("1 ", "2 ", "u ") for line in lines),
-        "untracked": [
-            line[2:]
-            for line in lines
-            if line.startswith("? ") or line.startswith("! ") and line.endswith(_READ_BY_RUNS)
-        ],
-    }
+    changed = any(line[:2] in ("1 ", "2 ", "u ") for line in lines)
+    about = {name: heads.get(head) for name, head in _HEADS.items()}
+    return about | {"changed": changed, "untracked": [line[2:] for line in lines if _is_new(line)]}
 
-def _diff(root: str) -> dict[str, Any]:
-    text = _git(
-        root,
-        "diff",
-        "--binary",
-        "--no-color",
-        "--no-ext-diff",
-        "--no-textconv",
-        "--ignore-submodules=dirty",
-        "--src-prefix=a/",
-        "--dst-prefix=b/",
-        "HEAD",
-        seconds=20,
-        errors="surrogateescape",
-    )
-    if text is None: return {"diff_missing": "git diff failed or took longer than 20 s"}
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-    beside = len(text) > DIFF_LIMIT or not _is_unicode(text)  # JSON can hold neither well
-    return {"diff_sha256": digest, "diff_beside" if beside else "diff": text}
+# %% ../../nbs/environment/08_source.ipynb #bf44942c
+_DIFF = (
+    "diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty",
+    "--src-prefix=a/", "--dst-prefix=b/", "HEAD",
+)
 
 def _is_unicode(text: str) -> bool:
+    "Whether a text is all of Unicode, without bytes that are of another encoding."
     if text.isascii(): return True
     try: text.encode()
     except UnicodeEncodeError: return False
     return True
 
+def _diff(root: str) -> dict[str, Any]:
+    "The difference to the commit and its hash; beside the document where JSON does not hold it well."
+    text = _git(root, *_DIFF, seconds=20, errors="surrogateescape")
+    if text is None: return {"diff_missing": "git diff failed or took longer than 20 s"}
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    beside = len(text) > DIFF_LIMIT or not _is_unicode(text)
+    return {"diff_sha256": digest, "diff_beside" if beside else "diff": text}
+
+# %% ../../nbs/environment/08_source.ipynb #7f5162b0
+def _root_of(folder: str | Path) -> str:
+    "The folder of the repository; empty where there is none."
+    said = run_command("git", "rev-parse", "--show-toplevel", cwd=folder, errors="surrogateescape")
+    return (said or "").rstrip("\n")
+
+def _head(said: dict[str, Any]) -> dict[str, Any]:
+    "Commit and branch, where there is one, and why they are not known."
+    named = {key: None if said.get(key) in ("(initial)", "(detached)") else said.get(key) for key in _HEADS}
+    return {"status_missing": None if said else "git status failed or took longer than 20 s"} | named
+
 def source(
     folder: str | Path = ".",  # where the run started
 ) -> dict[str, Any]:
     "Commit, branch, remotes, the difference to the commit, unknown files and submodules of a folder."
-    root = (run_command("git", "rev-parse", "--show-toplevel", cwd=folder, errors="surrogateescape") or "").rstrip("\n")
+    root = _root_of(folder)
     if not root:
         raise LookupError("this folder is in no git repository, or git is not installed or does not answer")
     said = _status(root)
-    commit, branch = (
-        None if said.get(k) in ("(initial)", "(detached)") else said.get(k) for k in ("commit", "branch")
-    )
-    reason = None if said else "git status failed or took longer than 20 s"
-    found = {
-        "root": root,
-        "status_missing": reason,
-        "commit": commit,
-        "branch": branch,
-        "upstream": said.get("upstream"),
-        "ahead_behind": said.get("ahead_behind"),
+    head = _head(said)
+    found = {"root": root} | head | {
         "remotes": _remotes(root) or None,
         "dirty": bool(said.get("changed")) if said else None,
         "untracked": _untracked(root, said.get("untracked", [])) or None,
         "submodules": _submodules(root) or None,
     }
-    return without_nones(found | (_diff(root) if said.get("changed") and commit else {}))
+    return without_nones(found | (_diff(root) if said.get("changed") and head["commit"] else {}))
