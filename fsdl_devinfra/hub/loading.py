@@ -810,17 +810,21 @@ def _device_of(kind: str) -> "torch.device":
     "This rank's device on a mesh of \"cuda\" or \"cpu\"."
     return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
-def _slice_of(reader: Reader, t: TensorEntry, old: Any, dtype: "torch.dtype") -> "torch.Tensor":
-    "This rank's part of a tensor, placed as the `DTensor` that it is for."
+def _placed_as(old: Any, value: "torch.Tensor") -> "torch.Tensor":
+    "This rank's part of a tensor as a `DTensor` like another one."
     from torch.distributed.tensor import DTensor
+    mesh, like = old.device_mesh, {"shape": old.shape, "stride": old.stride()}
+    local = value.to(_device_of(mesh.device_type))
+    return DTensor.from_local(local, mesh, old.placements, run_check=False, **like)
+
+def _slice_of(reader: Reader, t: TensorEntry, old: Any, dtype: "torch.dtype") -> "torch.Tensor":
+    "This rank's part of a tensor, read and placed as the `DTensor` that it is for."
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-    mesh, places = old.device_mesh, old.placements
-    if any(p.is_partial() for p in places):
+    if any(p.is_partial() for p in old.placements):
         raise BadInput("a parameter is placed as partial sums, which no file can fill",
                        "Use Shard or Replicate")
-    local, offset = compute_local_shape_and_global_offset(old.shape, mesh, places)
-    value = sliced(reader, t, tuple(offset), tuple(local), dtype).to(_device_of(mesh.device_type))
-    return DTensor.from_local(value, mesh, places, run_check=False, shape=old.shape, stride=old.stride())
+    local, offset = compute_local_shape_and_global_offset(old.shape, old.device_mesh, old.placements)
+    return _placed_as(old, sliced(reader, t, tuple(offset), tuple(local), dtype))
 
 def _local_value(reader: Reader, t: TensorEntry, old: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
     "What this rank holds of a tensor: a slice, or a plain tensor whole."
@@ -1074,13 +1078,19 @@ class _Filler:
     def _hashed(self, names: list[str], locked: ModelLock, pool: ThreadPoolExecutor) -> "list[torch.Tensor]":
         "The same, each file hashed as it is copied; several files at once."
         targets = self._targets(names)
-        def read(t: TensorEntry, digest: Any) -> Any: return self._read(t, targets.get(t, set()), digest)
-        def copy(file: LockedFile) -> dict[TensorEntry, Any]: return _hashed_file(self.weights, file, read)
-        files = [f for f in locked.files if f.path in {t.file for t in targets}]
+        wanted = {t.file for t in targets}
+        files = [f for f in locked.files if f.path in wanted]
         found: dict[TensorEntry, Any] = {}
-        for values in pool.map(copy, files): found |= values
+        for values in pool.map(lambda f: self._hashed_copy(f, targets), files): found |= values
         self.weights.check_unread([f.path for f in files])
         return [found[self.tensors[n]].to(self.target(n)) for n in names]
+
+    def _hashed_copy(
+        self, file: LockedFile, targets: "dict[TensorEntry, set[torch.dtype]]"
+    ) -> dict[TensorEntry, Any]:
+        "The tensors of one file that are wanted."
+        def read(t: TensorEntry, digest: Any) -> Any: return self._read(t, targets.get(t, set()), digest)
+        return _hashed_file(self.weights, file, read)
 
     def apart(self, t: TensorEntry, value: "torch.Tensor") -> "torch.Tensor":
         "A tensor of its own where the same bytes are used a second time, by a parameter that is not tied."
