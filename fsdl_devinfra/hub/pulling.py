@@ -106,6 +106,7 @@ def _nearest(folder: Path) -> Path:
     while not folder.exists(): folder = folder.parent
     return folder
 
+# %% ../../nbs/hub/07_pull.ipynb #24f389bd
 def _check_folder(place: Place, at: Path) -> None:
     "Refuse a folder to which a link led out of the place's root, and what is no folder."
     root, real = place.root.resolve(), at.resolve()
@@ -489,6 +490,7 @@ def _cut(spans: list[_Span], most: int) -> list[_Span]:
     "Spans of at most so many bytes."
     return [(first, min(first + most, end)) for start, end in spans for first in range(start, end, most)]
 
+# %% ../../nbs/hub/07_pull.ipynb #638a3302
 def _take_in(ranges: _Ranges, asked: deque[tuple[int, Future[None]]], hashes: Hashes) -> None:
     "Wait for the first range that is still on its way, and hash up to its end."
     end, first = asked.popleft()
@@ -565,19 +567,21 @@ class _Stream:
         self.out.truncate(0)
         self.hashes.restart()
 
-    def receive(self) -> None:
-        "Ask for what is missing once."
-        self.etag = _receive(self.job, self.hashes, self.out)
+    def receive(self) -> int:
+        "Ask for what is missing. Returns how many bytes there were before, or -1 where all are sent anew."
+        before = self.hashes.size
+        try: self.etag = _receive(self.job, self.hashes, self.out)
+        except _Restart:
+            self.restart()
+            self.etag = _receive(self.job, self.hashes, self.out)
+            return -1
+        return before
 
     def step(self) -> None:
         "Ask once, and see whether the reply was whole."
-        before = self.hashes.size
-        try: self.receive()
-        except _Restart:
-            self.restart()
-            before = -1
-            self.receive()
-        except Unreachable as e: return self.patience.after(e, self.hashes.size > before)
+        start = self.hashes.size
+        try: before = self.receive()
+        except Unreachable as e: return self.patience.after(e, self.hashes.size > start)
         self.is_asked = True
         self.silent = _check_grown(self.job.locked, self.hashes.size, before, self.silent)
 
@@ -732,6 +736,7 @@ class MirrorUse:
     size_bytes: int  # of these
     problems: list[str] = field(default_factory=list)  # what was wrong, in words
 
+# %% ../../nbs/hub/07_pull.ipynb #c6d1d561
 @dataclass(frozen=True)
 class Pulled(Result):
     "A model that is on this machine, with the bytes of its lock."
@@ -782,6 +787,7 @@ def _names_a_lock(model: Any) -> bool:
     if model is None or isinstance(model, (ModelLock, Source)): return False
     return str(model).endswith(".json") or Path(model).is_file()
 
+# %% ../../nbs/hub/07_pull.ipynb #64ed8778
 def _refuse_here(source: Source | None) -> None:
     "Raise `BadInput` for a model that is on this machine."
     if source and source.is_local:
