@@ -46,6 +46,7 @@ class FileEntry:
     size_bytes: int
     sha256: str | None = None  # None where neither the Hub says it nor the file was read
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #374dd6b5
 @dataclass(frozen=True)
 class TensorTotals:
     "How many tensors and parameters."
@@ -54,6 +55,7 @@ class TensorTotals:
     by_dtype: dict[str, int] = field(default_factory=dict)  # dtype → elements that are stored
     elements: int = 0  # stored numbers: packed weights as they are packed, with scales and tables
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #6a6ad6c9
 @dataclass(frozen=True)
 class Module:
     "A row of the module tree."
@@ -150,6 +152,7 @@ def architecture_of(config: dict[str, Any] | None) -> str | None:
     named = config.get("architecture") or config.get("_class_name") or config.get("model_type")
     return str(named) if named else None
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #b77c7020
 def library_of(config: dict[str, Any] | None, card: dict[str, str], paths: Iterable[str]) -> str | None:
     "The library that a model is for: what its card says, else what its config looks like."
     if card.get("library_name"): return card["library_name"]
@@ -171,6 +174,7 @@ def _child(node: dict[str, Any], part: str) -> dict[str, Any]:
         child = node[part] = {}
     return child if type(child) is dict else node.setdefault(part + ".", {})
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #2d9a1d1c
 def _nest(tensors: dict[str, TensorEntry]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, t in tensors.items():
@@ -205,6 +209,7 @@ def _added(modules: dict[str, _Node], tensors: dict[str, TensorEntry], sign: int
         dtypes=frozenset(t.dtype for t in tensors.values()).union(*(m.dtypes for m in modules.values())),
     )
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #53effb47
 def _weigh(node: dict[str, Any], nodes: dict[int, _Node], known: dict[Any, int]) -> _Node:
     "Add up a tree from its leaves, looking at every node once; `nodes` remembers them by identity."
     modules = {n: _weigh(child, nodes, known) for n, child in node.items() if type(child) is dict}
@@ -223,6 +228,7 @@ class _Run(NamedTuple):
     @property
     def name(self) -> str: return self.first if self.first == self.last else f"{self.first}-{self.last}"
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #79a8a864
 def _follows(name: str, last: str) -> bool:
     "True for the number after another."
     return name.isdigit() and last.isdigit() and int(name) == int(last) + 1
@@ -231,6 +237,7 @@ def _place(module: tuple[str, Any]) -> tuple[int, int]:
     "Numbered modules by their number, the others after them as they come."
     return (0, int(module[0])) if module[0].isdigit() else (1, 0)
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #d5dbeafd
 def _goes_on(run: _Run, name: str, node: dict[str, Any], nodes: dict[int, _Node]) -> bool:
     "True where a module is the next one of a run."
     return _follows(name, run.last) and nodes[id(node)].sign == nodes[id(run.node)].sign
@@ -258,6 +265,7 @@ def _rows(
         yield Module(name, count, count * below.parameters, size_bytes, sorted(below.dtypes))
         if left > 1: yield from _rows(run.node, nodes, name, count, left - 1)
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #6cd96e6e
 def module_tree(
     tensors: dict[str, TensorEntry],  # of a checkpoint
     depth: int = 5,  # parts of a name
@@ -301,6 +309,7 @@ def _code_keys(value: Any, where: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for i, inner in enumerate(value): yield from _code_keys(inner, f"{where}[{i}]")
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #247e9e20
 def config_risks(
     path: str,  # of the JSON file
     document: Any,  # its content
@@ -354,11 +363,13 @@ def _elsewhere(named: list[tuple[str, str]], where: dict[str, str], headers: dic
     more = _more(wrong)
     return [f"the index says that {n!r} is in {f}, and it is in {where[n]}{more}" for n, f in wrong[:1]]
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #c94a740c
 def _nowhere(named: list[tuple[str, str]], where: dict[str, str]) -> list[str]:
     "Tensors of the index that no file holds, unless they may be tied."
     gone = [n for n, _ in named if n not in where and not _MAY_BE_TIED.search(n)]
     return [f"the index names a tensor {n!r}, and no shard holds it{_more(gone)}" for n in gone[:1]]
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #47835e7c
 def _hidden(shards: dict[str, list[str]], where: dict[str, str]) -> list[str]:
     "Tensors of the files that the index does not name."
     named = {n for names in shards.values() for n in names}
@@ -396,6 +407,7 @@ def _is_strange(shard: str, index: str) -> bool:
     end = os.path.splitext(index.removesuffix(".index.json"))[1]
     return unsafe_path(inside) or not shard.endswith(end)
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #d165b67a
 def _shard_risks(path: str, shards: dict[str, list[str]] | None, paths: Iterable[str] | None) -> list[Risk]:
     "What is wrong with the shards that an index names."
     if shards is None: return [Risk("path", path, "the index has no weight_map")]
@@ -426,6 +438,7 @@ def _is_part(file: Path) -> bool:
     "True for a link, wherever it leads, and for a file that is no lock."
     return file.is_symlink() or (file.is_file() and not is_lock_file(file))
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #92a5ccb7
 def walk_folder(
     folder: Path,  # of a model
 ) -> list[str]:  # sorted paths with forward slashes
@@ -611,6 +624,7 @@ def _json(path: str, text: bytes) -> Any:
     try: return parse_json(text)
     except ValueError: raise BadInput(f"{path} is not JSON", "Download it again") from None
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #b1ae3acf
 class _Small(NamedTuple):
     "The small files of a model."
     documents: dict[str, Any]  # JSON
@@ -700,6 +714,7 @@ def _under_folder(header: Header, file: str) -> dict[str, TensorEntry]:
     folder = os.path.dirname(file)
     return {f"{folder}:{n}": t for n, t in header.tensors.items()} if folder else header.tensors
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #1e4f0f4a
 def _twice(found: dict[str, TensorEntry], new: dict[str, TensorEntry], file: str) -> list[Risk]:
     "Names in a file that another file has given to a tensor of its own."
     def why(name: str) -> str:
@@ -707,6 +722,7 @@ def _twice(found: dict[str, TensorEntry], new: dict[str, TensorEntry], file: str
         return f"the file has a tensor {name!r}, and so has {other}: which one is meant is not said"
     return [Risk("duplicate-key", file, why(name)) for name in found.keys() & new.keys()]
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #7b8d40da
 def _tensor_index(headers: list[Header], many: bool) -> tuple[dict[str, TensorEntry], list[Risk]]:
     "All tensors, of a pipeline with the folder before the name; and names given to two tensors."
     found: dict[str, TensorEntry] = {}
@@ -744,6 +760,7 @@ def _safe_headers(reader: _Reader, model: _Model, sizes: dict[str, int]) -> dict
     guesses = {file: guess_header(names, sizes.get(file, 0)) for file, names in named}
     return dict(zip(safe, reader.headers(safe, sizes, guesses)))
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #8e5a1359
 def _texts_in(headers: Iterable[Header]) -> dict[str, Any]:
     "The texts in the metadata of several files."
     return {k: v for h in headers for k, v in h.metadata.items() if isinstance(v, str)}
@@ -757,6 +774,7 @@ def _held_by(headers: dict[str, Header], model: _Model) -> _Held:
     for h in read: needs |= h.needs
     return _Held(tensors, set(headers), _texts_in(read), risks, needs)
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #2a8eab36
 def _held(reader: _Reader, model: _Model, sizes: dict[str, int]) -> _Held:
     "Read the headers of the files that make up the model."
     held = _held_by(_safe_headers(reader, model, sizes), model)
@@ -770,6 +788,7 @@ def _config_in(documents: Mapping[str, Any]) -> dict[str, Any] | None:
     found = [documents.get(p) for p in ("config.json", "model_index.json", "adapter_config.json")]
     return next((document for document in found if isinstance(document, dict)), None)
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #df92e898
 def _asked_for(small: _Small, indexes: _Indexes) -> list[Risk]:
     "Code that configurations and chat templates ask for."
     configs = {p: d for p, d in small.documents.items() if p not in indexes.named}
@@ -804,6 +823,7 @@ def _said_of(held: _Held, config: dict[str, Any] | None) -> dict[str, Any]:
         "tied": tied_tensors(held.tensors, held.metadata, config),
     }
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #b80f8a8a
 def _weights_of(model: _Model, held: _Held, contents: _Contents) -> dict[str, Any]:
     "What is said of the files of the model, and of those that are left out."
     weights = [p for p in model.paths if is_weights(p)]
@@ -823,6 +843,7 @@ def _content_risks(paths: list[str], contents: _Contents, model: _Model, held: _
     contents.refuse_cut(model.paths, scans)
     return file_risks(paths, contents.kinds, scans)
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #485526e2
 def _looked_at(reader: _Reader, name: str, sizes: dict[str, int], small: _Small) -> _Contents:
     "What the files are that were not read whole. Raises `BadInput` where there is no model among them."
     contents = _Contents(reader, sizes)
@@ -830,6 +851,7 @@ def _looked_at(reader: _Reader, name: str, sizes: dict[str, int], small: _Small)
     refuse_nothing(name, sorted(sizes), contents.kinds)
     return contents
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #c0035bde
 def _examine(reader: _Reader, name: str, files: list[FileEntry], wish: Wish) -> dict[str, Any]:
     "Everything that can be said from the names, the small files, the first bytes and the headers."
     sizes = {f.path: f.size_bytes for f in files}
@@ -931,6 +953,7 @@ def _link_risks(source: Source, paths: list[str]) -> list[Risk]:
     out = [p for p in paths if leaves(source.path, p)]
     return [Risk("path", p, "this link leads out of the folder") for p in out]
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #1a820fb6
 def _inspect_folder(source: Source, wish: Wish) -> Checkpoint:
     "What a local folder holds."
     folder = source.path

@@ -56,6 +56,7 @@ class FileChange:
     change: Literal["changed", "added", "removed"]
     size_bytes: list[int]  # [left, right]; one where only one side has it
 
+# %% ../../nbs/hub/12_diff.ipynb #1a87c16c
 @dataclass(frozen=True)
 class ComparedModel:
     "One of the two."
@@ -119,6 +120,7 @@ def _tensor_table(changes: list[TensorChange], measured: bool) -> _Table:
     rows: list[tuple[Any, ...]] = [(*_tensor_row(t), *_statistics_row(t.statistics)) for t in changes]
     return [*header, "max |Δ|", "‖Δ‖/‖left‖", "elements"], rows
 
+# %% ../../nbs/hub/12_diff.ipynb #89a89396
 def _document_table(remarks: list[Remark]) -> _Table:
     "A row a remark on a document."
     return ["file", "effect", "what"], [(printable(r.path), r.effect, printable(r.what)) for r in remarks]
@@ -128,6 +130,7 @@ def _file_table(changes: list[FileChange]) -> _Table:
     rows = [(printable(f.path), f.change, " → ".join(map(size_text, f.size_bytes))) for f in changes]
     return ["file", "change", "size"], rows
 
+# %% ../../nbs/hub/12_diff.ipynb #daca3afa
 def _tables(found: ModelDifference) -> list[_Table]:
     "The tables that have rows: tensors, documents, files."
     measured = any(t.statistics for t in found.tensors)
@@ -223,6 +226,7 @@ def _exactly(locked: ModelLock) -> Wish:
     "The files of a lock and no others; signs that a pattern would take for more are written as themselves."
     return Wish(include=tuple(re.sub(r"([*?\[])", r"[\1]", f.path) for f in locked.files))
 
+# %% ../../nbs/hub/12_diff.ipynb #b0cc9716
 def _repo_side(name: str, locked: ModelLock) -> Side:
     "A lock of a repository; without headers where the Hub does not answer."
     source = Source(name, repo=locked.repo, revision=locked.commit)
@@ -275,6 +279,7 @@ def _whole_file(f: FileChange) -> Remark:
     what = "the file is new" if f.change == "added" else "the file is gone"
     return Remark(f.path, kind_of(f.path), _effect(f.path), what)
 
+# %% ../../nbs/hub/12_diff.ipynb #bb7ea93d
 def _changed_file(left: Side, right: Side, path: str) -> list[Remark]:
     "The remarks on a file that both sides have."
     one, other = left.text(path), right.text(path)
@@ -298,6 +303,7 @@ def _is_document(path: str) -> bool:
     "True for a file that is compared as a document: no weights, no index, no template."
     return not (is_weights(path) or path.endswith(".index.json") or kind_of(path) == "template")
 
+# %% ../../nbs/hub/12_diff.ipynb #894104c0
 def _document_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
     "What differs in the files that hold no weights."
     read = _tensor_files(left, right)
@@ -325,11 +331,13 @@ def _gguf_settings(side: Side, paths: list[str]) -> dict[str, bytes] | None:
         found |= settings
     return {k: v for k, v in found.items() if not k.startswith("split.")}
 
+# %% ../../nbs/hub/12_diff.ipynb #48450bfd
 def _gguf_kind(key: str) -> Literal["template", "tokenizer", "configuration"]:
     "What a setting is about."
     if not key.startswith("tokenizer."): return "configuration"
     return "template" if "chat_template" in key else "tokenizer"
 
+# %% ../../nbs/hub/12_diff.ipynb #4e172d9f
 def _gguf_remark(path: str, key: str, one: dict[str, bytes], other: dict[str, bytes]) -> Remark:
     "The remark on a setting that differs."
     what = f"{key} {'is new' if key not in one else 'is gone' if key not in other else 'differs'}"
@@ -341,6 +349,7 @@ def _different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     "The keys whose values are not the same, those of the left side first."
     return [key for key in {**one, **other} if one.get(key) != other.get(key)]
 
+# %% ../../nbs/hub/12_diff.ipynb #2609090d
 def _gguf_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
     "What differs in the settings of GGUF files: configuration, tokenizer and template."
     paths = [f.path for f in files if format_of(f.path) == "gguf"]
@@ -364,6 +373,7 @@ def _part_remark(path: str, part: str) -> Remark:
     if part == ONNX_RECORD: return Remark(path, "other", "record", f"{part} differ")
     return Remark(path, "configuration", "model", f"{part} of the graph differ")
 
+# %% ../../nbs/hub/12_diff.ipynb #901e5f76
 def _graph_remarks(left: Side, path: str, right: Side, other_path: str) -> list[Remark]:
     "What differs in two graphs besides their weights."
     one, other = _graph_parts(left, path), _graph_parts(right, other_path)
@@ -380,6 +390,7 @@ def _graph_pairs(files: list[FileChange]) -> list[tuple[str, str]]:
     moved = [(removed[0], added[0])] if len(removed) == len(added) == 1 else []
     return [(path, path) for path in changed] + moved
 
+# %% ../../nbs/hub/12_diff.ipynb #1d9b154f
 def _onnx_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
     "What differs in ONNX files besides their weights."
     pairs = _graph_pairs(files)
@@ -461,6 +472,7 @@ def _undecided(side: Side, decided: set[str]) -> set[str]:
     "The files of one side that hold other tensors than those."
     return {t.file for name, t in side.tensors.items() if name not in decided}
 
+# %% ../../nbs/hub/12_diff.ipynb #5d733a6f
 def _to_read(left: Side, right: Side, full: bool) -> tuple[set[str], set[str]]:
     "The files of each side whose tensors hashes do not decide."
     both = left.tensors.keys() & right.tensors.keys()
@@ -492,6 +504,7 @@ def _readable(side: Side, files: set[str], same: set[str]) -> set[str]:
     known = [path for path in files if path in side.by_path]
     return {path for path in known if side.by_path[path].sha256 not in same or side.on_disk(path)}
 
+# %% ../../nbs/hub/12_diff.ipynb #55fbfe0a
 def _reader(side: Side, files: set[str], same: set[str], full: bool, quiet: bool) -> _Got:
     "A reader of one side; `same` are the hashes that both sides have."
     missing = _missing(side, files, same) if side.lock.repo else []
@@ -503,6 +516,7 @@ def _reader(side: Side, files: set[str], same: set[str], full: bool, quiet: bool
     said = f"{size_text(size)} of weights of {side.name} have another hash; --full compares them."
     return _Got(reader, 0, [said])
 
+# %% ../../nbs/hub/12_diff.ipynb #7964c8ac
 class _Readers(NamedTuple):
     "Readers of both sides."
     left: _Reader
@@ -534,6 +548,7 @@ def _by_key(names: list[str], reader: _Reader) -> dict[Any, list[str]]:
         if reader.sha256(name) is not None: found.setdefault(reader.key(name), []).append(name)
     return found
 
+# %% ../../nbs/hub/12_diff.ipynb #01174e56
 def _renamed_by_bytes(gone: list[str], new: list[str], left: _Reader, right: _Reader) -> dict[str, str]:
     "Left name → right name, of tensors with the same dtype, shape and bytes."
     found: dict[str, str] = {}
@@ -550,6 +565,7 @@ def _ends(name: str) -> list[str]:
     "A name without its first part, without its first two, …"
     return [name[i + 1:] for i, c in enumerate(name) if c == "."]
 
+# %% ../../nbs/hub/12_diff.ipynb #7aa43819
 def _by_end(names: list[str]) -> dict[str, str]:
     "A name without its prefix → the first name that it is the end of."
     found: dict[str, str] = {}
@@ -557,6 +573,7 @@ def _by_end(names: list[str]) -> dict[str, str]:
         for end in _ends(name): found.setdefault(end, name)
     return found
 
+# %% ../../nbs/hub/12_diff.ipynb #8a9fc89c
 def _renamed_by_prefix(gone: list[str], new: list[str], left: Side, right: Side) -> dict[str, str]:
     "Left name → right name, where a prefix was added or removed and the shapes agree."
     there, by_end = set(new), _by_end(new)
@@ -613,8 +630,7 @@ class _Pair:
         "What is said of the same tensor: nothing, or that it has another name."
         return self.said("renamed", **more) if self.other_name != self.name else None
 
-
-
+# %% ../../nbs/hub/12_diff.ipynb #eb624529
 def _kind_of_change(pair: _Pair, digests: list[str]) -> Change | None:
     "What happened to a tensor of the same shape, by its dtype and its bytes; None for nothing."
     one, other = pair.entries
@@ -622,6 +638,7 @@ def _kind_of_change(pair: _Pair, digests: list[str]) -> Change | None:
     if len(digests) < 2: return "undecided"
     return "changed" if digests[0] != digests[1] else None
 
+# %% ../../nbs/hub/12_diff.ipynb #c5c9809f
 def _compare(pair: _Pair, full: bool) -> TensorChange | None:
     "How two tensors differ; None where they are the same. `full` also measures how far they are apart."
     one, other = pair.entries
@@ -639,6 +656,7 @@ def _alone(name: str, change: Change, reader: _Reader) -> TensorChange:
     digest = reader.sha256(name)
     return TensorChange(name, change, None, [entry.dtype], [list(entry.shape)], [digest] if digest else [])
 
+# %% ../../nbs/hub/12_diff.ipynb #60c2188e
 def _is_tied(name: str, reader: _Reader, other: _Reader) -> bool:
     "Whether a tensor that only this side stores is one that the other side ties, with the same bytes."
     checkpoint = other.side.checkpoint
@@ -659,12 +677,14 @@ def _renamed(gone: list[str], new: list[str], left: _Reader, right: _Reader) -> 
     gone, new = [n for n in gone if n not in by_bytes], [n for n in new if n not in taken]
     return by_bytes | _renamed_by_prefix(gone, new, left.side, right.side)
 
+# %% ../../nbs/hub/12_diff.ipynb #5dee0773
 def _matches(left: _Reader, right: _Reader) -> dict[str, str]:
     "Left name → right name, of all tensors that both sides have."
     ours, theirs = left.side.tensors, right.side.tensors
     gone, new = [n for n in ours if n not in theirs], [n for n in theirs if n not in ours]
     return {n: n for n in ours if n in theirs} | _renamed(gone, new, left, right)
 
+# %% ../../nbs/hub/12_diff.ipynb #18594079
 def _left_change(
     name: str, match: str | None, left: _Reader, right: _Reader, full: bool
 ) -> TensorChange | None:
@@ -672,11 +692,13 @@ def _left_change(
     if match is not None: return _compare(_Pair(name, match, left, right), full)
     return None if _is_tied(name, left, right) else _alone(name, "removed", left)
 
+# %% ../../nbs/hub/12_diff.ipynb #010664fc
 def _added(left: _Reader, right: _Reader, matched: set[str]) -> list[TensorChange]:
     "The tensors that only the right side has."
     new = [n for n in right.side.tensors if n not in matched and not _is_tied(n, right, left)]
     return [_alone(n, "added", right) for n in new]
 
+# %% ../../nbs/hub/12_diff.ipynb #6831e018
 def _tensor_changes(
     left: _Reader, right: _Reader, full: bool, advance: Callable[[int], None]
 ) -> list[TensorChange]:
@@ -698,6 +720,7 @@ def _number_range(numbers: list[int]) -> str:
         else: runs.append([n, n])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
+# %% ../../nbs/hub/12_diff.ipynb #9b8d466f
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 def _ranges(names: list[str]) -> list[str]:
@@ -715,6 +738,7 @@ def _prefixes(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[:i]) for i in range(len(parts) + 1)]
 
+# %% ../../nbs/hub/12_diff.ipynb #db510781
 def changed_modules(
     changed: Iterable[str],  # names of tensors
     names: Iterable[str],  # of all tensors
@@ -745,6 +769,7 @@ def _modules_text(modules: list[str]) -> str:
     shown = [printable(m) for m in modules[:4]]
     return ", ".join(shown) + (f" and {len(modules) - 4} more modules" if len(modules) > 4 else "")
 
+# %% ../../nbs/hub/12_diff.ipynb #6f443750
 def _dtype_text(changes: list[TensorChange]) -> str:
     "What is said where every tensor has another dtype."
     pairs = " and ".join(sorted({f"{c.dtype[0]} → {c.dtype[1]}" for c in changes}))
@@ -752,17 +777,20 @@ def _dtype_text(changes: list[TensorChange]) -> str:
     only = ", a cast and nothing else" if len(casts) == len(changes) and all(casts) else ""
     return f"every tensor has another dtype: {pairs}{only}"
 
+# %% ../../nbs/hub/12_diff.ipynb #db9b6330
 def _kind_text(kind: str, found: list[str], names: set[str]) -> str:
     "How many tensors had this happen to them, and in which modules."
     modules = changed_modules(found, names)
     where = "" if modules == [""] else f" ({_modules_text(modules)})"
     return f"{count_of(len(found), 'tensor')} {_VERBS[kind]}{where}"
 
+# %% ../../nbs/hub/12_diff.ipynb #3ec22f40
 def _only_text(changes: list[TensorChange], names: set[str]) -> str:
     "What is said where tensors have other values and nothing else."
     modules = changed_modules([c.name for c in changes], names)
     return "every tensor changed" if modules == [""] else f"only {_modules_text(modules)} changed"
 
+# %% ../../nbs/hub/12_diff.ipynb #a6cfab1c
 def _tensor_text(changes: list[TensorChange], left: Side, right: Side) -> str:
     "What happened to the tensors, in a few words."
     kinds = {c.change for c in changes}
@@ -784,6 +812,7 @@ def _tensor_files(left: Side, right: Side) -> set[str]:
     "The files that hold tensors which are compared one by one."
     return {t.file for side in (left, right) for t in side.tensors.values()}
 
+# %% ../../nbs/hub/12_diff.ipynb #1f441258
 def _weights_text(left: Side, right: Side, weights: list[FileChange]) -> str:
     "What is said of weight files beside their tensors; \"\" where the tensors say all."
     read = _tensor_files(left, right)
@@ -792,6 +821,7 @@ def _weights_text(left: Side, right: Side, weights: list[FileChange]) -> str:
     if unread: return f"weight files differ whose tensors are not read: {', '.join(unread[:3])}"
     return "weight files differ" if weights and not (_knows_tensors(left) and _knows_tensors(right)) else ""
 
+# %% ../../nbs/hub/12_diff.ipynb #770d7546
 def _same_text(left: Side, right: Side, files: list[FileChange], weights: list[FileChange]) -> str:
     "How two copies of the same model differ."
     if not files: return f"{count_of(len(left.by_path), 'file')}, every byte is the same."
@@ -799,6 +829,7 @@ def _same_text(left: Side, right: Side, files: list[FileChange], weights: list[F
     counts = [count_of(sum(is_weights(path) for path in side.by_path), "file") for side in (left, right)]
     return f"same tensors, other files: {len(left.tensors)} tensors in {counts[0]} and in {counts[1]}."
 
+# %% ../../nbs/hub/12_diff.ipynb #4b82c2c6
 def _summary(
     left: Side, right: Side, files: list[FileChange], changes: list[TensorChange], remarks: list[Remark]
 ) -> tuple[bool, str]:
@@ -835,12 +866,14 @@ def _all_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remar
         *_onnx_remarks(left, right, files),
     ]
 
+# %% ../../nbs/hub/12_diff.ipynb #460b6ccb
 def _compared_tensors(readers: _Readers, full: bool, quiet: bool) -> list[TensorChange]:
     "All tensors that are not the same, with progress."
     size = sum(t.size_bytes for t in readers.left.side.tensors.values())
     with progress("comparing", size, "bytes", quiet) as bar:
         return _tensor_changes(readers.left, readers.right, full, bar.advance)
 
+# %% ../../nbs/hub/12_diff.ipynb #9133b49a
 def _difference(
     left: Side, right: Side, files: list[FileChange], changes: list[TensorChange], readers: _Readers
 ) -> ModelDifference:
@@ -860,6 +893,7 @@ def _difference(
         bytes_downloaded=readers.downloaded,
     )
 
+# %% ../../nbs/hub/12_diff.ipynb #0ad5f716
 def diff(
     left: str | Path | Source | ModelLock,  # a Hub id with @revision, a folder, or a lock or its file
     right: str | Path | Source | ModelLock,

@@ -42,6 +42,7 @@ def _items(document: Any) -> Iterable[tuple[Any, Any]] | None:
         return enumerate(document)
     return None
 
+# %% ../../nbs/hub/11_documents.ipynb #2f3abbf2
 def flat(
     document: Any,  # of JSON
     prefix: str = "",
@@ -95,11 +96,13 @@ def _key_text(name: str) -> str:
     meaning = next((MEANINGS[p] for p in parts if p in MEANINGS), None)
     return f"{meaning} ({name})" if meaning else name
 
+# %% ../../nbs/hub/11_documents.ipynb #f25099b4
 def _value_text(value: Any) -> str:
     "A value as JSON, cut where it is long."
     said = json.dumps(value, ensure_ascii=False)
     return printable(said if len(said) <= 60 else said[:57] + "…")
 
+# %% ../../nbs/hub/11_documents.ipynb #afef8137
 def _one_name(values: dict[str, Any]) -> dict[str, Any]:
     "The same, with `torch_dtype` under its newer name."
     return {("dtype" if k == "torch_dtype" else k): v for k, v in values.items()}
@@ -109,6 +112,7 @@ def _is_same(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
     if name not in one or name not in other: return False
     return one[name] == other[name] and type(one[name]) is type(other[name])
 
+# %% ../../nbs/hub/11_documents.ipynb #a27045fa
 def config_remarks(
     path: str,  # e.g. "config.json"
     left: Any,  # its content
@@ -139,14 +143,14 @@ def vocabulary(
     if not isinstance(said, list): return {}
     return {str(pair[0]): i for i, pair in enumerate(said) if isinstance(pair, list) and pair}
 
-
+# %% ../../nbs/hub/11_documents.ipynb #d9c0e680
 def _some(names: Iterable[str], limit: int = 5) -> str:
     "The first of some names, and how many more there are."
     found = list(names)
     more = f" and {len(found) - limit} more" if len(found) > limit else ""
     return ", ".join(printable(repr(n)) for n in found[:limit]) + more
 
-
+# %% ../../nbs/hub/11_documents.ipynb #bd2a2b21
 def _tokens(count: int) -> str:
     "So many tokens."
     return count_of(count, "token")
@@ -161,6 +165,7 @@ def _set_remarks(path: str, what: str, one: Mapping[str, Any], other: Mapping[st
     if moved: found.append(f"{what}: {_tokens(len(moved))} with another id or setting ({_some(moved)})")
     return [Remark(path, "tokenizer", "model", text) for text in found]
 
+# %% ../../nbs/hub/11_documents.ipynb #b1c3bf63
 def _merges(document: Any) -> list[str]:
     "The merges of a BPE tokenizer; newer files write them as pairs."
     model = document.get("model") if isinstance(document, dict) else None
@@ -168,7 +173,7 @@ def _merges(document: Any) -> list[str]:
     if not isinstance(said, list): return []
     return [m if isinstance(m, str) else " ".join(map(str, m)) for m in said]
 
-
+# %% ../../nbs/hub/11_documents.ipynb #db858ae8
 def _merge_remarks(path: str, one: list[str], other: list[str]) -> list[Remark]:
     "Merges that are new or gone, or in another order."
     if one == other: return []
@@ -176,11 +181,13 @@ def _merge_remarks(path: str, one: list[str], other: list[str]) -> list[Remark]:
     if not new and not gone: return [Remark(path, "tokenizer", "model", "merges: the same in another order")]
     return [Remark(path, "tokenizer", "model", f"merges: {new.total()} added, {gone.total()} removed")]
 
+# %% ../../nbs/hub/11_documents.ipynb #0bfce700
 def _added(document: Any) -> dict[str, Any]:
     "The added tokens of a tokenizer."
     said = document.get("added_tokens") if isinstance(document, dict) else None
     return {str(t.get("content")): t for t in said if isinstance(t, dict)} if isinstance(said, list) else {}
 
+# %% ../../nbs/hub/11_documents.ipynb #ffc96592
 def _rest(document: Any) -> Any:
     "A tokenizer.json without the parts that are compared on their own."
     if not isinstance(document, dict): return document
@@ -228,7 +235,7 @@ def _templates_in(content: bytes) -> dict[str, str]:
     pairs = [t for t in said if isinstance(t, dict)] if isinstance(said, list) else []
     return {str(t.get("name")): t["template"] for t in pairs if isinstance(t.get("template"), str)}
 
-
+# %% ../../nbs/hub/11_documents.ipynb #a504b103
 def line_counts(
     left: str,
     right: str,
@@ -238,12 +245,14 @@ def line_counts(
     signs = Counter(line[0] for line in changes if line[:3] not in ("---", "+++"))
     return signs["+"], signs["-"]
 
+# %% ../../nbs/hub/11_documents.ipynb #abd1f712
 def _first_change(left: str, right: str) -> tuple[str, str]:
     "A few characters of both around the place where they part."
     at = len(os.path.commonprefix([left, right]))
     start = max(0, at - 20)
     return left[start:at + 40], right[start:at + 40]
 
+# %% ../../nbs/hub/11_documents.ipynb #ede78cfc
 def _name_remark(name: str, one: dict[str, str], other: dict[str, str]) -> Remark | None:
     "What became of one template; None where it is the same."
     what = "the chat template" if name == "default" else f"the chat template {name!r}"
@@ -292,6 +301,7 @@ def kind_of(
     if re.match(r"(?i)(licen[cs]e|use_policy|notice)", name): return "license"
     return "configuration" if _CONFIGURES.match(name) else "other"
 
+# %% ../../nbs/hub/11_documents.ipynb #90325e05
 def _json_of(content: bytes) -> Any:
     "The content of a JSON file; None where it is none."
     try: return parse_json(content)

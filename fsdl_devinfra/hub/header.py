@@ -61,6 +61,7 @@ class Risk:
     path: str  # the file
     why: str  # in words
 
+# %% ../../nbs/hub/02_header.ipynb #be7879c9
 @dataclass(frozen=True)
 class Header:
     "The header of one safetensors file."
@@ -84,6 +85,7 @@ def header_length(
         raise BadInput(f"{path or 'this file'} has an empty safetensors header", "Download it again")
     return length
 
+# %% ../../nbs/hub/02_header.ipynb #f37d3aba
 def parse_json(
     text: bytes,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,  # makes an object of its pairs
@@ -178,6 +180,7 @@ def _too_large(shape: list[int], end: int) -> bool:
         if not elements: return False
     return False
 
+# %% ../../nbs/hub/02_header.ipynb #a52dfb1a
 def _is_count(value: Any) -> bool:
     "True for a number of bytes or elements."
     return type(value) is int and value >= 0
@@ -217,12 +220,14 @@ def _in_order(tensors: dict[str, TensorEntry]) -> int | None:
         at = end
     return at
 
+# %% ../../nbs/hub/02_header.ipynb #8d28df2f
 def _wrong_size(name: str, t: TensorEntry) -> str | None:
     "What is wrong with the size of a tensor."
     size = t.end - t.begin
     if t.dtype not in DTYPE_BITS or size == t.size_bytes: return None
     return f"{name!r} has {size} bytes where its shape needs {t.size_bytes}"
 
+# %% ../../nbs/hub/02_header.ipynb #c9187ae0
 def _misplaced(tensors: dict[str, TensorEntry], data_bytes: int | None) -> Iterator[str | None]:
     "What is wrong with the places of tensors, in their order; None for what is right."
     at, last = 0, ""
@@ -490,6 +495,7 @@ class GgufType(NamedTuple):
     block: int  # weights
     size: int  # bytes of a block
 
+# %% ../../nbs/hub/02_header.ipynb #48387c31
 def _types(text: str) -> dict[int, GgufType]:
     "Number → type, of such a table."
     rows = [row.split() for line in text.strip().splitlines() for row in line.split("|")]
@@ -509,6 +515,7 @@ def gguf_counts(
         raise ValueError("not GGUF, or an old version of it")
     return window.number("Q"), window.number("Q")
 
+# %% ../../nbs/hub/02_header.ipynb #734bf3a6
 def _skip_value(window: Window, kind: int) -> None:
     "Step over a value."
     if kind in _GGUF_WIDTH: window.at += _GGUF_WIDTH[kind]
@@ -547,6 +554,7 @@ def gguf_values(
         found[key] = hashlib.sha256(read(start, window.at)).digest()
     return found
 
+# %% ../../nbs/hub/02_header.ipynb #86477259
 def gguf_header(
     read: Callable[[int, int], bytes],  # (start, stop) → bytes of the file
     size_bytes: int,  # of the file

@@ -57,6 +57,7 @@ def format_of(
     if name.startswith("openvino_") and name.endswith(".bin"): return "other"
     return next((f for f, ends in FORMATS.items() if name.endswith(ends)), None)
 
+# %% ../../nbs/hub/04_layout.ipynb #6a4f1b7d
 @lru_cache(10_000)
 def is_weights(path: str) -> bool:
     "True for a file of model weights, not for an optimiser's state or a trainer's arguments."
@@ -64,7 +65,7 @@ def is_weights(path: str) -> bool:
     if format_of(path) is None or name.lower() in _NOT_WEIGHTS: return False
     return not re.match(r"(optimizer|scheduler|rng_state)", name)
 
-
+# %% ../../nbs/hub/04_layout.ipynb #c2b65065
 def weight_format(
     paths: Iterable[str],  # of all files
 ) -> str:
@@ -92,6 +93,7 @@ def _matches(path: str, globs: Iterable[str]) -> bool:
     "True where one of the globs fits."
     return any(fnmatchcase(path, glob + "*" if glob.endswith("/") else glob) for glob in globs)
 
+# %% ../../nbs/hub/04_layout.ipynb #f5baa206
 @dataclass(frozen=True)
 class Skipped:
     "A file that is there and is not part of the one model."
@@ -100,6 +102,7 @@ class Skipped:
     why: str  # in words
     sha256: str | None = None  # in a lock, where the Hub says it or a loader would read the file
 
+# %% ../../nbs/hub/04_layout.ipynb #dec4f218
 @dataclass(frozen=True)
 class Files:
     "What the rules below go by."
@@ -121,6 +124,7 @@ class Files:
 
     def size(self, paths: Iterable[str]) -> int: return sum(self.sizes[p] for p in paths)
 
+# %% ../../nbs/hub/04_layout.ipynb #ce95c0e4
 _DOCUMENTS = re.compile(r"(^|/)(config|model_index|modules)\.json$|\.index(\.[\w-]+)?\.json$")
 
 def documents_of(
@@ -156,6 +160,7 @@ def _copy_folder(path: str) -> str | None:
     found = next((i for i, name in enumerate(folders) if _says_copy(name)), None)
     return None if found is None else _folder(path, found + 1)
 
+# %% ../../nbs/hub/04_layout.ipynb #06fa4679
 def _number(folder: str) -> tuple[int, str]:
     "The step of a checkpoint's folder, and its name."
     digits = re.findall(r"\d+", os.path.basename(folder))
@@ -166,6 +171,7 @@ def _last_run(folders: set[str]) -> str | None:
     runs = [f for f in folders if re.match(r"(checkpoint|global_step)", os.path.basename(f))]
     return max(runs, key=_number) if len(runs) == len(folders) else None
 
+# %% ../../nbs/hub/04_layout.ipynb #14bbce45
 def _copy_folders(files: Files, paths: list[str]) -> _Why:
     "Folders such as `original/`, `checkpoint-500/` beside the weights; of checkpoints alone the last one stays."
     at = {p: _copy_folder(p) for p in paths}
@@ -193,12 +199,13 @@ def _parts(document: Any) -> set[str]:
     if not isinstance(document, dict): return set()
     return {k for k, v in document.items() if _is_part(k, v)}
 
-
+# %% ../../nbs/hub/04_layout.ipynb #e8b8b018
 def _within(path: str, folder: str) -> str | None:
     "The path inside a folder; None where it lies elsewhere."
     if not folder: return path
     return path[len(folder) + 1:] if path.startswith(folder + "/") else None
 
+# %% ../../nbs/hub/04_layout.ipynb #31b5e37d
 def _beside_parts(files: Files, index: str, paths: list[str]) -> _Why:
     "Weights that one model_index.json does not name, where it names any."
     parts, at = _parts(files.documents.get(index)), os.path.dirname(index)
@@ -217,13 +224,14 @@ def _pipeline(files: Files, paths: list[str]) -> _Why:
         if os.path.basename(path) == "model_index.json": left_out |= _beside_parts(files, path, paths)
     return left_out
 
+# %% ../../nbs/hub/04_layout.ipynb #f63e3cf6
 def _class(document: Any) -> Any:
     "The class that a config names."
     if not isinstance(document, dict): return None
     names = ("architectures", "_class_name", "architecture", "model_type")
     return next(filter(None, map(document.get, names)), None)
 
-
+# %% ../../nbs/hub/04_layout.ipynb #dd7c7ca0
 def _declared(files: Files) -> set[str]:
     "The folders that a modules.json or a model_index.json names."
     indexes = ("modules.json", "model_index.json")
@@ -233,6 +241,7 @@ def _class_in(files: Files, folder: str) -> Any:
     "The class that the config of a folder names."
     return _class(files.documents.get(f"{folder}/config.json" if folder else "config.json"))
 
+# %% ../../nbs/hub/04_layout.ipynb #9253532e
 def _repeats(files: Files, folder: str, folders: set[str]) -> bool:
     "True for a folder of the same class as the nearest one with weights above it."
     above = next((a for a in _above(folder) if a in folders), None)
@@ -257,11 +266,13 @@ def _index_format(path: str) -> str | None:
     match = re.search(r"(\.[a-z0-9_]+)\.index(\.[\w-]+)?\.json$", path)
     return format_of("x" + match[1]) if match else None
 
+# %% ../../nbs/hub/04_layout.ipynb #eb6a5085
 def _own_format(files: Files, there: list[str], kind: str) -> str:
     "The format that is taken of a part of a pipeline: its own where it is there in no other one."
     formats = {files.format(p) for p in there}
     return next(f for f in PREFERENCE if f in formats) if formats and kind not in formats else kind
 
+# %% ../../nbs/hub/04_layout.ipynb #0dcb7f0c
 def _taken_formats(files: Files, weights: list[str], kind: str) -> dict[str, str]:
     "Folder → format, of those parts of a pipeline that keep their own."
     declared = {p for d in files.documents.values() for p in _parts(d)}
@@ -300,6 +311,7 @@ def _stem(path: str) -> tuple[str, str]:  # ("model.fp16-00001-of-00002", ".safe
     end = known[0] if known else os.path.splitext(name)[1]
     return name[:len(name) - len(end)], end
 
+# %% ../../nbs/hub/04_layout.ipynb #7aa88a04
 def version_of(
     path: str,  # of a weight file
 ) -> tuple[str, tuple[str, ...]]:  # ("model", ("fp16",))
@@ -313,6 +325,7 @@ def version_of(
         if shard := _SHARD.fullmatch(stem): stem = shard[1]
     return stem, tuple(words)
 
+# %% ../../nbs/hub/04_layout.ipynb #7420adf1
 def _named_by(files: Files, index: str) -> set[str] | None:
     "The shards that an index names; None where it is not known."
     document = files.documents.get(index)
@@ -320,6 +333,7 @@ def _named_by(files: Files, index: str) -> set[str] | None:
     if not isinstance(shards, dict): return None
     return {os.path.join(os.path.dirname(index), str(s)) for s in shards.values()}
 
+# %% ../../nbs/hub/04_layout.ipynb #0e8155df
 def _shards_there(files: Files, there: list[str], index: str, stem: str) -> set[str]:
     "The shards of an index that are there: those that it names, else those of its name."
     named = _named_by(files, index)
@@ -336,6 +350,7 @@ def _standard(files: Files, there: list[str], beside: set[str]) -> set[str]:
             if found := _shards_there(files, there, index, stem): return found
     return set()
 
+# %% ../../nbs/hub/04_layout.ipynb #b529b96c
 def _not_standard(files: Files, path: str, size: int) -> str | None:
     "Why a file beside the set that is read is left out; None for a part under a name of its own."
     stem, words = version_of(path)
@@ -345,6 +360,7 @@ def _not_standard(files: Files, path: str, size: int) -> str | None:
     if files.sizes[path] < _PART * size: return None
     return "as large as a copy, under a name that no library looks for"
 
+# %% ../../nbs/hub/04_layout.ipynb #d33d9c5a
 def _beside_standard(files: Files, there: list[str], beside: set[str]) -> _Why:
     "What lies beside the set that a library would read."
     taken = _standard(files, there, beside)
@@ -371,6 +387,7 @@ def _set_of(path: str) -> tuple[str, int]:
     shard = _SHARD.fullmatch(stem)
     return (shard[1], int(shard[3])) if shard else (stem, 1)
 
+# %% ../../nbs/hub/04_layout.ipynb #408383c0
 _Sets = dict[tuple[str, int], list[str]]  # name and number of shards → paths
 
 def _families(files: Files, there: list[str]) -> list[_Sets]:
@@ -396,7 +413,7 @@ def _rank(files: Files, name: tuple[str, int], parts: list[str], quant: str | No
     is_asked = quant is not None and quant.lower() in words
     return is_asked, len(parts) >= name[1], -len(words), files.size(parts), name
 
-
+# %% ../../nbs/hub/04_layout.ipynb #116ed345
 def _merged(there: list[str]) -> _Why:
     "An ONNX decoder that was exported with and without a cache, beside the file that holds both."
     names = {_stem(p)[0]: p for p in there}
@@ -406,7 +423,7 @@ def _merged(there: list[str]) -> _Why:
         left_out |= {p: f"{whole} holds it too" for stem, p in names.items() if stem in held}
     return left_out
 
-
+# %% ../../nbs/hub/04_layout.ipynb #2a79d44f
 def _asked_in(there: list[str], quant: str | None) -> set[str]:
     "The files of the quantisation or variant that is asked for, by their names."
     return {p for p in there if quant and quant.lower() in version_of(p)[1]}
@@ -442,6 +459,7 @@ def quant_of(
     found = _QUANT.findall(_stem(path)[0])
     return found[-1].upper() if found else None
 
+# %% ../../nbs/hub/04_layout.ipynb #f48fdb6d
 def _is_quant(path: str, quant: str) -> bool:
     "True for a GGUF file of a quantisation."
     said, wanted = quant_of(path) or "", quant.upper()
@@ -453,6 +471,7 @@ def _quantisations(paths: list[str]) -> dict[str, list[str]]:
     for p in paths: found.setdefault(re.sub(r"-\d{5}-of-\d{5}", "", p), []).append(p)
     return found
 
+# %% ../../nbs/hub/04_layout.ipynb #ac66c613
 def _one_quantisation(files: Files, paths: list[str]) -> _Why:
     "Of the quantisations the one that is asked for, else the largest."
     models, quant = _quantisations(paths), files.wish.quant
@@ -466,6 +485,7 @@ def _one_projector(files: Files, paths: list[str]) -> _Why:
     taken = max(paths, key=lambda p: (quant_of(p) == "F16", files.sizes[p], p), default=None)
     return {p: f"another version than {taken}" for p in paths if p != taken}
 
+# %% ../../nbs/hub/04_layout.ipynb #7938e34d
 def _one_gguf(files: Files, paths: list[str]) -> _Why:
     "Of the quantisations of a GGUF repository, one, with its projector."
     there = [p for p in files.weights(paths) if files.format(p) == "gguf"]
@@ -485,7 +505,7 @@ def _left_out(files: Files, paths: list[str]) -> _Why:
     for rule in _RULES: found |= rule(files, left())
     return found
 
-
+# %% ../../nbs/hub/04_layout.ipynb #f89ea94e
 def pick(
     sizes: Mapping[str, int],  # path → bytes, of all files of a repository
     documents: Mapping[str, Any] | None = None,  # path → content of what `documents_of` names
@@ -499,6 +519,7 @@ def pick(
     chosen = [p for p in paths if p not in left_out and (is_weights(p) or format_of(p) is None)]
     return chosen, [Skipped(p, sizes[p], left_out[p]) for p in sorted(left_out)]
 
+# %% ../../nbs/hub/04_layout.ipynb #2ab3deb8
 def _versions_said(path: str) -> str | None:
     "The quantisation, or the words of a version, that a file's name says."
     return quant_of(path) if format_of(path) == "gguf" else "-".join(version_of(path)[1])
@@ -511,6 +532,7 @@ def _check_quant(quant: str, paths: list[str]) -> None:
     hint = f"Choose one of {', '.join(there)}" if there else "Leave out --quant: there is one version only"
     raise BadInput(f"there are no weights in {quant}", hint)
 
+# %% ../../nbs/hub/04_layout.ipynb #9a35c301
 def choose(
     paths: Iterable[str],  # all files of a repository
 ) -> list[str]:  # sorted

@@ -130,6 +130,7 @@ def _is_lock(source: Any) -> bool:
     if isinstance(source, ModelLock): return True
     return isinstance(source, (str, Path)) and str(source).endswith(".json")
 
+# %% ../../nbs/hub/09_load.ipynb #ff2f1d12
 def _files(
     source: Any, folder: str | Path | None = None, copied: bool = False
 ) -> tuple[Path, list[str], ModelLock | None]:
@@ -176,6 +177,7 @@ def _config(folder: Path, paths: list[str]) -> dict[str, Any] | None:
     if isinstance(config, dict | None): return config
     raise BadInput("config.json is not a JSON object", "Download it again")
 
+# %% ../../nbs/hub/09_load.ipynb #ba788051
 def weights_of(
     source: str | Path | Source | ModelLock | None = None,  # a folder, a lock, or what `resolve` takes
     folder: str | Path | None = None,  # where the files of a lock are
@@ -312,6 +314,7 @@ def _timm_arguments(config: dict[str, Any]) -> dict[str, Any]:
     said = {k: config[k] for k in ("num_classes", "global_pool") if k in config}
     return said | (more if isinstance(more, dict) else {})
 
+# %% ../../nbs/hub/09_load.ipynb #3ae1168a
 def _timm(config: dict[str, Any]) -> "nn.Module":
     "The model of timm that a config names. Raises `BadInput`, `MissingExtra`."
     try:
@@ -338,6 +341,7 @@ def _named_class(config: dict[str, Any]) -> str | None:
     named = config.get("architectures")
     return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
 
+# %% ../../nbs/hub/09_load.ipynb #3df7e5c5
 def _class_of(config: dict[str, Any] | None, folder: Path) -> Any:
     "The class or function that a config names. Raises `BadInput`."
     if config is None:
@@ -476,6 +480,7 @@ def _is_absent_head(name: str, prefix: str, has: set[str]) -> bool:
     places = [part, part.partition(".")[2], f"{prefix}.{part}"]
     return not in_a_layer and not any(place and place in has for place in places)
 
+# %% ../../nbs/hub/09_load.ipynb #33727399
 def _is_absent_part(name: str, has: set[str]) -> bool:
     "True for a head inside of a head, such as the next-sentence part of BERT's."
     inside = re.search(r"(^|\.)(seq_relationship|sop_classifier)\.", name)
@@ -581,6 +586,7 @@ def torch_dtype(
         raise BadInput(f"{dtype!r} is not a dtype", "Use float32, bfloat16 or float16")
     return found
 
+# %% ../../nbs/hub/09_load.ipynb #8f31a588
 def file_dtype(t: TensorEntry) -> "torch.dtype":
     "The torch dtype of a tensor in a file. Raises `BadInput`."
     found = getattr(torch, _TORCH.get(t.dtype, ""), None)
@@ -909,6 +915,7 @@ def _tensors_for(
     ignored = left_out_on_purpose(model, [n for n in tensors if n not in state])
     return {n: t for n, t in tensors.items() if n not in ignored}
 
+# %% ../../nbs/hub/09_load.ipynb #afe791b2
 def _is_left_to_transformers(
     model: "nn.Module", given: bool, state: "dict[str, torch.Tensor]", tensors: dict[str, TensorEntry],
     config: dict[str, Any] | None,
@@ -1010,6 +1017,7 @@ def _stays_in_single(model: "nn.Module", name: str, target: "torch.dtype") -> bo
         keep += list(getattr(model, "_keep_in_fp32_modules_strict", None) or [])
     return any(k in name.split(".") or f".{k}." in f".{name}." for k in keep)
 
+# %% ../../nbs/hub/09_load.ipynb #68ab4505
 def _target_dtype(
     model: "nn.Module", name: str, stored: "torch.dtype", asked: "torch.dtype | None"
 ) -> "torch.dtype":
@@ -1149,6 +1157,7 @@ def _like(old: "torch.Tensor", new: "torch.Tensor") -> "torch.Tensor":
     may_learn = new.is_floating_point() or new.is_complex()
     return torch.nn.Parameter(new, requires_grad=old.requires_grad and may_learn)
 
+# %% ../../nbs/hub/09_load.ipynb #7e046ab9
 def _put(
     model: "nn.Module", names: list[str], old: "torch.Tensor", new: "torch.Tensor", in_place: bool
 ) -> None:
@@ -1173,6 +1182,7 @@ def _refuse_empty(model: "nn.Module") -> None:
         f"{count_of(len(left), 'tensor')} left without a value, because no file stores them: {some}",
         "Give a class or a function with into=, so that its constructor computes them")
 
+# %% ../../nbs/hub/09_load.ipynb #7d656a1a
 def _complete(model: "nn.Module", device: Any) -> None:
     "Move what a constructor computed to the device, and refuse a model of which anything was left on meta."
     _restore(model)

@@ -42,6 +42,7 @@ class LockedFile:
     size_bytes: int
     sha256: str  # 64 hex digits
 
+# %% ../../nbs/hub/06_lock.ipynb #ec8d305e
 @dataclass(frozen=True)
 class ModelLock(Result):
     "The exact bytes of a model."
@@ -92,6 +93,7 @@ def _check_paths(paths: list[str]) -> None:
     for folder in folders & different:
         raise BadInput(f"the lock names {folder!r} as both a file and a folder", _MAKE_AGAIN)
 
+# %% ../../nbs/hub/06_lock.ipynb #3ac24656
 def _check(lock: ModelLock) -> None:
     "Raise `BadInput` where a lock could not have been made by us."
     if lock.commit is not None and not re.fullmatch("[0-9a-f]{40}", lock.commit):
@@ -108,6 +110,7 @@ def _parsed(data: bytes) -> Any:
     try: return parse_json(data)
     except ValueError: return None
 
+# %% ../../nbs/hub/06_lock.ipynb #4d4082fe
 def _beginning(file: Path) -> bytes:
     "The first bytes of a file, which say what it is."
     with open(file, "rb") as f: return f.read(SNIFF_BYTES)
@@ -167,6 +170,7 @@ def _refuse_unfit(seen: _Seen, paths: list[str]) -> None:
     pointers = [p for p in paths if seen.kinds.get(p) == "lfs-pointer"]
     if pointers: raise pointers_error(pointers)
 
+# %% ../../nbs/hub/06_lock.ipynb #a8e87343
 def _refuse_flawed(seen: _Seen, paths: list[str]) -> None:
     "Raise `BadInput` where a file of weights is not whole: a lock of it would call the wrong bytes right."
     for p in filter(is_weights, paths):
@@ -180,6 +184,7 @@ def _hashed(folder: Path, skipped: Skipped, paths: list[str]) -> Skipped:
     if not is_read_by_loaders(skipped.path, paths) or not file.is_file(): return skipped
     return replace(skipped, sha256=file_sha256(file))
 
+# %% ../../nbs/hub/06_lock.ipynb #32535e08
 def lock_folder(
     folder: Path,  # of a model or a data set
     quiet: bool = True,  # no progress on standard error
@@ -216,6 +221,7 @@ def _refuse_listed(name: str, at: RemoteRepo, paths: list[str]) -> None:
     sizes = {f.path: f.size_bytes for f in at.files}
     refuse(next((f"{p} is empty" for p in paths if is_weights(p) and sizes[p] == 0), None))
 
+# %% ../../nbs/hub/06_lock.ipynb #a2d6e12b
 def _must_be_read(file: RemoteFile) -> bool:
     "True for a file whose SHA-256 the listing does not say, and for weights as small as a Git LFS pointer."
     if not file.sha256 or file.size_bytes is None: return True
@@ -290,11 +296,13 @@ def _refuse_leaving(at: RemoteRepo) -> None:
     for path in (f.path for f in at.files if unsafe_path(f.path)):
         raise WrongBytes(f"the Hub lists {path!r}, which leaves the folder", "Use another endpoint")
 
+# %% ../../nbs/hub/06_lock.ipynb #8ab9b001
 def _refuse_pointers(picked: _Picked) -> None:
     "Raise `BadInput` where files that were read are Git LFS pointers."
     pointers = [p for p in picked.paths if is_pointer(picked.texts.get(p, b""))]
     if pointers: raise pointers_error(pointers)
 
+# %% ../../nbs/hub/06_lock.ipynb #d3882c9f
 def _lock_listed(name: str, remote: Remote, at: RemoteRepo, wish: Wish | None) -> ModelLock:
     "Lock a listing. Locks that were published beside the model are no part of it."
     _refuse_leaving(at)
@@ -327,6 +335,7 @@ def _git_name(file: Path) -> str:
     digest.update(data)
     return digest.hexdigest()
 
+# %% ../../nbs/hub/06_lock.ipynb #17f0f5f0
 def _refuse_spoilt(file: Path, found: LockedFile) -> None:
     "Raise `BadInput` where a blob of the HF cache has other bytes than its name, SHA-256 or SHA-1, says."
     blob = file.resolve()
@@ -342,6 +351,7 @@ def _is_a_part(folder: Path, paths: set[str]) -> bool:
     shards = [s for p in indexes for s in shards_of(p, _parsed((folder / p).read_bytes())) or ()]
     return any(s not in paths for s in shards) or not any(is_weights(p) or is_data(p) for p in paths)
 
+# %% ../../nbs/hub/06_lock.ipynb #53cd4889
 def _lock_cached(source: Source, folder: Path, wish: Wish | None) -> ModelLock:
     "Lock what the HF cache holds: the lock from before, else the files that are there."
     record = _record_of(str(source.repo), folder.name, wish)

@@ -48,6 +48,7 @@ def _front_matter(text: str) -> list[str]:
     match = re.match(r"\s*---\s*\n(.*?)\n---", text, re.S)
     return match[1].splitlines() if match else []
 
+# %% ../../nbs/hub/14_bom.ipynb #d2b66079
 def card_lists(
     text: str,  # of a README.md
 ) -> dict[str, list[str]]:  # key → its value, or the values of its list
@@ -80,6 +81,7 @@ class LicenseLink:
     known: Literal["stated", "not stated", "not reachable"]
     source: str  # where the licence, or that it is part of the model, is said
 
+# %% ../../nbs/hub/14_bom.ipynb #c27b592a
 @dataclass(frozen=True)
 class LicenseChain(Result):
     "The licences of a model and of what it was made from."
@@ -138,6 +140,7 @@ def _link(
     said = _license_of(card)
     return LicenseLink(name, kind, relation, of, said, "stated" if said else "not stated", source)
 
+# %% ../../nbs/hub/14_bom.ipynb #e67397fc
 def _named(
     name: str, data_set: bool, relation: str, of: str, who: str, links: list[LicenseLink]
 ) -> dict[str, list[str]] | None:
@@ -156,6 +159,7 @@ def _differs(link: LicenseLink, above: LicenseLink | None) -> bool:
     if above is None or link.kind != "model" or not (link.license and above.license): return False
     return link.license != above.license
 
+# %% ../../nbs/hub/14_bom.ipynb #48a4b9c4
 def _remarks(links: list[LicenseLink]) -> list[str]:
     "What a reader should look at."
     by_name = {k.name: k for k in links}
@@ -214,10 +218,12 @@ def _purl(repo: str, commit: str | None) -> str:
     "The package URL of a model on the Hub."
     return f"pkg:huggingface/{quote(repo)}" + (f"@{commit}" if commit else "")
 
+# %% ../../nbs/hub/14_bom.ipynb #145a3425
 def _properties(values: Mapping[str, Any]) -> list[dict[str, str]]:
     "What CycloneDX has no field for, under our name; what is not known is left out."
     return [{"name": f"fsdl-devinfra:{k}", "value": str(v)} for k, v in values.items() if v is not None]
 
+# %% ../../nbs/hub/14_bom.ipynb #8a28e855
 def _file_component(f: Any) -> dict[str, Any]:
     "A file of the lock."
     return {
@@ -233,11 +239,13 @@ def _ref(link: LicenseLink) -> str:
     "The name of a link inside the document."
     return f"{'data' if link.kind == 'data set' else 'model'}:{link.name}"
 
+# %% ../../nbs/hub/14_bom.ipynb #d28d00e4
 def _link_properties(link: LicenseLink) -> list[dict[str, str]]:
     "How a link is part of the model, and who says so."
     relation = f"{link.relation} {link.of}" if link.relation == "trained on" else link.relation
     return _properties({"relation": relation, "license": link.known, "source": link.source})
 
+# %% ../../nbs/hub/14_bom.ipynb #6d6cbbe7
 def _link_component(link: LicenseLink) -> dict[str, Any]:
     "A base model or a data set."
     is_data = link.kind == "data set"
@@ -264,6 +272,7 @@ def _parameters(checkpoint: Checkpoint | None, chain: LicenseChain) -> dict[str,
     }
     return {k: v for k, v in said.items() if v}
 
+# %% ../../nbs/hub/14_bom.ipynb #9c8a5db5
 def _ancestors(chain: LicenseChain) -> list[dict[str, Any]]:
     "The models that the model itself was made from."
     bases = [k for k in chain.links[1:] if k.kind == "model" and k.of == chain.model.name]
@@ -279,6 +288,7 @@ def _model_properties(
         said |= {"parameters": checkpoint.tensors.parameters, "weight_format": checkpoint.weight_format}
     return _properties(said)
 
+# %% ../../nbs/hub/14_bom.ipynb #903f5653
 def _identity(lock: ModelLock, chain: LicenseChain) -> dict[str, Any]:
     "The commit, package URL and licence of the model, as far as they are known."
     found: dict[str, Any] = {}
@@ -287,6 +297,7 @@ def _identity(lock: ModelLock, chain: LicenseChain) -> dict[str, Any]:
     if chain.model.license: found["licenses"] = _licenses(chain.model.license)
     return found
 
+# %% ../../nbs/hub/14_bom.ipynb #4b2a1b7f
 def _model_component(
     lock: ModelLock, checkpoint: Checkpoint | None, chain: LicenseChain, name: str
 ) -> dict[str, Any]:
@@ -317,12 +328,14 @@ def _components(lock: ModelLock, chain: LicenseChain) -> list[dict[str, Any]]:
     named = {k.name: _link_component(k) for k in reversed(chain.links[1:])}
     return [_file_component(f) for f in lock.files] + list(reversed(named.values()))
 
+# %% ../../nbs/hub/14_bom.ipynb #e9d09c07
 def _metadata(component: dict[str, Any]) -> dict[str, Any]:
     "What the document is about, and who made it."
     import fsdl_devinfra
     tool = {"type": "application", "name": "fsdl-devinfra", "version": fsdl_devinfra.__version__}
     return {"tools": {"components": [tool]}, "component": component}
 
+# %% ../../nbs/hub/14_bom.ipynb #a304c723
 def _bom(lock: ModelLock, checkpoint: Checkpoint | None, chain: LicenseChain, name: str) -> dict[str, Any]:
     "The document: the same for the same lock and the same answers."
     body = {

@@ -198,6 +198,7 @@ def _ends_of(text: str, size: int) -> tuple[int, int] | None:
     is_range = last.isdigit() and int(last) >= int(first)
     return (int(first), min(int(last) + 1, size)) if is_range else None
 
+# %% ../../nbs/hub/03_server.ipynb #bea7e379
 def _parse_range(text: str | None, size: int) -> tuple[int, int] | None:
     "(start, stop) of one range; None where there is none that is well-formed, (0, 0) behind the file's end."
     if not text or not text.startswith("bytes=") or "," in text: return None
@@ -211,6 +212,7 @@ def _tree_entry(blob: Blob) -> dict[str, Any]:
     if blob.is_lfs: entry["lfs"] = {"oid": blob.sha256, "size": blob.size_bytes, "pointerSize": 134}
     return entry
 
+# %% ../../nbs/hub/03_server.ipynb #ea4d2e6b
 def _sibling(
     blob: Blob,
     with_hashes: bool,  # as a client asks for with `blobs=true`
@@ -233,6 +235,7 @@ def _folders_in(paths: Iterable[str], prefix: str) -> list[str]:
     ends = [(path, i) for path in paths for i in range(len(prefix), len(path)) if path[i] == "/"]
     return sorted({path[:end] for path, end in ends})
 
+# %% ../../nbs/hub/03_server.ipynb #0c326f92
 def _tree_entries(files: dict[str, Blob], under: str, recursive: bool) -> list[dict[str, Any]]:
     "What lies in a folder of a revision."
     prefix = f"{under}/" if under else ""
@@ -317,6 +320,7 @@ class LoggedRequest:
     status: int = 0
     bytes_sent: int = 0  # of files; listings and errors do not count
 
+# %% ../../nbs/hub/03_server.ipynb #9610b86e
 @dataclass
 class Hub:
     "What a running server knows."
@@ -372,6 +376,7 @@ def _config(files: dict[str, Blob]) -> dict[str, Any]:
     if not isinstance(config, dict): return {}
     return {k: config[k] for k in ("architectures", "model_type") if k in config}
 
+# %% ../../nbs/hub/03_server.ipynb #20c87a40
 def _description(hub: Hub, repo: str, revision: _Revision, with_hashes: bool) -> dict[str, Any]:
     "What the Hub says of a repository; what only the real Hub counts is nought."
     commit, files = revision
@@ -396,6 +401,7 @@ def _description(hub: Hub, repo: str, revision: _Revision, with_hashes: bool) ->
         "siblings": [_sibling(blob, with_hashes) for blob in files.values()],
     }
 
+# %% ../../nbs/hub/03_server.ipynb #5a53f59d
 def _info(hub: Hub, repo: str, revision: str, question: _Question) -> "Response":
     "The description of a repository at a revision."
     found = hub.shelf.at(repo, revision)
@@ -410,12 +416,14 @@ def _page_of(query: dict[str, list[str]], most: int) -> tuple[int, int] | None:
     if not all(n.isascii() and n.isdigit() and len(n) < 10 for n in (cursor, limit)): return None
     return int(cursor), max(1, min(int(limit), most))
 
+# %% ../../nbs/hub/03_server.ipynb #60bd0680
 def _next_page(question: _Question, cursor: int) -> dict[str, str]:
     "The header that names the next page of a listing."
     query = question.query | {"cursor": [str(cursor)]}
     text = "&".join(f"{name}={quote(values[0], safe='')}" for name, values in query.items())
     return {"Link": f'<{question.url}?{text}>; rel="next"'}
 
+# %% ../../nbs/hub/03_server.ipynb #6db2c296
 def _page(entries: list[dict[str, Any]], start: int, size: int, question: _Question) -> "Response":
     "So many entries of a listing."
     more = start + size < len(entries)
@@ -536,6 +544,7 @@ def _headers_of(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     "The headers of a request or a reply, their names in small letters."
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
 
+# %% ../../nbs/hub/03_server.ipynb #7b2ddb13
 def _logged(scope: Any) -> LoggedRequest:
     "The entry of a request that comes in."
     headers = _headers_of(scope["headers"])

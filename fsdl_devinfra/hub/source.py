@@ -33,6 +33,7 @@ def endpoint() -> str:  # e.g. "https://huggingface.co", without a slash at the 
     "The Hub that is asked."
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
+# %% ../../nbs/hub/01_source.ipynb #ed5bbf50
 def is_offline() -> bool:
     "True where no request may be made."
     return _true("HF_HUB_OFFLINE") or _true("TRANSFORMERS_OFFLINE")
@@ -64,7 +65,7 @@ def unsafe_path(
     if "\\" in path or any(ord(c) < 32 for c in path): return True
     return any(part in ("..", ".", "") for part in path.split("/"))
 
-
+# %% ../../nbs/hub/01_source.ipynb #ecada261
 def printable(
     text: str,  # from an untrusted source
 ) -> str:  # the same, with control characters spelt out
@@ -128,6 +129,7 @@ def builtin_folder() -> Path:
     import fsdl_devinfra
     return Path(fsdl_devinfra.__file__).parent / "models" / "digits"
 
+# %% ../../nbs/hub/01_source.ipynb #a6f15874
 def split_address(
     name: str,  # e.g. "https://huggingface.co/org/name/tree/main"
 ) -> tuple[str, str | None] | None:  # ("org/name", "main"); None where it is no address of a model
@@ -157,6 +159,7 @@ def split_any_id(
     if not match or "--" in match[1] or ".." in name or match[1].lower().endswith(_FILES): return None
     return match[1], match[2]
 
+# %% ../../nbs/hub/01_source.ipynb #60a2b349
 DATA_SETS = "datasets/"  # before "org/name", for a data set on the Hub
 
 def split_data_set_id(
@@ -171,12 +174,14 @@ def split_data_set_id(
     found = split_any_id(name.removeprefix(DATA_SETS))
     return (DATA_SETS + found[0], found[1]) if found else None
 
+# %% ../../nbs/hub/01_source.ipynb #2ddbdc38
 def cache_name(
     repo: str,  # "org/name" or "datasets/org/name"
 ) -> str:  # "models--org--name" or "datasets--org--name"
     "How the official client calls a repository's folder in its cache."
     return repo.replace("/", "--") if repo.startswith(DATA_SETS) else "models--" + repo.replace("/", "--")
 
+# %% ../../nbs/hub/01_source.ipynb #6e3afd38
 def _main_snapshot(folder: Path) -> Path | None:
     "The snapshot that `main` means; None where it is not there."
     ref = folder / "refs" / "main"
@@ -195,6 +200,7 @@ def current_snapshot(
     if not snapshots: raise BadInput(f"{folder.name} holds no snapshot", "Pull the model again")
     return max(snapshots, key=lambda p: (p.stat().st_mtime_ns, p.name))
 
+# %% ../../nbs/hub/01_source.ipynb #326fcf52
 def cached_snapshot(
     source: Source,  # of a repository on the Hub
 ) -> Path | None:  # its last part is the commit
@@ -206,6 +212,7 @@ def cached_snapshot(
     folder = root / "snapshots" / commit
     return folder if re.fullmatch("[0-9a-f]{40}", commit) and folder.is_dir() else None
 
+# %% ../../nbs/hub/01_source.ipynb #0a7b0814
 def _builtin(name: str) -> Source:
     "A model inside this package. Raises `BadInput` for a name that is none."
     if name == BUILTIN: return Source(name, folder=builtin_folder())

@@ -38,6 +38,7 @@ class Problem:
     kind: str  # missing, size, hash, link, lfs-pointer, unreadable, or unlocked: one that a loader would also read
     why: str  # in words
 
+# %% ../../nbs/hub/08_verify.ipynb #806577e6
 def _counts(problems: list[Problem], files: int) -> str:
     "How many of the locked files are wrong, and how many further ones there are."
     extra = sum(p.kind == "unlocked" for p in problems)
@@ -145,6 +146,7 @@ def _size_problem(file: Path, locked: LockedFile) -> Problem | None:
                        "a Git LFS pointer and not the file itself: fetch it with git lfs pull")
     return Problem(locked.path, "size", f"{size} bytes where the lock says {locked.size_bytes}")
 
+# %% ../../nbs/hub/08_verify.ipynb #e1e7be82
 def seen_problem(folder: Path, locked: LockedFile) -> Problem | None:
     "What can be seen without reading the file."
     file = folder / locked.path
@@ -164,6 +166,7 @@ def _read_problem(
     except OSError as e: return Problem(locked.path, "unreadable", f"reading it failed ({e.strerror or e})")
     return None if right else Problem(locked.path, "hash", "the bytes are not those that were locked")
 
+# %% ../../nbs/hub/08_verify.ipynb #1100c98b
 def _read_problems(
     folder: Path, files: list[LockedFile], full: bool, advance: Callable[[int], None]
 ) -> list[Problem]:
@@ -178,6 +181,7 @@ def _made_from(file: Path) -> Path:
     "Where this machine keeps the folder that a lock's file was made from: no lock names a path of a machine."
     return _kept("locked", file.resolve())
 
+# %% ../../nbs/hub/08_verify.ipynb #3030f607
 def remember_folder(
     file: Path,  # of the lock
     folder: Path,  # that it is of
@@ -210,6 +214,7 @@ def _folder_with(lock: ModelLock, file: Path) -> Path:
                        "Give the folder, or the lock of that file")
     return file.parent
 
+# %% ../../nbs/hub/08_verify.ipynb #43f1d0fb
 def _folder_of_file(lock: ModelLock, file: Path) -> Path:
     "The folder that a folder's lock was made from, or in which its file lies beside the files that it names."
     made_from = _recorded_folder(file)
@@ -266,6 +271,7 @@ def _is_single(lock: ModelLock, given: ModelLock | str | Path, path: str | Path 
     made_from = _recorded_folder(Path(given)) if not isinstance(given, ModelLock) and not lock.repo else None
     return made_from is not None and made_from.is_file()
 
+# %% ../../nbs/hub/08_verify.ipynb #1b11055b
 def _to_read(lock: ModelLock, folder: Path, seen: list[Problem], full: bool) -> list[LockedFile]:
     "The locked files in which no problem was seen, without those that are known to be right."
     bad = {p.path for p in seen}
@@ -291,6 +297,7 @@ def _verification(lock: ModelLock, problems: list[Problem], read: int, further: 
         unlocked=further,
     )
 
+# %% ../../nbs/hub/08_verify.ipynb #6bf438d4
 def _compared(lock: ModelLock, folder: Path, single: bool, full: bool, quiet: bool) -> Verification:
     "The files of a folder against a lock; of a single file nothing beside it counts."
     problems = [p for f in lock.files if (p := seen_problem(folder, f))]
