@@ -77,6 +77,19 @@ def test_server_that_ignores_the_range_after_a_cut_is_survived(hub):
     assert (pull(locked) / WEIGHTS).read_bytes() == (hub.repo / WEIGHTS).read_bytes()
 
 
+def test_a_cut_of_what_is_sent_anew_is_survived(hub):
+    locked = lock("org/tiny")
+    hub.faults[:] = [Fault("cut", WEIGHTS, MIB, times=3), Fault("no-range", WEIGHTS)]
+    assert (pull(locked) / WEIGHTS).read_bytes() == (hub.repo / WEIGHTS).read_bytes()
+
+
+def test_server_that_always_begins_anew_and_always_cuts_is_given_up(hub, monkeypatch):
+    monkeypatch.setattr(pulling, "TRIES", 2)
+    locked = lock("org/tiny")
+    hub.faults[:] = [Fault("cut", WEIGHTS, MIB), Fault("no-range", WEIGHTS)]
+    with pytest.raises(Unreachable, match="http://127.0.0.1"): pull(locked)
+
+
 def test_truncated_reply_without_a_size_that_never_grows_is_refused(hub):
     locked = lock("org/tiny")
     hub.faults[:] = [Fault("short", WEIGHTS, 0), Fault("no-size", WEIGHTS)]

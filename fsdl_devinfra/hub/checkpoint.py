@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
@@ -20,8 +21,9 @@ from ..core.console import status, table_text
 from ..core.errors import BadInput, CheckError, Unreachable
 from ..core.results import Result
 from ..core.units import MIB, count_of, count_text, size_text
-from .header import (MAX_HEADER_BYTES, Header, Risk, TensorEntry, gguf_header, header_length, onnx_header,
-                                      parse_header, parse_json, read_header, too_long, uncollected)
+from .header import (
+    MAX_HEADER_BYTES, Header, Risk, TensorEntry, gguf_header, header_length, onnx_header, parse_header, parse_json,
+    read_header, too_long, uncollected)
 from .content import SNIFF_BYTES, content_of, format_by_content, is_pointer, pointers_error
 from .layout import Files, Skipped, Wish, format_of, is_weights, pick
 from .logical import EMBEDDINGS, HEADS, logical_parameters, ties_said
@@ -44,6 +46,7 @@ class FileEntry:
     size_bytes: int
     sha256: str | None = None  # None where neither the Hub says it nor the file was read
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #374dd6b5
 @dataclass(frozen=True)
 class TensorTotals:
     "How many tensors and parameters."
@@ -52,6 +55,7 @@ class TensorTotals:
     by_dtype: dict[str, int] = field(default_factory=dict)  # dtype → elements that are stored
     elements: int = 0  # stored numbers: packed weights as they are packed, with scales and tables
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #6a6ad6c9
 @dataclass(frozen=True)
 class Module:
     "A row of the module tree."
@@ -61,6 +65,7 @@ class Module:
     size_bytes: int
     dtypes: list[str] = field(default_factory=list)
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #e8b4a48f
 @dataclass(frozen=True)
 class Checkpoint(Result):
     "What a repository or a folder holds."
@@ -80,7 +85,7 @@ class Checkpoint(Result):
     bytes_read: int = 0  # from the network; from local files without those read only for their hash
     config: dict[str, Any] | None = None  # config.json, or a pipeline's model_index.json
     tied: dict[str, str] = field(default_factory=dict)  # name that is not stored → tensor that it shares
-    #: weight files whose tensors are not in `tensors`: pickles, other formats, other versions of what was counted
+    #: weight files whose tensors are not in `tensors`: pickles, other formats, other versions
     uncounted: list[str] = field(default_factory=list)
     #: copies and other versions of the model, and what was not asked for
     skipped: list[Skipped] = field(default_factory=list)
@@ -92,7 +97,9 @@ class Checkpoint(Result):
 
     @property
     def tensor_index(self) -> dict[str, TensorEntry]:
-        "Tensor name → (dtype, shape, file, begin, end). Of safetensors, ONNX and GGUF files; empty for other formats, and after `from_dict`."
+        """Tensor name → (dtype, shape, file, begin, end), of safetensors, ONNX and GGUF files.
+
+        Empty for other formats, and after `from_dict`."""
         return self.__dict__.get("_tensor_index", {})
 
     @cached_property
@@ -114,7 +121,7 @@ class Checkpoint(Result):
 # %% ../../nbs/hub/05_checkpoint.ipynb #ff9b1571
 def totals(
     tensors: Mapping[str, TensorEntry],  # of all shards
-    config: Mapping[str, Any] | None = None,  # config.json: how the weights are quantised, and whether the head is tied
+    config: Mapping[str, Any] | None = None,  # config.json: quantised how, and is the head tied?
 ) -> TensorTotals:
     "Count tensors, elements and the parameters that they stand for."
     by_dtype: Counter[str] = Counter()
@@ -136,6 +143,7 @@ def card_data(
     pairs = re.findall(r"^([A-Za-z_]+):[ \t]*([^\n#]+?)\s*$", "\n".join(lines), re.M)
     return {key: value.strip().strip("'\"") for key, value in pairs}
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #c5d22dec
 def architecture_of(config: dict[str, Any] | None) -> str | None:
     "The class that a config names, in the ways in which Transformers, diffusers and timm do."
     if not config: return None
@@ -144,6 +152,7 @@ def architecture_of(config: dict[str, Any] | None) -> str | None:
     named = config.get("architecture") or config.get("_class_name") or config.get("model_type")
     return str(named) if named else None
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #b77c7020
 def library_of(config: dict[str, Any] | None, card: dict[str, str], paths: Iterable[str]) -> str | None:
     "The library that a model is for: what its card says, else what its config looks like."
     if card.get("library_name"): return card["library_name"]
@@ -165,6 +174,7 @@ def _child(node: dict[str, Any], part: str) -> dict[str, Any]:
         child = node[part] = {}
     return child if type(child) is dict else node.setdefault(part + ".", {})
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #2d9a1d1c
 def _nest(tensors: dict[str, TensorEntry]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, t in tensors.items():
@@ -182,56 +192,90 @@ class _Node(NamedTuple):
     size_bytes: int
     dtypes: frozenset[str]
 
+def _sign(modules: dict[str, _Node], tensors: dict[str, TensorEntry], known: dict[Any, int]) -> int:
+    "The number of a subtree among those that are known; equal names, shapes and dtypes have one number."
+    key = [(n, m.sign) for n, m in modules.items()] + [(n, t[:2]) for n, t in tensors.items()]
+    key.sort(key=itemgetter(0))
+    return known.setdefault(tuple(key), len(known))
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #b207e403
+def _added(modules: dict[str, _Node], tensors: dict[str, TensorEntry], sign: int) -> _Node:
+    "A module with everything that is below it."
+    parts = [*modules.values(), *tensors.values()]
+    return _Node(
+        sign=sign,
+        parameters=sum(part.parameters for part in parts),
+        size_bytes=sum(part.size_bytes for part in parts),
+        dtypes=frozenset(t.dtype for t in tensors.values()).union(*(m.dtypes for m in modules.values())),
+    )
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #53effb47
 def _weigh(node: dict[str, Any], nodes: dict[int, _Node], known: dict[Any, int]) -> _Node:
     "Add up a tree from its leaves, looking at every node once; `nodes` remembers them by identity."
     modules = {n: _weigh(child, nodes, known) for n, child in node.items() if type(child) is dict}
     tensors = {n: child for n, child in node.items() if type(child) is not dict}
-    key = [(n, below.sign) for n, below in modules.items()] + [(n, t[:2]) for n, t in tensors.items()]
-    key.sort(key=lambda k: k[0])
-    parts = [*modules.values(), *tensors.values()]
-    nodes[id(node)] = _Node(
-        sign=known.setdefault(tuple(key), len(known)),
-        parameters=sum(part.parameters for part in parts),
-        size_bytes=sum(part.size_bytes for part in parts),
-        dtypes=frozenset().union(*(m.dtypes for m in modules.values()), (t.dtype for t in tensors.values())),
-    )
-    return nodes[id(node)]
+    found = nodes[id(node)] = _added(modules, tensors, _sign(modules, tensors, known))
+    return found
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #d587e321
+class _Run(NamedTuple):
+    "Equal modules whose numbers follow each other."
+    first: str
+    last: str
+    repeats: int
+    node: dict[str, Any]  # the first one
+
+    @property
+    def name(self) -> str: return self.first if self.first == self.last else f"{self.first}-{self.last}"
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #79a8a864
 def _follows(name: str, last: str) -> bool:
+    "True for the number after another."
     return name.isdigit() and last.isdigit() and int(name) == int(last) + 1
 
-def _runs(children: dict[str, Any], nodes: dict[int, _Node]) -> Iterator[tuple[str, int, Any]]:
-    "(name, repeats, node) of the modules of a node; equal numbered neighbours as one."
+def _place(module: tuple[str, Any]) -> tuple[int, int]:
+    "Numbered modules by their number, the others after them as they come."
+    return (0, int(module[0])) if module[0].isdigit() else (1, 0)
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #d5dbeafd
+def _goes_on(run: _Run, name: str, node: dict[str, Any], nodes: dict[int, _Node]) -> bool:
+    "True where a module is the next one of a run."
+    return _follows(name, run.last) and nodes[id(node)].sign == nodes[id(run.node)].sign
+
+def _runs(children: dict[str, Any], nodes: dict[int, _Node]) -> list[_Run]:
+    "The modules of a node; equal numbered neighbours as one."
+    runs: list[_Run] = []
     modules = [(n, c) for n, c in children.items() if isinstance(c, dict)]
-    modules.sort(key=lambda m: (0, int(m[0]), "") if m[0].isdigit() else (1, 0, ""))
-    runs: list[tuple[str, str, int, Any]] = []  # first name, last name, repeats, first node
-    for name, node in modules:
-        sign = nodes[id(node)].sign
-        if runs and _follows(name, runs[-1][1]) and sign == nodes[id(runs[-1][3])].sign:
-            first, _, repeats, like = runs[-1]
-            runs[-1] = first, name, repeats + 1, like
-        else: runs.append((name, name, 1, node))
-    for first, last, repeats, node in runs: yield first if first == last else f"{first}-{last}", repeats, node
+    for name, node in sorted(modules, key=_place):
+        last = runs[-1] if runs else None
+        if last and _goes_on(last, name, node, nodes):
+            runs[-1] = last._replace(last=name, repeats=last.repeats + 1)
+        else: runs.append(_Run(name, name, 1, node))
+    return runs
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #c8ed8ace
+def _rows(
+    node: dict[str, Any], nodes: dict[int, _Node], prefix: str, times: int, left: int
+) -> Iterator[Module]:
+    "The rows of what is below a node, so many levels deep; the node itself stands `times` times."
+    for run in _runs(node, nodes):
+        below, count = nodes[id(run.node)], times * run.repeats
+        name = f"{prefix}.{run.name}" if prefix else run.name
+        size_bytes = count * below.size_bytes
+        yield Module(name, count, count * below.parameters, size_bytes, sorted(below.dtypes))
+        if left > 1: yield from _rows(run.node, nodes, name, count, left - 1)
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #6cd96e6e
 def module_tree(
     tensors: dict[str, TensorEntry],  # of a checkpoint
     depth: int = 5,  # parts of a name
 ) -> list[Module]:  # parents before their children
     "The modules of a checkpoint, repeated layers as one row."
-    rows: list[Module] = []
+    nodes: dict[int, _Node] = {}
     with uncollected():
-        tree, nodes = _nest(tensors), {}
+        tree = _nest(tensors)
         _weigh(tree, nodes, {})
-
-    def walk(node: dict[str, Any], prefix: str, times: int, left: int) -> None:
-        for name, repeats, child in _runs(node, nodes):
-            n, full, all_of = nodes[id(child)], f"{prefix}.{name}" if prefix else name, times * repeats
-            rows.append(Module(full, all_of, all_of * n.parameters, all_of * n.size_bytes, sorted(n.dtypes)))
-            if left > 1: walk(child, full, all_of, left - 1)
-    walk(tree, "", 1, depth)
-    return rows
+    return list(_rows(tree, nodes, "", 1, depth))
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #523a43e8
 def tied_tensors(
@@ -255,22 +299,23 @@ _CODE_KEYS = {
     "custom_pipelines": "names pipelines in the repository's own Python files",
 }
 
+def _code_keys(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    "(place, key) of every such key that is set; what is below one is not looked at."
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            at = f"{where}.{key}" if where else str(key)
+            if key in _CODE_KEYS and inner: yield at, key
+            else: yield from _code_keys(inner, at)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value): yield from _code_keys(inner, f"{where}[{i}]")
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #247e9e20
 def config_risks(
     path: str,  # of the JSON file
     document: Any,  # its content
 ) -> list[Risk]:
     "Keys that make a loader run code from the repository, however deep they are."
-    found: list[Risk] = []
-    def walk(value: Any, where: str) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                at = f"{where}.{key}" if where else str(key)
-                if key in _CODE_KEYS and inner: found.append(Risk("remote-code", path, f"{at} {_CODE_KEYS[key]}"))
-                else: walk(inner, at)
-        elif isinstance(value, list):
-            for i, inner in enumerate(value): walk(inner, f"{where}[{i}]")
-    walk(document, "")
-    return found
+    return [Risk("remote-code", path, f"{at} {_CODE_KEYS[key]}") for at, key in _code_keys(document, "")]
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #60238442
 _COMPILED = (".so", ".dll", ".dylib", ".pyd", ".pyc", ".pyo", ".exe")
@@ -286,6 +331,7 @@ def _pickle_risk(path: str, content: str | None, scan: PickleScan | None) -> str
     is_pickle = format_by_content(path, format_of(path), content) == "pickle" and content != "lfs-pointer"
     return "reading this file can run any code" if is_pickle else None
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #b3badd88
 def file_risks(
     paths: Iterable[str],  # of all files
     contents: Mapping[str, str | None] | None = None,  # path → what its first bytes are, see `content_of`
@@ -307,23 +353,42 @@ def file_risks(
 #: names of tensors that some indexes list although no file stores them, because they are tied to another one
 _MAY_BE_TIED = re.compile(r"head|embed|shared|(decoder|output|wte)\.(weight|bias)$")
 
-def _more(found: list[Any]) -> str: return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+def _more(found: list[Any]) -> str:
+    "How many there are beside the first."
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
 
+def _elsewhere(named: list[tuple[str, str]], where: dict[str, str], headers: dict[str, Header]) -> list[str]:
+    "Tensors that are in another file than the one that the index says."
+    wrong = [(n, f) for n, f in named if where.get(n, f) != f and n not in headers[f].tensors]
+    more = _more(wrong)
+    return [f"the index says that {n!r} is in {f}, and it is in {where[n]}{more}" for n, f in wrong[:1]]
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #c94a740c
+def _nowhere(named: list[tuple[str, str]], where: dict[str, str]) -> list[str]:
+    "Tensors of the index that no file holds, unless they may be tied."
+    gone = [n for n, _ in named if n not in where and not _MAY_BE_TIED.search(n)]
+    return [f"the index names a tensor {n!r}, and no shard holds it{_more(gone)}" for n in gone[:1]]
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #47835e7c
+def _hidden(shards: dict[str, list[str]], where: dict[str, str]) -> list[str]:
+    "Tensors of the files that the index does not name."
+    named = {n for names in shards.values() for n in names}
+    hidden = [n for n in where if n not in named]
+    more = _more(hidden)
+    return [f"{where[n]} holds a tensor {n!r} that the index does not name{more}" for n in hidden[:1]]
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #248a0efe
 def index_lies(
     path: str,  # of the index
     shards: dict[str, list[str]],  # that it names: file → tensors
     headers: dict[str, Header],  # of the files that are there
 ) -> list[Risk]:
-    "Tensors of which an index and the files say different things: readers that go by one or the other see two models."
+    """Tensors of which an index and the files say different things.
+
+    Readers that go by one or the other see two models."""
     where = {name: file for file, header in headers.items() if file in shards for name in header.tensors}
-    read = [(name, file) for file, names in shards.items() if file in headers for name in names]
-    wrong = [(n, f) for n, f in read if where.get(n, f) != f and n not in headers[f].tensors]
-    nowhere = [n for n, _ in read if n not in where and not _MAY_BE_TIED.search(n)]
-    named = {n for names in shards.values() for n in names}
-    hidden = [n for n in where if n not in named]
-    why = [f"the index says that {n!r} is in {f}, and it is in {where[n]}{_more(wrong)}" for n, f in wrong[:1]]
-    why += [f"the index names a tensor {n!r}, and no shard holds it{_more(nowhere)}" for n in nowhere[:1]]
-    why += [f"{where[n]} holds a tensor {n!r} that the index does not name{_more(hidden)}" for n in hidden[:1]]
+    named = [(name, file) for file, names in shards.items() if file in headers for name in names]
+    why = _elsewhere(named, where, headers) + _nowhere(named, where) + _hidden(shards, where)
     return [Risk("path", path, reason) for reason in why]
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #89f0bd01
@@ -335,12 +400,19 @@ def shards_of(path: str, document: Any) -> dict[str, list[str]] | None:
     for name, shard in weight_map.items(): shards.setdefault(str(shard), []).append(name)
     return {f"{folder}/{s}" if folder else s: shards[s] for s in sorted(shards)}
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #a30a4427
+def _is_strange(shard: str, index: str) -> bool:
+    "True for a shard outside the folder of its index, or of another format."
+    inside = shard[len(os.path.dirname(index)):].lstrip("/")
+    end = os.path.splitext(index.removesuffix(".index.json"))[1]
+    return unsafe_path(inside) or not shard.endswith(end)
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #d165b67a
 def _shard_risks(path: str, shards: dict[str, list[str]] | None, paths: Iterable[str] | None) -> list[Risk]:
+    "What is wrong with the shards that an index names."
     if shards is None: return [Risk("path", path, "the index has no weight_map")]
-    folder = os.path.dirname(path)
-    end = os.path.splitext(path.removesuffix(".index.json"))[1]
     there = set(shards) if paths is None else set(paths)
-    bad = [n for n in shards if unsafe_path(n[len(folder):].lstrip("/")) or not n.endswith(end)]
+    bad = [n for n in shards if _is_strange(n, path)]
     gone = [n for n in shards if n not in there and n not in bad]
     why = [f"the index names a shard {n!r} outside its folder or of another format" for n in bad]
     why += [f"the index names a shard {n!r} that is not there" for n in gone]
@@ -362,6 +434,11 @@ def is_lock_file(file: Path) -> bool:
     if file.suffix != ".json": return False
     with open(file, "rb") as f: return b'"fsdl-devinfra/model-lock/' in f.read(200)
 
+def _is_part(file: Path) -> bool:
+    "True for a link, wherever it leads, and for a file that is no lock."
+    return file.is_symlink() or (file.is_file() and not is_lock_file(file))
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #92a5ccb7
 def walk_folder(
     folder: Path,  # of a model
 ) -> list[str]:  # sorted paths with forward slashes
@@ -370,8 +447,7 @@ def walk_folder(
     for at, folders, names in os.walk(folder):
         folders[:] = [d for d in folders if not d.startswith(".") and d not in _CACHES]
         found += [Path(at) / n for n in names if not n.startswith(".")]
-    def counts(file: Path) -> bool: return file.is_symlink() or (file.is_file() and not is_lock_file(file))
-    return sorted(file.relative_to(folder).as_posix() for file in filter(counts, found))
+    return sorted(file.relative_to(folder).as_posix() for file in filter(_is_part, found))
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #dacb6408
 def linked(folder: Path, path: str) -> Path:
@@ -506,7 +582,7 @@ class HubReader:
         return lambda start, stop: self.remote.span(url, repo, start, stop, check)
 
     def beginnings(self, sizes: Mapping[str, int]) -> dict[str, bytes]:
-        "Of so many files as one inspection may ask for, texts last; a beginning that does not come is not there."
+        "Of so many files as one inspection may ask for, texts last; one that does not come is not there."
 
         def one(path: str) -> bytes:
             try: return self.range_of(path)(0, min(SNIFF_BYTES, sizes[path]))
@@ -522,16 +598,18 @@ class HubReader:
         return [_header_in(data, length, path, sizes[path]) for path, (length, data) in arriving]
 
     def _header(self, path: str, size_bytes: int, guess: int) -> tuple[int, bytes]:
-        "(length of the header, what was read): as much as was guessed, and the rest where that was too little."
+        "(length of the header, what was read): as much as was guessed, and the rest of it."
         span = self.range_of(path)
         data = span(0, max(8, min(guess, size_bytes, MAX_HEADER_BYTES)))
         length = header_length(data, path)
-        if len(data) < 8 + length <= min(8 + MAX_HEADER_BYTES, size_bytes): data += span(len(data), 8 + length)
+        most = min(8 + MAX_HEADER_BYTES, size_bytes)
+        if len(data) < 8 + length <= most: data += span(len(data), 8 + length)
         return length, data
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #1d4b089d
 _CONFIGS = re.compile(
-    r"(^|/)(config|model_index|adapter_config|tokenizer_config|processor_config|preprocessor_config|modules|chat_template)\.json$"
+    r"(^|/)(config|model_index|adapter_config|tokenizer_config|processor_config|preprocessor_config|modules|"
+    r"chat_template)\.json$"
 )
 
 _TEMPLATES = re.compile(r"(^|/)(chat_template\.jinja|additional_chat_templates/[^/]+\.jinja)$")
@@ -541,15 +619,22 @@ def _is_small(path: str) -> bool:
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #84e8453e
 def _json(path: str, text: bytes) -> Any:
+    "The content of a JSON file. Raises `BadInput` where it is a pointer, or none."
     if is_pointer(text): raise pointers_error([path])
     try: return parse_json(text)
     except ValueError: raise BadInput(f"{path} is not JSON", "Download it again") from None
 
-def _documents(reader: _Reader, paths: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    "(small JSON files, chat templates of their own)."
+# %% ../../nbs/hub/05_checkpoint.ipynb #b1ae3acf
+class _Small(NamedTuple):
+    "The small files of a model."
+    documents: dict[str, Any]  # JSON
+    templates: dict[str, str]  # chat templates of their own
+
+def _small_files(reader: _Reader, paths: list[str]) -> _Small:
+    "Read the small files whole."
     texts = reader.texts([p for p in paths if _is_small(p) and not unsafe_path(p)])
     templates = {p: t.decode("utf-8", "replace") for p, t in texts.items() if _TEMPLATES.search(p)}
-    return {p: _json(p, t) for p, t in texts.items() if p not in templates}, templates
+    return _Small({p: _json(p, t) for p, t in texts.items() if p not in templates}, templates)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #9f553daa
 _MAY_HOLD_PICKLES = {"pickle", "numpy", "zip", "tar", "gzip", "zlib", "bzip2", "xz", "lzma"}
@@ -557,11 +642,11 @@ _MAY_HOLD_PICKLES = {"pickle", "numpy", "zip", "tar", "gzip", "zlib", "bzip2", "
 class _Contents:
     "What the files are, by their first bytes."
     def __init__(self, reader: _Reader, sizes: dict[str, int]):
-        self._reader, self._sizes, self.kinds = reader, sizes, dict[str, str | None]()
+        self._reader, self.sizes, self.kinds = reader, sizes, dict[str, str | None]()
 
     def look(self, paths: Iterable[str]) -> None:
         "Read the beginnings of some files."
-        there = {p: self._sizes[p] for p in paths if p not in self.kinds and not unsafe_path(p)}
+        there = {p: self.sizes[p] for p in paths if p not in self.kinds and not unsafe_path(p)}
         self.kinds |= {p: content_of(data) for p, data in self._reader.beginnings(there).items()}
 
     @property
@@ -574,16 +659,18 @@ class _Contents:
         paths = list(paths)
         pointers = [p for p in paths if self.kinds.get(p) == "lfs-pointer"]
         if pointers: raise pointers_error(pointers)
-        refuse(next((f"{p} is empty" for p in paths if is_weights(p) and not self._sizes[p]), None))
+        refuse(next((f"{p} is empty" for p in paths if is_weights(p) and not self.sizes[p]), None))
 
     def refuse_cut(self, paths: Iterable[str], scans: Mapping[str, PickleScan]) -> None:
-        "Raise `BadInput` where a file without a header of tensors ends early. One that would run code is a risk first."
-        harmful = {p for p, scan in scans.items() if scan.verdict == "dangerous"}
+        """Raise `BadInput` where a file without a header of tensors ends early.
+
+        One that would run code is a risk first."""
+        formats = self.formats
         for p in paths:
-            named = self.formats.get(p)
-            if p not in self.kinds or p in harmful or not is_weights(p) or is_headed(p, named): continue
-            file = WeightFile(p, named, self.kinds[p], self._sizes[p], self._reader.range_of(p))
-            refuse(flaw_of(file, self._sizes))
+            is_harmful = p in scans and scans[p].verdict == "dangerous"
+            if p not in self.kinds or is_harmful or not is_weights(p) or is_headed(p, formats[p]): continue
+            file = WeightFile(p, formats[p], self.kinds[p], self.sizes[p], self._reader.range_of(p))
+            refuse(flaw_of(file, self.sizes))
 
     def scans(self) -> dict[str, PickleScan]:
         "What unpickling would do, of all files that hold a pickle."
@@ -591,7 +678,7 @@ class _Contents:
         may = [p for p, kind in self.kinds.items() if formats[p] == "pickle" or kind in _MAY_HOLD_PICKLES]
         def scan(path: str) -> PickleScan | None:
             read = self._reader.range_of(path)
-            return scan_pickle(read, self._sizes[path], self.kinds[path], formats[path] == "pickle")
+            return scan_pickle(read, self.sizes[path], self.kinds[path], formats[path] == "pickle")
         return {p: found for p, found in zip(may, self._reader.each(scan, may)) if found}
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #faf1ec36
@@ -601,34 +688,53 @@ class _Indexes(NamedTuple):
     taken: dict[str, dict[str, list[str]]]  # of the set that is read
 
 def _indexes(documents: Mapping[str, Any], left_out: set[str]) -> _Indexes:
+    "The indexes among the small files, and those of them that are not left out."
     named = {p: shards_of(p, d) for p, d in documents.items() if p.endswith(".index.json")}
     return _Indexes(named, {p: shards or {} for p, shards in named.items() if p not in left_out})
 
-# %% ../../nbs/hub/05_checkpoint.ipynb #6c1fa382
-def _two_tensors(name: str, other: str) -> str:
-    return f"the file has a tensor {name!r}, and so has {other}: which one is meant is not said"
+# %% ../../nbs/hub/05_checkpoint.ipynb #7e683326
+class _Model(NamedTuple):
+    "The files that are the model."
+    paths: list[str]
+    skipped: list[Skipped]
+    kind: str  # their weight format
+    indexes: _Indexes
 
+def _model_in(contents: _Contents, documents: dict[str, Any], wish: Wish) -> _Model:
+    "Choose the files of one model. Raises `BadInput` where they were never fetched, or are empty."
+    sizes, formats = contents.sizes, contents.formats
+    chosen, skipped = pick(sizes, documents, wish, formats)
+    contents.refuse_missing(chosen)
+    kind = Files(sizes, documents, formats=formats).weight_format(chosen)
+    return _Model(chosen, skipped, kind, _indexes(documents, {s.path for s in skipped}))
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #6c1fa382
+def _under_folder(header: Header, file: str) -> dict[str, TensorEntry]:
+    "The tensors of a file, the folder before their names."
+    folder = os.path.dirname(file)
+    return {f"{folder}:{n}": t for n, t in header.tensors.items()} if folder else header.tensors
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #1e4f0f4a
+def _twice(found: dict[str, TensorEntry], new: dict[str, TensorEntry], file: str) -> list[Risk]:
+    "Names in a file that another file has given to a tensor of its own."
+    def why(name: str) -> str:
+        other = found[name].file
+        return f"the file has a tensor {name!r}, and so has {other}: which one is meant is not said"
+    return [Risk("duplicate-key", file, why(name)) for name in found.keys() & new.keys()]
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #7b8d40da
 def _tensor_index(headers: list[Header], many: bool) -> tuple[dict[str, TensorEntry], list[Risk]]:
-    "All tensors, in a pipeline with the folder before the name; and the names that two files give to two tensors."
+    "All tensors, of a pipeline with the folder before the name; and names given to two tensors."
     found: dict[str, TensorEntry] = {}
-    twice = []
+    risks = []
     for header in headers:
         file = next((t.file for t in header.tensors.values()), "")
-        folder = os.path.dirname(file)
-        named = {f"{folder}:{n}": t for n, t in header.tensors.items()} if many and folder else header.tensors
-        both = {n: found[n].file for n in found.keys() & named.keys()}
-        twice += [Risk("duplicate-key", file, _two_tensors(name, other)) for name, other in both.items()]
+        named = _under_folder(header, file) if many else header.tensors
+        risks += _twice(found, named, file)
         found |= named
-    return found, sorted(twice, key=lambda r: r.why)
+    return found, sorted(risks, key=lambda r: r.why)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #0ce7aec9
-_TWO_MODELS = "an index of shards lies beside it, and libraries differ in which of the two they load"
-
-def _index_mismatches(indexes: _Indexes, headers: dict[str, Header]) -> list[Risk]:
-    "Of all indexes of safetensors files."
-    taken = [(p, shards) for p, shards in indexes.taken.items() if p.endswith(".safetensors.index.json")]
-    return [risk for path, shards in taken for risk in index_lies(path, shards, headers)]
-
 class _Held(NamedTuple):
     "What the headers hold."
     tensors: dict[str, TensorEntry]
@@ -637,28 +743,44 @@ class _Held(NamedTuple):
     risks: list[Risk]
     needs: dict[str, int]  # file → bytes that it must have
 
-def _held(
-    reader: _Reader,
-    chosen: list[str],
-    kind: str,
-    sizes: dict[str, int],
-    indexes: _Indexes,
-    left_out: set[str],
-) -> _Held:
+_TWO_MODELS = "an index of shards lies beside it, and libraries differ in which of the two they load"
+
+def _set_risks(headers: dict[str, Header], model: _Model) -> list[Risk]:
+    "What is wrong with the safetensors files as a set: other tensors than an index says, or two models."
+    taken = [(p, s) for p, s in model.indexes.taken.items() if p.endswith(".safetensors.index.json")]
+    risks = [risk for path, shards in taken for risk in index_lies(path, shards, headers)]
+    left_out = {s.path for s in model.skipped}
+    return risks + [Risk("duplicate-key", p, _TWO_MODELS) for p in headers if p + ".index.json" in left_out]
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #b4cfc13e
+def _safe_headers(reader: _Reader, model: _Model, sizes: dict[str, int]) -> dict[str, Header]:
+    "The headers of the safetensors files; the indexes say about how long each is."
+    safe = [p for p in model.paths if p.endswith(".safetensors") and not unsafe_path(p)]
+    named = [shard for shards in model.indexes.taken.values() for shard in shards.items()]
+    guesses = {file: guess_header(names, sizes.get(file, 0)) for file, names in named}
+    return dict(zip(safe, reader.headers(safe, sizes, guesses)))
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #8e5a1359
+def _texts_in(headers: Iterable[Header]) -> dict[str, Any]:
+    "The texts in the metadata of several files."
+    return {k: v for h in headers for k, v in h.metadata.items() if isinstance(v, str)}
+
+def _held_by(headers: dict[str, Header], model: _Model) -> _Held:
+    "What safetensors files hold."
+    read, folders = headers.values(), {os.path.dirname(p) for p in headers}
+    tensors, twice = _tensor_index(list(read), len(folders) > 1)
+    risks = [r for h in read for r in h.risks] + twice + _set_risks(headers, model)
+    needs: dict[str, int] = {}
+    for h in read: needs |= h.needs
+    return _Held(tensors, set(headers), _texts_in(read), risks, needs)
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #2a8eab36
+def _held(reader: _Reader, model: _Model, sizes: dict[str, int]) -> _Held:
     "Read the headers of the files that make up the model."
-    safe = [p for p in chosen if p.endswith(".safetensors") and not unsafe_path(p)]
-    guesses = {
-        s: guess_header(n, sizes.get(s, 0)) for shards in indexes.taken.values() for s, n in shards.items()
-    }
-    headers = reader.headers(safe, sizes, guesses)
-    tensors, risks = _tensor_index(headers, len({os.path.dirname(p) for p in safe}) > 1)
-    risks = [r for h in headers for r in h.risks] + risks + _index_mismatches(indexes, dict(zip(safe, headers)))
-    risks += [Risk("duplicate-key", p, _TWO_MODELS) for p in safe if p + ".index.json" in left_out]
-    metadata = {k: v for h in headers for k, v in h.metadata.items() if isinstance(v, str)}
-    needs = {file: size for h in headers for file, size in h.needs.items()}
-    if kind not in ("onnx", "gguf"): return _Held(tensors, set(safe), metadata, risks, needs)
-    walked = _walked(reader, chosen, sizes)
-    return walked._replace(metadata=metadata, risks=risks + walked.risks)
+    held = _held_by(_safe_headers(reader, model, sizes), model)
+    if model.kind not in ("onnx", "gguf"): return held
+    walked = _walked(reader, model.paths, sizes)
+    return walked._replace(metadata=held.metadata, risks=held.risks + walked.risks)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #11ca7fca
 def _config_in(documents: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -666,22 +788,31 @@ def _config_in(documents: Mapping[str, Any]) -> dict[str, Any] | None:
     found = [documents.get(p) for p in ("config.json", "model_index.json", "adapter_config.json")]
     return next((document for document in found if isinstance(document, dict)), None)
 
-def _document_risks(
-    paths: list[str], documents: Mapping[str, Any], templates: Mapping[str, str], indexes: _Indexes
-) -> list[Risk]:
-    "What the names and the small files ask for."
-    configs = {p: d for p, d in documents.items() if p not in indexes.named}
+# %% ../../nbs/hub/05_checkpoint.ipynb #df92e898
+def _asked_for(small: _Small, indexes: _Indexes) -> list[Risk]:
+    "Code that configurations and chat templates ask for."
+    configs = {p: d for p, d in small.documents.items() if p not in indexes.named}
     risks = [r for p, d in configs.items() for r in [*config_risks(p, d), *template_risks(p, d)]]
-    risks += [r for p, text in templates.items() for r in template_risks(p, text)]
-    risks += [r for p, shards in indexes.named.items() for r in _shard_risks(p, shards, paths)]
-    return risks + [Risk("path", p, "this name leaves the folder") for p in paths if unsafe_path(p)]
+    return risks + [r for p, text in small.templates.items() for r in template_risks(p, text)]
+
+def _document_risks(paths: list[str], small: _Small, indexes: _Indexes) -> list[Risk]:
+    "What the names and the small files ask for."
+    shards = [r for p, shards in indexes.named.items() for r in _shard_risks(p, shards, paths)]
+    leaving = [Risk("path", p, "this name leaves the folder") for p in paths if unsafe_path(p)]
+    return _asked_for(small, indexes) + shards + leaving
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #fdb834dd
+def _unread(paths: list[str], small: _Small) -> list[str]:
+    "Files whose first bytes are looked at: those that were not read, and have no header."
+    return [p for p in paths
+            if p not in small.documents and p not in small.templates and not p.endswith(".safetensors")]
+
 def _may_be_disguised(paths: list[str], chosen: list[str], risks: list[Risk]) -> list[str]:
     "Files called safetensors whose header was not read, or was none."
     odd = {r.path for r in risks if r.kind == "header-size"}
     return [p for p in paths if p.endswith(".safetensors") and (p not in chosen or p in odd)]
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #9c9ab874
 def _said_of(held: _Held, config: dict[str, Any] | None) -> dict[str, Any]:
     "What the tensors and the configuration say."
     return {
@@ -692,35 +823,46 @@ def _said_of(held: _Held, config: dict[str, Any] | None) -> dict[str, Any]:
         "tied": tied_tensors(held.tensors, held.metadata, config),
     }
 
-def _weights_of(chosen: list[str], held: _Held, sizes: dict[str, int], contents: _Contents) -> dict[str, Any]:
-    "What is said of the weight files of the model."
-    weights = [p for p in chosen if is_weights(p)]
+# %% ../../nbs/hub/05_checkpoint.ipynb #b80f8a8a
+def _weights_of(model: _Model, held: _Held, contents: _Contents) -> dict[str, Any]:
+    "What is said of the files of the model, and of those that are left out."
+    weights = [p for p in model.paths if is_weights(p)]
     return {
-        "weight_format": Files(sizes, formats=contents.formats).weight_format(chosen),
+        "weight_format": Files(contents.sizes, formats=contents.formats).weight_format(model.paths),
         "uncounted": [p for p in weights if p not in held.counted],
-        "weight_bytes": sum(sizes[p] for p in weights),
+        "weight_bytes": sum(contents.sizes[p] for p in weights),
+        "skipped": model.skipped,
     }
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #75315fe5
+def _content_risks(paths: list[str], contents: _Contents, model: _Model, held: _Held) -> list[Risk]:
+    "What first bytes say, and what unpickling would do. Raises `BadInput` where a file is cut."
+    for flaw in cut_files(held.needs, contents.sizes): refuse(flaw)
+    contents.look(_may_be_disguised(paths, model.paths, held.risks))
+    scans = contents.scans()
+    contents.refuse_cut(model.paths, scans)
+    return file_risks(paths, contents.kinds, scans)
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #485526e2
+def _looked_at(reader: _Reader, name: str, sizes: dict[str, int], small: _Small) -> _Contents:
+    "What the files are that were not read whole. Raises `BadInput` where there is no model among them."
+    contents = _Contents(reader, sizes)
+    contents.look(_unread(sorted(sizes), small))
+    refuse_nothing(name, sorted(sizes), contents.kinds)
+    return contents
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #c0035bde
 def _examine(reader: _Reader, name: str, files: list[FileEntry], wish: Wish) -> dict[str, Any]:
     "Everything that can be said from the names, the small files, the first bytes and the headers."
-    paths, sizes = sorted(f.path for f in files), {f.path: f.size_bytes for f in files}
-    documents, templates = _documents(reader, paths)
-    contents = _Contents(reader, sizes)
-    contents.look(p for p in paths if p not in {*documents, *templates} and not p.endswith(".safetensors"))
-    refuse_nothing(name, paths, contents.kinds)
-    chosen, skipped = pick(sizes, documents, wish, contents.formats)
-    contents.refuse_missing(chosen)
-    left_out = {s.path for s in skipped}
-    indexes = _indexes(documents, left_out)
-    kind = Files(sizes, documents, formats=contents.formats).weight_format(chosen)
-    held = _held(reader, chosen, kind, sizes, indexes, left_out)
-    for flaw in cut_files(held.needs, sizes): refuse(flaw)
-    contents.look(_may_be_disguised(paths, chosen, held.risks))
-    scans = contents.scans()
-    contents.refuse_cut(chosen, scans)
-    named = file_risks(paths, contents.kinds, scans) + _document_risks(paths, documents, templates, indexes)
-    said = _said_of(held, _config_in(documents)) | _weights_of(chosen, held, sizes, contents)
-    return said | {"risks": named + held.risks, "skipped": skipped}
+    sizes = {f.path: f.size_bytes for f in files}
+    paths = sorted(sizes)
+    small = _small_files(reader, paths)
+    contents = _looked_at(reader, name, sizes, small)
+    model = _model_in(contents, small.documents, wish)
+    held = _held(reader, model, sizes)
+    risks = _content_risks(paths, contents, model, held) + _document_risks(paths, small, model.indexes)
+    said = _said_of(held, _config_in(small.documents)) | _weights_of(model, held, contents)
+    return said | {"risks": risks + held.risks}
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #408ff9e6
 def _beside(path: str, files: set[str]) -> set[str]:
@@ -747,6 +889,14 @@ def _walked_header(reader: _Reader, path: str, size_bytes: int) -> tuple[Header,
         refuse(unreadable(path, path.rpartition(".")[2]))
         raise
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #5f2e6cad
+def _add_walked(held: _Held, path: str, header: Header, beside: set[str], prefix: str) -> None:
+    "Take in the header of one file, a prefix before the names of its tensors."
+    held.tensors.update({prefix + n: t for n, t in header.tensors.items()})
+    held.risks.extend(_walked_risks(path, header, beside))
+    held.counted.update(_beside(path, beside))
+    for file, size in header.needs.items(): held.needs[file] = max(size, held.needs.get(file, 0))
+
 def _walked(reader: _Reader, chosen: list[str], sizes: dict[str, int]) -> _Held:
     "What the headers of an ONNX or GGUF repository hold. Raises `BadInput` where one cannot be read."
     paths = [p for p in chosen if p.endswith((".onnx", ".gguf")) and not unsafe_path(p)]
@@ -754,15 +904,12 @@ def _walked(reader: _Reader, chosen: list[str], sizes: dict[str, int]) -> _Held:
     for path in paths:
         header, beside = _walked_header(reader, path, sizes[path])
         prefix = f"{path}:" if len(paths) > 1 and path.endswith(".onnx") else ""
-        held.tensors.update({prefix + n: t for n, t in header.tensors.items()})
-        held.risks.extend(_walked_risks(path, header, beside))
-        held.counted.update(_beside(path, beside))
-        for file, size in header.needs.items(): held.needs[file] = max(size, held.needs.get(file, 0))
+        _add_walked(held, path, header, beside, prefix)
     return held
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #14d86578
 def leaves(folder: Path, path: str) -> bool:
-    "True where a path leads out of a model's folder through a link; in the HF cache, out of the repository's."
+    "True where a link leads out of a model's folder; in the HF cache, out of the repository's."
     real = folder.resolve()
     try: target = (folder / path).resolve()
     except (OSError, RuntimeError): return False  # a circle of links leads nowhere
@@ -785,30 +932,40 @@ def files_of(
     return [source.file, *sorted(p for p in beside if not unsafe_path(p) and (source.path / p).is_file())]
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #4a44127b
-def _card(reader: _Reader) -> dict[str, str]:
+def _card(reader: _Reader, paths: list[str]) -> dict[str, str]:
+    "The plain values of the model's card."
+    if "README.md" not in paths: return {}
     return card_data(reader.texts(["README.md"])["README.md"].decode("utf-8", "replace"))
 
+def _checkpoint(
+    said: dict[str, Any], folder: Path | None, card: dict[str, str], files: list[FileEntry], **more: Any
+) -> Checkpoint:
+    "The result, of what `_examine` and the card said and what is known besides."
+    index = said.pop("index")
+    library = more.pop("library", None) or library_of(said["config"], card, [f.path for f in files])
+    own = {"files": files, "license": card.get("license"), "library": library}
+    return Checkpoint(**said, **own, **more).with_local(folder, index)
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #deca4619
+def _link_risks(source: Source, paths: list[str]) -> list[Risk]:
+    "Links that lead out of a folder; of a single file nothing else counts."
+    if source.file is not None: return []
+    out = [p for p in paths if leaves(source.path, p)]
+    return [Risk("path", p, "this link leads out of the folder") for p in out]
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #1a820fb6
 def _inspect_folder(source: Source, wish: Wish) -> Checkpoint:
+    "What a local folder holds."
     folder = source.path
     if not folder.is_dir():
         raise BadInput(f"there is no folder {folder.name} of {source.name}", "Install the package again")
     reader = _Local(folder, files_of(source))
     files = reader.files()
     paths = [f.path for f in files]
-    card = _card(reader) if "README.md" in paths else {}
+    card = _card(reader, paths)
     said = _examine(reader, source.name, files, wish)
-    index = said.pop("index")
-    out = [p for p in paths if leaves(folder, p)] if source.file is None else []
-    said["risks"] += [Risk("path", p, "this link leads out of the folder") for p in out]
-    found = Checkpoint(
-        repo=source.name,
-        files=files,
-        license=card.get("license"),
-        library=library_of(said["config"], card, paths),
-        bytes_read=reader.bytes_read,
-        **said,
-    )
-    return found.with_local(folder, index)
+    said["risks"] += _link_risks(source, paths)
+    return _checkpoint(said, folder, card, files, repo=source.name, bytes_read=reader.bytes_read)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #32451032
 def say_cached(
@@ -834,7 +991,17 @@ def _card_texts(card: dict[str, Any]) -> dict[str, str]:
     texts = {k: v for k, v in card.items() if isinstance(v, (str, list))}
     return {k: v if isinstance(v, str) else ", ".join(map(str, v)) for k, v in texts.items()}
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #cc3301bd
+def _inspect_listed(source: Source, remote: Any, at: Any, wish: Wish) -> Checkpoint:
+    "What a repository on the Hub holds, at one commit."
+    files = [FileEntry(f.path, f.size_bytes or 0, f.sha256) for f in at.files]
+    said = _examine(HubReader(remote, at), source.name, files, wish)
+    said |= {"repo": at.repo, "revision": source.revision, "commit": at.commit, "gated": at.gated}
+    card, read = _card_texts(at.card), remote.bytes_read
+    return _checkpoint(said, None, card, files, library=at.library, bytes_read=read)
+
 def _inspect_hub(source: Source, wish: Wish) -> Checkpoint:
+    "What a repository on the Hub holds; the HF cache answers where the Hub does not."
     from fsdl_devinfra.hub.remote import Remote, find
     remote = Remote()
     try: at = find(remote, source.hub_id, source.revision)
@@ -843,55 +1010,40 @@ def _inspect_hub(source: Source, wish: Wish) -> Checkpoint:
         if cached is None: raise
         say_cached(source, cached, e)
         return _inspect_cached(source, cached, wish)
-    reader = HubReader(remote, at)
-    files = [FileEntry(f.path, f.size_bytes or 0, f.sha256) for f in at.files]
-    said = _examine(reader, source.name, files, wish)
-    index = said.pop("index")
-    card = _card_texts(at.card)
-    found = Checkpoint(
-        repo=at.repo,
-        revision=source.revision,
-        commit=at.commit,
-        files=files,
-        license=card.get("license"),
-        gated=at.gated,
-        library=at.library or library_of(said["config"], card, [f.path for f in files]),
-        bytes_read=remote.bytes_read,
-        **said,
-    )
-    return found.with_local(None, index)
+    return _inspect_listed(source, remote, at, wish)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #4a42549b
 def inspect(
     model: str | Path | Source | None = None,  # nothing, a local folder or a Hub id
     wish: Wish | None = None,  # which files, or which quantisation; default: those of one model
 ) -> Checkpoint:
-    "Say what a model holds. Raises `BadInput` for a name that is none, `Unreachable` where the Hub does not answer."
+    """Say what a model holds.
+
+    Raises `BadInput` for a name that is none, `Unreachable` where the Hub does not answer."""
     source = model if isinstance(model, Source) else resolve(model, anything=True)
     look = _inspect_folder if source.is_local else _inspect_hub
     with uncollected(): return look(source, wish or Wish())
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #60bbd79a
-def _printable(value: Any) -> Any:
-    "The same document, with the control characters in its names spelt out."
-    if isinstance(value, str): return printable(value)
-    if isinstance(value, list): return [_printable(v) for v in value]
-    if isinstance(value, dict): return {_printable(k): _printable(v) for k, v in value.items()}
-    if not is_dataclass(value) or isinstance(value, type): return value
+def _printable_fields(value: Any) -> Any:
+    "A dataclass with such names spelt out; a config is for programs and stays as it is."
     names = [f.name for f in fields(value) if f.name != "config"]
     new = replace(value, **{name: _printable(getattr(value, name)) for name in names})
     if isinstance(value, Checkpoint): new.__dict__["modules"] = [_printable(m) for m in value.modules]
     return new
 
+def _printable(value: Any) -> Any:
+    "The same document, with the control characters in its names spelt out."
+    if isinstance(value, str): return printable(value)
+    if isinstance(value, list): return [_printable(v) for v in value]
+    if isinstance(value, dict): return {_printable(k): _printable(v) for k, v in value.items()}
+    return _printable_fields(value) if is_dataclass(value) and not isinstance(value, type) else value
+
 # %% ../../nbs/hub/05_checkpoint.ipynb #faeeb612
 def _row(m: Module) -> tuple[Any, ...]:
-    return (
-        "  " * m.name.count(".") + m.name.rpartition(".")[2],
-        m.repeats,
-        count_text(m.parameters),
-        size_text(m.size_bytes),
-        " ".join(m.dtypes),
-    )
+    "A module as a row of the table, indented by its depth."
+    name = "  " * m.name.count(".") + m.name.rpartition(".")[2]
+    return name, m.repeats, count_text(m.parameters), size_text(m.size_bytes), " ".join(m.dtypes)
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #c0287a61
 def skipped_text(
@@ -903,8 +1055,9 @@ def skipped_text(
     for s in skipped:
         sizes[s.why] += s.size_bytes
         counts[s.why] += 1
-    most = sizes.most_common(12)
-    return "\n".join(f"Skipped {size_text(size)}: {why}, {count_of(counts[why], 'file')}" for why, size in most)
+    def line(why: str, size: int) -> str:
+        return f"Skipped {size_text(size)}: {why}, {count_of(counts[why], 'file')}"
+    return "\n".join(line(why, size) for why, size in sizes.most_common(12))
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #5ba85d4a
 def _headline(said: Checkpoint) -> str:
@@ -930,9 +1083,28 @@ def _facts_text(said: Checkpoint) -> str:
     facts += [(f"{name} is tied to", other) for name, other in said.tied.items()]
     return "\n".join(f"  {what:<32}{value}" for what, value in facts)
 
+# %% ../../nbs/hub/05_checkpoint.ipynb #30ff4f13
 def _uncounted_text(paths: list[str]) -> str:
+    "The weight files that are not counted."
+    if not paths: return ""
     some = ", ".join(paths[:6]) + (" …" if len(paths) > 6 else "")
     return f"Not counted above, because the format does not tell or the weights are there already: {some}."
+
+# %% ../../nbs/hub/05_checkpoint.ipynb #f97d395a
+def _modules_text(modules: list[Module]) -> str:
+    "The first rows of the tree of modules."
+    rows = [_row(module) for module in modules[:40]]
+    return table_text(["module", "×", "parameters", "size", "dtype"], rows) if rows else ""
+
+def _files_text(files: list[FileEntry]) -> str:
+    "The files, with the beginning of their hashes."
+    rows = [(f.path, size_text(f.size_bytes), (f.sha256 or "-")[:16]) for f in files]
+    return table_text(["file", "size", "sha256"], rows)
+
+def _risks_text(risks: list[Risk]) -> str:
+    "The risks that were found."
+    rows = [(risk.kind, risk.path, risk.why) for risk in risks]
+    return table_text(["risk", "file", "why"], rows) if rows else ""
 
 # %% ../../nbs/hub/05_checkpoint.ipynb #199ac39b
 def report(
@@ -940,14 +1112,13 @@ def report(
 ) -> str:  # plain text, the verdict first
     "What a repository holds, for a terminal."
     said = _printable(checkpoint)
-    parts = [_headline(said), _facts_text(said)]
-    if said.modules:
-        rows = [_row(module) for module in said.modules[:40]]
-        parts.append(table_text(["module", "×", "parameters", "size", "dtype"], rows))
-    files = [(f.path, size_text(f.size_bytes), (f.sha256 or "-")[:16]) for f in said.files]
-    parts.append(table_text(["file", "size", "sha256"], files))
-    if said.uncounted: parts.append(_uncounted_text(said.uncounted))
-    if said.skipped: parts.append(skipped_text(said.skipped))
-    risks = [(risk.kind, risk.path, risk.why) for risk in said.risks]
-    if risks: parts.append(table_text(["risk", "file", "why"], risks))
-    return "\n\n".join(parts)
+    parts = [
+        _headline(said),
+        _facts_text(said),
+        _modules_text(said.modules),
+        _files_text(said.files),
+        _uncounted_text(said.uncounted),
+        skipped_text(said.skipped),
+        _risks_text(said.risks),
+    ]
+    return "\n\n".join(part for part in parts if part)

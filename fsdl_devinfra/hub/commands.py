@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 from ..core.command import Outcome, Parser, add_json, at_least
@@ -42,35 +43,51 @@ def _wish(args: argparse.Namespace) -> Any:
 
 @_verdict
 def _inspect(args: argparse.Namespace) -> Outcome:
+    "`hub inspect`."
     from fsdl_devinfra.hub.checkpoint import inspect
     found = inspect(args.model, _wish(args))
     return Outcome(found.to_dict(), str(found), HOLDS)
 
-@_verdict
-def _lock(args: argparse.Namespace) -> Outcome:
+def _locked_from(source: Any, made: Any) -> list[Path]:
+    "The files on this machine that a lock was made of."
+    return [source.folder / f.path for f in made.files] if source.folder else []
+
+def _save(args: argparse.Namespace, source: Any, made: Any) -> Path:
+    "Write a lock, but not over a file that it is of, and remember which folder it is of."
     from fsdl_devinfra.core.results import not_itself
-    from fsdl_devinfra.hub.locks import lock
     from fsdl_devinfra.hub.verification import remember_folder
-    source = resolve(args.model, anything=True)
-    made = lock(source, quiet=False, wish=_wish(args))
-    read = [source.folder / f.path for f in made.files] if source.folder else []
+    read = _locked_from(source, made)
     for output in filter(None, (args.output, args.bom)): not_itself(output, *read)
     file = made.save(args.output)
-    if source.folder: remember_folder(file, source.folder / source.file if source.file else source.folder)
+    if source.folder: remember_folder(file, source.folder / (source.file or ""))
+    return file
+
+@_verdict
+def _lock(args: argparse.Namespace) -> Outcome:
+    "`hub lock`: the lock, and the bill of materials where one is asked for."
+    from fsdl_devinfra.hub.locks import lock
+    source = resolve(args.model, anything=True)
+    made = lock(source, quiet=False, wish=_wish(args))
+    file = _save(args, source, made)
     text = f"{made}; written to {file}."
-    if not args.bom: return Outcome(made.to_dict(), text, HOLDS)
+    if args.bom: text += f"\n{_bill(made if made.repo else file, args.bom)}"
+    return Outcome(made.to_dict(), text, HOLDS)
+
+def _bill(lock: Any, output: str) -> Any:
+    "Write the bill of materials of a lock."
     from fsdl_devinfra.hub.materials import bom
-    bill = bom(made if made.repo else file, args.bom)
-    return Outcome(made.to_dict(), f"{text}\n{bill}", HOLDS)
+    return bom(lock, output)
 
 @_verdict
 def _pull(args: argparse.Namespace) -> Outcome:
+    "`hub pull`."
     from fsdl_devinfra.hub.pulling import pulled
     done = pulled(args.model, args.local_dir, quiet=False, wish=_wish(args), mirrors=args.mirror)
     return Outcome(done.to_dict(), done.path, HOLDS)
 
 @_verdict
 def _verify(args: argparse.Namespace) -> Outcome:
+    "`hub verify`."
     from fsdl_devinfra.hub.verification import verify
     if args.signature: return _verify_signed(args)
     if args.public_key or args.certificate_chain or args.identity or args.identity_provider:
@@ -78,72 +95,74 @@ def _verify(args: argparse.Namespace) -> Outcome:
     found = verify(args.lock, args.path, full=args.full, quiet=False)
     return Outcome(found.to_dict(), str(found), HOLDS if found.ok else FAILS)
 
-def _serve(args: argparse.Namespace) -> Outcome:
-    from fsdl_devinfra.hub.server import serve
-    def ready(url: str, repos: list[str]) -> None:
-        some = ", ".join(repos[:5]) + (" …" if len(repos) > 5 else "")
-        status(
-            f"Serving {len(repos)} model{'s' * (len(repos) != 1)} at {url}: {some}\nUse it with: export HF_ENDPOINT={url}\nStop with Ctrl-C."
-        )
+def _say_serving(url: str, repos: list[str]) -> None:
+    "Say on standard error what is served, and how to use it."
+    some = ", ".join(repos[:5]) + (" …" if len(repos) > 5 else "")
+    models = f"{len(repos)} model{'s' * (len(repos) != 1)}"
+    status(f"Serving {models} at {url}: {some}\nUse it with: export HF_ENDPOINT={url}\nStop with Ctrl-C.")
 
-    serve(args.folder, args.host, args.port, {repo: token() or "" for repo in args.gated}, ready)
+def _serve(args: argparse.Namespace) -> Outcome:
+    "`hub serve`."
+    from fsdl_devinfra.hub.server import serve
+    tokens = {repo: token() or "" for repo in args.gated}
+    serve(args.folder, args.host, args.port, tokens, _say_serving)
     return Outcome({"folder": os.fspath(args.folder)}, "Stopped.", HOLDS)
 
 # %% ../../nbs/hub/20_commands.ipynb #00efd909
 @_verdict
 def _diff(args: argparse.Namespace) -> Outcome:
+    "`hub diff`."
     from fsdl_devinfra.hub.comparison import diff
     found = diff(args.left, args.right, args.full, quiet=False, wish=_wish(args))
     return Outcome(found.to_dict(), str(found), HOLDS if found.verdict == "same" else FAILS)
 
 @_verdict
 def _bom(args: argparse.Namespace) -> Outcome:
+    "`hub bom`."
     from fsdl_devinfra.hub.materials import bom
     made = bom(args.model, args.output, quiet=False)
     return Outcome(made.to_dict(), str(made), HOLDS)
 
 def _register_bom(verb: Callable[..., Parser]) -> None:
-    one = verb(
-        "bom",
-        "a CycloneDX bill of materials, with the licences of what the model was made from",
-        _bom,
-        """
+    "Add `hub bom`."
+    line = "a CycloneDX bill of materials, with the licences of what the model was made from"
+    one = verb("bom", line, _bom, """
 fsdl-devinfra hub bom model.lock.json -o model.cdx.json
-fsdl-devinfra hub bom org/name --json          the document, and the licence chain""",
-    )
-    one.add_argument(
-        "model",
-        metavar="LOCK|MODEL",
-        help="a file that `hub lock` wrote, org/name[@revision], or a local folder",
-    )
+fsdl-devinfra hub bom org/name --json          the document, and the licence chain""")
+    taken = "a file that `hub lock` wrote, org/name[@revision], or a local folder"
+    one.add_argument("model", metavar="LOCK|MODEL", help=taken)
     one.add_argument("-o", "--output", metavar="FILE", help="where the CycloneDX document is written")
+
+def _checked_signature(args: argparse.Namespace) -> Any:
+    "The check of the signature over a lock."
+    from fsdl_devinfra.hub.signing import Trust, check_signature
+    trust = Trust(args.public_key, tuple(args.certificate_chain), args.identity, args.identity_provider)
+    return check_signature(args.lock, args.signature, trust)
 
 def _verify_signed(args: argparse.Namespace) -> Outcome:
     "The signature over the lock first, for a lock that is not to be trusted says nothing about files."
-    from fsdl_devinfra.hub.signing import Trust, check_signature
     from fsdl_devinfra.hub.verification import verify
-    trust = Trust(args.public_key, tuple(args.certificate_chain), args.identity, args.identity_provider)
-    signed = check_signature(args.lock, args.signature, trust)
-    try:
-        found = verify(args.lock, args.path, full=args.full, quiet=False)
+    signed = _checked_signature(args)
+    try: found = verify(args.lock, args.path, full=args.full, quiet=False)
     except CheckError as e:
         raise type(e)(f"the signature holds, and the files were not checked: {e.message}", e.hint) from None
     text = f"{signed}\n{found}" if found.ok else f"{found}\n\n{signed}"
     return Outcome(found.to_dict() | {"signature": signed.to_dict()}, text, HOLDS if found.ok else FAILS)
 
+def _password(args: argparse.Namespace) -> str | None:
+    "The key's password, out of the environment. Raises `BadInput` where it is not there."
+    name = args.password_env
+    password = os.environ.get(name) if name else None
+    if name and not password:
+        raise BadInput(f"the environment variable {name} holds nothing", "Put the key's password there")
+    return password
+
 def _sign(args: argparse.Namespace) -> Outcome:
+    "`hub sign`."
     from fsdl_devinfra.hub.signing import Signer, sign
-    password = os.environ.get(args.password_env) if args.password_env else None
-    if args.password_env and not password:
-        raise BadInput(
-            f"the environment variable {args.password_env} holds nothing", "Put the key's password there"
-        )
-    chain = tuple(args.certificate_chain)
-    made = sign(
-        args.lock,
-        Signer(args.private_key, password, args.signing_certificate, chain, args.identity_token),
-        args.output,
-    )
+    password, chain = _password(args), tuple(args.certificate_chain)
+    signer = Signer(args.private_key, password, args.signing_certificate, chain, args.identity_token)
+    made = sign(args.lock, signer, args.output)
     return Outcome(made.to_dict(), str(made), HOLDS)
 
 def _add_chain(parser: Parser, what: str) -> None:
@@ -153,50 +172,41 @@ def _add_chain(parser: Parser, what: str) -> None:
 
 def _add_trust(parser: Parser) -> None:
     "Whose signature is accepted."
-    parser.add_argument(
-        "--signature", metavar="FILE", help="also check this signature over the lock"
-    )
+    parser.add_argument("--signature", metavar="FILE", help="also check this signature over the lock")
     parser.add_argument("--public-key", metavar="FILE", help="the signer's public key, in PEM")
     _add_chain(parser, "a root or intermediate certificate")
     parser.add_argument("--identity", metavar="NAME", help="the signer at Sigstore, e.g. an e-mail address")
-    parser.add_argument(
-        "--identity-provider", metavar="URL", help="the identity's OpenID provider at Sigstore"
-    )
+    provider = "the identity's OpenID provider at Sigstore"
+    parser.add_argument("--identity-provider", metavar="URL", help=provider)
 
 
 def _register_sign(verb: Callable[..., Parser]) -> None:
+    "Add `hub sign`."
     one = verb("sign", "an OpenSSF model signature over the names and hashes of a lock", _sign, """
 fsdl-devinfra hub sign model.lock.json --private-key key.pem      writes model.lock.json.sig
 fsdl-devinfra hub verify model.lock.json ./my-model --signature model.lock.json.sig --public-key key.pub
 model_signing verify key --signature model.lock.json.sig --public_key key.pub ./my-model""")
     one.add_argument("lock", metavar="LOCK", help="a file that `hub lock` wrote")
-    one.add_argument(
-        "--private-key",
-        metavar="FILE",
-        help="an elliptic-curve key, in PEM; without one Sigstore asks who you are",
-    )
-    one.add_argument(
-        "--password-env", metavar="NAME", help="the environment variable that holds the key's password"
-    )
+    key = "an elliptic-curve key, in PEM; without one Sigstore asks who you are"
+    one.add_argument("--private-key", metavar="FILE", help=key)
+    password = "the environment variable that holds the key's password"
+    one.add_argument("--password-env", metavar="NAME", help=password)
     one.add_argument("--signing-certificate", metavar="FILE", help="the certificate of that key, in PEM")
     _add_chain(one, "a certificate above it")
     one.add_argument("--identity-token", metavar="TOKEN", help="for Sigstore without a browser")
     one.add_argument("-o", "--output", metavar="FILE", help="the signature to write [LOCK.sig]")
 
 def _register_compare(verb: Callable[..., Parser]) -> None:
+    "Add `hub diff`."
     one = verb("diff", "what changed between two models or revisions, tensor by tensor", _diff, """
 fsdl-devinfra hub diff org/name@v1 org/name@v2     no weights are downloaded where hashes answer
 fsdl-devinfra hub diff model.lock.json ./my-model  a lock and a folder
 fsdl-devinfra hub diff ./before ./after --full     with digests and how far tensors are apart""")
-    one.add_argument(
-        "left", metavar="A", help="org/name[@revision], a local folder, or a file that `hub lock` wrote"
-    )
+    taken = "org/name[@revision], a local folder, or a file that `hub lock` wrote"
+    one.add_argument("left", metavar="A", help=taken)
     one.add_argument("right", metavar="B", help="the same, of the other model")
-    one.add_argument(
-        "--full",
-        action="store_true",
-        help="read and compare the tensors of all files that differ, from the Hub too",
-    )
+    full = "read and compare the tensors of all files that differ, from the Hub too"
+    one.add_argument("--full", action="store_true", help=full)
     _add_wish(one)
 
 # %% ../../nbs/hub/20_commands.ipynb #5e3ca30c
@@ -213,30 +223,13 @@ fsdl-devinfra hub serve ./models
 
 def _add_wish(parser: Parser) -> None:
     "Which files of a repository; without these options those of one model."
-    parser.add_argument(
-        "--include", action="append", default=[], metavar="GLOB", help="only these files; may be repeated"
-    )
-    parser.add_argument(
-        "--exclude", action="append", default=[], metavar="GLOB", help="not these files; may be repeated"
-    )
+    for option, which in (("--include", "only these files"), ("--exclude", "not these files")):
+        text = f"{which}; may be repeated"
+        parser.add_argument(option, action="append", default=[], metavar="GLOB", help=text)
     parser.add_argument("--quant", metavar="NAME", help="one quantisation or variant, e.g. Q4_K_M or fp16")
 
-def register(
-    parser: Parser,  # of `fsdl-devinfra hub`
-) -> None:
-    "Add the subcommands."
-    parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
-    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=Parser)
-
-    def verb(
-        name: str, line: str, function: Callable[[argparse.Namespace], Outcome], examples: str
-    ) -> Parser:
-        new = verbs.add_parser(
-            name, help=line, description=line[0].upper() + line[1:] + ".", examples=examples
-        )
-        new.set_defaults(run=function)
-        add_json(new)
-        return new
+def _register_inspect(verb: Callable[..., Parser]) -> None:
+    "Add `hub inspect`."
     one = verb("inspect", "what a repository holds, without downloading weights", _inspect, """
 fsdl-devinfra hub inspect                      the small model in the package
 fsdl-devinfra hub inspect ./my-model --json    a folder, as a document
@@ -244,68 +237,74 @@ fsdl-devinfra hub inspect model-Q4_K_M.gguf    a single file
 fsdl-devinfra hub inspect org/name@v1.0        a repository on the Hub""")
     one.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
     _add_wish(one)
+
+def _register_lock(verb: Callable[..., Parser]) -> None:
+    "Add `hub lock`."
     one = verb("lock", "exact commit and a hash for every chosen file", _lock, """
 fsdl-devinfra hub lock org/name                writes model.lock.json
 fsdl-devinfra hub lock ./my-model -o my.lock.json
 fsdl-devinfra hub lock datasets/org/name       a data set: every shard of it""")
     one.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL)
-    one.add_argument(
-        "-o", "--output", metavar="FILE", default="model.lock.json", help="the lock to write [%(default)s]"
-    )
+    text = "the lock to write [%(default)s]"
+    one.add_argument("-o", "--output", metavar="FILE", default="model.lock.json", help=text)
     one.add_argument("--bom", metavar="FILE", help="also write a CycloneDX bill of materials")
     _add_wish(one)
-    _register_more(verb)
-    _register_compare(verb)
-    _register_sign(verb)
-    _register_bom(verb)
 
-def _register_more(verb: Callable[..., Parser]) -> None:
+def _register_pull(verb: Callable[..., Parser]) -> None:
+    "Add `hub pull`."
     one = verb("pull", "verified, resumable download; prints the folder", _pull, """
 fsdl-devinfra hub pull model.lock.json         into the HF cache, where Transformers finds it
 fsdl-devinfra hub pull org/name --local-dir ./my-model
 fsdl-devinfra hub pull org/name-GGUF --quant Q4_K_M   one quantisation of many
 fsdl-devinfra hub pull model.lock.json --mirror file:///mnt/models --mirror https://hub.internal""")
-    one.add_argument(
-        "model", metavar="MODEL|LOCK", help="org/name[@revision], or a file that `hub lock` wrote"
-    )
+    taken = "org/name[@revision], or a file that `hub lock` wrote"
+    one.add_argument("model", metavar="MODEL|LOCK", help=taken)
     one.add_argument("--local-dir", metavar="DIR", help="a plain folder instead of the HF cache")
-    one.add_argument(
-        "--mirror",
-        action="append",
-        default=[],
-        metavar="URL",
-        help="a folder, web server, Hub or bucket that is asked before the Hub; may be repeated",
-    )
+    mirror = "a folder, web server, Hub or bucket that is asked before the Hub; may be repeated"
+    one.add_argument("--mirror", action="append", default=[], metavar="URL", help=mirror)
     _add_wish(one)
+
+def _register_verify(verb: Callable[..., Parser]) -> None:
+    "Add `hub verify`."
     one = verb("verify", "compare what is on disk with a lock, offline", _verify, """
 fsdl-devinfra hub verify model.lock.json               what it was made from, or is in the HF cache
 fsdl-devinfra hub verify model.lock.json ./my-model --full
 fsdl-devinfra hub verify model.lock.json --signature model.lock.json.sig --public-key key.pub""")
     one.add_argument("lock", metavar="LOCK", help="a file that `hub lock` wrote")
-    one.add_argument(
-        "path",
-        nargs="?",
-        metavar="PATH",
-        help="the folder [the HF cache; for the lock of a folder that folder]",
-    )
-    one.add_argument(
-        "--full", action="store_true", help="hash every file again, also those known to be unchanged"
-    )
+    path = "the folder [the HF cache; for the lock of a folder that folder]"
+    one.add_argument("path", nargs="?", metavar="PATH", help=path)
+    full = "hash every file again, also those known to be unchanged"
+    one.add_argument("--full", action="store_true", help=full)
     _add_trust(one)
+
+def _register_serve(verb: Callable[..., Parser]) -> None:
+    "Add `hub serve`."
     one = verb("serve", "a folder org/name/… as a read-only Hub", _serve, """
 fsdl-devinfra hub serve ./models               then: export HF_ENDPOINT=http://127.0.0.1:8000
 fsdl-devinfra hub serve ~/.cache/huggingface/hub --port 9000""")
     one.add_argument("folder", metavar="DIR", help="holds org/name/…, or is an HF cache")
     one.add_argument("--port", type=at_least(0), default=8000, help="0 takes a free one [%(default)s]")
-    one.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="the address to listen on; another than [%(default)s] lets others read",
-    )
-    one.add_argument(
-        "--gated",
-        action="append",
-        default=[],
-        metavar="ORG/NAME",
-        help="ask for this machine's HF_TOKEN before serving it",
-    )
+    host = "the address to listen on; another than [%(default)s] lets others read"
+    one.add_argument("--host", default="127.0.0.1", help=host)
+    gated = "ask for this machine's HF_TOKEN before serving it"
+    one.add_argument("--gated", action="append", default=[], metavar="ORG/NAME", help=gated)
+
+def _add_verb(
+    verbs: Any, name: str, line: str, function: Callable[[argparse.Namespace], Outcome], examples: str
+) -> Parser:
+    "Add one subcommand."
+    described = line[0].upper() + line[1:] + "."
+    new = verbs.add_parser(name, help=line, description=described, examples=examples)
+    new.set_defaults(run=function)
+    add_json(new)
+    return new
+
+def register(
+    parser: Parser,  # of `fsdl-devinfra hub`
+) -> None:
+    "Add the subcommands."
+    parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=Parser)
+    verb = partial(_add_verb, verbs)
+    for add in (_register_inspect, _register_lock, _register_pull, _register_verify, _register_serve,
+                _register_compare, _register_sign, _register_bom): add(verb)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from ..core.console import progress, table_html, table_text
 from ..core.errors import BadInput, CheckError, Unreachable
@@ -56,6 +56,7 @@ class FileChange:
     change: Literal["changed", "added", "removed"]
     size_bytes: list[int]  # [left, right]; one where only one side has it
 
+# %% ../../nbs/hub/12_diff.ipynb #1a87c16c
 @dataclass(frozen=True)
 class ComparedModel:
     "One of the two."
@@ -67,9 +68,6 @@ class ComparedModel:
     tensors: int
 
 # %% ../../nbs/hub/12_diff.ipynb #93ba3d67
-def _escaped(text: str) -> str:
-    return html.escape(text)
-
 @dataclass(frozen=True)
 class ModelDifference(Result):
     "What changed between two models."
@@ -78,19 +76,19 @@ class ModelDifference(Result):
     summary: str  # one sentence
     left: ComparedModel
     right: ComparedModel
-    counts: dict[str, int] = field(default_factory=dict)  # "same" and each kind of `TensorChange` → how many
+    counts: dict[str, int] = field(default_factory=dict)  # "same" and each kind of change → how many
     tensors: list[TensorChange] = field(default_factory=list)  # that are not the same
     files: list[FileChange] = field(default_factory=list)  # that are not the same
-    documents: list[Remark] = field(default_factory=list)  # configuration, tokenizer, template, code, licence
+    documents: list[Remark] = field(default_factory=list)  # configuration, tokenizer, template, code …
     notes: list[str] = field(default_factory=list)  # what could not be said, and how to get it said
     bytes_downloaded: int = 0  # of weights
 
     def __str__(self) -> str: return _report(self)
 
     def _repr_html_(self) -> str:
-        tables = [f"<p><b>{self.verdict.capitalize()}</b>: {_escaped(self.summary)}</p>"]
+        tables = [f"<p><b>{self.verdict.capitalize()}</b>: {html.escape(self.summary)}</p>"]
         tables += [table_html(header, rows) for header, rows in _tables(self)]
-        return "\n".join(tables + [f"<p>{_escaped(n)}</p>" for n in self.notes])
+        return "\n".join(tables + [f"<p>{html.escape(n)}</p>" for n in self.notes])
 
 # %% ../../nbs/hub/12_diff.ipynb #94126adf
 def _arrow(values: Iterable[Any]) -> str:
@@ -98,14 +96,17 @@ def _arrow(values: Iterable[Any]) -> str:
     return " → ".join(dict.fromkeys(map(str, values)))
 
 def _tensor_row(t: TensorChange) -> tuple[str, ...]:
+    "Name, change, dtype and shape, for a reader."
     name = f"{t.name} → {t.right_name}" if t.right_name else t.name
     shapes = ["×".join(map(str, shape)) or "scalar" for shape in t.shape]
     return printable(name), t.change, _arrow(t.dtype), _arrow(shapes)
 
 def _statistics_row(s: TensorStatistics | None) -> tuple[str, str, str]:
+    "How far apart two tensors are; empty where they were not measured."
     if s is None: return "", "", ""
     share = "cast only" if s.is_cast else f"{s.changed_share:.2%}"
-    return f"{s.max_abs_difference:.3g}", "–" if s.relative_norm is None else f"{s.relative_norm:.3g}", share
+    norm = "–" if s.relative_norm is None else f"{s.relative_norm:.3g}"
+    return f"{s.max_abs_difference:.3g}", norm, share
 
 # %% ../../nbs/hub/12_diff.ipynb #c6089afe
 _SHOWN = 30  # rows of a table
@@ -113,17 +114,23 @@ _SHOWN = 30  # rows of a table
 _Table = tuple[list[str], list[tuple[Any, ...]]]  # header and rows
 
 def _tensor_table(changes: list[TensorChange], measured: bool) -> _Table:
+    "A row a tensor, with the columns of statistics where any were taken."
     header = ["tensor", "change", "dtype", "shape"]
     if not measured: return header, [_tensor_row(t) for t in changes]
-    return [*header, "max |Δ|", "‖Δ‖/‖left‖", "elements"], [(*_tensor_row(t), *_statistics_row(t.statistics)) for t in changes]
+    rows: list[tuple[Any, ...]] = [(*_tensor_row(t), *_statistics_row(t.statistics)) for t in changes]
+    return [*header, "max |Δ|", "‖Δ‖/‖left‖", "elements"], rows
 
+# %% ../../nbs/hub/12_diff.ipynb #89a89396
 def _document_table(remarks: list[Remark]) -> _Table:
+    "A row a remark on a document."
     return ["file", "effect", "what"], [(printable(r.path), r.effect, printable(r.what)) for r in remarks]
 
 def _file_table(changes: list[FileChange]) -> _Table:
+    "A row a file that is not the same."
     rows = [(printable(f.path), f.change, " → ".join(map(size_text, f.size_bytes))) for f in changes]
     return ["file", "change", "size"], rows
 
+# %% ../../nbs/hub/12_diff.ipynb #daca3afa
 def _tables(found: ModelDifference) -> list[_Table]:
     "The tables that have rows: tensors, documents, files."
     measured = any(t.statistics for t in found.tensors)
@@ -195,31 +202,44 @@ _LARGEST_TEXT = 64 * MIB
 
 # %% ../../nbs/hub/12_diff.ipynb #8e3ca67f
 def _name_of(model: Any) -> str:
+    "What a model is called in the report: as it was given, or what its lock says."
     if isinstance(model, ModelLock):
         return f"{model.repo}@{model.commit[:12]}" if model.repo and model.commit else "a lock"
     return model.name if isinstance(model, Source) else os.fspath(model)
 
-def _is_lock(path: Path) -> bool: return path.is_file() and is_lock_file(path)
+def _is_lock(model: Any) -> bool:
+    "True for a lock, or the file of one."
+    if isinstance(model, ModelLock): return True
+    return isinstance(model, (str, Path)) and Path(model).is_file() and is_lock_file(Path(model))
 
 # %% ../../nbs/hub/12_diff.ipynb #3df054d6
 def _cached(locked: ModelLock) -> Path | None:
+    "The snapshot of a lock's commit in the HF cache."
     return cached_snapshot(Source(str(locked.repo), repo=locked.repo, revision=locked.commit))
 
 def _inspected(folder: Path, wish: Wish) -> Checkpoint | None:
+    "What a folder holds; None where it cannot be said."
     with contextlib.suppress(CheckError): return inspect(Source(str(folder), folder=folder), wish)
     return None
+
+def _exactly(locked: ModelLock) -> Wish:
+    "The files of a lock and no others; signs that a pattern would take for more are written as themselves."
+    return Wish(include=tuple(re.sub(r"([*?\[])", r"[\1]", f.path) for f in locked.files))
+
+# %% ../../nbs/hub/12_diff.ipynb #b0cc9716
+def _repo_side(name: str, locked: ModelLock) -> Side:
+    "A lock of a repository; without headers where the Hub does not answer."
+    source = Source(name, repo=locked.repo, revision=locked.commit)
+    try: return Side(name, locked, inspect(source, _exactly(locked)), _cached(locked))
+    except Unreachable: return Side(name, locked, None, None)
 
 def _locked_side(name: str, model: Any) -> Side:
     "What a lock says; the headers of its files where they can be read."
     locked = model if isinstance(model, ModelLock) else ModelLock.load(model)
-    exactly = Wish(include=tuple(re.sub(r"([*?\[])", r"[\1]", f.path) for f in locked.files))
-    if locked.repo:
-        source = Source(name, repo=locked.repo, revision=locked.commit)
-        try: return Side(name, locked, inspect(source, exactly), _cached(locked))
-        except Unreachable: return Side(name, locked, None, None)
+    if locked.repo: return _repo_side(name, locked)
     try: folder = folder_of(locked, model)
     except BadInput: return Side(name, locked, None, None)
-    return Side(name, locked, _inspected(folder, exactly), folder)
+    return Side(name, locked, _inspected(folder, _exactly(locked)), folder)
 
 # %% ../../nbs/hub/12_diff.ipynb #bb117b68
 def side_of(
@@ -229,108 +249,151 @@ def side_of(
 ) -> Side:
     "Lock and inspect one model. A lock is taken as it is."
     name = _name_of(model)
-    if isinstance(model, ModelLock) or (isinstance(model, (str, Path)) and _is_lock(Path(model))):
-        return _locked_side(name, model)
+    if _is_lock(model): return _locked_side(name, model)
     source = model if isinstance(model, Source) else resolve(model, anything=True)
     locked = lock(source, quiet, wish)
     exact = replace(source, revision=locked.commit) if locked.commit else source
     return Side(name, locked, inspect(exact, wish), source.folder or _cached(locked))
 
 # %% ../../nbs/hub/12_diff.ipynb #5ca7459d
+def _file_change(path: str, one: LockedFile | None, other: LockedFile | None) -> FileChange | None:
+    "What became of a file; None where it is the same."
+    if one and other and one.sha256 == other.sha256: return None
+    if one and other: return FileChange(path, "changed", [one.size_bytes, other.size_bytes])
+    if one: return FileChange(path, "removed", [one.size_bytes])
+    return FileChange(path, "added", [other.size_bytes] if other else [])
+
 def _file_changes(left: Side, right: Side) -> list[FileChange]:
     "The files that are not the same, sorted by path."
-    found = []
-    for path in sorted(left.by_path.keys() | right.by_path.keys()):
-        one, other = left.by_path.get(path), right.by_path.get(path)
-        if one and other and one.sha256 == other.sha256: continue
-        change: Literal["changed", "added", "removed"] = "changed" if one and other else "removed" if one else "added"
-        found.append(FileChange(path, change, [f.size_bytes for f in (one, other) if f]))
-    return found
+    paths = sorted(left.by_path.keys() | right.by_path.keys())
+    changes = [_file_change(p, left.by_path.get(p), right.by_path.get(p)) for p in paths]
+    return [change for change in changes if change]
 
 # %% ../../nbs/hub/12_diff.ipynb #17ca2a18
 def _effect(path: str) -> Literal["model", "record"]:
+    "Whether a difference in a file can change what the model does."
     return "record" if kind_of(path) in ("other", "license") else "model"
 
 def _whole_file(f: FileChange) -> Remark:
+    "The remark on a file that only one side has."
     what = "the file is new" if f.change == "added" else "the file is gone"
     return Remark(f.path, kind_of(f.path), _effect(f.path), what)
 
+# %% ../../nbs/hub/12_diff.ipynb #bb7ea93d
 def _changed_file(left: Side, right: Side, path: str) -> list[Remark]:
+    "The remarks on a file that both sides have."
     one, other = left.text(path), right.text(path)
     if one is None or other is None:
-        return [Remark(path, kind_of(path), _effect(path), "the bytes differ; they are not here to be compared")]
+        what = "the bytes differ; they are not here to be compared"
+        return [Remark(path, kind_of(path), _effect(path), what)]
     if found := remarks_of(path, one, other): return found
     if os.path.basename(path) == "tokenizer_config.json": return []  # its template has remarks of its own
     return [Remark(path, kind_of(path), "record", "written in another way, with the same content")]
 
 # %% ../../nbs/hub/12_diff.ipynb #47864fe7
-def _template_files(side: Side) -> dict[str, bytes]:
-    def holds_one(path: str) -> bool:
-        return kind_of(path) == "template" or os.path.basename(path) == "tokenizer_config.json"
-    return {p: text for p in filter(holds_one, side.by_path) if (text := side.text(p)) is not None}
+def _holds_template(path: str) -> bool:
+    "True for a file that holds a chat template."
+    return kind_of(path) == "template" or os.path.basename(path) == "tokenizer_config.json"
 
+def _template_files(side: Side) -> dict[str, bytes]:
+    "The files with chat templates, as far as they can be read."
+    return {p: text for p in filter(_holds_template, side.by_path) if (text := side.text(p)) is not None}
+
+def _is_document(path: str) -> bool:
+    "True for a file that is compared as a document: no weights, no index, no template."
+    return not (is_weights(path) or path.endswith(".index.json") or kind_of(path) == "template")
+
+# %% ../../nbs/hub/12_diff.ipynb #894104c0
 def _document_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
     "What differs in the files that hold no weights."
-    remarks = []
     read = _tensor_files(left, right)
+    remarks = []
     for f in files:
-        if is_weights(f.path) or f.path in read or f.path.endswith(".index.json") or kind_of(f.path) == "template": continue
+        if f.path in read or not _is_document(f.path): continue
         remarks += _changed_file(left, right, f.path) if f.change == "changed" else [_whole_file(f)]
     return remarks + template_remarks(_template_files(left), _template_files(right))
 
 # %% ../../nbs/hub/12_diff.ipynb #af93938f
+def _settings_in(content: Path | bytes | None) -> dict[str, bytes] | None:
+    "Key → digest, of one GGUF file; None where it cannot be read."
+    if content is None: return None
+    try: return gguf_values(_ranges_of(content), _size_of(content))
+    except ValueError: return None
+
 def _gguf_settings(side: Side, paths: list[str]) -> dict[str, bytes] | None:
     "Key → digest, of all those files of a side; None where one cannot be read here."
     found: dict[str, bytes] = {}
     for path in paths:
         content = side.content(path, SMALL) if path in side.by_path else b""
         if content == b"": continue
-        try: found |= gguf_values(_ranges_of(content), _size_of(content)) if content is not None else {"": b""}
-        except ValueError: return None
-    return None if "" in found else {k: v for k, v in found.items() if not k.startswith("split.")}
+        settings = _settings_in(content)
+        if settings is None or "" in settings: return None
+        found |= settings
+    return {k: v for k, v in found.items() if not k.startswith("split.")}
 
+# %% ../../nbs/hub/12_diff.ipynb #48450bfd
+def _gguf_kind(key: str) -> Literal["template", "tokenizer", "configuration"]:
+    "What a setting is about."
+    if not key.startswith("tokenizer."): return "configuration"
+    return "template" if "chat_template" in key else "tokenizer"
+
+# %% ../../nbs/hub/12_diff.ipynb #4e172d9f
 def _gguf_remark(path: str, key: str, one: dict[str, bytes], other: dict[str, bytes]) -> Remark:
+    "The remark on a setting that differs."
     what = f"{key} {'is new' if key not in one else 'is gone' if key not in other else 'differs'}"
-    if key.startswith("general.") and key != "general.architecture": return Remark(path, "other", "record", what)
-    kind: Literal["template", "tokenizer", "configuration"] = "configuration"
-    if key.startswith("tokenizer."): kind = "template" if "chat_template" in key else "tokenizer"
-    return Remark(path, kind, "model", what)
+    if key.startswith("general.") and key != "general.architecture":
+        return Remark(path, "other", "record", what)
+    return Remark(path, _gguf_kind(key), "model", what)
 
+def _different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    "The keys whose values are not the same, those of the left side first."
+    return [key for key in {**one, **other} if one.get(key) != other.get(key)]
+
+# %% ../../nbs/hub/12_diff.ipynb #2609090d
 def _gguf_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
-    "What differs in the settings of GGUF files: they hold the configuration, the tokenizer and the template too."
+    "What differs in the settings of GGUF files: configuration, tokenizer and template."
     paths = [f.path for f in files if format_of(f.path) == "gguf"]
-    if not all(any(p in side.by_path for p in paths) for side in (left, right)): return []
+    if left.by_path.keys().isdisjoint(paths) or right.by_path.keys().isdisjoint(paths): return []
     one, other = _gguf_settings(left, paths), _gguf_settings(right, paths)
     if one is None or other is None:
         what = "the settings in the file are not here to be compared"
         return [Remark(paths[0], "configuration", "model", what)]
-    changed = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
-    return [_gguf_remark(paths[0], key, one, other) for key in changed]
+    return [_gguf_remark(paths[0], key, one, other) for key in sorted(_different(one, other))]
 
 # %% ../../nbs/hub/12_diff.ipynb #777c2d8e
 def _graph_parts(side: Side, path: str) -> dict[str, str] | None:
+    "Part of an ONNX graph → digest; None where it cannot be read here."
     content = side.content(path, SMALL)
     if content is None: return None
     try: return onnx_values(_ranges_of(content), _size_of(content))
     except ValueError: return None
 
+def _part_remark(path: str, part: str) -> Remark:
+    "The remark on a part of a graph that differs."
+    if part == ONNX_RECORD: return Remark(path, "other", "record", f"{part} differ")
+    return Remark(path, "configuration", "model", f"{part} of the graph differ")
+
+# %% ../../nbs/hub/12_diff.ipynb #901e5f76
 def _graph_remarks(left: Side, path: str, right: Side, other_path: str) -> list[Remark]:
+    "What differs in two graphs besides their weights."
     one, other = _graph_parts(left, path), _graph_parts(right, other_path)
     if one is None or other is None:
         return [Remark(path, "configuration", "model", "the graph is not here to be compared")]
-    changed = [part for part in {**one, **other} if one.get(part) != other.get(part)]
-    return [
-        Remark(path, "other", "record", f"{part} differ") if part == ONNX_RECORD
-        else Remark(path, "configuration", "model", f"{part} of the graph differ")
-        for part in changed
-    ]
+    return [_part_remark(path, part) for part in _different(one, other)]
 
+def _graph_pairs(files: list[FileChange]) -> list[tuple[str, str]]:
+    "ONNX graphs that are compared: of the same name, and one alone that has another name now."
+    paths: dict[str, list[str]] = {"changed": [], "removed": [], "added": []}
+    for f in files:
+        if f.path.endswith(".onnx"): paths[f.change].append(f.path)
+    changed, removed, added = paths.values()
+    moved = [(removed[0], added[0])] if len(removed) == len(added) == 1 else []
+    return [(path, path) for path in changed] + moved
+
+# %% ../../nbs/hub/12_diff.ipynb #1d9b154f
 def _onnx_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
     "What differs in ONNX files besides their weights."
-    graphs = [f for f in files if f.path.endswith(".onnx")]
-    pairs = [(f.path, f.path) for f in graphs if f.change == "changed"]
-    removed, added = ([f.path for f in graphs if f.change == change] for change in ("removed", "added"))
-    if len(removed) == len(added) == 1: pairs.append((removed[0], added[0]))  # one graph under another name
+    pairs = _graph_pairs(files)
     return [remark for one, other in pairs for remark in _graph_remarks(left, one, right, other)]
 
 # %% ../../nbs/hub/12_diff.ipynb #39f15b65
@@ -342,6 +405,7 @@ def _is_same_by_hash(left: Side, one: TensorEntry, right: Side, other: TensorEnt
 
 # %% ../../nbs/hub/12_diff.ipynb #56126dd1
 def _size_of(content: Path | bytes) -> int:
+    "Bytes of a file."
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 def _ranges_of(content: Path | bytes) -> Callable[[int, int], bytes]:
@@ -354,6 +418,7 @@ def _gguf_start(content: Path | bytes) -> int | None:
     except ValueError: return None
 
 def _data_start(content: Path | bytes, path: str) -> int | None:
+    "Where the data of a file begin; None where that is not known."
     if format_of(path) == "gguf": return _gguf_start(content)
     if not path.endswith(".safetensors"): return None
     length = int.from_bytes(b"".join(Span(content, 0, 8).pieces()), "little")
@@ -361,9 +426,10 @@ def _data_start(content: Path | bytes, path: str) -> int | None:
 
 # %% ../../nbs/hub/12_diff.ipynb #84045176
 def _of_graph(entry: TensorEntry, span: Span) -> Span | None:
-    "The raw bytes of a tensor of an ONNX file; None where they are written in a way that is not read (texts, single fields)."
+    "The raw bytes of a tensor of an ONNX file; None for texts and single fields, which are not read."
     found = written_out(span, entry.dtype) if isinstance(entry, Varints) else span
-    return found if found is not None and entry.dtype in DTYPE_BITS and found.size_bytes == entry.size_bytes else None
+    if found is None or entry.dtype not in DTYPE_BITS: return None
+    return found if found.size_bytes == entry.size_bytes else None
 
 class _Reader:
     "The bytes of the tensors of one side, of those files that were made available."
@@ -386,7 +452,7 @@ class _Reader:
 
     def _start(self, path: str) -> int | None:
         "Where the data of a file begin; None for formats whose tensors are compared by name and shape alone."
-        if self._is_onnx: return 0  # places in a graph, and in the files beside it, are counted from their beginning
+        if self._is_onnx: return 0  # places are counted from the beginning of the file
         if path not in self._starts: self._starts[path] = _data_start(self._contents[path], path)
         return self._starts[path]
 
@@ -402,15 +468,18 @@ class _Reader:
 # %% ../../nbs/hub/12_diff.ipynb #17938f3e
 SMALL = 64 * MIB  # weights of one side that are fetched to be compared without being asked
 
+def _undecided(side: Side, decided: set[str]) -> set[str]:
+    "The files of one side that hold other tensors than those."
+    return {t.file for name, t in side.tensors.items() if name not in decided}
+
+# %% ../../nbs/hub/12_diff.ipynb #5d733a6f
 def _to_read(left: Side, right: Side, full: bool) -> tuple[set[str], set[str]]:
     "The files of each side whose tensors hashes do not decide."
-    files: tuple[set[str], set[str]] = (set(), set())
-    for name in left.tensors.keys() | right.tensors.keys():
-        one, other = left.tensors.get(name), right.tensors.get(name)
-        if one and other and _is_same_by_hash(left, one, right, other) and not full: continue
-        if one: files[0].add(one.file)
-        if other: files[1].add(other.file)
-    return files
+    both = left.tensors.keys() & right.tensors.keys()
+    def is_same(name: str) -> bool:
+        return _is_same_by_hash(left, left.tensors[name], right, right.tensors[name])
+    decided = set() if full else set(filter(is_same, both))
+    return _undecided(left, decided), _undecided(right, decided)
 
 def _missing(side: Side, files: set[str], same: set[str]) -> list[LockedFile]:
     "Files that would have to be downloaded."
@@ -419,30 +488,48 @@ def _missing(side: Side, files: set[str], same: set[str]) -> list[LockedFile]:
 
 # %% ../../nbs/hub/12_diff.ipynb #24ee5ea7
 def _pull_missing(side: Side, missing: list[LockedFile], quiet: bool) -> None:
+    "Pull those files, verified, into the HF cache."
     from fsdl_devinfra.hub.pulling import pulled
     side.folder = Path(pulled(replace(side.lock, files=missing, skipped=[]), quiet=quiet).path)
     side._content.clear()
 
-def _reader(
-    side: Side, files: set[str], same: set[str], full: bool, quiet: bool
-) -> tuple[_Reader, int, list[str]]:
-    "A reader of one side, bytes downloaded for it, and notes; `same` are the hashes that both sides have."
+class _Got(NamedTuple):
+    "A reader of one side."
+    reader: _Reader
+    downloaded: int  # bytes
+    notes: list[str]
+
+def _readable(side: Side, files: set[str], same: set[str]) -> set[str]:
+    "The files that are read: those of another hash, and those that are here."
+    known = [path for path in files if path in side.by_path]
+    return {path for path in known if side.by_path[path].sha256 not in same or side.on_disk(path)}
+
+# %% ../../nbs/hub/12_diff.ipynb #55fbfe0a
+def _reader(side: Side, files: set[str], same: set[str], full: bool, quiet: bool) -> _Got:
+    "A reader of one side; `same` are the hashes that both sides have."
     missing = _missing(side, files, same) if side.lock.repo else []
     size = sum(f.size_bytes for f in missing)
-    small = size <= SMALL
+    is_small = size <= SMALL
     if size and full: _pull_missing(side, missing, quiet)
+    reader = _Reader(side, _readable(side, files, same), SMALL if is_small and not full else 0)
+    if full or is_small: return _Got(reader, size, [])
     said = f"{size_text(size)} of weights of {side.name} have another hash; --full compares them."
-    notes = [] if full or small else [said]
-    known = [path for path in files if path in side.by_path]
-    here = {path for path in known if side.by_path[path].sha256 not in same or side.on_disk(path)}
-    return _Reader(side, here, SMALL if small and not full else 0), size if full or small else 0, notes
+    return _Got(reader, 0, [said])
 
-def _readers(left: Side, right: Side, full: bool, quiet: bool) -> tuple[_Reader, _Reader, int, list[str]]:
-    "Readers of both sides, bytes downloaded for them, and notes."
+# %% ../../nbs/hub/12_diff.ipynb #7964c8ac
+class _Readers(NamedTuple):
+    "Readers of both sides."
+    left: _Reader
+    right: _Reader
+    downloaded: int  # bytes, for both
+    notes: list[str]
+
+def _readers(left: Side, right: Side, full: bool, quiet: bool) -> _Readers:
+    "Readers of both sides, with what was downloaded for them."
     same = {f.sha256 for f in left.lock.files} & {f.sha256 for f in right.lock.files}
     needed = _to_read(left, right, full)
     one, other = (_reader(side, files, same, full, quiet) for side, files in zip((left, right), needed))
-    return one[0], other[0], one[1] + other[1], [*one[2], *other[2]]
+    return _Readers(one.reader, other.reader, one.downloaded + other.downloaded, one.notes + other.notes)
 
 # %% ../../nbs/hub/12_diff.ipynb #207e5822
 def _common_end(one: str, other: str) -> int:
@@ -454,14 +541,19 @@ def _common_end(one: str, other: str) -> int:
     return count
 
 # %% ../../nbs/hub/12_diff.ipynb #1ebc0eaf
+def _by_key(names: list[str], reader: _Reader) -> dict[Any, list[str]]:
+    "Dtype, shape and bytes → names, of the tensors that can be read."
+    found: dict[Any, list[str]] = {}
+    for name in names:
+        if reader.sha256(name) is not None: found.setdefault(reader.key(name), []).append(name)
+    return found
+
+# %% ../../nbs/hub/12_diff.ipynb #01174e56
 def _renamed_by_bytes(gone: list[str], new: list[str], left: _Reader, right: _Reader) -> dict[str, str]:
     "Left name → right name, of tensors with the same dtype, shape and bytes."
-    by_key: dict[Any, list[str]] = {}
-    for name in new:
-        if right.sha256(name) is not None: by_key.setdefault(right.key(name), []).append(name)
-    if not by_key: return {}
     found: dict[str, str] = {}
-    for name in gone:
+    by_key = _by_key(new, right)
+    for name in gone if by_key else ():
         options = by_key.get(left.key(name), [])
         if not options: continue
         found[name] = max(options, key=lambda o: (_common_end(name, o), o))
@@ -473,12 +565,18 @@ def _ends(name: str) -> list[str]:
     "A name without its first part, without its first two, …"
     return [name[i + 1:] for i, c in enumerate(name) if c == "."]
 
+# %% ../../nbs/hub/12_diff.ipynb #7aa43819
+def _by_end(names: list[str]) -> dict[str, str]:
+    "A name without its prefix → the first name that it is the end of."
+    found: dict[str, str] = {}
+    for name in names:
+        for end in _ends(name): found.setdefault(end, name)
+    return found
+
+# %% ../../nbs/hub/12_diff.ipynb #8a9fc89c
 def _renamed_by_prefix(gone: list[str], new: list[str], left: Side, right: Side) -> dict[str, str]:
     "Left name → right name, where a prefix was added or removed and the shapes agree."
-    there = set(new)
-    by_end: dict[str, str] = {}
-    for name in new:
-        for end in _ends(name): by_end.setdefault(end, name)
+    there, by_end = set(new), _by_end(new)
     found: dict[str, str] = {}
     taken: set[str] = set()
     for name in gone:
@@ -490,39 +588,75 @@ def _renamed_by_prefix(gone: list[str], new: list[str], left: Side, right: Side)
     return found
 
 # %% ../../nbs/hub/12_diff.ipynb #db07500f
-def _statistics(left: _Reader, name: str, right: _Reader, other_name: str) -> TensorStatistics | None:
-    one, other = left.span(name), right.span(other_name)
-    if one is None or other is None: return None
-    return tensor_statistics(one, left.side.tensors[name].dtype, other, right.side.tensors[other_name].dtype)
+@dataclass(frozen=True)
+class _Pair:
+    "A tensor of the left side, and the one of the right that it is compared with."
+    name: str
+    other_name: str
+    left: _Reader
+    right: _Reader
 
-def _both_digests(left: _Reader, name: str, right: _Reader, other_name: str) -> list[str]:
-    "The hashes of two tensors, if the bytes of both can be read."
-    if left.span(name) is None or right.span(other_name) is None: return []
-    return [digest for digest in (left.sha256(name), right.sha256(other_name)) if digest]
+    @property
+    def entries(self) -> tuple[TensorEntry, TensorEntry]:
+        "What the headers say of both."
+        return self.left.side.tensors[self.name], self.right.side.tensors[self.other_name]
 
-def _compare(name: str, other_name: str, left: _Reader, right: _Reader, full: bool) -> TensorChange | None:
-    "How a tensor of the left side differs from one of the right; None where it is the same."
-    one, other = left.side.tensors[name], right.side.tensors[other_name]
-    renamed = other_name if other_name != name else None
-    def said(change: Change, **more: Any) -> TensorChange:
+    @property
+    def spans(self) -> tuple[Span, Span] | None:
+        "The bytes of both, if they can be read."
+        one, other = self.left.span(self.name), self.right.span(self.other_name)
+        return None if one is None or other is None else (one, other)
+
+    def digests(self) -> list[str]:
+        "The hashes of both, if the bytes of both can be read."
+        if self.spans is None: return []
+        both = self.left.sha256(self.name), self.right.sha256(self.other_name)
+        return [digest for digest in both if digest]
+
+    def statistics(self) -> TensorStatistics | None:
+        "How far apart they are, if the bytes of both can be read."
+        if self.spans is None: return None
+        one, other = self.entries
+        return tensor_statistics(self.spans[0], one.dtype, self.spans[1], other.dtype)
+
+    def said(self, change: Change, **more: Any) -> TensorChange:
+        "One change of this tensor."
+        one, other = self.entries
+        renamed = self.other_name if self.other_name != self.name else None
         dtypes, shapes = [one.dtype, other.dtype], [list(one.shape), list(other.shape)]
-        return TensorChange(name, change, renamed, dtypes, shapes, **more)
-    if one.shape != other.shape: return said("shape")
-    if _is_same_by_hash(left.side, one, right.side, other): return said("renamed") if renamed else None
-    digests = _both_digests(left, name, right, other_name)
-    read = len(digests) == 2
-    if one.dtype == other.dtype and read and digests[0] == digests[1]:
-        return said("renamed", sha256=digests) if renamed else None
-    statistics = _statistics(left, name, right, other_name) if full else None
-    change: Change = "dtype" if one.dtype != other.dtype else "changed" if read else "undecided"
-    return said(change, sha256=digests, statistics=statistics)
+        return TensorChange(self.name, change, renamed, dtypes, shapes, **more)
+
+    def same(self, **more: Any) -> TensorChange | None:
+        "What is said of the same tensor: nothing, or that it has another name."
+        return self.said("renamed", **more) if self.other_name != self.name else None
+
+# %% ../../nbs/hub/12_diff.ipynb #eb624529
+def _kind_of_change(pair: _Pair, digests: list[str]) -> Change | None:
+    "What happened to a tensor of the same shape, by its dtype and its bytes; None for nothing."
+    one, other = pair.entries
+    if one.dtype != other.dtype: return "dtype"
+    if len(digests) < 2: return "undecided"
+    return "changed" if digests[0] != digests[1] else None
+
+# %% ../../nbs/hub/12_diff.ipynb #c5c9809f
+def _compare(pair: _Pair, full: bool) -> TensorChange | None:
+    "How two tensors differ; None where they are the same. `full` also measures how far they are apart."
+    one, other = pair.entries
+    if one.shape != other.shape: return pair.said("shape")
+    if _is_same_by_hash(pair.left.side, one, pair.right.side, other): return pair.same()
+    digests = pair.digests()
+    change = _kind_of_change(pair, digests)
+    if change is None: return pair.same(sha256=digests)
+    return pair.said(change, sha256=digests, statistics=pair.statistics() if full else None)
 
 # %% ../../nbs/hub/12_diff.ipynb #47850b1d
 def _alone(name: str, change: Change, reader: _Reader) -> TensorChange:
+    "A tensor that only one side has."
     entry = reader.side.tensors[name]
     digest = reader.sha256(name)
     return TensorChange(name, change, None, [entry.dtype], [list(entry.shape)], [digest] if digest else [])
 
+# %% ../../nbs/hub/12_diff.ipynb #60c2188e
 def _is_tied(name: str, reader: _Reader, other: _Reader) -> bool:
     "Whether a tensor that only this side stores is one that the other side ties, with the same bytes."
     checkpoint = other.side.checkpoint
@@ -543,23 +677,39 @@ def _renamed(gone: list[str], new: list[str], left: _Reader, right: _Reader) -> 
     gone, new = [n for n in gone if n not in by_bytes], [n for n in new if n not in taken]
     return by_bytes | _renamed_by_prefix(gone, new, left.side, right.side)
 
+# %% ../../nbs/hub/12_diff.ipynb #5dee0773
+def _matches(left: _Reader, right: _Reader) -> dict[str, str]:
+    "Left name → right name, of all tensors that both sides have."
+    ours, theirs = left.side.tensors, right.side.tensors
+    gone, new = [n for n in ours if n not in theirs], [n for n in theirs if n not in ours]
+    return {n: n for n in ours if n in theirs} | _renamed(gone, new, left, right)
+
+# %% ../../nbs/hub/12_diff.ipynb #18594079
+def _left_change(
+    name: str, match: str | None, left: _Reader, right: _Reader, full: bool
+) -> TensorChange | None:
+    "What became of a tensor of the left side; None where it is the same."
+    if match is not None: return _compare(_Pair(name, match, left, right), full)
+    return None if _is_tied(name, left, right) else _alone(name, "removed", left)
+
+# %% ../../nbs/hub/12_diff.ipynb #010664fc
+def _added(left: _Reader, right: _Reader, matched: set[str]) -> list[TensorChange]:
+    "The tensors that only the right side has."
+    new = [n for n in right.side.tensors if n not in matched and not _is_tied(n, right, left)]
+    return [_alone(n, "added", right) for n in new]
+
+# %% ../../nbs/hub/12_diff.ipynb #6831e018
 def _tensor_changes(
     left: _Reader, right: _Reader, full: bool, advance: Callable[[int], None]
 ) -> list[TensorChange]:
     "All tensors that are not the same, in the order of the left side; none where one side's are not known."
     if not (_knows_tensors(left.side) and _knows_tensors(right.side)): return []
-    ours, theirs = left.side.tensors, right.side.tensors
-    new = [n for n in theirs if n not in ours]
-    names = _renamed([n for n in ours if n not in theirs], new, left, right)
+    matches = _matches(left, right)
     changes = []
-    for name, entry in ours.items():
+    for name, entry in left.side.tensors.items():
         advance(entry.size_bytes)
-        match = name if name in theirs else names.get(name)
-        if match is not None: changes.append(_compare(name, match, left, right, full))
-        elif not _is_tied(name, left, right): changes.append(_alone(name, "removed", left))
-    renamed = set(names.values())
-    changes += [_alone(n, "added", right) for n in new if n not in renamed and not _is_tied(n, right, left)]
-    return [c for c in changes if c is not None]
+        changes.append(_left_change(name, matches.get(name), left, right, full))
+    return [c for c in changes if c] + _added(left, right, set(matches.values()))
 
 # %% ../../nbs/hub/12_diff.ipynb #003522e2
 def _number_range(numbers: list[int]) -> str:
@@ -570,11 +720,14 @@ def _number_range(numbers: list[int]) -> str:
         else: runs.append([n, n])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
+# %% ../../nbs/hub/12_diff.ipynb #9b8d466f
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+
 def _ranges(names: list[str]) -> list[str]:
     "Names that differ in their first number only, as one."
     groups: dict[tuple[str, str], list[int]] = {}
     for name in names:
-        match = re.search(r"(?:^|\.)(\d+)(?=\.|$)", name)
+        match = _NUMBER.search(name)
         key = (name[:match.start(1)], name[match.end(1):]) if match else (name, "")
         groups.setdefault(key, []).extend([int(match[1])] if match else [])
     return [f"{before}{_number_range(numbers)}{after}" for (before, after), numbers in groups.items()]
@@ -585,6 +738,7 @@ def _prefixes(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[:i]) for i in range(len(parts) + 1)]
 
+# %% ../../nbs/hub/12_diff.ipynb #db510781
 def changed_modules(
     changed: Iterable[str],  # names of tensors
     names: Iterable[str],  # of all tensors
@@ -611,34 +765,44 @@ _VERBS = {
 }
 
 def _modules_text(modules: list[str]) -> str:
+    "The first modules, and how many more there are."
     shown = [printable(m) for m in modules[:4]]
     return ", ".join(shown) + (f" and {len(modules) - 4} more modules" if len(modules) > 4 else "")
 
+# %% ../../nbs/hub/12_diff.ipynb #6f443750
 def _dtype_text(changes: list[TensorChange]) -> str:
+    "What is said where every tensor has another dtype."
     pairs = " and ".join(sorted({f"{c.dtype[0]} → {c.dtype[1]}" for c in changes}))
     casts = [c.statistics.is_cast for c in changes if c.statistics]
     only = ", a cast and nothing else" if len(casts) == len(changes) and all(casts) else ""
     return f"every tensor has another dtype: {pairs}{only}"
 
+# %% ../../nbs/hub/12_diff.ipynb #db9b6330
 def _kind_text(kind: str, found: list[str], names: set[str]) -> str:
     "How many tensors had this happen to them, and in which modules."
     modules = changed_modules(found, names)
     where = "" if modules == [""] else f" ({_modules_text(modules)})"
     return f"{count_of(len(found), 'tensor')} {_VERBS[kind]}{where}"
 
+# %% ../../nbs/hub/12_diff.ipynb #3ec22f40
+def _only_text(changes: list[TensorChange], names: set[str]) -> str:
+    "What is said where tensors have other values and nothing else."
+    modules = changed_modules([c.name for c in changes], names)
+    return "every tensor changed" if modules == [""] else f"only {_modules_text(modules)} changed"
+
+# %% ../../nbs/hub/12_diff.ipynb #a6cfab1c
 def _tensor_text(changes: list[TensorChange], left: Side, right: Side) -> str:
     "What happened to the tensors, in a few words."
     kinds = {c.change for c in changes}
     names = {*left.tensors, *right.tensors}
-    if kinds == {"changed"}:
-        modules = changed_modules([c.name for c in changes], names)
-        return "every tensor changed" if modules == [""] else f"only {_modules_text(modules)} changed"
+    if kinds == {"changed"}: return _only_text(changes, names)
     if kinds == {"dtype"} and len(changes) == len(left.tensors): return _dtype_text(changes)
     by_kind = {kind: [c.name for c in changes if c.change == kind] for kind in _VERBS}
     return ", ".join(_kind_text(kind, found, names) for kind, found in by_kind.items() if found)
 
 # %% ../../nbs/hub/12_diff.ipynb #ac59750c
 def _document_text(remarks: list[Remark]) -> str:
+    "How many differences there are in each kind of document, of those that change the model."
     kinds = Counter(r.kind for r in remarks if r.effect == "model")
     names = {"other": "other files"}
     return ", ".join(f"{names.get(k, 'the ' + k)} ({count_of(n, 'difference')})" for k, n in kinds.items())
@@ -648,6 +812,7 @@ def _tensor_files(left: Side, right: Side) -> set[str]:
     "The files that hold tensors which are compared one by one."
     return {t.file for side in (left, right) for t in side.tensors.values()}
 
+# %% ../../nbs/hub/12_diff.ipynb #1f441258
 def _weights_text(left: Side, right: Side, weights: list[FileChange]) -> str:
     "What is said of weight files beside their tensors; \"\" where the tensors say all."
     read = _tensor_files(left, right)
@@ -656,6 +821,7 @@ def _weights_text(left: Side, right: Side, weights: list[FileChange]) -> str:
     if unread: return f"weight files differ whose tensors are not read: {', '.join(unread[:3])}"
     return "weight files differ" if weights and not (_knows_tensors(left) and _knows_tensors(right)) else ""
 
+# %% ../../nbs/hub/12_diff.ipynb #770d7546
 def _same_text(left: Side, right: Side, files: list[FileChange], weights: list[FileChange]) -> str:
     "How two copies of the same model differ."
     if not files: return f"{count_of(len(left.by_path), 'file')}, every byte is the same."
@@ -663,6 +829,7 @@ def _same_text(left: Side, right: Side, files: list[FileChange], weights: list[F
     counts = [count_of(sum(is_weights(path) for path in side.by_path), "file") for side in (left, right)]
     return f"same tensors, other files: {len(left.tensors)} tensors in {counts[0]} and in {counts[1]}."
 
+# %% ../../nbs/hub/12_diff.ipynb #4b82c2c6
 def _summary(
     left: Side, right: Side, files: list[FileChange], changes: list[TensorChange], remarks: list[Remark]
 ) -> tuple[bool, str]:
@@ -679,18 +846,56 @@ def _summary(
 
 # %% ../../nbs/hub/12_diff.ipynb #e3556359
 def _counts(left: Side, right: Side, changes: list[TensorChange]) -> dict[str, int]:
+    "How many tensors are the same, and how many had each change; zeros where they are not known."
     if not (_knows_tensors(left) and _knows_tensors(right)): return dict.fromkeys(["same", *_VERBS], 0)
     counts = Counter(c.change for c in changes)
     here = sum(c.change != "added" for c in changes)
     return {"same": len(left.tensors) - here, **{kind: counts.get(kind, 0) for kind in _VERBS}}
 
 def _absent(left: Side, right: Side) -> list[str]:
+    "A note for each side whose headers could not be read."
     absent = [side for side in (left, right) if side.checkpoint is None]
     return [f"the files of {side.name} are not here, so only hashes were compared." for side in absent]
 
 # %% ../../nbs/hub/12_diff.ipynb #93f107df
+def _all_remarks(left: Side, right: Side, files: list[FileChange]) -> list[Remark]:
+    "What differs besides tensors: in documents, and in the heads of GGUF and ONNX files."
+    return [
+        *_document_remarks(left, right, files),
+        *_gguf_remarks(left, right, files),
+        *_onnx_remarks(left, right, files),
+    ]
+
+# %% ../../nbs/hub/12_diff.ipynb #460b6ccb
+def _compared_tensors(readers: _Readers, full: bool, quiet: bool) -> list[TensorChange]:
+    "All tensors that are not the same, with progress."
+    size = sum(t.size_bytes for t in readers.left.side.tensors.values())
+    with progress("comparing", size, "bytes", quiet) as bar:
+        return _tensor_changes(readers.left, readers.right, full, bar.advance)
+
+# %% ../../nbs/hub/12_diff.ipynb #9133b49a
+def _difference(
+    left: Side, right: Side, files: list[FileChange], changes: list[TensorChange], readers: _Readers
+) -> ModelDifference:
+    "The result, of the files and tensors that are not the same."
+    remarks = _all_remarks(left, right, files)
+    is_same, summary = _summary(left, right, files, changes, remarks)
+    return ModelDifference(
+        verdict="same" if is_same else "differs",
+        summary=summary,
+        left=left.said(),
+        right=right.said(),
+        counts=_counts(left, right, changes),
+        tensors=changes,
+        files=files,
+        documents=sorted(remarks, key=lambda r: r.effect),
+        notes=readers.notes + _absent(left, right),
+        bytes_downloaded=readers.downloaded,
+    )
+
+# %% ../../nbs/hub/12_diff.ipynb #0ad5f716
 def diff(
-    left: str | Path | Source | ModelLock,  # a model as everywhere (Hub id with @revision, folder), or a lock or its file
+    left: str | Path | Source | ModelLock,  # a Hub id with @revision, a folder, or a lock or its file
     right: str | Path | Source | ModelLock,
     full: bool = False,  # read the tensors of all files that differ, and say how far they are apart
     quiet: bool = True,  # no progress on standard error
@@ -701,21 +906,5 @@ def diff(
         one, other = pool.map(lambda model: side_of(model, wish, quiet), (left, right))
     files = _file_changes(one, other)
     readers = _readers(one, other, full, quiet)
-    size = sum(t.size_bytes for t in one.tensors.values())
-    with progress("comparing", size, "bytes", quiet) as bar:
-        changes = _tensor_changes(readers[0], readers[1], full, bar.advance)
-    remarks = _document_remarks(one, other, files) + _gguf_remarks(one, other, files)
-    remarks += _onnx_remarks(one, other, files)
-    is_same, summary = _summary(one, other, files, changes, remarks)
-    return ModelDifference(
-        verdict="same" if is_same else "differs",
-        summary=summary,
-        left=one.said(),
-        right=other.said(),
-        counts=_counts(one, other, changes),
-        tensors=changes,
-        files=files,
-        documents=sorted(remarks, key=lambda r: r.effect),
-        notes=[*readers[3], *_absent(one, other)],
-        bytes_downloaded=readers[2],
-    )
+    changes = _compared_tensors(readers, full, quiet)
+    return _difference(one, other, files, changes, readers)

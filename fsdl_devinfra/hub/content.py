@@ -53,23 +53,24 @@ _ZLIB = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
 _CTRANSLATE2 = re.compile(rb"[\x01-\x20]\x00{3}[\x02-\x40]\x00[A-Za-z]\w+Spec\x00")
 _PYC = re.compile(rb"..\r\n[\x00-\x03]\x00{3}", re.S)
 _PATTERNS = {
-    _PICKLE: "pickle",
-    _OLD_PICKLE: "pickle",
-    _CTRANSLATE2: "ctranslate2",
-    _PYC: "bytecode",
-    _ZLIB: "zlib",
-}
+    _PICKLE: "pickle", _OLD_PICKLE: "pickle", _CTRANSLATE2: "ctranslate2", _PYC: "bytecode", _ZLIB: "zlib"}
 
 # %% ../../nbs/hub/04_content.ipynb #b6fb6ac0
+def _kind_by_magic(first: bytes) -> str | None:
+    "What a file is that begins with fixed bytes."
+    return next((kind for magic, kind in _MAGIC.items() if first.startswith(magic)), None)
+
+def _kind_by_pattern(first: bytes) -> str | None:
+    "What a file is whose first bytes fit a pattern."
+    return next((kind for pattern, kind in _PATTERNS.items() if pattern.match(first)), None)
+
 def content_of(
     first: bytes,  # the first `SNIFF_BYTES` of a file
 ) -> str | None:  # e.g. "pickle", "zip", "safetensors", "lfs-pointer"; None where they tell nothing
     "What a file is, by its first bytes."
-    found = next((kind for magic, kind in _MAGIC.items() if first.startswith(magic)), None)
-    if found: return found
+    if found := _kind_by_magic(first): return found
     if first[8:9] == b"{" and first[3:8] == bytes(5): return "safetensors"  # a header of less than 16 MiB
-    found = next((kind for pattern, kind in _PATTERNS.items() if pattern.match(first)), None)
-    if found: return found
+    if found := _kind_by_pattern(first): return found
     if first[:2] == b"MZ" and len(first) > 64: return "library"
     if first[4:8] == b"TFL3": return "tflite"
     return "tar" if first[257:262] == b"ustar" else None
@@ -101,15 +102,14 @@ def format_by_content(
     named: str | None,  # the format that its name says
     content: str | None,  # what `content_of` found
 ) -> str | None:  # a weight format
-    "The weight format of a file: what its bytes say, else what its name says. A file that is no weights by name stays none."
+    """The weight format of a file: what its bytes say, else what its name says.
+
+    A file that is no weights by name stays none."""
     if named is None: return None
     if content in _FORMATS and not (named in _OPEN and content == "zip"): return _FORMATS[content]
     name = path.rpartition("/")[2].lower()
-    return (
-        "other"
-        if named == "pickle" and name.endswith(".bin") and content is None and not _TORCH_BIN.fullmatch(name)
-        else named
-    )
+    if named != "pickle" or not name.endswith(".bin") or content is not None: return named
+    return named if _TORCH_BIN.fullmatch(name) else "other"
 
 # %% ../../nbs/hub/04_content.ipynb #558c8241
 def is_pointer(

@@ -35,16 +35,21 @@ class Remark:
     right: Any = None
 
 # %% ../../nbs/hub/11_documents.ipynb #bab61117
+def _items(document: Any) -> Iterable[tuple[Any, Any]] | None:
+    "What is inside a document; None for a plain value, and for a list of plain values."
+    if isinstance(document, dict) and document: return document.items()
+    if isinstance(document, list) and any(isinstance(v, (dict, list)) for v in document):
+        return enumerate(document)
+    return None
+
+# %% ../../nbs/hub/11_documents.ipynb #2f3abbf2
 def flat(
     document: Any,  # of JSON
     prefix: str = "",
 ) -> dict[str, Any]:  # dotted name → plain value, or list of plain values
     "A nested document as one level."
-    if isinstance(document, dict) and document:
-        items: Iterable[tuple[Any, Any]] = document.items()
-    elif isinstance(document, list) and any(isinstance(v, (dict, list)) for v in document):
-        items = enumerate(document)
-    else: return {prefix: document}
+    items = _items(document)
+    if items is None: return {prefix: document}
     found: dict[str, Any] = {}
     for key, value in items: found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
     return found
@@ -81,28 +86,33 @@ MEANINGS = {
     "auto_map": "remote code",
 }
 _FOR_THE_RECORD = {
-    "transformers_version",
-    "_name_or_path",
-    "name_or_path",
-    "_commit_hash",
-    "_diffusers_version",
-    "model_card",
+    "transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "_diffusers_version", "model_card",
 }
 
 
 def _key_text(name: str) -> str:
+    "A key, with what it is where that is known."
     parts = name.split(".")
     meaning = next((MEANINGS[p] for p in parts if p in MEANINGS), None)
     return f"{meaning} ({name})" if meaning else name
 
+# %% ../../nbs/hub/11_documents.ipynb #f25099b4
 def _value_text(value: Any) -> str:
+    "A value as JSON, cut where it is long."
     said = json.dumps(value, ensure_ascii=False)
     return printable(said if len(said) <= 60 else said[:57] + "…")
 
+# %% ../../nbs/hub/11_documents.ipynb #afef8137
 def _one_name(values: dict[str, Any]) -> dict[str, Any]:
     "The same, with `torch_dtype` under its newer name."
     return {("dtype" if k == "torch_dtype" else k): v for k, v in values.items()}
 
+def _is_same(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    "True where both have the same value of the same type: 1 is not true."
+    if name not in one or name not in other: return False
+    return one[name] == other[name] and type(one[name]) is type(other[name])
+
+# %% ../../nbs/hub/11_documents.ipynb #a27045fa
 def config_remarks(
     path: str,  # e.g. "config.json"
     left: Any,  # its content
@@ -111,22 +121,13 @@ def config_remarks(
 ) -> list[Remark]:
     "What differs between two JSON documents, key by key."
     one, other = _one_name(flat(left)), _one_name(flat(right))
-    remarks = []
-    for name in [*one, *(n for n in other if n not in one)]:
-        if (
-            name in one
-            and name in other
-            and one[name] == other[name]
-            and type(one[name]) is type(other[name])
-        ):
-            continue
+    def remark(name: str) -> Remark:
         effect: Literal["model", "record"] = "record" if _FOR_THE_RECORD & set(name.split(".")) else "model"
-        remarks.append(
-            Remark(path, kind, effect, _change_text(name, one, other), one.get(name), other.get(name))
-        )
-    return remarks
+        return Remark(path, kind, effect, _change_text(name, one, other), one.get(name), other.get(name))
+    return [remark(name) for name in {**one, **other} if not _is_same(name, one, other)]
 
 def _change_text(name: str, one: dict[str, Any], other: dict[str, Any]) -> str:
+    "What happened to a key, in words."
     if name not in other: return f"{_key_text(name)} is gone; it was {_value_text(one[name])}"
     if name not in one: return f"{_key_text(name)} is new: {_value_text(other[name])}"
     return f"{_key_text(name)}: {_value_text(one[name])} → {_value_text(other[name])}"
@@ -139,21 +140,20 @@ def vocabulary(
     model = document.get("model") if isinstance(document, dict) else None
     said = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(said, dict): return said
-    return (
-        {str(pair[0]): i for i, pair in enumerate(said) if isinstance(pair, list) and pair}
-        if isinstance(said, list)
-        else {}
-    )
+    if not isinstance(said, list): return {}
+    return {str(pair[0]): i for i, pair in enumerate(said) if isinstance(pair, list) and pair}
 
-
+# %% ../../nbs/hub/11_documents.ipynb #d9c0e680
 def _some(names: Iterable[str], limit: int = 5) -> str:
+    "The first of some names, and how many more there are."
     found = list(names)
-    return ", ".join(printable(repr(n)) for n in found[:limit]) + (
-        f" and {len(found) - limit} more" if len(found) > limit else ""
-    )
+    more = f" and {len(found) - limit} more" if len(found) > limit else ""
+    return ", ".join(printable(repr(n)) for n in found[:limit]) + more
 
-
-def _tokens(count: int) -> str: return count_of(count, "token")
+# %% ../../nbs/hub/11_documents.ipynb #bd2a2b21
+def _tokens(count: int) -> str:
+    "So many tokens."
+    return count_of(count, "token")
 
 def _set_remarks(path: str, what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Remark]:
     "Tokens that are new, gone, or stand for another value."
@@ -165,27 +165,29 @@ def _set_remarks(path: str, what: str, one: Mapping[str, Any], other: Mapping[st
     if moved: found.append(f"{what}: {_tokens(len(moved))} with another id or setting ({_some(moved)})")
     return [Remark(path, "tokenizer", "model", text) for text in found]
 
+# %% ../../nbs/hub/11_documents.ipynb #b1c3bf63
 def _merges(document: Any) -> list[str]:
-    said = (
-        document.get("model", {}).get("merges")
-        if isinstance(document, dict) and isinstance(document.get("model"), dict)
-        else None
-    )
-    return (
-        [m if isinstance(m, str) else " ".join(map(str, m)) for m in said] if isinstance(said, list) else []
-    )
+    "The merges of a BPE tokenizer; newer files write them as pairs."
+    model = document.get("model") if isinstance(document, dict) else None
+    said = model.get("merges") if isinstance(model, dict) else None
+    if not isinstance(said, list): return []
+    return [m if isinstance(m, str) else " ".join(map(str, m)) for m in said]
 
-
+# %% ../../nbs/hub/11_documents.ipynb #db858ae8
 def _merge_remarks(path: str, one: list[str], other: list[str]) -> list[Remark]:
+    "Merges that are new or gone, or in another order."
     if one == other: return []
     new, gone = Counter(other) - Counter(one), Counter(one) - Counter(other)
     if not new and not gone: return [Remark(path, "tokenizer", "model", "merges: the same in another order")]
     return [Remark(path, "tokenizer", "model", f"merges: {new.total()} added, {gone.total()} removed")]
 
+# %% ../../nbs/hub/11_documents.ipynb #0bfce700
 def _added(document: Any) -> dict[str, Any]:
+    "The added tokens of a tokenizer."
     said = document.get("added_tokens") if isinstance(document, dict) else None
     return {str(t.get("content")): t for t in said if isinstance(t, dict)} if isinstance(said, list) else {}
 
+# %% ../../nbs/hub/11_documents.ipynb #ffc96592
 def _rest(document: Any) -> Any:
     "A tokenizer.json without the parts that are compared on their own."
     if not isinstance(document, dict): return document
@@ -208,54 +210,59 @@ def tokenizer_remarks(
 # %% ../../nbs/hub/11_documents.ipynb #e19b3790
 TEMPLATE_FILES = re.compile(r"chat_template\.(jinja|json)|additional_chat_templates/[^/]+\.jinja")
 
+def _template_name(path: str) -> str:
+    "The name of the template in a file of its own."
+    name = os.path.basename(path)
+    return "default" if name == "chat_template.jinja" else name.removesuffix(".jinja")
+
 def templates(
     documents: Mapping[str, bytes],  # path → content, of the files that may hold one
 ) -> dict[str, str]:  # name → text; that of the chat is "default"
     "The chat templates of a model; a file of their own comes before the tokenizer's configuration."
     found: dict[str, str] = {}
-    for path, content in sorted(
-        documents.items(), key=lambda item: not item[0].endswith("tokenizer_config.json")
-    ):
-        if path.endswith(".jinja"):
-            name = (
-                "default"
-                if os.path.basename(path) == "chat_template.jinja"
-                else os.path.basename(path).removesuffix(".jinja")
-            )
-            found[name] = content.decode("utf-8", "replace")
+    for path in sorted(documents, key=lambda path: not path.endswith("tokenizer_config.json")):
+        content = documents[path]
+        if path.endswith(".jinja"): found[_template_name(path)] = content.decode("utf-8", "replace")
         else: found |= _templates_in(content)
     return found
 
 def _templates_in(content: bytes) -> dict[str, str]:
+    "The templates in a JSON file: one text, or a list of names and texts."
     try: document = parse_json(content)
     except ValueError: return {}
     said = document.get("chat_template") if isinstance(document, dict) else None
     if isinstance(said, str): return {"default": said}
-    pairs = said if isinstance(said, list) else []
-    return {
-        str(t.get("name")): t["template"]
-        for t in pairs
-        if isinstance(t, dict) and isinstance(t.get("template"), str)
-    }
+    pairs = [t for t in said if isinstance(t, dict)] if isinstance(said, list) else []
+    return {str(t.get("name")): t["template"] for t in pairs if isinstance(t.get("template"), str)}
 
-
+# %% ../../nbs/hub/11_documents.ipynb #a504b103
 def line_counts(
     left: str,
     right: str,
 ) -> tuple[int, int]:  # lines added, lines removed
     "How many lines a text gained and lost."
-    lines = [
-        line
-        for line in difflib.unified_diff(left.splitlines(), right.splitlines(), lineterm="", n=0)
-        if line[:3] not in ("---", "+++")
-    ]
-    return sum(line[0] == "+" for line in lines), sum(line[0] == "-" for line in lines)
+    changes = difflib.unified_diff(left.splitlines(), right.splitlines(), lineterm="", n=0)
+    signs = Counter(line[0] for line in changes if line[:3] not in ("---", "+++"))
+    return signs["+"], signs["-"]
 
+# %% ../../nbs/hub/11_documents.ipynb #abd1f712
 def _first_change(left: str, right: str) -> tuple[str, str]:
     "A few characters of both around the place where they part."
     at = len(os.path.commonprefix([left, right]))
     start = max(0, at - 20)
     return left[start:at + 40], right[start:at + 40]
+
+# %% ../../nbs/hub/11_documents.ipynb #ede78cfc
+def _name_remark(name: str, one: dict[str, str], other: dict[str, str]) -> Remark | None:
+    "What became of one template; None where it is the same."
+    what = "the chat template" if name == "default" else f"the chat template {name!r}"
+    if name not in other: return Remark("chat_template", "template", "model", f"{what} is gone")
+    if name not in one: return Remark("chat_template", "template", "model", f"{what} is new")
+    return _template_remark(what, one[name], other[name]) if one[name] != other[name] else None
+
+def _places(documents: Mapping[str, bytes]) -> list[str]:
+    "The files that hold a template."
+    return sorted(path for path, content in documents.items() if templates({path: content}))
 
 def template_remarks(
     left: Mapping[str, bytes],  # path → content, of the files that may hold a template
@@ -263,35 +270,18 @@ def template_remarks(
 ) -> list[Remark]:
     "What differs between the chat templates of two models."
     one, other = templates(left), templates(right)
-    remarks = []
-    for name in sorted(one.keys() | other.keys()):
-        what = "the chat template" if name == "default" else f"the chat template {name!r}"
-        if name not in other: remarks.append(Remark("chat_template", "template", "model", f"{what} is gone"))
-        elif name not in one: remarks.append(Remark("chat_template", "template", "model", f"{what} is new"))
-        elif one[name] != other[name]: remarks.append(_template_remark(what, one[name], other[name]))
-    places = [sorted(p for p, c in docs.items() if templates({p: c})) for docs in (left, right)]
-    if places[0] != places[1] and one == other:
-        remarks.append(
-            Remark(
-                "chat_template",
-                "template",
-                "record",
-                f"the chat template moved from {' and '.join(places[0])} to {' and '.join(places[1])}",
-            )
-        )
-    return remarks
+    remarks = [_name_remark(name, one, other) for name in sorted(one.keys() | other.keys())]
+    before, after = _places(left), _places(right)
+    if before != after and one == other:
+        what = f"the chat template moved from {' and '.join(before)} to {' and '.join(after)}"
+        remarks.append(Remark("chat_template", "template", "record", what))
+    return [remark for remark in remarks if remark]
 
 def _template_remark(what: str, one: str, other: str) -> Remark:
+    "How a template differs, with a few characters around the first change."
     added, removed = line_counts(one, other)
-    before, after = _first_change(one, other)
-    return Remark(
-        "chat_template",
-        "template",
-        "model",
-        f"{what} differs: {count_of(added, 'line')} added, {count_of(removed, 'line')} removed",
-        before,
-        after,
-    )
+    lines = f"{count_of(added, 'line')} added, {count_of(removed, 'line')} removed"
+    return Remark("chat_template", "template", "model", f"{what} differs: {lines}", *_first_change(one, other))
 
 # %% ../../nbs/hub/11_documents.ipynb #a01e5797
 _CONFIGURES = re.compile(r"(.*config|model_index|modules|preprocessor|processor|adapter)[\w.-]*\.json$")
@@ -311,16 +301,24 @@ def kind_of(
     if re.match(r"(?i)(licen[cs]e|use_policy|notice)", name): return "license"
     return "configuration" if _CONFIGURES.match(name) else "other"
 
+# %% ../../nbs/hub/11_documents.ipynb #90325e05
 def _json_of(content: bytes) -> Any:
+    "The content of a JSON file; None where it is none."
     try: return parse_json(content)
     except ValueError: return None
 
-def _without_template(document: Any) -> Any:
-    return (
-        {k: v for k, v in document.items() if k != "chat_template"}
-        if isinstance(document, dict)
-        else document
-    )
+def _without_template(document: dict[str, Any]) -> dict[str, Any]:
+    "A configuration without its chat template, which has remarks of its own."
+    return {k: v for k, v in document.items() if k != "chat_template"}
+
+def _document_remarks(path: str, kind: str, one: dict[str, Any], other: dict[str, Any]) -> list[Remark]:
+    "What differs between two JSON objects that configure a model or a tokenizer."
+    name = os.path.basename(path)
+    if name == "tokenizer.json": return tokenizer_remarks(path, one, other)
+    if name in ("vocab.json", "added_tokens.json"): return _set_remarks(path, "vocabulary", one, other)
+    is_tokenizer = kind == "tokenizer"
+    one, other = _without_template(one), _without_template(other)
+    return config_remarks(path, one, other, "tokenizer" if is_tokenizer else "configuration")
 
 
 def remarks_of(
@@ -333,15 +331,13 @@ def remarks_of(
     if left == right or kind == "template": return []
     one, other = _json_of(left), _json_of(right)
     if isinstance(one, dict) and isinstance(other, dict) and kind in ("configuration", "tokenizer"):
-        if os.path.basename(path) == "tokenizer.json": return tokenizer_remarks(path, one, other)
-        if os.path.basename(path) in ("vocab.json", "added_tokens.json"):
-            return _set_remarks(path, "vocabulary", one, other)
-        return config_remarks(path, _without_template(one), _without_template(other), kind)
+        return _document_remarks(path, kind, one, other)
     if os.path.basename(path) == "README.md": return _card_remarks(path, left, right)
     effect: Literal["model", "record"] = "record" if kind == "other" else "model"
     return [Remark(path, kind, effect, _text_change(left, right))]
 
 def _text_change(left: bytes, right: bytes) -> str:
+    "How much of a text changed, in words."
     if b"\0" in left[:1024] or b"\0" in right[:1024]: return f"other bytes ({len(left)} → {len(right)})"
     added, removed = line_counts(left.decode("utf-8", "replace"), right.decode("utf-8", "replace"))
     if not added and not removed: return "differs in white space or line ends only"

@@ -30,28 +30,9 @@ __all__ = ['DTYPE_BITS', 'MAX_HEADER_BYTES', 'ONNX_RECORD', 'GGUF_TYPES', 'Tenso
 # %% ../../nbs/hub/02_header.ipynb #d4e88fe6
 #: safetensors dtype → bits an element, from `Dtype::bitsize` of safetensors 0.8
 DTYPE_BITS = {
-    "BOOL": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
+    "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }
 #: no honest header is longer: the limit of the official client (`SAFETENSORS_MAX_HEADER_LENGTH`)
 MAX_HEADER_BYTES = 25_000_000
@@ -80,6 +61,7 @@ class Risk:
     path: str  # the file
     why: str  # in words
 
+# %% ../../nbs/hub/02_header.ipynb #be7879c9
 @dataclass(frozen=True)
 class Header:
     "The header of one safetensors file."
@@ -87,7 +69,7 @@ class Header:
     metadata: dict[str, str] = field(default_factory=dict)
     risks: list[Risk] = field(default_factory=list)
     size_bytes: int = 0  # of the header with its eight bytes of length
-    needs: dict[str, int] = field(default_factory=dict)  # file → bytes that it must have at least, so that its tensors are there
+    needs: dict[str, int] = field(default_factory=dict)  # file → bytes without which tensors are missing
 
 # %% ../../nbs/hub/02_header.ipynb #f083db19
 def header_length(
@@ -103,17 +85,20 @@ def header_length(
         raise BadInput(f"{path or 'this file'} has an empty safetensors header", "Download it again")
     return length
 
+# %% ../../nbs/hub/02_header.ipynb #f37d3aba
 def parse_json(
     text: bytes,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,  # makes an object of its pairs
     encoding: str | None = None,  # the only one that is accepted; None takes any that JSON may have
 ) -> Any:
-    "Read JSON from an untrusted source. Raises `ValueError`, also where it is nested too deep or its text cannot be written again."
+    """Read JSON from an untrusted source.
+
+    Raises `ValueError`, also where it is nested too deep or its text cannot be written again."""
     try: document = json.loads(text.decode(encoding) if encoding else text, object_pairs_hook=pairs)
     except RecursionError: raise ValueError("nested too deep") from None
-    if re.search(rb"\\u[dD][89a-fA-F]", text): json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    if re.search(rb"\\u[dD][89a-fA-F]", text):  # half of a surrogate pair is no text
+        json.dumps(document, ensure_ascii=False).encode()
     return document
-
 
 # %% ../../nbs/hub/02_header.ipynb #3c9e7a52
 @contextlib.contextmanager
@@ -126,12 +111,17 @@ def uncollected() -> Iterator[None]:
         if was_on: gc.enable()
 
 # %% ../../nbs/hub/02_header.ipynb #b86d03f4
+def _layout_risks(tensors: dict[str, TensorEntry], path: str, data: int | None, end: int | None) -> list[Risk]:
+    "Gaps and overlaps, which are looked for only where tensors are not in order up to the end of the file."
+    return [] if end == data is not None else _overlaps(tensors, path, data)
+
 def parse_header(
     text: bytes,  # the JSON, without the eight bytes of length
     path: str = "",  # of the file in its repository
     size_bytes: int | None = None,  # of the whole file, where it is known
 ) -> Header:
     "Read a header and say what is wrong with it. Raises `BadInput` where it is no header at all."
+    begin = 8 + len(text)
     with uncollected():
         pairs = _header_pairs(text, path)
         said = dict(pairs)
@@ -139,22 +129,24 @@ def parse_header(
         tensors = {name: _entry(name, value, path) for name, value in said.items()}
         risks = _twice(path, _repeated_names(pairs, path))
         end = _in_order(tensors)
-        data = None if size_bytes is None else size_bytes - 8 - len(text)
-        risks += [] if end == data is not None else _overlaps(tensors, path, data)
-        return Header(tensors, metadata, risks, 8 + len(text), {} if end is None else {path: 8 + len(text) + end})
+        risks += _layout_risks(tensors, path, None if size_bytes is None else size_bytes - begin, end)
+        return Header(tensors, metadata, risks, begin, {} if end is None else {path: begin + end})
 
 def _no_header(path: str, why: str) -> BadInput:
+    "What is said of a header that is none."
     return BadInput(f"the header of {path or 'this file'} is {why}", "Download the file again")
 
 _Pairs = tuple[tuple[str, Any], ...]  # of a JSON object, as they stand there
 
 def _header_pairs(text: bytes, path: str) -> _Pairs:
+    "The object of a header, as its pairs. Raises `BadInput` where it is none."
     try: document = parse_json(text, tuple, "utf-8")
     except ValueError: raise _no_header(path, "not JSON") from None
     if not isinstance(document, tuple): raise _no_header(path, "not a JSON object")
     return document
 
 def _metadata_in(value: Any) -> dict[str, str]:
+    "The texts of the metadata."
     return {k: v for k, v in dict(value).items() if isinstance(v, str)} if isinstance(value, tuple) else {}
 
 def _repeated_names(pairs: _Pairs, path: str) -> list[str]:
@@ -172,14 +164,10 @@ def _repeated(value: Any) -> list[str]:
     return twice + [name for _, inner in value for name in _repeated(inner)]
 
 def _twice(path: str, names: list[str]) -> list[Risk]:
-    return [
-        Risk(
-            "duplicate-key",
-            path,
-            f"the header names {name!r} twice: two readers may load two different models",
-        )
-        for name in names
-    ]
+    "A risk for each name that stands twice."
+    def why(name: str) -> str:
+        return f"the header names {name!r} twice: two readers may load two different models"
+    return [Risk("duplicate-key", path, why(name)) for name in names]
 
 # %% ../../nbs/hub/02_header.ipynb #e2507b91
 def _too_large(shape: list[int], end: int) -> bool:
@@ -192,7 +180,10 @@ def _too_large(shape: list[int], end: int) -> bool:
         if not elements: return False
     return False
 
-def _is_count(value: Any) -> bool: return type(value) is int and value >= 0
+# %% ../../nbs/hub/02_header.ipynb #a52dfb1a
+def _is_count(value: Any) -> bool:
+    "True for a number of bytes or elements."
+    return type(value) is int and value >= 0
 
 def _described(value: Any) -> tuple[str, list[int], int, int]:
     "(dtype, shape, begin, end) in the pairs of a tensor. Raises `ValueError` and its like."
@@ -210,37 +201,47 @@ def _entry(name: str, value: Any, path: str) -> TensorEntry:
     except (KeyError, TypeError, ValueError):
         raise BadInput(
             f"the header of {path or 'this file'} describes {name!r} in a way that is not safetensors",
-            "Download the file again",
-        ) from None
+            "Download the file again") from None
     if (len(shape) > 4 or max(*shape, end, 0) >= 1 << 32) and _too_large(shape, end):
         raise BadInput(
             f"the header of {path or 'this file'} gives {name[:80]!r} more elements than any file holds",
-            "Download the file again",
-        )
-    return tuple.__new__(TensorEntry, (dtype, tuple(shape), path, begin, end))  # twice as fast as its own constructor
+            "Download the file again")
+    # twice as fast as its own constructor
+    return tuple.__new__(TensorEntry, (dtype, tuple(shape), path, begin, end))
 
 # %% ../../nbs/hub/02_header.ipynb #8d6c69ee
 def _in_order(tensors: dict[str, TensorEntry]) -> int | None:
-    "Bytes of tensors that lie one behind another with the sizes that their shapes need, as in every honest file; None where they do not."
+    """Bytes of tensors that lie one behind another with the sizes that their shapes need.
+
+    So they lie in every honest file; None where they do not."""
     at = 0
     for dtype, shape, _, begin, end in tensors.values():
         if begin != at or (end - begin) * 8 != math.prod(shape) * DTYPE_BITS.get(dtype, -1): return None
         at = end
     return at
 
-def _overlaps(tensors: dict[str, TensorEntry], path: str, data_bytes: int | None) -> list[Risk]:
-    risks, at, last = [], 0, ""
-    def risk(why: str) -> None: risks.append(Risk("overlap", path, why))
+# %% ../../nbs/hub/02_header.ipynb #8d28df2f
+def _wrong_size(name: str, t: TensorEntry) -> str | None:
+    "What is wrong with the size of a tensor."
+    size = t.end - t.begin
+    if t.dtype not in DTYPE_BITS or size == t.size_bytes: return None
+    return f"{name!r} has {size} bytes where its shape needs {t.size_bytes}"
+
+# %% ../../nbs/hub/02_header.ipynb #c9187ae0
+def _misplaced(tensors: dict[str, TensorEntry], data_bytes: int | None) -> Iterator[str | None]:
+    "What is wrong with the places of tensors, in their order; None for what is right."
+    at, last = 0, ""
     for name, t in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        size = t.end - t.begin
-        if t.dtype in DTYPE_BITS and size != t.size_bytes:
-            risk(f"{name!r} has {size} bytes where its shape needs {t.size_bytes}")
-        if t.begin < at: risk(f"{name!r} overlaps {last!r}")
-        elif t.begin > at: risk(f"there are {t.begin - at} bytes before {name!r} that belong to no tensor")
+        yield _wrong_size(name, t)
+        if t.begin < at: yield f"{name!r} overlaps {last!r}"
+        elif t.begin > at: yield f"there are {t.begin - at} bytes before {name!r} that belong to no tensor"
         at, last = max(at, t.end), name
     if data_bytes is not None and at != data_bytes:
-        risk(f"the header describes {at} bytes of tensors and the file holds {data_bytes}")
-    return risks
+        yield f"the header describes {at} bytes of tensors and the file holds {data_bytes}"
+
+def _overlaps(tensors: dict[str, TensorEntry], path: str, data_bytes: int | None) -> list[Risk]:
+    "Wrong sizes, gaps and overlaps."
+    return [Risk("overlap", path, why) for why in _misplaced(tensors, data_bytes) if why]
 
 # %% ../../nbs/hub/02_header.ipynb #a629555d
 def read_header(
@@ -257,27 +258,11 @@ def read_header(
     return parse_header(text, path, size)
 
 def too_long(path: str, length: int) -> Header:
-    "The header of a file whose header is not read: it is too long, or the file is something else under this name."
+    "The header of a file whose header is not read: it is too long, or the file is something else by this name."
     content = content_of(length.to_bytes(8, "little"))
-    if content:
-        return Header(
-            risks=[
-                Risk(
-                    "header-size",
-                    path,
-                    f"its bytes are those of {_CALLED.get(content, content)}, and no safetensors header",
-                )
-            ]
-        )
-    return Header(
-        risks=[
-            Risk(
-                "header-size",
-                path,
-                f"the header says it has {length} bytes; no reader should accept more than {MAX_HEADER_BYTES}",
-            )
-        ]
-    )
+    why = f"the header says it has {length} bytes; no reader should accept more than {MAX_HEADER_BYTES}"
+    if content: why = f"its bytes are those of {_CALLED.get(content, content)}, and no safetensors header"
+    return Header(risks=[Risk("header-size", path, why)])
 
 
 _CALLED = {
@@ -293,25 +278,22 @@ _MAX_WALK = 64 * 1024 * 1024  # bytes of names and shapes; no honest file has mo
 class Window:
     "A file of which only what is looked at is read."
     def __init__(self, read: Callable[[int, int], bytes], size_bytes: int):
-        self.size, self.at, self._read, self._step, self._start, self._data, self._budget = (
-            size_bytes,
-            0,
-            read,
-            4096,
-            0,
-            b"",
-            _MAX_WALK,
-        )
+        self.size, self.at = size_bytes, 0
+        self._read, self._step, self._budget = read, 4096, _MAX_WALK
+        self._start, self._data = 0, b""  # what was read last
+
+    def _refill(self, count: int) -> None:
+        "Read from here on, so many bytes at least; little after a jump over weights, else more every time."
+        jumped = self.at != self._start + len(self._data)
+        self._step = 1024 if jumped else min(4 * self._step, 1 << 18)
+        stop = min(self.size, self.at + max(count, self._step))
+        self._budget -= max(0, stop - self.at)
+        if self.at + count > self.size or self._budget < 0: raise ValueError("ends early, or is too long")
+        self._start, self._data = self.at, self._read(self.at, stop)
 
     def take(self, count: int) -> bytes:
         "The next bytes. Raises `ValueError` where the file ends."
-        if not self._start <= self.at <= self.at + count <= self._start + len(self._data):
-            jumped = self.at != self._start + len(self._data)
-            self._step = 1024 if jumped else min(4 * self._step, 1 << 18)  # little after a jump over weights
-            stop = min(self.size, self.at + max(count, self._step))
-            self._budget -= max(0, stop - self.at)
-            if self.at + count > self.size or self._budget < 0: raise ValueError("ends early, or is too long")
-            self._start, self._data = self.at, self._read(self.at, stop)
+        if not self._start <= self.at <= self.at + count <= self._start + len(self._data): self._refill(count)
         part = self._data[self.at - self._start:self.at - self._start + count]
         if len(part) < count: raise ValueError("ends early")
         self.at += count
@@ -320,6 +302,7 @@ class Window:
     def number(self, code: str) -> int: return struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
 
     def varint(self) -> int:
+        "A number of protobuf: seven bits a byte, the lowest first."
         value = shift = 0
         while True:
             byte = self.take(1)[0]
@@ -329,6 +312,7 @@ class Window:
             if shift > 63: raise ValueError("not a varint")
 
     def text(self, count: int) -> str:
+        "A name. Raises `ValueError` for one of more than 64 KiB."
         if count > 1 << 16: raise ValueError("a name of more than 64 KiB")
         return self.take(count).decode("utf-8", "replace")
 
@@ -360,7 +344,7 @@ class Varints(TensorEntry):
     "A tensor whose bytes in the file are varints, one a number."
     __slots__ = ()
 
-#: (field, kind) of the bytes of a TensorProto: raw, or numbers one behind another: float, int32, int64, double, uint64
+#: (field, kind) of the bytes of a TensorProto: raw, or packed as float, int32, int64, double, uint64
 _ONNX_DATA = {(9, 2), (4, 2), (5, 2), (7, 2), (10, 2), (11, 2)}
 
 @dataclass
@@ -373,8 +357,18 @@ class _OnnxTensor:
     is_varints: bool = False  # its numbers are written as varints
     elsewhere: dict[str, str] = field(default_factory=dict)  # where its bytes are, in a file beside this one
 
+    def take_field(self, window: Window, number: int, kind: int, value: int) -> None:
+        "Read one field. The numbers are those of onnx.proto."
+        if number == 1: _read_shape(window, kind, value, self.shape)
+        elif number == 2: self.dtype = value
+        elif number == 8: self.name = window.text(value - window.at)
+        elif (number, kind) in _ONNX_DATA:
+            self.span, self.is_varints = (window.at, value), number in (5, 7, 11)
+        elif number == 13: self.elsewhere.update([_external_data(window, value)])
+
     @property
     def is_sane(self) -> bool:
+        "Whether it is a tensor of a type and a size that can be."
         return self.dtype in _ONNX and len(self.shape) <= 64 and all(n < 1 << 63 for n in self.shape)
 
     @property
@@ -393,6 +387,7 @@ class _OnnxTensor:
         return here._replace(file=beside, begin=begin, end=begin + size)
 
 def _digits(text: str, otherwise: int) -> int:
+    "A number that is written as text."
     return int(text) if re.fullmatch(r"[0-9]{1,19}", text) else otherwise
 
 
@@ -407,15 +402,9 @@ def _external_data(window: Window, stop: int) -> tuple[str, str]:
     return said.get(1, ""), said.get(2, "")
 
 def _onnx_tensor(window: Window, stop: int, path: str) -> tuple[str, TensorEntry, str]:
-    "(name, entry, file that holds the bytes or \"\"). The numbers of the fields are those of onnx.proto."
+    "(name, entry, file that holds the bytes or \"\")."
     found = _OnnxTensor()
-    for number, kind, value in _fields(window, stop):
-        if number == 1: _read_shape(window, kind, value, found.shape)
-        elif number == 2: found.dtype = value
-        elif number == 8: found.name = window.text(value - window.at)
-        elif (number, kind) in _ONNX_DATA:
-            found.span, found.is_varints = (window.at, value), number in (5, 7, 11)
-        elif number == 13: found.elsewhere.update([_external_data(window, value)])
+    for number, kind, value in _fields(window, stop): found.take_field(window, number, kind, value)
     if not found.is_sane: raise ValueError("not an ONNX tensor")
     return found.name, found.entry(path), found.file
 
@@ -452,35 +441,45 @@ def _last_bytes(entries: Iterable[TensorEntry]) -> dict[str, int]:
 ONNX_RECORD = "the producer, names or notes"
 #: field of a ModelProto, and of a GraphProto → what it is
 _MODEL_PARTS = {8: "the operator sets", 20: "the training", 25: "the functions"}
-_GRAPH_PARTS = {1: "the nodes", 11: "the inputs", 12: "the outputs", 14: "the quantisation", 15: "the sparse weights"}
+_GRAPH_PARTS = {
+    1: "the nodes", 11: "the inputs", 12: "the outputs", 14: "the quantisation", 15: "the sparse weights"}
+
+class _Part(NamedTuple):
+    "A field of an ONNX file that holds no weights."
+    name: str  # what it belongs to
+    number: int
+    kind: int
+    span: tuple[int, int]  # its bytes; of kind 0 the end is its value
+
+def _onnx_parts(window: Window, size_bytes: int) -> Iterator[_Part]:
+    "The fields of a model and of its graph besides the weights."
+    for number, kind, stop in _fields(window, size_bytes):
+        if (number, kind) != (7, 2):
+            yield _Part(_MODEL_PARTS.get(number, ONNX_RECORD), number, kind, (window.at, stop))
+            continue
+        for inner, inner_kind, end in _fields(window, stop):
+            if inner == 5: continue
+            yield _Part(_GRAPH_PARTS.get(inner, ONNX_RECORD), inner, inner_kind, (window.at, end))
 
 def onnx_values(
     read: Callable[[int, int], bytes],  # (start, stop) → bytes of the file
     size_bytes: int,  # of the file
 ) -> dict[str, str]:  # part → digest
     "What an ONNX file says besides its weights, to be compared. Raises `ValueError` where it is none."
-    window, found = Window(read, size_bytes), {}
-    for number, kind, stop in _fields(window, size_bytes):
-        if (number, kind) != (7, 2):
-            _take_digest(found, _MODEL_PARTS.get(number, ONNX_RECORD), number, kind, (window.at, stop), read)
-            continue
-        for inner, inner_kind, end in _fields(window, stop):
-            part = _GRAPH_PARTS.get(inner, ONNX_RECORD)
-            if inner != 5: _take_digest(found, part, inner, inner_kind, (window.at, end), read)
-    return {part: digest.hexdigest() for part, digest in found.items()}
+    found: dict[str, Any] = {}
+    for part in _onnx_parts(Window(read, size_bytes), size_bytes):
+        _take_digest(found.setdefault(part.name, hashlib.sha256()), part, read)
+    return {name: digest.hexdigest() for name, digest in found.items()}
 
-def _take_digest(
-    found: dict[str, Any], part: str, number: int, kind: int, span: tuple[int, int], read: Callable[[int, int], bytes]
-) -> None:
-    "Take a field into the digest of its part; the span is its bytes, or (kind 0) ends in its value."
-    digest = found.setdefault(part, hashlib.sha256())
-    start, end = span
-    digest.update(b"%d %d " % (number, end if kind == 0 else end - start))
-    for at in range(start, end, 1 << 20) if kind == 2 else ():
+def _take_digest(digest: Any, part: _Part, read: Callable[[int, int], bytes]) -> None:
+    "Take a field into the digest of its part."
+    start, end = part.span
+    digest.update(b"%d %d " % (part.number, end if part.kind == 0 else end - start))
+    for at in range(start, end, 1 << 20) if part.kind == 2 else ():
         digest.update(read(at, min(end, at + (1 << 20))))
 
 # %% ../../nbs/hub/02_header.ipynb #146afc56
-#: number, name, weights of a block, bytes of a block (ggml-common.h; for Q8_1 the Python package gguf still says 40, its older struct)
+#: number, name, weights of a block, bytes of a block (ggml-common.h; of Q8_1 the package gguf has an older struct, of 40)
 _GGML_TABLE = """
  0 F32      1   4 |  1 F16      1   2 |  2 Q4_0    32  18 |  3 Q4_1    32  20 |  6 Q5_0    32  22 |  7 Q5_1    32  24
  8 Q8_0    32  34 |  9 Q8_1    32  36 | 10 Q2_K   256  84 | 11 Q3_K   256 110 | 12 Q4_K   256 144 | 13 Q5_K   256 176
@@ -496,14 +495,17 @@ class GgufType(NamedTuple):
     block: int  # weights
     size: int  # bytes of a block
 
+# %% ../../nbs/hub/02_header.ipynb #48387c31
 def _types(text: str) -> dict[int, GgufType]:
+    "Number → type, of such a table."
     rows = [row.split() for line in text.strip().splitlines() for row in line.split("|")]
     return {int(number): GgufType(name, int(block), int(size)) for number, name, block, size in rows}
 
 GGUF_TYPES = _types(_GGML_TABLE)
 
 # %% ../../nbs/hub/02_header.ipynb #146afc57
-_GGUF_WIDTH = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type → bytes; 8 is a string, 9 an array
+#: type of a value → bytes; 8 is a string, 9 an array
+_GGUF_WIDTH = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 def gguf_counts(
     window: Window,  # at the start of the file
@@ -513,18 +515,21 @@ def gguf_counts(
         raise ValueError("not GGUF, or an old version of it")
     return window.number("Q"), window.number("Q")
 
+# %% ../../nbs/hub/02_header.ipynb #734bf3a6
 def _skip_value(window: Window, kind: int) -> None:
-    if kind in _GGUF_WIDTH:
-        window.at += _GGUF_WIDTH[kind]
+    "Step over a value."
+    if kind in _GGUF_WIDTH: window.at += _GGUF_WIDTH[kind]
     elif kind == 8:
         length = window.number("Q")
         window.at += length
-    elif kind == 9:
-        inner, count = window.number("I"), window.number("Q")
-        if inner in _GGUF_WIDTH: window.at += _GGUF_WIDTH[inner] * count
-        else:
-            for _ in range(count): _skip_value(window, inner)
+    elif kind == 9: _skip_array(window, window.number("I"), window.number("Q"))
     else: raise ValueError("a value of no known type")
+
+def _skip_array(window: Window, kind: int, count: int) -> None:
+    "Step over so many values of one type."
+    if kind in _GGUF_WIDTH: window.at += _GGUF_WIDTH[kind] * count
+    else:
+        for _ in range(count): _skip_value(window, kind)
 
 def _gguf_texts(window: Window, pairs: int) -> Iterator[tuple[str, str]]:
     "The chat templates among the metadata; all else is stepped over."
@@ -549,6 +554,7 @@ def gguf_values(
         found[key] = hashlib.sha256(read(start, window.at)).digest()
     return found
 
+# %% ../../nbs/hub/02_header.ipynb #86477259
 def gguf_header(
     read: Callable[[int, int], bytes],  # (start, stop) → bytes of the file
     size_bytes: int,  # of the file
@@ -559,21 +565,38 @@ def gguf_header(
     count, pairs = gguf_counts(window)
     metadata = dict(_gguf_texts(window, pairs))
     with uncollected(): found = sorted(_gguf_tensor(window) for _ in range(count))
-    start = _aligned(window.at)
-    ends = [offset for offset, *_ in found[1:]] + [size_bytes - start]
-    tensors = {n: TensorEntry(d.name, s, path, o, max(o, end)) for (o, n, d, s), end in zip(found, ends)}
-    names = Counter(n for _, n, *_ in found) if len(tensors) < len(found) else {}
-    twice = [n for n, times in names.items() if times > 1]
-    needed = max((o + _packed_bytes(d, s) for o, _, d, s in found), default=0)
-    needs = {path: start + needed if found else window.at}
-    return Header(tensors, metadata, _twice(path, twice), window.at, needs)
+    start, end = _aligned(window.at), window.at
+    tensors = _gguf_entries(found, size_bytes - start, path)
+    needs = {path: start + _needed(found) if found else end}
+    return Header(tensors, metadata, _twice(path, _named_twice(found)), end, needs)
 
-def _gguf_tensor(window: Window) -> tuple[int, str, GgufType, tuple[int, ...]]:
-    "(offset, name, type, shape) of the next tensor."
+class _GgufTensor(NamedTuple):
+    "A tensor as a GGUF file describes it; they sort by their place."
+    offset: int
+    name: str
+    kind: GgufType
+    shape: tuple[int, ...]
+
+def _gguf_tensor(window: Window) -> _GgufTensor:
+    "The next tensor."
     name = window.text(window.number("Q"))
     shape = [window.number("Q") for _ in range(min(window.number("I"), 9))]
     kind, offset = window.number("I"), window.number("Q")
-    return offset, name, GGUF_TYPES.get(kind, GgufType(f"type {kind}", 1, 0)), tuple(reversed(shape))
+    return _GgufTensor(offset, name, GGUF_TYPES.get(kind, GgufType(f"type {kind}", 1, 0)), tuple(reversed(shape)))
+
+def _gguf_entries(found: list[_GgufTensor], data_bytes: int, path: str) -> dict[str, TensorEntry]:
+    "Name → tensor; each ends where the next one begins."
+    ends = [t.offset for t in found[1:]] + [data_bytes]
+    return {t.name: TensorEntry(t.kind.name, t.shape, path, t.offset, max(t.offset, end))
+            for t, end in zip(found, ends)}
+
+def _named_twice(found: list[_GgufTensor]) -> list[str]:
+    "Names that two tensors have."
+    return [name for name, times in Counter(t.name for t in found).items() if times > 1]
+
+def _needed(found: list[_GgufTensor]) -> int:
+    "Bytes of data without which a tensor is missing."
+    return max(t.offset + _packed_bytes(t.kind, t.shape) for t in found)
 
 def _aligned(at: int) -> int:
     "The next multiple of 32: there the data begin."

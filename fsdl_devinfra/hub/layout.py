@@ -23,24 +23,8 @@ __all__ = ['PICKLES', 'OTHER_WEIGHTS', 'FORMATS', 'PREFERENCE', 'DATA_FILES', 'f
 
 # %% ../../nbs/hub/04_layout.ipynb #7cc4b661
 PICKLES = (
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".pkl",
-    ".pickle",
-    ".pckl",
-    ".p",
-    ".pk",
-    ".joblib",
-    ".dill",
-    ".cloudpickle",
-    ".sav",
-    ".mar",
-    ".pth.tar",
-    ".pt.tar",
-    ".ckpt.tar",
-    ".model.pickle",
+    ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".pckl", ".p", ".pk", ".joblib", ".dill", ".cloudpickle",
+    ".sav", ".mar", ".pth.tar", ".pt.tar", ".ckpt.tar", ".model.pickle",
     *(
         end + pack
         for end in (".pkl", ".pickle", ".joblib", ".p")
@@ -48,17 +32,7 @@ PICKLES = (
     ),
 )
 OTHER_WEIGHTS = (
-    ".h5",
-    ".hdf5",
-    ".keras",
-    ".msgpack",
-    ".ot",
-    ".tflite",
-    ".mlmodel",
-    ".pb",
-    ".npz.weights",
-    ".engine",
-    ".trt",
+    ".h5", ".hdf5", ".keras", ".msgpack", ".ot", ".tflite", ".mlmodel", ".pb", ".npz.weights", ".engine", ".trt",
 )
 FORMATS = {
     "safetensors": (".safetensors",),
@@ -70,12 +44,7 @@ FORMATS = {
 #: in order of preference: what is safe and complete first
 PREFERENCE = ("safetensors", "onnx", "gguf", "other", "pickle")
 _NOT_WEIGHTS = {
-    "training_args.bin",
-    "optimizer.bin",
-    "scheduler.bin",
-    "tokenizer.model",
-    "optimizer.pt",
-    "scheduler.pt",
+    "training_args.bin", "optimizer.bin", "scheduler.bin", "tokenizer.model", "optimizer.pt", "scheduler.pt",
 }
 
 
@@ -88,17 +57,15 @@ def format_of(
     if name.startswith("openvino_") and name.endswith(".bin"): return "other"
     return next((f for f, ends in FORMATS.items() if name.endswith(ends)), None)
 
+# %% ../../nbs/hub/04_layout.ipynb #6a4f1b7d
 @lru_cache(10_000)
 def is_weights(path: str) -> bool:
     "True for a file of model weights, not for an optimiser's state or a trainer's arguments."
     name = PurePosixPath(path).name
-    return (
-        format_of(path) is not None
-        and name.lower() not in _NOT_WEIGHTS
-        and not re.match(r"(optimizer|scheduler|rng_state)", name)
-    )
+    if format_of(path) is None or name.lower() in _NOT_WEIGHTS: return False
+    return not re.match(r"(optimizer|scheduler|rng_state)", name)
 
-
+# %% ../../nbs/hub/04_layout.ipynb #c2b65065
 def weight_format(
     paths: Iterable[str],  # of all files
 ) -> str:
@@ -109,7 +76,9 @@ def weight_format(
 # %% ../../nbs/hub/04_layout.ipynb #62143e57
 @dataclass(frozen=True)
 class Wish:
-    "What of a repository is asked for. Globs are those of the official client: `*` also matches a slash, `folder/` all of a folder."
+    """What of a repository is asked for.
+
+    Globs are those of the official client: `*` also matches a slash, `folder/` all of a folder."""
 
     include: tuple[str, ...] = ()  # globs of paths; none: all
     exclude: tuple[str, ...] = ()  # globs of paths
@@ -121,8 +90,10 @@ class Wish:
         return "left out by --exclude" if _matches(path, self.exclude) else None
 
 def _matches(path: str, globs: Iterable[str]) -> bool:
+    "True where one of the globs fits."
     return any(fnmatchcase(path, glob + "*" if glob.endswith("/") else glob) for glob in globs)
 
+# %% ../../nbs/hub/04_layout.ipynb #f5baa206
 @dataclass(frozen=True)
 class Skipped:
     "A file that is there and is not part of the one model."
@@ -131,13 +102,14 @@ class Skipped:
     why: str  # in words
     sha256: str | None = None  # in a lock, where the Hub says it or a loader would read the file
 
+# %% ../../nbs/hub/04_layout.ipynb #dec4f218
 @dataclass(frozen=True)
 class Files:
     "What the rules below go by."
     sizes: Mapping[str, int]  # path → bytes, of all files
     documents: Mapping[str, Any] = field(default_factory=dict)  # path → content of the small JSON files
     wish: Wish = Wish()
-    formats: Mapping[str, str | None] = field(default_factory=dict)  # path → format, where the bytes have said it
+    formats: Mapping[str, str | None] = field(default_factory=dict)  # path → format, where bytes have said it
 
     def format(self, path: str) -> str | None:
         "The format of a file, by its bytes where they were looked at."
@@ -152,122 +124,139 @@ class Files:
 
     def size(self, paths: Iterable[str]) -> int: return sum(self.sizes[p] for p in paths)
 
+# %% ../../nbs/hub/04_layout.ipynb #ce95c0e4
+_DOCUMENTS = re.compile(r"(^|/)(config|model_index|modules)\.json$|\.index(\.[\w-]+)?\.json$")
+
 def documents_of(
     paths: Iterable[str],  # of all files
 ) -> list[str]:
     "The small JSON files that say which files belong together."
-    return [
-        p
-        for p in paths
-        if re.search(r"(^|/)(config|model_index|modules)\.json$|\.index(\.[\w-]+)?\.json$", p)
-    ]
+    return [p for p in paths if _DOCUMENTS.search(p)]
 
 # %% ../../nbs/hub/04_layout.ipynb #78ab40c3
 _Why = dict[str, str]  # path → why it is left out
 _COPY = re.compile(
-    r"original|consolidated|metal|mlx|coreml|tflite|onnx|openvino|gguf|ggml|flax|tf|checkpoint[-_]\d+|global_step\d+",
+    r"original|consolidated|metal|mlx|coreml|tflite|onnx|openvino|gguf|ggml|flax|tf|checkpoint[-_]\d+|"
+    r"global_step\d+",
     re.I,
 )
 _WORDS = (
-    r"fp32|fp16|bf16|f16|f32|fp8(?:_[a-z0-9]+)*|u?int8|int4|nf4|fp4|mxfp4|nvfp4|q4|q8|q4f16|bnb4|quantized|quant|qu?int8(?:_\w+)?|o[1-4]|"
-    r"ema[-_]?only|non[-_]?ema|ema|pruned"
+    r"fp32|fp16|bf16|f16|f32|fp8(?:_[a-z0-9]+)*|u?int8|int4|nf4|fp4|mxfp4|nvfp4|q4|q8|q4f16|bnb4|quantized|quant|"
+    r"qu?int8(?:_\w+)?|o[1-4]|ema[-_]?only|non[-_]?ema|ema|pruned"
 )
 
-def _folder(path: str, depth: int) -> str: return "/".join(path.split("/")[:depth])
+def _folder(path: str, depth: int) -> str:
+    "The first folders of a path."
+    return "/".join(path.split("/")[:depth])
+
+def _says_copy(folder: str) -> bool:
+    "True for the name of a folder that holds a copy."
+    return bool(_COPY.fullmatch(folder) or re.fullmatch(_WORDS, folder, re.I))
 
 def _copy_folder(path: str) -> str | None:
     "The first folder on a path whose name says that it holds a copy."
-    folders = path.split("/")[:-1]
     if format_of(path) == "gguf": return None  # `BF16/` holds a quantisation, and no copy of one
-    found = next(
-        (i for i, name in enumerate(folders) if _COPY.fullmatch(name) or re.fullmatch(_WORDS, name, re.I)),
-        None,
-    )
+    folders = path.split("/")[:-1]
+    found = next((i for i, name in enumerate(folders) if _says_copy(name)), None)
     return None if found is None else _folder(path, found + 1)
 
+# %% ../../nbs/hub/04_layout.ipynb #06fa4679
 def _number(folder: str) -> tuple[int, str]:
+    "The step of a checkpoint's folder, and its name."
     digits = re.findall(r"\d+", os.path.basename(folder))
     return (int(digits[-1]) if digits else -1), folder
 
-def _copy_folders(files: Files, paths: list[str]) -> _Why:
-    "Folders such as `original/`, `onnx/`, `checkpoint-500/` beside the weights; of checkpoints alone the last one stays."
-    weights = files.weights(paths)
-    folders = {at for p in weights if (at := _copy_folder(p))}
-    main = [p for p in weights if not _copy_folder(p)]
-    if not folders: return {}
+def _last_run(folders: set[str]) -> str | None:
+    "The last checkpoint, where all folders are checkpoints of a training run."
     runs = [f for f in folders if re.match(r"(checkpoint|global_step)", os.path.basename(f))]
-    stays = None if main else max(runs, key=_number) if len(runs) == len(folders) else ""
-    if stays == "": return {}  # nothing else is there: what they are is decided below
-    return {p: _copy_reason(at) for p in paths if (at := _copy_folder(p)) and at in folders and at != stays}
+    return max(runs, key=_number) if len(runs) == len(folders) else None
+
+# %% ../../nbs/hub/04_layout.ipynb #14bbce45
+def _copy_folders(files: Files, paths: list[str]) -> _Why:
+    "Folders such as `original/`, `checkpoint-500/` beside the weights; of checkpoints alone the last one stays."
+    at = {p: _copy_folder(p) for p in paths}
+    holding = {at[p] for p in files.weights(paths)}  # None: weights that are no copy
+    folders = {folder for folder in holding if folder}
+    stays = None if None in holding or not folders else _last_run(folders)
+    if None not in holding and stays is None: return {}  # nothing else is there: what they are is decided below
+    return {p: _copy_reason(f) for p, f in at.items() if f in folders and f != stays}
 
 def _copy_reason(folder: str) -> str:
+    "Why a folder of copies is left out."
     if re.search(r"(checkpoint[-_]|global_step)\d+$", folder):
         return f"a checkpoint of the training run ({folder}/)"
     return f"a second copy ({folder}/)"
 
 # %% ../../nbs/hub/04_layout.ipynb #7210d088
+def _is_part(key: str, value: Any) -> bool:
+    "True for a part of a diffusers pipeline: a library and a class."
+    return isinstance(value, list) and len(value) == 2 and value[0] is not None and not key.startswith("_")
+
 def _parts(document: Any) -> set[str]:
     "The folders that a model_index.json or a modules.json names."
     if isinstance(document, list):
         return {str(m["path"]) for m in document if isinstance(m, dict) and m.get("path")}
     if not isinstance(document, dict): return set()
-    return {
-        k
-        for k, v in document.items()
-        if isinstance(v, list) and len(v) == 2 and v[0] is not None and not k.startswith("_")
-    }
+    return {k for k, v in document.items() if _is_part(k, v)}
 
-
+# %% ../../nbs/hub/04_layout.ipynb #e8b8b018
 def _within(path: str, folder: str) -> str | None:
     "The path inside a folder; None where it lies elsewhere."
-    return path if not folder else path[len(folder) + 1:] if path.startswith(folder + "/") else None
+    if not folder: return path
+    return path[len(folder) + 1:] if path.startswith(folder + "/") else None
+
+# %% ../../nbs/hub/04_layout.ipynb #31b5e37d
+def _beside_parts(files: Files, index: str, paths: list[str]) -> _Why:
+    "Weights that one model_index.json does not name, where it names any."
+    parts, at = _parts(files.documents.get(index)), os.path.dirname(index)
+    inside = {p: within for p in files.weights(paths) if (within := _within(p, at))}
+    folders = {p: within.split("/")[0] for p, within in inside.items() if "/" in within}
+    if parts.isdisjoint(folders.values()): return {}
+    single = "a single file beside the folders that model_index.json names"
+    left_out = {p: single for p in inside if p not in folders}
+    others = [p for p, folder in folders.items() if folder not in parts]
+    return left_out | dict.fromkeys(others, "in no folder that model_index.json names")
 
 def _pipeline(files: Files, paths: list[str]) -> _Why:
     "Single files and folders that a model_index.json does not name."
     left_out: _Why = {}
-    for index in (p for p in paths if os.path.basename(p) == "model_index.json"):
-        parts, at = _parts(files.documents.get(index)), os.path.dirname(index)
-        inside = {p: within for p in files.weights(paths) if (within := _within(p, at))}
-        if not any("/" in w and w.split("/")[0] in parts for w in inside.values()): continue
-        for p, within in inside.items():
-            if "/" not in within: left_out[p] = "a single file beside the folders that model_index.json names"
-            elif within.split("/")[0] not in parts: left_out[p] = "in no folder that model_index.json names"
+    for path in paths:
+        if os.path.basename(path) == "model_index.json": left_out |= _beside_parts(files, path, paths)
     return left_out
 
+# %% ../../nbs/hub/04_layout.ipynb #f63e3cf6
 def _class(document: Any) -> Any:
+    "The class that a config names."
     if not isinstance(document, dict): return None
-    return (
-        document.get("architectures")
-        or document.get("_class_name")
-        or document.get("architecture")
-        or document.get("model_type")
-    )
+    names = ("architectures", "_class_name", "architecture", "model_type")
+    return next(filter(None, map(document.get, names)), None)
 
+# %% ../../nbs/hub/04_layout.ipynb #dd7c7ca0
+def _declared(files: Files) -> set[str]:
+    "The folders that a modules.json or a model_index.json names."
+    indexes = ("modules.json", "model_index.json")
+    return {p for f, d in files.documents.items() if os.path.basename(f) in indexes for p in _parts(d)}
+
+def _class_in(files: Files, folder: str) -> Any:
+    "The class that the config of a folder names."
+    return _class(files.documents.get(f"{folder}/config.json" if folder else "config.json"))
+
+# %% ../../nbs/hub/04_layout.ipynb #9253532e
+def _repeats(files: Files, folder: str, folders: set[str]) -> bool:
+    "True for a folder of the same class as the nearest one with weights above it."
+    above = next((a for a in _above(folder) if a in folders), None)
+    named = _class_in(files, folder)
+    return above is not None and bool(named) and named == _class_in(files, above)
 
 def _nested(files: Files, paths: list[str]) -> _Why:
     "Folders with weights of the same class as a folder above them."
-
-    def class_in(folder: str) -> Any:
-        return _class(files.documents.get(f"{folder}/config.json" if folder else "config.json"))
-
     folders = {os.path.dirname(p) for p in files.weights(paths)}
-    declared = {
-        p
-        for f, d in files.documents.items()
-        if os.path.basename(f) in ("modules.json", "model_index.json")
-        for p in _parts(d)
-    }
-    copies = {}
-    for folder in folders - declared - {""}:
-        above = next((a for a in _above(folder) if a in folders), None)
-        if above is not None and class_in(folder) and class_in(folder) == class_in(above):
-            copies[folder] = above
-    return {
-        p: f"another checkpoint of the same class ({at}/)" for at in copies for p in paths if _within(p, at)
-    }
+    copies = [f for f in folders - _declared(files) - {""} if _repeats(files, f, folders)]
+    return {p: f"another checkpoint of the same class ({at}/)" for at in copies for p in paths if _within(p, at)}
 
 
 def _above(folder: str) -> list[str]:
+    "The folders above one, the nearest first; the last is \"\"."
     parts = folder.split("/")
     return ["/".join(parts[:i]) for i in range(len(parts) - 1, -1, -1)]
 
@@ -277,32 +266,38 @@ def _index_format(path: str) -> str | None:
     match = re.search(r"(\.[a-z0-9_]+)\.index(\.[\w-]+)?\.json$", path)
     return format_of("x" + match[1]) if match else None
 
+# %% ../../nbs/hub/04_layout.ipynb #eb6a5085
+def _own_format(files: Files, there: list[str], kind: str) -> str:
+    "The format that is taken of a part of a pipeline: its own where it is there in no other one."
+    formats = {files.format(p) for p in there}
+    return next(f for f in PREFERENCE if f in formats) if formats and kind not in formats else kind
+
+# %% ../../nbs/hub/04_layout.ipynb #0dcb7f0c
+def _taken_formats(files: Files, weights: list[str], kind: str) -> dict[str, str]:
+    "Folder → format, of those parts of a pipeline that keep their own."
+    declared = {p for d in files.documents.values() for p in _parts(d)}
+    here: dict[str, list[str]] = {}
+    for p in weights: here.setdefault(os.path.dirname(p), []).append(p)
+    return {f: _own_format(files, there, kind) for f, there in here.items() if f in declared}
+
 def _formats(files: Files, paths: list[str]) -> _Why:
     "Weights, and indexes of weights, in another format than the one that is taken."
     weights = files.weights(paths)
     kind = files.weight_format(weights)
-    declared = {p for d in files.documents.values() for p in _parts(d)}
-    def taken(folder: str) -> str:
-        there = {files.format(p) for p in weights if os.path.dirname(p) == folder}
-        return (
-            next(f for f in PREFERENCE if f in there)
-            if folder in declared and there and kind not in there
-            else kind
-        )
-
-    found = {p: files.format(p) if is_weights(p) else _index_format(p) for p in paths}
-    left_out = {p: f"another format: {taken(os.path.dirname(p))} is taken" for p, f in found.items()
-                if f and taken(os.path.dirname(p)) not in (f, "none")}
+    own = _taken_formats(files, weights, kind)
+    left_out = {}
+    for p in paths:
+        found = files.format(p) if is_weights(p) else _index_format(p)
+        taken = own.get(os.path.dirname(p), kind)
+        if found and taken not in (found, "none"): left_out[p] = f"another format: {taken} is taken"
     return left_out | _frameworks(files, [p for p in weights if p not in left_out])
 
 def _frameworks(files: Files, weights: list[str]) -> _Why:
     "Of files for several frameworks (TensorFlow, Flax, Rust) those for one."
-    others = [p for p in weights if files.format(p) == "other"]
-    ends = {p: os.path.splitext(p)[1].lower() for p in others}
-    taken = min(
-        ends.values(), key=lambda e: OTHER_WEIGHTS.index(e) if e in OTHER_WEIGHTS else -1, default=None
-    )
-    return {p: f"for another framework: {taken} is taken" for p in others if ends[p] != taken}
+    def place(end: str) -> int: return OTHER_WEIGHTS.index(end) if end in OTHER_WEIGHTS else -1
+    ends = {p: os.path.splitext(p)[1].lower() for p in weights if files.format(p) == "other"}
+    taken = min(ends.values(), key=place, default=None)
+    return {p: f"for another framework: {taken} is taken" for p, end in ends.items() if end != taken}
 
 # %% ../../nbs/hub/04_layout.ipynb #b1a58e0b
 _STANDARD = ("model", "diffusion_pytorch_model", "pytorch_model", "open_clip_model")
@@ -312,11 +307,11 @@ _PART = 0.2  # of the size of the model: a further file that is larger is a copy
 def _stem(path: str) -> tuple[str, str]:  # ("model.fp16-00001-of-00002", ".safetensors")
     "The name of a file without its extension, and that."
     name = os.path.basename(path)
-    end = next(
-        (e for ends in FORMATS.values() for e in ends if name.lower().endswith(e)), os.path.splitext(name)[1]
-    )
+    known = [e for ends in FORMATS.values() for e in ends if name.lower().endswith(e)]
+    end = known[0] if known else os.path.splitext(name)[1]
     return name[:len(name) - len(end)], end
 
+# %% ../../nbs/hub/04_layout.ipynb #7aa88a04
 def version_of(
     path: str,  # of a weight file
 ) -> tuple[str, tuple[str, ...]]:  # ("model", ("fp16",))
@@ -330,6 +325,7 @@ def version_of(
         if shard := _SHARD.fullmatch(stem): stem = shard[1]
     return stem, tuple(words)
 
+# %% ../../nbs/hub/04_layout.ipynb #7420adf1
 def _named_by(files: Files, index: str) -> set[str] | None:
     "The shards that an index names; None where it is not known."
     document = files.documents.get(index)
@@ -337,37 +333,43 @@ def _named_by(files: Files, index: str) -> set[str] | None:
     if not isinstance(shards, dict): return None
     return {os.path.join(os.path.dirname(index), str(s)) for s in shards.values()}
 
+# %% ../../nbs/hub/04_layout.ipynb #0e8155df
+def _shards_there(files: Files, there: list[str], index: str, stem: str) -> set[str]:
+    "The shards of an index that are there: those that it names, else those of its name."
+    named = _named_by(files, index)
+    if named is not None: return named & set(there)
+    shards = {p: _SHARD.fullmatch(_stem(p)[0]) for p in there}
+    return {p for p, shard in shards.items() if shard and shard[1] == stem}
+
 def _standard(files: Files, there: list[str], beside: set[str]) -> set[str]:
-    "The files that a library would read, of the weights in a folder; empty where none has a name that it looks for."
+    "The files that a library would read, of the weights in a folder; empty where none has a known name."
     for stem in _STANDARD:
-        ends = {_stem(p)[1]: p for p in there if _stem(p)[0] == stem}
-        if ends: return set(ends.values())
+        whole = {_stem(p)[1]: p for p in there if _stem(p)[0] == stem}
+        if whole: return set(whole.values())
         for index in (i for i in beside if re.fullmatch(rf"{stem}\.\w+\.index\.json", os.path.basename(i))):
-            named = _named_by(files, index)
-            if named is None:
-                named = {p for p in there if (m := _SHARD.fullmatch(_stem(p)[0])) and m[1] == stem}
-            if named & set(there): return named & set(there)
+            if found := _shards_there(files, there, index, stem): return found
     return set()
 
+# %% ../../nbs/hub/04_layout.ipynb #b529b96c
+def _not_standard(files: Files, path: str, size: int) -> str | None:
+    "Why a file beside the set that is read is left out; None for a part under a name of its own."
+    stem, words = version_of(path)
+    if _SHARD.fullmatch(_stem(path)[0]): return "a shard of another set than the one that is read"
+    if stem.startswith("consolidated"): return "a second copy (consolidated)"
+    if stem in _STANDARD: return f"another version ({', '.join(words) or stem})"
+    if files.sizes[path] < _PART * size: return None
+    return "as large as a copy, under a name that no library looks for"
+
+# %% ../../nbs/hub/04_layout.ipynb #d33d9c5a
 def _beside_standard(files: Files, there: list[str], beside: set[str]) -> _Why:
+    "What lies beside the set that a library would read."
     taken = _standard(files, there, beside)
     if not taken: return {}
     size = files.size(taken)
-    def why(path: str) -> str | None:
-        stem, words = version_of(path)
-        if _SHARD.fullmatch(_stem(path)[0]): return "a shard of another set than the one that is read"
-        if stem.startswith("consolidated"): return "a second copy (consolidated)"
-        if stem in _STANDARD: return f"another version ({', '.join(words) or stem})"
-        return (
-            "as large as a copy, under a name that no library looks for"
-            if files.sizes[path] >= _PART * size
-            else None
-        )
-
-    left_out = {p: reason for p in there if p not in taken and (reason := why(p))}
-    return left_out | {
-        i: "the index of a set that is not read" for i in beside if _is_of_others(files, i, taken)
-    }
+    reasons = {p: _not_standard(files, p, size) for p in there if p not in taken}
+    left_out = {p: why for p, why in reasons.items() if why}
+    others = [i for i in beside if _is_of_others(files, i, taken)]
+    return left_out | dict.fromkeys(others, "the index of a set that is not read")
 
 
 def _is_of_others(files: Files, index: str, taken: set[str]) -> bool:
@@ -375,9 +377,8 @@ def _is_of_others(files: Files, index: str, taken: set[str]) -> bool:
     if _index_format(index) is None: return False
     named = _named_by(files, index)
     if named is not None: return not named & taken
-    return not re.fullmatch(r"[\w-]+\.\w+\.index\.json", os.path.basename(index)) or not any(
-        _SHARD.fullmatch(_stem(p)[0]) for p in taken
-    )
+    if not re.fullmatch(r"[\w-]+\.\w+\.index\.json", os.path.basename(index)): return True
+    return not any(_SHARD.fullmatch(_stem(p)[0]) for p in taken)
 
 # %% ../../nbs/hub/04_layout.ipynb #2804aab8
 def _set_of(path: str) -> tuple[str, int]:
@@ -386,65 +387,63 @@ def _set_of(path: str) -> tuple[str, int]:
     shard = _SHARD.fullmatch(stem)
     return (shard[1], int(shard[3])) if shard else (stem, 1)
 
-def _versions(files: Files, there: list[str], quant: str | None = None) -> _Why:
-    "Of several versions of one name, one."
-    groups: dict[tuple[str, str], dict[tuple[str, int], list[str]]] = {}
+# %% ../../nbs/hub/04_layout.ipynb #408383c0
+_Sets = dict[tuple[str, int], list[str]]  # name and number of shards → paths
+
+def _families(files: Files, there: list[str]) -> list[_Sets]:
+    "The sets of files of one name and one format."
+    groups: dict[tuple[str, str], _Sets] = {}
     for p in there:
         family = files.format(p) or ""
         groups.setdefault((version_of(p)[0], family), {}).setdefault(_set_of(p), []).append(p)
+    return list(groups.values())
+
+def _versions(files: Files, there: list[str], quant: str | None = None) -> _Why:
+    "Of several versions of one name, one."
     left_out = {}
-    for sets in groups.values():
+    for sets in _families(files, there):
         taken = max(sets, key=lambda s: _rank(files, s, sets[s], quant))
-        what = sets[taken][0]
-        left_out |= {
-            p: f"another version than {os.path.basename(what)}"
-            for s, parts in sets.items()
-            if s != taken
-            for p in parts
-        }
+        why = f"another version than {os.path.basename(sets[taken][0])}"
+        left_out |= {p: why for s, parts in sets.items() if s != taken for p in parts}
     return left_out
 
 def _rank(files: Files, name: tuple[str, int], parts: list[str], quant: str | None) -> tuple[Any, ...]:
+    "What is better of two sets: as asked for, complete, without a version, larger."
     words = version_of(parts[0])[1]
-    return (
-        (quant is not None and quant.lower() in words),
-        len(parts) >= name[1],
-        -len(words),
-        files.size(parts),
-        name,
-    )
+    is_asked = quant is not None and quant.lower() in words
+    return is_asked, len(parts) >= name[1], -len(words), files.size(parts), name
 
-
+# %% ../../nbs/hub/04_layout.ipynb #116ed345
 def _merged(there: list[str]) -> _Why:
     "An ONNX decoder that was exported with and without a cache, beside the file that holds both."
     names = {_stem(p)[0]: p for p in there}
-    return {
-        p: f"{whole} holds it too"
-        for whole in names
-        if whole.endswith("_merged")
-        for stem, p in names.items()
-        if stem in (whole.removesuffix("_merged"), whole.removesuffix("model_merged") + "with_past_model")
-    }
+    left_out = {}
+    for whole in (name for name in names if name.endswith("_merged")):
+        held = (whole.removesuffix("_merged"), whole.removesuffix("model_merged") + "with_past_model")
+        left_out |= {p: f"{whole} holds it too" for stem, p in names.items() if stem in held}
+    return left_out
 
+# %% ../../nbs/hub/04_layout.ipynb #2a79d44f
+def _asked_in(there: list[str], quant: str | None) -> set[str]:
+    "The files of the quantisation or variant that is asked for, by their names."
+    return {p for p in there if quant and quant.lower() in version_of(p)[1]}
+
+def _set_in(files: Files, here: list[str]) -> _Why:
+    "In one folder one set of weights: that of the quantisation that is asked for, else what a library reads."
+    there = [p for p in files.weights(here) if files.format(p) != "gguf"]
+    beside = {p for p in here if _index_format(p)}
+    asked = _asked_in(there, files.wish.quant)
+    found = {} if asked else _beside_standard(files, there, beside)
+    found |= _versions(files, [p for p in there if p not in found], files.wish.quant)
+    others = [i for i in beside if asked and _is_of_others(files, i, asked)]
+    found |= dict.fromkeys(others, "the index of a set that is not asked for")
+    return found | _merged([p for p in there if p not in found])
 
 def _one_set(files: Files, paths: list[str]) -> _Why:
     "In every folder one set of weights."
     left_out: _Why = {}
-    quant = files.wish.quant
     for folder in sorted({os.path.dirname(p) for p in paths}):
-        here = [p for p in paths if os.path.dirname(p) == folder]
-        there = [p for p in files.weights(here) if files.format(p) != "gguf"]
-        beside = {p for p in here if _index_format(p)}
-        asked = [p for p in there if quant and quant.lower() in version_of(p)[1]]
-        found = {} if asked else _beside_standard(files, there, beside)
-        found |= _versions(files, [p for p in there if p not in found], quant)
-        if asked:
-            found |= {
-                i: "the index of a set that is not asked for"
-                for i in beside
-                if _is_of_others(files, i, set(asked))
-            }
-        left_out |= found | _merged([p for p in there if p not in found])
+        left_out |= _set_in(files, [p for p in paths if os.path.dirname(p) == folder])
     return left_out
 
 # %% ../../nbs/hub/04_layout.ipynb #6511ef61
@@ -460,43 +459,53 @@ def quant_of(
     found = _QUANT.findall(_stem(path)[0])
     return found[-1].upper() if found else None
 
+# %% ../../nbs/hub/04_layout.ipynb #f48fdb6d
 def _is_quant(path: str, quant: str) -> bool:
+    "True for a GGUF file of a quantisation."
     said, wanted = quant_of(path) or "", quant.upper()
     return wanted in (said, said.removeprefix("UD-"))
 
+def _quantisations(paths: list[str]) -> dict[str, list[str]]:
+    "Name without the number of a shard → files, of the models of a GGUF repository."
+    found: dict[str, list[str]] = {}
+    for p in paths: found.setdefault(re.sub(r"-\d{5}-of-\d{5}", "", p), []).append(p)
+    return found
+
+# %% ../../nbs/hub/04_layout.ipynb #ac66c613
+def _one_quantisation(files: Files, paths: list[str]) -> _Why:
+    "Of the quantisations the one that is asked for, else the largest."
+    models, quant = _quantisations(paths), files.wish.quant
+    wanted = [name for name, parts in models.items() if not quant or _is_quant(parts[0], quant)]
+    taken = max(wanted or models, key=lambda name: (files.size(models[name]), name), default="")
+    why = f"another quantisation than {os.path.basename(taken)}"
+    return {p: why for name, parts in models.items() if name != taken for p in parts}
+
+def _one_projector(files: Files, paths: list[str]) -> _Why:
+    "Of the projectors for images the one in F16, else the largest."
+    taken = max(paths, key=lambda p: (quant_of(p) == "F16", files.sizes[p], p), default=None)
+    return {p: f"another version than {taken}" for p in paths if p != taken}
+
+# %% ../../nbs/hub/04_layout.ipynb #7938e34d
 def _one_gguf(files: Files, paths: list[str]) -> _Why:
     "Of the quantisations of a GGUF repository, one, with its projector."
     there = [p for p in files.weights(paths) if files.format(p) == "gguf"]
     extra = [p for p in there if "mmproj" in os.path.basename(p).lower()]
-    models: dict[str, list[str]] = {}
-    for p in there:
-        if p not in extra: models.setdefault(re.sub(r"-\d{5}-of-\d{5}", "", p), []).append(p)
-    wanted = {
-        name: parts
-        for name, parts in models.items()
-        if not files.wish.quant or _is_quant(parts[0], files.wish.quant)
-    }
-    taken = max(wanted or models, key=lambda name: (files.size(models[name]), name), default=None)
-    left_out = {
-        p: f"another quantisation than {os.path.basename(taken or '')}"
-        for name, parts in models.items()
-        if name != taken
-        for p in parts
-    }
-    projector = max(extra, key=lambda p: (quant_of(p) == "F16", files.sizes[p], p), default=None)
-    return left_out | {p: f"another version than {projector}" for p in extra if p != projector}
+    models = [p for p in there if p not in extra]
+    return _one_quantisation(files, models) | _one_projector(files, extra)
 
 # %% ../../nbs/hub/04_layout.ipynb #64468656
 _RULES: tuple[Callable[[Files, list[str]], _Why], ...] = (
-    _copy_folders,
-    _pipeline,
-    _nested,
-    _formats,
-    _one_set,
-    _one_gguf,
-)
+    _copy_folders, _pipeline, _nested, _formats, _one_set, _one_gguf)
 
+def _left_out(files: Files, paths: list[str]) -> _Why:
+    "What is not asked for, then what each rule leaves out of the rest."
+    found = {p: why for p in paths if (why := files.wish.why_not(p))}
+    def left() -> list[str]: return [p for p in paths if p not in found]
+    if files.wish.quant: _check_quant(files.wish.quant, left())
+    for rule in _RULES: found |= rule(files, left())
+    return found
 
+# %% ../../nbs/hub/04_layout.ipynb #f89ea94e
 def pick(
     sizes: Mapping[str, int],  # path → bytes, of all files of a repository
     documents: Mapping[str, Any] | None = None,  # path → content of what `documents_of` names
@@ -506,21 +515,24 @@ def pick(
     "Choose one model. Raises `BadInput` where a quantisation is asked for that is not there."
     files = Files(sizes, documents or {}, wish or Wish(), formats or {})
     paths = sorted(p for p in sizes if not any(part.startswith(".") for part in p.split("/")))
-    left_out = {p: why for p in paths if (why := files.wish.why_not(p))}
-    if files.wish.quant: _check_quant(files.wish.quant, [p for p in paths if p not in left_out])
-    for rule in _RULES: left_out |= rule(files, [p for p in paths if p not in left_out])
+    left_out = _left_out(files, paths)
     chosen = [p for p in paths if p not in left_out and (is_weights(p) or format_of(p) is None)]
     return chosen, [Skipped(p, sizes[p], left_out[p]) for p in sorted(left_out)]
 
+# %% ../../nbs/hub/04_layout.ipynb #2ab3deb8
+def _versions_said(path: str) -> str | None:
+    "The quantisation, or the words of a version, that a file's name says."
+    return quant_of(path) if format_of(path) == "gguf" else "-".join(version_of(path)[1])
+
 def _check_quant(quant: str, paths: list[str]) -> None:
+    "Raise `BadInput` where there are no weights in the quantisation that is asked for."
     weights = [p for p in paths if is_weights(p)]
     if any(_is_quant(p, quant) or quant.lower() in version_of(p)[1] for p in weights): return
-    there = sorted(
-        {q for p in weights if (q := quant_of(p) if format_of(p) == "gguf" else "-".join(version_of(p)[1]))}
-    )
-    raise BadInput(f"there are no weights in {quant}", f"Choose one of {', '.join(there)}" if there
-                   else "Leave out --quant: there is one version only")
+    there = sorted({said for p in weights if (said := _versions_said(p))})
+    hint = f"Choose one of {', '.join(there)}" if there else "Leave out --quant: there is one version only"
+    raise BadInput(f"there are no weights in {quant}", hint)
 
+# %% ../../nbs/hub/04_layout.ipynb #9a35c301
 def choose(
     paths: Iterable[str],  # all files of a repository
 ) -> list[str]:  # sorted
@@ -529,17 +541,7 @@ def choose(
 
 # %% ../../nbs/hub/04_layout.ipynb #81f39512
 DATA_FILES = (
-    ".parquet",
-    ".arrow",
-    ".tar",
-    ".tar.gz",
-    ".tgz",
-    ".jsonl",
-    ".jsonl.gz",
-    ".jsonl.zst",
-    ".tfrecord",
-    ".mds",
-    ".csv",
+    ".parquet", ".arrow", ".tar", ".tar.gz", ".tgz", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".tfrecord", ".mds", ".csv",
 )
 
 
@@ -559,22 +561,31 @@ def is_data_set(
 
 # %% ../../nbs/hub/04_layout.ipynb #b3184b98
 _CONFIGURES = re.compile(
-    r"(config|generation_config|adapter_config|model_index|modules|tokenizer.*|special_tokens_map|added_tokens|vocab|"
-    r".*processor_config|quantize_config|quant_config|tekken|chat_template.*|.*\.index)\.json|merges\.txt|vocab\.txt|"
+    r"(config|generation_config|adapter_config|model_index|modules|tokenizer.*|special_tokens_map|added_tokens|"
+    r"vocab|.*processor_config|quantize_config|quant_config|tekken|chat_template.*|.*\.index)\.json|merges\.txt|vocab\.txt|"
     r".*\.(py|jinja|model|tiktoken)"
 )
+
+def _is_in_reach(path: str, locked: list[str]) -> bool:
+    "True for a file in a folder in which a loader looks."
+    folder = os.path.dirname(path)
+    return folder in {"", "additional_chat_templates", *map(os.path.dirname, locked)}
+
+def _are_read_beside(path: str, locked: list[str]) -> bool:
+    "True for weights that a loader may take instead of the locked ones; a lock without weights is of other things."
+    formats = {format_of(p) for p in locked if is_weights(p)}
+    return bool(formats) and format_of(path) in formats | {"safetensors", "pickle"}
 
 def is_read_by_loaders(
     path: str,  # of a file that no lock names
     locked: Iterable[str],  # the files beside it that are locked
 ) -> bool:
-    "True for a file that could change what a loader makes of a folder: weights, an index, a configuration, a tokenizer, code."
+    """True for a file that could change what a loader makes of a folder.
+
+    That is weights, an index, a configuration, a tokenizer, code, and shards of a locked data set."""
     locked = list(locked)
-    folder, name = os.path.split(path)
-    folders = {os.path.dirname(p) for p in locked} | {""}
-    if folder not in folders and folder != "additional_chat_templates": return False
+    if not _is_in_reach(path, locked): return False
     if is_data(path) and is_data_set(locked):
         return os.path.splitext(path)[1] in {os.path.splitext(p)[1] for p in locked}
-    if not is_weights(path): return bool(_CONFIGURES.fullmatch(name))
-    formats = {format_of(p) for p in locked if is_weights(p)}
-    return bool(formats) and format_of(path) in formats | {"safetensors", "pickle"}  # a lock without weights is of other things
+    if is_weights(path): return _are_read_beside(path, locked)
+    return bool(_CONFIGURES.fullmatch(os.path.basename(path)))

@@ -33,7 +33,8 @@ from .layout import choose
 from .locks import LockedFile, ModelLock
 from .remote import WrongBytes
 from .source import Source, printable, resolve
-from .verification import folder_of, is_right, record_key, remember, seen_problem, verify
+from .verification import (
+    Problem, folder_of, is_right, record_key, remember, seen_problem, verify)
 
 if TYPE_CHECKING:
     import torch
@@ -55,15 +56,17 @@ if not TYPE_CHECKING: torch, nn = _WhenUsed("torch"), _WhenUsed("torch.nn")
 
 # %% ../../nbs/hub/09_load.ipynb #18f5d8ae
 def _read_json(file: Path) -> Any:
+    "The content of a JSON file. Raises `BadInput` where it is none."
     try: return parse_json(file.read_bytes())
     except ValueError: raise BadInput(f"{file.name} is not JSON", "Download it again") from None
 
 # %% ../../nbs/hub/09_load.ipynb #ac5f77ee
 def _not_trusted(path: str, why: str) -> BadInput:
+    "What is said of a file that lies."
     return BadInput(f"{path} is not to be trusted: {why}", "Get the model from its publisher again")
 
 def _all_tensors(headers: dict[str, Header]) -> dict[str, TensorEntry]:
-    "The tensors of several files. Raises `BadInput` where a header is not to be trusted, or a name is there twice."
+    "The tensors of several files. Raises `BadInput` where a header lies, or a name is there twice."
     for risk in (r for h in headers.values() for r in h.risks):
         raise _not_trusted(risk.path, risk.why)
     tensors = {name: t for h in headers.values() for name, t in h.tensors.items()}
@@ -86,11 +89,12 @@ def _weight_files(folder: Path, paths: list[str]) -> list[str]:
     return [p for p in safe if p in _STANDARD] or safe
 
 def _shards(folder: Path, single: str, paths: list[str]) -> list[str]:
-    "The files of an index. Raises `BadInput` where it is not to be trusted, or the whole model lies beside it."
+    "The files of an index. Raises `BadInput` where it lies, or the whole model lies beside it."
     index = f"{single}.index.json"
     if single in paths:
         raise BadInput(
-            f"{folder.name} holds {single} and an index of shards, and libraries differ in which one they load",
+            f"{folder.name} holds {single} and an index of shards, "
+            "and libraries differ in which one they load",
             "Remove one of the two")
     document = _read_json(folder / index)
     risks = index_risks(index, document, paths)
@@ -98,29 +102,40 @@ def _shards(folder: Path, single: str, paths: list[str]) -> list[str]:
     return list(shards_of(index, document) or ())
 
 # %% ../../nbs/hub/09_load.ipynb #778a26db
+def _refuse_wrong(wrong: list[Problem], locked: ModelLock) -> None:
+    "Raise `WrongBytes` for the first file that is not what was locked."
+    if not wrong: return
+    again = "Pull the lock again" if locked.repo else "Get the folder's files again, or lock it as it is now"
+    raise WrongBytes(f"{wrong[0].path} is not what was locked ({wrong[0].why})", again)
+
+def _wrong_files(locked: ModelLock, at: Path, later: list[LockedFile]) -> list[Problem]:
+    "The files that are not what was locked; those that are hashed later are only looked at."
+    now = [f for f in locked.files if f not in later]
+    wrong = [p for f in later if (p := seen_problem(at, f))]
+    checked = verify(replace(locked, files=now), at).problems if now else []
+    return wrong + [p for p in checked if p.kind != "unlocked"]
+
 def _locked_files(
     given: ModelLock | str | Path, folder: str | Path | None, copied: bool
 ) -> tuple[Path, list[str], ModelLock]:
     "What a lock names, verified: in the HF cache, in the folder that was named, or beside the lock's file."
     locked = given if isinstance(given, ModelLock) else ModelLock.load(given)
     at = folder_of(locked, given, folder)
-    later = [f for f in locked.files if copied and f.path.endswith(".safetensors")]
-    now = [f for f in locked.files if f not in later]
-    wrong = [p for f in later if (p := seen_problem(at, f))]
-    if now: wrong += [p for p in verify(replace(locked, files=now), at).problems if p.kind != "unlocked"]
-    if wrong:
-        again = (
-            "Pull the lock again" if locked.repo else "Get the folder's files again, or lock it as it is now"
-        )
-        raise WrongBytes(f"{wrong[0].path} is not what was locked ({wrong[0].why})", again)
+    later = [f for f in locked.files if f.path.endswith(".safetensors")] if copied else []
+    _refuse_wrong(_wrong_files(locked, at, later), locked)
     return at, [f.path for f in locked.files], locked
 
+def _is_lock(source: Any) -> bool:
+    "True for a lock, or the file of one."
+    if isinstance(source, ModelLock): return True
+    return isinstance(source, (str, Path)) and str(source).endswith(".json")
+
+# %% ../../nbs/hub/09_load.ipynb #ff2f1d12
 def _files(
     source: Any, folder: str | Path | None = None, copied: bool = False
 ) -> tuple[Path, list[str], ModelLock | None]:
     "(folder, paths, lock) of a model; a model of a Hub is pulled."
-    if isinstance(source, ModelLock) or (isinstance(source, (str, Path)) and str(source).endswith(".json")):
-        return _locked_files(source, folder, copied)
+    if _is_lock(source): return _locked_files(source, folder, copied)
     if folder is not None:
         raise BadInput("a folder was given beside a model that is no lock",
                        "Give the folder alone, or a lock and its folder")
@@ -156,29 +171,37 @@ class Weights:
         return self.headers[t.file].size_bytes + t.begin
 
 # %% ../../nbs/hub/09_load.ipynb #c81cbdf8
+def _config(folder: Path, paths: list[str]) -> dict[str, Any] | None:
+    "The content of config.json; None where there is none. Raises `BadInput` where it is no object."
+    config = _read_json(folder / "config.json") if "config.json" in paths else None
+    if isinstance(config, dict | None): return config
+    raise BadInput("config.json is not a JSON object", "Download it again")
+
+# %% ../../nbs/hub/09_load.ipynb #ba788051
 def weights_of(
     source: str | Path | Source | ModelLock | None = None,  # a folder, a lock, or what `resolve` takes
     folder: str | Path | None = None,  # where the files of a lock are
     copied: bool = False,  # the weights of a lock are not hashed now: who copies them does it on the way
 ) -> Weights:
-    "Find the weights and read their headers. Raises `BadInput` where they are not there or not to be trusted."
+    "Find the weights and read their headers. Raises `BadInput` where they are not there or lie."
     folder, paths, locked = _files(source, folder, copied)
-    unread = tuple(f for f in locked.files if f.path.endswith(".safetensors")) if locked and copied else ()
+    later = locked.files if locked and copied else []
+    unread = tuple(f for f in later if f.path.endswith(".safetensors"))
     files = _weight_files(folder, [p for p in paths if "/" not in p])
     headers = {p: read_header(folder / p, p) for p in files}
-    tensors = _all_tensors(headers)
-    config = _read_json(folder / "config.json") if "config.json" in paths else None
-    if not isinstance(config, dict | None):
-        raise BadInput("config.json is not a JSON object", "Download it again")
-    return Weights(folder, tensors, config, headers, locked, unread)
+    return Weights(folder, _all_tensors(headers), _config(folder, paths), headers, locked, unread)
 
 # %% ../../nbs/hub/09_load.ipynb #969bea38
+def _computes_in(dtype: "torch.dtype") -> bool:
+    "True for a dtype that a constructor can compute in."
+    return dtype.is_floating_point and dtype.itemsize > 1
+
 @contextlib.contextmanager
 def _default_dtype(dtype: "torch.dtype | None") -> Iterator[None]:
     "In this block constructors compute in this dtype, if they can."
     before = torch.get_default_dtype()
     try:
-        if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1: torch.set_default_dtype(dtype)
+        if dtype is not None and _computes_in(dtype): torch.set_default_dtype(dtype)
         yield
     finally: torch.set_default_dtype(before)
 
@@ -191,7 +214,16 @@ _FILLS = {
 }
 
 def _fills_meta(function: Any, tensor: Any) -> bool:
-    return getattr(function, "__name__", "") in _FILLS and isinstance(tensor, torch.Tensor) and tensor.is_meta
+    "True where a function would give a tensor without memory its values."
+    is_fill = getattr(function, "__name__", "") in _FILLS
+    return is_fill and isinstance(tensor, torch.Tensor) and tensor.is_meta
+
+def _without_memory(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    "Call a function of torch: what it would only allocate goes to meta, and what is on meta is not filled."
+    first = args[0] if args else kwargs.get("tensor")
+    if _fills_meta(function, first): return first  # nothing to initialise
+    if function is torch.empty and str(kwargs.get("device") or "cpu") == "cpu": kwargs["device"] = "meta"
+    return function(*args, **kwargs)
 
 @contextlib.contextmanager
 def empty_is_meta(
@@ -201,26 +233,28 @@ def empty_is_meta(
     from torch.overrides import TorchFunctionMode
     class Mode(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = dict(kwargs or {})
-            first = args[0] if args else kwargs.get("tensor")
-            if _fills_meta(function, first): return first  # nothing to initialise
-            if function is torch.empty and str(kwargs.get("device") or "cpu") == "cpu": kwargs["device"] = "meta"
-            return function(*args, **kwargs)
+            return _without_memory(function, args, dict(kwargs or {}))
     with _default_dtype(dtype), Mode(): yield
 
 # %% ../../nbs/hub/09_load.ipynb #d07df6fb
-def _construct(into: "Callable[..., nn.Module]", config: dict[str, Any]) -> "nn.Module":
-    "Call a class or a function with those keys of the config that it takes."
+def _needed(names: Any) -> list[str]:
+    "Parameters without a default."
+    return [n for n, p in names.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+
+def _arguments(into: "Callable[..., nn.Module]", config: dict[str, Any]) -> dict[str, Any]:
+    "Those keys of the config that a class or a function takes. Raises `BadInput` where it needs others."
     names = signatures.signature(into).parameters
     if any(p.kind is p.VAR_KEYWORD for p in names.values()):
-        return into(**{k: v for k, v in config.items() if not k.startswith("_")})
-    needed = [n for n, p in names.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    missing = [n for n in needed if n not in config]
-    if missing:
-        who = getattr(into, "__name__", into)
-        raise BadInput(f"{who} needs {', '.join(missing)}, which config.json does not have",
-                       "Give a module, or a function that makes it")
-    return into(**{n: config[n] for n in names if n in config})
+        return {k: v for k, v in config.items() if not k.startswith("_")}
+    missing = [n for n in _needed(names) if n not in config]
+    if not missing: return {n: config[n] for n in names if n in config}
+    raise BadInput(
+        f"{getattr(into, '__name__', into)} needs {', '.join(missing)}, which config.json does not have",
+        "Give a module, or a function that makes it")
+
+def _construct(into: "Callable[..., nn.Module]", config: dict[str, Any]) -> "nn.Module":
+    "Call a class or a function with those keys of the config that it takes."
+    return into(**_arguments(into, config))
 
 # %% ../../nbs/hub/09_load.ipynb #38c437a1
 def _mixin(into: type, folder: Path) -> "nn.Module":
@@ -274,55 +308,59 @@ def _as_bad_input(library: str) -> Iterator[None]:
 #: arguments with which timm loads something by itself
 _TIMM_LOADS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
+def _timm_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    "What a config says of the arguments of a model of timm."
+    more = config.get("model_args")
+    said = {k: config[k] for k in ("num_classes", "global_pool") if k in config}
+    return said | (more if isinstance(more, dict) else {})
+
+# %% ../../nbs/hub/09_load.ipynb #3ae1168a
 def _timm(config: dict[str, Any]) -> "nn.Module":
+    "The model of timm that a config names. Raises `BadInput`, `MissingExtra`."
     try:
         import timm  # type: ignore[import-not-found]
     except ModuleNotFoundError:
-        raise MissingExtra(
-            "timm is needed for loading a timm model and is not installed", "pip install timm"
-        ) from None
-    name, more = config["architecture"], config.get("model_args")
-    kwargs = {k: config[k] for k in ("num_classes", "global_pool") if k in config} | (
-        more if isinstance(more, dict) else {}
-    )
+        raise MissingExtra("timm is needed for loading a timm model and is not installed",
+                           "pip install timm") from None
+    name, kwargs = config["architecture"], _timm_arguments(config)
     if not isinstance(name, str) or not timm.is_model(name) or _TIMM_LOADS & kwargs.keys():
         raise BadInput(
             "config.json asks timm for a model that is not in timm, or to load something by itself",
-            "Give the module with into=",
-        )
+            "Give the module with into=")
     with _as_bad_input("timm"): return timm.create_model(name, pretrained=False, **kwargs)
 
 # %% ../../nbs/hub/09_load.ipynb #7b16a0e5
 def _transformers_class(name: str | None) -> type:
+    "The class of Transformers of this name, else its `AutoModel`."
     transformers = need("transformers", "transformers", "loading a Transformers model")
     found = getattr(transformers, name, None) if name else None
     return found if isinstance(found, type) and hasattr(found, "_from_config") else transformers.AutoModel
 
+def _named_class(config: dict[str, Any]) -> str | None:
+    "The first architecture of a config."
+    named = config.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
+
+# %% ../../nbs/hub/09_load.ipynb #3df7e5c5
 def _class_of(config: dict[str, Any] | None, folder: Path) -> Any:
     "The class or function that a config names. Raises `BadInput`."
     if config is None:
-        raise BadInput(
-            f"{folder.name} has no config.json, so the class of the model is not known",
-            "Say the class or the module with into=",
-        )
-    named = config.get("architectures")
-    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
+        raise BadInput(f"{folder.name} has no config.json, so the class of the model is not known",
+                       "Say the class or the module with into=")
+    name = _named_class(config)
     if name == "DigitsViT":
         from fsdl_devinfra.hub.digits import DigitsViT
         return DigitsViT
     if "model_type" in config: return _transformers_class(name)
     if "architecture" in config: return lambda: _timm(config)
-    raise BadInput(
-        f"config.json of {folder.name} names no class that is known here",
-        "Say the class or the module with into=",
-    )
+    raise BadInput(f"config.json of {folder.name} names no class that is known here",
+                   "Say the class or the module with into=")
 
 # %% ../../nbs/hub/09_load.ipynb #8ab83ec4
 def _computes(module: "nn.Module") -> bool:
-    "True where a module, or one below it, has buffers that no file stores; the others are marked as initialised."
-    computes = any([_computes(child) for child in module.children()]) or bool(
-        module._non_persistent_buffers_set
-    )
+    "True where a module, or one below it, has buffers that no file stores; others are marked as initialised."
+    below = [_computes(child) for child in module.children()]
+    computes = any(below) or bool(module._non_persistent_buffers_set)
     if not computes: setattr(module, "_is_hf_initialized", True)
     return computes
 
@@ -342,6 +380,7 @@ def _no_needless_init() -> Iterator[None]:
 
 # %% ../../nbs/hub/09_load.ipynb #6516f2a3
 def _transformers_config(folder: Path) -> Any:
+    "The config of a model of Transformers. Raises `BadInput` where it asks for code from the repository."
     transformers = need("transformers", "transformers", "loading a Transformers model")
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder.name} has no config.json", "A Transformers model needs one")
@@ -355,8 +394,9 @@ def _transformers_config(folder: Path) -> Any:
 def _recompute(model: "nn.Module") -> None:
     """Compute again, in single precision, what no file stores.
 
-    Transformers 5 builds a module without memory and initialises its tables afterwards, outside the block in which the weights'
-    dtype is the default; before, a constructor computed them inside. A table of positions in bfloat16 is off by almost its own size.
+    Transformers 5 builds a module without memory and initialises its tables afterwards, outside the block
+    in which the weights' dtype is the default; before, a constructor computed them inside. A table of
+    positions in bfloat16 is off by almost its own size.
     """
     def walk(module: Any, owner: Any) -> None:
         owner = module if hasattr(module, "_init_weights") else owner
@@ -364,42 +404,50 @@ def _recompute(model: "nn.Module") -> None:
         for child in module.children(): walk(child, owner)
     with empty_is_meta(), torch.no_grad(): walk(model, model)
 
-def _transformers(cls: Any, folder: Path, dtype: "torch.dtype | None") -> "nn.Module":
+def _made(cls: Any, config: Any, dtype: "torch.dtype | None") -> "nn.Module":
+    "A class of Transformers, built from its config without memory."
     import transformers
-    config = _transformers_config(folder)
-    if cls is transformers.AutoModel or not hasattr(cls, "_from_config"): make = cls.from_config
-    else: make = cls._from_config
+    is_auto = cls is transformers.AutoModel or not hasattr(cls, "_from_config")
+    make = getattr(cls, "from_config" if is_auto else "_from_config")
     with _as_bad_input("Transformers"), empty_is_meta(), _no_needless_init():
-        model = make(config, **({"dtype": dtype} if dtype else {}))
+        return make(config, **({"dtype": dtype} if dtype else {}))
+
+def _transformers(cls: Any, folder: Path, dtype: "torch.dtype | None") -> "nn.Module":
+    "A model of Transformers without its weights."
+    import transformers
+    model: Any = _made(cls, _transformers_config(folder), dtype)
     if int(transformers.__version__.split(".")[0]) >= 5: _recompute(model)
     model.tie_weights()
     if (folder / "generation_config.json").is_file() and model.can_generate():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        said = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        model.generation_config = said
     return model
 
 # %% ../../nbs/hub/09_load.ipynb #1e8cb935
-def _by_transformers(model: "nn.Module", folder: Path, dtype: "torch.dtype | None") -> "nn.Module":
-    "Let Transformers load, where it converts names or formats on the way: safetensors only, no code, no network."
-    kwargs = dict(
-        local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
-    with _as_bad_input("Transformers"):
-        loaded, said = getattr(type(model), "from_pretrained")(
-            folder, **kwargs, **({"dtype": dtype} if dtype else {})
-        )
+def _refuse_other_keys(model: "nn.Module", said: dict[str, Any]) -> None:
+    "Raise `BadInput` where Transformers says that the module and the files are not the same."
     for what in "missing_keys", "unexpected_keys", "mismatched_keys":
         names = set(map(str, said.get(what) or ()))
         if what == "unexpected_keys": names -= left_out_on_purpose(model, names)
         if names: raise _not_the_same(what.replace("_keys", ""), sorted(names))
+
+def _by_transformers(model: "nn.Module", folder: Path, dtype: "torch.dtype | None") -> "nn.Module":
+    """Let Transformers load, where it converts names or formats on the way.
+
+    Safetensors only, no code, no network."""
+    rules: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    if dtype: rules["dtype"] = dtype
+    load_it = getattr(type(model), "from_pretrained")
+    with _as_bad_input("Transformers"): loaded, said = load_it(folder, output_loading_info=True, **rules)
+    _refuse_other_keys(model, said)
     return loaded.eval()
 
 # %% ../../nbs/hub/09_load.ipynb #e7ace407
 def _not_the_same(what: str, names: list[str]) -> BadInput:
+    "Names that the module and the files do not share."
     some = printable(", ".join(names[:4])) + (" …" if len(names) > 4 else "")
-    return BadInput(
-        f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what}: {some}",
-        "Give the class that these weights were saved from",
-    )
+    count = f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'}"
+    return BadInput(f"{count} {what}: {some}", "Give the class that these weights were saved from")
 
 # %% ../../nbs/hub/09_load.ipynb #17c496ce
 def state_of(
@@ -419,8 +467,8 @@ def groups_of(
 # %% ../../nbs/hub/09_load.ipynb #59296024
 #: parts that checkpoints of pretraining hold, and that most classes leave out
 _HEADS = re.compile(
-    r"(^|\.)(pooler|seq_relationship|position_ids|masked_bias|lm_head|cls|classifier|score|qa_outputs|vocab_\w+|"
-    r"discriminator_predictions|generator_\w+|sop_classifier|mlm_head|nsp_head)(\.|$)"
+    r"(^|\.)(pooler|seq_relationship|position_ids|masked_bias|lm_head|cls|classifier|score|qa_outputs|"
+    r"vocab_\w+|discriminator_predictions|generator_\w+|sop_classifier|mlm_head|nsp_head)(\.|$)"
 )
 
 def _is_absent_head(name: str, prefix: str, has: set[str]) -> bool:
@@ -432,6 +480,7 @@ def _is_absent_head(name: str, prefix: str, has: set[str]) -> bool:
     places = [part, part.partition(".")[2], f"{prefix}.{part}"]
     return not in_a_layer and not any(place and place in has for place in places)
 
+# %% ../../nbs/hub/09_load.ipynb #33727399
 def _is_absent_part(name: str, has: set[str]) -> bool:
     "True for a head inside of a head, such as the next-sentence part of BERT's."
     inside = re.search(r"(^|\.)(seq_relationship|sop_classifier)\.", name)
@@ -441,7 +490,7 @@ def left_out_on_purpose(
     model: "nn.Module",  # of Transformers
     names: Iterable[str],  # in the files
 ) -> set[str]:
-    "Names that the library ignores when it loads this class: listed ones, and heads and poolers that it does not have."
+    "Names that the library ignores for this class: listed ones, and heads and poolers that it does not have."
     patterns = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     has = {n for n, _ in model.named_modules()}
     prefix = getattr(model, "base_model_prefix", "")
@@ -488,15 +537,16 @@ _TRAINED_HEADS = re.compile(
 )
 
 def _refuse_headless(config: dict[str, Any] | None, names: Iterable[str], wanted: Iterable[str]) -> None:
-    "Without `architectures` the base model is built; refuse where that would leave out a head that the files have."
+    """Refuse where the base model would leave out a head that the files have.
+
+    It is what is built of a config without `architectures`."""
     if (config or {}).get("architectures"): return
     wanted = set(wanted)
     heads = sorted(n for n in names if _TRAINED_HEADS.search(n) and n not in wanted)
-    if heads:
-        raise BadInput(
-            f"config.json names no architecture, and the base model has no place for {printable(', '.join(heads[:3]))}",
-            "Say the class, e.g. into=transformers.AutoModelForCausalLM",
-        )
+    if not heads: return
+    some = printable(", ".join(heads[:3]))
+    raise BadInput(f"config.json names no architecture, and the base model has no place for {some}",
+                   "Say the class, e.g. into=transformers.AutoModelForCausalLM")
 
 # %% ../../nbs/hub/09_load.ipynb #4a629ebf
 def check_names(
@@ -536,6 +586,7 @@ def torch_dtype(
         raise BadInput(f"{dtype!r} is not a dtype", "Use float32, bfloat16 or float16")
     return found
 
+# %% ../../nbs/hub/09_load.ipynb #8f31a588
 def file_dtype(t: TensorEntry) -> "torch.dtype":
     "The torch dtype of a tensor in a file. Raises `BadInput`."
     found = getattr(torch, _TORCH.get(t.dtype, ""), None)
@@ -569,7 +620,7 @@ _HASHED = 1 << 20  # bytes that are hashed while they are in the processor's cac
 #: elements of a cast that are read at once; they stay in the processor's cache until they are converted
 READ = 256 * 1024
 
-#: elements converted at once: below torch's grain size (32768), so that no threads spin for microseconds of work
+#: elements converted at once: below torch's grain size (32768), so that no threads spin for little work
 GRAIN = 32 * 1024 - 64
 
 def _read_into(fd: int, tensor: "torch.Tensor", at: int, digest: Any = None) -> None:
@@ -628,11 +679,11 @@ class Reader:
     def mapped(self, t: TensorEntry) -> "torch.Tensor":
         "The file itself as a tensor, on private pages."
         dtype, at = file_dtype(t), self.weights.start(t)
-        if at % dtype.itemsize or not t.size_bytes: return self.copied(t, dtype)  # not aligned, or nothing to map
+        if at % dtype.itemsize or not t.size_bytes:  # not aligned, or nothing to map
+            return self.copied(t, dtype)
         self.count(t.size_bytes)
-        return _reject_invalid_bools(
-            torch.frombuffer(self._map(t.file), dtype=dtype, count=t.parameters, offset=at).view(t.shape)
-        )
+        flat = torch.frombuffer(self._map(t.file), dtype=dtype, count=t.parameters, offset=at)
+        return _reject_invalid_bools(flat.view(t.shape))
 
     def copied(
         self,
@@ -642,7 +693,7 @@ class Reader:
         shape: tuple[int, ...] | None = None,
         digest: Any = None,  # a hashlib object that takes in what is read
     ) -> "torch.Tensor":
-        "A copy of a tensor, or of its elements from `offset` on, as `dtype`; a cast goes through one small buffer."
+        "A copy of a tensor, or of its elements from `offset` on, as `dtype`; a cast goes through a buffer."
         shape = t.shape if shape is None else shape
         stored, fd = file_dtype(t), self._fd(t.file)
         at = self.weights.start(t) + offset * stored.itemsize
@@ -653,15 +704,15 @@ class Reader:
         return _reject_invalid_bools(out)
 
     def _buffer(self) -> "torch.Tensor":
-        "Bytes of this thread. They are kept: freed between large tensors, they would leave holes in the heap."
+        "Bytes of this thread. They are kept: freed between large tensors, they would leave holes in memory."
         if not hasattr(self._own, "buffer"): self._own.buffer = torch.empty(READ * 8, dtype=torch.uint8)
         return self._own.buffer
 
     def hash_over(self, t: TensorEntry, digest: Any) -> None:
         "Take in the bytes of a tensor that nobody asked for."
-        buffer, at = self._buffer(), self.weights.start(t)
-        for i in range(0, t.end - t.begin, len(buffer)):
-            _read_into(self._fd(t.file), buffer[:min(len(buffer), t.end - t.begin - i)], at + i, digest)
+        buffer, at, size = self._buffer(), self.weights.start(t), t.end - t.begin
+        for i in range(0, size, len(buffer)):
+            _read_into(self._fd(t.file), buffer[:min(len(buffer), size - i)], at + i, digest)
 
     def runs(
         self,
@@ -691,37 +742,46 @@ class Reader:
 
 # %% ../../nbs/hub/09_load.ipynb #cb5e84d1
 def _not_locked(path: str) -> WrongBytes:
-    return WrongBytes(f"the bytes that were read from {path} are not those of the lock", "Pull the lock again")
+    "What is said of a file that changed after it was locked."
+    return WrongBytes(f"the bytes that were read from {path} are not those of the lock",
+                      "Pull the lock again")
 
 def _header_digest(weights: Weights, file: str) -> Any:
-    "A hash that has taken in the header. Raises `WrongBytes` where that is not the one whose tensors are read."
+    "A hash that has taken in the header. Raises `WrongBytes` where that is not the one that was read before."
     header = weights.headers[file]
     with open(weights.folder / file, "rb") as f: text = f.read(header.size_bytes)
     if parse_header(text[8:], file).tensors != header.tensors: raise _not_locked(file)
     return hashlib.sha256(text)
+
+def _in_order(header: Header) -> list[TensorEntry]:
+    "The tensors of a file as they lie in it."
+    return sorted(header.tensors.values(), key=lambda t: (t.begin, t.end))
 
 def _hashed_file(
     weights: Weights,
     locked: LockedFile,
     read: Callable[[TensorEntry, Any], Any],  # (tensor, hash) → its value, or None
 ) -> dict[TensorEntry, Any]:
-    "What `read` makes of a file's tensors, in their order. Raises `WrongBytes` where it is not the locked file."
+    "What `read` makes of a file's tensors, in order. Raises `WrongBytes` where it is not the locked file."
     file = weights.folder / locked.path
     before, digest = record_key(file), _header_digest(weights, locked.path)
-    entries = sorted(weights.headers[locked.path].tensors.values(), key=lambda t: (t.begin, t.end))
-    values = {t: read(t, digest) for t in entries}
+    values = {t: read(t, digest) for t in _in_order(weights.headers[locked.path])}
     found = digest.hexdigest(), file.stat().st_size
     if found != (locked.sha256, locked.size_bytes): raise _not_locked(locked.path)
     if record_key(file) == before: remember(file, locked, before)
     return values
 
 # %% ../../nbs/hub/09_load.ipynb #1c702eb1
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    "How many elements a step in each dimension is, row-major."
+    return [math.prod(shape[i + 1:]) for i in range(len(shape))]
+
 def _runs_of(
     shape: tuple[int, ...], offset: tuple[int, ...], local: tuple[int, ...]
 ) -> tuple[int, list[int]]:
     "(elements in a run, first element of every run) of a block inside a row-major tensor."
     cut = max((i for i in range(len(shape)) if local[i] != shape[i]), default=0)
-    strides = [math.prod(shape[i + 1:]) for i in range(len(shape))]
+    strides = _strides(shape)
     starts = [sum(o * s for o, s in zip(offset, strides))]
     for i in range(cut): starts = [first + j * strides[i] for first in starts for j in range(local[i])]
     return math.prod(local[cut:]), starts if math.prod(local) else []
@@ -756,16 +816,46 @@ def _device_of(kind: str) -> "torch.device":
     "This rank's device on a mesh of \"cuda\" or \"cpu\"."
     return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
-def _local_value(reader: Reader, t: TensorEntry, old: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+def _placed_as(old: Any, value: "torch.Tensor") -> "torch.Tensor":
+    "This rank's part of a tensor as a `DTensor` like another one."
     from torch.distributed.tensor import DTensor
+    mesh, like = old.device_mesh, {"shape": old.shape, "stride": old.stride()}
+    local = value.to(_device_of(mesh.device_type))
+    return DTensor.from_local(local, mesh, old.placements, run_check=False, **like)
+
+def _slice_of(reader: Reader, t: TensorEntry, old: Any, dtype: "torch.dtype") -> "torch.Tensor":
+    "This rank's part of a tensor, read and placed as the `DTensor` that it is for."
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-    if not isinstance(old, DTensor): return reader.copied(t, dtype).to("cpu" if old.is_meta else old.device)
-    mesh, placements = old.device_mesh, old.placements
-    if any(p.is_partial() for p in placements):
-        raise BadInput("a parameter is placed as partial sums, which no file can fill", "Use Shard or Replicate")
-    local, offset = compute_local_shape_and_global_offset(old.shape, mesh, placements)
-    value = sliced(reader, t, tuple(offset), tuple(local), dtype).to(_device_of(mesh.device_type))
-    return DTensor.from_local(value, mesh, placements, run_check=False, shape=old.shape, stride=old.stride())
+    if any(p.is_partial() for p in old.placements):
+        raise BadInput("a parameter is placed as partial sums, which no file can fill",
+                       "Use Shard or Replicate")
+    local, offset = compute_local_shape_and_global_offset(old.shape, old.device_mesh, old.placements)
+    return _placed_as(old, sliced(reader, t, tuple(offset), tuple(local), dtype))
+
+def _local_value(reader: Reader, t: TensorEntry, old: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    "What this rank holds of a tensor: a slice, or a plain tensor whole."
+    from torch.distributed.tensor import DTensor
+    if isinstance(old, DTensor): return _slice_of(reader, t, old, dtype)
+    return reader.copied(t, dtype).to("cpu" if old.is_meta else old.device)
+
+def _local_values(
+    model: "nn.Module",
+    state: "dict[str, torch.Tensor]",
+    reader: Reader,
+    tensors: dict[str, TensorEntry],
+    groups: list[list[str]],
+    asked: "torch.dtype | None",
+) -> "dict[str, torch.Tensor]":
+    "Name → what this rank holds of it; names that share a tensor share its value."
+    values = {}
+    for group in groups:
+        name = next(n for n in group if n in tensors)
+        t, old = tensors[name], state[name]
+        value = _local_value(reader, t, old, _target_dtype(model, name, file_dtype(t), asked))
+        if isinstance(old, torch.nn.Parameter):
+            value = torch.nn.Parameter(value, requires_grad=old.requires_grad)
+        values |= dict.fromkeys(group, value)
+    return values
 
 def fill_sharded(
     model: "nn.Module",
@@ -775,23 +865,19 @@ def fill_sharded(
     groups: list[list[str]],
     asked: "torch.dtype | None",
 ) -> int:
-    "Give a module of `DTensor`s its slices; plain tensors are read whole. Returns the bytes read by this rank."
-    reader, values = Reader(weights), {}
+    "Give a module of `DTensor`s its slices, and plain tensors whole. Returns the bytes read by this rank."
+    reader = Reader(weights)
     try:
-        for g in groups:
-            name = next(n for n in g if n in tensors)
-            t, old = tensors[name], state[name]
-            value = _local_value(reader, t, old, _target_dtype(model, name, file_dtype(t), asked))
-            if isinstance(old, torch.nn.Parameter):
-                value = torch.nn.Parameter(value, requires_grad=old.requires_grad)
-            for n in g: values[n] = value
-        model.load_state_dict(values, assign=True, strict=False)  # its hooks tell FSDP about the new parameters
+        values = _local_values(model, state, reader, tensors, groups, asked)
+        # its hooks tell FSDP about the new parameters
+        model.load_state_dict(values, assign=True, strict=False)
     finally: reader.close()
     model.__dict__["checkpoint_bytes_read"] = reader.bytes_read
     return reader.bytes_read
 
 # %% ../../nbs/hub/09_load.ipynb #1f97ee32
 def _link(file: Path, at: Path) -> None:
+    "A link to a file, or a copy of it where there are no links."
     at.parent.mkdir(parents=True, exist_ok=True)
     try: os.symlink(file.resolve(), at)
     except OSError: shutil.copyfile(file, at)  # a system without links
@@ -829,11 +915,12 @@ def _tensors_for(
     ignored = left_out_on_purpose(model, [n for n in tensors if n not in state])
     return {n: t for n, t in tensors.items() if n not in ignored}
 
+# %% ../../nbs/hub/09_load.ipynb #afe791b2
 def _is_left_to_transformers(
     model: "nn.Module", given: bool, state: "dict[str, torch.Tensor]", tensors: dict[str, TensorEntry],
     config: dict[str, Any] | None,
 ) -> bool:
-    "True where Transformers must convert names or formats. Raises `BadInput` where names differ and it cannot help."
+    "True where Transformers must convert names or formats. Raises `BadInput` where it cannot help either."
     shapes = {n: tuple(t.shape) for n, t in state.items()}
     try: check_names(shapes, groups_of(state), tensors)
     except BadInput:
@@ -842,46 +929,83 @@ def _is_left_to_transformers(
     return _converts(model) and bool((config or {}).get("quantization_config"))
 
 # %% ../../nbs/hub/09_load.ipynb #7817caee
-def _load(
-    weights: Weights, seen: Path, into: Any, asked: "torch.dtype | None", device: Any, trust: str, mesh: Any
-) -> "nn.Module":
-    "`load`, of weights whose headers are read; `seen` is the folder that libraries may read."
-    given = isinstance(into, nn.Module)
-    usual = asked or _usual_dtype(weights.tensors.values())
-    model = build(into, weights.config, seen, usual)
-    filled = given and any(not p.is_meta for p in model.parameters())  # it has memory, and keeps it
-    if mesh is not None: shard(model, mesh)
-    state = state_of(model)
+@dataclass(frozen=True)
+class _How:
+    "How a module is filled, as the caller asked."
+    into: Any  # a module, a class, a function or None
+    asked: "torch.dtype | None"
+    device: Any
+    trust: str
+    mesh: Any
+
+    @property
+    def given(self) -> bool:
+        "Whether the module was given, and not built here."
+        return isinstance(self.into, nn.Module)
+
+@dataclass(frozen=True)
+class _Built:
+    "A module before it is filled."
+    model: "nn.Module"
+    state: "dict[str, torch.Tensor]"
+    has_memory: bool  # and keeps it
+
+def _checked_tensors(built: _Built, weights: Weights, how: _How) -> dict[str, TensorEntry]:
+    "The files' tensors under the module's names. Raises `BadInput` for a wrapper's names, or a head left out."
+    model, state = built.model, built.state
     _refuse_wrapped(weights.tensors, state)
-    if _converts(model) and not given: _note_own_dtypes(model, state, usual)
-    if _converts(model) and into is None: _refuse_headless(weights.config, weights.tensors, state)
-    tensors = _tensors_for(model, given, state, weights)
-    if _is_left_to_transformers(model, given, state, tensors, weights.config):
-        weights.check_unread()
-        return _by_transformers(model, seen, asked).to(device)
+    if _converts(model) and how.into is None: _refuse_headless(weights.config, weights.tensors, state)
+    return _tensors_for(model, how.given, state, weights)
+
+def _fill_from(weights: Weights, tensors: dict[str, TensorEntry], built: _Built, how: _How) -> None:
+    "Give a module its tensors: slices where it is sharded, else whole ones."
+    model, state = built.model, built.state
     if any(hasattr(t, "device_mesh") for t in state.values()):
         weights.check_unread()
-        fill_sharded(model, state, weights, tensors, groups_of(state), asked)
-    else: _fill(model, state, weights, tensors, groups_of(state), asked, device, trust, filled and asked is None)
-    _complete(model, None if filled else device)
+        fill_sharded(model, state, weights, tensors, groups_of(state), how.asked)
+    else:
+        filler = _Filler(model, weights, tensors, how.asked, how.trust)
+        _fill(filler, state, how.device, built.has_memory and how.asked is None)
+
+def _build(weights: Weights, seen: Path, how: _How) -> _Built:
+    "The module, with the names and shapes that the files must have."
+    usual = how.asked or _usual_dtype(weights.tensors.values())
+    model = build(how.into, weights.config, seen, usual)
+    has_memory = how.given and any(not p.is_meta for p in model.parameters())
+    if how.mesh is not None: shard(model, how.mesh)
+    state = state_of(model)
+    if _converts(model) and not how.given: _note_own_dtypes(model, state, usual)
+    return _Built(model, state, has_memory)
+
+def _load(weights: Weights, seen: Path, how: _How) -> "nn.Module":
+    "`load`, of weights whose headers are read; `seen` is the folder that libraries may read."
+    built = _build(weights, seen, how)
+    model, tensors = built.model, _checked_tensors(built, weights, how)
+    if _is_left_to_transformers(model, how.given, built.state, tensors, weights.config):
+        weights.check_unread()
+        return _by_transformers(model, seen, how.asked).to(how.device)
+    _fill_from(weights, tensors, built, how)
+    _complete(model, None if built.has_memory else how.device)
     model.__dict__.pop(_OWN, None)
-    return model if given else model.eval()
+    return model if how.given else model.eval()
 
 def load(
     source: str | Path | Source | ModelLock | None = None,  # a folder, a lock, or what `resolve` takes
     into: Any = None,  # a module, a class, a function that makes a module; None goes by config.json
     dtype: "str | torch.dtype | None" = None,  # of floating-point tensors; None keeps the file's
     device: "str | torch.device" = "cpu",
-    trust: Literal["map", "copy"] = "map",  # "map" shares memory with the file; "copy" is safe from later changes of it
-    mesh: "DeviceMesh | None" = None,  # shard the model over these ranks with FSDP2; each reads its own slices only
-    folder: str | Path | None = None,  # where the files of a lock are; default: the HF cache, or beside its file
+    trust: Literal["map", "copy"] = "map",  # "map" shares the file's memory, "copy" is safe from changes
+    mesh: "DeviceMesh | None" = None,  # shard over these ranks with FSDP2; each reads its own slices only
+    folder: str | Path | None = None,  # of a lock's files; default: the HF cache, or beside its file
 ) -> "nn.Module":  # in evaluation mode where it was built here
-    "Load safetensors weights. Raises `BadInput`, `WrongBytes`; never unpickles, never runs a repository's code."
+    """Load safetensors weights; nothing is unpickled, and no code of the repository is run.
+
+    Raises `BadInput`, `WrongBytes`."""
     need("torch", "torch", "loading weights")
     if trust not in ("map", "copy"): raise BadInput(f"trust cannot be {trust!r}", "Choose map or copy")
     weights = weights_of(source, folder, trust == "copy")
-    with _locked_only(weights) as seen:
-        return _load(weights, seen, into, torch_dtype(dtype), device, trust, mesh)
+    how = _How(into, torch_dtype(dtype), device, trust, mesh)
+    with _locked_only(weights) as seen: return _load(weights, seen, how)
 
 # %% ../../nbs/hub/09_load.ipynb #e82c5db9
 _OWN = "_fsdl_devinfra_own_dtypes"  # attribute of a module that was built here
@@ -893,6 +1017,7 @@ def _stays_in_single(model: "nn.Module", name: str, target: "torch.dtype") -> bo
         keep += list(getattr(model, "_keep_in_fp32_modules_strict", None) or [])
     return any(k in name.split(".") or f".{k}." in f".{name}." for k in keep)
 
+# %% ../../nbs/hub/09_load.ipynb #68ab4505
 def _target_dtype(
     model: "nn.Module", name: str, stored: "torch.dtype", asked: "torch.dtype | None"
 ) -> "torch.dtype":
@@ -905,12 +1030,10 @@ def _target_dtype(
 def _note_own_dtypes(
     model: "nn.Module", state: "dict[str, torch.Tensor]", usual: "torch.dtype | None"
 ) -> None:
-    "Remember the tensors of a Transformers module that have a dtype of their own: from_pretrained keeps to it."
-    own = {
-        n: t.dtype
-        for n, t in state.items()
-        if t.is_floating_point() and t.dtype != usual and t.dtype.itemsize > 1
-    }
+    "Remember which tensors of a Transformers module have a dtype of their own: from_pretrained keeps to it."
+    def has_own(t: "torch.Tensor") -> bool:
+        return t.is_floating_point() and t.dtype != usual and t.dtype.itemsize > 1
+    own = {n: t.dtype for n, t in state.items() if has_own(t)}
     # counters of a batch norm too
     in_single = {n: torch.float32 for n in state if usual and _stays_in_single(model, n, usual)}
     model.__dict__[_OWN] = own | in_single
@@ -948,21 +1071,34 @@ class _Filler:
             if self.weights.lock and self.trust == "copy": return self._hashed(names, self.weights.lock, pool)
             return list(pool.map(self.value, names))
 
+    def _read(self, t: TensorEntry, targets: "set[torch.dtype]", digest: Any) -> "torch.Tensor | None":
+        "A copy of a tensor, hashed as it is read; one that nobody asked for is hashed only."
+        if not targets: return self.reader.hash_over(t, digest)
+        dtype = next(iter(targets)) if len(targets) == 1 else file_dtype(t)
+        return self.reader.copied(t, dtype, digest=digest)
+
+    def _targets(self, names: list[str]) -> "dict[TensorEntry, set[torch.dtype]]":
+        "Tensor in a file → the dtypes that it gets, under one name or several."
+        found: "dict[TensorEntry, set[torch.dtype]]" = {}
+        for name in names: found.setdefault(self.tensors[name], set()).add(self.target(name))
+        return found
+
     def _hashed(self, names: list[str], locked: ModelLock, pool: ThreadPoolExecutor) -> "list[torch.Tensor]":
         "The same, each file hashed as it is copied; several files at once."
-        wanted: dict[TensorEntry, list[str]] = {}
-        for name in names: wanted.setdefault(self.tensors[name], []).append(name)
-
-        def read(t: TensorEntry, digest: Any) -> Any:
-            if t not in wanted: return self.reader.hash_over(t, digest)
-            targets = {self.target(n) for n in wanted[t]}
-            return self.reader.copied(t, targets.pop() if len(targets) == 1 else file_dtype(t), digest=digest)
-
-        files = [f for f in locked.files if f.path in {t.file for t in wanted}]
+        targets = self._targets(names)
+        wanted = {t.file for t in targets}
+        files = [f for f in locked.files if f.path in wanted]
         found: dict[TensorEntry, Any] = {}
-        for values in pool.map(lambda f: _hashed_file(self.weights, f, read), files): found |= values
+        for values in pool.map(lambda f: self._hashed_copy(f, targets), files): found |= values
         self.weights.check_unread([f.path for f in files])
         return [found[self.tensors[n]].to(self.target(n)) for n in names]
+
+    def _hashed_copy(
+        self, file: LockedFile, targets: "dict[TensorEntry, set[torch.dtype]]"
+    ) -> dict[TensorEntry, Any]:
+        "The tensors of one file that are wanted."
+        def read(t: TensorEntry, digest: Any) -> Any: return self._read(t, targets.get(t, set()), digest)
+        return _hashed_file(self.weights, file, read)
 
     def apart(self, t: TensorEntry, value: "torch.Tensor") -> "torch.Tensor":
         "A tensor of its own where the same bytes are used a second time, by a parameter that is not tied."
@@ -972,35 +1108,36 @@ class _Filler:
 
 # %% ../../nbs/hub/09_load.ipynb #0fd2150b
 def _order(tensors: dict[str, TensorEntry], group: list[str]) -> tuple[str, int]:
+    "Where the tensor of a group lies: file and offset."
     t = tensors[next(n for n in group if n in tensors)]
     return t.file, t.begin
 
 def _check_ties(reader: Reader, tensors: dict[str, TensorEntry], group: list[str], name: str) -> None:
+    "Raise `BadInput` where the files have another value under another name of the same tensor."
     for other in group:
         if other in tensors and other != name: _same_bytes(reader, name, tensors[name], other, tensors[other])
 
-def _fill(
-    model: "nn.Module",
+def _fill_groups(
+    filler: _Filler,
+    groups: dict[str, list[str]],
     state: "dict[str, torch.Tensor]",
-    weights: Weights,
-    tensors: dict[str, TensorEntry],
-    groups: list[list[str]],
-    asked: "torch.dtype | None",
     device: Any,
-    trust: str,
     in_place: bool,
 ) -> None:
+    "Read the tensors, and put each in its place under all of its names."
+    values = filler.values(list(groups))
+    for name, group in groups.items():
+        value = filler.apart(filler.tensors[name], values.pop(0))  # popped: what is moved is freed at once
+        _put(filler.model, group, state[name], value.to(device), in_place)
+
+def _fill(filler: _Filler, state: "dict[str, torch.Tensor]", device: Any, in_place: bool) -> None:
     "Give every group of names that share a tensor its value, in the order of the files."
-    filler = _Filler(model, weights, tensors, asked, trust)
-    groups = sorted(groups, key=lambda g: _order(tensors, g))
-    names = [next(n for n in g if n in tensors) for g in groups]
+    tensors = filler.tensors
+    ordered = sorted(groups_of(state), key=lambda g: _order(tensors, g))
+    groups = {next(n for n in g if n in tensors): g for g in ordered}
     try:
-        for group, name in zip(groups, names): _check_ties(filler.reader, tensors, group, name)
-        with torch.no_grad():
-            values = filler.values(names)
-            for group, name in zip(groups, names):
-                value = filler.apart(tensors[name], values.pop(0))  # popped: what is moved is freed at once
-                _put(model, group, state[name], value.to(device), in_place)
+        for name, group in groups.items(): _check_ties(filler.reader, tensors, group, name)
+        with torch.no_grad(): _fill_groups(filler, groups, state, device, in_place)
     finally: filler.reader.close()
 
 # %% ../../nbs/hub/09_load.ipynb #c8d16232
@@ -1014,16 +1151,21 @@ def _same_bytes(reader: Reader, name: str, t: TensorEntry, other: str, u: Tensor
         )
 
 # %% ../../nbs/hub/09_load.ipynb #2297aa25
+def _like(old: "torch.Tensor", new: "torch.Tensor") -> "torch.Tensor":
+    "A parameter where the old one was one, with a gradient where both may have one."
+    if not isinstance(old, torch.nn.Parameter): return new
+    may_learn = new.is_floating_point() or new.is_complex()
+    return torch.nn.Parameter(new, requires_grad=old.requires_grad and may_learn)
+
+# %% ../../nbs/hub/09_load.ipynb #7e046ab9
 def _put(
     model: "nn.Module", names: list[str], old: "torch.Tensor", new: "torch.Tensor", in_place: bool
 ) -> None:
+    "Fill a tensor that has memory, or put a new one in its place under all of its names."
     if in_place and not old.is_meta:
         old.data.copy_(new)
         return
-    if isinstance(old, torch.nn.Parameter):
-        new = torch.nn.Parameter(
-            new, requires_grad=old.requires_grad and (new.is_floating_point() or new.is_complex())
-        )
+    new = _like(old, new)
     for name in names:
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)
@@ -1031,15 +1173,20 @@ def _put(
         places[leaf] = new
 
 # %% ../../nbs/hub/09_load.ipynb #118d2d4d
+def _refuse_empty(model: "nn.Module") -> None:
+    "Raise `BadInput` where anything was left on meta."
+    left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    if not left: return
+    some = ", ".join(left[:4])
+    raise BadInput(
+        f"{count_of(len(left), 'tensor')} left without a value, because no file stores them: {some}",
+        "Give a class or a function with into=, so that its constructor computes them")
+
+# %% ../../nbs/hub/09_load.ipynb #7d656a1a
 def _complete(model: "nn.Module", device: Any) -> None:
     "Move what a constructor computed to the device, and refuse a model of which anything was left on meta."
     _restore(model)
-    left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
-    if left:
-        raise BadInput(
-            f"{count_of(len(left), 'tensor')} left without a value, because no file stores them: {', '.join(left[:4])}",
-            "Give a class or a function with into=, so that its constructor computes them",
-        )
+    _refuse_empty(model)
     for module in model.modules() if device is not None else ():
         for name, t in module._buffers.items():
             if t is not None and not hasattr(t, "device_mesh"): module._buffers[name] = t.to(device)

@@ -22,8 +22,9 @@ from .checkpoint import (
     HubReader, file_sha256, files_of, linked, say_cached, shards_of, walk_folder)
 from .header import parse_json
 from .content import SNIFF_BYTES, content_of, format_by_content, is_pointer, pointers_error
-from .layout import (
-    Skipped, Wish, documents_of, format_of, is_data, is_data_set, is_read_by_loaders, is_weights, pick, weight_format)
+from fsdl_devinfra.hub.layout import (
+    Skipped, Wish, documents_of, format_of, is_data, is_data_set, is_read_by_loaders, is_weights, pick,
+    weight_format)
 from .source import DATA_SETS, Source, cached_snapshot, git_sha1, hf_home, resolve, unsafe_path
 from .whole import WeightFile, flaw_of, refuse, refuse_nothing
 
@@ -41,6 +42,7 @@ class LockedFile:
     size_bytes: int
     sha256: str  # 64 hex digits
 
+# %% ../../nbs/hub/06_lock.ipynb #ec8d305e
 @dataclass(frozen=True)
 class ModelLock(Result):
     "The exact bytes of a model."
@@ -48,7 +50,7 @@ class ModelLock(Result):
     repo: str | None = None  # Hub id; None for a folder
     commit: str | None = None  # 40 hex digits; None for a folder
     files: list[LockedFile] = field(default_factory=list)  # sorted by path
-    skipped: list[Skipped] = field(default_factory=list)  # copies that were there and are not part of the lock
+    skipped: list[Skipped] = field(default_factory=list)  # copies that were there and are no part of it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", sorted(self.files, key=lambda f: str(getattr(f, "path", ""))))
@@ -71,19 +73,6 @@ class ModelLock(Result):
 # %% ../../nbs/hub/06_lock.ipynb #af619be8
 _MAKE_AGAIN = "Make the lock again with: fsdl-devinfra hub lock MODEL"
 
-def _check(lock: ModelLock) -> None:
-    "Raise `BadInput` where a lock could not have been made by us."
-    if lock.commit is not None and not re.fullmatch("[0-9a-f]{40}", lock.commit):
-        raise BadInput(f"the lock's commit {lock.commit!r} is not 40 hex digits", _MAKE_AGAIN)
-    if not lock.files: raise BadInput("the lock names no file", _MAKE_AGAIN)
-    for f in lock.files: _check_file(f)
-    if not all(isinstance(s, Skipped) and isinstance(s.path, str) for s in lock.skipped):
-        raise BadInput("what the lock skipped is not path, size_bytes and why", _MAKE_AGAIN)
-    paths = {f.path for f in lock.files}
-    if len(paths) < len(lock.files): raise BadInput("the lock names a file twice", _MAKE_AGAIN)
-    for folder in {str(p) for f in paths for p in PurePosixPath(f).parents} & paths:
-        raise BadInput(f"the lock names {folder!r} as both a file and a folder", _MAKE_AGAIN)
-
 def _check_file(file: Any) -> None:
     "Raise `BadInput` for a path that leaves the folder, and for a hash or a size that is none."
     if not isinstance(file, LockedFile):
@@ -95,13 +84,35 @@ def _check_file(file: Any) -> None:
     if not isinstance(file.size_bytes, int) or file.size_bytes < 0:
         raise BadInput(f"the lock's size of {file.path} is not a number of bytes", _MAKE_AGAIN)
 
+# %% ../../nbs/hub/06_lock.ipynb #38f81941
+def _check_paths(paths: list[str]) -> None:
+    "Raise `BadInput` where a path is named twice, or as both a file and a folder."
+    different = set(paths)
+    if len(different) < len(paths): raise BadInput("the lock names a file twice", _MAKE_AGAIN)
+    folders = {str(parent) for path in different for parent in PurePosixPath(path).parents}
+    for folder in folders & different:
+        raise BadInput(f"the lock names {folder!r} as both a file and a folder", _MAKE_AGAIN)
+
+# %% ../../nbs/hub/06_lock.ipynb #3ac24656
+def _check(lock: ModelLock) -> None:
+    "Raise `BadInput` where a lock could not have been made by us."
+    if lock.commit is not None and not re.fullmatch("[0-9a-f]{40}", lock.commit):
+        raise BadInput(f"the lock's commit {lock.commit!r} is not 40 hex digits", _MAKE_AGAIN)
+    if not lock.files: raise BadInput("the lock names no file", _MAKE_AGAIN)
+    for f in lock.files: _check_file(f)
+    if not all(isinstance(s, Skipped) and isinstance(s.path, str) for s in lock.skipped):
+        raise BadInput("what the lock skipped is not path, size_bytes and why", _MAKE_AGAIN)
+    _check_paths([f.path for f in lock.files])
+
 # %% ../../nbs/hub/06_lock.ipynb #9f2a83bb
 def _parsed(data: bytes) -> Any:
     "The content of a JSON file; None where it is none, which `inspect` and `load` complain about."
     try: return parse_json(data)
     except ValueError: return None
 
+# %% ../../nbs/hub/06_lock.ipynb #4d4082fe
 def _beginning(file: Path) -> bytes:
+    "The first bytes of a file, which say what it is."
     with open(file, "rb") as f: return f.read(SNIFF_BYTES)
 
 def ranges_of(file: Path) -> Callable[[int, int], bytes]:
@@ -113,43 +124,67 @@ def ranges_of(file: Path) -> Callable[[int, int], bytes]:
     return read
 
 # %% ../../nbs/hub/06_lock.ipynb #e02db541
-def _chosen(
-    sizes: Mapping[str, int],
-    documents: Mapping[str, Any],
-    wish: Wish | None,
-    formats: Mapping[str, Any] | None,
-    data_set: bool,
-) -> tuple[list[str], list[Skipped]]:
-    "Of a model the files of one; of a data set all that are asked for."
-    if not data_set: return pick(sizes, documents, wish, formats)
+def _asked_for(sizes: Mapping[str, int], wish: Wish | None) -> tuple[list[str], list[Skipped]]:
+    "Of a data set all files that are asked for, without hidden ones."
     seen = [p for p in sorted(sizes) if not any(part.startswith(".") for part in p.split("/"))]
-    asked = {p: (wish or Wish()).why_not(p) for p in seen}
-    left_out = [Skipped(p, sizes[p], why) for p, why in asked.items() if why]
-    return [p for p, why in asked.items() if not why], left_out
+    why_not = {p: (wish or Wish()).why_not(p) for p in seen}
+    left_out = [Skipped(p, sizes[p], why) for p, why in why_not.items() if why]
+    return [p for p, why in why_not.items() if not why], left_out
 
-def _chosen_in(
-    folder: Path, there: list[str], sizes: Mapping[str, int], kinds: Mapping[str, str | None], wish: Wish | None
-) -> tuple[list[str], list[Skipped]]:
+# %% ../../nbs/hub/06_lock.ipynb #e6b4e8fe
+@dataclass(frozen=True)
+class _Seen:
+    "The files of a folder: how large they are, and what they are."
+    folder: Path
+    paths: list[str]
+    sizes: dict[str, int]  # 0 for what is no file
+    kinds: dict[str, str | None]  # what the first bytes of a file say
+
+    def format(self, path: str) -> str | None:
+        "The format of a file, by its content where that says it."
+        return format_by_content(path, format_of(path), self.kinds[path])
+
+def _seen(folder: Path, only: list[str] | None) -> _Seen:
+    "Look at the files of a folder, or at only some of them."
+    paths = only if only is not None else walk_folder(folder) if folder.is_dir() else []
+    files = {p: folder / p for p in paths if (folder / p).is_file()}
+    sizes = dict.fromkeys(paths, 0) | {p: file.stat().st_size for p, file in files.items()}
+    return _Seen(folder, paths, sizes, {p: content_of(_beginning(file)) for p, file in files.items()})
+
+# %% ../../nbs/hub/06_lock.ipynb #0c25a4d3
+def _chosen(seen: _Seen, wish: Wish | None) -> tuple[list[str], list[Skipped]]:
     "Of the files of a folder those that are locked, and what is left out."
-    documents = {p: _parsed((folder / p).read_bytes()) for p in documents_of(there) if (folder / p).is_file()}
-    looked_at = {p: kind for p, kind in kinds.items() if not p.endswith(".safetensors")}
-    formats = {p: format_by_content(p, format_of(p), kind) for p, kind in looked_at.items()}
-    return _chosen(sizes, documents, wish, formats, is_data_set(there))
+    if is_data_set(seen.paths): return _asked_for(seen.sizes, wish)
+    small = [p for p in documents_of(seen.paths) if p in seen.kinds]
+    documents = {p: _parsed((seen.folder / p).read_bytes()) for p in small}
+    formats = {p: seen.format(p) for p in seen.kinds if not p.endswith(".safetensors")}
+    return pick(seen.sizes, documents, wish, formats)
 
 # %% ../../nbs/hub/06_lock.ipynb #4f0b0092
-def _refuse_flawed(
-    folder: Path, paths: list[str], sizes: Mapping[str, int], kinds: Mapping[str, str | None]
-) -> None:
+def _refuse_unfit(seen: _Seen, paths: list[str]) -> None:
+    "Raise `BadInput` where there is no model, or one whose files are pointers, or lead elsewhere."
+    if not paths:
+        raise BadInput(f"there is no file to lock in {seen.folder}", "Give a folder with a model in it")
+    if not is_data_set(seen.paths): refuse_nothing(str(seen.folder), seen.paths, seen.kinds)
+    for p in paths: linked(seen.folder, p)
+    pointers = [p for p in paths if seen.kinds.get(p) == "lfs-pointer"]
+    if pointers: raise pointers_error(pointers)
+
+# %% ../../nbs/hub/06_lock.ipynb #a8e87343
+def _refuse_flawed(seen: _Seen, paths: list[str]) -> None:
     "Raise `BadInput` where a file of weights is not whole: a lock of it would call the wrong bytes right."
     for p in filter(is_weights, paths):
-        format_ = format_by_content(p, format_of(p), kinds[p])
-        refuse(flaw_of(WeightFile(p, format_, kinds[p], sizes[p], ranges_of(folder / p)), sizes))
+        file = WeightFile(p, seen.format(p), seen.kinds[p], seen.sizes[p], ranges_of(seen.folder / p))
+        refuse(flaw_of(file, seen.sizes))
 
-def _hashed(folder: Path, skipped: Skipped) -> Skipped:
-    "With its hash, so that another file in its place is found."
+# %% ../../nbs/hub/06_lock.ipynb #063ffdb9
+def _hashed(folder: Path, skipped: Skipped, paths: list[str]) -> Skipped:
+    "With its hash where a loader would read it, so that another file in its place is found."
     file = folder / skipped.path
-    return replace(skipped, sha256=file_sha256(file)) if file.is_file() else skipped
+    if not is_read_by_loaders(skipped.path, paths) or not file.is_file(): return skipped
+    return replace(skipped, sha256=file_sha256(file))
 
+# %% ../../nbs/hub/06_lock.ipynb #32535e08
 def lock_folder(
     folder: Path,  # of a model or a data set
     quiet: bool = True,  # no progress on standard error
@@ -157,18 +192,14 @@ def lock_folder(
     only: list[str] | None = None,  # the paths that there are for us; default: all of them
 ) -> ModelLock:
     "Lock the files of a folder, or only some of them."
-    there = only if only is not None else walk_folder(folder) if folder.is_dir() else []
-    sizes = {p: (folder / p).stat().st_size if (folder / p).is_file() else 0 for p in there}
-    kinds = {p: content_of(_beginning(folder / p)) for p in there if (folder / p).is_file()}
-    paths, skipped = _chosen_in(folder, there, sizes, kinds, wish)
-    if not paths: raise BadInput(f"there is no file to lock in {folder}", "Give a folder with a model in it")
-    if not is_data_set(there): refuse_nothing(str(folder), there, kinds)
-    for p in paths: linked(folder, p)
-    if pointers := [p for p in paths if kinds.get(p) == "lfs-pointer"]: raise pointers_error(pointers)
-    _refuse_flawed(folder, paths, sizes, kinds)
-    with progress("hashing", sum(sizes[p] for p in paths), "bytes", quiet) as bar:
-        files = [LockedFile(p, sizes[p], file_sha256(folder / p, bar.advance)) for p in paths]
-        skipped = [_hashed(folder, s) if is_read_by_loaders(s.path, paths) else s for s in skipped]
+    seen = _seen(folder, only)
+    paths, skipped = _chosen(seen, wish)
+    _refuse_unfit(seen, paths)
+    _refuse_flawed(seen, paths)
+    size = sum(seen.sizes[p] for p in paths)
+    with progress("hashing", size, "bytes", quiet) as bar:
+        files = [LockedFile(p, seen.sizes[p], file_sha256(folder / p, bar.advance)) for p in paths]
+        skipped = [_hashed(folder, s, paths) for s in skipped]
     return ModelLock(files=files, skipped=skipped)
 
 # %% ../../nbs/hub/06_lock.ipynb #bf5694e2
@@ -190,8 +221,9 @@ def _refuse_listed(name: str, at: RemoteRepo, paths: list[str]) -> None:
     sizes = {f.path: f.size_bytes for f in at.files}
     refuse(next((f"{p} is empty" for p in paths if is_weights(p) and sizes[p] == 0), None))
 
+# %% ../../nbs/hub/06_lock.ipynb #a2d6e12b
 def _must_be_read(file: RemoteFile) -> bool:
-    "True for a file whose SHA-256 the listing does not say, and for weights that are as small as a Git LFS pointer."
+    "True for a file whose SHA-256 the listing does not say, and for weights as small as a Git LFS pointer."
     if not file.sha256 or file.size_bytes is None: return True
     return is_weights(file.path) and file.size_bytes < SNIFF_BYTES
 
@@ -215,39 +247,77 @@ def _recorded(made: ModelLock, wish: Wish | None) -> ModelLock:
     return made
 
 # %% ../../nbs/hub/06_lock.ipynb #0dc515b1
+def _pickles_told_apart(remote: Remote, at: RemoteRepo, sizes: dict[str, int]) -> dict[str, Any]:
+    "Path → format, of the files whose names do not say it: by their first bytes."
+    odd = {p: size for p, size in sizes.items() if format_of(p) in ("pickle", "other")}
+    first = HubReader(remote, at).beginnings(odd)
+    return {p: format_by_content(p, format_of(p), content_of(data)) for p, data in first.items()}
+
 def _picked(
     remote: Remote, at: RemoteRepo, documents: dict[str, Any], wish: Wish | None
 ) -> tuple[list[str], list[Skipped]]:
     "The files of one model. Where names leave nothing but pickles, their first bytes are looked at."
     sizes = {f.path: f.size_bytes or 0 for f in at.files}
-    if at.repo.startswith(DATA_SETS): return _chosen(sizes, documents, wish, None, True)
+    if at.repo.startswith(DATA_SETS): return _asked_for(sizes, wish)
     paths, skipped = pick(sizes, documents, wish)
     if weight_format(paths) != "pickle": return paths, skipped
-    odd = {p: size for p, size in sizes.items() if format_of(p) in ("pickle", "other")}
-    first = HubReader(remote, at).beginnings(odd)
-    formats = {p: format_by_content(p, format_of(p), content_of(data)) for p, data in first.items()}
-    return pick(sizes, documents, wish, formats)
+    return pick(sizes, documents, wish, _pickles_told_apart(remote, at, sizes))
 
-def _picked_and_read(
-    name: str, remote: Remote, at: RemoteRepo, read: Callable[[str], bytes], wish: Wish | None
-) -> tuple[list[str], list[Skipped], dict[str, bytes]]:
-    "The files to lock, what is left out, and the content of those whose hash the Hub does not say."
-    listed = {f.path: f for f in at.files}
+# %% ../../nbs/hub/06_lock.ipynb #72118647
+@dataclass(frozen=True)
+class _Picked:
+    "What is locked of a listing."
+    paths: list[str]
+    skipped: list[Skipped]
+    texts: dict[str, bytes]  # path → the content of the files that were read
+
+def _texts(remote: Remote, at: RemoteRepo, paths: list[str]) -> dict[str, bytes]:
+    "Path → content, many at once."
+    from fsdl_devinfra.hub.remote import fetch
     with ThreadPoolExecutor(16) as pool:
-        small = documents_of(listed)
-        texts = dict(zip(small, pool.map(read, small)))
-        paths, skipped = _picked(remote, at, {p: _parsed(text) for p, text in texts.items()}, wish)
-        if not paths: raise BadInput(f"{name} holds no file to lock", "Choose another repository")
-        _refuse_listed(name, at, paths)
-        unknown = [p for p in paths if p not in texts and _must_be_read(listed[p])]
-        texts |= dict(zip(unknown, pool.map(read, unknown)))
-    return paths, skipped, texts
+        return dict(zip(paths, pool.map(lambda path: fetch(remote, at, path), paths)))
 
+def _picked_and_read(name: str, remote: Remote, at: RemoteRepo, wish: Wish | None) -> _Picked:
+    "The files to lock, and the content of those whose hash the Hub does not say."
+    listed = {f.path: f for f in at.files}
+    texts = _texts(remote, at, documents_of(listed))
+    paths, skipped = _picked(remote, at, {p: _parsed(text) for p, text in texts.items()}, wish)
+    if not paths: raise BadInput(f"{name} holds no file to lock", "Choose another repository")
+    _refuse_listed(name, at, paths)
+    unknown = [p for p in paths if p not in texts and _must_be_read(listed[p])]
+    return _Picked(paths, skipped, texts | _texts(remote, at, unknown))
+
+# %% ../../nbs/hub/06_lock.ipynb #10863ea5
 _SCHEMA_MARK = b'"fsdl-devinfra/model-lock/'
 
+def _refuse_leaving(at: RemoteRepo) -> None:
+    "Raise `WrongBytes` where a listing has a name that leaves the folder."
+    from fsdl_devinfra.hub.remote import WrongBytes
+    for path in (f.path for f in at.files if unsafe_path(f.path)):
+        raise WrongBytes(f"the Hub lists {path!r}, which leaves the folder", "Use another endpoint")
+
+# %% ../../nbs/hub/06_lock.ipynb #8ab9b001
+def _refuse_pointers(picked: _Picked) -> None:
+    "Raise `BadInput` where files that were read are Git LFS pointers."
+    pointers = [p for p in picked.paths if is_pointer(picked.texts.get(p, b""))]
+    if pointers: raise pointers_error(pointers)
+
+# %% ../../nbs/hub/06_lock.ipynb #d3882c9f
+def _lock_listed(name: str, remote: Remote, at: RemoteRepo, wish: Wish | None) -> ModelLock:
+    "Lock a listing. Locks that were published beside the model are no part of it."
+    _refuse_leaving(at)
+    picked = _picked_and_read(name, remote, at, wish)
+    _refuse_pointers(picked)
+    listed, texts = {f.path: f for f in at.files}, picked.texts
+    chosen = [p for p in picked.paths if _SCHEMA_MARK not in texts.get(p, b"")[:200]]
+    files = [_locked(listed[p], texts.get(p)) for p in chosen]
+    skipped = [replace(s, sha256=listed[s.path].sha256) for s in picked.skipped]
+    return ModelLock(at.repo, at.commit, files, skipped)
+
+# %% ../../nbs/hub/06_lock.ipynb #3cfe02fe
 def lock_hub(source: Source, wish: Wish | None = None) -> ModelLock:
     "Lock a repository on the Hub at the commit that its revision means now."
-    from fsdl_devinfra.hub.remote import Remote, WrongBytes, fetch, find
+    from fsdl_devinfra.hub.remote import Remote, find
     remote = Remote()
     try: at = find(remote, source.hub_id, source.revision)
     except Unreachable as e:
@@ -255,15 +325,7 @@ def lock_hub(source: Source, wish: Wish | None = None) -> ModelLock:
         if cached is None: raise
         say_cached(source, cached, e)
         return _lock_cached(source, cached, wish)
-    listed = {f.path: f for f in at.files}
-    if bad := [p for p in listed if unsafe_path(p)]:
-        raise WrongBytes(f"the Hub lists {bad[0]!r}, which leaves the folder", "Use another endpoint")
-    paths, skipped, texts = _picked_and_read(source.name, remote, at, lambda path: fetch(remote, at, path), wish)
-    if pointers := [p for p in paths if is_pointer(texts.get(p, b""))]: raise pointers_error(pointers)
-    published = {p for p, text in texts.items() if _SCHEMA_MARK in text[:200]}  # locks beside the model
-    files = [_locked(listed[p], texts.get(p)) for p in paths if p not in published]
-    left_out = [replace(s, sha256=listed[s.path].sha256) for s in skipped]
-    return _recorded(ModelLock(at.repo, at.commit, files, left_out), wish)
+    return _recorded(_lock_listed(source.name, remote, at, wish), wish)
 
 # %% ../../nbs/hub/06_lock.ipynb #fb4d53cb
 def _git_name(file: Path) -> str:
@@ -273,8 +335,9 @@ def _git_name(file: Path) -> str:
     digest.update(data)
     return digest.hexdigest()
 
+# %% ../../nbs/hub/06_lock.ipynb #17f0f5f0
 def _refuse_spoilt(file: Path, found: LockedFile) -> None:
-    "Raise `BadInput` where a blob of the HF cache has other bytes than its name says: SHA-256, or git's SHA-1."
+    "Raise `BadInput` where a blob of the HF cache has other bytes than its name, SHA-256 or SHA-1, says."
     blob = file.resolve()
     if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name): return
     if blob.name == (found.sha256 if len(blob.name) == 64 else _git_name(blob)): return
@@ -288,6 +351,7 @@ def _is_a_part(folder: Path, paths: set[str]) -> bool:
     shards = [s for p in indexes for s in shards_of(p, _parsed((folder / p).read_bytes())) or ()]
     return any(s not in paths for s in shards) or not any(is_weights(p) or is_data(p) for p in paths)
 
+# %% ../../nbs/hub/06_lock.ipynb #53cd4889
 def _lock_cached(source: Source, folder: Path, wish: Wish | None) -> ModelLock:
     "Lock what the HF cache holds: the lock from before, else the files that are there."
     record = _record_of(str(source.repo), folder.name, wish)

@@ -121,16 +121,20 @@ def is_tied(
     return str((config or {}).get("model_type")) in _TIED if said is None else said
 
 # %% ../../nbs/hub/04_logical.ipynb #5f519aab
+def _embedding_first(name: str) -> tuple[bool, str]:
+    "The order in which one of several embeddings is taken for the stored one: T5's shared one, then by name."
+    return not name.endswith("shared.weight"), name
+
 def stored_twice(
     tensors: Tensors,
     config: Mapping[str, Any] | None,  # config.json
 ) -> list[str]:
     "Tensors that repeat another one."
-    embeddings = [n for n in tensors if n.endswith(EMBEDDINGS)]
+    embeddings = sorted((n for n in tensors if n.endswith(EMBEDDINGS)), key=_embedding_first)
     if not embeddings: return []
-    first, *others = sorted(embeddings, key=lambda n: (not n.endswith("shared.weight"), n))
-    shared = first.endswith("shared.weight")  # T5 and its kind
-    repeats = [n for n in others if shared and n.endswith("embed_tokens.weight")]
+    first, *others = embeddings
+    is_shared = first.endswith("shared.weight")  # T5 and its kind
+    repeats = [n for n in others if is_shared and n.endswith("embed_tokens.weight")]
     if is_tied(config): repeats += [n for n in tensors if n.endswith(HEADS) and n not in embeddings]
     return [n for n in repeats if tensors[n].shape == tensors[first].shape]
 

@@ -28,37 +28,46 @@ from .source import DATA_SETS, Source, printable, split_any_id
 __all__ = ['SPDX', 'card_lists', 'LicenseLink', 'LicenseChain', 'license_chain', 'BillOfMaterials', 'bom']
 
 # %% ../../nbs/hub/14_bom.ipynb #22e8e8cf
-def card_lists(
-    text: str,  # of a README.md
-) -> dict[str, list[str]]:  # key → its value, or the values of its list
-    "The plain values and lists in the front matter of a card."
-    match = re.match(r"\s*---\s*\n(.*?)\n---", text, re.S)
-    found: dict[str, list[str]] = {}
-    key = ""
-    for line in match[1].splitlines() if match else []:
-        if item := re.match(r"\s*-\s+([^\s:][^:]*|\S+)\s*$", line):
-            if key: found[key].append(_plain(item[1]))
-        elif pair := re.match(r"([A-Za-z_]+):\s*(.*?)\s*$", line):
-            key = pair[1]
-            found[key] = _values(pair[2])
-    return {k: v for k, v in found.items() if v}
-
-def _plain(text: str) -> str: return text.strip().strip("'\"")
+def _plain(text: str) -> str:
+    "A value without its quotes."
+    return text.strip().strip("'\"")
 
 def _values(text: str) -> list[str]:
+    "A value, or the values of a list on one line; a comment behind them is left out."
     inner = text.split(" #")[0].strip()
     if inner.startswith("[") and inner.endswith("]"):
         return [_plain(v) for v in inner[1:-1].split(",") if v.strip()]
     return [_plain(inner)] if inner else []
 
+# %% ../../nbs/hub/14_bom.ipynb #635a619c
+_ITEM = re.compile(r"\s*-\s+([^\s:][^:]*|\S+)\s*$")
+_PAIR = re.compile(r"([A-Za-z_]+):\s*(.*?)\s*$")
+
+def _front_matter(text: str) -> list[str]:
+    "The lines between the two rules at the head of a card."
+    match = re.match(r"\s*---\s*\n(.*?)\n---", text, re.S)
+    return match[1].splitlines() if match else []
+
+# %% ../../nbs/hub/14_bom.ipynb #d2b66079
+def card_lists(
+    text: str,  # of a README.md
+) -> dict[str, list[str]]:  # key → its value, or the values of its list
+    "The plain values and lists in the front matter of a card."
+    found: dict[str, list[str]] = {}
+    key = ""
+    for line in _front_matter(text):
+        if item := _ITEM.match(line):
+            if key: found[key].append(_plain(item[1]))
+        elif pair := _PAIR.match(line):
+            key = pair[1]
+            found[key] = _values(pair[2])
+    return {k: v for k, v in found.items() if v}
+
+# %% ../../nbs/hub/14_bom.ipynb #794d1a8f
 def _card_of(said: Mapping[str, Any]) -> dict[str, list[str]]:
     "The same, of a card that a Hub has read already."
-    found = {
-        k: [str(v) for v in value] if isinstance(value, list) else [str(value)]
-        for k, value in said.items()
-        if isinstance(value, (str, list))
-    }
-    return {k: v for k, v in found.items() if v}
+    lists = {k: v if isinstance(v, list) else [v] for k, v in said.items() if isinstance(v, (str, list))}
+    return {k: list(map(str, v)) for k, v in lists.items() if v}
 
 # %% ../../nbs/hub/14_bom.ipynb #9bb8a92a
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class LicenseLink:
     known: Literal["stated", "not stated", "not reachable"]
     source: str  # where the licence, or that it is part of the model, is said
 
+# %% ../../nbs/hub/14_bom.ipynb #c27b592a
 @dataclass(frozen=True)
 class LicenseChain(Result):
     "The licences of a model and of what it was made from."
@@ -79,64 +89,58 @@ class LicenseChain(Result):
     links: list[LicenseLink] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # in words
 
+    @property
+    def model(self) -> LicenseLink:
+        "The model itself."
+        return self.links[0]
+
     def __str__(self) -> str:
-        rows = [
-            (printable(k.name), k.kind, k.relation, printable(k.license or "–"), k.known) for k in self.links
-        ]
-        table = table_text(["name", "kind", "relation", "license", "known"], rows)
+        def row(k: LicenseLink) -> tuple[str, ...]:
+            return printable(k.name), k.kind, k.relation, printable(k.license or "–"), k.known
+        table = table_text(["name", "kind", "relation", "license", "known"], [row(k) for k in self.links])
         return "\n".join([table, *(printable(r) for r in self.remarks)])
 
-_DEEPEST = 8  # bases of bases
-
+# %% ../../nbs/hub/14_bom.ipynb #5146e1d8
 def _license_of(card: Mapping[str, list[str]]) -> str | None:
+    "The licence that a card states, under its own name where it is none of the usual ones."
     said = card.get("license")
     if not said: return None
     return card.get("license_name", said)[0] if said == ["other"] else ", ".join(said)
 
+# %% ../../nbs/hub/14_bom.ipynb #5b38357e
 def _asked(name: str, data_set: bool) -> tuple[dict[str, list[str]] | None, str]:
     "(the card of something on the Hub or None, what was asked)."
     from fsdl_devinfra.hub.remote import Remote, fetch, find
     found = split_any_id(name)
     if found is None: return None, "its name is no id on a Hub"
-    repo, remote = (DATA_SETS if data_set else "") + found[0], Remote()
+    repo = f"{DATA_SETS if data_set else ''}{found[0]}"
+    remote, text = Remote(), b""
     try:
         at = find(remote, repo, found[1])
-        text = fetch(remote, at, "README.md") if any(f.path == "README.md" for f in at.files) else b""
+        if "README.md" in {f.path for f in at.files}: text = fetch(remote, at, "README.md")
     except CheckError as e: return None, e.message
     return _card_of(at.card) | card_lists(text.decode("utf-8", "replace")), f"the card of {repo}"
 
 # %% ../../nbs/hub/14_bom.ipynb #1309dabd
 def _bases(card: Mapping[str, list[str]], adapter: Any) -> list[tuple[str, str, str]]:
     "(name, relation, who says so) of the models that a model was made from."
-    found: dict[str, tuple[str, str]] = {}
-    relation = card.get("base_model_relation", [""])[0]
-    for name in card.get("base_model", []):
-        found[name] = ("adapter of" if relation == "adapter" else "made from", "the card")
+    is_adapter = card.get("base_model_relation", [""])[0] == "adapter"
+    relation = "adapter of" if is_adapter else "made from"
+    found: dict[str, tuple[str, str]] = {name: (relation, "the card") for name in card.get("base_model", [])}
     named = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
     if isinstance(named, str) and named: found[named] = ("adapter of", "adapter_config.json")
     return [(name, *how) for name, how in found.items()]
 
-def license_chain(
-    name: str,  # of the model, for the first link
-    card: Mapping[str, list[str]],  # what `card_lists` found
-    adapter: Any = None,  # the content of adapter_config.json
-) -> LicenseChain:
-    "Follow base models and data sets, asking the Hub for their cards."
-    own = _license_of(card)
-    links = [LicenseLink(name, "model", "itself", None, own, "stated" if own else "not stated", "the card")]
-    _follow(name, card, adapter, links, 0)
-    return LicenseChain(links, _remarks(links))
+# %% ../../nbs/hub/14_bom.ipynb #a70f74b5
+def _link(
+    name: str, kind: Any, relation: str, of: str, card: dict[str, list[str]] | None, source: str
+) -> LicenseLink:
+    "One link, of something whose card was read, or could not be."
+    if card is None: return LicenseLink(name, kind, relation, of, None, "not reachable", source)
+    said = _license_of(card)
+    return LicenseLink(name, kind, relation, of, said, "stated" if said else "not stated", source)
 
-def _follow(
-    name: str, card: Mapping[str, list[str]], adapter: Any, links: list[LicenseLink], depth: int
-) -> None:
-    "Append what a card names, and what their cards name; what was named before is not asked again."
-    for data_set in card.get("datasets", []): _named(data_set, True, "trained on", name, "the card", links)
-    for base, relation, who in _bases(card, adapter):
-        is_new = base not in {k.name for k in links}
-        found = _named(base, False, relation, name, who, links)
-        if found and is_new and depth < _DEEPEST: _follow(base, found, None, links, depth + 1)
-
+# %% ../../nbs/hub/14_bom.ipynb #e67397fc
 def _named(
     name: str, data_set: bool, relation: str, of: str, who: str, links: list[LicenseLink]
 ) -> dict[str, list[str]] | None:
@@ -149,62 +153,57 @@ def _named(
     links.append(_link(name, "data set" if data_set else "model", relation, of, found, f"{who}; {asked}"))
     return found
 
-def _link(
-    name: str, kind: Any, relation: str, of: str, card: dict[str, list[str]] | None, source: str
-) -> LicenseLink:
-    if card is None: return LicenseLink(name, kind, relation, of, None, "not reachable", source)
-    said = _license_of(card)
-    return LicenseLink(name, kind, relation, of, said, "stated" if said else "not stated", source)
+# %% ../../nbs/hub/14_bom.ipynb #f173a3bd
+def _differs(link: LicenseLink, above: LicenseLink | None) -> bool:
+    "True for a model whose licence is another than that of the model made from it."
+    if above is None or link.kind != "model" or not (link.license and above.license): return False
+    return link.license != above.license
 
+# %% ../../nbs/hub/14_bom.ipynb #48a4b9c4
 def _remarks(links: list[LicenseLink]) -> list[str]:
     "What a reader should look at."
     by_name = {k.name: k for k in links}
-    found = []
-    for k in links:
-        above = by_name.get(k.of or "")
-        if above and k.license and above.license and k.license != above.license and k.kind == "model":
-            found.append(
-                f"{above.name} says {above.license}, and {k.name}, which it was made from, says {k.license}."
-            )
+    pairs = [(k, by_name.get(k.of or "")) for k in links]
+    found = [f"{above.name} says {above.license}, and {k.name}, which it was made from, says {k.license}."
+             for k, above in pairs if above and _differs(k, above)]
     for known, words in (("not stated", "states no license"), ("not reachable", "could not be asked")):
         names = dict.fromkeys(k.name for k in links if k.known == known)
         if names: found.append(f"{', '.join(names)}: {words}.")
     return found
+
+# %% ../../nbs/hub/14_bom.ipynb #3a96a15e
+_DEEPEST = 8  # bases of bases
+
+def _follow(
+    name: str, card: Mapping[str, list[str]], adapter: Any, links: list[LicenseLink], depth: int
+) -> None:
+    "Append what a card names, and what their cards name; what was named before is not asked again."
+    for data_set in card.get("datasets", []): _named(data_set, True, "trained on", name, "the card", links)
+    for base, relation, who in _bases(card, adapter):
+        is_new = base not in {k.name for k in links}
+        found = _named(base, False, relation, name, who, links)
+        if found and is_new and depth < _DEEPEST: _follow(base, found, None, links, depth + 1)
+
+def license_chain(
+    name: str,  # of the model, for the first link
+    card: Mapping[str, list[str]],  # what `card_lists` found
+    adapter: Any = None,  # the content of adapter_config.json
+) -> LicenseChain:
+    "Follow base models and data sets, asking the Hub for their cards."
+    own = _license_of(card)
+    links = [LicenseLink(name, "model", "itself", None, own, "stated" if own else "not stated", "the card")]
+    _follow(name, card, adapter, links, 0)
+    return LicenseChain(links, _remarks(links))
 
 # %% ../../nbs/hub/14_bom.ipynb #affb403f
 #: licences as the Hub writes them → SPDX
 SPDX = {
     n.lower(): n
     for n in (
-        "Apache-2.0",
-        "MIT",
-        "BSD-2-Clause",
-        "BSD-3-Clause",
-        "CC-BY-4.0",
-        "CC-BY-SA-4.0",
-        "CC-BY-NC-4.0",
-        "CC-BY-NC-SA-4.0",
-        "CC-BY-NC-ND-4.0",
-        "CC-BY-ND-4.0",
-        "CC-BY-3.0",
-        "CC-BY-SA-3.0",
-        "CC0-1.0",
-        "AFL-3.0",
-        "Artistic-2.0",
-        "BSL-1.0",
-        "ECL-2.0",
-        "EUPL-1.1",
-        "EUPL-1.2",
-        "ISC",
-        "MPL-2.0",
-        "MS-PL",
-        "NCSA",
-        "ODbL-1.0",
-        "OFL-1.1",
-        "PDDL-1.0",
-        "Unlicense",
-        "WTFPL",
-        "Zlib",
+        "Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0",
+        "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0", "CC-BY-ND-4.0", "CC-BY-3.0", "CC-BY-SA-3.0", "CC0-1.0",
+        "AFL-3.0", "Artistic-2.0", "BSL-1.0", "ECL-2.0", "EUPL-1.1", "EUPL-1.2", "ISC", "MPL-2.0", "MS-PL",
+        "NCSA", "ODbL-1.0", "OFL-1.1", "PDDL-1.0", "Unlicense", "WTFPL", "Zlib",
     )
 }
 
@@ -214,99 +213,137 @@ def _licenses(said: str | None) -> list[dict[str, Any]]:
     names = [n.strip() for n in said.split(",")]
     return [{"license": {"id": SPDX[n.lower()]} if n.lower() in SPDX else {"name": n}} for n in names]
 
+# %% ../../nbs/hub/14_bom.ipynb #5d5dc494
 def _purl(repo: str, commit: str | None) -> str:
     "The package URL of a model on the Hub."
     return f"pkg:huggingface/{quote(repo)}" + (f"@{commit}" if commit else "")
 
+# %% ../../nbs/hub/14_bom.ipynb #145a3425
 def _properties(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    "What CycloneDX has no field for, under our name; what is not known is left out."
     return [{"name": f"fsdl-devinfra:{k}", "value": str(v)} for k, v in values.items() if v is not None]
 
+# %% ../../nbs/hub/14_bom.ipynb #8a28e855
 def _file_component(f: Any) -> dict[str, Any]:
-    hashes = [{"alg": "SHA-256", "content": f.sha256}]
+    "A file of the lock."
     return {
         "type": "file",
         "bom-ref": f"file:{f.path}",
         "name": f.path,
-        "hashes": hashes,
+        "hashes": [{"alg": "SHA-256", "content": f.sha256}],
         "properties": _properties({"size_bytes": f.size_bytes}),
     }
 
+# %% ../../nbs/hub/14_bom.ipynb #078485fb
+def _ref(link: LicenseLink) -> str:
+    "The name of a link inside the document."
+    return f"{'data' if link.kind == 'data set' else 'model'}:{link.name}"
 
-def _ref(link: LicenseLink) -> str: return f"{'data' if link.kind == 'data set' else 'model'}:{link.name}"
+# %% ../../nbs/hub/14_bom.ipynb #d28d00e4
+def _link_properties(link: LicenseLink) -> list[dict[str, str]]:
+    "How a link is part of the model, and who says so."
+    relation = f"{link.relation} {link.of}" if link.relation == "trained on" else link.relation
+    return _properties({"relation": relation, "license": link.known, "source": link.source})
 
+# %% ../../nbs/hub/14_bom.ipynb #6d6cbbe7
 def _link_component(link: LicenseLink) -> dict[str, Any]:
-    said = {
-        "relation": f"{link.relation} {link.of}" if link.relation == "trained on" else link.relation,
-        "license": link.known,
-        "source": link.source,
-    }
-    kind = "data" if link.kind == "data set" else "machine-learning-model"
+    "A base model or a data set."
+    is_data = link.kind == "data set"
     component: dict[str, Any] = {
-        "type": kind,
+        "type": "data" if is_data else "machine-learning-model",
         "bom-ref": _ref(link),
         "name": link.name,
-        "properties": _properties(said),
+        "properties": _link_properties(link),
     }
-    if link.kind == "data set": component["data"] = [{"type": "dataset", "name": link.name}]
-    if split_any_id(link.name) and link.kind == "model": component["purl"] = _purl(link.name, None)
+    if is_data: component["data"] = [{"type": "dataset", "name": link.name}]
+    elif split_any_id(link.name): component["purl"] = _purl(link.name, None)
     return component | ({"licenses": _licenses(link.license)} if link.license else {})
 
 # %% ../../nbs/hub/14_bom.ipynb #d728d740
+def _parameters(checkpoint: Checkpoint | None, chain: LicenseChain) -> dict[str, Any]:
+    "What the model's card in the document says: its data sets and its architecture."
+    own = [k for k in chain.links if k.kind == "data set" and k.of == chain.model.name]
+    config = (checkpoint.config if checkpoint else None) or {}
+    family = config.get("model_type")
+    said = {
+        "datasets": [{"ref": _ref(k)} for k in own],
+        "architectureFamily": str(family) if family else None,
+        "modelArchitecture": checkpoint.architecture if checkpoint else None,
+    }
+    return {k: v for k, v in said.items() if v}
+
+# %% ../../nbs/hub/14_bom.ipynb #9c8a5db5
+def _ancestors(chain: LicenseChain) -> list[dict[str, Any]]:
+    "The models that the model itself was made from."
+    bases = [k for k in chain.links[1:] if k.kind == "model" and k.of == chain.model.name]
+    return [_link_component(k) | {"bom-ref": f"ancestor:{k.name}"} for k in bases]
+
+# %% ../../nbs/hub/14_bom.ipynb #5e3c5bfa
+def _model_properties(
+    lock: ModelLock, checkpoint: Checkpoint | None, chain: LicenseChain
+) -> list[dict[str, str]]:
+    "How large the model is, and whether a licence is stated."
+    said: dict[str, Any] = {"license": chain.model.known, "size_bytes": lock.size_bytes}
+    if checkpoint:
+        said |= {"parameters": checkpoint.tensors.parameters, "weight_format": checkpoint.weight_format}
+    return _properties(said)
+
+# %% ../../nbs/hub/14_bom.ipynb #903f5653
+def _identity(lock: ModelLock, chain: LicenseChain) -> dict[str, Any]:
+    "The commit, package URL and licence of the model, as far as they are known."
+    found: dict[str, Any] = {}
+    if lock.commit: found["version"] = lock.commit
+    if lock.repo and lock.commit: found["purl"] = _purl(lock.repo, lock.commit)
+    if chain.model.license: found["licenses"] = _licenses(chain.model.license)
+    return found
+
+# %% ../../nbs/hub/14_bom.ipynb #4b2a1b7f
 def _model_component(
     lock: ModelLock, checkpoint: Checkpoint | None, chain: LicenseChain, name: str
 ) -> dict[str, Any]:
     "The model itself, with what is known of its architecture."
-    component: dict[str, Any] = {
+    bases = _ancestors(chain)
+    return {
         "type": "machine-learning-model",
         "bom-ref": "model",
         "name": lock.repo or name,
+        **_identity(lock, chain),
+        "modelCard": {"modelParameters": _parameters(checkpoint, chain)},
+        **({"pedigree": {"ancestors": bases}} if bases else {}),
+        "properties": _model_properties(lock, checkpoint, chain),
     }
-    if lock.commit: component |= {"version": lock.commit}
-    if lock.repo and lock.commit: component |= {"purl": _purl(lock.repo, lock.commit)}
-    if chain.links[0].license: component["licenses"] = _licenses(chain.links[0].license)
-    parameters: dict[str, Any] = {
-        "datasets": [
-            {"ref": _ref(k)} for k in chain.links if k.kind == "data set" and k.of == chain.links[0].name
-        ]
-    }
-    config = (checkpoint.config if checkpoint else None) or {}
-    if config.get("model_type"): parameters["architectureFamily"] = str(config["model_type"])
-    if checkpoint and checkpoint.architecture: parameters["modelArchitecture"] = checkpoint.architecture
-    component["modelCard"] = {"modelParameters": {k: v for k, v in parameters.items() if v}}
-    bases = [
-        _link_component(k) | {"bom-ref": f"ancestor:{k.name}"}
-        for k in chain.links[1:]
-        if k.kind == "model" and k.of == chain.links[0].name
-    ]
-    if bases: component["pedigree"] = {"ancestors": bases}
-    said = {"license": chain.links[0].known, "size_bytes": lock.size_bytes}
-    if checkpoint:
-        said |= {"parameters": checkpoint.tensors.parameters, "weight_format": checkpoint.weight_format}
-    return component | {"properties": _properties(said)}
 
+# %% ../../nbs/hub/14_bom.ipynb #7c4c5e44
 def _dependencies(lock: ModelLock, chain: LicenseChain) -> list[dict[str, Any]]:
     "What depends on what: the model on its files, and each on what it was made from."
-    refs = {chain.links[0].name: "model"} | {k.name: _ref(k) for k in chain.links[1:]}
-    below: dict[str, list[str]] = {ref: [] for ref in refs.values()}
-    below["model"] = [f"file:{f.path}" for f in lock.files]
-    for k in chain.links[1:]: below[refs[str(k.of)]].append(refs[k.name])
-    return [{"ref": ref, "dependsOn": sorted(set(on))} for ref, on in below.items()]
+    further = chain.links[1:]
+    refs = {chain.model.name: "model"} | {k.name: _ref(k) for k in further}
+    below = {ref: set() for ref in refs.values()} | {"model": {f"file:{f.path}" for f in lock.files}}
+    for k in further: below[refs[str(k.of)]].add(refs[k.name])
+    return [{"ref": ref, "dependsOn": sorted(on)} for ref, on in below.items()]
 
+# %% ../../nbs/hub/14_bom.ipynb #34234094
+def _components(lock: ModelLock, chain: LicenseChain) -> list[dict[str, Any]]:
+    "The files, and each thing that the model was made from once, as it was named first."
+    named = {k.name: _link_component(k) for k in reversed(chain.links[1:])}
+    return [_file_component(f) for f in lock.files] + list(reversed(named.values()))
+
+# %% ../../nbs/hub/14_bom.ipynb #e9d09c07
+def _metadata(component: dict[str, Any]) -> dict[str, Any]:
+    "What the document is about, and who made it."
+    import fsdl_devinfra
+    tool = {"type": "application", "name": "fsdl-devinfra", "version": fsdl_devinfra.__version__}
+    return {"tools": {"components": [tool]}, "component": component}
+
+# %% ../../nbs/hub/14_bom.ipynb #a304c723
 def _bom(lock: ModelLock, checkpoint: Checkpoint | None, chain: LicenseChain, name: str) -> dict[str, Any]:
     "The document: the same for the same lock and the same answers."
-    import fsdl_devinfra
-    named = {k.name: _link_component(k) for k in reversed(chain.links[1:])}
-    parts = [_file_component(f) for f in lock.files] + list(reversed(named.values()))
-    tool = {"type": "application", "name": "fsdl-devinfra", "version": fsdl_devinfra.__version__}
     body = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {
-            "tools": {"components": [tool]},
-            "component": _model_component(lock, checkpoint, chain, name),
-        },
-        "components": parts,
+        "metadata": _metadata(_model_component(lock, checkpoint, chain, name)),
+        "components": _components(lock, chain),
         "dependencies": _dependencies(lock, chain),
     }
     serial = uuid.UUID(bytes=sha256(to_json(body).encode()).digest()[:16], version=4)
@@ -326,6 +363,22 @@ class BillOfMaterials(Result):
         count = count_of(len(self.bom["components"]), "component")
         return f"CycloneDX {self.bom['specVersion']}: {count}{written}.\n\n{self.licenses}"
 
+# %% ../../nbs/hub/14_bom.ipynb #f82dafb5
+def _text(side: Side, path: str) -> bytes | None:
+    "The content of a file of a model; None where it has none."
+    return side.text(path) if path in side.by_path else None
+
+def _card(side: Side) -> dict[str, list[str]]:
+    "What the card of a model says."
+    text = _text(side, "README.md")
+    return card_lists(text.decode("utf-8", "replace")) if text else {}
+
+def _adapter(side: Side) -> Any:
+    "The configuration of an adapter; None where there is none that can be read."
+    text = _text(side, "adapter_config.json")
+    try: return parse_json(text) if text else None
+    except ValueError: return None
+
 def bom(
     model: str | Path | Source | ModelLock,  # a lock or its file, or a model, which is locked first
     output: str | Path | None = None,  # where the CycloneDX document is written
@@ -334,16 +387,8 @@ def bom(
     "Make a CycloneDX ML-BOM, with the licences of what the model was made from."
     if output: not_itself(output, model)
     side = side_of(model, None, quiet)
-    card = _text(side, "README.md")
     name = side.lock.repo or Path(side.name).name or "model"
-    chain = license_chain(name, card_lists(card.decode("utf-8", "replace")) if card else {}, _adapter(side))
+    chain = license_chain(name, _card(side), _adapter(side))
     document = _bom(side.lock, side.checkpoint, chain, name)
     if output: write_atomic(output, to_json(document))
     return BillOfMaterials(document, chain, str(output) if output else None)
-
-def _text(side: Side, path: str) -> bytes | None: return side.text(path) if path in side.by_path else None
-
-def _adapter(side: Side) -> Any:
-    text = _text(side, "adapter_config.json")
-    try: return parse_json(text) if text else None
-    except ValueError: return None

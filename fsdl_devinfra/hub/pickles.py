@@ -88,6 +88,10 @@ _STORES = {"PUT", "BINPUT", "LONG_BINPUT"}
 
 _FETCHES = {"GET", "BINGET", "LONG_BINGET"}
 
+_GLOBALS = {"GLOBAL", "INST"}  # with module and name behind them
+
+_IMPORTS = _GLOBALS | {"STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
+
 class _Imports:
     "Follows the texts that a pickle pushes, as far as its imports need it."
     def __init__(self) -> None:
@@ -96,20 +100,24 @@ class _Imports:
         self._memo: dict[int, Any] = {}
 
     def step(self, code: str, value: Any) -> None:
-        if code in ("GLOBAL", "INST"):
-            self._push_import(*str(value).split(" ", 1))
-        elif code == "STACK_GLOBAL":
-            self._push_import(*(p if isinstance(p, str) else "?" for p in self._pushed[-2:]))
-        elif code in ("EXT1", "EXT2", "EXT4"): self._push_import("copyreg", f"extension {value}")
+        "Follow one operation."
+        if code in _IMPORTS: self._push_import(*self._imported(code, value))
         elif code == "MEMOIZE": self._memo[len(self._memo)] = self._pushed[-1]
         elif code in _STORES: self._memo[int(value)] = self._pushed[-1]
         else: self._push(self._pushed_by(code, value))
 
+    def _imported(self, code: str, value: Any) -> list[str]:
+        "Module and name of an import; a question mark for what is no text."
+        if code == "STACK_GLOBAL": return [p if isinstance(p, str) else "?" for p in self._pushed[-2:]]
+        return str(value).split(" ", 1) if code in _GLOBALS else ["copyreg", f"extension {value}"]
+
     def _pushed_by(self, code: str, value: Any) -> Any:
+        "What an operation pushes, where it is a text."
         if code in _FETCHES: return self._memo.get(int(value))
         return value if code in _TEXTS else self._pushed[-1] if code == "DUP" else None
 
     def _push_import(self, module: str, name: str = "?") -> None:
+        "Write down an import; what it pushes is no text."
         self.found.add((module, name))
         self._push(None)
 
@@ -221,6 +229,7 @@ def _in_zip(file: BinaryIO) -> Iterator[bytes]:
             with archive.open(member) as f: yield f.read(MOST_BYTES // 4)
 
 def _in_tar(file: BinaryIO) -> Iterator[bytes]:
+    "The beginnings of the members of a tar archive."
     with tarfile.open(fileobj=file) as archive:
         for _, member in zip(range(10_000), archive):
             data = archive.extractfile(member) if member.isfile() else None
@@ -271,17 +280,23 @@ def _followed(data: bytes, depth: int = 0) -> _Found | None:
         return None if inner is None else _imports_in(io.BytesIO(inner))
     return _unpacked(io.BytesIO(data), kind, depth + 1) if depth < 3 else None
 
+def _members(file: BinaryIO, kind: str) -> Iterable[bytes]:
+    "The beginnings of what an archive or a compressed file holds."
+    if kind == "zip": return _in_zip(file)
+    return _in_tar(file) if kind == "tar" else [inflated(file, kind)[0]]
+
 def _unpacked(file: BinaryIO, kind: str | None, depth: int) -> _Found | None:
     "The imports in an archive or a compressed file; None for another file, and for one that holds no pickle."
     if kind not in ("zip", "tar", *_INFLATE): return None
-    parts: Iterable[bytes] = (
-        _in_zip(file) if kind == "zip" else _in_tar(file) if kind == "tar" else [inflated(file, kind)[0]]
-    )
-    found = [f for part in parts if (f := _followed(part, depth))]
-    return (
-        (set().union(*(imports for imports, _ in found)), all(whole for _, whole in found)) if found else None
-    )
+    found = [f for part in _members(file, kind) if (f := _followed(part, depth))]
+    if not found: return None
+    return set().union(*(imports for imports, _ in found)), all(whole for _, whole in found)
 
+
+def _scanned(file: BinaryIO, content: str | None, expected: bool) -> _Found | None:
+    "The imports in a file; None where it holds no pickle."
+    is_pickle = content in ("pickle", "numpy") or (content is None and expected)
+    return _followed_file(file, content) if is_pickle else _unpacked(file, content, 0)
 
 def scan_pickle(
     read: Callable[[int, int], bytes],  # (start, stop) → bytes of the file
@@ -290,19 +305,16 @@ def scan_pickle(
     expected: bool,  # its name says that it is a pickle
 ) -> PickleScan | None:  # None for a file that no reader unpickles
     "Look for pickles in a file, and say what unpickling it would do. Nothing is run."
-    file = opened(read, size_bytes)
-    try:
-        if content in ("pickle", "numpy") or (content is None and expected):
-            found = _followed_file(file, content)
-        else: found = _unpacked(file, content, 0)
-    except Exception: return PickleScan("unreadable", whole=False) if expected else None
-    if found is None:
-        return PickleScan("unreadable", whole=False) if expected and content in _CLOSED else None
-    if content is None and not found[0]: return PickleScan("unreadable", whole=False)
+    unreadable = PickleScan("unreadable", whole=False)
+    try: found = _scanned(opened(read, size_bytes), content, expected)
+    except Exception: return unreadable if expected else None
+    if found is None: return unreadable if expected and content in _CLOSED else None
+    if content is None and not found[0]: return unreadable
     return _verdict(*found)
 
 _CLOSED = {"7z", "rar", "zstd", "lz4"}  # archives that are not opened here
 
 def _followed_file(file: BinaryIO, content: str | None) -> _Found | None:
+    "The imports in a file that is, or by its name should be, a pickle."
     data = file.read(MOST_BYTES // 2)
     return _followed(data) if content else _imports_in(io.BytesIO(data))

@@ -106,6 +106,7 @@ def _nearest(folder: Path) -> Path:
     while not folder.exists(): folder = folder.parent
     return folder
 
+# %% ../../nbs/hub/07_pull.ipynb #24f389bd
 def _check_folder(place: Place, at: Path) -> None:
     "Refuse a folder to which a link led out of the place's root, and what is no folder."
     root, real = place.root.resolve(), at.resolve()
@@ -128,7 +129,9 @@ def _blob_name(place: Place, etag: str | None, hashes: Hashes) -> str:
     return etag if etag and hashes.git and etag == hashes.git.hexdigest() else place.locked.sha256
 
 # %% ../../nbs/hub/07_pull.ipynb #32894b3b
-def _snapshot(place: Place) -> Path: return Path(str(place.target)[:-len(place.locked.path) - 1])
+def _snapshot(place: Place) -> Path:
+    "The folder that a model's files are put in."
+    return Path(str(place.target)[:-len(place.locked.path) - 1])
 
 def _present(place: Place) -> bool:
     "True where the file is there with the right bytes. What a link leads to is read, not believed."
@@ -191,12 +194,15 @@ def clean(
 
 # %% ../../nbs/hub/07_pull.ipynb #721997b6
 def _not_kept(path: str) -> CheckError:
+    "What is said where the disk gives other bytes back."
     return CheckError(f"the disk did not keep the bytes of {path}", "Use another disk, and pull again")
 
 def _disk_full(path: str) -> CheckError:
+    "What is said where the disk takes no more."
     return CheckError(f"{path} cannot be written: the disk takes no more bytes", "Free space, and pull again")
 
 def _unwritable(path: str, error: OSError) -> CheckError:
+    "What is said of a write that failed."
     return CheckError(f"{path} cannot be written ({error.strerror or error})",
                       "Free space or raise the quota, and pull again")
 
@@ -254,11 +260,16 @@ def _said_size(reply: Reply, start: int, end: int | None) -> int | None:
     if not length.isdigit() or end is not None: return None
     return int(length) + (start if reply.status == 206 else 0)
 
-def _check_sizes(reply: Reply, locked: LockedFile, start: int, end: int | None = None) -> None:
-    "Refuse another range than `start` to `end` (None: to the end of the file), and a file of another size."
+def _check_range(reply: Reply, start: int, end: int | None) -> None:
+    "Refuse another range than `start` to `end` (None: to the end of the file)."
     said = _said_range(reply)
-    if reply.status == 206 and (not said or said[0] != start or (end is not None and said[1] >= end)):
+    if reply.status != 206: return
+    if not said or said[0] != start or (end is not None and said[1] >= end):
         raise WrongBytes(f"{shown(reply.url)} sent another range than was asked for", "Use another endpoint")
+
+def _check_sizes(reply: Reply, locked: LockedFile, start: int, end: int | None = None) -> None:
+    "Refuse another range than was asked for, and a file of another size."
+    _check_range(reply, start, end)
     for size in reply.size, _said_size(reply, start, end):
         if size is not None and size != locked.size_bytes:
             raise WrongBytes(
@@ -269,24 +280,37 @@ def _check_sizes(reply: Reply, locked: LockedFile, start: int, end: int | None =
 # %% ../../nbs/hub/07_pull.ipynb #9bf710ce
 class _Restart(Exception): "The server ignored the range: begin again."
 
-def _append(job: _Job, pieces: Iterator[bytes], hashes: Hashes, out: Any, advance: Callable[[int], None]) -> None:
+def _longer(locked: LockedFile) -> WrongBytes:
+    "What is said of a file that does not end where it should."
+    return WrongBytes(f"{locked.path} is longer than the {locked.size_bytes} bytes that were locked",
+                      "Use another endpoint")
+
+def _append(
+    job: _Job, pieces: Iterator[bytes], hashes: Hashes, out: Any, advance: Callable[[int], None]
+) -> None:
     "Write what arrives, and hash what was written."
     for piece in pieces:
         if job.stop.is_set(): raise _Stopped
-        if hashes.size + len(piece) > job.locked.size_bytes:
-            raise WrongBytes(f"{job.locked.path} is longer than the {job.locked.size_bytes} bytes that were locked",
-                             "Use another endpoint")
+        if hashes.size + len(piece) > job.locked.size_bytes: raise _longer(job.locked)
         hashes.update(_written(out, piece, hashes.size, job.locked.path))
         advance(len(piece))
+
+@contextlib.contextmanager
+def _asked(job: _Job, start: int, end: int | None = None) -> Iterator[Reply]:
+    "The reply to a request for a file from `start` on, to its end or up to `end`; it is of the locked file."
+    assert isinstance(job.at, RemoteRepo)
+    path = job.locked.path
+    headers = {} if not start and end is None else {"range": f"bytes={start}-{'' if end is None else end - 1}"}
+    with job.remote.open(job.at.url(path), job.at.repo, headers, away=True) as reply:
+        check_reply(reply, job.at, path, job.locked.sha256)
+        yield reply
 
 def _receive(job: _Job, hashes: Hashes, out: Any) -> str | None:
     "Ask for what is missing and append it. Returns the ETag. Raises `WrongBytes`, `Unreachable`."
     locked, start = job.locked, hashes.size
     if isinstance(job.at, Mirror):
         return _append(job, job.at.pieces(locked.path, start), hashes, out, job.advance)
-    headers = {"range": f"bytes={start}-"} if start else {}
-    with job.remote.open(job.at.url(locked.path), job.at.repo, headers, away=True) as reply:
-        check_reply(reply, job.at, locked.path, locked.sha256)
+    with _asked(job, start) as reply:
         _check_sizes(reply, locked, start)
         if start and reply.status != 206: raise _Restart
         _append(job, reply.pieces(), hashes, out, job.arrived)
@@ -309,6 +333,7 @@ class _Patience:
         if self._job.stop.is_set() or self._over.is_set(): raise _Stopped from None
 
     def _count(self, asked: float, grew: bool) -> None:
+        "Count a failure: a new byte begins the count anew, and a server that asks to wait is counted apart."
         if grew: self._tries = self._waits = 0
         if not asked:
             self._tries += not grew
@@ -317,8 +342,10 @@ class _Patience:
         self._waited += asked
 
     def _is_over(self) -> bool:
+        "Whether it was tried or waited for often enough."
         most = 2 if isinstance(self._job.at, Mirror) else TRIES
-        return self._tries >= most or self._waits > MOST_WAITS or self._waited > LONGEST_WAITS or is_offline()
+        if self._tries >= most or is_offline(): return True
+        return self._waits > MOST_WAITS or self._waited > LONGEST_WAITS
 
 # %% ../../nbs/hub/07_pull.ipynb #c0a7d3e1
 _Span = tuple[int, int]  # first byte, and the one after the last
@@ -402,7 +429,8 @@ class _Ranges:
         with self._guard:
             self.etag = self.etag or etag
             if not etag or etag == self.etag: return
-        raise WrongBytes(f"{self.job.locked.path} changed while it was downloaded (its ETag did)", "Pull again")
+        path = self.job.locked.path
+        raise WrongBytes(f"{path} changed while it was downloaded (its ETag did)", "Pull again")
 
     def fail(self, error: BaseException) -> None:
         "Remember the first failure, and let the other ranges stop."
@@ -423,15 +451,13 @@ class _Ranges:
 class _NoRanges(Exception): "The server ignores ranges: the file comes in one."
 
 def _too_long(path: str) -> WrongBytes:
+    "What is said of a range that does not end where it should."
     return WrongBytes(f"a range of {path} is longer than was asked for", "Use another endpoint")
 
 def _range_pieces(ranges: _Ranges, start: int, end: int) -> Iterator[bytes]:
     "The bytes of a range as they come; each reply is checked like that for a whole file."
-    job, at = ranges.job, ranges.job.at
-    assert isinstance(at, RemoteRepo)
-    headers = {"range": f"bytes={start}-{end - 1}"}
-    with job.remote.open(at.url(job.locked.path), at.repo, headers, away=True) as reply:
-        check_reply(reply, at, job.locked.path, job.locked.sha256)
+    job = ranges.job
+    with _asked(job, start, end) as reply:
         if reply.status != 206: raise _NoRanges
         _check_sizes(reply, job.locked, start, end)
         ranges.check_etag(reply.etag)
@@ -464,6 +490,7 @@ def _cut(spans: list[_Span], most: int) -> list[_Span]:
     "Spans of at most so many bytes."
     return [(first, min(first + most, end)) for start, end in spans for first in range(start, end, most)]
 
+# %% ../../nbs/hub/07_pull.ipynb #638a3302
 def _take_in(ranges: _Ranges, asked: deque[tuple[int, Future[None]]], hashes: Hashes) -> None:
     "Wait for the first range that is still on its way, and hash up to its end."
     end, first = asked.popleft()
@@ -514,48 +541,81 @@ def _check_kept(place: Place) -> None:
 
 # %% ../../nbs/hub/07_pull.ipynb #382ca8a1
 def _is_worth_ranges(job: _Job) -> bool:
+    "True where so much is missing that several requests at once are faster."
     if not isinstance(job.at, RemoteRepo) or job.streams <= 1: return False
     return job.place.record.is_file() or _missing_bytes(job.place) >= LARGE_BYTES
 
+@dataclass
+class _Stream:
+    "One connection after another, each taken up where the last one broke."
+    job: _Job
+    hashes: Hashes
+    patience: _Patience
+    out: Any  # the partial file, open
+    etag: str | None = None
+    is_asked: bool = False  # some reply was read to its end
+    silent: int = 0  # replies in a row that ended early
+
+    def is_done(self) -> bool:
+        "Whether all bytes are there; of an empty file one is asked for too."
+        size = self.job.locked.size_bytes
+        return self.hashes.size >= size and (bool(self.hashes.size) or self.is_asked)
+
+    def restart(self) -> None:
+        "Forget the bytes that are there, because the server sends the file from its beginning."
+        self.job.advance(-self.hashes.size)
+        self.out.truncate(0)
+        self.hashes.restart()
+
+    def receive(self) -> int:
+        "Ask for what is missing. Returns how many bytes there were before, or -1 where all are sent anew."
+        before = self.hashes.size
+        try: self.etag = _receive(self.job, self.hashes, self.out)
+        except _Restart:
+            self.restart()
+            self.etag = _receive(self.job, self.hashes, self.out)
+            return -1
+        return before
+
+    def step(self) -> None:
+        "Ask once, and see whether the reply was whole."
+        start = self.hashes.size
+        try: before = self.receive()
+        except Unreachable as e: return self.patience.after(e, self.hashes.size > start)
+        self.is_asked = True
+        self.silent = _check_grown(self.job.locked, self.hashes.size, before, self.silent)
+
 def _download_stream(job: _Job, hashes: Hashes) -> str | None:
-    "Fill the rest of the partial file. A connection that breaks is taken up again where it broke. Returns the ETag."
-    place, patience, etag, asked, silent = job.place, _Patience(job), None, False, 0
-    with open(place.partial, "a+b", buffering=0) as out:
-        hashes.read(place.partial)
+    "Fill the rest of the partial file. Returns the ETag."
+    partial = job.place.partial
+    with open(partial, "a+b", buffering=0) as out:
+        stream = _Stream(job, hashes, _Patience(job), out)
+        hashes.read(partial)
         job.advance(hashes.size)
-        while hashes.size < job.locked.size_bytes or (not hashes.size and not asked):
-            before = hashes.size
-            try: etag = _receive(job, hashes, out)
-            except _Restart:
-                job.advance(-hashes.size)
-                out.truncate(0)
-                hashes.restart()
-                before = -1
-                etag = _receive(job, hashes, out)
-            except Unreachable as e:
-                patience.after(e, hashes.size > before)
-                continue
-            asked = True
-            silent = _check_grown(job.locked, hashes.size, before, silent)
-    _check_kept(place)
-    return etag
+        while not stream.is_done(): stream.step()
+    _check_kept(job.place)
+    return stream.etag
+
+def _by_ranges(job: _Job) -> tuple[Hashes, str | None] | None:
+    "Fill the partial file by several ranges at once; None where the server ignores ranges."
+    counted, hashes = _Counted(job.advance), Hashes(job.locked)
+    counted(_bytes_in(_there(job.place)))
+    try: etag = _download_ranges(replace(job, advance=counted), hashes)
+    except _NoRanges:
+        counted(-counted.total)
+        return None
+    _check_kept(job.place)
+    return hashes, etag
 
 def _download(job: _Job) -> tuple[Hashes, str | None]:
     "Fill the partial file, by several ranges at once where much is missing. Returns hashes and ETag."
-    place, hashes = job.place, Hashes(job.locked)
+    place = job.place
     place.partial.parent.mkdir(parents=True, exist_ok=True)
     if not _there(place): place.forget()
-    if _is_worth_ranges(job):
-        counted = _Counted(job.advance)
-        counted(_bytes_in(_there(place)))
-        try: etag = _download_ranges(replace(job, advance=counted), hashes)
-        except _NoRanges: counted(-counted.total)
-        else:
-            _check_kept(place)
-            return hashes, etag
+    if _is_worth_ranges(job) and (found := _by_ranges(job)): return found
     _to_prefix(place)
-    etag = _download_stream(job, hashes := Hashes(job.locked))
-    return hashes, etag
+    hashes = Hashes(job.locked)
+    return hashes, _download_stream(job, hashes)
 
 # %% ../../nbs/hub/07_pull.ipynb #2c16f43f
 @contextlib.contextmanager
@@ -586,20 +646,25 @@ class _Counted:
 
 # %% ../../nbs/hub/07_pull.ipynb #c3771fee
 def _not_locked(locked: LockedFile, hashes: Hashes) -> WrongBytes:
+    "What is said of other bytes than the locked ones."
     hashed = f"sha256 {hashes.sha256.hexdigest()[:12]}…, locked {locked.sha256[:12]}…"
     return WrongBytes(f"the bytes of {locked.path} are not those of the lock ({hashed})",
                       "Try again; if it stays, use another endpoint")
 
+def _downloaded(job: _Job) -> tuple[Hashes, str | None]:
+    "Fill the partial file; once more from the beginning where what was there already was wrong."
+    resumed = bool(_there(job.place))
+    found = _download(job)
+    if found[0].right or not resumed: return found
+    job.advance(-found[0].size)
+    job.place.forget()
+    return _download(job)
+
 def _filled(job: _Job) -> tuple[Hashes, str | None]:
     "Fill the partial file from one source. Raises `WrongBytes` where its bytes are not those of the lock."
     place = job.place
-    resumed = bool(_there(place))
     try:
-        hashes, etag = _download(job)
-        if not hashes.right and resumed:
-            job.advance(-hashes.size)
-            place.forget()
-            hashes, etag = _download(job)
+        hashes, etag = _downloaded(job)
         if not hashes.right: raise _not_locked(job.locked, hashes)
     except BaseException as e:
         is_empty = place.partial.exists() and not place.partial.stat().st_size
@@ -615,6 +680,16 @@ def _right_blob(place: Place) -> Path | None:
     blob = place.blobs / place.locked.sha256
     return blob if blob.is_file() and not blob.is_symlink() and is_right(blob, place.locked) else None
 
+#: failures after which another source is asked
+_NEXT = (WrongBytes, Unreachable, BadInput)
+
+
+
+def _passed_over(source: RemoteRepo | Mirror, job: _Job, counted: _Counted, error: CheckError) -> None:
+    "Take back what was counted, and say on standard error why another source is asked."
+    counted(-counted.total)
+    status(source.note(job.locked.path, error) if isinstance(source, Mirror) else str(error))
+
 def _first_right(job: _Job, sources: list[RemoteRepo | Mirror]) -> tuple[Hashes, str | None]:
     "Fill the partial file from the first source with the right bytes; say what is wrong with the others."
     alive = [s for s in sources if not (isinstance(s, Mirror) and s.is_dead)] or sources[-1:]
@@ -622,13 +697,20 @@ def _first_right(job: _Job, sources: list[RemoteRepo | Mirror]) -> tuple[Hashes,
         counted = _Counted(job.advance)
         try: found = _filled(replace(job, at=source, advance=counted))
         except CheckError as e:
-            if source is alive[-1] or not isinstance(e, (WrongBytes, Unreachable, BadInput)): raise
-            counted(-counted.total)
-            status(source.note(job.locked.path, e) if isinstance(source, Mirror) else str(e))
+            if source is alive[-1] or not isinstance(e, _NEXT): raise
+            _passed_over(source, job, counted, e)
             continue
         if isinstance(source, Mirror): source.took(job.locked.size_bytes)
         return found
     raise AssertionError("there is always a source")
+
+def _put_right(job: _Job, sources: list[RemoteRepo | Mirror]) -> None:
+    "Bring the bytes of a file from the first source that has them, and show it."
+    place = job.place
+    hashes, etag = _first_right(job, sources)
+    place.record.unlink(missing_ok=True)
+    _show(place, place.partial, _blob_name(place, etag, hashes))
+    remember(place.target, place.locked)
 
 def _fetch(job: _Job, sources: list[RemoteRepo | Mirror]) -> bool:
     "Bring one file to its place. True where something had to be done."
@@ -638,14 +720,11 @@ def _fetch(job: _Job, sources: list[RemoteRepo | Mirror]) -> bool:
         if _present(place):
             job.advance(place.locked.size_bytes)
             return False
-        if blob := _right_blob(place):
+        blob = _right_blob(place)
+        if blob is None: _put_right(job, sources)
+        else:
             job.advance(place.locked.size_bytes)
             _show(place, blob, blob.name)
-            return True
-        hashes, etag = _first_right(job, sources)
-        place.record.unlink(missing_ok=True)
-        _show(place, place.partial, _blob_name(place, etag, hashes))
-        remember(place.target, place.locked)
         return True
 
 # %% ../../nbs/hub/07_pull.ipynb #5e74ab36
@@ -657,6 +736,7 @@ class MirrorUse:
     size_bytes: int  # of these
     problems: list[str] = field(default_factory=list)  # what was wrong, in words
 
+# %% ../../nbs/hub/07_pull.ipynb #c6d1d561
 @dataclass(frozen=True)
 class Pulled(Result):
     "A model that is on this machine, with the bytes of its lock."
@@ -685,12 +765,13 @@ def _sources(wanted: ModelLock, mirrors: list[Mirror]) -> list[RemoteRepo | Mirr
     if wanted.repo and wanted.commit and not is_offline(): asked.append(RemoteRepo(wanted.repo, wanted.commit))
     return asked
 
-def _point(root: Path, revision: str, commit: str) -> None:
+def _point(root: Path, revision: str | None, commit: str | None) -> None:
     "Let a branch or a tag mean this commit offline, as the official client does."
+    if not revision or revision == commit or ".." in revision.split("/"): return
     ref = root / "refs" / revision
-    if ".." in revision.split("/") or (ref.is_file() and ref.read_text() == commit): return
+    if ref.is_file() and ref.read_text() == commit: return
     ref.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(ref, commit)
+    write_atomic(ref, str(commit))
 
 # %% ../../nbs/hub/07_pull.ipynb #0497c493
 def _part_of(whole: ModelLock, wish: Wish | None) -> ModelLock:
@@ -702,19 +783,26 @@ def _part_of(whole: ModelLock, wish: Wish | None) -> ModelLock:
     return replace(whole, files=[f for f in whole.files if f.path in paths])
 
 def _names_a_lock(model: Any) -> bool:
+    "True for the name of a lock's file."
     if model is None or isinstance(model, (ModelLock, Source)): return False
     return str(model).endswith(".json") or Path(model).is_file()
+
+# %% ../../nbs/hub/07_pull.ipynb #64ed8778
+def _refuse_here(source: Source | None) -> None:
+    "Raise `BadInput` for a model that is on this machine."
+    if source and source.is_local:
+        raise BadInput(f"{source.name} is on this machine already", "Give a Hub id or a lock of one")
 
 def _wanted(
     model: Any, wish: Wish | None = None, from_anywhere: bool = False
 ) -> tuple[ModelLock, str | None]:
     "The lock of what is asked for, and the branch or tag that should point to it."
-    if _names_a_lock(model): model = ModelLock.load(model)
+    given = ModelLock.load(model) if _names_a_lock(model) else model
     source = None
-    if not isinstance(model, ModelLock): source = model if isinstance(model, Source) else resolve(model, anything=True)
-    if source and source.is_local:
-        raise BadInput(f"{source.name} is on this machine already", "Give a Hub id or a lock of one")
-    found = _part_of(model, wish) if isinstance(model, ModelLock) else lock(source, wish=wish)
+    if not isinstance(given, ModelLock):
+        source = given if isinstance(given, Source) else resolve(given, anything=True)
+        _refuse_here(source)
+    found = _part_of(given, wish) if isinstance(given, ModelLock) else lock(source, wish=wish)
     if not (found.repo and found.commit) and not from_anywhere:
         raise BadInput("this lock is of a folder, so there is nothing to pull",
                        "Name a --mirror and a --local-dir, or give a lock of a repository")
@@ -736,22 +824,44 @@ def _all(function: Callable[[Place, threading.Event], Any], places: list[Place])
             raise
 
 # %% ../../nbs/hub/07_pull.ipynb #4f54474c
+def _refuse_offline(todo: list[Place], name: str, mirrors: list[Mirror], folder: Path | None) -> None:
+    "Raise `Unreachable` where there is no network, and no mirror on this machine."
+    if not is_offline() or any(m.is_local for m in mirrors): return
+    where = "the folder" if folder else "the cache"
+    files = count_of(len(todo), "file")
+    raise Unreachable(f"{files} of {name} are not in {where}, and HF_HUB_OFFLINE is set",
+                      "Unset it and pull again")
+
+def _to_bring(todo: list[Place], wanted: ModelLock, mirrors: list[Mirror], folder: Path | None) -> str:
+    "What progress is called. Raises where the disk is too small, or there is no network; removes old remains."
+    name = wanted.repo or "the lock"
+    _refuse_offline(todo, name, mirrors, folder)
+    _room(todo, todo[0].root)
+    if not folder: clean(todo[0].root)
+    return name
+
 def _bring(
     todo: list[Place], wanted: ModelLock, mirrors: list[Mirror], folder: Path | None, quiet: bool
 ) -> int:  # bytes that came from the Hub
     "Bring what is not there yet."
-    name = wanted.repo or "the lock"
-    if is_offline() and not any(m.is_local for m in mirrors):
-        where = "the folder" if folder else "the cache"
-        raise Unreachable(f"{count_of(len(todo), 'file')} of {name} are not in {where}, and HF_HUB_OFFLINE is set",
-                          "Unset it and pull again")
-    _room(todo, todo[0].root)
-    if not folder: clean(todo[0].root)
+    name = _to_bring(todo, wanted, mirrors, folder)
     remote, sources = Remote(large=True), _sources(wanted, mirrors)
     streams = max(1, STREAMS // min(FILES_AT_ONCE, len(todo)))
-    with progress(f"pulling {name}", sum(p.locked.size_bytes for p in todo), "bytes", quiet) as bar:
-        _all(lambda p, stop: _fetch(_Job(remote, sources[0], p, bar.advance, stop, streams), sources), todo)
+    size = sum(p.locked.size_bytes for p in todo)
+    with progress(f"pulling {name}", size, "bytes", quiet) as bar:
+        def bring(place: Place, stop: threading.Event) -> None:
+            _fetch(_Job(remote, sources[0], place, bar.advance, stop, streams), sources)
+        _all(bring, todo)
     return remote.bytes_read
+
+def _places(wanted: ModelLock, folder: Path | None) -> list[Place]:
+    "Where the files of a lock are put."
+    return [_folder_place(folder, f) if folder else _cache_place(wanted, f) for f in wanted.files]
+
+def _result(wanted: ModelLock, path: Path, read: int, mirrors: list[Mirror]) -> Pulled:
+    "What was done."
+    used = [MirrorUse(m.name, m.files, m.size_bytes, m.problems) for m in mirrors]
+    return Pulled(wanted.repo, wanted.commit, str(path), len(wanted.files), wanted.size_bytes, read, used)
 
 def pulled(
     model: Any = None,
@@ -764,19 +874,11 @@ def pulled(
     wanted, revision = _wanted(model, wish, bool(mirrors and local_dir))
     others = [Mirror(url, wanted.repo, wanted.commit) for url in mirrors]
     folder = Path(local_dir).expanduser() if local_dir else None
-    places = [_folder_place(folder, f) if folder else _cache_place(wanted, f) for f in wanted.files]
+    places = _places(wanted, folder)
     todo = [place for place in places if not _present(place)]
     read = _bring(todo, wanted, others, folder, quiet) if todo else 0
-    if not folder and revision and revision != wanted.commit: _point(places[0].root, revision, str(wanted.commit))
-    return Pulled(
-        repo=wanted.repo,
-        commit=wanted.commit,
-        path=str(folder or _snapshot(places[0])),
-        files=len(places),
-        size_bytes=wanted.size_bytes,
-        bytes_read=read,
-        mirrors=[MirrorUse(m.name, m.files, m.size_bytes, m.problems) for m in others],
-    )
+    if not folder: _point(places[0].root, revision, wanted.commit)
+    return _result(wanted, folder or _snapshot(places[0]), read, others)
 
 def pull(
     model: str | Path | Source | ModelLock | None = None,  # a lock, its file, or a Hub id (which is locked first)

@@ -87,15 +87,19 @@ def _data_sets(folder: Path) -> set[str]:
     return plain | {p.name.replace("--", "/") for p in cached}
 
 # %% ../../nbs/hub/03_server.ipynb #7f84e83d
+def _named_commits(cached: Path) -> dict[str, str]:
+    "Branch or tag → commit."
+    refs = cached / "refs"
+    return {p.relative_to(refs).as_posix(): p.read_text().strip() for p in refs.rglob("*") if p.is_file()}
+
 def _cached_revisions(cached: Path) -> dict[str, Path]:
     "Commit, branch or tag → folder, of one repository of an HF cache."
     snapshots = [p for p in (cached / "snapshots").glob("*") if p.is_dir()] if cached.is_dir() else []
+    if not snapshots: return {}
     found = {p.name: p for p in snapshots}
-    refs = [p for p in (cached / "refs").rglob("*") if p.is_file()] if found else []
-    for ref in refs:
-        commit = ref.read_text().strip()
-        if commit in found: found[ref.relative_to(cached / "refs").as_posix()] = found[commit]
-    if found and "main" not in found: found["main"] = max(found.values(), key=lambda p: p.stat().st_mtime)
+    for name, commit in _named_commits(cached).items():
+        if commit in found: found[name] = found[commit]
+    if "main" not in found: found["main"] = max(snapshots, key=lambda p: p.stat().st_mtime)
     return found
 
 # %% ../../nbs/hub/03_server.ipynb #36599c54
@@ -152,6 +156,7 @@ class RepositoryFolder:
         return {path: self._hashed(path, real) for path, real in listed}
 
     def _hashed(self, path: str, real: Path) -> Blob:
+        "A file with its hashes, which are taken again only when it has changed."
         status = real.stat()
         key = (path, real, status.st_size, status.st_mtime_ns, status.st_ino)
         if found := self._known.get(key): return found
@@ -163,7 +168,7 @@ class RepositoryFolder:
         self,
         repo: str,
         revision: str,
-        path: str | None = None,  # the file that is asked for: a listing of the last second will do while it is the same
+        path: str | None = None,  # asked for: while it is the same, a listing of the last second will do
     ) -> _Revision | None:
         "(commit, files) of a revision; None where there is none."
         then, recent = self._recent.get((repo, revision), (0.0, None))
@@ -174,6 +179,7 @@ class RepositoryFolder:
         return found
 
     def _at(self, repo: str, revision: str) -> _Revision | None:
+        "A revision, looked up now."
         revisions = self.revisions(repo)
         if not revisions: return None
         folder = revisions.get(revision) or (revisions["main"] if len(revisions) == 1 else None)
@@ -183,15 +189,21 @@ class RepositoryFolder:
         return (commit, files) if revision in revisions or revision == commit else None
 
 # %% ../../nbs/hub/03_server.ipynb #9b4dba17
+def _ends_of(text: str, size: int) -> tuple[int, int] | None:
+    "(start, stop) of \"first-last\", \"first-\" or \"-how many\"; None where it is malformed."
+    first, _, last = text.partition("-")
+    if not first and last.isdigit(): return max(0, size - int(last)), size
+    if not first.isdigit(): return None
+    if last == "": return int(first), size
+    is_range = last.isdigit() and int(last) >= int(first)
+    return (int(first), min(int(last) + 1, size)) if is_range else None
+
+# %% ../../nbs/hub/03_server.ipynb #bea7e379
 def _parse_range(text: str | None, size: int) -> tuple[int, int] | None:
-    "(start, stop) of one range; None where there is none or it is malformed, (0, 0) where the file ends before it."
+    "(start, stop) of one range; None where there is none that is well-formed, (0, 0) behind the file's end."
     if not text or not text.startswith("bytes=") or "," in text: return None
-    first, _, last = text[6:].partition("-")
-    if first.isdigit() and (last == "" or last.isdigit() and int(last) >= int(first)):
-        start, stop = int(first), min(int(last) + 1, size) if last else size
-    elif not first and last.isdigit(): start, stop = max(0, size - int(last)), size
-    else: return None
-    return (start, stop) if start < stop else (0, 0)
+    ends = _ends_of(text[6:], size)
+    return ends if ends is None or ends[0] < ends[1] else (0, 0)
 
 # %% ../../nbs/hub/03_server.ipynb #9424798c
 def _tree_entry(blob: Blob) -> dict[str, Any]:
@@ -200,6 +212,7 @@ def _tree_entry(blob: Blob) -> dict[str, Any]:
     if blob.is_lfs: entry["lfs"] = {"oid": blob.sha256, "size": blob.size_bytes, "pointerSize": 134}
     return entry
 
+# %% ../../nbs/hub/03_server.ipynb #ea4d2e6b
 def _sibling(
     blob: Blob,
     with_hashes: bool,  # as a client asks for with `blobs=true`
@@ -217,14 +230,18 @@ def _folder_entry(path: str) -> dict[str, Any]:
     oid = hashlib.sha1(path.encode(), usedforsecurity=False).hexdigest()
     return {"type": "directory", "oid": oid, "size": 0, "path": path}
 
+def _folders_in(paths: Iterable[str], prefix: str) -> list[str]:
+    "The folders on the way to some files, below a prefix."
+    ends = [(path, i) for path in paths for i in range(len(prefix), len(path)) if path[i] == "/"]
+    return sorted({path[:end] for path, end in ends})
+
+# %% ../../nbs/hub/03_server.ipynb #0c326f92
 def _tree_entries(files: dict[str, Blob], under: str, recursive: bool) -> list[dict[str, Any]]:
     "What lies in a folder of a revision."
     prefix = f"{under}/" if under else ""
     inside = {path: blob for path, blob in files.items() if path.startswith(prefix)}
     def is_listed(path: str) -> bool: return recursive or "/" not in path[len(prefix):]
-    ends = [(path, i) for path in inside for i in range(len(prefix), len(path)) if path[i] == "/"]
-    folders = sorted({path[:end] for path, end in ends})
-    listed = [_folder_entry(path) for path in folders if is_listed(path)]
+    listed = [_folder_entry(path) for path in _folders_in(inside, prefix) if is_listed(path)]
     return listed + [_tree_entry(blob) for path, blob in inside.items() if is_listed(path)]
 
 # %% ../../nbs/hub/03_server.ipynb #2f770d88
@@ -242,7 +259,9 @@ def path_parts(
     path = raw_path.decode("ascii", "replace").split("?")[0]
     return [unquote(part) for part in path.strip("/").split("/")]
 
-def _is_escape(part: str) -> bool: return part in ("..", ".") or "\0" in part or "\\" in part
+def _is_escape(part: str) -> bool:
+    "True for a segment that could lead out of the folder."
+    return part in ("..", ".") or "\0" in part or "\\" in part
 
 # %% ../../nbs/hub/03_server.ipynb #333d710a
 @dataclass(frozen=True)
@@ -267,6 +286,7 @@ def _form(body: bytes, content_type: str) -> dict[str, Any]:
 
 # %% ../../nbs/hub/03_server.ipynb #ee8783d2
 def _json(content: Any, headers: Mapping[str, str] | None = None) -> "Response":
+    "A document."
     from starlette.responses import JSONResponse
     return JSONResponse(content, headers=headers)
 
@@ -276,10 +296,16 @@ def _error(status: int, code: str, message: str) -> "Response":
     return JSONResponse({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
 
 def _empty(status: int, headers: Mapping[str, str], media_type: str | None = None) -> "Response":
+    "An answer without a body."
     from starlette.responses import Response
     return Response(None, status, headers, media_type)
 
+def _no_path() -> "Response":
+    "The refusal of an address that is none."
+    return _error(404, "EntryNotFound", "No such path")
+
 def _no_revision(revision: str) -> "Response":
+    "The refusal of a revision that is not there."
     return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
 
 # %% ../../nbs/hub/03_server.ipynb #76d4802c
@@ -294,6 +320,7 @@ class LoggedRequest:
     status: int = 0
     bytes_sent: int = 0  # of files; listings and errors do not count
 
+# %% ../../nbs/hub/03_server.ipynb #9610b86e
 @dataclass
 class Hub:
     "What a running server knows."
@@ -349,13 +376,12 @@ def _config(files: dict[str, Blob]) -> dict[str, Any]:
     if not isinstance(config, dict): return {}
     return {k: config[k] for k in ("architectures", "model_type") if k in config}
 
-def _info(hub: Hub, repo: str, revision: str, question: _Question) -> "Response":
-    "The description of a repository at a revision."
-    found = hub.shelf.at(repo, revision)
-    if not found: return _no_revision(revision)
-    commit, files = found
+# %% ../../nbs/hub/03_server.ipynb #20c87a40
+def _description(hub: Hub, repo: str, revision: _Revision, with_hashes: bool) -> dict[str, Any]:
+    "What the Hub says of a repository; what only the real Hub counts is nought."
+    commit, files = revision
     card = _card(files)
-    return _json({
+    return {
         "_id": commit[:24],
         "id": repo,
         "modelId": repo,
@@ -372,8 +398,15 @@ def _info(hub: Hub, repo: str, revision: str, question: _Question) -> "Response"
         "lastModified": "2026-01-01T00:00:00.000Z",
         "createdAt": "2026-01-01T00:00:00.000Z",
         "config": _config(files),
-        "siblings": [_sibling(blob, "blobs" in question.query) for blob in files.values()],
-    })
+        "siblings": [_sibling(blob, with_hashes) for blob in files.values()],
+    }
+
+# %% ../../nbs/hub/03_server.ipynb #5a53f59d
+def _info(hub: Hub, repo: str, revision: str, question: _Question) -> "Response":
+    "The description of a repository at a revision."
+    found = hub.shelf.at(repo, revision)
+    if not found: return _no_revision(revision)
+    return _json(_description(hub, repo, found, "blobs" in question.query))
 
 # %% ../../nbs/hub/03_server.ipynb #0ee23e79
 def _page_of(query: dict[str, list[str]], most: int) -> tuple[int, int] | None:
@@ -383,11 +416,18 @@ def _page_of(query: dict[str, list[str]], most: int) -> tuple[int, int] | None:
     if not all(n.isascii() and n.isdigit() and len(n) < 10 for n in (cursor, limit)): return None
     return int(cursor), max(1, min(int(limit), most))
 
+# %% ../../nbs/hub/03_server.ipynb #60bd0680
 def _next_page(question: _Question, cursor: int) -> dict[str, str]:
     "The header that names the next page of a listing."
     query = question.query | {"cursor": [str(cursor)]}
     text = "&".join(f"{name}={quote(values[0], safe='')}" for name, values in query.items())
     return {"Link": f'<{question.url}?{text}>; rel="next"'}
+
+# %% ../../nbs/hub/03_server.ipynb #6db2c296
+def _page(entries: list[dict[str, Any]], start: int, size: int, question: _Question) -> "Response":
+    "So many entries of a listing."
+    more = start + size < len(entries)
+    return _json(entries[start:start + size], _next_page(question, start + size) if more else {})
 
 def _tree(hub: Hub, repo: str, revision: str, under: str, question: _Question) -> "Response":
     "One page of what lies in a folder."
@@ -397,9 +437,7 @@ def _tree(hub: Hub, repo: str, revision: str, under: str, question: _Question) -
     if under and not entries: return _error(404, "EntryNotFound", f"{under} does not exist")
     page = _page_of(question.query, hub.page)
     if page is None: return _error(400, "BadRequest", "cursor and limit are whole numbers")
-    start, size = page
-    more = start + size < len(entries)
-    return _json(entries[start:start + size], _next_page(question, start + size) if more else {})
+    return _page(entries, page[0], page[1], question)
 
 # %% ../../nbs/hub/03_server.ipynb #2b52c175
 def _file(
@@ -411,9 +449,12 @@ def _file(
     commit, blob = found[0], found[1].get(path)
     if not blob: return _error(404, "EntryNotFound", f"{path} does not exist")
     headers = _file_headers(blob, commit)
-    if blob.is_lfs and hub.blob_url and not at_blobs:
-        location = f"{hub.blob_url}/blobs/{repo}/{commit}/{quote(path)}?signature=secret"
-        return _empty(302, headers | {"Location": location})
+    if not (blob.is_lfs and hub.blob_url) or at_blobs: return _part(hub, blob, headers, question)
+    location = f"{hub.blob_url}/blobs/{repo}/{commit}/{quote(path)}?signature=secret"
+    return _empty(302, headers | {"Location": location})
+
+def _part(hub: Hub, blob: Blob, headers: dict[str, str], question: _Question) -> "Response":
+    "The part of a file that is asked for, or all of it."
     part = _parse_range(question.headers.get("range"), blob.size_bytes)
     if part == (0, 0): return _empty(416, headers | {"Content-Range": f"bytes */{blob.size_bytes}"})
     return _body(hub, blob, part, headers, question.method)
@@ -429,34 +470,43 @@ def _body(
     headers["Content-Length"] = str(stop - start)
     if method == "HEAD": return _empty(200, headers, media)
     pieces = hub.read(blob, start, stop)
-    if stop - start <= MIB: return Response(b"".join(pieces), code, headers, media)  # no thread for every step
-    return StreamingResponse(pieces, code, headers, media)
+    if stop - start > MIB: return StreamingResponse(pieces, code, headers, media)
+    return Response(b"".join(pieces), code, headers, media)  # no thread for every step
 
 # %% ../../nbs/hub/03_server.ipynb #e8d5599b
-def _answer(hub: Hub, question: _Question) -> "Response":
-    "What the server says to a request."
-    nothing = _error(404, "EntryNotFound", "No such path")
-    def file(repo: str, revision: str, path: list[str]) -> "Response":
-        return _refused(hub, repo, question) or _file(hub, repo, revision, "/".join(path), question)
-    def blob(repo: str, commit: str, path: list[str]) -> "Response":
-        return _file(hub, repo, commit, "/".join(path), question, at_blobs=True)
-    if any(map(_is_escape, question.parts)): return nothing
+def _from_api(hub: Hub, question: _Question) -> "Response | None":
+    "The answer to a question about repositories."
     match question.parts:
         case ["api", "models"]: return _json([{"id": r, "modelId": r} for r in hub.shelf.repos()])
-        case ["api", "models", org, name, *rest]: return _api(hub, f"{org}/{name}", rest, question)
-        case ["api", "datasets", org, name, *rest]:
-            return _api(hub, f"{DATA_SETS}{org}/{name}", rest, question)
-        case ["blobs", "datasets", org, name, commit, *path]:
-            return blob(f"{DATA_SETS}{org}/{name}", commit, path)
-        case ["datasets", org, name, "resolve", revision, *path] if path:
-            return file(f"{DATA_SETS}{org}/{name}", revision, path)
-        case ["blobs", org, name, commit, *path]: return blob(f"{org}/{name}", commit, path)
-        case [org, name, "resolve", revision, *path] if path: return file(f"{org}/{name}", revision, path)
-    return nothing
+        case ["api", "models", org, name, *rest]: repo = f"{org}/{name}"
+        case ["api", "datasets", org, name, *rest]: repo = f"{DATA_SETS}{org}/{name}"
+        case _: return None
+    return _refused(hub, repo, question) or _api(hub, repo, rest, question)
+
+def _from_blobs(hub: Hub, question: _Question) -> "Response | None":
+    "A large file, at the address that it is redirected to."
+    match question.parts:
+        case ["blobs", "datasets", org, name, commit, *path]: repo = f"{DATA_SETS}{org}/{name}"
+        case ["blobs", org, name, commit, *path]: repo = f"{org}/{name}"
+        case _: return None
+    return _file(hub, repo, commit, "/".join(path), question, at_blobs=True)
+
+def _from_files(hub: Hub, question: _Question) -> "Response | None":
+    "A file of a revision."
+    match question.parts:
+        case ["datasets", org, name, "resolve", revision, *path] if path: repo = f"{DATA_SETS}{org}/{name}"
+        case [org, name, "resolve", revision, *path] if path: repo = f"{org}/{name}"
+        case _: return None
+    return _refused(hub, repo, question) or _file(hub, repo, revision, "/".join(path), question)
+
+def _answer(hub: Hub, question: _Question) -> "Response":
+    "What the server says to a request."
+    if any(map(_is_escape, question.parts)): return _no_path()
+    found = _from_api(hub, question) or _from_blobs(hub, question) or _from_files(hub, question)
+    return found or _no_path()
 
 def _api(hub: Hub, repo: str, rest: list[str], question: _Question) -> "Response":
     "What the server says about a repository."
-    if refusal := _refused(hub, repo, question): return refusal
     match rest:
         case []: return _info(hub, repo, "main", question)
         case ["revision", revision]: return _info(hub, repo, revision, question)
@@ -464,10 +514,11 @@ def _api(hub: Hub, repo: str, rest: list[str], question: _Question) -> "Response
         case ["paths-info", revision]: return _paths_info(hub, repo, revision, question)
         case ["refs"]: return _refs(hub, repo)
         case ["commits", revision]: return _commits(hub, repo, revision)
-    return _error(404, "EntryNotFound", "No such path")
+    return _no_path()
 
 # %% ../../nbs/hub/03_server.ipynb #f1303eab
 def _paths_info(hub: Hub, repo: str, revision: str, question: _Question) -> "Response":
+    "The entries of some paths; those that are not there are left out."
     found = hub.shelf.at(repo, revision)
     if not found: return _no_revision(revision)
     wanted = question.form.get("paths")
@@ -475,19 +526,43 @@ def _paths_info(hub: Hub, repo: str, revision: str, question: _Question) -> "Res
     return _json([_tree_entry(found[1][p]) for p in names if p in found[1]])
 
 def _refs(hub: Hub, repo: str) -> "Response":
+    "The branches of a repository."
     commits = {n: at[0] for n in hub.shelf.revisions(repo) if (at := hub.shelf.at(repo, n))}
     branches = [n for n, commit in commits.items() if n != commit and "/" not in n]
     entries = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": commits[n]} for n in branches]
     return _json({"branches": entries, "tags": [], "converts": []})
 
 def _commits(hub: Hub, repo: str, revision: str) -> "Response":
+    "The history of a revision, which is one commit long."
     found = hub.shelf.at(repo, revision)
     if not found: return _no_revision(revision)
-    return _json([{"id": found[0], "title": "", "message": "", "authors": [], "date": "2026-01-01T00:00:00.000Z"}])
+    date = "2026-01-01T00:00:00.000Z"
+    return _json([{"id": found[0], "title": "", "message": "", "authors": [], "date": date}])
 
 # %% ../../nbs/hub/03_server.ipynb #90e7e1d6
 def _headers_of(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    "The headers of a request or a reply, their names in small letters."
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
+
+# %% ../../nbs/hub/03_server.ipynb #7b2ddb13
+def _logged(scope: Any) -> LoggedRequest:
+    "The entry of a request that comes in."
+    headers = _headers_of(scope["headers"])
+    said = [headers.get(name) for name in ("range", "authorization")]
+    return LoggedRequest(scope["method"], scope["path"], said[0], said[1], headers.get("host", ""))
+
+class _Noting:
+    "Sends on what an application says, and writes down the status and the bytes of files."
+    def __init__(self, request: LoggedRequest, send: Any):
+        self.request, self.send, self.is_file = request, send, False
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.request.status = message["status"]
+            kind = _headers_of(message["headers"]).get("content-type")
+            self.is_file = kind == "application/octet-stream"
+        elif self.is_file: self.request.bytes_sent += len(message.get("body", b""))
+        await self.send(message)
 
 class RequestLog:
     "An ASGI application that writes down what another one answers."
@@ -500,19 +575,9 @@ class RequestLog:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http": return await self.app(scope, receive, send)
-        headers = _headers_of(scope["headers"])
-        said = [headers.get(name) for name in ("range", "authorization")]
-        request = LoggedRequest(scope["method"], scope["path"], said[0], said[1], headers.get("host", ""))
+        request = _logged(scope)
         self.seen.append(request)
-        is_file = False
-        async def note(message: Any) -> None:
-            nonlocal is_file
-            if message["type"] == "http.response.start":
-                request.status = message["status"]
-                is_file = _headers_of(message["headers"]).get("content-type") == "application/octet-stream"
-            elif is_file: request.bytes_sent += len(message.get("body", b""))
-            await send(message)
-        await self.app(scope, receive, note)
+        await self.app(scope, receive, _Noting(request, send))
 
 # %% ../../nbs/hub/03_server.ipynb #e62babc6
 def routes(
@@ -529,6 +594,7 @@ def routes(
     return Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "HEAD", "POST"])])
 
 def _question(request: "Request", body: bytes) -> _Question:
+    "A request, taken apart."
     raw, headers = request.scope["raw_path"], request.headers
     return _Question(
         method=request.method,
@@ -592,7 +658,7 @@ class LoopbackHub(Hub):
         sock = listen("127.0.0.1", 0)
         port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        if self._redirect: self.blob_url = f"http://localhost:{port}"  # another origin, as a content network is
+        if self._redirect: self.blob_url = f"http://localhost:{port}"  # another origin
         self._uvicorn = uvicorn_server(self, "127.0.0.1", port)
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [sock]}, daemon=True)
         self._thread.start()
@@ -605,6 +671,10 @@ class LoopbackHub(Hub):
         self._thread.join(5)
 
 # %% ../../nbs/hub/03_server.ipynb #c738ae7c
+def _address(host: str, port: int) -> str:
+    "The address of a server; one of IPv6 in brackets."
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
 def serve(
     folder: str | Path,  # holds org/name/… or is an HF cache
     host: str = "127.0.0.1",  # loopback: only this machine
@@ -616,8 +686,9 @@ def serve(
     hub = Hub(RepositoryFolder(folder), tokens=tokens or {})
     repos = hub.shelf.repos()
     server, sock = uvicorn_server(hub, host, port), listen(host, port)
-    hub.url = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
-    hash_all = lambda: [hub.shelf.at(repo, "main") for repo in repos]  # noqa: E731
+    hub.url = _address(host, sock.getsockname()[1])
+    def hash_all() -> None:
+        for repo in repos: hub.shelf.at(repo, "main")
     threading.Thread(target=hash_all, daemon=True).start()  # before somebody waits for it
     if ready: ready(hub.url, repos)
     with contextlib.suppress(KeyboardInterrupt): server.run(sockets=[sock])

@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from ..core.errors import FAILS, BadInput, CheckError, Unreachable, need
 from ..core.results import Result, not_itself, write_atomic
 from ..core.units import count_of
 from .checkpoint import file_sha256
 from .locks import ModelLock
-from .source import printable
+from .source import is_offline, printable
 
 # %% auto #0
 __all__ = ['subject_of', 'Signer', 'Trust', 'Signed', 'sign', 'WrongSignature', 'SignatureCheck', 'check_signature']
@@ -39,12 +39,7 @@ def _manifest(lock: ModelLock, beside: Sequence[str]) -> Any:
     from model_signing._hashing.hashing import Digest
     from model_signing.manifest import Manifest, SerializationType
 
-    method = {
-        "method": "files",
-        "hash_type": "sha256",
-        "allow_symlinks": False,
-        "ignore_paths": sorted(beside),
-    }
+    method = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": sorted(beside)}
     serialization = SerializationType.from_args(method)
     items = [serialization.new_item(f.path, Digest("sha256", bytes.fromhex(f.sha256))) for f in lock.files]
     return Manifest(subject_of(lock), items, serialization)
@@ -69,8 +64,16 @@ class Trust:
     identity_provider: str | None = None  # the issuer, an address
 
 def _existing(path: str | Path, what: str) -> Path:
+    "A file. Raises `BadInput` where it is not there."
     if not Path(path).is_file(): raise BadInput(f"there is no {what} {path}", "Check the path")
     return Path(path)
+
+def _key_signer(key: Path, who: Signer) -> Any:
+    "The library's object that signs with a key alone."
+    from model_signing._signing.sign_ec_key import Signer as KeySigner
+    # the library says str, and hands it to one that takes bytes
+    password: Any = who.password.encode() if who.password else None
+    return KeySigner(key, password)
 
 def _signer(who: Signer) -> Any:
     "The library's object that signs."
@@ -79,11 +82,7 @@ def _signer(who: Signer) -> Any:
         raise BadInput("a certificate needs its private key", "Name it with --private-key")
     if not who.private_key: return _sigstore_signer(who)
     key = _existing(who.private_key, "private key")
-    try:
-        if who.certificate: return _certificate_signer(key, who)
-        from model_signing._signing.sign_ec_key import Signer as KeySigner
-        password: Any = who.password.encode() if who.password else None  # the library says str, and hands it to one that takes bytes
-        return KeySigner(key, password)
+    try: return _certificate_signer(key, who) if who.certificate else _key_signer(key, who)
     except (ValueError, TypeError, AttributeError) as e:  # AttributeError: an RSA key has no curve
         raise BadInput(f"{key} cannot sign ({_first_line(e)})", _KEY_HINT) from None
 
@@ -94,28 +93,28 @@ _KEY_HINT = (
 
 
 def _certificate_signer(key: Path, who: Signer) -> Any:
+    "The library's object that signs with a certificate and its key."
     from model_signing._signing.sign_certificate import Signer as CertificateSigner
     chain = [_existing(c, "certificate") for c in who.chain]
     return CertificateSigner(key, _existing(str(who.certificate), "certificate"), chain)
 
 def _sigstore_signer(who: Signer) -> Any:
-    from fsdl_devinfra.hub.source import is_offline
-
+    "The library's object that signs at Sigstore."
     if is_offline():
-        raise Unreachable(
-            "Sigstore was not asked, because HF_HUB_OFFLINE is set", "Sign with --private-key, or unset it"
-        )
+        raise Unreachable("Sigstore was not asked, because HF_HUB_OFFLINE is set",
+                          "Sign with --private-key, or unset it")
     from model_signing._signing.sign_sigstore import Signer as SigstoreSigner
     try: return SigstoreSigner(identity_token=who.identity_token, use_ambient_credentials=True)
     except Exception as e: raise _no_sigstore(e) from None
 
 def _no_sigstore(error: Exception) -> Unreachable:
-    return Unreachable(
-        f"Sigstore could not be used ({_first_line(error)})", "Check the network, or sign with --private-key"
-    )
+    "What is said where Sigstore failed."
+    return Unreachable(f"Sigstore could not be used ({_first_line(error)})",
+                       "Check the network, or sign with --private-key")
 
 
 def _first_line(error: BaseException) -> str:
+    "The first line of what an error says, else its name."
     lines = str(error).strip().splitlines()
     return printable((lines[0] if lines else type(error).__name__)[:200].rstrip(". "))
 
@@ -131,9 +130,30 @@ class Signed(Result):
     sha256: str  # over the hashes of all files, in the order of their names
 
     def __str__(self) -> str:
-        what = f"Signed {self.subject} with {'Sigstore' if self.method == 'sigstore' else 'a ' + self.method}"
+        how = "Sigstore" if self.method == "sigstore" else f"a {self.method}"
+        what = f"Signed {self.subject} with {how}"
         return f"{what}: {count_of(self.files, 'file')}; written to {self.signature}."
 
+
+def _signature_file(lock: ModelLock | str | Path, output: str | Path | None) -> Path:
+    "Where a signature is written. Raises `BadInput` where nobody says."
+    if output is not None: return Path(output)
+    if not isinstance(lock, ModelLock): return Path(f"{lock}.sig")
+    raise BadInput("a lock that is in no file needs a place for its signature", "Give `output`")
+
+def _payload(lock: ModelLock, beside: list[str]) -> Any:
+    "What is signed."
+    _library()
+    from model_signing._signing.signing import Payload
+    return Payload(_manifest(lock, beside))
+
+def _method(signer: Signer) -> str:
+    "What is signed with, in a word."
+    return "certificate" if signer.certificate else "key" if signer.private_key else "sigstore"
+
+def _others_beside(lock: ModelLock | str | Path, file: Path) -> list[str]:
+    "The names of signature and lock, which a signature says nothing about."
+    return [file.name] + ([] if isinstance(lock, ModelLock) else [Path(lock).name])
 
 def sign(
     lock: ModelLock | str | Path,  # a lock or its file
@@ -142,24 +162,13 @@ def sign(
 ) -> Signed:
     "Sign the names and hashes of a lock. Raises `BadInput`, `MissingExtra`, `Unreachable` (Sigstore)."
     found = lock if isinstance(lock, ModelLock) else ModelLock.load(lock)
-    if output is None and isinstance(lock, ModelLock):
-        raise BadInput("a lock that is in no file needs a place for its signature", "Give `output`")
-    file = Path(output if output is not None else f"{lock}.sig")
+    file = _signature_file(lock, output)
     not_itself(file, lock, signer.private_key, signer.certificate, *signer.chain)
-    beside = [file.name] + ([] if isinstance(lock, ModelLock) else [Path(lock).name])
     who = _signer(signer)
-    _library()
-    from model_signing._signing.signing import Payload
-    payload = Payload(_manifest(found, beside))
+    payload = _payload(found, _others_beside(lock, file))
     write_atomic(file, _signed_text(who, payload, signer))
-    method = "certificate" if signer.certificate else "key" if signer.private_key else "sigstore"
-    return Signed(
-        str(file),
-        subject_of(found),
-        method,
-        len(found.files),
-        payload.statement.pb.subject[0].digest["sha256"],
-    )
+    digest = payload.statement.pb.subject[0].digest["sha256"]
+    return Signed(str(file), subject_of(found), _method(signer), len(found.files), digest)
 
 
 def _signed_text(who: Any, payload: Any, signer: Signer) -> str:
@@ -188,67 +197,76 @@ class SignatureCheck(Result):
     ignored: list[str] = field(default_factory=list)  # names beside the model that it says nothing about
 
     def __str__(self) -> str:
-        return (
-            f"The signature by {self.by} holds: {count_of(self.files, 'file')} of {printable(self.subject)}."
-        )
+        files = count_of(self.files, "file")
+        return f"The signature by {self.by} holds: {files} of {printable(self.subject)}."
 
 
-def _verifier(trust: Trust) -> tuple[Any, Any, str]:
-    "(the library's object that checks, how it reads a file, whose signature is accepted)."
-    _library()
-    from model_signing._signing import sign_certificate, sign_ec_key, sign_sigstore, sign_sigstore_pb
-    try:
-        if trust.public_key:
-            key = _existing(trust.public_key, "public key")
-            return (
-                sign_ec_key.Verifier(key),
-                sign_sigstore_pb.Signature,
-                f"the key {key.name} (sha256 {file_sha256(key)[:12]}…)",
-            )
-        if trust.chain:
-            chain = [_existing(c, "certificate") for c in trust.chain]
-            return (
-                sign_certificate.Verifier(chain),
-                sign_sigstore_pb.Signature,
-                f"a certificate under {', '.join(c.name for c in chain)}",
-            )
-    except (ValueError, TypeError, AttributeError) as e:  # AttributeError: an RSA key has no curve
-        raise BadInput(
-            f"the key or certificate cannot be read ({_first_line(e)})", "Give an elliptic-curve one in PEM"
-        ) from None
+class _Verifier(NamedTuple):
+    "How a signature is checked."
+    checks: Any  # the library's object
+    kind: Any  # how the library reads a file
+    by: str  # whose signature is accepted
+
+def _file_verifier(trust: Trust) -> _Verifier | None:
+    "Against a key or certificates in files; None where none are given."
+    from model_signing._signing import sign_certificate, sign_ec_key, sign_sigstore_pb
+    kind = sign_sigstore_pb.Signature
+    if trust.public_key:
+        key = _existing(trust.public_key, "public key")
+        by = f"the key {key.name} (sha256 {file_sha256(key)[:12]}…)"
+        return _Verifier(sign_ec_key.Verifier(key), kind, by)
+    if not trust.chain: return None
+    chain = [_existing(c, "certificate") for c in trust.chain]
+    by = f"a certificate under {', '.join(c.name for c in chain)}"
+    return _Verifier(sign_certificate.Verifier(chain), kind, by)
+
+def _identity_verifier(trust: Trust) -> _Verifier:
+    "Against an identity at Sigstore. Raises `BadInput` where none is given."
+    from model_signing._signing import sign_sigstore
     if not (trust.identity and trust.identity_provider):
-        raise BadInput(
-            "a signature is checked against a key, a certificate or an identity, and none was given",
-            "Give --public-key, --certificate-chain, or --identity with --identity-provider",
-        )
-    try: verifier = sign_sigstore.Verifier(identity=trust.identity, oidc_issuer=trust.identity_provider)
+        raise BadInput("a signature is checked against a key, a certificate or an identity, and none was given",
+                       "Give --public-key, --certificate-chain, or --identity with --identity-provider")
+    try: checks = sign_sigstore.Verifier(identity=trust.identity, oidc_issuer=trust.identity_provider)
     except Exception as e: raise _no_sigstore(e) from None
-    return verifier, sign_sigstore.Signature, f"{trust.identity} at {trust.identity_provider}"
+    return _Verifier(checks, sign_sigstore.Signature, f"{trust.identity} at {trust.identity_provider}")
 
-def _statement(verifier: Any, kind: Any, signature: Path, by: str) -> Any:
+def _verifier(trust: Trust) -> _Verifier:
+    "How a signature is checked. Raises `BadInput` where nobody is trusted, or a file cannot be read."
+    _library()
+    try: found = _file_verifier(trust)
+    except (ValueError, TypeError, AttributeError) as e:  # AttributeError: an RSA key has no curve
+        raise BadInput(f"the key or certificate cannot be read ({_first_line(e)})",
+                       "Give an elliptic-curve one in PEM") from None
+    return found or _identity_verifier(trust)
+
+def _read(kind: Any, signature: Path) -> Any:
+    "A signature out of its file. Raises `WrongSignature` where it is none."
+    try: return kind.read(signature)
+    except Exception as e:
+        raise WrongSignature(f"{signature} is not a model signature ({type(e).__name__}: {_first_line(e)})",
+                             "Get the signature again") from None
+
+def _why_invalid(error: Exception) -> str:
+    "Why a signature does not hold, as far as the library says."
+    if "Key mismatch" in str(error): return "Key mismatch"
+    name = type(error).__name__
+    return f"{name}: {_first_line(error)}" if str(error) else name
+
+def _statement(how: _Verifier, signature: Path) -> Any:
     "The library's manifest out of a signature that holds. Raises `WrongSignature`."
-    try:
-        read = kind.read(signature)
+    read = _read(how.kind, signature)
+    try: return how.checks.verify(read)
     except Exception as e:
-        raise WrongSignature(
-            f"{signature} is not a model signature ({type(e).__name__}: {_first_line(e)})",
-            "Get the signature again",
-        ) from None
-    try:
-        return verifier.verify(read)
-    except Exception as e:
-        why = (
-            "Key mismatch"
-            if "Key mismatch" in str(e)
-            else f"{type(e).__name__}: {_first_line(e)}"
-            if str(e)
-            else type(e).__name__
-        )
-        raise WrongSignature(
-            f"{signature} is not a valid signature by {by} ({why})",
-            "Do not use the model before you know who signed it",
-        ) from None
+        raise WrongSignature(f"{signature} is not a valid signature by {how.by} ({_why_invalid(e)})",
+                             "Do not use the model before you know who signed it") from None
 
+
+def _check_method(method: dict[str, Any]) -> None:
+    "Raise `BadInput` for a signature that is not over files and their SHA-256."
+    if method.get("method") == "files" and method.get("hash_type") == "sha256": return
+    raise BadInput(
+        f"the signature lists {method.get('method')} by {method.get('hash_type')}, not files by sha256",
+        "Check the folder with the command that made it: model_signing verify")
 
 def check_signature(
     lock: ModelLock | str | Path,  # a lock or its file
@@ -258,33 +276,31 @@ def check_signature(
     "Check a signature against a lock. Raises `WrongSignature`; `BadInput` where it could not be checked."
     found = lock if isinstance(lock, ModelLock) else ModelLock.load(lock)
     file = _existing(signature, "signature")
-    verifier, kind, by = _verifier(trust)
-    manifest = _statement(verifier, kind, file, by)
+    how = _verifier(trust)
+    manifest = _statement(how, file)
     method = manifest.serialization_type
-    if method.get("method") != "files" or method.get("hash_type") != "sha256":
-        raise BadInput(
-            f"the signature lists {method.get('method')} by {method.get('hash_type')}, not files by sha256",
-            "Check the folder with the command that made it: model_signing verify",
-        )
+    _check_method(method)
     signed = {d.identifier: d.digest.digest_hex for d in manifest.resource_descriptors()}
     _compare(found, signed, manifest.model_name, file)
-    return SignatureCheck(
-        str(file), manifest.model_name, by, len(signed), sorted(map(str, method.get("ignore_paths", [])))
-    )
+    ignored = sorted(map(str, method.get("ignore_paths", [])))
+    return SignatureCheck(str(file), manifest.model_name, how.by, len(signed), ignored)
 
 
-def _compare(lock: ModelLock, signed: dict[str, str], subject: str, file: Path) -> None:
-    "Raise `WrongSignature` where a lock says something else than what was signed."
+def _differences(lock: ModelLock, signed: dict[str, str], subject: str) -> list[str]:
+    "What a lock says otherwise than what was signed, in words."
     locked = {f.path: f.sha256 for f in lock.files}
     said = [f"{p} has another hash" for p in sorted(locked) if p in signed and signed[p] != locked[p]]
     said += [f"{p} is in the lock and was not signed" for p in sorted(locked) if p not in signed]
     said += [f"{p} was signed and is not in the lock" for p in sorted(signed) if p not in locked]
     if "@" in subject and lock.repo and subject != subject_of(lock):
         said.append(f"it is of {subject}, and the lock of {subject_of(lock)}")
+    return said
+
+def _compare(lock: ModelLock, signed: dict[str, str], subject: str, file: Path) -> None:
+    "Raise `WrongSignature` where a lock says something else than what was signed."
+    said = _differences(lock, signed, subject)
     if not said: return
     more = f" and {len(said) - 4} more" if len(said) > 4 else ""
     what = "; ".join(printable(s) for s in said[:4])
-    raise WrongSignature(
-        f"the lock is not what was signed in {file}: {what}{more}",
-        "Get the lock that was signed, or have this one signed",
-    )
+    raise WrongSignature(f"the lock is not what was signed in {file}: {what}{more}",
+                         "Get the lock that was signed, or have this one signed")

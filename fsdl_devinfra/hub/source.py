@@ -21,14 +21,19 @@ __all__ = ['BUILTIN', 'DATA_SETS', 'endpoint', 'is_offline', 'hf_home', 'cache_f
            'cache_name', 'current_snapshot', 'cached_snapshot', 'resolve']
 
 # %% ../../nbs/hub/01_source.ipynb #8ca1ee21
-def _true(name: str) -> bool: return os.environ.get(name, "").strip().upper() in {"1", "ON", "YES", "TRUE"}
+def _true(name: str) -> bool:
+    "True for a variable that is set, in the words of the official client."
+    return os.environ.get(name, "").strip().upper() in {"1", "ON", "YES", "TRUE"}
 
-def _folder(text: str) -> Path: return Path(os.path.expandvars(text)).expanduser()
+def _folder(text: str) -> Path:
+    "A folder, with variables and the home folder filled in."
+    return Path(os.path.expandvars(text)).expanduser()
 
 def endpoint() -> str:  # e.g. "https://huggingface.co", without a slash at the end
     "The Hub that is asked."
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
+# %% ../../nbs/hub/01_source.ipynb #ed5bbf50
 def is_offline() -> bool:
     "True where no request may be made."
     return _true("HF_HUB_OFFLINE") or _true("TRANSFORMERS_OFFLINE")
@@ -57,22 +62,16 @@ def unsafe_path(
 ) -> bool:
     "True for a name that would leave the folder it belongs in."
     if not path or path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path): return True
-    return (
-        "\\" in path
-        or any(ord(c) < 32 for c in path)
-        or any(part in ("..", ".", "") for part in path.split("/"))
-    )
+    if "\\" in path or any(ord(c) < 32 for c in path): return True
+    return any(part in ("..", ".", "") for part in path.split("/"))
 
-
+# %% ../../nbs/hub/01_source.ipynb #ecada261
 def printable(
     text: str,  # from an untrusted source
 ) -> str:  # the same, with control characters spelt out
     "A text that cannot command a terminal."
-    return (
-        text
-        if text.isprintable()
-        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    )
+    if text.isprintable(): return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 # %% ../../nbs/hub/01_source.ipynb #28063715
 def git_sha1(
@@ -98,18 +97,16 @@ class Source:
     def path(self) -> Path:
         "The folder of a local model."
         if self.folder is None:
-            raise BadInput(
-                f"{self.name} is not on this machine", "Pull it first with: fsdl-devinfra hub pull"
-            )
+            raise BadInput(f"{self.name} is not on this machine",
+                           "Pull it first with: fsdl-devinfra hub pull")
         return self.folder
 
     @property
     def hub_id(self) -> str:
         "The repository of a model on the Hub."
         if self.repo is None:
-            raise BadInput(
-                f"{self.name} is a folder, and no repository on the Hub", "Give a Hub id org/name[@revision]"
-            )
+            raise BadInput(f"{self.name} is a folder, and no repository on the Hub",
+                           "Give a Hub id org/name[@revision]")
         return self.repo
 
 # %% ../../nbs/hub/01_source.ipynb #e0829139
@@ -132,6 +129,7 @@ def builtin_folder() -> Path:
     import fsdl_devinfra
     return Path(fsdl_devinfra.__file__).parent / "models" / "digits"
 
+# %% ../../nbs/hub/01_source.ipynb #a6f15874
 def split_address(
     name: str,  # e.g. "https://huggingface.co/org/name/tree/main"
 ) -> tuple[str, str | None] | None:  # ("org/name", "main"); None where it is no address of a model
@@ -147,20 +145,8 @@ def split_address(
 
 _LEGACY_ID = re.compile(rf"({_PART})(?:@([^\s@]+))?")
 _FILES = (
-    ".json",
-    ".py",
-    ".onnx",
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pt2",
-    ".pth",
-    ".gguf",
-    ".txt",
-    ".yaml",
-    ".yml",
-    ".toml",
-    ".npz",
+    ".json", ".py", ".onnx", ".safetensors", ".bin", ".pt", ".pt2", ".pth", ".gguf", ".txt", ".yaml", ".yml",
+    ".toml", ".npz",
 )
 
 
@@ -173,6 +159,7 @@ def split_any_id(
     if not match or "--" in match[1] or ".." in name or match[1].lower().endswith(_FILES): return None
     return match[1], match[2]
 
+# %% ../../nbs/hub/01_source.ipynb #60a2b349
 DATA_SETS = "datasets/"  # before "org/name", for a data set on the Hub
 
 def split_data_set_id(
@@ -187,11 +174,20 @@ def split_data_set_id(
     found = split_any_id(name.removeprefix(DATA_SETS))
     return (DATA_SETS + found[0], found[1]) if found else None
 
+# %% ../../nbs/hub/01_source.ipynb #2ddbdc38
 def cache_name(
     repo: str,  # "org/name" or "datasets/org/name"
 ) -> str:  # "models--org--name" or "datasets--org--name"
     "How the official client calls a repository's folder in its cache."
     return repo.replace("/", "--") if repo.startswith(DATA_SETS) else "models--" + repo.replace("/", "--")
+
+# %% ../../nbs/hub/01_source.ipynb #6e3afd38
+def _main_snapshot(folder: Path) -> Path | None:
+    "The snapshot that `main` means; None where it is not there."
+    ref = folder / "refs" / "main"
+    commit = ref.read_text().strip() if ref.is_file() else ""
+    named = folder / "snapshots" / commit
+    return named if re.fullmatch("[0-9a-f]{40}", commit) and named.is_dir() else None
 
 def current_snapshot(
     folder: Path,  # "models--org--name" of the HF cache, or any other
@@ -199,14 +195,12 @@ def current_snapshot(
     "The snapshot that a repository in the HF cache stands for: that of `main`, else the newest."
     if not folder.name.startswith(("models--", "datasets--")) or not (folder / "snapshots").is_dir():
         return folder
-    ref = folder / "refs" / "main"
-    commit = ref.read_text().strip() if ref.is_file() else ""
-    if re.fullmatch("[0-9a-f]{40}", commit) and (folder / "snapshots" / commit).is_dir():
-        return folder / "snapshots" / commit
+    if main := _main_snapshot(folder): return main
     snapshots = [p for p in (folder / "snapshots").iterdir() if p.is_dir()]
     if not snapshots: raise BadInput(f"{folder.name} holds no snapshot", "Pull the model again")
     return max(snapshots, key=lambda p: (p.stat().st_mtime_ns, p.name))
 
+# %% ../../nbs/hub/01_source.ipynb #326fcf52
 def cached_snapshot(
     source: Source,  # of a repository on the Hub
 ) -> Path | None:  # its last part is the commit
@@ -218,23 +212,31 @@ def cached_snapshot(
     folder = root / "snapshots" / commit
     return folder if re.fullmatch("[0-9a-f]{40}", commit) and folder.is_dir() else None
 
+# %% ../../nbs/hub/01_source.ipynb #0a7b0814
+def _builtin(name: str) -> Source:
+    "A model inside this package. Raises `BadInput` for a name that is none."
+    if name == BUILTIN: return Source(name, folder=builtin_folder())
+    raise BadInput(f"there is no model {name!r} in the package", f"The only one is {BUILTIN}")
+
+def _on_hub(name: str, anything: bool) -> Source | None:
+    "What a name means on the Hub: a data set where that will do, or a model; None where it is no id."
+    data_set = split_data_set_id(name) if anything else None
+    found = data_set or split_address(name) or split_any_id(name)
+    return Source(name, repo=found[0], revision=found[1]) if found else None
+
 def resolve(
-    model: str | Path | None = None,  # nothing, "builtin:digits", a local folder, "org/name[@revision]", or the address of its page
+    model: str | Path | None = None,  # nothing, "builtin:digits", a folder, "org/name[@revision]", or its page
     anything: bool = False,  # a single file of weights and a data set on the Hub will do too
 ) -> Source:
     "Say which model is meant. Makes no request. Raises `BadInput` where the name is none of these."
     name = os.fspath(model) if model else BUILTIN
-    if name == BUILTIN: return Source(name, folder=builtin_folder())
-    if name.startswith("builtin:"):
-        raise BadInput(f"there is no model {name!r} in the package", f"The only one is {BUILTIN}")
+    if name.startswith("builtin:"): return _builtin(name)
     path = Path(name).expanduser()
     if path.is_dir(): return Source(name, folder=current_snapshot(path))
     if path.exists(): return _single_file(name, path, anything)
-    data_set = split_data_set_id(name) if anything and not isinstance(model, Path) else None
-    if data_set: return Source(name, repo=data_set[0], revision=data_set[1])
-    found = None if isinstance(model, Path) else split_address(name) or split_any_id(name)
+    found = None if isinstance(model, Path) else _on_hub(name, anything)
     if not found: raise _no_model(name)
-    return Source(name, repo=found[0], revision=found[1])
+    return found
 
 def _single_file(name: str, path: Path, accepted: bool) -> Source:
     "A file of weights by itself. Raises `BadInput` for another file, and where only folders are of use."
@@ -243,8 +245,8 @@ def _single_file(name: str, path: Path, accepted: bool) -> Source:
     raise BadInput(f"{name} is a file, not a model folder", "Give the folder that it is in")
 
 def _no_model(name: str) -> BadInput:
+    "What is said of a name that is neither a folder nor an id."
     if "/" not in name and "\\" not in name:
-        return BadInput(
-            f"there is no folder {name}, and it is not a Hub id", "A Hub id is org/name[@revision]"
-        )
+        return BadInput(f"there is no folder {name}, and it is not a Hub id",
+                        "A Hub id is org/name[@revision]")
     return BadInput(f"there is no folder {name}", "Check the path, or give a Hub id org/name[@revision]")

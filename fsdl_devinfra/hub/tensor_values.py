@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.errors import need
 from ..core.units import MIB
@@ -63,7 +63,10 @@ def span_sha256(
     return digest.hexdigest()
 
 # %% ../../nbs/hub/10_tensor_values.ipynb #8b3de475
-_CODES = {"BOOL": "B", "U8": "B", "I8": "b", "U16": "H", "I16": "h", "F16": "H", "BF16": "H", "U32": "I", "I32": "i", "U64": "Q", "I64": "q"}
+_CODES = {
+    "BOOL": "B", "U8": "B", "I8": "b", "U16": "H", "I16": "h", "F16": "H", "BF16": "H", "U32": "I", "I32": "i",
+    "U64": "Q", "I64": "q",
+}
 
 def written_out(
     span: Span,  # of varints
@@ -79,6 +82,7 @@ def written_out(
     return Span(raw, 0, len(raw))
 
 def _varints(data: bytes) -> list[int]:
+    "The numbers of protobuf in some bytes: seven bits a byte, the lowest first."
     found, value, shift = [], 0, 0
     for byte in data:
         value |= (byte & 127) << shift
@@ -90,48 +94,48 @@ def _varints(data: bytes) -> list[int]:
 
 # %% ../../nbs/hub/10_tensor_values.ipynb #dedc1d6e
 _NUMPY = {
-    "BOOL": "u1",
-    "U8": "u1",
-    "I8": "i1",
-    "U16": "<u2",
-    "I16": "<i2",
-    "F16": "<f2",
-    "U32": "<u4",
-    "I32": "<i4",
-    "F32": "<f4",
-    "U64": "<u8",
-    "I64": "<i8",
-    "F64": "<f8",
+    "BOOL": "u1", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "U32": "<u4", "I32": "<i4",
+    "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
 }
-#: dtype → bits of exponent and of mantissa, bias, and whether infinities and a negative zero are missing
+class _Eight(NamedTuple):
+    "How a float of eight bits is made up."
+    exponent: int  # bits
+    mantissa: int  # bits
+    bias: int
+    unsigned_zero: bool  # infinities and a negative zero are missing
+
 _EIGHT_BITS = {
-    "F8_E4M3": (4, 3, 7, False),
-    "F8_E5M2": (5, 2, 15, False),
-    "F8_E4M3FNUZ": (4, 3, 8, True),
-    "F8_E5M2FNUZ": (5, 2, 16, True),
+    "F8_E4M3": _Eight(4, 3, 7, False),
+    "F8_E5M2": _Eight(5, 2, 15, False),
+    "F8_E4M3FNUZ": _Eight(4, 3, 8, True),
+    "F8_E5M2FNUZ": _Eight(5, 2, 16, True),
 }
 
 
-def _small_float(code: int, exponent_bits: int, mantissa_bits: int, bias: int, unsigned_zero: bool) -> float:
+def _special(code: int, kind: _Eight) -> float | None:
+    "The value of a code that stands for no number, or for infinity; None for the others."
+    if kind.unsigned_zero: return math.nan if code == 0x80 else None
+    if kind.exponent == 4: return math.nan if code & 0x7F == 0x7F else None
+    if code & 0x7C != 0x7C: return None
+    return math.nan if code & 3 else math.copysign(math.inf, -1 if code >> 7 else 1)
+
+def _small_float(code: int, kind: _Eight) -> float:
     "The value of one eight-bit float."
+    special = _special(code, kind)
+    if special is not None: return special
     sign = -1.0 if code >> 7 else 1.0
-    exponent, mantissa = (
-        (code >> mantissa_bits) & ((1 << exponent_bits) - 1),
-        code & ((1 << mantissa_bits) - 1),
-    )
-    if unsigned_zero and code == 0x80: return math.nan
-    if not unsigned_zero and exponent_bits == 4 and code & 0x7F == 0x7F: return math.nan
-    if not unsigned_zero and exponent_bits == 5 and exponent == 31:
-        return math.nan if mantissa else sign * math.inf
-    if not exponent: return sign * math.ldexp(mantissa, 1 - bias - mantissa_bits)
-    return sign * math.ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
+    exponent = (code >> kind.mantissa) & ((1 << kind.exponent) - 1)
+    mantissa = code & ((1 << kind.mantissa) - 1)
+    if exponent: mantissa += 1 << kind.mantissa
+    return sign * math.ldexp(mantissa, max(exponent, 1) - kind.bias - kind.mantissa)
 
 @lru_cache
 def _table(dtype: str) -> Any:
+    "The values of all 256 codes of an eight-bit float."
     numpy = need("numpy", "torch", "comparing the values of tensors")
     if dtype == "F8_E8M0":
         return numpy.array([math.ldexp(1.0, code - 127) for code in range(255)] + [math.nan])
-    return numpy.array([_small_float(code, *_EIGHT_BITS[dtype]) for code in range(256)])
+    return numpy.array([_small_float(code, _EIGHT_BITS[dtype]) for code in range(256)])
 
 def can_decode(
     dtype: str,  # as safetensors spells it
@@ -156,12 +160,14 @@ class TensorStatistics:
     elements: int
     changed_share: float  # of the elements, 0 to 1
     max_abs_difference: float  # of elements that are finite on both sides
-    relative_norm: (
-        float | None
-    )  # ‖right − left‖ / ‖left‖; None where `left` is zero everywhere and `right` is not
+    relative_norm: float | None  # ‖right − left‖ / ‖left‖; None where only `left` is zero everywhere
     not_finite: int = 0  # elements that are NaN or infinite on one side at least
     #: whether every element of `right` is that of `left` rounded to its dtype; None for the same dtype
     is_cast: bool | None = None
+
+def _rounded_bits(bits: Any) -> Any:
+    "The bits of floats, rounded to those of bfloat16: to nearest, ties to even."
+    return ((bits.astype("u8") + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype("<u4")
 
 def rounded(
     dtype: str,  # "F64", "F32", "F16" or "BF16"
@@ -171,8 +177,7 @@ def rounded(
     numpy = need("numpy", "torch", "comparing the values of tensors")
     with numpy.errstate(over="ignore", invalid="ignore"):
         if dtype != "BF16": return values.astype(_NUMPY[dtype]).astype("f8")
-        bits = values.astype("<f4").view("<u4")
-        nearest = ((bits.astype("u8") + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype("<u4").view("<f4")
+        nearest = _rounded_bits(values.astype("<f4").view("<u4")).view("<f4")
         return numpy.where(numpy.isnan(values), values, nearest.astype("f8"))
 
 # %% ../../nbs/hub/10_tensor_values.ipynb #b52f369e
@@ -209,32 +214,31 @@ class _Sums:
         self.elements += a.size
         self.not_finite += int(a.size - finite.sum())
         self.changed += self._changed(one, other, a, b)
-        difference = numpy.where(finite, b, 0) - numpy.where(finite, a, 0)
-        self.largest = max(self.largest, float(numpy.abs(difference).max(initial=0)))
-        self.squared += float(numpy.square(difference).sum())
-        self.squared_left += float(numpy.square(numpy.where(finite, a, 0)).sum())
+        self._add_finite(numpy.where(finite, a, 0), numpy.where(finite, b, 0))
         if self.is_cast: self.is_cast = bool(numpy.array_equal(rounded(self.right, a), b, equal_nan=True))
 
+    def _add_finite(self, a: Any, b: Any) -> None:
+        "Take in the distance of two pieces, in which what is not finite is zero."
+        numpy = need("numpy", "torch", "comparing the values of tensors")
+        difference = b - a
+        self.largest = max(self.largest, float(numpy.abs(difference).max(initial=0)))
+        self.squared += float(numpy.square(difference).sum())
+        self.squared_left += float(numpy.square(a).sum())
+
     def _changed(self, one: bytes, other: bytes, a: Any, b: Any) -> int:
+        "How many elements have other bits, or (of two dtypes) another value."
         numpy = need("numpy", "torch", "comparing the values of tensors")
         if self.left != self.right: return int(((a != b) & ~(numpy.isnan(a) & numpy.isnan(b))).sum())
         width = f"<u{DTYPE_BITS[self.left] // 8}"
         return int((numpy.frombuffer(one, width) != numpy.frombuffer(other, width)).sum())
 
+    def _relative_norm(self) -> float | None:
+        "The distance as a share of the left side; None where only that is zero everywhere."
+        if self.squared_left: return math.sqrt(self.squared / self.squared_left)
+        return None if self.squared else 0.0
+
     def statistics(self) -> TensorStatistics:
         "The answer."
-        norm = (
-            math.sqrt(self.squared / self.squared_left)
-            if self.squared_left
-            else None
-            if self.squared
-            else 0.0
-        )
-        return TensorStatistics(
-            self.elements,
-            self.changed / self.elements if self.elements else 0.0,
-            self.largest,
-            norm,
-            self.not_finite,
-            self.is_cast,
-        )
+        share = self.changed / self.elements if self.elements else 0.0
+        norm = self._relative_norm()
+        return TensorStatistics(self.elements, share, self.largest, norm, self.not_finite, self.is_cast)

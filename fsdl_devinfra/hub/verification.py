@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,9 +35,20 @@ __all__ = ['Problem', 'Verification', 'record_key', 'remember', 'is_known', 'is_
 class Problem:
     "One file that is not what the lock says."
     path: str
-    kind: str  # missing, size, hash, link, lfs-pointer, unreadable, or unlocked: a further file that a loader would read
+    kind: str  # missing, size, hash, link, lfs-pointer, unreadable, or unlocked: one that a loader would also read
     why: str  # in words
 
+# %% ../../nbs/hub/08_verify.ipynb #806577e6
+def _counts(problems: list[Problem], files: int) -> str:
+    "How many of the locked files are wrong, and how many further ones there are."
+    extra = sum(p.kind == "unlocked" for p in problems)
+    wrong = len(problems) - extra
+    do = "does" if wrong == 1 else "do"
+    counts = [f"{wrong} of {count_of(files, 'file')} {do} not match the lock"] if wrong else []
+    if extra: counts.append(f"{extra} further file{'s' if extra > 1 else ''} that a loader would read")
+    return ", ".join(counts)
+
+# %% ../../nbs/hub/08_verify.ipynb #b0791621
 @dataclass(frozen=True)
 class Verification(Result):
     "Whether a folder holds what a lock says."
@@ -53,18 +63,14 @@ class Verification(Result):
     unlocked: list[str] = field(default_factory=list)  # files beside the locked ones, for the record
 
     def __str__(self) -> str:
-        name = f"{self.repo}@{self.commit[:12]}" if self.repo and self.commit else "The folder"
+        name = f"{self.repo}@{self.commit[:12]}" if self.repo and self.commit else None
         if self.ok:
             sizes = f"{size_text(self.bytes_checked)} ({size_text(self.bytes_hashed)} read now)"
-            return f"{name} matches the lock: {count_of(self.files_checked, 'file')}, {sizes}."
-        extra = sum(p.kind == "unlocked" for p in self.problems)
-        wrong = len(self.problems) - extra
-        do = "does" if wrong == 1 else "do"
-        counts = [f"{wrong} of {count_of(self.files_checked, 'file')} {do} not match the lock"] if wrong else []
-        if extra: counts.append(f"{extra} further file{'s' if extra > 1 else ''} that a loader would read")
-        where = "the folder" if name == "The folder" else name
+            files = count_of(self.files_checked, "file")
+            return f"{name or 'The folder'} matches the lock: {files}, {sizes}."
+        counts = _counts(self.problems, self.files_checked)
+        head = f"Verification failed for {name or 'the folder'}: {counts}."
         rows = [(p.path, p.kind, p.why) for p in self.problems]
-        head = f"Verification failed for {where}: {', '.join(counts)}."
         return f"{head}\n\n{table_text(['file', 'problem', 'why'], rows)}"
 
 # %% ../../nbs/hub/08_verify.ipynb #bf1c9262
@@ -84,16 +90,18 @@ def _record_file(folder: Path) -> Path:
     return _kept("verified", folder)
 
 def _recorded(folder: Path) -> dict[str, Any]:
+    "What is recorded of a folder: name → hash and key; nothing where there is no record, or a broken one."
     try: found = json.loads(_record_file(folder).read_text())
     except (OSError, ValueError): return {}
     return found if isinstance(found, dict) else {}
 
+# %% ../../nbs/hub/08_verify.ipynb #9c367868
 _guard = threading.Lock()
 
 def remember(
     file: Path,  # whose bytes are right; links are followed
     locked: LockedFile,
-    key: list[int] | None = None,  # `_key` from before it was read
+    key: list[int] | None = None,  # `record_key` from before it was read
 ) -> None:
     "Record that a file is what a lock says. A record that cannot be written is no harm."
     real = file.resolve()
@@ -129,6 +137,16 @@ def snapshot_folder(
     return cache_folder() / cache_name(repo) / "snapshots" / commit
 
 # %% ../../nbs/hub/08_verify.ipynb #d72535bd
+def _size_problem(file: Path, locked: LockedFile) -> Problem | None:
+    "What is wrong with the size of a file: often it is a Git LFS pointer."
+    size = file.stat().st_size
+    if size == locked.size_bytes: return None
+    if size < SNIFF_BYTES and is_pointer(file.read_bytes()):
+        return Problem(locked.path, "lfs-pointer",
+                       "a Git LFS pointer and not the file itself: fetch it with git lfs pull")
+    return Problem(locked.path, "size", f"{size} bytes where the lock says {locked.size_bytes}")
+
+# %% ../../nbs/hub/08_verify.ipynb #e1e7be82
 def seen_problem(folder: Path, locked: LockedFile) -> Problem | None:
     "What can be seen without reading the file."
     file = folder / locked.path
@@ -136,27 +154,34 @@ def seen_problem(folder: Path, locked: LockedFile) -> Problem | None:
     if leaves(folder, locked.path):
         return Problem(locked.path, "link", "the path leads out of the model's folder")
     if not file.exists(): return Problem(locked.path, "missing", "the link leads to a file that is not there")
-    status = file.stat()
-    if not stat.S_ISREG(status.st_mode): return Problem(locked.path, "unreadable", "this is not a file")
-    if status.st_size != locked.size_bytes and status.st_size < SNIFF_BYTES and is_pointer(file.read_bytes()):
-        return Problem(locked.path, "lfs-pointer",
-                       "a Git LFS pointer and not the file itself: fetch it with git lfs pull")
-    if status.st_size != locked.size_bytes:
-        return Problem(locked.path, "size", f"{status.st_size} bytes where the lock says {locked.size_bytes}")
-    return None
+    if not file.is_file(): return Problem(locked.path, "unreadable", "this is not a file")
+    return _size_problem(file, locked)
 
+# %% ../../nbs/hub/08_verify.ipynb #839e7dbb
 def _read_problem(
     folder: Path, locked: LockedFile, full: bool, advance: Callable[[int], None]
 ) -> Problem | None:
+    "What only reading the file shows."
     try: right = is_right(folder / locked.path, locked, full, advance)
     except OSError as e: return Problem(locked.path, "unreadable", f"reading it failed ({e.strerror or e})")
     return None if right else Problem(locked.path, "hash", "the bytes are not those that were locked")
+
+# %% ../../nbs/hub/08_verify.ipynb #1100c98b
+def _read_problems(
+    folder: Path, files: list[LockedFile], full: bool, advance: Callable[[int], None]
+) -> list[Problem]:
+    "Read files, the largest first, some at a time."
+    def read(locked: LockedFile) -> Problem | None: return _read_problem(folder, locked, full, advance)
+    largest_first = sorted(files, key=lambda f: -f.size_bytes)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return [p for p in pool.map(read, largest_first) if p]
 
 # %% ../../nbs/hub/08_verify.ipynb #aa860713
 def _made_from(file: Path) -> Path:
     "Where this machine keeps the folder that a lock's file was made from: no lock names a path of a machine."
     return _kept("locked", file.resolve())
 
+# %% ../../nbs/hub/08_verify.ipynb #3030f607
 def remember_folder(
     file: Path,  # of the lock
     folder: Path,  # that it is of
@@ -174,41 +199,43 @@ def _recorded_folder(file: Path) -> Path | None:
     except (OSError, ValueError, TypeError, KeyError): return None
 
 # %% ../../nbs/hub/08_verify.ipynb #f2054f07
+_WHICH = "Which folder shall be checked?"
+_NAME_IT = "Name it: fsdl-devinfra hub verify LOCK PATH"
+
 def _existing(folder: Path, message: str, hint: str) -> Path:
+    "The folder. Raises `BadInput` where there is none."
     if not folder.is_dir(): raise BadInput(message, hint)
     return folder
 
 def _folder_with(lock: ModelLock, file: Path) -> Path:
     "The folder of a single file that a lock names. Raises `BadInput` where it does not name it."
     if file.name not in {f.path for f in lock.files}:
-        raise BadInput(f"the lock does not name a file {file.name}", "Give the folder, or the lock of that file")
+        raise BadInput(f"the lock does not name a file {file.name}",
+                       "Give the folder, or the lock of that file")
     return file.parent
 
+# %% ../../nbs/hub/08_verify.ipynb #43f1d0fb
 def _folder_of_file(lock: ModelLock, file: Path) -> Path:
     "The folder that a folder's lock was made from, or in which its file lies beside the files that it names."
     made_from = _recorded_folder(file)
     if made_from is not None and made_from.is_file(): return made_from.parent
     if made_from is not None:
-        return _existing(
-            made_from,
-            f"the folder {made_from}, which this lock was made from, is gone. Which folder shall be checked?",
-            "Name it: fsdl-devinfra hub verify LOCK PATH",
-        )
+        gone = f"the folder {made_from}, which this lock was made from, is gone. {_WHICH}"
+        return _existing(made_from, gone, _NAME_IT)
     if not any(os.path.lexists(file.parent / f.path) for f in lock.files):
-        raise BadInput("this lock is of a folder, and it does not lie in it. Which folder shall be checked?",
-                       "Name it: fsdl-devinfra hub verify LOCK PATH")
+        raise BadInput(f"this lock is of a folder, and it does not lie in it. {_WHICH}", _NAME_IT)
     return file.parent
 
+# %% ../../nbs/hub/08_verify.ipynb #a5bf0067
 def folder_of(
     lock: ModelLock,
     given: ModelLock | str | Path,  # the lock as it was given: a file says where it lies
     path: str | Path | None = None,  # the folder, where it was named
 ) -> Path:
     "The folder that a lock is about. Raises `BadInput` where nobody says, or it is not there."
-    if path is not None and Path(path).expanduser().is_file():
-        return _folder_with(lock, Path(path).expanduser())
-    if path is not None:
-        return _existing(Path(path).expanduser(), f"there is no folder {path}", "Check the path")
+    named = None if path is None else Path(path).expanduser()
+    if named is not None and named.is_file(): return _folder_with(lock, named)
+    if named is not None: return _existing(named, f"there is no folder {path}", "Check the path")
     if lock.repo and lock.commit:
         return _existing(snapshot_folder(lock), f"{lock.repo}@{lock.commit[:12]} is not in the HF cache",
                          "Pull it first with: fsdl-devinfra hub pull LOCK")
@@ -218,15 +245,24 @@ def folder_of(
     return _folder_of_file(lock, Path(given))
 
 # %% ../../nbs/hub/08_verify.ipynb #2cce118a
-def _unlocked_problem(path: str) -> Problem:
-    return Problem(path, "unlocked", "a loader would read it, and the lock does not name it")
-
 def _is_as_skipped(folder: Path, skipped: Skipped, full: bool, advance: Callable[[int], None]) -> bool:
-    "True for a file that was left out of the lock and is still that file, by its size, and its hash where that is known."
+    "True for a file that the lock left out and that is still the same, by size, and by hash where it has one."
     file = folder / skipped.path
     if not file.is_file() or file.stat().st_size != skipped.size_bytes: return False
     if skipped.sha256 is None: return True
     return is_right(file, LockedFile(skipped.path, skipped.size_bytes, skipped.sha256), full, advance)
+
+# %% ../../nbs/hub/08_verify.ipynb #f75a5ece
+def _unlocked_problems(
+    lock: ModelLock, folder: Path, further: list[str], full: bool, advance: Callable[[int], None]
+) -> list[Problem]:
+    "Of the files that a lock does not name those that a loader would read, without the skipped ones."
+    locked = {f.path for f in lock.files}
+    read = [p for p in further if is_read_by_loaders(p, locked)]
+    skipped = [s for s in lock.skipped if s.path in read]
+    left_out = {s.path for s in skipped if _is_as_skipped(folder, s, full, advance)}
+    why = "a loader would read it, and the lock does not name it"
+    return [Problem(p, "unlocked", why) for p in read if p not in left_out]
 
 # %% ../../nbs/hub/08_verify.ipynb #f1818934
 def _is_single(lock: ModelLock, given: ModelLock | str | Path, path: str | Path | None) -> bool:
@@ -235,38 +271,54 @@ def _is_single(lock: ModelLock, given: ModelLock | str | Path, path: str | Path 
     made_from = _recorded_folder(Path(given)) if not isinstance(given, ModelLock) and not lock.repo else None
     return made_from is not None and made_from.is_file()
 
+# %% ../../nbs/hub/08_verify.ipynb #1b11055b
+def _to_read(lock: ModelLock, folder: Path, seen: list[Problem], full: bool) -> list[LockedFile]:
+    "The locked files in which no problem was seen, without those that are known to be right."
+    bad = {p.path for p in seen}
+    whole = [f for f in lock.files if f.path not in bad]
+    return [f for f in whole if full or not is_known(folder / f.path, f)]
+
+def _not_locked(lock: ModelLock, folder: Path) -> list[str]:
+    "The files beside the locked ones."
+    locked = {f.path for f in lock.files}
+    return [p for p in walk_folder(folder) if p not in locked]
+
+# %% ../../nbs/hub/08_verify.ipynb #79ab9bb3
+def _verification(lock: ModelLock, problems: list[Problem], read: int, further: list[str]) -> Verification:
+    "The result, its problems in the order of their paths."
+    return Verification(
+        ok=not problems,
+        problems=sorted(problems, key=lambda p: p.path),
+        repo=lock.repo,
+        commit=lock.commit,
+        files_checked=len(lock.files),
+        bytes_checked=lock.size_bytes,
+        bytes_hashed=read,
+        unlocked=further,
+    )
+
+# %% ../../nbs/hub/08_verify.ipynb #6bf438d4
+def _compared(lock: ModelLock, folder: Path, single: bool, full: bool, quiet: bool) -> Verification:
+    "The files of a folder against a lock; of a single file nothing beside it counts."
+    problems = [p for f in lock.files if (p := seen_problem(folder, f))]
+    todo = _to_read(lock, folder, problems, full)
+    read_now = sum(f.size_bytes for f in todo)
+    with progress("verifying", read_now, "bytes", quiet) as bar:
+        problems += _read_problems(folder, todo, full, bar.advance)
+        further = _not_locked(lock, folder)
+        if not single: problems += _unlocked_problems(lock, folder, further, full, bar.advance)
+    return _verification(lock, problems, read_now, further)
+
+# %% ../../nbs/hub/08_verify.ipynb #594e0090
 def verify(
     lock: ModelLock | str | Path,  # a lock or its file
     path: str | Path | None = None,  # the folder; default: the HF cache, or the folder that was locked
     full: bool = False,  # read every file again, also those that have not changed since they were verified
     quiet: bool = True,  # no progress on standard error
 ) -> Verification:
-    "Compare what is on disk with a lock. Makes no request. Raises `BadInput` where there is nothing to compare."
+    """Compare what is on disk with a lock. Makes no request.
+
+    Raises `BadInput` where there is nothing to compare."""
     found = lock if isinstance(lock, ModelLock) else ModelLock.load(lock)
     folder = folder_of(found, lock, path)
-    problems = [p for f in found.files if (p := seen_problem(folder, f))]
-    bad = {p.path for p in problems}
-    todo = [f for f in found.files if f.path not in bad and (full or not is_known(folder / f.path, f))]
-    with (
-        progress("verifying", sum(f.size_bytes for f in todo), "bytes", quiet) as bar,
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-    ):
-        largest_first = sorted(todo, key=lambda f: -f.size_bytes)
-        problems += filter(None, pool.map(lambda f: _read_problem(folder, f, full, bar.advance), largest_first))
-        known = {f.path for f in found.files}
-        unlocked = [p for p in walk_folder(folder) if p not in known]
-        read = [p for p in unlocked if is_read_by_loaders(p, known)]
-        skipped = [s for s in found.skipped if s.path in read]
-        left_out = {s.path for s in skipped if _is_as_skipped(folder, s, full, bar.advance)}
-    if not _is_single(found, lock, path):
-        problems += [_unlocked_problem(p) for p in read if p not in left_out]
-    return Verification(
-        ok=not problems,
-        problems=sorted(problems, key=lambda p: p.path),
-        repo=found.repo,
-        commit=found.commit,
-        files_checked=len(found.files),
-        bytes_checked=found.size_bytes,
-        bytes_hashed=sum(f.size_bytes for f in todo),
-        unlocked=unlocked,
-    )
+    return _compared(found, folder, _is_single(found, lock, path), full, quiet)
