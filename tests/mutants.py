@@ -89,7 +89,7 @@ TARGETS = [
         "_unlocked_problems", "_verification", "_is_as_skipped", "_is_single"),
     *of("what was signed", "hub/signing.py", "signed", "_compare"),
     *of("the cheapest price", "compute/prices.py", "price", "cheapest", "credible", "_rented"),
-    *of("the plan shown first", "compute/planning.py", "headline", "_headline"),
+    *of("the plan shown first", "compute/planning.py", "headline", "_headline", "_near", "_rate", "_setting_up"),
 ]
 
 #: (function, fault, which of its places in that function that read alike, from 1) → why nobody could see it
@@ -102,7 +102,7 @@ ACCEPTED: dict[tuple[str, str, int], str] = {
     ("_size_problem", "size < SNIFF_BYTES compared with LtE", 1): "a pointer has some 130 bytes: none has just as many as are looked at",
     ("_is_single", "not isinstance(given, ModelLock) and (not lock.repo) joined by Or", 1): "of a lock of a repository no folder is recorded",
     ("_bridge_parallelism", "strategy.ep > 1 compared with GtE", 1): "without expert parallelism `expert_tp` is `tp` itself",
-    ("_headline", "1 as 2", 1): "both sides of a comparison count twice where it is not about time; that of `1 - NEAR` is noticed",
+    ("_rate", "1 as 2", 1): "both sides of a comparison count twice where it is not about time; that of `1 - NEAR` is noticed",
 }
 
 

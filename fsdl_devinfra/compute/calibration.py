@@ -49,18 +49,24 @@ def _printed(text: str) -> list[float]:
 
 # %% ../../nbs/compute/11_calibration.ipynb #11ca0007
 def _is_step(event: dict[str, Any]) -> bool:
+    "Whether an event of a trace is a step of the loop."
     return str(event.get("name", "")).startswith("ProfilerStep") and event.get("cat") == "user_annotation"
+
+def _kernel_seconds(kernels: list[dict[str, Any]]) -> dict[str, float]:
+    "Seconds of communication and of computation in all kernels."
+    parts = {"communication": 0.0, "computation": 0.0}
+    for event in kernels:
+        kind = "communication" if "nccl" in str(event["name"]).lower() else "computation"
+        parts[kind] += event["dur"] / 1e6
+    return parts
 
 def _trace(events: list[dict[str, Any]]) -> Measured:
     "Steps of a trace, and what its kernels were."
     steps = [event["dur"] / 1e6 for event in events if _is_step(event)]
     kernels = [event for event in events if event.get("cat") == "kernel" and "dur" in event]
-    parts = {"communication": 0.0, "computation": 0.0}
-    for event in kernels:
-        kind = "communication" if "nccl" in str(event["name"]).lower() else "computation"
-        parts[kind] += event["dur"] / 1e6
-    per_step = {name: seconds / len(steps) for name, seconds in parts.items()} if steps and kernels else None
-    return Measured(steps, per_step, "a torch profiler trace")
+    if not steps or not kernels: return Measured(steps, None, "a torch profiler trace")
+    parts = {name: seconds / len(steps) for name, seconds in _kernel_seconds(kernels).items()}
+    return Measured(steps, parts, "a torch profiler trace")
 
 # %% ../../nbs/compute/11_calibration.ipynb #36be2056
 def _steps_in(text: str) -> Measured:
@@ -110,44 +116,50 @@ def _said(cost: Cost, measured: Measured) -> list[str]:
     question = "is it the same batch, sequence length and number of GPUs?"
     return [*said, f"The measured step is outside the estimate's range: {question}"]
 
+def _ranged(name: str, value: float | None, times: Estimate) -> dict[str, Any]:
+    "An amount and its bounds, scaled; nothing where it is not known."
+    if value is None: return {}
+    return {name: value * times.value, f"{name}_low": value * times.low, f"{name}_high": value * times.high}
+
 def _scaled(cost: Cost, times: Estimate) -> dict[str, Any]:
-    "Hours, bill and energy of the run, where it has them; without a trace parts are scaled alike: they still add up to a step."
-    found: dict[str, Any] = {"spent_seconds": {kind: spent * times.value for kind, spent in cost.spent_seconds.items()}}
+    """Hours, bill and energy of the run, where it has them; without a trace parts are scaled alike:
+    they still add up to a step."""
+    spent = {kind: seconds * times.value for kind, seconds in cost.spent_seconds.items()}
+    found: dict[str, Any] = {"spent_seconds": spent}
     for name in ("kwh", "co2_kg", "usd_per_million_tokens"):
         if getattr(cost, name) is not None: found[name] = getattr(cost, name) * times.value
-    for name in ("hours", "usd"):
-        value = getattr(cost, name)
-        if value is None: continue
-        found |= {name: value * times.value, f"{name}_low": value * times.low, f"{name}_high": value * times.high}
-    return found
+    return found | _ranged("hours", cost.hours, times) | _ranged("usd", cost.usd, times)
 
 # %% ../../nbs/compute/11_calibration.ipynb #33df8298
+def _rates(cost: Cost, step: Estimate) -> dict[str, Any]:
+    "Step, rates and MFU, as measured."
+    was = cost.step_seconds.value
+    def measured(value: float) -> Estimate: return step.map(lambda seconds: value * was / seconds)
+    return dict(
+        step_seconds=step,
+        tokens_per_second_per_gpu=measured(cost.tokens_per_second_per_gpu.value),
+        samples_per_second=measured(cost.samples_per_second.value),
+        mfu=cost.mfu * was / step.value,
+    )
+
 def calibrated(
     cost: Cost,  # as estimated
     measured: Measured,
 ) -> Cost:
     "The same run with the measured step, its hours and its bill."
-    middle, was = statistics.median(measured.seconds), cost.step_seconds.value
-    step = Estimate(middle, min(measured.seconds), max(measured.seconds))
-    def rate_of(value: float) -> Estimate: return step.map(lambda seconds: value * was / seconds)
-    times = step.map(lambda seconds: seconds / was)
-    return replace(
-        cost,
-        step_seconds=step,
-        tokens_per_second_per_gpu=rate_of(cost.tokens_per_second_per_gpu.value),
-        samples_per_second=rate_of(cost.samples_per_second.value),
-        mfu=cost.mfu * was / middle,
-        assumptions=[*_said(cost, measured), *cost.assumptions],
-        measured_share=times.value,
-        **_scaled(cost, times),
-    )
+    step = Estimate(statistics.median(measured.seconds), min(measured.seconds), max(measured.seconds))
+    times = step.map(lambda seconds: seconds / cost.step_seconds.value)
+    notes = [*_said(cost, measured), *cost.assumptions]
+    found = _rates(cost, step) | _scaled(cost, times)
+    return replace(cost, **found, assumptions=notes, measured_share=times.value)
 
 # %% ../../nbs/compute/11_calibration.ipynb #11ca000e
 def read_share(
     path: str | Path,  # what `cost --calibrate LOG --json` printed
     gpu: str,  # that the plan is for
 ) -> float:
-    "Measured step over estimated step of a calibrated run. Raises `BadInput` for another document or another GPU."
+    """Measured step over estimated step of a calibrated run. Raises
+    `BadInput` for another document or another GPU."""
     hint = "Give what `cost … --calibrate LOG --json` printed for the same GPU"
     try: document = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError): raise BadInput(f"{path} cannot be read as JSON", hint) from None

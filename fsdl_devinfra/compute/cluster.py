@@ -56,21 +56,28 @@ other      | 8        | 12.5    | 1000    | assumed
 """
 
 def _nodes() -> dict[str, tuple[int, float, int, str]]:
-    lines = [[c.strip() for c in line.split("|")] for line in _NODES.strip().splitlines()[1:]]
-    return {c[0]: (int(c[1]), float(c[2]), int(c[3]), c[4]) for c in lines}
+    "Chip → GPUs in a node, network, gigabytes of the host, source."
+    lines = [[cell.strip() for cell in line.split("|")] for line in _NODES.strip().splitlines()[1:]]
+    return {chip: (int(count), float(rate), int(host), why) for chip, count, rate, host, why in lines}
 
 def _node(device: Device) -> tuple[int, float, int, str]:
+    "The usual node of a GPU; a laptop's is its own."
     table = _nodes()
     words = device.name.split("-")
     names = ["Laptop"] if "Laptop" in words else ["-".join(words[:2]), words[0]]
     return next((table[name] for name in names if name in table), table["other"])
 
 # %% ../../nbs/compute/01_cluster.ipynb #dbb1ce51
-#: GB/s in one direction, all links of a chip: v2 and v3 are four links of 496 and 656 Gb/s (N. Jouppi et al., CACM 2020),
-#: the others six (v4, v7) and four (v6e) of 45 and 90 GB/s (How to scale your model, 2025)
+#: GB/s in one direction, all links of a chip: v2 and v3 are four links of 496 and 656 Gb/s
+#: (N. Jouppi et al., CACM 2020), the others six (v4, v7) and four (v6e) of 45 and 90 GB/s
+#: (How to scale your model, 2025)
 TORUS = {"TPU-v2": 4 * 62.0, "TPU-v3": 4 * 82.0, "TPU-v4": 6 * 45.0, "TPU-v6e": 4 * 90.0, "TPU-v7": 6 * 90.0}
 #: GB/s in one direction, 16 lanes (PCI-SIG: 8, 16, 32, 64 GT/s a lane)
 PCIE = {3: 16.0, 4: 32.0, 5: 64.0, 6: 128.0}
+
+def _pcie(device: Device) -> float:
+    "GB/s of PCIe, one direction; generation 4 where the table has none."
+    return PCIE.get(device.pcie or 4, 32.0)
 
 @dataclass(frozen=True)
 class Cluster:
@@ -89,16 +96,18 @@ class Cluster:
     @property
     def pcie(self) -> float:
         "GB/s from one GPU to its host, one direction."
-        return PCIE.get(self.device.pcie or 4, 32.0)
+        return _pcie(self.device)
 
     @property
     def bridge(self) -> str:
         "What a bridge between two cards would change; empty where there is none to buy."
-        d = self.device
-        if self.nvlink or not d.link or self.gpus == 1: return ""
-        described = f"--gpu 'pair={d.name},link={d.link:g}'"
-        return f"A bridge joins two {d.name} at {d.link / 2:g} GB/s; it is sold apart and not counted (with one: {described})"
+        name, link = self.device.name, self.device.link
+        if self.nvlink or not link or self.gpus == 1: return ""
+        described = f"--gpu 'pair={name},link={link:g}'"
+        apart = f"it is sold apart and not counted (with one: {described})"
+        return f"A bridge joins two {name} at {link / 2:g} GB/s; {apart}"
 
+# %% ../../nbs/compute/01_cluster.ipynb #893c9756
 def _own_link(
     device: Device,
     neighbours: int,  # GPUs of the run in one node
@@ -107,6 +116,16 @@ def _own_link(
     if device.link and (device.joined is None or neighbours <= device.joined): return device.link / 2
     return next((rate for name, rate in TORUS.items() if device.name.startswith(name + "-")), None)
 
+def _possible(gpus: int, network: float | None) -> None:
+    "Whether there can be so many GPUs with such a network. Raises `BadInput`."
+    if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 1:
+        raise BadInput(f"a cluster of {gpus} GPUs cannot train anything", "Give at least one GPU")
+    if gpus > 10**6: raise BadInput(f"{gpus} GPUs are more than anybody has", "Give at most a million")
+    if network is not None and not 0 < network < 1e5:
+        hint = "Give the GB/s of one GPU, e.g. 50 for 400 Gb/s"
+        raise BadInput(f"a network of {network} GB/s moves nothing", hint)
+
+# %% ../../nbs/compute/01_cluster.ipynb #fd697d72
 def cluster(
     device: Device | str,  # or its name
     gpus: int,  # how many
@@ -114,28 +133,17 @@ def cluster(
     network: float | None = None,  # GB/s of one GPU, default: the usual node of this GPU
 ) -> Cluster:
     "So many GPUs in the usual nodes. Raises `BadInput` for less than one."
-    d = find_device(device.partition(" (")[0]) if isinstance(device, str) else device  # what was described keeps its nodes
-    if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 1:
-        raise BadInput(f"a cluster of {gpus} GPUs cannot train anything", "Give at least one GPU")
-    if gpus > 10**6: raise BadInput(f"{gpus} GPUs are more than anybody has", "Give at most a million")
-    if network is not None and not 0 < network < 1e5:
-        raise BadInput(
-            f"a network of {network} GB/s moves nothing", "Give the GB/s of one GPU, e.g. 50 for 400 Gb/s"
-        )
-    usual, net, host, _ = _node(d)
-    own = _own_link(d, min(gpus, per_node or usual))
-    return Cluster(
-        d,
-        gpus,
-        per_node or usual,
-        own or PCIE.get(d.pcie or 4, 32.0),
-        network or net,
-        host * 10**9,
-        bool(own),
-    )
+    # what was described keeps its nodes
+    if isinstance(device, str): device = find_device(device.partition(" (")[0])
+    _possible(gpus, network)
+    usual, net, host, _ = _node(device)
+    own = _own_link(device, min(gpus, per_node or usual))
+    link = own or _pcie(device)
+    return Cluster(device, gpus, per_node or usual, link, network or net, host * 10**9, bool(own))
 
 # %% ../../nbs/compute/01_cluster.ipynb #0fcf5a9d
-#: error correction takes up to 6.25 % of GDDR memory (a T4 shows 15,360 or 16,127 MiB); drivers keep a little more
+#: error correction takes up to 6.25 % of GDDR memory (a T4 shows 15,360
+#: or 16,127 MiB); drivers keep a little more
 APART = 0.1
 
 @dataclass(frozen=True)
@@ -147,59 +155,73 @@ class LocalGPU:
     nearest: Device | None  # the one most like it, where `device` is None
     why: str = ""  # it is not known
 
+def _found(name: str) -> Device | None:
+    "The row of the table with this name, if there is one."
+    try: return find_device(name)
+    except BadInput: return None
+
+def _by_memory(memory_bytes: int) -> list[Device]:
+    "GPUs that a driver of NVIDIA may show, those with the most similar memory first."
+    shown = [device for device in devices() if not device.name.startswith(("TPU", "MI"))]
+    return sorted(shown, key=lambda device: abs(device.memory_bytes - memory_bytes))
+
+def _most_alike(printed: str, among: Sequence[Device]) -> Device | None:
+    "The GPU whose name reads most like what the driver prints."
+    from difflib import SequenceMatcher
+    text = printed.lower().replace("nvidia", "").replace("geforce", "").replace("tesla", "").strip()
+    def likeness(device: Device) -> float: return SequenceMatcher(None, text, device.name.lower()).ratio()
+    return max(among, key=likeness, default=None)
+
+# %% ../../nbs/compute/01_cluster.ipynb #42f4b9cb
+def _named(printed: str, alike: Sequence[Device]) -> list[Device]:
+    "Rows that the printed name means, by itself or with the gigabytes of a card with as much memory."
+    names = [printed, *(f"{printed} {device.nominal_gb}GB" for device in alike)]
+    found = [_found(name) for name in names]
+    return [device for device in found if device]
+
+def _sliced(printed: str) -> Device | None:
+    "The card of which the driver shows a slice."
+    return _found(re.sub(r"\bMIG\b.*", "", printed).strip()) if "MIG" in printed else None
+
 def recognise(
     printed: str,  # "NVIDIA A100-SXM4-40GB"
     memory_bytes: int,  # in all, as the driver tells
 ) -> LocalGPU:
     "The device of the table that a GPU is, or the nearest one."
-    near = sorted(
-        (d for d in devices() if not d.name.startswith(("TPU", "MI"))),
-        key=lambda d: abs(d.memory_bytes - memory_bytes),
-    )
-    alike = [d for d in near if abs(d.memory_bytes - memory_bytes) <= APART * d.memory_bytes]
-    named = [d for name in [printed, *(f"{printed} {d.nominal_gb}GB" for d in alike)] if (d := _found(name))]
-    same = next((d for d in named if d in alike), None)
+    near = _by_memory(memory_bytes)
+    alike = [device for device in near if abs(device.memory_bytes - memory_bytes) <= APART * device.memory_bytes]
+    named = _named(printed, alike)
+    same = next((device for device in named if device in alike), None)
     if same: return LocalGPU(printed, memory_bytes, same, None)
-    whole = _found(re.sub(r"\bMIG\b.*", "", printed).strip())
-    def unknown(nearest, why): return LocalGPU(printed, memory_bytes, None, nearest, why)
+    return _unknown(printed, memory_bytes, named, alike or near[:4])
 
-    if whole and "MIG" in printed:
-        return unknown(None, f"it is a slice of {whole.name}, which shares its bandwidth and arithmetic")
-    if named:
-        return unknown(
-            named[0],
-            f"{named[0].name} has {size_text(named[0].memory_bytes)} and this one {size_text(memory_bytes)}",
-        )
-    return unknown(_most_alike(printed, alike or near[:4]), "no row of the table has its name")
-
-def _found(name: str) -> Device | None:
-    try: return find_device(name)
-    except BadInput: return None
-
-def _most_alike(printed: str, among: Sequence[Device]) -> Device | None:
-    from difflib import SequenceMatcher
-    text = printed.lower().replace("nvidia", "").replace("geforce", "").replace("tesla", "").strip()
-    return max(among, key=lambda d: SequenceMatcher(None, text, d.name.lower()).ratio(), default=None)
+def _unknown(printed: str, memory_bytes: int, named: Sequence[Device], near: Sequence[Device]) -> LocalGPU:
+    "A GPU that the table does not have, with the reason and the nearest row."
+    if whole := _sliced(printed):
+        why = f"it is a slice of {whole.name}, which shares its bandwidth and arithmetic"
+        return LocalGPU(printed, memory_bytes, None, None, why)
+    if not named:
+        why = "no row of the table has its name"
+        return LocalGPU(printed, memory_bytes, None, _most_alike(printed, near), why)
+    other = named[0]
+    why = f"{other.name} has {size_text(other.memory_bytes)} and this one {size_text(memory_bytes)}"
+    return LocalGPU(printed, memory_bytes, None, other, why)
 
 # %% ../../nbs/compute/01_cluster.ipynb #7b7f0bc5
 def local_device() -> Device:
-    "The GPU of this machine. Raises `BadInput` where there is none, several kinds, or one that the table does not have."
+    """The GPU of this machine. Raises `BadInput` where there is none, several
+    kinds, or one that the table does not have."""
     shown = local_devices()
     if not shown: raise BadInput("no NVIDIA driver shows a GPU on this machine", "Name one: --gpu h100")
     kinds = sorted({name for name, _ in shown})
     if len(kinds) > 1:
-        raise BadInput(
-            f"this machine has GPUs of several kinds ({', '.join(kinds)})", "Name one of them with --gpu"
-        )
+        why = f"this machine has GPUs of several kinds ({', '.join(kinds)})"
+        raise BadInput(why, "Name one of them with --gpu")
     found = recognise(*shown[0])
-    if found.device is None:
-        hint = (
-            f"The nearest in the table is --gpu {found.nearest.name}"
-            if found.nearest
-            else "Name one with --gpu"
-        )
-        raise BadInput(f"the GPU of this machine, {found.printed}, is not known: {found.why}", hint)
-    return found.device
+    if found.device: return found.device
+    hint = "Name one with --gpu"
+    if found.nearest: hint = f"The nearest in the table is --gpu {found.nearest.name}"
+    raise BadInput(f"the GPU of this machine, {found.printed}, is not known: {found.why}", hint)
 
 # %% ../../nbs/compute/01_cluster.ipynb #c0428bde
 def device_named(

@@ -12,13 +12,29 @@ __all__ = ['HOP_INSIDE', 'HOP_NETWORK', 'NVLINK_SHARE', 'NETWORK_SHARE', 'PCIE_S
            'all_reduce_seconds', 'all_to_all_seconds', 'point_to_point_seconds']
 
 # %% ../../nbs/compute/03_communication.ipynb #a2829c86
-#: seconds a step, ring with the "simple" protocol: inside a node and between nodes (NCCL, src/graph/tuning.cc, hwLat)
+#: seconds a step, ring with the "simple" protocol: inside a node and
+#: between nodes (NCCL, src/graph/tuning.cc, hwLat)
 HOP_INSIDE, HOP_NETWORK = 3.4e-6, 14e-6
-#: share of a link's rate that NCCL's benchmark reaches for large buffers: NVLink about 235 of 300 GB/s (A100) and 370 of 450 (H100),
-#: networks about 90 % of InfiniBand, PCIe through the host bridge about half (nccl-tests, PERFORMANCE.md; stas00/ml-engineering, network chapter)
+#: share of a link's rate that NCCL's benchmark reaches for large
+#: buffers: NVLink about 235 of 300 GB/s (A100) and
+#: 370 of 450 (H100), networks about 90 % of InfiniBand, PCIe through the host bridge about half
+#: (nccl-tests, PERFORMANCE.md; stas00/ml-engineering, network chapter)
 NVLINK_SHARE, NETWORK_SHARE, PCIE_SHARE = 0.8, 0.85, 0.5
-#: share of PCIe that a pinned copy between host and GPU reaches (about 12 of 16 GB/s in generation 3, 25 of 32 in 4)
+#: share of PCIe that a pinned copy between host and GPU reaches (about 12
+#: of 16 GB/s in generation 3, 25 of 32 in 4)
 COPY_SHARE = 0.77
+
+def _inside(cluster: Cluster) -> float:
+    "Bytes a second between GPUs of a node."
+    return cluster.link * (NVLINK_SHARE if cluster.nvlink else PCIE_SHARE) * 1e9
+
+def _outside(cluster: Cluster) -> float:
+    "Bytes a second that one GPU sends to other nodes."
+    return cluster.network * NETWORK_SHARE * 1e9
+
+def _together(cluster: Cluster, ranks: int, spread: int) -> int:
+    "Members of a group that share a node."
+    return max(1, min(ranks, cluster.per_node // spread))
 
 # %% ../../nbs/compute/03_communication.ipynb #697e09f7
 def ring_seconds(
@@ -29,14 +45,13 @@ def ring_seconds(
 ) -> float:  # seconds of one all-gather or one reduce-scatter
     "One pass around a ring: an all-gather or a reduce-scatter; an all-reduce is two."
     if ranks <= 1: return 0.0
-    together = max(1, min(ranks, cluster.per_node // spread))  # members that share a node
-    inside = cluster.link * (NVLINK_SHARE if cluster.nvlink else PCIE_SHARE) * 1e9
+    together = _together(cluster, ranks, spread)
     nodes = -(-ranks // together)
     steps = (ranks - nodes) * HOP_INSIDE + (nodes * HOP_NETWORK if nodes > 1 else 0.0)
-    passed = (ranks - 1) / ranks * size_bytes
-    if nodes == 1: return passed / inside + steps
-    across = cluster.network * NETWORK_SHARE * 1e9 * together  # all cards of the members' GPUs carry rings at once
-    return max(passed / inside, (nodes - 1) / nodes * size_bytes / across) + steps
+    passed = (ranks - 1) / ranks * size_bytes / _inside(cluster)
+    if nodes == 1: return passed + steps
+    # all cards of the members' GPUs carry rings at once
+    return max(passed, (nodes - 1) / nodes * size_bytes / (_outside(cluster) * together)) + steps
 
 def all_reduce_seconds(
     cluster: Cluster,
@@ -47,6 +62,7 @@ def all_reduce_seconds(
     "An all-reduce: a reduce-scatter and an all-gather."
     return 2 * ring_seconds(cluster, ranks, size_bytes, spread)
 
+# %% ../../nbs/compute/03_communication.ipynb #232442d5
 def all_to_all_seconds(
     cluster: Cluster,
     ranks: int,
@@ -55,14 +71,9 @@ def all_to_all_seconds(
 ) -> float:
     "Every GPU sends a share of its buffer to every other."
     if ranks <= 1: return 0.0
-    together = max(1, min(ranks, cluster.per_node // spread))
-    inside = (
-        size_bytes
-        * together
-        / ranks
-        / (cluster.link * (NVLINK_SHARE if cluster.nvlink else PCIE_SHARE) * 1e9)
-    )
-    outside = size_bytes * (1 - together / ranks) / (cluster.network * NETWORK_SHARE * 1e9)
+    together = _together(cluster, ranks, spread)
+    inside = size_bytes * together / ranks / _inside(cluster)
+    outside = size_bytes * (1 - together / ranks) / _outside(cluster)
     return max(inside, outside) + (HOP_NETWORK if together < ranks else HOP_INSIDE)
 
 def point_to_point_seconds(
@@ -71,10 +82,5 @@ def point_to_point_seconds(
     spread: int = 1,
 ) -> float:
     "One GPU sends to another, `spread` GPUs away."
-    near = spread < cluster.per_node
-    rate = (
-        cluster.link * (NVLINK_SHARE if cluster.nvlink else PCIE_SHARE)
-        if near
-        else cluster.network * NETWORK_SHARE
-    )
-    return size_bytes / (rate * 1e9) + (HOP_INSIDE if near else HOP_NETWORK)
+    if spread < cluster.per_node: return size_bytes / _inside(cluster) + HOP_INSIDE
+    return size_bytes / _outside(cluster) + HOP_NETWORK

@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from dataclasses import dataclass, replace
-from typing import Any
 
 from .calibration import calibrated, read_steps
-from .cluster import cluster, device_named
-from .money import SERVER_OVERHEAD, Cost, breakeven, cost
-from .options import add_run_options, number, price_from_args, price_list, run_from_args, tokens_from_args
+from .cluster import Cluster, cluster, device_named
+from .money import SERVER_OVERHEAD, Breakeven, Cost, breakeven, cost
+from .options import (add_run_options, number, price_from_args, price_list, run_from_args,
+                                           tokens_from_args)
 from .prices import Price, cheapest
 from ..core.command import Outcome, Parser
 from ..core.console import table_text
@@ -27,7 +27,7 @@ from ..memory.strategy import Strategy, Workload
 from ..memory.traced import named_as_code
 
 # %% auto #0
-__all__ = ['register', 'cost_command', 'Fit', 'fit_of', 'plan_line', 'breakeven_command']
+__all__ = ['register', 'Fit', 'fit_of', 'plan_line', 'cost_command', 'breakeven_command']
 
 # %% ../../nbs/compute/11_cost_command.ipynb #70e999d0
 _EXAMPLES = """
@@ -35,6 +35,17 @@ fsdl-devinfra cost org/model --gpu h100 --dp 8 --zero 3 --recompute full --token
 fsdl-devinfra cost ./my-model --gpu a100-80 --gpus 8 --zero 3 --usd-per-gpu-hour 1.79 --tokens 20B --json
 fsdl-devinfra cost breakeven --gpu a100-80 --gpus 8 --machine-usd 60000 --utilisation 0.7
 """
+_CALIBRATE = "measured steps: a JSON list of seconds, a torch profiler trace or a trainer's log"
+#: of a machine of one's own: flags, default, unit, help
+_MACHINE: tuple[tuple[str, float | None, str, str], ...] = (
+    ("--machine-usd", None, "USD", "price of the machine"),
+    ("--watts", None, "W", "power draw of the machine under load [1.5 × its GPUs]"),
+    ("--usd-per-kwh", 0.15, "USD", "electricity [0.15]"),
+    ("--utilisation --utilization", 0.5, "SHARE", "share of hours in use [0.5]"),
+    ("--years", 3.0, "N", "years until written off [3]"),
+    ("--resale", 0.0, "SHARE", "resale value then, as a share of the price [0]"),
+    ("--hosting-usd-per-month", 0.0, "USD", "colocation [0]"),
+)
 
 def register(
     parser: argparse.ArgumentParser,  # of `fsdl-devinfra cost`
@@ -43,62 +54,24 @@ def register(
     parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
     add_run_options(parser, "the product of the degrees", gpu_required=False)
     add_image_options(parser)
-    parser.add_argument(
-        "--calibrate",
-        metavar="LOG",
-        help="measured steps: a JSON list of seconds, a torch profiler trace or a trainer's log",
-    )
-    g = parser.add_argument_group("cost breakeven: on-premises against cloud")
-    g.add_argument("--machine-usd", type=number, metavar="USD", help="price of the machine")
-    g.add_argument("--watts", type=number, metavar="W", help="power draw of the machine under load [1.5 × its GPUs]")
-    g.add_argument("--usd-per-kwh", type=number, default=0.15, metavar="USD", help="electricity [0.15]")
-    g.add_argument(
-        "--utilisation",
-        "--utilization",
-        type=number,
-        default=0.5,
-        metavar="SHARE",
-        help="share of hours in use [0.5]",
-    )
-    g.add_argument("--years", type=number, default=3.0, metavar="N", help="years until written off [3]")
-    g.add_argument(
-        "--resale", type=number, default=0.0, metavar="SHARE", help="resale value then, as a share of the price [0]"
-    )
-    g.add_argument("--hosting-usd-per-month", type=number, default=0.0, metavar="USD", help="colocation [0]")
+    parser.add_argument("--calibrate", metavar="LOG", help=_CALIBRATE)
+    _add_machine_options(parser)
     parser.set_defaults(run=cost_command)
 
-def _filled(s: Strategy, gpus: int | None) -> Strategy:
-    "The strategy on `gpus` GPUs: what is more than its degrees is data parallelism."
-    if gpus is None or gpus == s.gpus: return s
-    if gpus % s.gpus:
-        raise BadInput(
-            f"{gpus} GPUs cannot be divided by dp·tp·pp·cp, which is {s.gpus}",
-            f"Use a multiple of {s.gpus}, or other degrees",
-        )
-    return replace(s, dp=s.dp * gpus // s.gpus)
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    "Options of a machine of one's own."
+    group = parser.add_argument_group("cost breakeven: on-premises against cloud")
+    for flags, usual, unit, text in _MACHINE:
+        group.add_argument(*flags.split(), type=number, default=usual, metavar=unit, help=text)
 
-def cost_command(
-    args: argparse.Namespace,
-) -> Outcome:
-    "`fsdl-devinfra cost`."
-    if args.model == "breakeven": return breakeven_command(args)
-    if args.gpu is None: raise BadInput("cost needs a GPU", "Add --gpu, e.g. --gpu h100")
-    if named_as_code(args.model):
-        from fsdl_devinfra.compute.traced_cost import traced_cost_command
-        return traced_cost_command(args)
-    device, a, s, w = run_from_args(args)
-    s = _filled(s, args.gpus)
-    k = cluster(device, s.gpus, args.per_node, args.network)
-    s = replace(s, kernels=s.software)
-    found = cost(a, s, w, k, tokens_from_args(args), price_from_args(args, device, s.gpus))
-    if args.calibrate: found = calibrated(found, read_steps(args.calibrate))
-    fit = fit_of(a, s, w, device, args.recompute is not None)
-    if fit.note: found = replace(found, assumptions=[fit.note, *found.assumptions])
-    document = found.to_dict() | {"fits": fit.fits, "peak_bytes": fit.peak_bytes}
-    refused = fit.fits == "no"
-    first = f"{fit.note}. To see what would: {plan_line(args, s, w)}\n\n" if refused else ""
-    if fit.unsaid: first = f"{fit.note}.\n\n"
-    return Outcome(document, first + _text(found), FAILS if refused else HOLDS)
+# %% ../../nbs/compute/11_cost_command.ipynb #04f78277
+def _filled(strategy: Strategy, gpus: int | None) -> Strategy:
+    "The strategy on `gpus` GPUs: what is more than its degrees is data parallelism. Raises `BadInput`."
+    if gpus is None or gpus == strategy.gpus: return strategy
+    if gpus % strategy.gpus:
+        why = f"{gpus} GPUs cannot be divided by dp·tp·pp·cp, which is {strategy.gpus}"
+        raise BadInput(why, f"Use a multiple of {strategy.gpus}, or other degrees")
+    return replace(strategy, dp=strategy.dp * gpus // strategy.gpus)
 
 @dataclass(frozen=True)
 class Fit:
@@ -109,15 +82,16 @@ class Fit:
     unsaid: bool = False  # recomputation was not said, and decides
 
 def fit_of(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
+    model: Architecture,
+    strategy: Strategy,
+    workload: Workload,
     device: Device,
     said: bool,  # whether recomputation was
 ) -> Fit:
-    "Whether it fits, as `memory` judges it: where activation checkpointing decides and nobody said it, that is tight."
-    plain = estimate(a, s, w, device, "device", advice=False)
-    held = plain if said else checkpointing_left_open(plain, a, device)
+    """Whether it fits, as `memory` judges it: where activation checkpointing
+    decides and nobody said it, that is tight."""
+    plain = estimate(model, strategy, workload, device, "device", advice=False)
+    held = plain if said else checkpointing_left_open(plain, model, device)
     peak, room = round(plain.device_bytes.value), size_text(device.memory_bytes)
     if held.fits == "yes": return Fit("yes", peak)
     if held != plain: return Fit("tight", peak, f"{held.warnings[-1]}; the figures are without it", True)
@@ -125,30 +99,35 @@ def fit_of(
     note = f"It {verb} on this GPU: {size_text(peak)} of {room}; the figures assume that it did"
     return Fit(str(held.fits), peak, note)
 
+# %% ../../nbs/compute/11_cost_command.ipynb #bc8bb4a8
 #: what `plan` chooses by itself, or what its line has already
 _CHOSEN = {
     "help", "model", "gpu", "gpus", "json", "dp", "tp", "pp", "vpp", "cp", "ep", "sp", "zero", "shard_group",
     "offload", "recompute", "schedule", "micro_batch", "grad_accum",
 }  # fmt: skip
 
+def _said(args: argparse.Namespace, action: argparse.Action) -> list[str]:
+    "An option as it was typed; nothing for its default, and for what a plan chooses."
+    value = getattr(args, action.dest, action.default)
+    if action.dest in _CHOSEN or not action.option_strings or value == action.default: return []
+    return [action.option_strings[0]] + ([] if value is True else [str(value)])
+
 def plan_line(
     args: argparse.Namespace,  # of `cost`
-    s: Strategy,
-    w: Workload,
+    strategy: Strategy,
+    workload: Workload,
 ) -> str:
     "The `plan` command for the same run: every option but those that a plan chooses, and the same batch."
     parser = Parser("plan")
     add_run_options(parser, "")
     words = ["fsdl-devinfra", "plan", *([args.model] if args.model else [])]
-    words += ["--gpu", args.gpu, "--gpus", str(s.gpus)]
-    for action in parser._actions:
-        value = getattr(args, action.dest, action.default)
-        if action.dest in _CHOSEN or not action.option_strings or value == action.default: continue
-        words += [action.option_strings[0]] + ([] if value is True else [str(value)])
-    asked = args.micro_batch > 1 or args.grad_accum
-    batch = w.micro_batch * w.microbatches(s) * s.dp
-    return shlex.join([*words, *(["--batch", str(batch)] if asked else [])])
+    words += ["--gpu", args.gpu, "--gpus", str(strategy.gpus)]
+    for action in parser._actions: words += _said(args, action)
+    if args.micro_batch > 1 or args.grad_accum:
+        words += ["--batch", str(workload.micro_batch * workload.microbatches(strategy) * strategy.dp)]
+    return shlex.join(words)
 
+# %% ../../nbs/compute/11_cost_command.ipynb #f798ab91
 #: JSON's word for a kind of work → the field's
 _WORK = {
     "products": "matmuls",
@@ -159,23 +138,89 @@ _WORK = {
     "host": "waiting for the host",
 }
 
-def _short(seconds: float) -> str: return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else time_text(seconds)
+def _short(seconds: float) -> str:
+    "Seconds for people, with more digits where they are few."
+    return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else time_text(seconds)
 
-def _text(c: Cost) -> str:
-    rows = [
-        [_WORK.get(k, k), _short(v), f"{v / c.step_seconds.value:.0%}"]
-        for k, v in c.spent_seconds.items()
+def _spent_rows(found: Cost) -> list[list[str]]:
+    "What a step is spent on: time and share."
+    step = found.step_seconds.value
+    spent = found.spent_seconds.items()
+    return [[_WORK.get(kind, kind), _short(took), f"{took / step:.0%}"] for kind, took in spent]
+
+def _text(found: Cost) -> str:
+    "Verdict, price, what a step is spent on, and notes."
+    million = found.usd_per_million_tokens
+    price = "no price is known: give --usd-per-gpu-hour or --prices"
+    if million is not None: price = f"{usd_text(million)} per million tokens"
+    parts = [
+        f"{found.verdict()}.\n{price}",
+        table_text(["a step is spent on", "time", "share"], _spent_rows(found)),
+        f"MFU convention: {found.flops_convention}",
+        "\n".join(f"- {note}" for note in found.assumptions),
     ]
-    million = c.usd_per_million_tokens
-    price = (
-        f"{usd_text(million)} per million tokens"
-        if million is not None
-        else "no price is known: give --usd-per-gpu-hour or --prices"
-    )
-    return "\n\n".join([f"{c.verdict()}.\n{price}", table_text(["a step is spent on", "time", "share"], rows),
-                         f"MFU convention: {c.flops_convention}", "\n".join("- " + n for n in c.assumptions)])
+    return "\n\n".join(parts)
+
+# %% ../../nbs/compute/11_cost_command.ipynb #06a3f7f5
+def cost_command(
+    args: argparse.Namespace,
+) -> Outcome:
+    "`fsdl-devinfra cost`."
+    if args.model == "breakeven": return breakeven_command(args)
+    if args.gpu is None: raise BadInput("cost needs a GPU", "Add --gpu, e.g. --gpu h100")
+    if named_as_code(args.model):
+        from fsdl_devinfra.compute.traced_cost import traced_cost_command
+        return traced_cost_command(args)
+    return _run_command(args)
+
+def _run_of(args: argparse.Namespace) -> tuple[Architecture, Strategy, Workload, Cluster]:
+    "The model, how it is spread and trained, and where."
+    device, model, strategy, workload = run_from_args(args)
+    strategy = _filled(strategy, args.gpus)
+    where = cluster(device, strategy.gpus, args.per_node, args.network)
+    return model, replace(strategy, kernels=strategy.software), workload, where
+
+def _run_command(args: argparse.Namespace) -> Outcome:
+    "The cost of a run whose time has a formula."
+    model, strategy, workload, where = _run_of(args)
+    tokens, price = tokens_from_args(args), price_from_args(args, where.device, where.gpus)
+    found = cost(model, strategy, workload, where, tokens, price)
+    if args.calibrate: found = calibrated(found, read_steps(args.calibrate))
+    fit = fit_of(model, strategy, workload, where.device, args.recompute is not None)
+    line = plan_line(args, strategy, workload) if fit.fits == "no" else ""
+    return _outcome(found, fit, line)
+
+def _outcome(found: Cost, fit: Fit, line: str) -> Outcome:
+    "The cost with whether it fits; where it does not, with the command that finds what would."
+    if fit.note: found = replace(found, assumptions=[fit.note, *found.assumptions])
+    document, text = found.to_dict() | {"fits": fit.fits, "peak_bytes": fit.peak_bytes}, _text(found)
+    if fit.unsaid: text = f"{fit.note}.\n\n{text}"
+    elif line: text = f"{fit.note}. To see what would: {line}\n\n{text}"
+    return Outcome(document, text, FAILS if fit.fits == "no" else HOLDS)
 
 # %% ../../nbs/compute/11_cost_command.ipynb #8a3bcf06
+def _watts(device: Device | None, gpus: int) -> float:
+    "What a machine with so many of these GPUs draws. Raises `BadInput`."
+    if device is None or not device.watts:
+        raise BadInput("break-even needs the power of the machine", "Add --watts, or --gpu")
+    return device.watts * gpus * SERVER_OVERHEAD
+
+def _listed(args: argparse.Namespace, device: Device | None) -> Price:
+    "The listed price of such a machine, by the rule of `cost` and `plan`. Raises `BadInput`."
+    if device is None: raise BadInput("break-even needs a cloud price", "Add --usd-per-gpu-hour, or --gpu")
+    listed = price_list(args.prices, device)
+    found = cheapest(listed.prices, device, args.gpus, args.spot)
+    if found is None:
+        raise BadInput(f"no price of {device.name} is known", "Add --usd-per-gpu-hour or --prices")
+    return found
+
+def _rented(args: argparse.Namespace, device: Device | None) -> tuple[float, str]:
+    "Dollars per GPU-hour in the cloud, and who says so."
+    if args.usd_per_gpu_hour is not None: return float(args.usd_per_gpu_hour), "given"
+    price = _listed(args, device)
+    return price.usd_per_gpu_hour, f"{price.cloud} {price.instance}; {price.source}"
+
+# %% ../../nbs/compute/11_cost_command.ipynb #71304198
 def breakeven_command(
     args: argparse.Namespace,
 ) -> Outcome:
@@ -183,44 +228,24 @@ def breakeven_command(
     if args.machine_usd is None:
         raise BadInput("break-even needs the price of the machine", "Add --machine-usd")
     if args.gpus is None: raise BadInput("break-even needs the number of GPUs in the machine", "Add --gpus")
+    found, source = _compared(args)
+    notes = _machine_notes(found, source)
+    listed = "\n".join(f"- {note}" for note in notes)
+    return Outcome(found.to_dict() | {"assumptions": notes}, f"{found.verdict()}.\n\n{listed}", HOLDS)
+
+def _compared(args: argparse.Namespace) -> tuple[Breakeven, str]:
+    "The machine against the cloud, and who says what the cloud costs."
     device = device_named(args.gpu) if args.gpu else None
     watts = args.watts if args.watts is not None else _watts(device, args.gpus)
-    price = args.usd_per_gpu_hour if args.usd_per_gpu_hour is not None else _listed(args, device)
-    hourly = price.usd_per_gpu_hour if isinstance(price, Price) else float(price)
-    found = breakeven(
-        args.machine_usd,
-        args.gpus,
-        hourly,
-        watts,
-        args.usd_per_kwh,
-        args.utilisation,
-        args.years,
-        args.resale,
-        args.hosting_usd_per_month,
-    )
-    source = f"{price.cloud} {price.instance}; {price.source}" if isinstance(price, Price) else "given"
-    notes = [
-        f"Cloud: {usd_text(hourly)} per GPU-hour ({source}), rented only while it works",
-        f"Power: {watts:,.0f} W at {usd_text(args.usd_per_kwh)} per kWh, only while it works",
+    hourly, source = _rented(args, device)
+    use = args.usd_per_kwh, args.utilisation, args.years, args.resale, args.hosting_usd_per_month
+    return breakeven(args.machine_usd, args.gpus, hourly, watts, *use), source
+
+def _machine_notes(found: Breakeven, source: str) -> list[str]:
+    "What a comparison with the cloud takes for granted."
+    rented, power = usd_text(found.cloud_usd_per_gpu_hour), usd_text(found.usd_per_kwh)
+    return [
+        f"Cloud: {rented} per GPU-hour ({source}), rented only while it works",
+        f"Power: {found.watts:,.0f} W at {power} per kWh, only while it works",
         "Interest, repairs and network are ignored; the machine is taken to be as fast as the rented one",
     ]
-    return Outcome(
-        found.to_dict() | {"assumptions": notes},
-        "\n\n".join([found.verdict() + ".", "\n".join("- " + n for n in notes)]),
-        HOLDS,
-    )
-
-
-def _watts(device: Any, gpus: int) -> float:
-    if device is None or not device.watts:
-        raise BadInput("break-even needs the power of the machine", "Add --watts, or --gpu")
-    return device.watts * gpus * SERVER_OVERHEAD
-
-def _listed(args: argparse.Namespace, device: Any) -> Price:
-    "The listed price of such a machine, by the rule of `cost` and `plan`."
-    if device is None: raise BadInput("break-even needs a cloud price", "Add --usd-per-gpu-hour, or --gpu")
-    listed = price_list(args.prices, device)
-    found = cheapest(listed.prices, device, args.gpus, args.spot)
-    if found is None:
-        raise BadInput(f"no price of {device.name} is known", "Add --usd-per-gpu-hour or --prices")
-    return found

@@ -91,31 +91,38 @@ class Cost(Result):
         "One sentence."
         rate = self.tokens_per_second_per_gpu
         each = f"{rate.value:,.0f} tokens/s on each of {self.gpus} × {self.gpu}"
-        speed = f"{self.model} trains at {each} (between {rate.low:,.0f} and {rate.high:,.0f}; MFU {self.mfu:.0%})"
-        if self.hours is None or self.hours_low is None or self.hours_high is None or self.tokens is None:
-            return speed
+        between = f"between {rate.low:,.0f} and {rate.high:,.0f}; MFU {self.mfu:.0%}"
+        return f"{self.model} trains at {each} ({between}){self._run()}"
+
+    def _run(self) -> str:
+        "Time and money of the whole run, where they are known."
+        if self.hours is None or self.hours_low is None or self.hours_high is None: return ""
+        if self.tokens is None: return ""
         took, low, high = (time_text(hours * 3600) for hours in (self.hours, self.hours_low, self.hours_high))
         run = f"; {count_text(self.tokens)} tokens take {took} (between {low} and {high})"
-        if self.usd is None or self.usd_low is None or self.usd_high is None: return speed + run
+        if self.usd is None or self.usd_low is None or self.usd_high is None: return run
         usd, least, most = (usd_text(dollars) for dollars in (self.usd, self.usd_low, self.usd_high))
-        return f"{speed}{run} and cost {usd} (between {least} and {most})"
+        return f"{run} and cost {usd} (between {least} and {most})"
 
     def __str__(self) -> str: return self.verdict()
     def _repr_html_(self) -> str: return f"<p>{self.verdict()}.</p>"
 
 # %% ../../nbs/compute/07_money.ipynb #07ac0005
 def _energy_note(kwh: float, watts: float) -> str:
+    "Where energy and carbon dioxide come from."
     amount = f"{kwh:,.0f} kWh and {kwh * CO2_KG_PER_KWH:,.0f} kg of CO2"
     servers = f"{watts:g} W a GPU with {SERVER_OVERHEAD:g} times that for the server"
     grid = f"{CO2_KG_PER_KWH:g} kg/kWh (EPA eGRID2022, mean of the U.S.)"
     return f"Energy: {amount}, from {servers}, and {grid}; cooling is not counted"
 
 def _goodput_note(kept: float, hours: float) -> str:
+    "How much longer the whole run takes."
     left = f"{kept:.1%} of the time is left for steps after checkpoints, failures and restarts"
     source = "failure rate of Llama 3's 16,384 GPUs, arXiv 2407.21783, table 5"
     return f"Goodput: {left}, so the whole run takes {time_text(hours / kept * 3600)} ({source})"
 
 def _price_note(price: Price) -> str:
+    "Whose price was taken."
     instance = f"{price.cloud} {price.instance}{', spot' if price.spot else ''}"
     return f"Price: {usd_text(price.usd_per_gpu_hour)} per GPU-hour ({instance}; {price.source})"
 
@@ -166,6 +173,14 @@ def _effort(cluster: Cluster, hours: Estimate | None) -> tuple[dict[str, Any], l
     return fields, [_energy_note(kwh, watts), goodput_note]
 
 # %% ../../nbs/compute/07_money.ipynb #7e4649ba
+def _whole_run(found: Throughput, tokens: int | None) -> tuple[int | None, Estimate | None]:
+    "Steps and hours of a run, where its length is known. Raises `BadInput`."
+    if tokens is None: return None, None
+    if not 1 <= tokens <= 10**18:
+        raise BadInput(f"a run of {tokens} tokens cannot be paid for", "Give between 1 and 10^18 tokens")
+    steps = math.ceil(tokens / found.tokens_per_step)
+    return steps, found.step_seconds.map(lambda seconds: steps * seconds / 3600)
+
 def cost(
     architecture: Architecture,  # the model
     strategy: Strategy,  # how it is spread
@@ -176,12 +191,10 @@ def cost(
 ) -> Cost:
     "Time and money of a run. Raises `BadInput`."
     found = throughput(architecture, strategy, workload, cluster)
-    if tokens is not None and not 1 <= tokens <= 10**18:
-        raise BadInput(f"a run of {tokens} tokens cannot be paid for", "Give between 1 and 10^18 tokens")
+    steps, hours = _whole_run(found, tokens)
     if isinstance(price, (int, float)): price = given_price(price, found.gpu)
-    steps = math.ceil(tokens / found.tokens_per_step) if tokens else None
-    hours = found.step_seconds.map(lambda seconds: steps * seconds / 3600) if steps else None
-    effort, effort_notes = _effort(cluster, hours)
+    effort, notes = _effort(cluster, hours)
+    if price: notes = [_price_note(price), *notes]
     return Cost(
         **_speed(found),
         tokens=tokens,
@@ -189,7 +202,7 @@ def cost(
         **_ranged("hours", hours),
         **_bill(price, found, hours),
         **effort,
-        assumptions=[*found.assumptions, *([_price_note(price)] if price else []), *effort_notes],
+        assumptions=[*found.assumptions, *notes],
     )
 
 # %% ../../nbs/compute/07_money.ipynb #07ac000a
@@ -208,7 +221,8 @@ class Experiment:
 def cheapest_experiment(
     options: Iterable[Experiment],
 ) -> Experiment:
-    "The option whose whole bill is smallest; at the same bill the one that is done first. Raises `BadInput` for none."
+    """The option whose whole bill is smallest; at the same bill the one that
+    is done first. Raises `BadInput` for none."""
     found = list(options)
     if not found: raise BadInput("there is nothing to compare", "Give at least one experiment")
     return min(found, key=lambda option: (option.usd, option.hours))
@@ -247,6 +261,7 @@ class Breakeven(Result):
 
 # %% ../../nbs/compute/07_money.ipynb #07ac000c
 def _positive(**values: float) -> None:
+    "Raises `BadInput` for what is not above 0."
     for name, value in values.items():
         if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
             raise BadInput(f"{name} cannot be {value}", "Give a number above 0")
@@ -255,14 +270,71 @@ def _positive(**values: float) -> None:
 _MOST = {"utilisation": 1.0, "resale": 1.0, "watts": 1e7, "usd_per_kwh": 1e3, "hosting_usd_per_month": 1e9}
 
 def _from_zero(**values: float) -> None:
+    "Raises `BadInput` for what is below 0 or too much."
     for name, value in values.items():
         if not 0 <= value <= _MOST[name]:
             raise BadInput(f"{name} cannot be {value}", f"Give a number from 0 to {_MOST[name]:g}")
 
 # %% ../../nbs/compute/07_money.ipynb #579d697f
 HOURS_PER_YEAR = 8766.0  # 365.25 days
-HOURS_PER_YEAR = 8766.0  # 365.25 days
 
+@dataclass(frozen=True)
+class _Machine:
+    "A machine of one's own, and what renting the same costs."
+    price_usd: float
+    gpus: int
+    cloud_usd_per_gpu_hour: float
+    watts: float
+    usd_per_kwh: float
+    utilisation: float
+    years: float
+    resale: float
+    hosting_usd_per_month: float
+
+    def check(self) -> None:
+        "Raises `BadInput`."
+        if self.utilisation == 0:
+            raise BadInput("a machine that never works cannot pay off", "Give a utilisation above 0")
+        given = vars(self)
+        _positive(**{name: given[name] for name in ("price_usd", "gpus", "cloud_usd_per_gpu_hour", "years")})
+        _from_zero(**{name: given[name] for name in _MOST})
+
+    @property
+    def hours(self) -> float: return self.years * HOURS_PER_YEAR
+
+    @property
+    def fixed(self) -> float:
+        "Dollars that it costs whether it works or not."
+        return self.price_usd * (1 - self.resale) + self.hosting_usd_per_month * 12 * self.years
+
+    @property
+    def power(self) -> float:
+        "Dollars of electricity for an hour of work."
+        return self.watts / 1000 * self.usd_per_kwh
+
+    @property
+    def owned(self) -> float:
+        "Dollars of a GPU-hour of use."
+        return (self.fixed / (self.hours * self.utilisation) + self.power) / self.gpus
+
+    @property
+    def saved(self) -> float:
+        "Dollars that an hour of work at home saves in the cloud."
+        return self.cloud_usd_per_gpu_hour * self.gpus - self.power
+
+    @property
+    def even(self) -> float | None:
+        "Share of all hours from which it is cheaper; None for never."
+        needed = self.fixed / self.hours / self.saved if self.saved > 0 else math.inf
+        return needed if needed <= 1 else None
+
+    @property
+    def months(self) -> float | None:
+        "Until it is paid back; None for never."
+        monthly = self.saved * self.utilisation * HOURS_PER_YEAR / 12 - self.hosting_usd_per_month
+        return self.price_usd / monthly if monthly > 0 else None
+
+# %% ../../nbs/compute/07_money.ipynb #d850ffbd
 def breakeven(
     price_usd: float,  # of the machine
     gpus: int,  # in it
@@ -275,29 +347,13 @@ def breakeven(
     hosting_usd_per_month: float = 0.0,  # colocation: space, cooling, staff
 ) -> Breakeven:
     "On-premises against cloud, with power, utilisation and depreciation. Raises `BadInput`."
-    if utilisation == 0: raise BadInput("a machine that never works cannot pay off", "Give a utilisation above 0")
-    _positive(price_usd=price_usd, gpus=gpus, cloud_usd_per_gpu_hour=cloud_usd_per_gpu_hour, years=years)
-    _from_zero(utilisation=utilisation, resale=resale, watts=watts, usd_per_kwh=usd_per_kwh,
-               hosting_usd_per_month=hosting_usd_per_month)
-    hours = years * HOURS_PER_YEAR
-    fixed = price_usd * (1 - resale) + hosting_usd_per_month * 12 * years
-    power = watts / 1000 * usd_per_kwh  # an hour of work
-    owned = (fixed / (hours * utilisation) + power) / gpus
-    saved = cloud_usd_per_gpu_hour * gpus - power  # by one hour of work at home
-    needed = fixed / hours / saved if saved > 0 else math.inf
-    monthly = saved * utilisation * HOURS_PER_YEAR / 12 - hosting_usd_per_month
+    use = usd_per_kwh, utilisation, years, resale, hosting_usd_per_month
+    machine = _Machine(price_usd, gpus, cloud_usd_per_gpu_hour, watts, *use)
+    machine.check()
     return Breakeven(
-        price_usd=price_usd,
-        gpus=gpus,
-        cloud_usd_per_gpu_hour=cloud_usd_per_gpu_hour,
-        watts=watts,
-        usd_per_kwh=usd_per_kwh,
-        utilisation=utilisation,
-        years=years,
-        resale=resale,
-        hosting_usd_per_month=hosting_usd_per_month,
-        owned_usd_per_gpu_hour=owned,
-        breakeven_utilisation=needed if needed <= 1 else None,
-        breakeven_months=price_usd / monthly if monthly > 0 else None,
-        cheaper="own" if owned < cloud_usd_per_gpu_hour else "cloud",
+        **vars(machine),
+        owned_usd_per_gpu_hour=machine.owned,
+        breakeven_utilisation=machine.even,
+        breakeven_months=machine.months,
+        cheaper="own" if machine.owned < cloud_usd_per_gpu_hour else "cloud",
     )

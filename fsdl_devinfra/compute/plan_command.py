@@ -26,6 +26,8 @@ fsdl-devinfra plan ./my-model --gpu h100 --gpus 8
 fsdl-devinfra plan org/model --gpu a100-80 --gpus 64 --tokens 100B --minimize cost -o plan.json
 fsdl-devinfra plan org/model --gpu rtx-4090 --lora-rank 16 --base-weights nf4 --json
 """
+_BATCH = "sequences in a step, over all GPUs [usual for the size of the model]"
+_CALIBRATED = "what cost --calibrate LOG --json printed: every step is scaled by what was measured there"
 
 def register(
     parser: argparse.ArgumentParser,  # of `fsdl-devinfra plan`
@@ -33,24 +35,18 @@ def register(
     "Give `plan` its options."
     parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
     add_run_options(parser, "the smallest number that does")
-    parser.add_argument(
-        "--minimize", choices=("time", "cost", "gpus"), default="time", help="what the ranking is by [time]"
-    )
-    parser.add_argument(
-        "--batch",
-        type=at_least(1),
-        metavar="N",
-        help="sequences in a step, over all GPUs [usual for the size of the model]",
-    )
+    aims = ("time", "cost", "gpus")
+    parser.add_argument("--minimize", choices=aims, default="time", help="what the ranking is by [time]")
+    parser.add_argument("--batch", type=at_least(1), metavar="N", help=_BATCH)
     add_image_options(parser)
     parser.add_argument("--budget", type=number, metavar="USD", help="rule out what costs more")
-    parser.add_argument(
-        "--calibrated",
-        metavar="FILE",
-        help="what cost --calibrate LOG --json printed: every step is scaled by what was measured there",
-    )
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the document, for launch")
+    _add_files(parser)
     parser.set_defaults(run=plan_command)
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    "What a plan reads of a measured run, and where it is written."
+    parser.add_argument("--calibrated", metavar="FILE", help=_CALIBRATED)
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the document, for launch")
 
 def plan_command(
     args: argparse.Namespace,
@@ -59,28 +55,21 @@ def plan_command(
     if named_as_code(args.model):
         from fsdl_devinfra.compute.traced_cost import traced_plan_command
         return traced_plan_command(args)
-    device, a, s, w = run_from_args(args)
-    def rates(gpus: int) -> Price | float | None: return price_from_args(args, device, gpus)
-    tokens = tokens_from_args(args)
-    found = plan(
-        a,
-        device,
-        args.gpus,
-        s,
-        w,
-        tokens,
-        args.minimize,
-        rates,
-        args.batch,
-        args.budget,
-        args.per_node,
-        args.network,
-        measured_share=read_share(args.calibrated, device.name) if args.calibrated else 1.0,
-    )
+    found = _planned(args)
     if args.output:
         found.save(args.output)
         status(f"wrote {args.output}")
     return Outcome(found.to_dict(), text_of(found), HOLDS if found.best is not None else FAILS)
+
+def _planned(args: argparse.Namespace) -> PlanReport:
+    "The plans that the options ask for."
+    device, model, strategy, workload = run_from_args(args)
+    def rates(gpus: int) -> Price | float | None: return price_from_args(args, device, gpus)
+
+    limits = args.batch, args.budget, args.per_node, args.network
+    asked = args.gpus, strategy, workload, tokens_from_args(args), args.minimize, rates
+    share = read_share(args.calibrated, device.name) if args.calibrated else 1.0
+    return plan(model, device, *asked, *limits, measured_share=share)
 
 def text_of(
     report: PlanReport,
@@ -88,9 +77,12 @@ def text_of(
     "Verdict, plans, reasons and advice for people."
     parts = [report.verdict() + "."]
     if report.plans: parts.append(report.table())
-    ruled = [f"{x.description}: {x.why}" for x in report.rejected[:6]] + [f"… and {len(report.rejected) - 6} more"] * (
-        len(report.rejected) > 6
-    )
-    if ruled: parts.append("\n  ".join(["ruled out:", *ruled]))
-    advice = "\n  ".join(["advice:", *(f"{i}. {line}" for i, line in enumerate(report.advice, 1))])
-    return "\n\n".join([*parts, advice, "\n".join("- " + n for n in report.assumptions)])
+    if report.rejected: parts.append("\n  ".join(["ruled out:", *_ruled_lines(report)]))
+    parts.append("\n  ".join(["advice:", *(f"{i}. {line}" for i, line in enumerate(report.advice, 1))]))
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in report.assumptions)])
+
+def _ruled_lines(report: PlanReport) -> list[str]:
+    "The first reasons against strategies, and how many more there are."
+    shown = [f"{one.description}: {one.why}" for one in report.rejected[:6]]
+    more = len(report.rejected) - len(shown)
+    return [*shown, f"… and {more} more"] if more else shown

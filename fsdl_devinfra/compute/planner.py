@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from .cluster import cluster
-from .money import cost
-from .prices import PriceList, cheapest, shipped_prices
+from .money import Cost, cost
+from .prices import Price, PriceList, cheapest, shipped_prices
 from .question import PRECISIONS, PRESETS, model_named
 from ..core.device_table import Device, devices, find_device
 from ..core.errors import BadInput, CheckError, unknown_name
@@ -26,9 +26,9 @@ from ..memory.serving import ENGINES, ServeOptions, Serving, serve
 from ..memory.strategy import CHOICES, Strategy, Workload
 
 # %% auto #0
-__all__ = ['METHODS', 'USES', 'Method', 'Setting', 'training_memory', 'serving_memory', 'concurrency_text', 'what_can_run',
-           'range_text', 'Field', 'form', 'model_names', 'read_address', 'write_address', 'asked', 'answer', 'parts_of',
-           'command_line', 'remedies', 'machines', 'speed', 'describe', 'reply']
+__all__ = ['METHODS', 'USES', 'Method', 'Setting', 'training_memory', 'serving_memory', 'concurrency_text', 'range_text',
+           'what_can_run', 'Field', 'form', 'model_names', 'read_address', 'write_address', 'asked', 'parts_of',
+           'command_line', 'answer', 'remedies', 'machines', 'speed', 'describe', 'reply']
 
 # %% ../../nbs/compute/14_planner.ipynb #3ce45921
 @dataclass(frozen=True)
@@ -81,16 +81,19 @@ class Setting:
         "The batch of one GPU."
         return Workload(self.seq_len, self.micro_batch)
 
+# %% ../../nbs/compute/14_planner.ipynb #dfb07316
 def training_memory(
     setting: Setting,
     device: Device,
     advice: bool = True,  # look for what would make it fit
 ) -> Footprint:
-    "What a configuration holds on one GPU; no activation checkpointing counts as not said, as in the command. Raises `CheckError`."
+    """What a configuration holds on one GPU; no activation checkpointing counts as not said, as in the
+    command. Raises `CheckError`."""
     model = model_named(setting.model)
     found = estimate(model, setting.strategy, setting.workload, device, advice=advice)
     return checkpointing_left_open(found, model, device)
 
+# %% ../../nbs/compute/14_planner.ipynb #56723b17
 def serving_memory(
     model: str,  # a preset, a Hub id, a popular name or a folder
     options: ServeOptions,
@@ -105,28 +108,25 @@ def concurrency_text(
     asked: int,  # requests at once
 ) -> str:
     "Whether the requests that are asked for fit at once."
-    fit = f"{held.max_concurrency:.1f} requests of {held.max_model_len:,} tokens fit at once ({held.kv_tokens:,} tokens of KV cache)"
+    requests = f"{held.max_concurrency:.1f} requests of {held.max_model_len:,} tokens fit at once"
+    fit = f"{requests} ({held.kv_tokens:,} tokens of KV cache)"
     if held.max_concurrency >= asked: return f"{fit}: enough for {asked}"
     return f"{fit}: of {asked} requests, {asked - int(held.max_concurrency)} wait in the queue"
 
 # %% ../../nbs/compute/14_planner.ipynb #926b357c
-@cache
-def _prices() -> PriceList: return shipped_prices()
+def range_text(
+    field: Footprint,
+) -> str:
+    "Lower and upper bound in GiB."
+    return f"{field.device_bytes.low / GIB:.1f}–{field.device_bytes.high / GIB:.1f}"
 
-def what_can_run(
-    ask: Callable[[Device], Footprint],  # the same question on another GPU
-    gpus: int = 1,  # how many of them
-) -> list[dict[str, object]]:  # rows of a table, smallest GPU first
-    "Every GPU of the table on which it fits, or is tight. TPUs and Apple's chips, which run other software, are left out."
-    rows: list[dict[str, object]] = []
-    for device in devices():
-        if device.name.startswith(("TPU", "Apple")): continue
-        try: found = ask(device)
-        except CheckError: continue
-        if found.fits != "no": rows.append(_row(device, found, gpus))
-    return sorted(rows, key=lambda row: (row["usable GiB"], row["GPU"]))
+@cache
+def _prices() -> PriceList:
+    "The shipped list, read once."
+    return shipped_prices()
 
 def _row(device: Device, found: Footprint, gpus: int) -> dict[str, object]:
+    "One GPU on which it fits, with what it costs."
     price = cheapest(_prices().prices, device, gpus)
     return {
         "GPU": device.name,
@@ -138,12 +138,20 @@ def _row(device: Device, found: Footprint, gpus: int) -> dict[str, object]:
         "note": "" if device.bf16 else "no bf16 units",
     }
 
-
-def range_text(
-    field: Footprint,
-) -> str:
-    "Lower and upper bound in GiB."
-    return f"{field.device_bytes.low / GIB:.1f}–{field.device_bytes.high / GIB:.1f}"
+# %% ../../nbs/compute/14_planner.ipynb #4829f7f5
+def what_can_run(
+    ask: Callable[[Device], Footprint],  # the same question on another GPU
+    gpus: int = 1,  # how many of them
+) -> list[dict[str, object]]:  # rows of a table, smallest GPU first
+    """Every GPU of the table on which it fits, or is tight. TPUs and Apple's chips, which run other software,
+    are left out."""
+    rows: list[dict[str, object]] = []
+    for device in devices():
+        if device.name.startswith(("TPU", "Apple")): continue
+        try: found = ask(device)
+        except CheckError: continue
+        if found.fits != "no": rows.append(_row(device, found, gpus))
+    return sorted(rows, key=lambda row: (row["usable GiB"], row["GPU"]))
 
 # %% ../../nbs/compute/14_planner.ipynb #53162521
 @dataclass(frozen=True)
@@ -156,8 +164,21 @@ class Field:
     use: str = ""  # train or serve; empty: both
     most: int | None = None  # a whole number from 1 to this; None: text
 
-def _same(values: tuple[Any, ...] | list[str]) -> dict[str, str]: return {v: v for v in values if v}
+    def checked(self, value: str) -> str:
+        "The value as the form has it. Raises `BadInput`."
+        if self.name == "gpu": return find_device(value).name
+        if self.options is not None and value not in self.options:
+            raise unknown_name(self.label.lower(), value, list(self.options))
+        if self.most is not None and not (value.isdecimal() and 1 <= int(value) <= self.most):
+            hint = f"Give a whole number from 1 to {self.most:,}"
+            raise BadInput(f"{self.label} cannot be {value!r}", hint)
+        return value
 
+def _same(values: Sequence[str | None]) -> dict[str, str]:
+    "Values that are their own labels."
+    return {value: value for value in values if value}
+
+# %% ../../nbs/compute/14_planner.ipynb #e574fb69
 USES = {"train": "Train, fine-tune", "serve": "Serve"}
 _SHARDING = {
     "0": "none (DDP)",
@@ -175,34 +196,40 @@ _RECOMPUTE = {"none": "none", "selective": "selective", "full": "full"}
 _WEIGHTS = {"": "as stored", **_same(CHOICES["base_weights"])}
 _CACHES = {"auto": "16 bits", "fp8": "8 bits"}
 
+_TRAINING = (
+    Field("method", "Method", "qlora", {word: method.label for word, method in METHODS.items()}, "train"),
+    Field("seq_len", "Sequence length", "4096", use="train", most=2_000_000),
+    Field("micro_batch", "Micro-batch size", "1", use="train", most=100_000),
+    Field("recompute", "Activation checkpointing", "full", _RECOMPUTE, "train"),
+    Field("optimizer", "Optimizer", "adamw", _same(CHOICES["optimizer"]), "train"),
+    Field("zero", "Sharding over the GPUs", "0", _SHARDING, "train"),
+    Field("precision", "Precision", "bf16-mixed", _same(PRECISIONS), "train"),
+    Field("loss", "Loss", "full", _same(CHOICES["loss"]), "train"),
+    Field("offload", "Offload to host memory", "none", _same(CHOICES["offload"]), "train"),
+    Field("framework", "Framework", "fsdp", _FRAMEWORKS, "train"),
+)
+_SERVING = (
+    Field("engine", "Engine", "vllm", _same(ENGINES), "serve"),
+    Field("context", "Context, tokens", "8192", use="serve", most=10_000_000),
+    Field("requests", "Concurrent requests", "16", use="serve", most=1_000_000),
+    Field("weights", "Weights", "", _WEIGHTS, "serve"),
+    Field("kv_cache", "KV cache", "auto", _CACHES, "serve"),
+)
+
 @cache
 def form() -> tuple[Field, ...]:
     "The fields, in their order on the page."
-    return (
+    where = (
         Field("use", "What for", "train", USES),
         Field("model", "Model", "llama-3.1-8b"),
-        Field("gpu", "GPU", "RTX-4090-24GB", _same([d.name for d in devices()])),
+        Field("gpu", "GPU", "RTX-4090-24GB", _same([device.name for device in devices()])),
         Field("gpus", "GPUs", "1", most=100_000),
-        Field("method", "Method", "qlora", {word: m.label for word, m in METHODS.items()}, "train"),
-        Field("seq_len", "Sequence length", "4096", use="train", most=2_000_000),
-        Field("micro_batch", "Micro-batch size", "1", use="train", most=100_000),
-        Field("recompute", "Activation checkpointing", "full", _RECOMPUTE, "train"),
-        Field("optimizer", "Optimizer", "adamw", _same(CHOICES["optimizer"]), "train"),
-        Field("zero", "Sharding over the GPUs", "0", _SHARDING, "train"),
-        Field("precision", "Precision", "bf16-mixed", _same(PRECISIONS), "train"),
-        Field("loss", "Loss", "full", _same(CHOICES["loss"]), "train"),
-        Field("offload", "Offload to host memory", "none", _same(CHOICES["offload"]), "train"),
-        Field("framework", "Framework", "fsdp", _FRAMEWORKS, "train"),
-        Field("engine", "Engine", "vllm", _same(ENGINES), "serve"),
-        Field("context", "Context, tokens", "8192", use="serve", most=10_000_000),
-        Field("requests", "Concurrent requests", "16", use="serve", most=1_000_000),
-        Field("weights", "Weights", "", _WEIGHTS, "serve"),
-        Field("kv_cache", "KV cache", "auto", _CACHES, "serve"),
     )
+    return where + _TRAINING + _SERVING
 
 def model_names() -> list[str]:
     "Names that are answered without a network."
-    return [*PRESETS, *(m.repo for m in popular_models())]
+    return [*PRESETS, *(model.repo for model in popular_models())]
 
 # %% ../../nbs/compute/14_planner.ipynb #7cabc1e7
 def read_address(
@@ -210,61 +237,47 @@ def read_address(
 ) -> dict[str, str]:  # every field that counts for this use
     "The form as an address fills it. Raises `BadInput`."
     given = dict(parse_qsl(address.lstrip("?#"), keep_blank_values=True))
-    fields = {f.name: f for f in form()}
+    known = [field.name for field in form()]
     for name in given:
-        if name not in fields: raise unknown_name("field", name, list(fields))
-    use = given.get("use", "train")
-    return {f.name: _checked(f, given.get(f.name, f.default)) for f in form() if f.use in ("", use)}
-
-def _checked(field: Field, value: str) -> str:
-    if field.name == "gpu": return find_device(value).name
-    if field.options is not None and value not in field.options:
-        raise unknown_name(field.label.lower(), value, list(field.options))
-    if field.most is not None and not (value.isdecimal() and 1 <= int(value) <= field.most):
-        raise BadInput(f"{field.label} cannot be {value!r}", f"Give a whole number from 1 to {field.most:,}")
-    return value
+        if name not in known: raise unknown_name("field", name, known)
+    fields = [field for field in form() if field.use in ("", given.get("use", "train"))]
+    return {field.name: field.checked(given.get(field.name, field.default)) for field in fields}
 
 def write_address(
     values: Mapping[str, str],  # of the form
 ) -> str:
     "The shortest address that fills the form so."
-    defaults = {f.name: f.default for f in form()}
+    defaults = {field.name: field.default for field in form()}
     return urlencode({name: value for name, value in values.items() if value != defaults[name]})
 
 # %% ../../nbs/compute/14_planner.ipynb #832d13a5
 def _setting(values: Mapping[str, str]) -> Setting:
-    return Setting(
-        values["model"],
-        values["method"],
-        int(values["seq_len"]),
-        int(values["micro_batch"]),
-        int(values["gpus"]),
-        int(values["zero"]),
-        values["optimizer"],
-        values["precision"],
-        values["recompute"],
-        values["framework"],
-        values["offload"],
-        values["loss"],
-    )
-
-def _served(values: Mapping[str, str]) -> ServeOptions:
-    cache_type = (
-        {"auto": "f16", "fp8": "q8_0"}[values["kv_cache"]] if values["engine"] == "llama.cpp" else values["kv_cache"]
-    )
-    return ServeOptions(
-        values["engine"],
-        tp=int(values["gpus"]),
-        max_model_len=int(values["context"]),
-        max_num_seqs=_slots(values),
-        kv_cache_dtype=cache_type,
-        base_weights=values["weights"] or None,
-    )
+    "What the form says of training."
+    numbers: dict[str, Any] = {name: int(values[name]) for name in ("seq_len", "micro_batch", "gpus", "zero")}
+    words = ("model", "method", "optimizer", "precision", "recompute", "framework", "offload", "loss")
+    return Setting(**{name: values[name] for name in words}, **numbers)
 
 def _slots(values: Mapping[str, str]) -> int | None:
     "llama.cpp divides its context among its slots; the others take requests as they come."
     return int(values["requests"]) if values["engine"] == "llama.cpp" else None
 
+def _cache_type(values: Mapping[str, str]) -> str:
+    "What the engine calls the numbers of its cache."
+    if values["engine"] != "llama.cpp": return values["kv_cache"]
+    return {"auto": "f16", "fp8": "q8_0"}[values["kv_cache"]]
+
+def _served(values: Mapping[str, str]) -> ServeOptions:
+    "What the form says of serving."
+    return ServeOptions(
+        values["engine"],
+        tp=int(values["gpus"]),
+        max_model_len=int(values["context"]),
+        max_num_seqs=_slots(values),
+        kv_cache_dtype=_cache_type(values),
+        base_weights=values["weights"] or None,
+    )
+
+# %% ../../nbs/compute/14_planner.ipynb #6d3e230b
 def asked(
     values: Mapping[str, str],  # the form, as `read_address` gives it
     device: Device,
@@ -274,33 +287,6 @@ def asked(
     if values["use"] == "train": return training_memory(_setting(values), device, advice), None
     held, found = serving_memory(values["model"], _served(values), device, advice)
     return found, held
-
-def answer(
-    address: str,  # of the form
-) -> dict[str, Any]:  # what a page shows
-    "The verdict, its range, the parts and the same question as a command. Raises `CheckError`."
-    v = read_address(address)
-    device = find_device(v["gpu"])
-    found, held = asked(v, device)
-    narrow = (
-        f"{device.name} has no bf16 units: use fp16-mixed"
-        if not device.bf16 and v.get("precision", "").startswith("bf16")
-        else ""
-    )
-    notes = [*(note for note in (device.note, narrow) if note), *found.warnings, *found.assumptions]
-    requests = concurrency_text(held, int(v["requests"])) if held and found.fits != "no" else ""
-    return dict(
-        fits=found.fits,
-        verdict=found.verdict(),
-        needs_bytes=asdict(found.device_bytes),
-        limit_bytes=device.memory_bytes,
-        parts=parts_of(found, held),
-        host_bytes=found.host_bytes,
-        requests=requests,
-        parameters=found.model.parameters,
-        command=command_line(v, found),
-        assumptions=notes,
-    )
 
 def parts_of(
     found: Footprint,
@@ -316,77 +302,115 @@ def parts_of(
     rest = round(found.device_bytes.value) - sum(known.values())
     return {part: size for part, size in (known | {"runtime": max(rest, 0)}).items() if size}
 
+# %% ../../nbs/compute/14_planner.ipynb #428e1b58
+def _serving_flags(values: Mapping[str, str]) -> list[str]:
+    "Options of `memory --serve` for what the form says."
+    options = _served(values)
+    flags = ["--serve", values["engine"], "--max-model-len", values["context"]]
+    if options.tp > 1: flags += ["--tp", str(options.tp)]
+    if options.max_num_seqs: flags += ["--max-num-seqs", str(options.max_num_seqs)]
+    if options.base_weights: flags += ["--base-weights", options.base_weights]
+    if values["kv_cache"] != "auto": flags += ["--kv-cache-dtype", options.kv_cache_dtype]
+    return flags
+
 def command_line(
     values: Mapping[str, str],  # the form
     found: Footprint,  # its answer
 ) -> str:
     "What to type for the same answer."
     words = ["fsdl-devinfra", "memory", _short(values["model"]), "--gpu", values["gpu"]]
-    if values["use"] == "train": return shlex.join([*words, *command_options(found.strategy, found.workload)])
-    o, options = _served(values), ["--serve", values["engine"], "--max-model-len", values["context"]]
-    for flag, value in (
-        ("--tp", o.tp if o.tp > 1 else None),
-        ("--max-num-seqs", o.max_num_seqs),
-        ("--base-weights", o.base_weights),
-    ):
-        if value: options += [flag, str(value)]
-    return shlex.join(
-        [*words, *options, *(["--kv-cache-dtype", o.kv_cache_dtype] if values["kv_cache"] != "auto" else [])]
+    if values["use"] != "train": return shlex.join([*words, *_serving_flags(values)])
+    return shlex.join([*words, *command_options(found.strategy, found.workload)])
+
+def _short(model: str) -> str:
+    "A preset as people type it."
+    return model.lower().replace(" ", "-") if model in PRESETS else model
+
+# %% ../../nbs/compute/14_planner.ipynb #f99a9d16
+def _notes(values: Mapping[str, str], device: Device, found: Footprint) -> list[str]:
+    "What to know of the GPU and of the estimate."
+    notes = [device.note] if device.note else []
+    if not device.bf16 and values.get("precision", "").startswith("bf16"):
+        notes.append(f"{device.name} has no bf16 units: use fp16-mixed")
+    return [*notes, *found.warnings, *found.assumptions]
+
+def _requests_text(values: Mapping[str, str], found: Footprint, held: Serving | None) -> str:
+    "Whether so many requests fit at once, where an engine fits at all."
+    return concurrency_text(held, int(values["requests"])) if held and found.fits != "no" else ""
+
+def answer(
+    address: str,  # of the form
+) -> dict[str, Any]:  # what a page shows
+    "The verdict, its range, the parts and the same question as a command. Raises `CheckError`."
+    values = read_address(address)
+    device = find_device(values["gpu"])
+    found, held = asked(values, device)
+    return dict(
+        fits=found.fits,
+        verdict=found.verdict(),
+        needs_bytes=asdict(found.device_bytes),
+        limit_bytes=device.memory_bytes,
+        parts=parts_of(found, held),
+        host_bytes=found.host_bytes,
+        requests=_requests_text(values, found, held),
+        parameters=found.model.parameters,
+        command=command_line(values, found),
+        assumptions=_notes(values, device, found),
     )
-
-
-def _short(model: str) -> str: return model.lower().replace(" ", "-") if model in PRESETS else model
 
 # %% ../../nbs/compute/14_planner.ipynb #3c7b9185
 def remedies(
     address: str,  # of the form
 ) -> list[str]:
     "What would make it fit, as whole commands; none where it fits. Raises `CheckError`."
-    v = read_address(address)
-    return asked(v, find_device(v["gpu"]), advice=True)[0].remedies
+    values = read_address(address)
+    return asked(values, find_device(values["gpu"]), advice=True)[0].remedies
 
 def machines(
     address: str,  # of the form
 ) -> list[dict[str, object]]:
     "Every GPU that can do the same. Raises `CheckError`."
-    v = read_address(address)
-    return what_can_run(lambda other: asked(v, other)[0], int(v["gpus"]))
+    values = read_address(address)
+    return what_can_run(lambda other: asked(values, other)[0], int(values["gpus"]))
+
+# %% ../../nbs/compute/14_planner.ipynb #93983fbc
+def _paid_text(found: Cost, price: Price | None) -> str:
+    "What a million tokens cost, where there is a price."
+    million = found.usd_per_million_tokens
+    if not price or not million: return ""
+    return f"; {usd_text(million)} per million tokens at {usd_text(price.usd_per_gpu_hour)} per GPU-hour"
 
 def speed(
     address: str,  # of the form
 ) -> str:
     "How fast it trains and what a million tokens cost; empty for serving. Raises `CheckError`."
-    v = read_address(address)
-    if v["use"] != "train": return ""
-    s, device = _setting(v), find_device(v["gpu"])
-    price = cheapest(_prices().prices, device, s.gpus)
-    found = cost(model_named(s.model), s.strategy, s.workload, cluster(device, s.gpus), price=price)
-    rate, million = found.tokens_per_second_per_gpu, found.usd_per_million_tokens
-    paid = (
-        f"; {usd_text(million)} per million tokens at {usd_text(price.usd_per_gpu_hour)} per GPU-hour"
-        if price and million
-        else ""
-    )
-    return f"{rate.value:,.0f} tokens/s on each GPU (between {rate.low:,.0f} and {rate.high:,.0f}; MFU {found.mfu:.0%}){paid}"
+    values = read_address(address)
+    if values["use"] != "train": return ""
+    setting, device = _setting(values), find_device(values["gpu"])
+    price = cheapest(_prices().prices, device, setting.gpus)
+    where = cluster(device, setting.gpus)
+    found = cost(model_named(setting.model), setting.strategy, setting.workload, where, price=price)
+    rate = found.tokens_per_second_per_gpu
+    between = f"between {rate.low:,.0f} and {rate.high:,.0f}; MFU {found.mfu:.0%}"
+    return f"{rate.value:,.0f} tokens/s on each GPU ({between}){_paid_text(found, price)}"
 
 # %% ../../nbs/compute/14_planner.ipynb #715ed750
-def describe() -> dict[str, Any]:
-    "The form for a page: fields, names of models, labels."
+def _field_document(field: Field) -> dict[str, Any]:
+    "A field as a page reads it."
     return dict(
-        models=model_names(),
-        fields=[
-            dict(
-                name=f.name,
-                label=f.label,
-                default=f.default,
-                use=f.use,
-                most=f.most,
-                options=list(f.options.items()) if f.options else None,
-            )
-            for f in form()
-        ],
+        name=field.name,
+        label=field.label,
+        default=field.default,
+        use=field.use,
+        most=field.most,
+        options=list(field.options.items()) if field.options else None,
     )
 
+def describe() -> dict[str, Any]:
+    "The form for a page: fields, names of models, labels."
+    return dict(models=model_names(), fields=[_field_document(field) for field in form()])
+
+# %% ../../nbs/compute/14_planner.ipynb #854d15db
 _CALLS: dict[str, Callable[[str], Any]] = {
     "answer": answer,
     "remedies": remedies,

@@ -32,7 +32,7 @@ from ..memory.strategy import Strategy, Workload, default_workload, refusal
 # %% auto #0
 __all__ = ['LADDER', 'LONG_SEQUENCE', 'USUAL_BATCH', 'MOST_BATCH', 'USUAL_ADAPTER_BATCH', 'Rates', 'LONGEST_STEP', 'NEAR', 'rung',
            'describe', 'divisors', 'degrees', 'variants', 'usual_batch', 'workloads', 'Plan', 'Rejected',
-           'states_bytes', 'Found', 'judge', 'PlanReport', 'Search', 'plan']
+           'states_bytes', 'Found', 'judge', 'PlanReport', 'Search', 'plan', 'Ranking']
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0001
 LADDER = (
@@ -50,23 +50,32 @@ def rung(
     strategy: Strategy,
 ) -> str:  # one of LADDER
     "Which step of the ladder a strategy is."
-    if strategy.pp > 1: return "3D parallel" if strategy.tp > 1 and strategy.dp * strategy.cp > 1 else "pipeline parallel"
+    every = strategy.tp > 1 and strategy.dp * strategy.cp > 1
+    if strategy.pp > 1: return "3D parallel" if every else "pipeline parallel"
     if strategy.tp > 1: return "tensor parallel"
     if strategy.offload != "none": return "offload"
     if strategy.gpus == 1: return "one GPU"
     return {0: "data parallel", 3: "fully sharded"}.get(strategy.zero, "ZeRO")
+
+# %% ../../nbs/compute/08_planning.ipynb #6e7ce568
+def _sharding_name(strategy: Strategy) -> str:
+    "What its framework calls the sharding; DDP where the ranks are copies."
+    if strategy.zero == 0: return "DDP" if strategy.dp * strategy.cp > 1 else ""
+    if strategy.zero == 1: return "ZeRO-1"
+    if strategy.framework == "deepspeed": return f"ZeRO-{strategy.zero}"
+    return "FSDP" if strategy.zero == 3 else "FSDP (gradients and optimizer)"
+
+def _degree_names(strategy: Strategy) -> list[str]:
+    "The degrees above one."
+    degrees = {name: getattr(strategy, name) for name in ("dp", "tp", "pp", "vpp", "cp", "ep")}
+    return [f"{name} {degree}" for name, degree in degrees.items() if degree > 1]
 
 # %% ../../nbs/compute/08_planning.ipynb #2e712a73
 def describe(
     strategy: Strategy,
 ) -> str:
     "A strategy in a few words, as people say it."
-    deep = strategy.framework == "deepspeed"
-    two, three = ("ZeRO-2", "ZeRO-3") if deep else ("FSDP (gradients and optimizer)", "FSDP")
-    replicated = "DDP" if strategy.dp * strategy.cp > 1 else ""
-    parts = [(replicated, "ZeRO-1", two, three)[strategy.zero]]
-    degrees = {name: getattr(strategy, name) for name in ("dp", "tp", "pp", "vpp", "cp", "ep")}
-    parts += [f"{name} {degree}" for name, degree in degrees.items() if degree > 1]
+    parts = [_sharding_name(strategy), *_degree_names(strategy)]
     if strategy.shard_group: parts.append(f"groups of {strategy.shard_group}")
     if strategy.offload != "none": parts.append(f"{strategy.offload} offloaded")
     if strategy.recompute != "none": parts.append(f"{strategy.recompute} activation checkpointing")
@@ -85,18 +94,31 @@ def divisors(
     return sorted({*small, *(number // divisor for divisor in small)})
 
 # %% ../../nbs/compute/08_planning.ipynb #08ad0004
+def _expert_degrees(model: Architecture) -> list[int]:
+    "How many ranks may share out the experts."
+    if not model.experts: return [1]
+    return [count for count in (1, 2, 4, 8, 16, 32, 64) if model.experts % count == 0]
+
 def _degree_options(model: Architecture, cluster: Cluster, seq_len: int) -> dict[str, list[int]]:
     "What each degree may be by itself: expert parallelism goes inside dp·cp first."
-    layers, counts = max(model.layers + model.decoder_layers, 1), divisors(cluster.gpus)
-    experts = [count for count in (1, 2, 4, 8, 16, 32, 64) if model.experts and model.experts % count == 0]
+    layers = max(model.layers + model.decoder_layers, 1)
+    widest = min(cluster.per_node, max(model.heads, 1))
+    counts = divisors(cluster.gpus)
     return {
-        "tp": [count for count in counts if count <= min(cluster.per_node, max(model.heads, 1))],
+        "tp": [count for count in counts if count <= widest],
         "pp": [count for count in counts if count <= layers],
         "cp": [1, 2, 4, 8] if seq_len >= LONG_SEQUENCE else [1],
-        "ep": experts or [1],
+        "ep": _expert_degrees(model),
     }
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0003
+def _kept_options(
+    model: Architecture, cluster: Cluster, length: int, fixed: Strategy
+) -> dict[str, list[int]]:
+    "What each degree may be, those that the user fixed being what they are."
+    options = _degree_options(model, cluster, length)
+    return options | {name: [getattr(fixed, name)] for name in options if getattr(fixed, name) > 1}
+
 def degrees(
     model: Architecture,
     cluster: Cluster,
@@ -104,35 +126,38 @@ def degrees(
     fixed: Strategy,  # degrees above 1 are kept
 ) -> Iterator[dict[str, int]]:
     "All ways to divide the GPUs into data, tensor, pipeline, context and expert parallelism."
-    options = _degree_options(model, cluster, seq_len)
-    options |= {name: [getattr(fixed, name)] for name in options if getattr(fixed, name) > 1}
+    options = _kept_options(model, cluster, seq_len, fixed)
     for tp, pp, cp, ep in itertools.product(*options.values()):
         dp, rest = divmod(cluster.gpus, tp * pp * cp)
-        if rest or dp < 1 or (fixed.dp > 1 and dp != fixed.dp): continue
-        if ep > 1 and (dp * cp * tp) % ep: continue
+        if rest or dp < 1 or fixed.dp not in (1, dp): continue
+        if dp * cp * tp % ep: continue
         yield dict(tp=tp, pp=pp, cp=cp, ep=ep, dp=dp)
 
 # %% ../../nbs/compute/08_planning.ipynb #08ad0007
 def _kept(base: Strategy, degrees: dict[str, int]) -> Strategy:
-    "What the user said of sharding, offload or the framework; a model that is split takes Megatron's ZeRO-1 at most."
+    "What the user said of sharding, offload or the framework; a split model takes Megatron's ZeRO-1 at most."
     alone = degrees["tp"] == degrees["pp"] == 1
     if alone or base.framework != "fsdp" or base.zero == 3: return replace(base, **degrees)
     return replace(base, **degrees, framework="megatron", zero=min(base.zero, 1))
 
 # %% ../../nbs/compute/08_planning.ipynb #95040dc9
-def _unsplit(base: Strategy, degrees: dict[str, int], cluster: Cluster) -> Iterator[Strategy]:
-    "Data parallelism and sharding. Offload is for those who have one node."
-    def to(**choices: Any) -> Strategy: return replace(base, **degrees, **choices)
+def _sharded(whole: Strategy, cluster: Cluster) -> Iterator[Strategy]:
+    "Ways to shard a model over its data-parallel ranks, also within nodes only."
+    ranks, per_node = whole.dp * whole.cp, cluster.per_node
+    if ranks == 1: return
+    yield replace(whole, zero=1, framework="deepspeed")
+    yield replace(whole, zero=2, framework="deepspeed")
+    yield replace(whole, zero=3)
+    whole_nodes = ranks % per_node == 0 and ranks > per_node
+    if cluster.nodes > 1 and whole_nodes: yield replace(whole, zero=3, shard_group=per_node)
 
-    ranks = degrees["dp"] * degrees["cp"]
-    yield to(zero=0)
-    if ranks > 1:
-        yield from (to(zero=1, framework="deepspeed"), to(zero=2, framework="deepspeed"), to(zero=3))
-        groups = ranks % cluster.per_node == 0 and ranks > cluster.per_node
-        if cluster.nodes > 1 and groups: yield to(zero=3, shard_group=cluster.per_node)
-    if cluster.nodes == 1 and not base.optimizer_in_backward:
-        yield to(zero=2, framework="deepspeed", offload="optimizer")
-        yield to(zero=3, framework="deepspeed", offload="parameters")
+def _unsplit(whole: Strategy, cluster: Cluster) -> Iterator[Strategy]:
+    "Data parallelism and sharding. Offload is for those who have one node."
+    yield whole
+    yield from _sharded(whole, cluster)
+    if cluster.nodes > 1 or whole.optimizer_in_backward: return
+    yield replace(whole, zero=2, framework="deepspeed", offload="optimizer")
+    yield replace(whole, zero=3, framework="deepspeed", offload="parameters")
 
 # %% ../../nbs/compute/08_planning.ipynb #08ad000a
 def variants(
@@ -141,23 +166,27 @@ def variants(
     cluster: Cluster,
 ) -> Iterator[Strategy]:
     "Frameworks, sharding and offload that make sense for the degrees."
-    def to(**choices: Any) -> Strategy: return replace(base, **degrees, **choices)
-
-    ranks = degrees["dp"] * degrees["cp"]
     if base.zero or base.offload != "none" or base.framework != "fsdp":
         yield _kept(base, degrees)
-    elif degrees["tp"] == degrees["pp"] == 1:
-        yield from _unsplit(base, degrees, cluster)
-    elif base.lora_rank or base.optimizer_in_backward:
-        yield to(zero=3 if ranks > 1 else 0)
-    else:
-        yield to(zero=1 if ranks > 1 else 0, framework="megatron")
-        if ranks > 1: yield to(zero=3)
+        return
+    split = replace(base, **degrees)
+    if split.tp == split.pp == 1: yield from _unsplit(split, cluster)
+    else: yield from _in_parts(split)
+
+def _in_parts(split: Strategy) -> Iterator[Strategy]:
+    "A model in parts: Megatron's ZeRO-1, or FSDP; adapters, or steps in the backward pass, have FSDP alone."
+    sharded = split.dp * split.cp > 1
+    if not split.lora_rank and not split.optimizer_in_backward:
+        yield replace(split, zero=1 if sharded else 0, framework="megatron")
+        if not sharded: return
+    yield replace(split, zero=3 if sharded else 0)
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0004
-#: (active parameters up to, tokens in a batch); the last is Llama 3 405B's for most of its training (arXiv 2407.21783)
+#: (active parameters up to, tokens in a batch); the last is Llama 3 405B's for most of its training
+#: (arXiv 2407.21783)
 USUAL_BATCH = ((1.0e9, 2**19), (15e9, 2**20), (100e9, 2**22), (math.inf, 2**24))
-#: tokens to which the usual batch may grow so that every rank has a sequence: nobody's dense model was trained with more
+#: tokens to which the usual batch may grow so that every rank has a sequence:
+#: nobody's dense model was trained with more
 MOST_BATCH = 2**24
 #: sequences in a batch when adapters are trained (Hu et al. 2021 use 8 to 128)
 USUAL_ADAPTER_BATCH = 64
@@ -179,6 +208,12 @@ def _sizes(each: float, batch: int, strategy: Strategy, stretch: bool) -> list[i
     if exact: return [size for size in divisors(batch // strategy.dp) if size <= 64]
     return [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= each]
 
+def _accumulated(sizes: Sequence[int], each: float, seq_len: int, strategy: Strategy) -> list[Workload]:
+    "Each micro-batch as often as makes `each` sequences; once where the optimizer is in the backward pass."
+    once = strategy.optimizer_in_backward
+    return [Workload(seq_len, size, 1 if once else max(1, round(each / size))) for size in sizes]
+
+# %% ../../nbs/compute/08_planning.ipynb #fbd7f5b1
 def workloads(
     strategy: Strategy,
     seq_len: int,
@@ -193,8 +228,7 @@ def workloads(
     each = max(1.0, batch / dp) if stretch else batch / dp
     sizes = [micro_batch] if micro_batch else _sizes(each, batch, strategy, stretch)
     if not stretch: sizes = [size for size in sizes if batch % (dp * size) == 0]
-    found = [Workload(seq_len, size, max(1, round(each / size))) for size in sizes]
-    return [replace(workload, grad_accum=1) for workload in found] if strategy.optimizer_in_backward else found
+    return _accumulated(sizes, each, seq_len, strategy)
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0005
 @dataclass(frozen=True)
@@ -238,7 +272,8 @@ def states_bytes(
     if strategy.lora_rank or strategy.offload != "none" or strategy.base_weights: return 0.0
     held, split, zero = recipe(strategy), strategy.tp * strategy.pp, strategy.zero
     every = model.parameters / split
-    here = every - model.parts.expert * (1 - 1 / strategy.ep) / split  # experts are dealt out among ranks that share the rest
+    # experts are dealt out among ranks that share the rest
+    here = every - model.parts.expert * (1 - 1 / strategy.ep) / split
     spread = every / strategy.shards
     weights = held.weight * (spread if zero == 3 else here)
     gradients = held.grad * (spread if zero >= 2 else here)
@@ -273,6 +308,12 @@ def _too_much(footprint: Footprint, strategy: Strategy, cluster: Cluster) -> str
     return f"the host would need {size_text(host)} of {size_text(cluster.host_bytes)}"
 
 # %% ../../nbs/compute/08_planning.ipynb #08ad000f
+def _tried(model: Architecture, strategy: Strategy, cluster: Cluster, workload: Workload) -> Found | str:
+    "What one workload holds and how fast it is, or what does not fit."
+    footprint = estimate(model, strategy, workload, cluster.device, "device", advice=False)
+    if why := _too_much(footprint, strategy, cluster): return why
+    return Found(strategy, workload, footprint, throughput(model, strategy, workload, cluster, bounds=False))
+
 def judge(
     model: Architecture,
     strategy: Strategy,
@@ -282,16 +323,12 @@ def judge(
     "The fastest workload of a strategy that fits."
     if why := _hopeless(model, strategy, cluster, options): return why
     best: Found | None = None
-    said = ""
     for workload in options:
         if refusal(model, strategy, workload): continue
-        footprint = estimate(model, strategy, workload, cluster.device, "device", advice=False)
-        said = _too_much(footprint, strategy, cluster)
-        if said: break
-        speed = throughput(model, strategy, workload, cluster, bounds=False)
-        found = Found(strategy, workload, footprint, speed)
+        found = _tried(model, strategy, cluster, workload)
+        if isinstance(found, str): return best or found
         if best is None or _worth(found, best): best = found
-    return best or said or "no workload is possible"
+    return best or "no workload is possible"
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0009
 def _worth(larger: Found, best: Found) -> bool:
@@ -300,8 +337,13 @@ def _worth(larger: Found, best: Found) -> bool:
     return larger.speed.tokens_per_second_per_gpu.value > best.speed.tokens_per_second_per_gpu.value * 1.001
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac000a
+#: of the table of plans
+_HEAD = ("", "GPUs", "strategy", "batch", "peak", "step", "tokens/s/GPU", "MFU", "time", "cost")
+#: columns that a terminal must be wider than this to show
+_NARROW = {"GPUs": 90, "batch": 120, "step": 120, "MFU": 120, "tokens/s/GPU": 70, "cost": 70}
+
 def _cells(plan: Plan) -> list[Any]:
-    "A row of the table of plans."
+    "A row of the table of plans, its number left out."
     return [
         plan.gpus,
         plan.description,
@@ -314,10 +356,35 @@ def _cells(plan: Plan) -> list[Any]:
         usd_text(plan.usd) if plan.usd is not None else "",
     ]
 
-# %% ../../nbs/compute/08_planning.ipynb #1fda8819
-#: columns of the table of plans that a terminal must be wider than this to show
-_NARROW = {"GPUs": 90, "batch": 120, "step": 120, "MFU": 120, "tokens/s/GPU": 70, "cost": 70}
+def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[int]:
+    "Which columns a terminal has room for, of those that are not empty."
+    room = [column for column, name in enumerate(_HEAD) if width > _NARROW.get(name, 0)]
+    return [column for column in room if any(row[column] != "" for row in rows)]
 
+# %% ../../nbs/compute/08_planning.ipynb #64f41b3f
+def _speed_words(plan: Plan) -> str:
+    "What a plan is and how fast."
+    rate = f"{plan.tokens_per_second_per_gpu.value:,.0f} tokens/s on each GPU"
+    size = f"micro-batch {plan.workload.micro_batch} × {plan.workload.seq_len}"
+    return f"{plan.description}, {size}: {rate} ({plan.mfu:.0%} MFU)"
+
+def _bill_words(plan: Plan) -> str:
+    "Time and money of the whole run, where they are known."
+    bill = [time_text(plan.hours * 3600)] if plan.hours is not None else []
+    if plan.usd is not None: bill.append(usd_text(plan.usd))
+    return f", {', '.join(bill)} in all" if bill else ""
+
+# %% ../../nbs/compute/08_planning.ipynb #f937da0b
+def _cost_point(plan: Plan) -> tuple[float, float, str]:
+    "Thousands of seconds, and GPU-hours, of a billion tokens, and of which plan."
+    rate = plan.tokens_per_second_per_gpu.value
+    return 1e6 / (rate * plan.gpus), 1e9 / rate / 3600, plan.description
+
+def _cost_series(name: str, points: Sequence[tuple[float, float, str]], line: bool) -> Series:
+    "Points with their labels."
+    return Series(name, [(x, y) for x, y, _ in points], [label for *_, label in points], line)
+
+# %% ../../nbs/compute/08_planning.ipynb #1fda8819
 @dataclass(frozen=True)
 class PlanReport(Result):
     "The ranked plans, what was ruled out and why, and what to try first."
@@ -347,42 +414,41 @@ class PlanReport(Result):
 
     def verdict(self) -> str:
         "One sentence."
-        b, where = self.headline, f"{self.model} on {self.gpus} × {self.gpu}"
-        if b is None and self.cheapest_usd is not None:
+        best = self.headline
+        if best is None: return self._nothing()
+        tight = " (tight)" if best.fits == "tight" else ""
+        held = f"{size_text(best.peak_bytes)} of {size_text(self.memory_bytes)}{tight}"
+        where = f"{self.model} on {best.gpus} × {self.gpu}"
+        return f"{where}: {_speed_words(best)}, {held}{_bill_words(best)}{self._faster()}"
+
+    def _nothing(self) -> str:
+        "Why there is no plan."
+        where = f"{self.model} on {self.gpus} × {self.gpu}"
+        if self.cheapest_usd is not None:
             return f"Nothing keeps to the budget: {where} costs {usd_text(self.cheapest_usd)} at least"
-        if b is None:
-            return f"No strategy fits {where}: {self.rejected[0].why if self.rejected else 'nothing could be tried'}"
-        bill = [time_text(b.hours * 3600)] if b.hours is not None else []
-        bill += [usd_text(b.usd)] if b.usd is not None else []
-        return (
-            f"{self.model} on {b.gpus} × {self.gpu}: {b.description}, micro-batch {b.workload.micro_batch} × {b.workload.seq_len}: "
-            f"{b.tokens_per_second_per_gpu.value:,.0f} tokens/s on each GPU ({b.mfu:.0%} MFU), "
-            f"{size_text(b.peak_bytes)} of {size_text(self.memory_bytes)}{' (tight)' if b.fits == 'tight' else ''}"
-            + (", " + ", ".join(bill) + " in all" if bill else "")
-            + self._faster()
-        )
+        why = self.rejected[0].why if self.rejected else "nothing could be tried"
+        return f"No strategy fits {where}: {why}"
 
     def _faster(self) -> str:
         "The fastest plan, where the headline is a simpler one."
         if not self.best: return ""
         first = self.plans[0]
-        return f"; the first by {self.minimize} is {first.description} ({first.tokens_per_second_per_gpu.value:,.0f} tokens/s on each GPU)"
+        rate = f"{first.tokens_per_second_per_gpu.value:,.0f} tokens/s on each GPU"
+        return f"; the first by {self.minimize} is {first.description} ({rate})"
 
     def table(self, most: int = 10) -> str:
-        "The plans as plain text, without columns that would be empty; a star where no plan is both faster and cheaper."
-        plans = self.plans[:most]
-        starred = len({p.gpus for p in plans}) > 1
-        rows = [[f"{i}{' *' * (starred and p.pareto)}", *_cells(p)] for i, p in enumerate(plans, 1)]
-        head = ["", "GPUs", "strategy", "batch", "peak", "step", "tokens/s/GPU", "MFU", "time", "cost"]
-        width = terminal_width(160)
-        room = [c for c, name in enumerate(head) if width > _NARROW.get(name, 0)]
-        kept = [c for c in room if any(row[c] != "" for row in rows)]
-        text = table_text([head[c] for c in kept], [[row[c] for c in kept] for row in rows], width=width)
+        "The plans as plain text, without empty columns; a star where no plan is both faster and cheaper."
+        plans, width = self.plans[:most], terminal_width(160)
+        starred = len({plan.gpus for plan in plans}) > 1
+        rows = [[f"{i}{' *' * (starred and plan.pareto)}", *_cells(plan)] for i, plan in enumerate(plans, 1)]
+        kept = _columns(rows, width)
+        head = [_HEAD[column] for column in kept]
+        text = table_text(head, [[row[column] for column in kept] for row in rows], width=width)
         return text + ("\n* no other plan is both faster and cheaper" if starred else "")
 
     def memory_chart(self, most: int = 12) -> Chart:
         "Memory of a GPU by strategy."
-        bars = {p.description: {"peak": p.peak_bytes / GIB} for p in self.plans[:most]}
+        bars = {plan.description: {"peak": plan.peak_bytes / GIB} for plan in self.plans[:most]}
         return stacked_bars(
             bars,
             "GiB on the fullest GPU",
@@ -391,29 +457,25 @@ class PlanReport(Result):
             show="{:.3g}".format,
         )
 
+    @property
+    def _several(self) -> bool:
+        "Whether the plans take different numbers of GPUs."
+        return len({plan.gpus for plan in self.plans}) > 1
+
     def cost_chart(self) -> Chart:
         "Cost (or GPU-hours per million tokens) against time, with the Pareto front."
-        def point(plan):  # 1000 s, and GPU-hours, per billion tokens
-            rate = plan.tokens_per_second_per_gpu.value
-            return 1e6 / (rate * plan.gpus), 1e9 / rate / 3600, plan.description
-
-        points = [point(p) for p in self.plans]
-        front = sorted(point(p) for p in self.plans if p.pareto)
-
-        def series(name, pts, line):
-            return Series(name, [(x, y) for x, y, _ in pts], [label for *_, label in pts], line)
-
-        shown = [series("all plans", points, False), series("Pareto front", front, True)]
+        points = [_cost_point(plan) for plan in self.plans]
+        front = sorted(_cost_point(plan) for plan in self.plans if plan.pareto)
+        shown = [_cost_series("all plans", points, False), _cost_series("Pareto front", front, True)]
         axes = "thousand seconds per billion tokens", "GPU-hours per billion tokens"
-        return scatter(shown, "Time against GPU-hours", *axes, log_x=len({p.gpus for p in self.plans}) > 1)
+        return scatter(shown, "Time against GPU-hours", *axes, log_x=self._several)
 
     def __str__(self) -> str: return self.verdict() + "\n\n" + self.table()
 
     def _repr_html_(self) -> str:
         verdict = f"<p>{self.verdict()}.</p>"
         if not self.plans: return verdict
-        several = len({p.gpus for p in self.plans}) > 1
-        return verdict + self.memory_chart().svg + (self.cost_chart().svg if several else "")
+        return verdict + self.memory_chart().svg + (self.cost_chart().svg if self._several else "")
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac000b
 _RECOMPUTE = ("none", "selective", "full")
@@ -444,6 +506,11 @@ class Search:
         "The micro-batch that was asked for."
         return self.workload.micro_batch if self.workload.micro_batch > 1 else None
 
+    @property
+    def fewest(self) -> bool:
+        "Whether the search ends with the first number of GPUs that does."
+        return self.gpus is None or self.minimize == "gpus"
+
     def cluster(self, gpus: int) -> Cluster:
         "So many of these GPUs, in the nodes that were asked for."
         return cluster(self.device, gpus, self.per_node, self.network)
@@ -453,7 +520,7 @@ def _best_way(search: Search, cluster: Cluster, strategy: Strategy, options: Seq
     "The best activation checkpointing, schedule and workload, or the reason against the leanest one."
     best: Found | str = ""
     leaner = (replace(strategy, recompute=recompute) for recompute in options)
-    for way in (way for one in leaner for way in _virtual(search.model, one)):
+    for way in itertools.chain.from_iterable(_virtual(search.model, one) for one in leaner):
         tried = workloads(way, search.workload.seq_len, search.batch, search.micro_batch, search.stretch)
         found = judge(search.model, way, cluster, tried)
         if not isinstance(best, Found): best = found
@@ -483,7 +550,9 @@ def _virtual(model: Architecture, strategy: Strategy) -> Iterator[Strategy]:
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac000d
 def _better(found: Found, best: Found) -> bool:
-    if (found.footprint.fits == "yes") != (best.footprint.fits == "yes"): return found.footprint.fits == "yes"
+    "Whether one way surely fits and the other does not, or is faster where both do."
+    sure, was_sure = found.footprint.fits == "yes", best.footprint.fits == "yes"
+    if sure != was_sure: return sure
     return found.speed.tokens_per_second_per_gpu.value > best.speed.tokens_per_second_per_gpu.value
 
 # %% ../../nbs/compute/08_planning.ipynb #e932d805
@@ -502,6 +571,16 @@ def _hosted(cluster: Cluster, price: Price | None) -> Cluster:
     return replace(cluster, host_bytes=int(price.host_bytes_per_gpu * min(cluster.per_node, cluster.gpus)))
 
 # %% ../../nbs/compute/08_planning.ipynb #aebab3a4
+def _usual(model: Architecture, base: Strategy, workload: Workload, gpus: int | None) -> int:
+    "Sequences of a step where none were asked for: what the accumulation makes, or the usual batch."
+    if not workload.grad_accum: return usual_batch(model, base, workload.seq_len)
+    return workload.micro_batch * workload.grad_accum * max(gpus or 1, 1)
+
+def _one_stack(base: Strategy, device: Device) -> Strategy:
+    "The same kernels and precision for the whole table: only the spreading differs."
+    return replace(base, precision=precision_used(base.precision, device), kernels=base.software)
+
+# %% ../../nbs/compute/08_planning.ipynb #53666979
 def plan(
     architecture: Architecture,  # the model
     device: Device,  # the GPU
@@ -519,34 +598,37 @@ def plan(
     measured_share: float = 1.0,  # measured step over estimated step of such a run (`cost --calibrate`)
 ) -> PlanReport:
     "Search, rank, and say why not. Raises `BadInput`."
-    a, base = architecture, base or Strategy()
-    rates = _rates(price, device)
-    w = workload or default_workload(a)
-    _askable(a, base, minimize, tokens, rates(gpus or 1), budget)
-    used = precision_used(base.precision, device)
-    base = replace(base, precision=used, kernels=base.software)  # one stack a table: only the spreading differs
-    size = batch or (
-        w.micro_batch * w.grad_accum * max(gpus or 1, 1) if w.grad_accum else usual_batch(a, base, w.seq_len)
-    )
-    q = Search(a, device, gpus, base, w, size, batch is None, tokens, minimize, rates, budget, per_node, network, most,
-               measured_share)
-    found, ruled = _searched(q)
-    if not found and not ruled:
-        why = f"{gpus or 'no number of'} GPUs cannot be divided into {_given(base)} for this model"
-        raise BadInput(why, "Use degrees whose product divides the GPUs, or leave them to the search")
-    return _report(q, found, ruled)
+    asked, rates = base or Strategy(), _rates(price, device)
+    shape = workload or default_workload(architecture)
+    _askable(architecture, asked, minimize, tokens, rates(gpus or 1), budget)
+    stack = _one_stack(asked, device)
+    size = batch or _usual(architecture, stack, shape, gpus)
+    limits = budget, per_node, network, most, measured_share
+    question = architecture, device, gpus, stack, shape, size, batch is None, tokens, minimize, rates
+    search = Search(*question, *limits)
+    return _report(search, *_searched(search))
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac000f
 def _searched(search: Search) -> tuple[list[Found], list[Rejected]]:
-    "What fits, and what does not, over all numbers of GPUs that are worth a try."
+    "What fits and what does not, over the numbers of GPUs worth a try. Raises `BadInput` where none is."
     found: list[Found] = []
     ruled: list[Rejected] = []
     for count in _counts(search.gpus, search.minimize, search.base):
-        for s, result in _candidates(search, _hosted(search.cluster(count), search.rates(count))):
-            if isinstance(result, str): ruled.append(Rejected(s, rung(s), describe(s), result))
-            else: found.append(result)
-        if (search.gpus is None or search.minimize == "gpus") and _enough(found, count): break
+        for strategy, result in _candidates(search, _hosted(search.cluster(count), search.rates(count))):
+            if isinstance(result, Found): found.append(result)
+            else: ruled.append(_ruled_out(strategy, result))
+        if search.fewest and _enough(found, count): break
+    if not found and not ruled: raise _indivisible(search)
     return found, ruled
+
+def _ruled_out(strategy: Strategy, why: str) -> Rejected:
+    "A strategy with the reason against it."
+    return Rejected(strategy, rung(strategy), describe(strategy), why)
+
+def _indivisible(search: Search) -> BadInput:
+    "What to say where the degrees that were fixed do not go into the GPUs."
+    why = f"{search.gpus or 'no number of'} GPUs cannot be divided into {_given(search.base)} for this model"
+    return BadInput(why, "Use degrees whose product divides the GPUs, or leave them to the search")
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0010
 def _askable(
@@ -557,30 +639,32 @@ def _askable(
     price: Price | None,
     budget: float | None,
 ) -> None:
+    "Whether such a plan can be made. Raises `BadInput`."
     if model.kind == "states":
-        raise BadInput(
-            "a number of parameters cannot be planned", "Name a model: its configuration is enough"
-        )
+        hint = "Name a model: its configuration is enough"
+        raise BadInput("a number of parameters cannot be planned", hint)
     if base.inference:
-        raise BadInput(
-            "plans are for training", "Leave --inference out; memory --inference says what serving takes"
-        )
+        hint = "Leave --inference out; memory --inference says what serving takes"
+        raise BadInput("plans are for training", hint)
     if minimize not in ("time", "cost", "gpus"):
         raise BadInput(f"minimize cannot be {minimize!r}", "Choose time, cost or gpus")
-    if budget is not None and not (budget > 0 and math.isfinite(budget)):
-        raise BadInput(f"the budget cannot be {budget} dollars", "Give a number above 0")
-    if budget is not None and (tokens is None or price is None):
-        hint = "Add --tokens, and --prices or --usd-per-gpu-hour where the shipped list has none"
-        raise BadInput("a budget needs a run and a price", hint)
+    if budget is not None: _payable(budget, tokens, price)
     if tokens is not None and tokens < 1:
         raise BadInput(f"a run of {tokens} tokens cannot be planned", "Give at least one token")
 
+def _payable(budget: float, tokens: int | None, price: Price | None) -> None:
+    "Whether a budget is an amount, of a run that has a price. Raises `BadInput`."
+    if not (budget > 0 and math.isfinite(budget)):
+        raise BadInput(f"the budget cannot be {budget} dollars", "Give a number above 0")
+    if tokens is None or price is None:
+        hint = "Add --tokens, and --prices or --usd-per-gpu-hour where the shipped list has none"
+        raise BadInput("a budget needs a run and a price", hint)
+
 # %% ../../nbs/compute/08_planning.ipynb #08ac0011
 def _given(base: Strategy) -> str:
-    return (
-        ", ".join(f"{k} {getattr(base, k)}" for k in ("dp", "tp", "pp", "cp", "ep") if getattr(base, k) > 1)
-        or "anything"
-    )
+    "The degrees that were fixed."
+    fixed = {name: getattr(base, name) for name in ("dp", "tp", "pp", "cp", "ep")}
+    return ", ".join(f"{name} {degree}" for name, degree in fixed.items() if degree > 1) or "anything"
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0012
 def _counts(gpus: int | None, minimize: str, base: Strategy) -> list[int]:
@@ -601,54 +685,100 @@ def _bearable(found: Found) -> bool:
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0014
 def _enough(found: Sequence[Found], count: int) -> bool:
-    "Whether no larger number of GPUs need be tried: one plan surely fits and is bearable, or 64 times the GPUs did not help."
-    if any(f.footprint.fits == "yes" and _bearable(f) for f in found): return True
-    return bool(found) and count >= 64 * min(f.strategy.gpus for f in found)
+    """Whether no larger number of GPUs need be tried: one plan surely fits and is bearable,
+    or 64 times the GPUs did not help."""
+    if any(one.footprint.fits == "yes" and _bearable(one) for one in found): return True
+    return bool(found) and count >= 64 * min(one.strategy.gpus for one in found)
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0015
+@dataclass(frozen=True)
+class Ranking:
+    "What was found, in order and priced."
+    plans: list[Plan]  # within the budget
+    rejected: list[Rejected]
+    least: float | None  # dollars of the cheapest plan, within the budget or not
+    gpus: int  # of the first plan
+
+    @property
+    def cheapest(self) -> float | None:
+        "Dollars of the cheapest plan, where only the budget is in the way."
+        return None if self.plans else self.least
+
+# %% ../../nbs/compute/08_planning.ipynb #0f72809d
+def _ladder_order(rejected: Rejected) -> tuple[int, int, int]:
+    "Down on the ladder first, then with fewer stages and parts."
+    return LADDER.index(rejected.rung), rejected.strategy.pp, rejected.strategy.tp
+
+def _priced(search: Search, found: Sequence[Found]) -> list[Plan]:
+    "Plans in order, the first ones with their range."
+    ranked = _ranked(found, search.base, search.minimize)
+    return [_plan(search, one, i < search.most) for i, one in enumerate(ranked)]
+
+def _ranking(search: Search, found: Sequence[Found], ruled: list[Rejected]) -> Ranking:
+    "What was found, in order and priced, and what was ruled out."
+    every = _priced(search, found)
+    bills = [plan.usd for plan in every if plan.usd is not None]
+    plans, over = _within(every, search.budget)
+    rejected = sorted(ruled + over, key=_ladder_order)
+    if plans: gpus = plans[0].gpus
+    else: gpus = search.gpus or max(one.strategy.gpus for one in rejected)
+    return Ranking(plans, rejected, min(bills, default=None), gpus)
+
+# %% ../../nbs/compute/08_planning.ipynb #7b7c6940
 def _report(
     search: Search,
     found: list[Found],
     ruled: list[Rejected],
 ) -> PlanReport:
     "What was found, ranked, priced and explained."
-    ranked = _ranked(found, search.base, search.minimize)
-    plans = [_plan(search, f, full=i < search.most) for i, f in enumerate(ranked)]
-    least = min((p.usd for p in plans if p.usd is not None), default=None)
-    plans, over = _within(plans, search.budget)
-    rejected = sorted(ruled + over, key=lambda r: (LADDER.index(r.rung), r.strategy.pp, r.strategy.tp))
-    simplest = _simplest(plans)
-    count = plans[0].gpus if plans else search.gpus or max(r.strategy.gpus for r in rejected)
-    advice = _savings(search.base) if not plans and least is not None else _advice(search, count, plans, rejected, simplest)
-    shown = _starred(plans[: search.most])
+    ranking = _ranking(search, found, ruled)
     return PlanReport(
+        **_asked(search),
+        **_chosen(search, ranking),
+        considered=len(found) + len(ruled),
+        assumptions=_assumptions(search, search.rates(ranking.gpus), found),
+    )
+
+def _chosen(search: Search, ranking: Ranking) -> dict[str, Any]:
+    "What a report says of the ranking: the first plans, which of them to take, and what to try."
+    shown, simplest = _starred(ranking.plans[: search.most]), _simplest(ranking.plans)
+    return dict(
+        gpus=ranking.gpus,
+        best=_headline(shown, search.minimize),
+        simplest=simplest,
+        plans=shown,
+        rejected=ranking.rejected[:60],
+        advice=_advice(search, ranking, simplest),
+        cheapest_usd=ranking.cheapest,
+    )
+
+def _asked(search: Search) -> dict[str, Any]:
+    "What a report repeats of the question."
+    return dict(
         model=search.model.name,
         parameters=search.model.parameters,
         gpu=search.device.name,
-        gpus=count,
         memory_bytes=search.device.memory_bytes,
         minimize=search.minimize,
         tokens=search.tokens,
         batch=search.batch,
-        best=_headline(shown, search.minimize),
-        simplest=simplest,
-        plans=shown,
-        rejected=rejected[:60],
-        advice=advice,
-        considered=len(found) + len(ruled),
-        assumptions=_assumptions(search, search.rates(count), found),
         flops_convention=convention(search.base),
-        cheapest_usd=None if plans else least,
     )
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0016
 def _within(plans: list[Plan], budget: float | None) -> tuple[list[Plan], list[Rejected]]:
     "Plans that keep to the budget, and those that do not."
-    def costs_too_much(plan): return budget is not None and plan.usd is not None and plan.usd > budget
-    why = f"more than the budget of {usd_text(budget)}" if budget is not None else ""
-    over = [Rejected(p.strategy, p.rung, p.description, f"costs {usd_text(p.usd or 0)}, {why}")
-            for p in plans if costs_too_much(p)]
-    return [p for p in plans if not costs_too_much(p)], over
+    kept: list[Plan] = []
+    over: list[Rejected] = []
+    for plan in plans:
+        if budget is None or plan.usd is None or plan.usd <= budget: kept.append(plan)
+        else: over.append(_too_dear(plan, plan.usd, budget))
+    return kept, over
+
+def _too_dear(plan: Plan, usd: float, budget: float) -> Rejected:
+    "A plan that costs more than there is."
+    why = f"costs {usd_text(usd)}, more than the budget of {usd_text(budget)}"
+    return Rejected(plan.strategy, plan.rung, plan.description, why)
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0017
 def _simplest(plans: Sequence[Plan]) -> Plan | None:
@@ -657,18 +787,20 @@ def _simplest(plans: Sequence[Plan]) -> Plan | None:
     return min((p for p in plans if p.fits == "yes"), key=simple, default=plans[0] if plans else None)
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0018
-def _starred(plans: Sequence[Plan]) -> list[Plan]:
-    "The same plans; those on the Pareto front of time and money (GPU-hours where there is no price) are marked."
-    def spent(plan):
-        rate = plan.tokens_per_second_per_gpu.value
-        return 1 / (rate * plan.gpus), (plan.usd if plan.usd is not None else 1 / rate)
+def _spent(plan: Plan) -> tuple[float, float]:
+    "Time and money of one token; GPU-seconds where there is no price."
+    rate = plan.tokens_per_second_per_gpu.value
+    return 1 / (rate * plan.gpus), (plan.usd if plan.usd is not None else 1 / rate)
 
-    marked: dict[int, bool] = {}
+def _starred(plans: Sequence[Plan]) -> list[Plan]:
+    "The same plans; those on the Pareto front of time and money are marked."
     least = math.inf
-    for i in sorted(range(len(plans)), key=lambda i: spent(plans[i])):
-        marked[i] = spent(plans[i])[1] < least
-        least = min(least, spent(plans[i])[1])
-    return [replace(p, pareto=marked[i]) for i, p in enumerate(plans)]
+    front = set()
+    for i in sorted(range(len(plans)), key=lambda i: _spent(plans[i])):
+        money = _spent(plans[i])[1]
+        if money < least: front.add(i)
+        least = min(least, money)
+    return [replace(plan, pareto=i in front) for i, plan in enumerate(plans)]
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0019
 #: activation checkpointing by how little has to be set up
@@ -676,80 +808,99 @@ _EFFORT = {"none": 0, "selective": 1, "full": 2}
 #: how much slower (or more expensive) than the first a plan may be and still be preferred for being simpler
 NEAR = 0.10
 
-def _headline(plans: Sequence[Plan], minimize: str) -> int | None:
-    "Index of the simplest plan within `NEAR` of the first: as sure to fit, offloaded only where the first is."
-    if not plans: return None
-    first = plans[0]
-    def worth(plan): return plan.tokens_per_second_per_gpu.value * (plan.gpus if minimize == "time" else 1)
-    def near(plan):
-        if minimize == "gpus" and plan.gpus != first.gpus: return False
-        sure = plan.fits == first.fits or plan.fits == "yes"
-        return (
-            sure
-            and (plan.strategy.offload == "none" or first.strategy.offload != "none")
-            and worth(plan) >= (1 - NEAR) * worth(first)
-        )
+def _rate(plan: Plan, minimize: str) -> float:
+    "Tokens a second: of all GPUs where time counts, of each where money does."
+    return plan.tokens_per_second_per_gpu.value * (plan.gpus if minimize == "time" else 1)
 
-    close = [i for i, p in enumerate(plans) if near(p)]
-    return min(
-        close,
-        key=lambda i: (
-            LADDER.index(plans[i].rung),
-            plans[i].strategy.zero,
-            _EFFORT[plans[i].strategy.recompute],
-            i,
-        ),
-    )
+def _near(plan: Plan, first: Plan, minimize: str) -> bool:
+    "Whether a plan is within `NEAR` of the first, as sure to fit, and offloaded only where the first is."
+    if minimize == "gpus" and plan.gpus != first.gpus: return False
+    if plan.fits not in ("yes", first.fits): return False
+    if plan.strategy.offload != "none" and first.strategy.offload == "none": return False
+    return _rate(plan, minimize) >= (1 - NEAR) * _rate(first, minimize)
+
+# %% ../../nbs/compute/08_planning.ipynb #87f81dc2
+def _setting_up(plan: Plan) -> tuple[int, int, int]:
+    "How much has to be set up: the step of the ladder, the sharding, the checkpointing."
+    return LADDER.index(plan.rung), plan.strategy.zero, _EFFORT[plan.strategy.recompute]
+
+def _headline(plans: Sequence[Plan], minimize: str) -> int | None:
+    "Index of the simplest plan within `NEAR` of the first."
+    close = [i for i, plan in enumerate(plans) if _near(plan, plans[0], minimize)]
+    return min(close, key=lambda i: (*_setting_up(plans[i]), i), default=None)
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac001a
+def _aim(found: Found, minimize: str) -> tuple[float, ...]:
+    "What is asked for, the smaller the better: time, GPU-hours, or GPUs of which a step is bearable."
+    rate, gpus = found.speed.tokens_per_second_per_gpu.value, found.strategy.gpus
+    if minimize == "time": return (-round(rate * gpus, 3),)
+    if minimize == "cost": return (-round(rate, 3),)
+    return not _bearable(found), gpus, -round(rate, 3)
+
 def _ranked(found: Sequence[Found], base: Strategy, minimize: str) -> list[Found]:
     "What surely fits and is not offloaded first, then by what is asked for, then the simpler one."
-    def speed(found): return found.speed.tokens_per_second_per_gpu.value
-    keys = {"time": lambda f: -round(speed(f) * f.strategy.gpus, 3), "cost": lambda f: -round(speed(f), 3),
-            "gpus": lambda f: (not _bearable(f), f.strategy.gpus, -round(speed(f), 3))}
-
-    def key(found):
-        return (
-            found.footprint.fits != "yes",
-            found.strategy.offload != base.offload,
-            keys[minimize](found),
-            LADDER.index(rung(found.strategy)),
-        )
+    def key(one: Found) -> tuple[bool, bool, tuple[float, ...], int]:
+        tight, moved = one.footprint.fits != "yes", one.strategy.offload != base.offload
+        return tight, moved, _aim(one, minimize), LADDER.index(rung(one.strategy))
 
     return sorted(found, key=key)
 
 # %% ../../nbs/compute/08_planning.ipynb #fda483f0
+def _memory_of(found: Found) -> dict[str, Any]:
+    "What a plan says of memory."
+    held = found.footprint.device_bytes
+    return dict(
+        fits=str(found.footprint.fits),
+        peak_bytes=int(held.value),
+        peak_range=[int(held.low), int(held.high)],
+        host_bytes=found.footprint.host_bytes,
+    )
+
+def _speed_of(speed: Throughput, measured_share: float) -> dict[str, Any]:
+    "What a plan says of time, as a measured run scales it."
+    return dict(
+        step_seconds=speed.step_seconds.map(lambda seconds: seconds * measured_share),
+        tokens_per_second_per_gpu=speed.tokens_per_second_per_gpu.map(lambda rate: rate / measured_share),
+        tokens_per_step=speed.tokens_per_step,
+        mfu=speed.mfu / measured_share,
+    )
+
+def _hours(tokens: int | None, tokens_per_step: int, step_seconds: Estimate, **_: Any) -> float | None:
+    "Of the whole run, in whole steps, where its length is known."
+    return math.ceil(tokens / tokens_per_step) * step_seconds.value / 3600 if tokens else None
+
+def _bill_of(search: Search, gpus: int, hours: float | None) -> dict[str, Any]:
+    "What a plan says of money, energy and carbon dioxide; nothing where the length of the run is unknown."
+    if hours is None: return dict(hours=None, usd=None)
+    price, watts = search.rates(gpus), search.device.watts
+    kwh = energy_kwh(watts, gpus, hours) if watts else None
+    return dict(
+        hours=hours,
+        usd=hours * gpus * price.usd_per_gpu_hour if price else None,
+        kwh=kwh,
+        co2_kg=kwh * CO2_KG_PER_KWH if kwh is not None else None,
+    )
+
+# %% ../../nbs/compute/08_planning.ipynb #8341b90a
 def _plan(
     search: Search,
     found: Found,
     full: bool,  # with the range, which takes longer
 ) -> Plan:
     "A strategy that fits, with its time, its bill and its energy."
-    t = throughput(search.model, found.strategy, found.workload, search.cluster(found.strategy.gpus)) if full else found.speed
-    step = t.step_seconds.map(lambda seconds: seconds * search.measured_share)
-    hours = math.ceil(search.tokens / t.tokens_per_step) * step.value / 3600 if search.tokens else None
-    price, watts, gpus = search.rates(found.strategy.gpus), search.device.watts, found.strategy.gpus
-    kwh = energy_kwh(watts, gpus, hours) if hours is not None and watts else None
-    held = found.footprint.device_bytes
+    strategy, speed = found.strategy, found.speed
+    if full: speed = throughput(search.model, strategy, found.workload, search.cluster(strategy.gpus))
+    timed = _speed_of(speed, search.measured_share)
     return Plan(
-        strategy=found.strategy,
+        strategy=strategy,
         workload=found.workload,
-        rung=rung(found.strategy),
-        description=describe(found.strategy),
-        gpus=gpus,
-        fits=str(found.footprint.fits),
-        peak_bytes=int(held.value),
-        peak_range=[int(held.low), int(held.high)],
-        host_bytes=found.footprint.host_bytes,
-        step_seconds=step,
-        tokens_per_second_per_gpu=t.tokens_per_second_per_gpu.map(lambda rate: rate / search.measured_share),
-        tokens_per_step=t.tokens_per_step,
-        mfu=t.mfu / search.measured_share,
-        hours=hours,
-        usd=hours * gpus * price.usd_per_gpu_hour if hours is not None and price else None,
-        why=_why(found, t),
-        kwh=kwh,
-        co2_kg=kwh * CO2_KG_PER_KWH if kwh is not None else None,
+        rung=rung(strategy),
+        description=describe(strategy),
+        gpus=strategy.gpus,
+        why=_why(found, speed),
+        **_memory_of(found),
+        **timed,
+        **_bill_of(search, strategy.gpus, _hours(search.tokens, **timed)),
     )
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac001b
@@ -764,24 +915,25 @@ _WASTE = {
 
 def _why(found: Found, speed: Throughput) -> str:
     "What is good about it, and what it loses time with."
-    waste = {k: v for k, v in speed.spent_seconds.items() if k in _WASTE}
-    lost = max(waste, key=lambda k: waste[k]) if waste else ""
-    loss = f"; {waste[lost] / speed.step_seconds.value:.0%} of a step is {_WASTE[lost]}" if lost else ""
-    return f"{'fits' if found.footprint.fits == 'yes' else 'may fit'} with {size_text(found.footprint.device_bytes.value)}{loss}"
+    verb = "fits" if found.footprint.fits == "yes" else "may fit"
+    held = f"{verb} with {size_text(found.footprint.device_bytes.value)}"
+    waste = {cause: seconds for cause, seconds in speed.spent_seconds.items() if cause in _WASTE}
+    if not waste: return held
+    most = max(waste, key=lambda cause: waste[cause])
+    return f"{held}; {waste[most] / speed.step_seconds.value:.0%} of a step is {_WASTE[most]}"
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac001c
 def _assumptions(search: Search, price: Price | None, found: Sequence[Found]) -> list[str]:
-    size = (
-        f"A step holds {count_of(search.batch, 'sequence')} of {search.workload.seq_len} tokens, "
-        "or one per data-parallel rank where there are more ranks"
-    )
-    notes = [size, f"{search.base.precision}, {search.base.optimizer}"]
+    "What the plans take for granted: batch, precision, calibration, price, and what the time model does."
+    batch = f"A step holds {count_of(search.batch, 'sequence')} of {search.workload.seq_len} tokens, "
+    notes = [batch + "or one per data-parallel rank where there are more ranks"]
+    notes.append(f"{search.base.precision}, {search.base.optimizer}")
     if search.measured_share != 1:
-        notes.append(f"Calibrated: a measured step took {search.measured_share:.2f} times the estimate, and so does every step here")
+        slower = f"a measured step took {search.measured_share:.2f} times the estimate"
+        notes.append(f"Calibrated: {slower}, and so does every step here")
     if price:
-        notes.append(
-            f"Price: {usd_text(price.usd_per_gpu_hour)} per GPU-hour ({price.cloud} {price.instance}; {price.source})"
-        )
+        source = f"{price.cloud} {price.instance}; {price.source}"
+        notes.append(f"Price: {usd_text(price.usd_per_gpu_hour)} per GPU-hour ({source})")
     return notes + (found[0].speed.assumptions[:3] if found else [])
 
 # %% ../../nbs/compute/08_planning.ipynb #08ad001b
@@ -796,28 +948,26 @@ def _ladder_advice(plans: Sequence[Plan], ruled: Sequence[Rejected]) -> Iterator
     "The best of each step of the ladder, or why none fits."
     for step in LADDER[1:]:
         fit = [plan for plan in plans if plan.rung == step]
+        against = [rejected.why for rejected in ruled if rejected.rung == step]
         best = max(fit, key=lambda plan: plan.tokens_per_second_per_gpu.value, default=None)
         if best: yield _sentence(step, best, plans[0])
-        else: yield from [f"{_CAPITAL[step]}: does not fit: {rejected.why}" for rejected in ruled if rejected.rung == step][:1]
+        elif against: yield f"{_CAPITAL[step]}: does not fit: {against[0]}"
 
 def _simplest_advice(first: Plan, simplest: Plan) -> str:
+    "What the first plan gains over the simplest."
     rate = simplest.tokens_per_second_per_gpu.value * simplest.gpus
     gain = first.tokens_per_second_per_gpu.value * first.gpus / rate - 1
     faster = f"; {first.description} is {gain:.0%} faster"
     other = faster if gain > 0.005 else ", and nothing is faster by more than half a percent"
     return f"The simplest that fits is {simplest.description}{other}"
 
-def _advice(
-    search: Search,
-    gpus: int,
-    plans: Sequence[Plan],
-    ruled: Sequence[Rejected],
-    simplest: Plan | None,
-) -> list[str]:
-    "What to try, in the order in which people should try it."
+def _advice(search: Search, ranking: Ranking, simplest: Plan | None) -> list[str]:
+    "What to try, in the order in which people should try it; without a plan, how to get one."
+    plans = ranking.plans
+    if ranking.cheapest is not None: return _savings(search.base)
     if not plans: return _ways_out(search.base, search.workload)
-    said = [_alone_advice(gpus)] if _single(search.model, plans, search.device) else []
-    said += _ladder_advice(plans, ruled)
+    said = [_alone_advice(ranking.gpus)] if _single(search.model, plans, search.device) else []
+    said += _ladder_advice(plans, ranking.rejected)
     if simplest and simplest is not plans[0]: said.append(_simplest_advice(plans[0], simplest))
     return said
 
@@ -833,44 +983,34 @@ _CAPITAL = {
 }
 
 def _sentence(step: str, plan: Plan, best: Plan) -> str:
-    share = plan.tokens_per_second_per_gpu.value * plan.gpus / (best.tokens_per_second_per_gpu.value * best.gpus)
+    "How the best plan of a step of the ladder compares with the best of all."
+    rate = plan.tokens_per_second_per_gpu.value
+    share = rate * plan.gpus / (best.tokens_per_second_per_gpu.value * best.gpus)
     verb = "fits" if plan.fits == "yes" else "may fit"
-    rate = (
-        f"{plan.tokens_per_second_per_gpu.value:,.0f} tokens/s on each GPU, {share:.0%} of the best throughput"
-    )
-    return f"{_CAPITAL[step]}: {verb} ({plan.description}, {size_text(plan.peak_bytes)}, {rate})"
+    speed = f"{rate:,.0f} tokens/s on each GPU, {share:.0%} of the best throughput"
+    return f"{_CAPITAL[step]}: {verb} ({plan.description}, {size_text(plan.peak_bytes)}, {speed})"
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac001e
+#: a strategy for one GPU, as little memory as recomputation allows
+_ALONE: dict[str, Any] = dict(dp=1, tp=1, pp=1, vpp=1, cp=1, ep=1, sp=None, zero=0, shard_group=None,
+                              offload="none", framework="fsdp", recompute="full", async_tp=False)
+
 def _single(model: Architecture, plans: Sequence[Plan], device: Device) -> bool:
     "Whether one GPU would do, without offload, as the plans are trained."
-    s = replace(
-        plans[0].strategy,
-        dp=1,
-        tp=1,
-        pp=1,
-        vpp=1,
-        cp=1,
-        ep=1,
-        sp=None,
-        zero=0,
-        shard_group=None,
-        offload="none",
-        framework="fsdp",
-        recompute="full",
-        async_tp=False,
-    )
-    w = replace(plans[0].workload, micro_batch=1)
-    if states_bytes(model, s) > device.memory_bytes or refusal(model, s, w): return False
-    return estimate(model, s, w, device, "device", advice=False).fits == "yes"
+    alone = replace(plans[0].strategy, **_ALONE)
+    workload = replace(plans[0].workload, micro_batch=1)
+    if states_bytes(model, alone) > device.memory_bytes or refusal(model, alone, workload): return False
+    return estimate(model, alone, workload, device, "device", advice=False).fits == "yes"
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac001f
 def _savings(strategy: Strategy) -> list[str]:
     "What makes a run cheaper."
+    adapters = "" if strategy.lora_rank else ", or adapters only (--lora-rank 16)"
     return [
         "Rank by cost: --minimize cost also looks at fewer GPUs, which wait less for each other",
         "Compare other GPUs: the cheapest hour is seldom the cheapest run",
         "Take spot prices (--spot), or a list of your own (--prices)",
-        "Train on fewer tokens (--tokens)" + ("" if strategy.lora_rank else ", or adapters only (--lora-rank 16)"),
+        f"Train on fewer tokens (--tokens){adapters}",
     ]
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0020
@@ -881,7 +1021,7 @@ def _ways_out(strategy: Strategy, workload: Workload) -> list[str]:
         ways.append("Train adapters only (--lora-rank 16), with a quantised base (--base-weights nf4)")
     elif not strategy.base_weights: ways.append("Quantise the frozen base (--base-weights nf4)")
     ways.append("Use a GPU with more memory")
-    shorter = [f"a shorter sequence (--seq-len {workload.seq_len // 2})"] * (workload.seq_len > 512) + [
-        "a fused loss (--loss fused)"
-    ] * (strategy.loss != "fused")
+    shorter = []
+    if workload.seq_len > 512: shorter.append(f"a shorter sequence (--seq-len {workload.seq_len // 2})")
+    if strategy.loss != "fused": shorter.append("a fused loss (--loss fused)")
     return ways + ([f"Use {' or '.join(shorter)}"] if shorter else [])

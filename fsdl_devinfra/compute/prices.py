@@ -9,17 +9,18 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..core.device_table import Device, find_device
 from ..core.errors import BadInput, Unreachable, need
 from ..core.units import count_of
 
 # %% auto #0
-__all__ = ['Row', 'SHIPPED', 'SLIP', 'Price', 'PriceList', 'price_number', 'whole_number', 'read_prices', 'shipped_prices',
-           'newest_first', 'hunted_prices', 'credible', 'cheapest']
+__all__ = ['Row', 'Reader', 'SHIPPED', 'SLIP', 'Price', 'PriceList', 'price_number', 'whole_number', 'read_prices',
+           'newest_first', 'shipped_prices', 'hunted_prices', 'credible', 'cheapest']
 
 # %% ../../nbs/compute/06_prices.ipynb #22070ff0
 @dataclass(frozen=True)
@@ -45,24 +46,28 @@ class PriceList:
     skipped: tuple[str, ...] = ()  # "line 12: …"
 
 # %% ../../nbs/compute/06_prices.ipynb #d4c3ee55
-def price_number(
-    text: str | None,
-) -> float | None:  # dollars; None where there is none
-    "The price in a cell; of a range, the higher end. A comma before one or two last digits is a decimal comma."
-    cell = re.sub(r"(us\s*dollars?|usd|us|\$|/\s*h(ou)?r?|per hour|[\s'])", "", (text or "").lower())
-    ends = re.fullmatch(r"([\d.,]+)(?:[-–—]([\d.,]+))?", cell)
-    values = [_decimal(e) for e in ends.groups() if e] if ends else [None]
-    if None in values: return None
-    value = max(v for v in values if v is not None)
-    return value if 0 < value < 1e7 and math.isfinite(value) else None
+#: currency and unit around a price
+_AROUND = re.compile(r"(us\s*dollars?|usd|us|\$|/\s*h(ou)?r?|per hour|[\s'])")
 
 def _decimal(text: str) -> float | None:
+    "A number with a decimal point or comma; None where neither reading is plain."
     if re.fullmatch(r"\d*(\.\d+)?", text) and text: return float(text)
     if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text): return float(text.replace(",", ""))
     if re.fullmatch(r"0,\d+", text): return float(text.replace(",", "."))
     if re.fullmatch(r"(\d+|\d{1,3}(\.\d{3})+),\d{1,2}", text):
         return float(text.replace(".", "").replace(",", "."))
     return None
+
+def price_number(
+    text: str | None,
+) -> float | None:  # dollars; None where there is none
+    """The price in a cell; of a range, the higher end. A comma before one
+    or two last digits is a decimal comma."""
+    ends = re.fullmatch(r"([\d.,]+)(?:[-–—]([\d.,]+))?", _AROUND.sub("", (text or "").lower()))
+    values = [_decimal(end) for end in ends.groups() if end] if ends else []
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values): return None
+    return max(known) if 0 < max(known) < 1e7 and math.isfinite(max(known)) else None
 
 def whole_number(
     text: str | None,
@@ -72,13 +77,13 @@ def whole_number(
     return int(value) if value and value == int(value) and "-" not in (text or "") else None
 
 # %% ../../nbs/compute/06_prices.ipynb #2e5d03f9
+def _board(match: re.Match[str]) -> str:
+    "The kind of board, of words that a list puts beside a name: only SXM is one of the table."
+    return "sxm" if match[0].lower().startswith("sxm") else ""
+
 def _device(name: str, memory_gb: float | None = None) -> Device | None:
-    clean = re.sub(
-        r"\b(hgx|dgx|sxm\d?m?|x\d)\b",
-        lambda m: "sxm" if m[0].lower().startswith("sxm") else "",
-        name,
-        flags=re.I,
-    ).strip()
+    "The row of the device table that a list means, if there is one."
+    clean = re.sub(r"\b(hgx|dgx|sxm\d?m?|x\d)\b", _board, name, flags=re.I).strip()
     clean = re.sub(r"(?i)^(tpu-v\d+[a-z]*)-\d+$", r"\1", clean)
     for attempt in ([f"{clean} {memory_gb:g}GB"] if memory_gb else []) + [clean]:
         try: return find_device(attempt)
@@ -87,56 +92,69 @@ def _device(name: str, memory_gb: float | None = None) -> Device | None:
 
 # %% ../../nbs/compute/06_prices.ipynb #44aa0d08
 Row = Mapping[str, str]
+Reader = Callable[[Row, str], "list[Price]"]
 
 def _host_per_gpu(cell: str | None, gpus: int) -> float | None:
     "Bytes of host memory for each GPU of an instance whose memory a cell gives in GiB."
     memory = price_number(cell)
     return memory * 2**30 / gpus if memory else None
 
-def _fsdl(row: Row, source: str) -> list[Price]:
-    gpu, gpus = _device(row.get("GPU Type") or ""), whole_number(row.get("GPUs"))
-    if gpu is None: raise BadInput(f"no GPU called {row.get('GPU Type')!r} is in the table")
-    if not gpus: raise BadInput("no number of GPUs")
-    whole, each, spot = (price_number(row.get(k)) for k in ("On-demand", "Per-GPU", "Spot"))
-    instance = row.get("Name") or f"{gpus} × {row.get('GPU Type')}"
-    usd = whole or (each * gpus if each else None)
-    cloud, host = row.get("Cloud") or "?", _host_per_gpu(row.get("RAM"), gpus)
-    found = [
-        Price(cloud, instance, gpu.name, gpus, x, is_spot, source, host)
-        for x, is_spot in ((usd, False), (spot, True))
-        if x
-    ]
+def _gpu(row: Row, column: str, memory_gb: float | None = None) -> str:
+    "The name in the device table of a row's GPU. Raises `BadInput`."
+    found = _device(row.get(column) or "", memory_gb)
+    if found is None: raise BadInput(f"no GPU called {row.get(column)!r} is in the table")
+    return found.name
+
+def _count(row: Row, column: str, why: str) -> int:
+    "How many GPUs a row is about. Raises `BadInput`."
+    found = whole_number(row.get(column))
+    if not found: raise BadInput(why)
+    return found
+
+def _both(demand: float | None, spot: float | None) -> list[tuple[float, bool]]:
+    "The prices that a row has, and whether they are of a spot instance. Raises `BadInput` for none."
+    found = [(usd, is_spot) for usd, is_spot in ((demand, False), (spot, True)) if usd]
     if not found: raise BadInput("no price")
     return found
 
+def _offers(
+    instance: tuple[str, str, str, int],  # cloud, name, GPU, how many
+    asked: Sequence[tuple[float, bool]],  # dollars an hour, and whether it is a spot
+    source: str,
+    memory: str | None,  # cell with the GiB of its host
+) -> list[Price]:
+    "An instance at each of its prices."
+    host = _host_per_gpu(memory, instance[3])
+    return [Price(*instance, usd, spot, source, host) for usd, spot in asked]
+
+# %% ../../nbs/compute/06_prices.ipynb #111ad664
+def _fsdl(row: Row, source: str) -> list[Price]:
+    "A row of the FSDL table: an instance's price, or one for each of its GPUs."
+    gpu, gpus = _gpu(row, "GPU Type"), _count(row, "GPUs", "no number of GPUs")
+    whole, each, spot = (price_number(row.get(column)) for column in ("On-demand", "Per-GPU", "Spot"))
+    asked = _both(whole or (each * gpus if each else None), spot)
+    name = row.get("Name") or f"{gpus} × {row.get('GPU Type')}"
+    return _offers((row.get("Cloud") or "?", name, gpu, gpus), asked, source, row.get("RAM"))
+
+# %% ../../nbs/compute/06_prices.ipynb #a5bf9101
 def _sky(row: Row, source: str) -> list[Price]:
-    gpu, gpus = _device(row.get("AcceleratorName") or ""), whole_number(row.get("AcceleratorCount"))
-    if gpu is None: raise BadInput(f"no GPU called {row.get('AcceleratorName')!r} is in the table")
-    if not gpus: raise BadInput("no whole number of GPUs")
-    cloud = row.get("Cloud") or row.get("Region") or "?"
-    instance = row.get("InstanceType") or "?"
+    "A row of SkyPilot's catalog; one that was put together here names its own file."
+    gpu, gpus = _gpu(row, "AcceleratorName"), _count(row, "AcceleratorCount", "no whole number of GPUs")
+    asked = _both(price_number(row.get("Price")), price_number(row.get("SpotPrice")))
+    cloud, instance = row.get("Cloud") or row.get("Region") or "?", row.get("InstanceType") or "?"
     where = f"{source}, {row['Source']}" if row.get("Source") else source
-    asked = (price_number(row.get("Price")), False), (price_number(row.get("SpotPrice")), True)
-    host = _host_per_gpu(row.get("MemoryGiB"), gpus)
-    found = [Price(cloud, instance, gpu.name, gpus, usd, spot, where, host) for usd, spot in asked if usd]
-    if not found: raise BadInput("no price")
-    return found
+    return _offers((cloud, instance, gpu, gpus), asked, where, row.get("MemoryGiB"))
 
 def _hunt(row: Row, source: str) -> list[Price]:
-    memory = price_number(row.get("gpu_memory"))
-    gpu, gpus, usd = (
-        _device(row.get("gpu_name") or "", memory),
-        whole_number(row.get("gpu_count")),
-        price_number(row.get("price")),
-    )
-    if gpu is None: raise BadInput(f"no GPU called {row.get('gpu_name')!r} is in the table")
+    "A row of gpuhunt's catalog."
+    gpu = _gpu(row, "gpu_name", price_number(row.get("gpu_memory")))
+    gpus, usd = whole_number(row.get("gpu_count")), price_number(row.get("price"))
     if not gpus or not usd: raise BadInput("no price or no number of GPUs")
-    spot = (row.get("spot") or "").lower() == "true"
-    return [
-        Price(row.get("location") or "?", row.get("instance_name") or "?", gpu.name, gpus, usd, spot, source)
-    ]
+    place, instance = row.get("location") or "?", row.get("instance_name") or "?"
+    return [Price(place, instance, gpu, gpus, usd, (row.get("spot") or "").lower() == "true", source)]
 
-
+# %% ../../nbs/compute/06_prices.ipynb #0a4e4193
+#: a column that only this list has → its name and reader
 _DIALECTS = {
     "GPU Type": ("FSDL cloud-gpus", _fsdl),
     "AcceleratorName": ("SkyPilot", _sky),
@@ -144,90 +162,102 @@ _DIALECTS = {
 }
 
 # %% ../../nbs/compute/06_prices.ipynb #8275dffb
+def _offer(row: Row) -> tuple[str, str]:
+    "Whose GPU a row is about, and which."
+    return row.get("Cloud") or "", row.get("GPU Type") or ""
+
+def _alone(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
+    "What a vendor's instance of a single GPU costs."
+    found: dict[tuple[str, str], float] = {}
+    for row in rows:
+        each = price_number(row.get("Per-GPU"))
+        if each and whole_number(row.get("GPUs")) == 1: found[_offer(row)] = each
+    return found
+
+def _is_whole(row: Row, one: float | None) -> bool:
+    "Whether the price per GPU of a row is the instance's, beside the price of `one` GPU."
+    gpus, each = whole_number(row.get("GPUs")) or 0, price_number(row.get("Per-GPU"))
+    if gpus < 2 or not each or not one: return False
+    return not price_number(row.get("On-demand")) and each > 1.5 * one
+
 def _untangled(rows: Sequence[Row]) -> list[dict[str, str]]:
-    "FSDL rows in which a column of prices per GPU that holds prices of instances is moved to where it belongs."
-    alone: dict[tuple[str, str], float] = {}
-    for r in rows:
-        each = price_number(r.get("Per-GPU"))
-        if each and whole_number(r.get("GPUs")) == 1:
-            alone[r.get("Cloud") or "", r.get("GPU Type") or ""] = each
+    """FSDL rows in which a column of prices per GPU that holds prices of
+    instances is moved to where it belongs."""
+    alone = _alone(rows)
+    def moved(row: Row) -> dict[str, str]: return {**row, "On-demand": row["Per-GPU"], "Per-GPU": ""}
+    return [moved(row) if _is_whole(row, alone.get(_offer(row))) else dict(row) for row in rows]
 
-    def with_price(r):
-        gpus, each, one = (
-            whole_number(r.get("GPUs")) or 0,
-            price_number(r.get("Per-GPU")),
-            alone.get((r.get("Cloud") or "", r.get("GPU Type") or "")),
-        )
-        tangled = gpus > 1 and each and not price_number(r.get("On-demand")) and one and each > 1.5 * one
-        return {**r, "On-demand": r["Per-GPU"], "Per-GPU": ""} if tangled else dict(r)
-    return [with_price(r) for r in rows]
-
-def read_prices(
-    path: str | Path,  # a csv file in one of the three dialects
-    date: str = "",  # of the list; default: that of the file
-) -> PriceList:
-    "The prices in a file. Rows that cannot be used are skipped and listed. Raises `BadInput` where none can be used."
-    path = Path(path)
-    try:
-        text = _text_of(path.read_bytes())
-    except FileNotFoundError:
-        raise BadInput(f"there is no price file {path}", "Check the path") from None
-    except IsADirectoryError:
-        raise BadInput(f"{path} is a folder", "Name the csv file in it") from None
-    except OSError as e:
-        raise BadInput(f"{path} cannot be read ({e.strerror})", "Check its permissions") from None
-    except UnicodeDecodeError:
-        raise BadInput(f"{path} is not text", "Give a csv file") from None
-    try: rows = list(csv.DictReader(text.splitlines(), delimiter=_separator(text)))
-    except csv.Error as e: raise BadInput(f"{path} is not a csv file ({e})", "Save it again") from None
-    if not rows: raise BadInput(f"{path} holds no prices", "Give a file with a header line and rows")
-    name, reader = next((d for column, d in _DIALECTS.items() if column in rows[0]), (None, None))
-    if reader is None:
-        why = f"{path} has none of the columns {', '.join(repr(c) for c in _DIALECTS)}"
-        raise BadInput(
-            why, "Use the columns of the FSDL cloud-gpus table, of SkyPilot's or of gpuhunt's catalog"
-        )
-    source = f"{name}, {date or _date(path)}"
-    return _collected(_untangled(rows) if reader is _fsdl else rows, reader, source, str(path))
-
+# %% ../../nbs/compute/06_prices.ipynb #6493e93d
 def _text_of(data: bytes) -> str:
-    "The text of a file: UTF-8, UTF-16 as spreadsheets export it, or the Western code page. Raises `UnicodeDecodeError`."
+    """The text of a file: UTF-8, UTF-16 as spreadsheets export it, or the Western code page.
+    Raises `UnicodeDecodeError`."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"): return data.decode("utf-16").lstrip("\ufeff")
     try: return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        if any(b < 9 for b in data[:4096]): raise
+        if any(byte < 9 for byte in data[:4096]): raise
         return data.decode("cp1252")
 
+def _read(path: Path) -> str:
+    "The text of a price file. Raises `BadInput`."
+    try: return _text_of(path.read_bytes())
+    except FileNotFoundError: raise BadInput(f"there is no price file {path}", "Check the path") from None
+    except IsADirectoryError: raise BadInput(f"{path} is a folder", "Name the csv file in it") from None
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read ({e.strerror})", "Check its permissions") from None
+    except UnicodeDecodeError: raise BadInput(f"{path} is not text", "Give a csv file") from None
+
+# %% ../../nbs/compute/06_prices.ipynb #b2fe3fd6
 def _separator(text: str) -> str:
     "What stands between the columns: spreadsheets of half of Europe write semicolons."
     head = text.lstrip().split("\n", 1)[0]
     return max(",;\t|", key=head.count)
 
+def _rows(text: str, path: Path) -> list[dict[str, str]]:
+    "The rows of a table. Raises `BadInput`."
+    try: rows = list(csv.DictReader(text.splitlines(), delimiter=_separator(text)))
+    except csv.Error as e: raise BadInput(f"{path} is not a csv file ({e})", "Save it again") from None
+    if not rows: raise BadInput(f"{path} holds no prices", "Give a file with a header line and rows")
+    return rows
+
+def _dialect(row: Row, path: Path) -> tuple[str, Reader]:
+    "Name and reader of the list that has such columns. Raises `BadInput`."
+    for column, dialect in _DIALECTS.items():
+        if column in row: return dialect
+    why = f"{path} has none of the columns {', '.join(repr(column) for column in _DIALECTS)}"
+    raise BadInput(why, "Use the columns of the FSDL cloud-gpus table, of SkyPilot's or of gpuhunt's catalog")
+
+# %% ../../nbs/compute/06_prices.ipynb #a2e71885
 def _date(path: Path) -> str:
+    "When a file was written."
     import datetime
     return f"file of {datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()}"
 
-def _collected(rows: Sequence[Row], reader, source: str, where: str) -> PriceList:
-    found, skipped = [], []
+def _collected(rows: Sequence[Row], reader: Reader, source: str, where: str) -> PriceList:
+    "The prices of all rows, each once, and the rows that have none. Raises `BadInput` where no row has."
+    found: list[Price] = []
+    skipped: list[str] = []
     for number, row in enumerate(rows, 2):
         try: found += reader(row, source)
         except BadInput as e: skipped.append(f"line {number}: {e.message}")
-    if not found:
-        raise BadInput(
-            f"{where} has no row with a price that can be used ({skipped[0]})",
-            "Write prices as numbers in dollars an hour",
-        )
-    return PriceList(tuple(dict.fromkeys(found)), source, tuple(skipped))
+    if found: return PriceList(tuple(dict.fromkeys(found)), source, tuple(skipped))
+    why = f"{where} has no row with a price that can be used ({skipped[0]})"
+    raise BadInput(why, "Write prices as numbers in dollars an hour")
+
+def read_prices(
+    path: str | Path,  # a csv file in one of the three dialects
+    date: str = "",  # of the list; default: that of the file
+) -> PriceList:
+    """The prices in a file. Rows that cannot be used are skipped and listed.
+    Raises `BadInput` where none can be used."""
+    path = Path(path)
+    rows = _rows(_read(path), path)
+    name, reader = _dialect(rows[0], path)
+    source = f"{name}, {date or _date(path)}"
+    return _collected(_untangled(rows) if reader is _fsdl else rows, reader, source, str(path))
 
 # %% ../../nbs/compute/06_prices.ipynb #e910822c
 #: the lists in the package and their state, newest first
 SHIPPED = {"skypilot-v8.csv": "2026-11-29", "cloud-gpus.csv": "2025-03-07"}
-
-def shipped_prices() -> PriceList:
-    "The lists that ship with this package: for each GPU the rows of the newest list that has it."
-    import fsdl_devinfra
-    folder = Path(fsdl_devinfra.__file__).parent / "prices"
-    return newest_first([read_prices(folder / name, date) for name, date in SHIPPED.items()])
 
 def newest_first(
     lists: Sequence[PriceList],  # newest first
@@ -240,33 +270,50 @@ def newest_first(
     skipped = tuple(line for each in lists for line in each.skipped)
     return PriceList(tuple(prices), "; ".join(each.source for each in lists), skipped)
 
+def shipped_prices() -> PriceList:
+    "The lists that ship with this package: for each GPU the rows of the newest list that has it."
+    import fsdl_devinfra
+    folder = Path(fsdl_devinfra.__file__).parent / "prices"
+    return newest_first([read_prices(folder / name, date) for name, date in SHIPPED.items()])
+
+# %% ../../nbs/compute/06_prices.ipynb #5d2d6345
+def _catalog(
+    name: str,  # of the GPU, as gpuhunt has it
+    offline: bool,  # from GPUHUNT_CATALOG_DIR
+    timeout: float,  # seconds
+) -> list[Any]:
+    "What gpuhunt has of a GPU. Raises `Unreachable`, also when it takes too long."
+    from concurrent.futures import ThreadPoolExecutor, TimeoutError as Late
+    catalog = need("gpuhunt", "prices", "price catalogs").Catalog
+    pool = ThreadPoolExecutor(1, thread_name_prefix="gpuhunt")
+    try: return pool.submit(catalog(auto_reload=not offline).query, gpu_name=name).result(timeout)
+    except (Late, Exception) as e:
+        hint = ("Check the network, set GPUHUNT_CATALOG_DIR to a downloaded catalog, "
+                "or give --prices a csv file")
+        raise Unreachable(f"gpuhunt's catalog could not be read ({type(e).__name__})", hint) from None
+    finally: pool.shutdown(wait=False, cancel_futures=True)
+
+def _hunted(item: Any, source: str) -> Price | None:
+    "The price of an item of the catalog, if it is of a GPU that the table has."
+    if not item.gpu_count or not item.price: return None
+    gpu = _device(item.gpu_name or "", item.gpu_memory)
+    if gpu is None: return None
+    usd, spot = float(item.price), bool(item.spot)
+    return Price(item.provider, item.instance_name, gpu.name, item.gpu_count, usd, spot, source)
+
+# %% ../../nbs/compute/06_prices.ipynb #7c194ca3
 def hunted_prices(
     device: Device,  # what to look for
     timeout: float = 60.0,  # seconds, for all providers together
 ) -> PriceList:
-    "Prices from gpuhunt's catalog of today, or, with GPUHUNT_CATALOG_DIR, from that folder without a network. Needs the extra `prices`."
+    """Prices from gpuhunt's catalog of today, or, with GPUHUNT_CATALOG_DIR, from that folder without a
+    network. Needs the extra `prices`."""
     import datetime
-    from concurrent.futures import ThreadPoolExecutor, TimeoutError as Late
-    catalog = need("gpuhunt", "prices", "price catalogs").Catalog
     offline = bool(os.environ.get("GPUHUNT_CATALOG_DIR"))
-    pool = ThreadPoolExecutor(1, thread_name_prefix="gpuhunt")
-    try:
-        items = pool.submit(
-            catalog(auto_reload=not offline).query, gpu_name=device.name.split("-")[0]
-        ).result(timeout)
-    except (Late, Exception) as e:
-        hint = (
-            "Check the network, set GPUHUNT_CATALOG_DIR to a downloaded catalog, or give --prices a csv file"
-        )
-        raise Unreachable(f"gpuhunt's catalog could not be read ({type(e).__name__})", hint) from None
-    finally: pool.shutdown(wait=False, cancel_futures=True)
+    items = _catalog(device.name.split("-")[0], offline, timeout)
     source = "gpuhunt, " + ("catalog folder" if offline else datetime.date.today().isoformat())
-    found = [
-        Price(i.provider, i.instance_name, d.name, i.gpu_count, float(i.price), bool(i.spot), source)
-        for i in items
-        if i.gpu_count and i.price and (d := _device(i.gpu_name or "", i.gpu_memory))
-    ]
-    return PriceList(tuple(found), source)
+    found = [_hunted(item, source) for item in items]
+    return PriceList(tuple(price for price in found if price), source)
 
 # %% ../../nbs/compute/06_prices.ipynb #d39aeb50
 #: an on-demand price below this share of the median of at least four is taken for a slip
@@ -277,10 +324,20 @@ def credible(
 ) -> list[Price]:
     "Prices without the slips."
     import statistics
-    demand = [p.usd_per_gpu_hour for p in prices if not p.spot]
+    demand = [price.usd_per_gpu_hour for price in prices if not price.spot]
     if len(demand) < 4: return list(prices)
     least = SLIP * statistics.median(demand)
-    return [p for p in prices if p.spot or p.usd_per_gpu_hour >= least]
+    return [price for price in prices if price.spot or price.usd_per_gpu_hour >= least]
+
+# %% ../../nbs/compute/06_prices.ipynb #1763471d
+def _rented(price: Price, gpus: int) -> Price:
+    "Enough instances for `gpus` GPUs, as one price of that many."
+    count = -(-gpus // price.gpus)
+    if count * price.gpus == gpus and count == 1: return price
+    spare = count * price.gpus - gpus
+    idle = f", {count_of(spare, 'GPU')} idle" if spare else ""
+    instance = f"{count} × {price.instance}{idle}"
+    return replace(price, instance=instance, gpus=gpus, usd_per_hour=count * price.usd_per_hour)
 
 def cheapest(
     prices: Iterable[Price],
@@ -288,20 +345,12 @@ def cheapest(
     gpus: int = 1,  # how many are needed
     spot: bool = False,  # consider spot prices too
 ) -> Price | None:  # for that many GPUs, whole instances paid; None where nobody lists the GPU
-    """The cheapest price for this many GPUs of a kind, in nodes that can run them together: one instance where one is
-    large enough, else as many of the largest as it takes. GPUs of an instance that stand idle are paid for too."""
-    own = [p for p in credible([p for p in prices if p.gpu == device.name]) if spot or not p.spot]
+    """The cheapest price for this many GPUs of a kind, in nodes that can run them together: one instance
+    where one is large enough, else as many of the largest as it takes. GPUs of an instance that stand idle
+    are paid for too."""
+    listed = [price for price in prices if price.gpu == device.name]
+    own = [price for price in credible(listed) if spot or not price.spot]
     if not own: return None
-    node = min(gpus, max(p.gpus for p in own))
-    rented = [_rented(p, gpus) for p in own if p.gpus >= node]
-    return min(rented, key=lambda p: (p.usd_per_hour, p.cloud, p.instance))
-
-def _rented(price: Price, gpus: int) -> Price:
-    "Enough instances for `gpus` GPUs, as one price of that many."
-    count = -(-gpus // price.gpus)
-    if count * price.gpus == gpus and count == 1: return price
-    spare = count * price.gpus - gpus
-    idle = f", {count_of(spare, 'GPU')} idle" if spare else ""
-    return replace(
-        price, instance=f"{count} × {price.instance}{idle}", gpus=gpus, usd_per_hour=count * price.usd_per_hour
-    )
+    node = min(gpus, max(price.gpus for price in own))
+    rented = [_rented(price, gpus) for price in own if price.gpus >= node]
+    return min(rented, key=lambda price: (price.usd_per_hour, price.cloud, price.instance))

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .cluster import Cluster
-from .communication import COPY_SHARE, all_reduce_seconds, all_to_all_seconds, point_to_point_seconds, ring_seconds
-from .operations import (BACKWARD_PRODUCTS, FORWARD_PRODUCTS, attention_flops, convention, elementwise_elements, flops_per_token,
-                                              layer_products, product_scale)
+from .communication import (COPY_SHARE, all_reduce_seconds, all_to_all_seconds,
+                                                 point_to_point_seconds, ring_seconds)
+from .operations import (BACKWARD_PRODUCTS, FORWARD_PRODUCTS, attention_flops, convention,
+                                              elementwise_elements, flops_per_token, layer_products, product_scale)
 from ..core.charts import Chart, stacked_bars
 from ..core.device_table import Device
 from ..core.estimates import Estimate
@@ -33,13 +34,15 @@ __all__ = ['BEST_SHAPE', 'BEST_SHAPE_OLD', 'BEST_SHAPE_NEW', 'USUAL', 'TUNED', '
            'optimizer_seconds', 'Step', 'waiting_slots', 'step_seconds', 'Throughput', 'throughput']
 
 # %% ../../nbs/compute/04_throughput.ipynb #4aa81c71
-#: share of the dense peak that the best shape reaches: bf16, fp8 (S. Bekman, ML Engineering, accelerator chapter, 2025)
+#: share of the dense peak that the best shape reaches: bf16, fp8 (S.
+#: Bekman, ML Engineering, accelerator chapter, 2025)
 BEST_SHAPE = {
     "A100-SXM": (0.869, None), "A100-PCIe": (0.811, None),
     "H100-SXM": (0.803, 0.709), "H200-SXM": (0.803, 0.734), "H100-PCIe": (0.803, 0.709),
     "B200-SXM": (0.776, 0.763), "GB200-SXM": (0.729, 0.763), "B300-SXM": (0.786, 0.763),
     "MI300X": (0.514, 0.514), "MI325X": (0.604, 0.604), "MI355X": (0.68, 0.68),
-    # GeForce: tensor units at half rate for fp32 sums, which power does not limit: cuBLAS gets 105 to 115 of 119.5 TFLOP/s
+    # GeForce: tensor units at half rate for fp32 sums, which power does not
+    # limit: cuBLAS gets 105 to 115 of 119.5 TFLOP/s
     # of an Ada chip at that rate (xlite-dev/LeetCUDA, hgemm on L20)
     "RTX-3090": (0.96, None), "RTX-4090": (0.96, 0.96), "RTX-5090": (0.96, 0.96),
     # a systolic array at a fixed clock: nothing throttles, whole tiles run at the peak
@@ -53,7 +56,7 @@ BEST_SHAPE_OLD, BEST_SHAPE_NEW = (0.869, None), (0.803, 0.709)
 class Rates:
     "What a software stack gets out of a chip, as shares."
     name: str
-    sustained: float  # of the best shape's rate, over all shapes of a model under the power limit, on Ampere and older
+    sustained: float  # of the best shape's rate, over a model's shapes under the power limit: Ampere and older
     sustained_new: float  # the same on Hopper and newer
     attention: float  # of the dense peak, long sequences, heads of 128: Ampere and older
     attention_new: float  # the same on Hopper and newer
@@ -87,7 +90,8 @@ def best_shape(
 def is_new(
     device: Device,
 ) -> bool:
-    "Whether a chip is of the Hopper generation or later: arithmetic outran memory and software. GeForce never did."
+    """Whether a chip is of the Hopper generation or later: arithmetic
+    outran memory and software. GeForce never did."""
     if device.name.startswith("RTX"): return False
     return device.fp8 is not None or device.name.startswith(("TPU-v6", "MI3"))
 
@@ -113,7 +117,8 @@ FP4_OVER_FP8 = 2.0
 def scales_blocks(
     device: Device,
 ) -> bool:
-    "Whether matrix units scale blocks of values, as MXFP8 and NVFP4 need: Blackwell and later, AMD's fourth generation."
+    """Whether matrix units scale blocks of values, as MXFP8 and NVFP4 need:
+    Blackwell and later, AMD's fourth generation."""
     return device.name.startswith(("RTX-5", "RTX-PRO")) or (device.fp8 or 0) >= 3000
 
 # %% ../../nbs/compute/04_throughput.ipynb #7efa23e1
@@ -148,9 +153,11 @@ class Chip:
     experts: float = 1.0  # of the rate of products, where they are one of many experts'
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0007
-#: stacks with attention and casts of Hopper's age: cuDNN or FlashAttention-3, casts where a norm writes anyway
+#: stacks with attention and casts of Hopper's age: cuDNN or
+#: FlashAttention-3, casts where a norm writes anyway
 FUSED_KERNELS = ("te", "megatron", "jax")
-#: stacks that join small kernels and so launch a third of them: Inductor and XLA. Megatron's compiled functions join
+#: stacks that join small kernels and so launch a third of them: Inductor
+#: and XLA. Megatron's compiled functions join
 #: additions and activations; its products, permutations and experts are launched one by one
 JOINED_KERNELS = ("compile", "jax")
 
@@ -171,6 +178,17 @@ def _attention_share(device: Device, strategy: Strategy, head_dim: int, seq_len:
         kernel = rates.attention_fused if strategy.software in FUSED_KERNELS else rates.attention_new
     return kernel * (1.0 if head_dim > 64 else SMALL_HEADS) * seq_len / (seq_len + HALF_SPEED)
 
+def _plain_peak(device: Device, strategy: Strategy) -> float:
+    "FLOP/s that the chip has outside 8 bits."
+    return peak_flops("bf16-mixed" if strategy.precision in NARROW else strategy.precision, device)
+
+def _product_rates(device: Device, strategy: Strategy, held: float) -> tuple[float, float]:
+    "FLOP/s of a model's products, and of those that stay in 16 bits where the others have 8."
+    plain = _plain_peak(device, strategy) * best_shape(device) * held
+    if strategy.precision not in NARROW: return plain, plain
+    return peak_flops(strategy.precision, device) * best_shape(device, True) * held, plain
+
+# %% ../../nbs/compute/04_throughput.ipynb #97778c45
 def chip(
     device: Device,
     strategy: Strategy,
@@ -179,12 +197,10 @@ def chip(
     rates: Rates,
 ) -> Chip:
     "Peak rates times the shares that `rates` says."
-    held, narrow = chip_share(device, strategy, rates), strategy.precision in NARROW
-    base = "bf16-mixed" if narrow else strategy.precision
-    plain = peak_flops(base, device) * best_shape(device) * held
-    core = peak_flops(base, device) * _attention_share(device, strategy, head_dim, seq_len, rates)
+    products, plain = _product_rates(device, strategy, chip_share(device, strategy, rates))
+    core = _plain_peak(device, strategy) * _attention_share(device, strategy, head_dim, seq_len, rates)
     return Chip(
-        products=peak_flops(strategy.precision, device) * best_shape(device, True) * held if narrow else plain,
+        products=products,
         plain=plain,
         attention=min(core, plain),
         bandwidth=device.bandwidth * 1e9 * rates.bandwidth,
@@ -220,11 +236,13 @@ class Pass:
     def __add__(self, other: Pass) -> Pass:
         return Pass(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values())))
 
-    def __mul__(self, times: float) -> Pass: return Pass(*(seconds * times for seconds in vars(self).values()))
+    def __mul__(self, times: float) -> Pass:
+        return Pass(*(seconds * times for seconds in vars(self).values()))
 
 # %% ../../nbs/compute/04_throughput.ipynb #cac49680
-#: what fp8 adds: two casts of every product's input and gradient (read 2 bytes, write 1, and the transpose), bytes an element;
-#: Transformer Engine casts where a norm or an activation writes anyway, which leaves the transpose
+#: what fp8 adds: two casts of every product's input and gradient (read 2 bytes, write 1, and the transpose),
+#: bytes an element; Transformer Engine casts where a norm or an
+#: activation writes anyway, which leaves the transpose
 CAST_BYTES, CAST_BYTES_FUSED = 8, 2
 
 def _products_pass(model: Architecture, strategy: Strategy, tokens: float, gpu: Chip) -> tuple[float, float]:
@@ -254,22 +272,26 @@ def layer_pass(
     return _host_bound(forward, next(least)), _host_bound(backward, next(least))
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab000e
+def _moved(elements: tuple[float, float], width: int, tokens: float) -> tuple[float, float]:
+    "Bytes of so many elements a token: forward, backward."
+    forward, backward = elements
+    return forward * width * tokens, backward * width * tokens
+
 def _small_bytes(model: Architecture, strategy: Strategy, tokens: float, width: int) -> tuple[float, float]:
     "Bytes that everything but products and attention moves in a layer: forward, backward."
-    def elements(counts: tuple[float, float]) -> tuple[float, ...]: return tuple(n * width * tokens for n in counts)
-    kinds = [elements(elementwise_elements(model, strategy))]
+    kinds = [_moved(elementwise_elements(model, strategy), width, tokens)]
     if strategy.precision in NARROW:
         kinds += [cast_bytes(model, strategy, tokens), routed_cast_bytes(model, strategy, tokens)]
-    if strategy.lora_rank is not None: kinds.append(elements(adapter_elements(model, strategy)))
+    if strategy.lora_rank is not None: kinds.append(_moved(adapter_elements(model, strategy), width, tokens))
     if model.experts: kinds.append(expert_weight_bytes(model, strategy, width))
     forward, backward = zip(*kinds)
     return sum(forward), sum(backward)
 
 def _small_pass(model: Architecture, strategy: Strategy, tokens: float, gpu: Chip) -> tuple[float, float]:
     "Seconds of it, with quantised weights unpacked before every product."
-    forward, backward = (moved / gpu.bandwidth for moved in _small_bytes(model, strategy, tokens, gpu.width))
+    forward, backward = _small_bytes(model, strategy, tokens, gpu.width)
     unpacked = _unpack_seconds(model, strategy, gpu)
-    return forward + unpacked, backward + unpacked
+    return forward / gpu.bandwidth + unpacked, backward / gpu.bandwidth + unpacked
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab000f
 def cast_bytes(
@@ -287,9 +309,9 @@ def adapter_elements(
     model: Architecture,
     strategy: Strategy,
 ) -> tuple[float, float]:  # elements a token and layer: forward, backward
-    """What adapters of small rank move. Forward they read the input of the product and write an output, which is added
-    to the frozen one (two reads, one write). Backward the output's gradient is read for both small products, the input
-    again, and a gradient of the input is written and added."""
+    """What adapters of small rank move. Forward they read the input of the product and write an output,
+    which is added to the frozen one (two reads, one write). Backward the output's gradient is read for both
+    small products, the input again, and a gradient of the input is written and added."""
     forward = backward = 0.0
     for inner, outer in _adapted(model, strategy):
         forward += inner + 4 * outer
@@ -297,18 +319,24 @@ def adapter_elements(
     return forward, backward
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0012
-def _adapted(model: Architecture, strategy: Strategy) -> list[tuple[float, float]]:
-    "Widths of the products that have adapters, on one GPU."
+def _attention_widths(model: Architecture, strategy: Strategy) -> list[tuple[float, float]]:
+    "Widths of the attention's products that have adapters, on one GPU."
     hidden, tp = model.hidden, strategy.tp
     queries, keys = model.heads * model.head_dim / tp, model.kv_heads * model.head_dim / tp
     found: list[tuple[float, float]] = [(hidden, queries), (hidden, keys)]
-    if strategy.lora_targets != "attention-qv": found += [(hidden, keys), (queries, hidden)]
+    if strategy.lora_targets == "attention-qv": return found
+    return found + [(hidden, keys), (queries, hidden)]
+
+def _adapted(model: Architecture, strategy: Strategy) -> list[tuple[float, float]]:
+    "Widths of the products that have adapters, on one GPU."
+    found = _attention_widths(model, strategy)
     if strategy.lora_targets != "all-linear": return found
-    width = (model.ffn or model.expert_ffn) / tp
+    hidden, width = model.hidden, (model.ffn or model.expert_ffn) / strategy.tp
     return found + [(hidden, width)] * (2 if model.gated else 1) + [(width, hidden)]
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0014
-#: passes over the score matrix in eager attention: scale, mask, softmax (fp32 in between), cast, dropout; and their gradients
+#: passes over the score matrix in eager attention: scale, mask, softmax (fp32 in between), cast, dropout;
+#: and their gradients
 EAGER_SCORES = (10, 12)
 
 def _attention_pass(
@@ -319,19 +347,23 @@ def _attention_pass(
     if strategy.attention == "flash":
         return FORWARD_PRODUCTS * one / gpu.attention, BACKWARD_PRODUCTS * one / gpu.attention
     full = 2 * one if model.kind == "decoder" else one
-    moved = full / max(model.head_dim, 1) / 2 * gpu.width / gpu.bandwidth  # one pass over the s × s matrices of all heads
-    return 2 * full / gpu.plain + EAGER_SCORES[0] * moved, 4 * full / gpu.plain + EAGER_SCORES[1] * moved
+    # one pass over the s × s matrices of all heads
+    moved = full / max(model.head_dim, 1) / 2 * gpu.width / gpu.bandwidth
+    forward, backward = EAGER_SCORES
+    return 2 * full / gpu.plain + forward * moved, 4 * full / gpu.plain + backward * moved
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0016
-#: bytes a weight that unpacking moves. One kernel (bitsandbytes): read a byte or half, write two, read two. GPTQ trains through
-#: PyTorch's own operations (auto-gptq's QuantLinear): shift to 32 bits (0.5 + 4), cast (4 + 1), mask, subtract the zero (2 + 2),
-#: scale to 16 bits (1 + 2), read by the product (2)
+#: bytes a weight that unpacking moves. One kernel (bitsandbytes): read a byte or half, write two, read two.
+#: GPTQ trains through PyTorch's own operations (auto-gptq's
+#: QuantLinear): shift to 32 bits (0.5 + 4), cast (4 + 1),
+#: mask, subtract the zero (2 + 2), scale to 16 bits (1 + 2), read by the product (2)
 UNPACK_BYTES = {"int8": 5.0, "nf4": 4.5, "int4-gptq": 18.5}
 
 def _unpack_seconds(model: Architecture, strategy: Strategy, gpu: Chip) -> float:
     "Quantised weights are unpacked to 16 bits before every product."
     moved = UNPACK_BYTES[strategy.base_weights] if strategy.base_weights else 0.0
-    return moved * model.parts.layer / max(model.layers + model.decoder_layers, 1) / strategy.tp / gpu.bandwidth
+    layers = max(model.layers + model.decoder_layers, 1)
+    return moved * model.parts.layer / layers / strategy.tp / gpu.bandwidth
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0018
 def _host_bound(computed: Pass, least: float) -> Pass:
@@ -339,10 +371,12 @@ def _host_bound(computed: Pass, least: float) -> Pass:
     return computed if computed.total >= least else replace(computed, host=least - computed.total)
 
 # %% ../../nbs/compute/04_throughput.ipynb #5e1c0a72
-#: casting the inputs of grouped products, bytes an element: read for the largest value, read, written and written transposed
-#: (Transformer Engine, GroupedLinear: `fused_multi_quantize` of the split inputs, pull request 1525)
+#: casting the inputs of grouped products, bytes an element: read for the largest value, read, written and
+#: written transposed (Transformer Engine, GroupedLinear:
+#: `fused_multi_quantize` of the split inputs, pull request 1525)
 ROUTED_CAST_BYTES = 6
-#: padding every expert's rows and taking the padding out again: two copies of 16-bit values, each read and written
+#: padding every expert's rows and taking the padding out again: two
+#: copies of 16-bit values, each read and written
 #: (Megatron Core: Fp8Padding and Fp8Unpadding around the experts' products)
 PADDING_BYTES = 8
 
@@ -374,8 +408,10 @@ def expert_weight_bytes(
     strategy: Strategy,
     width: int,  # bytes of a weight as products read it
 ) -> tuple[float, float]:  # forward, backward
-    "Bytes of this GPU's experts in one layer: read by each product, and gradients added to their accumulator."
-    mine = model.parts.expert / max(model.layers + model.decoder_layers, 1) / strategy.ep / strategy.expert_tp
+    """Bytes of this GPU's experts in one layer: read by each product,
+    and gradients added to their accumulator."""
+    layers = max(model.layers + model.decoder_layers, 1)
+    mine = model.parts.expert / layers / strategy.ep / strategy.expert_tp
     accumulated = 0 if strategy.lora_rank is not None else 2 * grad_bytes(strategy)
     return mine * width, mine * (width + accumulated)
 
@@ -383,9 +419,11 @@ def expert_weight_bytes(
 #: kernels of a layer in eager PyTorch, forward and backward: about 20 and 45 in a profile of a pre-norm block
 #: (products, attention, norms, additions, casts, views made contiguous)
 KERNELS = (20, 45)
-#: what an adapted product, and a layer under DeepSpeed's ZeRO 3, cost the host in each pass, in launches of 8 µs
+#: what an adapted product, and a layer under DeepSpeed's ZeRO 3, cost
+#: the host in each pass, in launches of 8 µs
 ADAPTER_KERNELS, ZERO3_KERNELS = 25, 430
-#: an expert of this GPU, forward and backward: its two products, and its casts in fp8; the router, its sort and the moves
+#: an expert of this GPU, forward and backward: its two products, and its
+#: casts in fp8; the router, its sort and the moves
 EXPERT_KERNELS, EXPERT_CASTS, ROUTER_KERNELS = (2, 4), (4, 8), 15
 
 def _kernels_beside(model: Architecture, strategy: Strategy) -> int:
@@ -402,13 +440,18 @@ def host_kernels(
     "Launches of one layer, as a host pays for them."
     more, eight_bit = _kernels_beside(model, strategy), strategy.precision in NARROW
     local = model.experts / strategy.ep if model.experts else 0
-    passes = zip(KERNELS, EXPERT_KERNELS, EXPERT_CASTS)
-    forward, backward = (kernels + more + local * (products + casts * eight_bit) for kernels, products, casts in passes)
+    each = [products + casts * eight_bit for products, casts in zip(EXPERT_KERNELS, EXPERT_CASTS)]
+    forward, backward = (kernels + more + local * one for kernels, one in zip(KERNELS, each))
     return forward, backward
 
 # %% ../../nbs/compute/04_throughput.ipynb #cbf9cc95
 #: bytes a logit that the loss moves; a fused loss reads and writes the 16-bit logits once
 LOSS_BYTES = {"full": 28, "chunked": 28, "fused": 6}
+
+def _head_tokens(model: Architecture, strategy: Strategy, workload: Workload) -> float:
+    "Rows that go through the head: all tokens, or one for a whole sample that is classified."
+    once = model.kind == "vision" or model.classes
+    return workload.micro_batch * (1 if once else workload.seq_len / strategy.cp)
 
 def head_pass(
     model: Architecture,
@@ -417,9 +460,7 @@ def head_pass(
     gpu: Chip,
 ) -> tuple[Pass, Pass]:  # forward, backward
     "Seconds of the output head and the loss for one micro-batch. A frozen head has no gradient of its own."
-    outputs = model.classes or model.vocab
-    once = model.kind == "vision" or model.classes  # for a whole sample
-    tokens = workload.micro_batch * (1 if once else workload.seq_len / strategy.cp)
+    outputs, tokens = model.classes or model.vocab, _head_tokens(model, strategy, workload)
     one = product_seconds(tokens, model.hidden, outputs / strategy.tp, gpu.plain, gpu)
     loss = LOSS_BYTES[strategy.loss] * tokens * outputs / strategy.tp / gpu.bandwidth
     backward = one if strategy.lora_rank is not None else 2 * one
@@ -437,7 +478,8 @@ def stage_layers(
     return [(each + (rest > 0), False), (each + (rest > max(strategy.pp - 1, 1)), True)]
 
 # %% ../../nbs/compute/04_throughput.ipynb #f6f646f5
-#: selective activation checkpointing repeats the attention core (Megatron, DeepSpeed), or every second product (torchtitan's policy)
+#: selective activation checkpointing repeats the attention core (Megatron, DeepSpeed),
+#: or every second product (torchtitan's policy)
 def recomputed(
     forward: Pass,
     strategy: Strategy,
@@ -462,7 +504,8 @@ def stage_passes(
     ends = head_pass(model, strategy, workload, gpu)
     again = recomputed(forward, strategy, host_kernels(model, strategy)[0] * gpu.kernel)
     layer, last = forward + backward + again, ends[0] + ends[1]
-    return [(layer * count + (last if head else Pass()), count) for count, head in stage_layers(model, strategy)]
+    stages = stage_layers(model, strategy)
+    return [(layer * count + (last if head else Pass()), count) for count, head in stages]
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0024
 def _position_elements(model: Architecture, strategy: Strategy, workload: Workload) -> float:
@@ -480,13 +523,15 @@ def tensor_seconds(
     if strategy.tp == 1: return 0.0
     size = _position_elements(model, strategy, workload) * (4 if strategy.precision == "fp32" else 2)
     times = 4 + (2 if strategy.recompute == "full" else 0)
-    return layers * times * all_reduce_seconds(cluster, strategy.tp, size) * (0.5 if strategy.async_tp else 1.0)
+    exposed = 0.5 if strategy.async_tp else 1.0
+    return layers * times * all_reduce_seconds(cluster, strategy.tp, size) * exposed
 
 # %% ../../nbs/compute/04_throughput.ipynb #3f400daa
 def _token_copies(model: Architecture, strategy: Strategy, cluster: Cluster) -> float:
     "How often a token is sent: it goes to a node once and is handed on there (DeepSeek-V3 report, 3.2.2)."
     nodes = max(1, strategy.ep * strategy.expert_tp // cluster.per_node)
-    return nodes * (1 - (1 - 1 / nodes) ** model.experts_per_token) if nodes > 1 else model.experts_per_token
+    if nodes == 1: return model.experts_per_token
+    return nodes * (1 - (1 - 1 / nodes) ** model.experts_per_token)
 
 def expert_seconds(
     model: Architecture,
@@ -519,8 +564,8 @@ def context_seconds(
 # %% ../../nbs/compute/04_throughput.ipynb #da9903be
 @dataclass(frozen=True)
 class _Shared:
-    """What data-parallel ranks of a stage share, sent a unit at a time. Experts are shared by fewer, `ep` GPUs apart:
-    where a node holds all of them once, each goes over a network card of its own."""
+    """What data-parallel ranks of a stage share, sent a unit at a time. Experts are shared by fewer, `ep`
+    GPUs apart: where a node holds all of them once, each goes over a network card of its own."""
     strategy: Strategy
     cluster: Cluster
     dense: float  # parameters
@@ -529,6 +574,11 @@ class _Shared:
 
     @property
     def ranks(self) -> int: return self.strategy.dp * self.strategy.cp
+
+    @property
+    def group(self) -> int:
+        "Ranks that hold one copy together."
+        return self.strategy.shard_group or self.ranks
 
     def ring(self, width: int, group: int) -> float:
         "Seconds to gather, or to reduce, values of so many bytes among so many ranks."
@@ -546,6 +596,15 @@ class _Shared:
         apart = self.strategy.tp * group
         return 2 * self.units * ring_seconds(self.cluster, self.ranks // group, left, apart)
 
+# %% ../../nbs/compute/04_throughput.ipynb #d2d31ca1
+def _zero_seconds(shared: _Shared, width: int) -> tuple[float, float]:
+    "Seconds of each micro-batch, and once a step, where every rank has all parameters, or gathers them once."
+    gradients, zero = shared.ring(width, shared.ranks), shared.strategy.zero
+    if zero == 0: return 0.0, 2 * gradients
+    if zero == 1: return 0.0, gradients + shared.ring(2, shared.ranks)
+    if shared.strategy.framework == "fsdp": return shared.ring(2, shared.group) + gradients, 0.0
+    return gradients, shared.ring(2, shared.ranks)
+
 def data_seconds(
     model: Architecture,
     strategy: Strategy,
@@ -555,22 +614,17 @@ def data_seconds(
 ) -> tuple[float, float]:  # a micro-batch, once a step
     "Parameters and gradients between data-parallel ranks. Full sharding gathers frozen weights as well."
     shared = _Shared(strategy, cluster, *_stage_parts(model, strategy, layers), max(layers, 1) + 1)
-    ranks, group = shared.ranks, strategy.shard_group or shared.ranks
-    if ranks == 1: return 0.0, 0.0
-    width = 0 if strategy.lora_rank else grad_bytes(strategy)
-    if strategy.zero == 3:
-        return 2 * shared.ring(2, group) + shared.ring(width, group), shared.across(width, group)
-    gradients = shared.ring(width, ranks)
-    if strategy.zero == 0: return 0.0, 2 * gradients
-    if strategy.zero == 1: return 0.0, gradients + shared.ring(2, ranks)
-    if strategy.framework == "fsdp": return shared.ring(2, group) + gradients, 0.0
-    return gradients, shared.ring(2, ranks)
+    if shared.ranks == 1: return 0.0, 0.0
+    width, group = 0 if strategy.lora_rank else grad_bytes(strategy), shared.group
+    if strategy.zero < 3: return _zero_seconds(shared, width)
+    return 2 * shared.ring(2, group) + shared.ring(width, group), shared.across(width, group)
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0029
 def _stage_parts(model: Architecture, strategy: Strategy, layers: float) -> tuple[float, float]:
     "Parameters of one stage on one tensor-parallel rank: dense ones, and those of its experts."
     total, parts = max(model.layers + model.decoder_layers, 1), model.parts
-    ends = parts.embedding + parts.other + parts.head if strategy.pp == 1 else max(parts.embedding, parts.head)
+    ends = max(parts.embedding, parts.head)
+    if strategy.pp == 1: ends = parts.embedding + parts.other + parts.head
     dense = (parts.layer * layers / total + ends) / strategy.tp
     return dense, parts.expert / strategy.ep * layers / total / strategy.expert_tp
 
@@ -598,12 +652,16 @@ def offload_seconds(
     if strategy.offload == "none": return 0.0, 0.0
     rate = cluster.pcie * COPY_SHARE * 1e9
     if strategy.offload == "activations":
-        return 2 * workload.micro_batch * workload.seq_len / strategy.cp * model.hidden * 2 * layers / rate, 0.0
+        positions = workload.micro_batch * workload.seq_len
+        return 2 * positions / strategy.cp * model.hidden * 2 * layers / rate, 0.0
     mine = _held_parameters(model, strategy, layers)
-    sharing = min(cluster.per_node, cluster.gpus)
-    step = 0.0 if strategy.lora_rank else mine * 4 / rate + mine * sharing * HOST_ADAM * host
     passes = 2 if strategy.offload == "parameters" and strategy.zero == 3 else 0
+    step = 0.0 if strategy.lora_rank else mine * 4 / rate + _host_adam_seconds(mine, cluster) * host
     return passes * 2 * mine / rate, step
+
+def _host_adam_seconds(parameters: float, cluster: Cluster) -> float:
+    "Adam on the host, for all GPUs of a node."
+    return parameters * min(cluster.per_node, cluster.gpus) * HOST_ADAM
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab002c
 #: bytes that an optimizer moves, as multiples of Adam's
@@ -638,6 +696,11 @@ class Step:
     @property
     def total(self) -> float: return sum(vars(self).values())
 
+    @property
+    def spent(self) -> dict[str, float]:
+        "The kinds of work that take time."
+        return {kind: seconds for kind, seconds in vars(self).items() if seconds}
+
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0030
 def _hidden(seconds: float, under: float, contention: float) -> float:
     "Seconds that work beside computation adds: what does not fit under it, and what it slows."
@@ -651,45 +714,61 @@ def _exposed_communication_seconds(compute: float, sent: float, units: float, co
 def waiting_slots(
     strategy: Strategy,
 ) -> float:  # in forward and backward passes of a micro-batch
-    """What a pipeline waits in a step: pp - 1 slots, fewer with chunks. DualPipe waits (pp/2 - 1)·(F&B + B - 3W)
-    (DeepSeek-V3 report, table 2): two thirds of a slot each where backward takes twice the forward and half of it is W."""
+    """What a pipeline waits in a step: pp - 1 slots, fewer with chunks. DualPipe waits (pp/2 - 1)·(F&B + B
+    - 3W) (DeepSeek-V3 report, table 2): two thirds of a slot each where backward takes twice the forward
+    and half is W."""
     if strategy.schedule == "dualpipe": return max(strategy.pp / 2 - 1, 0) * 2 / 3
     return (strategy.pp - 1) / strategy.vpp
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0034
 def _exposed_experts(seconds: float, compute: float, strategy: Strategy, rates: Rates) -> float:
-    "What sending tokens adds: all of it, or under DualPipe what another micro-batch's computation does not hide."
+    """What sending tokens adds: all of it, or under DualPipe what another
+    micro-batch's computation does not hide."""
     return _hidden(seconds, compute, rates.contention) if strategy.schedule == "dualpipe" else seconds
 
 # %% ../../nbs/compute/04_throughput.ipynb #46c7e4d9
-def _split_seconds(
-    model: Architecture,
-    strategy: Strategy,
-    workload: Workload,
-    cluster: Cluster,
-    layers: float,
-    compute: Pass,
-    rates: Rates,
-) -> float:
-    "What tensor, expert and context parallelism add to a micro-batch; keys and values go round beside attention."
-    experts = expert_seconds(model, strategy, workload, cluster, layers)
-    sent = tensor_seconds(model, strategy, workload, cluster, layers)
-    sent += _exposed_experts(experts, compute.total, strategy, rates)
-    ring = context_seconds(model, strategy, workload, cluster, layers)
-    return sent + _hidden(ring, compute.attention, rates.contention)
+@dataclass(frozen=True)
+class _Stage:
+    "A pipeline stage at work: what runs, where, and how long it computes."
+    model: Architecture
+    strategy: Strategy
+    workload: Workload
+    cluster: Cluster
+    rates: Rates
+    gpu: Chip
+    compute: Pass  # of one micro-batch, forward and backward
+    layers: float
 
-def _handed_on_seconds(model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster) -> float:
-    "Activations between the stages of a pipeline, forward and backward."
+    @property
+    def microbatches(self) -> int:
+        "How many a step has."
+        return self.workload.microbatches(self.strategy)
+
+def _split_seconds(stage: _Stage) -> float:
+    """What tensor, expert and context parallelism add to a micro-batch;
+    keys and values go round beside attention."""
+    sent = stage.model, stage.strategy, stage.workload, stage.cluster, stage.layers
+    experts = _exposed_experts(expert_seconds(*sent), stage.compute.total, stage.strategy, stage.rates)
+    ring = _hidden(context_seconds(*sent), stage.compute.attention, stage.rates.contention)
+    return tensor_seconds(*sent) + experts + ring
+
+def _handed_on_seconds(stage: _Stage) -> float:
+    "Activations of a micro-batch between the stages of a pipeline, forward and backward."
+    strategy = stage.strategy
     if strategy.pp == 1: return 0.0
-    passed = _position_elements(model, strategy, workload) * 2 / strategy.tp
-    return point_to_point_seconds(cluster, passed, strategy.tp) * 2 * strategy.vpp
+    passed = _position_elements(stage.model, strategy, stage.workload) * 2 / strategy.tp
+    return point_to_point_seconds(stage.cluster, passed, strategy.tp) * 2 * strategy.vpp
 
-def _last_reduction(once: float, compute: Pass, layers: float, strategy: Strategy, rates: Rates) -> float:
-    "What is reduced once a step, beside the last backward pass (Megatron-LM's README: --overlap-grad-reduce)."
+def _last_reduction(once: float, stage: _Stage) -> float:
+    """What is reduced once a step, beside the last backward pass
+    (Megatron-LM's README: --overlap-grad-reduce)."""
+    strategy = stage.strategy
     overlaps = strategy.framework == "fsdp" or strategy.framework == "megatron" and strategy.zero > 0
-    backward = compute.total * 2 / 3 if overlaps and strategy.pp == 1 else 0.0
-    return _exposed_communication_seconds(backward, once, layers, rates.contention) if backward else once
+    if not overlaps or strategy.pp > 1 or not stage.compute.total: return once
+    backward = stage.compute.total * 2 / 3
+    return _exposed_communication_seconds(backward, once, stage.layers, stage.rates.contention)
 
+# %% ../../nbs/compute/04_throughput.ipynb #2e81f15d
 def step_seconds(
     model: Architecture,
     strategy: Strategy,
@@ -697,44 +776,52 @@ def step_seconds(
     cluster: Cluster,
     rates: Rates,
 ) -> Step:
-    """One optimizer step on the slowest stage: the stage whose whole step takes longest, communication with it.
-    The stage with the head computes longer on a chip with slow memory, one with a layer more also sends more."""
+    """One optimizer step on the slowest stage: the stage whose whole step takes longest, communication with
+    it. The stage with the head computes longer on a chip with slow memory, one with a layer more also sends
+    more."""
     gpu = chip(cluster.device, strategy, model.query_dim or model.head_dim, workload.seq_len, rates)
     cluster = cluster if cluster.nvlink else replace(cluster, link=cluster.link * rates.pcie)
-    stages = stage_passes(model, strategy, workload, gpu)
-    steps = (_stage_step(model, strategy, workload, cluster, rates, gpu, *stage) for stage in stages)
-    return max(steps, key=lambda step: step.total)
+    passes = stage_passes(model, strategy, workload, gpu)
+    stages = (_Stage(model, strategy, workload, cluster, rates, gpu, *one) for one in passes)
+    return max((_stage_step(stage) for stage in stages), key=lambda step: step.total)
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0036
-def _stage_step(
-    model: Architecture,
-    strategy: Strategy,
-    workload: Workload,
-    cluster: Cluster,
-    rates: Rates,
-    gpu: Chip,
-    compute: Pass,
-    layers: float,
-) -> Step:
-    "One optimizer step of a stage with so many layers."
-    count = workload.microbatches(strategy)
-    each, once = data_seconds(model, strategy, cluster, layers, count)
-    moved, stepped = offload_seconds(model, strategy, workload, cluster, layers, rates.host)
-    split = _split_seconds(model, strategy, workload, cluster, layers, compute, rates)
-    stages = _handed_on_seconds(model, strategy, workload, cluster)
-    data = _exposed_communication_seconds(compute.total + split, each, layers, rates.contention)
-    offload = _hidden(moved, compute.total, rates.contention)
-    slot = compute.total + split + stages + data + offload
+@dataclass(frozen=True)
+class _Beside:
+    "Seconds that a stage adds to its computation."
+    split: float  # a micro-batch: tensor, expert and context parallelism
+    handed: float  # a micro-batch: to the next stage
+    data: float  # a micro-batch: parameters and gradients
+    offload: float  # a micro-batch: copies to the host
+    reduced: float  # once a step: gradients
+    stepped: float  # once a step: the optimizer on the host
+
+def _beside(stage: _Stage) -> _Beside:
+    "What communication and copies add, as far as computation does not hide them."
+    layers, split = stage.layers, _split_seconds(stage)
+    each, once = data_seconds(stage.model, stage.strategy, stage.cluster, layers, stage.microbatches)
+    under = stage.compute.total + split
+    data = _exposed_communication_seconds(under, each, layers, stage.rates.contention)
+    copies, stepped = _copied(stage)
+    return _Beside(split, _handed_on_seconds(stage), data, copies, _last_reduction(once, stage), stepped)
+
+def _copied(stage: _Stage) -> tuple[float, float]:
+    "What copies to the host add to a micro-batch, and the optimizer there to a step."
+    run = stage.model, stage.strategy, stage.workload, stage.cluster
+    moved, stepped = offload_seconds(*run, stage.layers, stage.rates.host)
+    return _hidden(moved, stage.compute.total, stage.rates.contention), stepped
+
+def _stage_step(stage: _Stage) -> Step:
+    "One optimizer step of a stage."
+    beside, count = _beside(stage), stage.microbatches
+    slot = stage.compute.total + beside.split + beside.handed + beside.data + beside.offload
     return Step(
-        products=count * compute.products,
-        attention=count * compute.attention,
-        elementwise=count * compute.elementwise,
-        host=count * compute.host,
-        tensor=count * (split + stages),
-        data=count * data + _last_reduction(once, compute, layers, strategy, rates),
-        bubble=slot * waiting_slots(strategy),
-        offload=count * offload + stepped,
-        optimizer=optimizer_seconds(model, strategy, layers, gpu),
+        **vars(stage.compute * count),
+        tensor=count * (beside.split + beside.handed),
+        data=count * beside.data + beside.reduced,
+        bubble=slot * waiting_slots(stage.strategy),
+        offload=count * beside.offload + beside.stepped,
+        optimizer=optimizer_seconds(stage.model, stage.strategy, stage.layers, stage.gpu),
     )
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0038
@@ -772,44 +859,65 @@ class Throughput(Result):
     def _repr_html_(self) -> str: return f"<p>{self.verdict()}.</p>{self.chart().svg}"
 
 # %% ../../nbs/compute/04_throughput.ipynb #357d3952
+def _bounded(
+    model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster, usual: float
+) -> Estimate:
+    "Seconds of a step between the tuned and the slow rates, around the usual ones."
+    fast = step_seconds(model, strategy, workload, cluster, TUNED).total
+    slow = step_seconds(model, strategy, workload, cluster, SLOW).total
+    return Estimate(usual, min(fast, usual), max(slow, usual))
+
+def _tokens(strategy: Strategy, workload: Workload) -> int:
+    "Tokens of a step, over all GPUs."
+    each = workload.micro_batch * workload.seq_len
+    return each * workload.microbatches(strategy) * strategy.dp
+
+def _rate(tokens: int, gpus: int, seconds: Estimate) -> Estimate:
+    "Tokens a second on each GPU: the slowest step has the lowest rate."
+    return Estimate(*(tokens / gpus / took for took in (seconds.value, seconds.high, seconds.low)))
+
+def _mfu(
+    model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster, seconds: float
+) -> float:
+    "Model FLOPs of a step over what the peak of all GPUs allows."
+    flops = flops_per_token(model, workload.seq_len, strategy.lora_rank is not None)
+    each = flops * _tokens(strategy, workload) / seconds / cluster.gpus
+    return each / peak_flops(strategy.precision, cluster.device)
+
+# %% ../../nbs/compute/04_throughput.ipynb #efda2f84
 def throughput(
     architecture: Architecture,  # the model
     strategy: Strategy,  # how it is spread
-    workload: Workload | None,  # the batch of one data-parallel rank; default: one sequence of at most 4096 tokens
+    workload: Workload | None,  # the batch of one data-parallel rank; default: a sequence of at most 4096 tokens
     cluster: Cluster,  # where
     bounds: bool = True,  # also the tuned and the slow rates; without them low and high are the value
 ) -> Throughput:
-    "How long a step takes. Raises `BadInput` where the strategy cannot run the model or the GPUs do not match it."
-    model, workload = architecture, workload or default_workload(architecture)
-    _can_run(model, strategy, workload, cluster)
-    step = step_seconds(model, strategy, workload, cluster, USUAL)
-    seconds = Estimate(step.total, step.total, step.total)
-    if bounds:
-        fast, slow = (step_seconds(model, strategy, workload, cluster, rates).total for rates in (TUNED, SLOW))
-        seconds = Estimate(step.total, min(fast, step.total), max(slow, step.total))
-    tokens = workload.micro_batch * workload.seq_len * workload.microbatches(strategy) * strategy.dp
-    rates = (tokens / cluster.gpus / took for took in (seconds.value, seconds.high, seconds.low))
+    """How long a step takes. Raises `BadInput` where the strategy cannot
+    run the model or the GPUs do not match it."""
+    run = architecture, strategy, workload or default_workload(architecture), cluster
+    _can_run(*run)
+    step = step_seconds(*run, USUAL)
+    took = _bounded(*run, step.total) if bounds else Estimate(step.total, step.total, step.total)
     return Throughput(
+        **_asked(*run),
+        step_seconds=took,
+        tokens_per_second_per_gpu=_rate(_tokens(*run[1:3]), cluster.gpus, took),
+        mfu=_mfu(*run, step.total),
+        spent_seconds=step.spent,
+    )
+
+def _asked(model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster) -> dict[str, Any]:
+    "What a result repeats of the question."
+    return dict(
         model=model.name,
         gpu=cluster.device.name,
         gpus=cluster.gpus,
         strategy=strategy,
         workload=workload,
-        step_seconds=seconds,
-        tokens_per_step=tokens,
-        tokens_per_second_per_gpu=Estimate(*rates),
-        mfu=_mfu(model, strategy, workload, cluster, tokens, step.total),
+        tokens_per_step=_tokens(strategy, workload),
         flops_convention=convention(strategy),
-        spent_seconds={kind: spent for kind, spent in vars(step).items() if spent},
         assumptions=_assumptions(model, strategy, workload, cluster),
     )
-
-def _mfu(
-    model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster, tokens: int, seconds: float
-) -> float:
-    "Model FLOPs of a step over what the peak of all GPUs allows."
-    flops = flops_per_token(model, workload.seq_len, strategy.lora_rank is not None)
-    return flops * tokens / seconds / cluster.gpus / peak_flops(strategy.precision, cluster.device)
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0039
 #: what computes a layer, for people
@@ -822,13 +930,16 @@ KERNEL_NAMES = {
 }
 
 def _schedule_name(strategy: Strategy) -> str:
+    "What people call the order of a pipeline's work."
     if strategy.schedule == "dualpipe": return "DualPipe"
     return "interleaved 1F1B" if strategy.vpp > 1 else "1F1B"
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab003b
 def _trainable(model: Architecture, strategy: Strategy) -> None:
+    "Whether there is a training step to time. Raises `BadInput`."
     if model.kind == "states":
-        raise BadInput("a number of parameters says nothing about time", "Name a model: its configuration is enough")
+        hint = "Name a model: its configuration is enough"
+        raise BadInput("a number of parameters says nothing about time", hint)
     if strategy.inference: raise BadInput("the time model is of training", "Leave --inference out")
 
 def _can_run(model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster) -> None:
@@ -852,28 +963,35 @@ def _special_assumptions(
 ) -> dict[str, object]:
     "What is assumed → whether it counts here."
     device, waiting = cluster.device, f"{waiting_slots(strategy):.3g} slots of waiting"
+    work = f"{waiting} beside {workload.microbatches(strategy)} of work"
+    in_fp16 = precision_used(strategy.precision, device) != strategy.precision
     host_adam = f"host Adam at {HOST_ADAM * 1e9:g} s a billion parameters"
     return {
         cluster.bridge: bool(cluster.bridge),
-        f"{device.name} has no bf16 units: fp16 is assumed": precision_used(strategy.precision, device) != strategy.precision,
+        f"{device.name} has no bf16 units: fp16 is assumed": in_fp16,
         "TPU: Google's own runs were between an eighth slower and 30% faster": device.name.startswith("TPU"),
         "fp32 products do not use TF32, as PyTorch ships": strategy.precision == "fp32",
-        f"Pipeline: {_schedule_name(strategy)}, {waiting} beside {workload.microbatches(strategy)} of work": strategy.pp > 1,
+        f"Pipeline: {_schedule_name(strategy)}, {work}": strategy.pp > 1,
         "Experts: tokens are spread evenly; published runs of one model and chip differ by 2.6 times, "
         "which the range shows": model.experts,
         f"Offload: {host_adam}, copies at {COPY_SHARE:.0%} of PCIe": strategy.offload != "none",
     }
 
-def _assumptions(model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster) -> list[str]:
+def _usual_assumptions(strategy: Strategy, workload: Workload, cluster: Cluster) -> list[str]:
+    "What every estimate takes for granted: kernels, rates, links and batch."
     reached = best_shape(cluster.device) * chip_share(cluster.device, strategy, USUAL)
     count = workload.microbatches(strategy)
     batch = f"{count} micro-batch{'es' * (count > 1)} of {workload.micro_batch} × {workload.seq_len} tokens"
     links = f"{cluster.link:g} GB/s {_link_name(cluster)} and {cluster.network:g} GB/s of network per GPU"
-    usual = [
+    return [
         f"Kernels: {KERNEL_NAMES[strategy.software]}",
         f"Matmuls reach {reached:.0%} of peak (dense); better-tuned kernels give the lower bound on time",
         f"GPUs per node: {cluster.per_node}; {links}, one direction",
         f"{batch} on each data-parallel rank; data loading, checkpoints and failures are not counted",
     ]
+
+def _assumptions(model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster) -> list[str]:
+    "What holds always, then what counts here."
     special = _special_assumptions(model, strategy, workload, cluster)
+    usual = _usual_assumptions(strategy, workload, cluster)
     return usual + [note for note, counts in special.items() if counts]

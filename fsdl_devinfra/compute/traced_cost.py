@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -57,68 +57,16 @@ class TracedCost(Result):
 
     def verdict(self) -> str:
         "One sentence."
-        s, does = self.samples_per_second, "runs" if self.strategy.inference else "trains on"
-        return (
-            f"{self.model} {does} {s.value:,.0f} {self.samples}/s on {self.gpu} at batch {self.batch} "
-            f"(between {s.low:,.0f} and {s.high:,.0f}; a step takes {self.step_seconds.value * 1e3:,.2f} ms)"
-        )
+        rate, does = self.samples_per_second, "runs" if self.strategy.inference else "trains on"
+        took = f"a step takes {self.step_seconds.value * 1e3:,.2f} ms"
+        speed = f"{rate.value:,.0f} {self.samples}/s on {self.gpu} at batch {self.batch}"
+        return f"{self.model} {does} {speed} (between {rate.low:,.0f} and {rate.high:,.0f}; {took})"
 
     def __str__(self) -> str: return self.verdict()
 
-_CONVENTION = "products, convolutions and attention as they run, a multiply and an add are two, over the dense peak of the precision"
-
-
-def _assumed(strategy: Strategy, channels_last: bool) -> list[str]:
-    return [
-        "Each operator takes the longest of its arithmetic, its memory traffic and its launch; data loading is not counted",
-        "Rates from data sheets and published microbenchmarks, none fitted to models; the range is our estimate",
-        f"Tensors with channels {'last' if channels_last else 'first, which 16-bit convolutions turn round (try --channels-last)'}",
-        "Compiled: chains of small kernels are taken as fused"
-        if strategy.compile
-        else "Eager code: every operator is a kernel of its own",
-    ]
-
-def traced_cost(
-    module: Any,  # nn.Module, with weights or on the meta device
-    inputs: Any,  # of `forward`
-    strategy: Strategy,
-    device: Device,
-    batch: int,
-    name: str = "",
-    channels_last: bool = False,
-) -> TracedCost:
-    "Time of a step of any module. Raises `BadInput` for more than one GPU, `CheckError` where it cannot be traced."
-    from fsdl_devinfra.trace.roofline import Card, peak_rate, step_time
-    refuse_traced(strategy)
-    if strategy.gpus > 1:
-        raise BadInput("the time of a traced module is known for one GPU", "Leave --dp and --gpus out")
-    options = step_options(strategy, device.name, channels_last, name.startswith("timm:"))
-    trace = trace_of(module, inputs, strategy, options, name=name)
-    found = step_time(trace, Card(device, channels_last, strategy.compile, strategy.inference))
-    held = footprint_of(trace, strategy, sum(p.numel() for p in module.parameters()), batch, device, "device")
-    half = {"fp16": "float16", "bf16": "bfloat16"}.get(strategy.precision.removesuffix("-mixed"), "float32")
-    return TracedCost(
-        model=name or type(module).__name__,
-        gpu=device.name,
-        gpus=1,
-        strategy=strategy,
-        batch=batch,
-        step_seconds=found.step,
-        samples_per_second=found.step.map(lambda seconds: batch / seconds),
-        tokens_per_second_per_gpu=_tokens(inputs, found.step),
-        mfu=found.flops / found.step.value / peak_rate(device, half, True),
-        flops_convention=_CONVENTION,
-        spent_seconds=found.by_kernel,
-        hours=None,
-        usd=None,
-        fits=held.fits,
-        peak_bytes=round(held.device_bytes.value),
-        assumptions=_assumed(strategy, channels_last),
-        samples=_kind_of_samples(inputs),
-        gradient_bytes=4 * sum(p.numel() for p in module.parameters() if p.requires_grad),
-    )
-
+# %% ../../nbs/compute/13_traced_cost.ipynb #fcede5ae
 def _first_input(inputs: Any) -> Any:
+    "The first tensor of what `forward` takes."
     if isinstance(inputs, dict): inputs = list(inputs.values())
     return next(iter(inputs), None) if isinstance(inputs, (tuple, list)) else inputs
 
@@ -134,6 +82,102 @@ def _tokens(inputs: Any, step: Estimate) -> Estimate | None:
     first = _first_input(inputs)
     if first is None or first.is_floating_point() or first.dim() != 2: return None
     return step.map(lambda seconds: first.numel() / seconds)
+
+# %% ../../nbs/compute/13_traced_cost.ipynb #48c3ae94
+_CONVENTION = ("products, convolutions and attention as they run, a multiply and an add are two, "
+               "over the dense peak of the precision")
+
+def _assumed(strategy: Strategy, channels_last: bool) -> list[str]:
+    "What the time of a traced module takes for granted."
+    order = "last" if channels_last else "first, which 16-bit convolutions turn round (try --channels-last)"
+    eager = "Eager code: every operator is a kernel of its own"
+    return [
+        "Each operator takes the longest of its arithmetic, its memory traffic and its launch; "
+        "data loading is not counted",
+        "Rates from data sheets and published microbenchmarks, none fitted to models; the range is our estimate",
+        f"Tensors with channels {order}",
+        "Compiled: chains of small kernels are taken as fused" if strategy.compile else eager,
+    ]
+
+def _share_of_peak(flops: float, seconds: float, strategy: Strategy, device: Device) -> float:
+    "MFU: arithmetic of a step over what the dense peak of its precision allows."
+    from fsdl_devinfra.trace.roofline import peak_rate
+    kinds = {"fp16": "float16", "bf16": "bfloat16"}
+    precision = kinds.get(strategy.precision.removesuffix("-mixed"), "float32")
+    return flops / seconds / peak_rate(device, precision, True)
+
+# %% ../../nbs/compute/13_traced_cost.ipynb #3889f16a
+def _weights(module: Any, trained: bool = False) -> int:
+    "How many parameters a module has, or of them those that are trained."
+    return sum(one.numel() for one in module.parameters() if one.requires_grad or not trained)
+
+def _held(trace: Any, module: Any, strategy: Strategy, batch: int, device: Device) -> dict[str, Any]:
+    "What a traced step holds, and whether that fits."
+    held = footprint_of(trace, strategy, _weights(module), batch, device, "device")
+    return dict(fits=held.fits, peak_bytes=round(held.device_bytes.value))
+
+def _refuse_many(strategy: Strategy) -> None:
+    "Raises `BadInput` for what cannot be traced, and for more than one GPU."
+    refuse_traced(strategy)
+    if strategy.gpus > 1:
+        raise BadInput("the time of a traced module is known for one GPU", "Leave --dp and --gpus out")
+
+# %% ../../nbs/compute/13_traced_cost.ipynb #93ced70d
+def traced_cost(
+    module: Any,  # nn.Module, with weights or on the meta device
+    inputs: Any,  # of `forward`
+    strategy: Strategy,
+    device: Device,
+    batch: int,
+    name: str = "",
+    channels_last: bool = False,
+) -> TracedCost:
+    """Time of a step of any module. Raises `BadInput` for more than one
+    GPU, `CheckError` where it cannot be traced."""
+    _refuse_many(strategy)
+    options = step_options(strategy, device.name, channels_last, name.startswith("timm:"))
+    trace = trace_of(module, inputs, strategy, options, name=name)
+    found = _timed(trace, strategy, device, channels_last)
+    return TracedCost(
+        model=name or type(module).__name__,
+        **_known(strategy, device, channels_last),
+        **_rates(found.step, inputs, batch),
+        **_work(found, strategy, device),
+        **_held(trace, module, strategy, batch, device),
+        gradient_bytes=4 * _weights(module, trained=True),
+    )
+
+def _timed(trace: Any, strategy: Strategy, device: Device, channels_last: bool) -> Any:
+    "Every operator of a trace at the rates of a GPU."
+    from fsdl_devinfra.trace.roofline import Card, step_time
+    return step_time(trace, Card(device, channels_last, strategy.compile, strategy.inference))
+
+def _known(strategy: Strategy, device: Device, channels_last: bool) -> dict[str, Any]:
+    "What is known before the trace; the length of a run never is."
+    return dict(
+        gpu=device.name,
+        gpus=1,
+        strategy=strategy,
+        flops_convention=_CONVENTION,
+        hours=None,
+        usd=None,
+        assumptions=_assumed(strategy, channels_last),
+    )
+
+def _work(found: Any, strategy: Strategy, device: Device) -> dict[str, Any]:
+    "What a step is spent on, and its share of the peak."
+    mfu = _share_of_peak(found.flops, found.step.value, strategy, device)
+    return dict(mfu=mfu, spent_seconds=found.by_kernel)
+
+def _rates(step: Estimate, inputs: Any, batch: int) -> dict[str, Any]:
+    "A batch, its seconds, and samples and tokens a second."
+    return dict(
+        batch=batch,
+        step_seconds=step,
+        samples_per_second=step.map(lambda seconds: batch / seconds),
+        tokens_per_second_per_gpu=_tokens(inputs, step),
+        samples=_kind_of_samples(inputs),
+    )
 
 # %% ../../nbs/compute/13_traced_cost.ipynb #4b7f3ac2
 @dataclass(frozen=True)
@@ -152,6 +196,17 @@ class TracedPlan:
     usd: float | None = None
     usd_per_million_samples: float | None = None
 
+    def row(self) -> list[Any]:
+        "Of the table of plans."
+        return [
+            self.batch,
+            size_text(self.peak_bytes) + (" tight" if self.fits == "tight" else ""),
+            f"{self.step_seconds.value * 1e3:,.1f} ms",
+            f"{self.samples_per_second.value:,.0f}",
+            f"{self.mfu:.0%}",
+        ]
+
+# %% ../../nbs/compute/13_traced_cost.ipynb #afd7533c
 @dataclass(frozen=True)
 class TracedPlans(Result):
     "The batches of a traced module, the fastest first."
@@ -170,21 +225,22 @@ class TracedPlans(Result):
         "One sentence."
         where = f"{self.model} on {self.gpus} × {self.gpu}"
         if self.best is None: return f"No batch of {where} fits"
-        p = self.plans[self.best]
-        bill = f", {usd_text(p.usd_per_million_samples)} per million {self.samples}" if p.usd_per_million_samples else ""
-        return (
-            f"{where}: batch {p.batch} on each GPU, {p.samples_per_second.value:,.0f} {self.samples}/s in all "
-            f"(between {p.samples_per_second.low:,.0f} and {p.samples_per_second.high:,.0f}), {size_text(p.peak_bytes)}{bill}"
-        )
+        plan = self.plans[self.best]
+        rate, usd = plan.samples_per_second, plan.usd_per_million_samples
+        bill = f", {usd_text(usd)} per million {self.samples}" if usd else ""
+        speed = f"{rate.value:,.0f} {self.samples}/s in all (between {rate.low:,.0f} and {rate.high:,.0f})"
+        return f"{where}: batch {plan.batch} on each GPU, {speed}, {size_text(plan.peak_bytes)}{bill}"
 
     def table(self) -> str:
         "The batches as plain text."
-        rows = [[i, p.batch, size_text(p.peak_bytes) + (" tight" if p.fits == "tight" else ""),
-                 f"{p.step_seconds.value * 1e3:,.1f} ms", f"{p.samples_per_second.value:,.0f}", f"{p.mfu:.0%}"]
-                for i, p in enumerate(self.plans, 1)]
+        rows = [[i, *plan.row()] for i, plan in enumerate(self.plans, 1)]
         return table_text(["", "batch", "peak", "step", f"{self.samples}/s", "MFU"], rows)
 
     def __str__(self) -> str: return self.verdict()
+
+# %% ../../nbs/compute/13_traced_cost.ipynb #7101d4a6
+#: seconds that a second of hidden communication costs computation: as in the time model of transformers
+CONTENTION = USUAL.contention
 
 def data_parallel(
     alone: TracedCost,  # on one GPU
@@ -199,11 +255,52 @@ def data_parallel(
 
     return alone.step_seconds.map(longer)
 
-#: seconds that a second of hidden communication costs computation: as in the time model of transformers
-CONTENTION = USUAL.contention
+# %% ../../nbs/compute/13_traced_cost.ipynb #f3186ec0
+def _on_all(alone: TracedCost, cluster: Cluster, usd: float | None) -> TracedPlan:
+    "What one GPU does, on all of them."
+    step = data_parallel(alone, cluster) if cluster.gpus > 1 else alone.step_seconds
+    rate = _rate_of_all(alone.batch * cluster.gpus, step)
+    return TracedPlan(
+        strategy=replace(alone.strategy, dp=cluster.gpus),
+        batch=alone.batch,
+        fits=str(alone.fits),
+        peak_bytes=alone.peak_bytes,
+        step_seconds=step,
+        samples_per_second=rate,
+        mfu=alone.mfu * alone.step_seconds.value / step.value,
+        why=f"{'fits' if alone.fits == 'yes' else 'may fit'} with {size_text(alone.peak_bytes)}",
+        usd_per_million_samples=_million(usd * cluster.gpus, rate) if usd else None,
+    )
+
+def _million(usd_per_hour: float, rate: Estimate) -> float:
+    "Dollars for a million samples."
+    return usd_per_hour / 3600 / rate.value * 1e6
+
+def _rate_of_all(samples: int, step: Estimate) -> Estimate:
+    "Samples a second: the slowest step has the lowest rate."
+    rate = step.map(lambda seconds: samples / seconds)
+    return Estimate(rate.value, min(rate.low, rate.high), max(rate.low, rate.high))
+
+# %% ../../nbs/compute/13_traced_cost.ipynb #864ca8d3
 #: batches that are tried: doubled until one does not fit
 MOST_TRACED_BATCH = 4096
 
+def _doubled(trial: Callable[[int], TracedCost]) -> Iterator[TracedCost]:
+    "Batches that were tried; only the last may not fit."
+    batch = 1
+    while batch <= MOST_TRACED_BATCH:
+        found = trial(batch)
+        yield found
+        if found.fits == "no": return
+        batch *= 2
+
+def _headline(plans: Sequence[TracedPlan]) -> int | None:
+    "Index of the smallest batch within `NEAR` of the first, which is the fastest."
+    rates = [plan.samples_per_second.value for plan in plans]
+    near = [i for i, rate in enumerate(rates) if rate >= (1 - NEAR) * rates[0]]
+    return min(near, key=lambda i: plans[i].batch, default=None)
+
+# %% ../../nbs/compute/13_traced_cost.ipynb #5e2581a7
 def traced_plans(
     module: Any,  # nn.Module
     inputs_of: Callable[[int], Any],  # a batch → inputs of `forward`
@@ -214,42 +311,29 @@ def traced_plans(
     usd_per_gpu_hour: float | None = None,
 ) -> TracedPlans:
     "Batches that fit, the fastest first. Raises `BadInput`, `CheckError`."
-    found, rejected, batch, last = [], [], 1, None
-    while batch <= MOST_TRACED_BATCH:
-        last = traced_cost(module, inputs_of(batch), strategy, cluster.device, batch, name, channels_last)
-        if last.fits == "no":
-            why = f"{size_text(last.peak_bytes)} of {size_text(cluster.device.memory_bytes)}"
-            rejected.append({"strategy": f"batch {batch}", "why": why})
-            break
-        found.append(_on_all(last, cluster, usd_per_gpu_hour))
-        batch *= 2
-    found.sort(key=lambda p: -p.samples_per_second.value)
-    near = [i for i, p in enumerate(found) if p.samples_per_second.value >= (1 - NEAR) * found[0].samples_per_second.value]
-    best = min(near, key=lambda i: found[i].batch, default=None)
-    kind = last.samples if last else "samples"
+    def trial(batch: int) -> TracedCost:
+        return traced_cost(module, inputs_of(batch), strategy, cluster.device, batch, name, channels_last)
+
+    return _plans(list(_doubled(trial)), cluster, name, usd_per_gpu_hour)
+
+def _plans(tried: Sequence[TracedCost], cluster: Cluster, name: str, usd: float | None) -> TracedPlans:
+    "What was tried, on all GPUs and in order."
+    found = [_on_all(one, cluster, usd) for one in tried if one.fits != "no"]
+    found.sort(key=lambda plan: -plan.samples_per_second.value)
+    rejected = [_ruled_out(one, cluster.device) for one in tried if one.fits == "no"]
     chosen = "The headline is the smallest batch within 10 % of the fastest"
     advice = [chosen if found else "Use a GPU with more memory, or smaller inputs (--image-size)"]
-    notes = last.assumptions if last else []
-    return TracedPlans(name, cluster.device.name, cluster.gpus, kind, best, found, rejected, advice, notes)
+    where, last = (name, cluster.device.name, cluster.gpus), tried[-1]
+    return TracedPlans(*where, last.samples, _headline(found), found, rejected, advice, last.assumptions)
 
-def _on_all(alone: TracedCost, cluster: Cluster, usd: float | None) -> TracedPlan:
-    "What one GPU does, on all of them."
-    step = data_parallel(alone, cluster) if cluster.gpus > 1 else alone.step_seconds
-    rate = step.map(lambda seconds: alone.batch * cluster.gpus / seconds)
-    rate = Estimate(rate.value, min(rate.low, rate.high), max(rate.low, rate.high))
-    return TracedPlan(
-        strategy=replace(alone.strategy, dp=cluster.gpus),
-        batch=alone.batch,
-        fits=str(alone.fits),
-        peak_bytes=alone.peak_bytes,
-        step_seconds=step,
-        samples_per_second=rate,
-        mfu=alone.mfu * alone.step_seconds.value / step.value,
-        why=f"{'fits' if alone.fits == 'yes' else 'may fit'} with {size_text(alone.peak_bytes)}",
-        usd_per_million_samples=usd * cluster.gpus / 3600 / rate.value * 1e6 if usd else None,
-    )
+def _ruled_out(tried: TracedCost, device: Device) -> dict[str, str]:
+    "A batch that does not fit, with the reason."
+    why = f"{size_text(tried.peak_bytes)} of {size_text(device.memory_bytes)}"
+    return {"strategy": f"batch {tried.batch}", "why": why}
 
+# %% ../../nbs/compute/13_traced_cost.ipynb #d51aceae
 def _refuse_tokens(args: argparse.Namespace) -> None:
+    "Raises `BadInput` where the run was given a length."
     if args.tokens is not None:
         raise BadInput("the run of a traced module has no length in tokens", "Leave --tokens out")
 
@@ -259,28 +343,33 @@ def _named(args: argparse.Namespace) -> tuple[Any, Callable[[int], Any]]:
     module = named_module(args.model, args.image_size)
     return module, lambda batch: named_inputs(module, batch, args.image_size, args.seq_len or 512)
 
+def _usd_per_gpu_hour(args: argparse.Namespace, device: Device, gpus: int) -> float | None:
+    "What is paid for one GPU, where a list or an option says it."
+    price = price_from_args(args, device, gpus)
+    return price.usd_per_gpu_hour if isinstance(price, Price) else price
+
+def _plans_text(found: TracedPlans) -> str:
+    "Verdict, batches, what was ruled out, and notes."
+    parts = [found.verdict() + "."]
+    if found.plans: parts.append(found.table())
+    ruled = "; ".join(f"{one['strategy']}: {one['why']}" for one in found.rejected)
+    if ruled: parts.append(f"ruled out: {ruled}")
+    parts.append("\n".join(f"- {note}" for note in [*found.advice, *found.assumptions]))
+    return "\n\n".join(parts)
+
+# %% ../../nbs/compute/13_traced_cost.ipynb #899054a6
 def traced_plan_command(
     args: argparse.Namespace,  # of `fsdl-devinfra plan`
 ) -> Outcome:
     "`fsdl-devinfra plan timm:NAME` and `plan FILE.py:NAME`."
     _refuse_tokens(args)
     device, gpus, strategy = device_named(args.gpu), args.gpus or 1, replace(strategy_from_args(args), dp=1)
-    price = price_from_args(args, device, gpus)
+    usd = _usd_per_gpu_hour(args, device, gpus)
     module, inputs_of = _named(args)
     status(f"tracing {traced_steps(strategy)} steps of each batch on fake tensors")
-    found = traced_plans(
-        module,
-        inputs_of,
-        strategy,
-        cluster(device, gpus, args.per_node, args.network),
-        args.model,
-        args.channels_last,
-        price.usd_per_gpu_hour if isinstance(price, Price) else price,
-    )
-    parts = [found.verdict() + ".", *([found.table()] if found.plans else [])]
-    parts += ["ruled out: " + "; ".join(f"{r['strategy']}: {r['why']}" for r in found.rejected)] * bool(found.rejected)
-    parts += ["\n".join("- " + n for n in [*found.advice, *found.assumptions])]
-    return Outcome(found.to_dict(), "\n\n".join(parts), HOLDS if found.best is not None else FAILS)
+    where = cluster(device, gpus, args.per_node, args.network)
+    found = traced_plans(module, inputs_of, strategy, where, args.model, args.channels_last, usd)
+    return Outcome(found.to_dict(), _plans_text(found), HOLDS if found.best is not None else FAILS)
 
 # %% ../../nbs/compute/13_traced_cost.ipynb #813daeda
 def traced_cost_command(
@@ -294,25 +383,19 @@ def traced_cost_command(
     module, inputs_of = _named(args)
     status(f"tracing {traced_steps(strategy)} steps on fake tensors")
     found = traced_cost(module, inputs_of(batch), strategy, device, batch, args.model, args.channels_last)
-    refused = found.fits == "no"
-    note = (
-        f"It does not fit on this GPU: {size_text(found.peak_bytes)} of {size_text(device.memory_bytes)}.\n\n"
-        if refused
-        else ""
-    )
-    return Outcome(found.to_dict(), note + _text(found), FAILS if refused else HOLDS)
+    if found.fits != "no": return Outcome(found.to_dict(), _text(found), HOLDS)
+    held = f"{size_text(found.peak_bytes)} of {size_text(device.memory_bytes)}"
+    return Outcome(found.to_dict(), f"It does not fit on this GPU: {held}.\n\n{_text(found)}", FAILS)
 
 def _text(found: TracedCost) -> str:
-    total = sum(found.spent_seconds.values()) or 1.0
-    rows = [
-        [kind, f"{seconds * 1e3:,.2f} ms", f"{seconds / total:.0%}"]
-        for kind, seconds in found.spent_seconds.items()
+    "Verdict, what a step is spent on, and notes."
+    spent = found.spent_seconds
+    total = sum(spent.values()) or 1.0
+    rows = [[kind, f"{took * 1e3:,.2f} ms", f"{took / total:.0%}"] for kind, took in spent.items()]
+    parts = [
+        f"{found.verdict()}.",
+        table_text(["a step is spent on", "time", "share"], rows),
+        f"MFU {found.mfu:.0%}: {found.flops_convention}",
+        "\n".join(f"- {note}" for note in found.assumptions),
     ]
-    return "\n\n".join(
-        [
-            f"{found.verdict()}.",
-            table_text(["a step is spent on", "time", "share"], rows),
-            f"MFU {found.mfu:.0%}: {found.flops_convention}",
-            "\n".join("- " + n for n in found.assumptions),
-        ]
-    )
+    return "\n\n".join(parts)

@@ -9,13 +9,13 @@ import base64
 import io
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ..compute.planning import PlanReport
-from ..compute.planner import (Field, asked, command_line, concurrency_text, form, machines, model_names, parts_of, read_address,
-                                            speed, write_address)
+from ..compute.planning import Plan, PlanReport
+from ..compute.planner import (Field, asked, command_line, concurrency_text, form, machines,
+                                           model_names, parts_of, read_address, speed, write_address)
 from ..compute.question import PRECISIONS, Answer, Question, answered
 from ..core.charts import Chart, stacked_bars
 from ..core.device_table import devices, find_device
@@ -43,19 +43,6 @@ def launch_zip(
     return out.getvalue()
 
 # %% ../../nbs/launch/08_app.ipynb #fa51479c
-def page() -> None:
-    "Draw the page; Streamlit calls it again at every change."
-    import streamlit as st
-    st.set_page_config(page_title="fsdl-devinfra planner", layout="wide")
-    st.session_state["notices"] = notices = st.container()
-    with st.sidebar: question = st.radio("Question", list(_QUESTIONS), key="question", index=_asked_first())
-    notices.title(_TITLES[_QUESTIONS[question]])
-    notices.caption("The form is in the sidebar; on a narrow screen, open it with » at the top left.")
-    try:
-        if question == "Plan a training run": _plan_page()
-        else: _form_page(_QUESTIONS[question])
-    except CheckError as e: st.error(_plain(str(e)))
-
 #: what the page answers → `use` in its address
 _QUESTIONS = {"Plan a training run": "plan", "Fit one configuration": "train", "Serve": "serve"}
 
@@ -65,6 +52,33 @@ _TITLES = {
     "serve": "How many requests fit, and on which GPU?",
 }
 
+def page() -> None:
+    "Draw the page; Streamlit calls it again at every change."
+    import streamlit as st
+    st.set_page_config(page_title="fsdl-devinfra planner", layout="wide")
+    st.session_state["notices"] = notices = st.container()
+    with st.sidebar: question = st.radio("Question", list(_QUESTIONS), key="question", index=_asked_first())
+    use = _QUESTIONS[question]
+    notices.title(_TITLES[use])
+    notices.caption("The form is in the sidebar; on a narrow screen, open it with » at the top left.")
+    try:
+        if use == "plan": _plan_page()
+        else: _form_page(use)
+    except CheckError as e: st.error(_plain(str(e)))
+
+# %% ../../nbs/launch/08_app.ipynb #470a41a2
+def _from_address(name: str, usual: str) -> str:
+    "What the address says of a field."
+    import streamlit as st
+    return st.query_params.get(name, usual)
+
+def _ignored(name: str, given: str, usual: str) -> None:
+    """Say that a value of the address is none of the form's: a shared
+    link must not quietly show something else."""
+    import streamlit as st
+    said = f"The address says {name}={given}, which the form does not have: {usual} is shown."
+    st.session_state["notices"].warning(_plain(said))
+
 def _asked_first() -> int:
     "The question of the address that the page was opened with."
     uses = list(_QUESTIONS.values())
@@ -72,15 +86,12 @@ def _asked_first() -> int:
     if use not in uses: _ignored("use", use, "plan")
     return uses.index(use) if use in uses else 0
 
-def _ignored(name: str, given: str, usual: str) -> None:
-    "Say that a value of the address is none of the form's: a shared link must not quietly show something else."
+def _remember(values: Mapping[str, str]) -> None:
+    "Put the form into the address of the page, so that it can be shared."
     import streamlit as st
-    st.session_state["notices"].warning(_plain(f"The address says {name}={given}, which the form does not have: {usual} is shown."))
+    if dict(st.query_params) != dict(values): st.query_params.from_dict(dict(values))
 
-def _from_address(name: str, usual: str) -> str:
-    import streamlit as st
-    return st.query_params.get(name, usual)
-
+# %% ../../nbs/launch/08_app.ipynb #43564687
 def _count(label: str, name: str, usual: int, most: int, least: int = 1) -> int:
     "A number whose first value the address may give."
     import streamlit as st
@@ -89,139 +100,137 @@ def _count(label: str, name: str, usual: int, most: int, least: int = 1) -> int:
     if not known: _ignored(name, given, str(usual))
     return int(st.number_input(label, least, most, int(given) if known else usual, key=name))
 
-
 def _choice(label: str, name: str, options: Mapping[str, str], usual: str) -> str:
     "One of a list, whose first choice the address may give."
     import streamlit as st
     values, given = list(options), _from_address(name, usual)
     if given not in options: _ignored(name, given, options[usual])
-    return st.selectbox(
-        label,
-        values,
-        values.index(given if given in options else usual),
-        format_func=lambda v: options[v],
-        key=name,
-    )
-
+    first = values.index(given if given in options else usual)
+    return st.selectbox(label, values, first, format_func=lambda value: options[value], key=name)
 
 def _model(usual: str) -> str:
     "A name of the list, or any other: Streamlit takes what is typed."
     import streamlit as st
-    given = _from_address("model", usual)
+    given, label = _from_address("model", usual), "Model (type any name, Hub id or folder)"
     names = list(dict.fromkeys([given, usual, *model_names()]))
-    return (
-        st.selectbox("Model (type any name, Hub id or folder)", names, key="model", accept_new_options=True)
-        or usual
-    )
+    return st.selectbox(label, names, key="model", accept_new_options=True) or usual
 
-
-def _remember(values: Mapping[str, str]) -> None:
-    "Put the form into the address of the page, so that it can be shared."
-    import streamlit as st
-    if dict(st.query_params) != dict(values): st.query_params.from_dict(dict(values))
-
+# %% ../../nbs/launch/08_app.ipynb #380f50d8
 def _plan_page() -> None:
+    "The plans for what the sidebar asks."
     import streamlit as st
-    with st.sidebar:
-        name = _model("Llama 3.1 8B")
-        gpu = _choice("GPU", "gpu", {d.name: d.name for d in devices()}, "H100-SXM-80GB")
-        gpus, seq_len = (
-            _count("GPUs", "gpus", 8, 100_000),
-            _count("Sequence length", "seq_len", 4096, 2_000_000),
-        )
-        batch = _count("Global batch size (0 = auto)", "batch", 0, 1_000_000, 0)
-        tokens = st.text_input("Total training tokens", _from_address("tokens", "100B"), key="tokens")
-        adapters = st.checkbox("LoRA, rank 16", _from_address("lora", "") == "1", key="lora")
-        precision = _choice("Precision", "precision", {p: p for p in PRECISIONS}, PRECISIONS[0])
-        hourly = float(
-            st.number_input("Price per GPU-hour in $ (0 = cheapest listed)", 0.0, 1e4, 0.0, key="usd")
-        )
-    asked_here = dict(
-        model=name,
-        gpu=gpu,
-        gpus=gpus,
-        seq_len=seq_len,
-        batch=batch,
-        tokens=tokens,
-        lora="1" if adapters else "",
-        precision=precision,
-    )
-    _remember({"use": "plan"} | {k: str(v) for k, v in asked_here.items() if v})
-    _show(answered(Question(name, gpu, gpus, seq_len, batch, tokens, adapters, precision, hourly)))
+    with st.sidebar: question = _question()
+    fields = {name: getattr(question, name) for name in _IN_ADDRESS}
+    fields["lora"], fields["precision"] = "1" if question.adapters else "", question.precision
+    _remember({"use": "plan"} | {name: str(value) for name, value in fields.items() if value})
+    _show(answered(question))
 
+#: fields of a question that the address has under the same name, before `lora` and `precision`
+_IN_ADDRESS = ("model", "gpu", "gpus", "seq_len", "batch", "tokens")
+
+def _question() -> Question:
+    "The form of a plan, field by field in their order on the page."
+    name = _model("Llama 3.1 8B")
+    gpu = _choice("GPU", "gpu", {device.name: device.name for device in devices()}, "H100-SXM-80GB")
+    gpus, seq_len = _count("GPUs", "gpus", 8, 100_000), _count("Sequence length", "seq_len", 4096, 2_000_000)
+    batch = _count("Global batch size (0 = auto)", "batch", 0, 1_000_000, 0)
+    return Question(name, gpu, gpus, seq_len, batch, *_run())
+
+def _run() -> tuple[str, bool, str, float]:
+    "The last four fields of the form; the price is no part of the address."
+    import streamlit as st
+    tokens = st.text_input("Total training tokens", _from_address("tokens", "100B"), key="tokens")
+    adapters = st.checkbox("LoRA, rank 16", _from_address("lora", "") == "1", key="lora")
+    precision = _choice("Precision", "precision", {name: name for name in PRECISIONS}, PRECISIONS[0])
+    hourly = st.number_input("Price per GPU-hour in $ (0 = cheapest listed)", 0.0, 1e4, 0.0, key="usd")
+    return tokens, adapters, precision, float(hourly)
+
+# %% ../../nbs/launch/08_app.ipynb #1bb8d5d1
 def _form_page(use: str) -> None:
     "One configuration, beside the one that was kept for comparison."
     import streamlit as st
-    with st.sidebar: filled = {f.name: _widget(f) for f in form() if f.use in ("", use) and f.name != "use"}
+    with st.sidebar: filled = _filled(use)
     here, kept = write_address({"use": use} | filled), st.session_state.get("kept", _from_address("kept", ""))
     _remember(dict(parse_qsl(here)) | {"use": use} | ({"kept": kept} if kept else {}))
-    with st.sidebar:
-        st.button(
-            "Keep for comparison",
-            key="keep",
-            on_click=lambda: st.session_state.update(kept=here or "use=train"),
-        )
-        if kept:
-            st.button("Drop the comparison", key="drop", on_click=lambda: st.session_state.update(kept=""))
-        st.caption("The address of this page holds the form: copy it to share.")
-    if not kept: return _configuration(read_address(here))
-    both = {"kept": read_address(kept), "now": read_address(here)}
+    with st.sidebar: _comparison_buttons(here or "use=train", bool(kept))
+    if kept: _compare({"kept": read_address(kept), "now": read_address(here)})
+    else: _configuration(read_address(here))
+
+def _filled(use: str) -> dict[str, str]:
+    "What the widgets of a use hold."
+    fields = [field for field in form() if field.use in ("", use) and field.name != "use"]
+    return {field.name: _widget(field) for field in fields}
+
+def _widget(field: Field) -> str:
+    "One field of the form, in the widget of its kind."
+    if field.name == "model": return _model(field.default)
+    if field.options is not None: return _choice(field.label, field.name, field.options, field.default)
+    return str(_count(field.label, field.name, int(field.default), field.most or 10**6))
+
+def _comparison_buttons(here: str, kept: bool) -> None:
+    "Keep what the form says, or drop what was kept."
+    import streamlit as st
+    def keep(address: str) -> None: st.session_state.update(kept=address)
+
+    st.button("Keep for comparison", key="keep", on_click=lambda: keep(here))
+    if kept: st.button("Drop the comparison", key="drop", on_click=lambda: keep(""))
+    st.caption("The address of this page holds the form: copy it to share.")
+
+def _compare(both: Mapping[str, Mapping[str, str]]) -> None:
+    "Two configurations side by side, and their memory in one chart."
+    import streamlit as st
     for column, (name, filled) in zip(st.columns(2), both.items()):
         with column:
             st.subheader(name.capitalize())
             _said(filled, *asked(filled, find_device(filled["gpu"])))
     _draw(_side_by_side(both))
 
+# %% ../../nbs/launch/08_app.ipynb #43604c4f
 def _side_by_side(both: Mapping[str, Mapping[str, str]]) -> Chart:
     "The parts of two configurations, one bar each, against the smaller of the two limits."
     rows, limits = {}, []
-    for name, v in both.items():
-        device = find_device(v["gpu"])
-        rows[f"{name}, {v['gpus']} × {device.name}"] = {
-            part: size / GIB for part, size in parts_of(*asked(v, device)).items()
-        }
+    for name, filled in both.items():
+        device = find_device(filled["gpu"])
+        parts = parts_of(*asked(filled, device)).items()
+        rows[f"{name}, {filled['gpus']} × {device.name}"] = {part: size / GIB for part, size in parts}
         limits.append(device.memory_bytes / GIB)
-    return stacked_bars(
-        rows, "GiB on one GPU, by part", limit=min(limits), limit_name="usable", show="{:.1f}".format
-    )
+    unit = "GiB on one GPU, by part"
+    return stacked_bars(rows, unit, limit=min(limits), limit_name="usable", show="{:.1f}".format)
 
-
-def _widget(f: Field) -> str:
-    if f.name == "model": return _model(f.default)
-    if f.options is not None: return _choice(f.label, f.name, f.options, f.default)
-    return str(_count(f.label, f.name, int(f.default), f.most or 10**6))
-
-def _configuration(v: Mapping[str, str]) -> None:
+# %% ../../nbs/launch/08_app.ipynb #36df2eb8
+def _configuration(values: Mapping[str, str]) -> None:
     "The answer, memory by part or by phase, what would make it fit and what else can run it."
     import streamlit as st
-    found, held = asked(v, find_device(v["gpu"]), advice=True)
-    _said(v, found, held)
-    _draw(found.chart() if held is None else _side_by_side({"serving": v}))
-    if found.remedies:
-        st.markdown(
-            "What would make it fit:\n"
-            + _listed([re.sub(r"(fsdl-devinfra .*)", r"`\1`", line) for line in found.remedies])
-        )
+    found, held = asked(values, find_device(values["gpu"]), advice=True)
+    _said(values, found, held)
+    _draw(found.chart() if held is None else _side_by_side({"serving": values}))
+    if found.remedies: st.markdown("What would make it fit:\n" + _listed(_as_code(found.remedies)))
     with st.expander("Which GPUs can run it", expanded=True):
-        st.dataframe(machines(write_address(v)), hide_index=True, column_config=_columns())
+        st.dataframe(machines(write_address(values)), hide_index=True, column_config=_columns())
     with st.expander("Assumptions"): st.markdown(_listed(found.assumptions))
 
-def _said(v: Mapping[str, str], found: Footprint, held: Serving | None) -> None:
+def _as_code(lines: Sequence[str]) -> list[str]:
+    "Lines whose command is set as code."
+    return [re.sub(r"(fsdl-devinfra .*)", r"`\1`", line) for line in lines]
+
+def _said(values: Mapping[str, str], found: Footprint, held: Serving | None) -> None:
     "Verdict, requests, host memory, speed, and what to type for the same."
     import streamlit as st
     shown = {"yes": st.success, "tight": st.warning}.get(found.fits or "", st.error)
     shown(_plain(found.verdict()))
-    if held and found.fits != "no": st.info(concurrency_text(held, int(v["requests"])))
+    if held and found.fits != "no": st.info(concurrency_text(held, int(values["requests"])))
     if found.host_bytes: st.caption(f"Host memory per GPU: {size_text(found.host_bytes)}")
-    if v["use"] == "train": st.caption(_plain("Speed, if it fits: " + speed(write_address(v))))
-    st.code(command_line(v, found), language="bash", wrap_lines=True)
+    if values["use"] == "train": st.caption(_plain("Speed, if it fits: " + speed(write_address(values))))
+    st.code(command_line(values, found), language="bash", wrap_lines=True)
 
+# %% ../../nbs/launch/08_app.ipynb #27b7740e
 def _columns() -> dict[str, Any]:
     "How numbers of the tables are written: one decimal in every row, cents in every price."
     import streamlit as st
     number = st.column_config.NumberColumn
     tenths = {name: number(format="%.1f") for name in ("usable GiB", "needs GiB", "peak GiB", "host GiB")}
-    return tenths | {"$ per GPU-hour": number(format="%.2f"), "dollars": number(format="localized"), "days": number(format="%.2f")}
+    cents = {name: number(format="%.2f") for name in ("$ per GPU-hour", "days")}
+    return tenths | cents | {"dollars": number(format="localized")}
 
 #: wide as the column, and on a phone wide enough to be read: then it scrolls sideways
 _PICTURE = (
@@ -240,81 +249,86 @@ def _plain(text: str) -> str:
     return text.replace("$", "\\$")
 
 def _listed(lines: list[str], start: str = "- ") -> str:
+    "Lines as a list of markdown."
     return "\n".join(start + _plain(line) for line in lines)
 
-
+# %% ../../nbs/launch/08_app.ipynb #3f6427e4
 def _show(answer: Answer) -> None:
+    "The verdict, the table, charts, one plan in detail, advice and reasons."
     import streamlit as st
     report = answer.report
-    best = report.headline
-    years = (best.hours or 0) / 8766 if best else 0
-    shown = (
-        st.error
-        if not report.plans
-        else st.warning
-        if years > 1 or (best and best.fits == "tight")
-        else st.success
-    )
-    shown(
-        _plain(
-            report.verdict()
-            + (f". That is {years:,.1f} years: use more GPUs or fewer tokens" if years > 1 else "")
-        )
-    )
+    _verdict(report)
     if report.plans:
         st.dataframe(_rows(report), hide_index=True, column_config=_columns())
         _draw(report.memory_chart())
         _draw(report.cost_chart())
         _one_plan(answer)
     with st.expander("What to try first", expanded=True): st.markdown(_listed(report.advice, "1. "))
-    if report.rejected:
-        with st.expander(f"Ruled out ({len(report.rejected)})"):
-            st.dataframe(
-                [{"strategy": r.description, "why": r.why} for r in report.rejected], hide_index=True
-            )
+    ruled = _reasons(report)
+    if ruled:
+        with st.expander(f"Ruled out ({len(ruled)})"): st.dataframe(ruled, hide_index=True)
     with st.expander("Assumptions"): st.markdown(_listed(report.assumptions))
 
+def _verdict(report: PlanReport) -> None:
+    "One sentence: a warning where it is tight or takes years, an error where there is no plan."
+    import streamlit as st
+    best = report.headline
+    years = (best.hours or 0) / 8766 if best else 0
+    wait = f". That is {years:,.1f} years: use more GPUs or fewer tokens" if years > 1 else ""
+    shown = st.warning if wait or (best and best.fits == "tight") else st.success
+    if not report.plans: shown = st.error
+    shown(_plain(report.verdict() + wait))
+
+def _reasons(report: PlanReport) -> list[dict[str, str]]:
+    "What was ruled out, and why."
+    return [{"strategy": one.description, "why": one.why} for one in report.rejected]
+
+# %% ../../nbs/launch/08_app.ipynb #7b8da864
 def _rows(report: PlanReport) -> list[dict[str, object]]:
     "The table: units in its head, so that its columns can be sorted."
-    def batch(p): return f"{p.workload.micro_batch} × {p.workload.microbatches(p.strategy)}"
-    return [
-        {
-            "plan": i,
-            "strategy": p.description,
-            "fits": p.fits,
-            "days": p.hours and round(p.hours / 24, 2),
-            "dollars": p.usd and round(p.usd),
-            "peak GiB": round(p.peak_bytes / GIB, 1),
-            "range GiB": f"{p.peak_range[0] / GIB:.1f}–{p.peak_range[1] / GIB:.1f}",
-            "tokens/s/GPU": round(p.tokens_per_second_per_gpu.value),
-            "MFU %": round(100 * p.mfu),
-            "micro-batch × accumulation": batch(p),
-            "host GiB": round(p.host_bytes / GIB, 1),
-        }
-        for i, p in enumerate(report.plans, 1)
-    ]
+    return [{"plan": i} | _row(plan) for i, plan in enumerate(report.plans, 1)]
 
+def _row(plan: Plan) -> dict[str, object]:
+    "One plan of the table."
+    low, high = plan.peak_range
+    batch = f"{plan.workload.micro_batch} × {plan.workload.microbatches(plan.strategy)}"
+    return {
+        "strategy": plan.description,
+        "fits": plan.fits,
+        "days": plan.hours and round(plan.hours / 24, 2),
+        "dollars": plan.usd and round(plan.usd),
+        "peak GiB": round(plan.peak_bytes / GIB, 1),
+        "range GiB": f"{low / GIB:.1f}–{high / GIB:.1f}",
+        "tokens/s/GPU": round(plan.tokens_per_second_per_gpu.value),
+        "MFU %": round(100 * plan.mfu),
+        "micro-batch × accumulation": batch,
+        "host GiB": round(plan.host_bytes / GIB, 1),
+    }
+
+# %% ../../nbs/launch/08_app.ipynb #c0dd2c87
 def _one_plan(answer: Answer) -> None:
     "A plan of the table: its memory by part, and its files."
     import streamlit as st
     report = answer.report
     st.subheader("Plan in detail")
-    number = st.selectbox(
-        "Plan",
-        range(1, len(report.plans) + 1),
-        format_func=lambda i: f"{i}: {report.plans[i - 1].description}",
-        key="pick",
-    )
-    chosen = report.plans[number - 1]
+    def described(number: int) -> str: return f"{number}: {report.plans[number - 1].description}"
+
+    numbers = range(1, len(report.plans) + 1)
+    number = st.selectbox("Plan", numbers, format_func=described, key="pick")
     _draw(answer.memory(number).chart())
-    with st.container():
-        st.caption(_plain(chosen.why))
-        st.download_button("plan.json", report.to_json(), "plan.json", key="plan_json")
-        target = st.selectbox("Launcher", tuple(TARGETS), key="target")
-        if st.button("Generate launch files", key="make"):
-            try:
-                st.download_button(
-                    f"{target}.zip", launch_zip(report, number, target), f"{target}.zip", key="zip"
-                )
-            except CheckError as e:
-                st.warning(_plain(str(e)))
+    with st.container(): _files(report, number)
+
+def _files(report: PlanReport, number: int) -> None:
+    "Why a plan is good, its document, and what starts it."
+    import streamlit as st
+    st.caption(_plain(report.plans[number - 1].why))
+    st.download_button("plan.json", report.to_json(), "plan.json", key="plan_json")
+    target = st.selectbox("Launcher", tuple(TARGETS), key="target")
+    if st.button("Generate launch files", key="make"): _launch_button(report, number, target)
+
+def _launch_button(report: PlanReport, number: int, target: str) -> None:
+    "The files of a launcher, or why it cannot run the plan."
+    import streamlit as st
+    try: files = launch_zip(report, number, target)
+    except CheckError as e: st.warning(_plain(str(e)))
+    else: st.download_button(f"{target}.zip", files, f"{target}.zip", key="zip")

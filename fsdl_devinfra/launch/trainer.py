@@ -9,7 +9,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,18 +24,23 @@ __all__ = ['Data', 'parser', 'check_degrees', 'tensor_parallel', 'fully_sharded'
 # %% ../../nbs/launch/01_trainer.ipynb #9d3172e6
 def parser() -> argparse.ArgumentParser:
     "The trainer's options."
-    p = argparse.ArgumentParser("train_digits", description="Train the digits model in parallel.")
-    for name in ("dp", "tp", "pp"): p.add_argument(f"--{name}", type=int, default=1)
-    p.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=0, help="3: FSDP2; less: DDP")
-    p.add_argument("--steps", type=int, default=10)
-    p.add_argument("--batch", type=int, default=64, help="images in a step, over all ranks")
-    p.add_argument("--lr", type=float, default=1e-3)
-    p.add_argument("--out", help="write losses as JSON")
-    p.add_argument(
-        "--deepspeed", metavar="FILE", help="train with DeepSpeed, as this file says; the batch is its own"
-    )
-    return p
+    options = argparse.ArgumentParser("train_digits", description="Train the digits model in parallel.")
+    _add_degrees(options)
+    options.add_argument("--steps", type=int, default=10)
+    options.add_argument("--batch", type=int, default=64, help="images in a step, over all ranks")
+    options.add_argument("--lr", type=float, default=1e-3)
+    options.add_argument("--out", help="write losses as JSON")
+    options.add_argument("--deepspeed", metavar="FILE", help=_DEEPSPEED)
+    return options
 
+def _add_degrees(options: argparse.ArgumentParser) -> None:
+    "How the model is spread."
+    for name in ("dp", "tp", "pp"): options.add_argument(f"--{name}", type=int, default=1)
+    options.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=0, help="3: FSDP2; less: DDP")
+
+_DEEPSPEED = "train with DeepSpeed, as this file says; the batch is its own"
+
+# %% ../../nbs/launch/01_trainer.ipynb #fa556de9
 def check_degrees(
     dp: int,
     tp: int,
@@ -43,29 +49,26 @@ def check_degrees(
     batch: int,
 ) -> None:
     "Raise `BadInput` where the digits model cannot be spread like that."
-    own = "or give a script of your own"
     if dp * tp * pp != world:
-        raise BadInput(
-            f"dp·tp·pp is {dp * tp * pp} and there are {world} processes",
-            "Start as many processes, or change the degrees",
-        )
-    if pp > 1 and (dp > 1 or tp > 1):
-        raise BadInput(
-            "the digits trainer combines a pipeline with nothing else", f"Set dp and tp to 1, {own}"
-        )
-    if pp > 2:
-        raise BadInput(
-            f"the digits model has 2 layers and cannot fill {pp} pipeline stages", f"Use pp 2 at most, {own}"
-        )
-    if 4 % tp:
-        raise BadInput(
-            f"the digits model's 4 heads cannot be divided among {tp} tensor-parallel ranks",
-            f"Use tp 2 or 4, {own}",
-        )
+        why = f"dp·tp·pp is {dp * tp * pp} and there are {world} processes"
+        raise BadInput(why, "Start as many processes, or change the degrees")
+    _check_model(dp, tp, pp)
     if batch % (dp * max(pp, 1)):
-        raise BadInput(
-            f"a batch of {batch} cannot be divided among {dp * pp} ranks", f"Use a multiple of {dp * pp}"
-        )
+        why = f"a batch of {batch} cannot be divided among {dp * pp} ranks"
+        raise BadInput(why, f"Use a multiple of {dp * pp}")
+
+def _check_model(dp: int, tp: int, pp: int) -> None:
+    "Raise `BadInput` where the digits model has too few layers or heads."
+    own = "or give a script of your own"
+    if pp > 1 and (dp > 1 or tp > 1):
+        why = "the digits trainer combines a pipeline with nothing else"
+        raise BadInput(why, f"Set dp and tp to 1, {own}")
+    if pp > 2:
+        why = f"the digits model has 2 layers and cannot fill {pp} pipeline stages"
+        raise BadInput(why, f"Use pp 2 at most, {own}")
+    if 4 % tp:
+        why = f"the digits model's 4 heads cannot be divided among {tp} tensor-parallel ranks"
+        raise BadInput(why, f"Use tp 2 or 4, {own}")
 
 # %% ../../nbs/launch/01_trainer.ipynb #1d3edd3b
 Data = Callable[[], tuple[Any, Any]]  # images [n, 1, 8, 8] and labels [n]
@@ -78,8 +81,9 @@ def _batch(data: Data, step: int, size: int) -> tuple[Any, Any]:
     return images[rows], labels[rows]
 
 def _model(make: Callable[[], Any]) -> Any:
+    "The model with the same weights on every rank."
     import torch
-    torch.manual_seed(0)  # the same weights on every rank
+    torch.manual_seed(0)
     return make()
 
 # %% ../../nbs/launch/01_trainer.ipynb #fb110079
@@ -88,11 +92,10 @@ def tensor_parallel(
     mesh: Any,  # of one dimension
 ) -> Any:
     "Split attention by heads and the MLP by its width: column-wise in, row-wise out."
-    from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
-
-    plan: dict[str, ParallelStyle] = {
-        f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")
-    }
+    from torch.distributed.tensor.parallel import (ColwiseParallel, ParallelStyle, RowwiseParallel,
+                                                   parallelize_module)
+    inwards = ("query", "key", "value")
+    plan: dict[str, ParallelStyle] = {f"attention.{name}": ColwiseParallel() for name in inwards}
     plan |= {"attention.out": RowwiseParallel(), "mlp.0": ColwiseParallel(), "mlp.2": RowwiseParallel()}
     for block in model.blocks:
         block.attention.heads //= mesh.size()  # of this rank
@@ -120,33 +123,48 @@ def spread(
     if dp * tp == 1: return model, None
     mesh = init_device_mesh(device, (dp, tp), mesh_dim_names=("dp", "tp"))
     if tp > 1: model = tensor_parallel(model, mesh["tp"])
-    if dp > 1 and (zero == 3 or tp > 1): model = fully_sharded(model, mesh["dp"])
-    elif dp > 1:
-        from torch.nn.parallel import DistributedDataParallel
-        model = DistributedDataParallel(model, process_group=mesh.get_group("dp"))
-    return model, mesh.get_group("dp") if dp > 1 else None
+    if dp == 1: return model, None
+    group = mesh.get_group("dp")
+    if zero == 3 or tp > 1: return fully_sharded(model, mesh["dp"]), group
+    from torch.nn.parallel import DistributedDataParallel
+    return DistributedDataParallel(model, process_group=group), group
 
 # %% ../../nbs/launch/01_trainer.ipynb #d4bbc2aa
-def _train(
-    model: Any, group: Any, data: Data, dp: int, tp: int, options: argparse.Namespace, device: str
-) -> list[float]:
+def _adam(parameters: Any, options: argparse.Namespace) -> Any:
+    "The optimizer of every way to spread it."
     import torch
+    return torch.optim.AdamW(parameters, lr=options.lr, foreach=False)
+
+def _stepped(optimizer: Any) -> None:
+    "One step with the gradients that there are."
+    optimizer.step()
+    optimizer.zero_grad()
+
+def _mean(loss: Any, group: Any, ranks: int) -> float:
+    "The loss of all ranks of a group together."
     import torch.distributed as dist
+    total = loss.detach().clone()
+    if group is None: return float(total)
+    dist.all_reduce(total, group=group)
+    total /= ranks
+    return float(total)
+
+def _train(model: Any, group: Any, data: Data, options: argparse.Namespace, device: str) -> list[float]:
+    "Losses of a model of which every rank sees its part of the batch."
     from torch.nn import functional as F
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, foreach=False)
-    losses, rank = [], (int(os.environ.get("RANK", 0)) // tp) if dp > 1 else 0
+    optimizer, losses = _adam(model.parameters(), options), []
     for step in range(options.steps):
-        images, labels = (t.to(device).chunk(dp)[rank] for t in _batch(data, step, options.batch))
+        images, labels = (_own(part.to(device), options) for part in _batch(data, step, options.batch))
         loss = F.cross_entropy(model(images), labels)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        total = loss.detach().clone()
-        if group is not None:
-            dist.all_reduce(total, group=group)
-            total /= dp
-        losses.append(float(total))
+        _stepped(optimizer)
+        losses.append(_mean(loss, group, options.dp))
     return losses
+
+def _own(batch: Any, options: argparse.Namespace) -> Any:
+    "This rank's part of a batch; tensor-parallel ranks share one."
+    rank = int(os.environ.get("RANK", 0)) // options.tp if options.dp > 1 else 0
+    return batch.chunk(options.dp)[rank]
 
 # %% ../../nbs/launch/01_trainer.ipynb #7e62c1d3
 def stage_module(
@@ -155,52 +173,71 @@ def stage_module(
     stages: int,
 ) -> Any:  # nn.Module
     "The part of the model that a stage holds."
-    import torch
     from torch import nn
-    class Stage(nn.Module):
-        def __init__(self):
-            super().__init__()
-            each = len(model.blocks) // stages
-            self.blocks = nn.ModuleList(model.blocks[stage * each:(stage + 1) * each])
-            self.first, self.last = stage == 0, stage == stages - 1
-            if self.first:
-                self.patches, self.class_token, self.positions = (
-                    model.patches,
-                    model.class_token,
-                    model.positions,
-                )
-            if self.last: self.norm, self.head = model.norm, model.head
-        def forward(self, x):
-            if self.first:
-                x = self.patches(x).flatten(2).transpose(1, 2)
-                x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1) + self.positions
-            for block in self.blocks: x = block(x)
-            return self.head(self.norm(x[:, 0])) if self.last else x
-    return Stage()
 
-def _train_pipeline(model: Any, data: Data, pp: int, options: argparse.Namespace, device: str) -> list[float]:
+    class Stage(nn.Module):
+        blocks: nn.ModuleList
+
+        def forward(self, images):
+            passed = _embedded(self, images) if stage == 0 else images
+            for block in self.blocks: passed = block(passed)
+            return _classified(self, passed) if stage == stages - 1 else passed
+
+    part, each = Stage(), len(model.blocks) // stages
+    part.blocks = nn.ModuleList(model.blocks[stage * each:(stage + 1) * each])
+    for name in _own_parts(stage, stages): setattr(part, name, getattr(model, name))
+    return part
+
+def _own_parts(stage: int, stages: int) -> list[str]:
+    "Parts of the model that no other stage has."
+    first = ["patches", "class_token", "positions"] if stage == 0 else []
+    return first + (["norm", "head"] if stage == stages - 1 else [])
+
+def _classified(part: Any, passed: Any) -> Any:
+    "What the class token says."
+    return part.head(part.norm(passed[:, 0]))
+
+def _embedded(part: Any, images: Any) -> Any:
+    "Patches with the class token before them, at their positions."
     import torch
-    import torch.distributed as dist
+    patches = part.patches(images).flatten(2).transpose(1, 2)
+    return torch.cat([part.class_token.expand(patches.shape[0], -1, -1), patches], 1) + part.positions
+
+# %% ../../nbs/launch/01_trainer.ipynb #03ecaa9c
+def _schedule(part: Any, rank: int, pp: int, device: str) -> Any:
+    "1F1B with two micro-batches a stage."
+    import torch
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B
     from torch.nn import functional as F
-    rank = int(os.environ["RANK"])
+    stage = PipelineStage(part, rank, pp, torch.device(device))
+    return Schedule1F1B(stage, n_microbatches=2 * pp, loss_fn=F.cross_entropy)
+
+def _piped(schedule: Any, rank: int, pp: int, images: Any, labels: Any) -> list[Any]:
+    "Losses of a step's micro-batches, which only the last stage sees."
+    seen: list[Any] = []
+    if rank == 0: schedule.step(images)
+    elif rank == pp - 1: schedule.step(target=labels, losses=seen)
+    else: schedule.step()
+    return seen
+
+def _last_loss(seen: list[Any], last: int, device: str) -> float:
+    "The mean loss of the micro-batches, on every rank."
+    import torch
+    import torch.distributed as dist
+    total = torch.stack(seen).mean().detach() if seen else torch.zeros((), device=device)
+    dist.broadcast(total, src=last)
+    return float(total)
+
+def _train_pipeline(model: Any, data: Data, options: argparse.Namespace, device: str) -> list[float]:
+    "Losses of a model in stages, one on each rank."
+    rank, pp, losses = int(os.environ["RANK"]), options.pp, []
     part = stage_module(model, rank, pp)
-    schedule = Schedule1F1B(
-        PipelineStage(part, rank, pp, torch.device(device)), n_microbatches=2 * pp, loss_fn=F.cross_entropy
-    )
-    optimizer = torch.optim.AdamW(part.parameters(), lr=options.lr, foreach=False)
-    losses = []
+    schedule, optimizer = _schedule(part, rank, pp, device), _adam(part.parameters(), options)
     for step in range(options.steps):
-        images, labels = (t.to(device) for t in _batch(data, step, options.batch))
-        seen: list[Any] = []
-        if rank == 0: schedule.step(images)
-        elif rank == pp - 1: schedule.step(target=labels, losses=seen)
-        else: schedule.step()
-        optimizer.step()
-        optimizer.zero_grad()
-        total = torch.stack(seen).mean().detach() if seen else torch.zeros((), device=device)
-        dist.broadcast(total, src=pp - 1)
-        losses.append(float(total))
+        images, labels = (part.to(device) for part in _batch(data, step, options.batch))
+        seen = _piped(schedule, rank, pp, images, labels)
+        _stepped(optimizer)
+        losses.append(_last_loss(seen, pp - 1, device))
     return losses
 
 # %% ../../nbs/launch/01_trainer.ipynb #694cdcc7
@@ -208,17 +245,17 @@ def deepspeed_settings(
     path: str | Path,  # ds_config.json
 ) -> dict[str, Any]:
     "DeepSpeed's file. Raises `BadInput` for one that is none."
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise BadInput(f"{path} cannot be read ({e})", "Give the ds_config.json that launch wrote") from None
+    hint = "Give the ds_config.json that launch wrote"
+    try: found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e: raise BadInput(f"{path} cannot be read ({e})", hint) from None
     wanted = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_optimization")
-    missing = [k for k in wanted if not isinstance(found, dict) or k not in found]
-    if missing:
-        raise BadInput(f"{path} says nothing of {missing[0]}", "Give the ds_config.json that launch wrote")
+    missing = [name for name in wanted if not isinstance(found, dict) or name not in found]
+    if missing: raise BadInput(f"{path} says nothing of {missing[0]}", hint)
     return found
 
+# %% ../../nbs/launch/01_trainer.ipynb #28e795d3
 def _engine(model: Any, settings: dict[str, Any], lr: float) -> Any:
+    "DeepSpeed's engine. Raises `BadInput` without DeepSpeed."
     import torch
     try: import deepspeed  # pyright: ignore[reportMissingImports]  # an extra of the user's
     except ImportError: raise BadInput("DeepSpeed is not installed", "pip install deepspeed") from None
@@ -228,30 +265,66 @@ def _engine(model: Any, settings: dict[str, Any], lr: float) -> Any:
     else: optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2, foreach=False)
     return deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
 
+def _accumulated(engine: Any, images: Sequence[Any], labels: Sequence[Any]) -> Any:
+    "The mean loss of a rank's micro-batches, after a step with all of them."
+    from torch.nn import functional as F
+    kind, total = next(engine.parameters()).dtype, 0.0
+    for some, answers in zip(images, labels, strict=True):
+        loss = F.cross_entropy(engine(some.to(kind)).float(), answers)
+        engine.backward(loss)
+        engine.step()
+        total = total + loss.detach() / len(images)
+    return total
+
 def _train_deepspeed(
     model: Any, settings: dict[str, Any], data: Data, options: argparse.Namespace
 ) -> list[float]:
+    "Losses of DeepSpeed's engine; the batch is what its file says."
     import torch.distributed as dist
-    from torch.nn import functional as F
     engine, losses = _engine(model, settings, options.lr), []
-    parts, ranks, rank = settings["gradient_accumulation_steps"], dist.get_world_size(), dist.get_rank()
+    ranks, parts = dist.get_world_size(), settings["gradient_accumulation_steps"]
     size = settings["train_micro_batch_size_per_gpu"] * parts * ranks
-    kind = next(engine.parameters()).dtype
+    def own(part: Any) -> Any: return part.to(engine.device).chunk(ranks)[dist.get_rank()].chunk(parts)
+
     for step in range(options.steps):
-        images, labels = (
-            t.to(engine.device).chunk(ranks)[rank].chunk(parts) for t in _batch(data, step, size)
-        )
-        total = 0.0
-        for x, y in zip(images, labels, strict=True):
-            loss = F.cross_entropy(engine(x.to(kind)).float(), y)
-            engine.backward(loss)
-            engine.step()
-            total = total + loss.detach() / parts
+        total = _accumulated(engine, *(own(part) for part in _batch(data, step, size)))
         dist.all_reduce(total)
         losses.append(float(total) / ranks)
     return losses
 
 # %% ../../nbs/launch/01_trainer.ipynb #fb8735b1
+@contextmanager
+def _joined(world: int, cuda: bool) -> Iterator[None]:
+    "In the process group of all ranks; one that is there already (Ray joins before the script runs) stays."
+    import torch
+    if world > 1 and cuda: torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    ours = world > 1 and not torch.distributed.is_initialized()
+    if ours: torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    try: yield
+    finally:
+        if ours: torch.distributed.destroy_process_group()
+
+def _settings(options: argparse.Namespace, world: int) -> dict[str, Any] | None:
+    "DeepSpeed's file, or the degrees checked against the processes. Raises `BadInput`."
+    if options.deepspeed: return deepspeed_settings(options.deepspeed)
+    check_degrees(options.dp, options.tp, options.pp, world, options.batch)
+    return None
+
+def _losses(
+    make: Callable[[], Any],
+    data: Data,
+    options: argparse.Namespace,
+    settings: dict[str, Any] | None,  # of DeepSpeed
+    device: str,
+) -> list[float]:
+    "Losses of each step, in whichever way the model is spread."
+    model = _model(make).to(device)
+    if settings is not None: return _train_deepspeed(model, settings, data, options)
+    if options.pp > 1: return _train_pipeline(model, data, options, device)
+    model, group = spread(model, options.dp, options.tp, options.zero, device)
+    return _train(model, group, data, options, device)
+
+# %% ../../nbs/launch/01_trainer.ipynb #bfda0e01
 def train(
     make: Callable[[], Any],  # DigitsViT, or a model with the same parts
     data: Data,  # images and labels
@@ -261,39 +334,14 @@ def train(
     options = parser().parse_args(argv)
     torch = need("torch", "torch", "training")
     world, cuda = int(os.environ.get("WORLD_SIZE", 1)), torch.cuda.is_available()
-    settings = deepspeed_settings(options.deepspeed) if options.deepspeed else None
-    if settings is None: check_degrees(options.dp, options.tp, options.pp, world, options.batch)
+    settings = _settings(options, world)
     torch.set_num_threads(1)
     device = "cuda" if cuda else "cpu"
-    joined = world > 1 and torch.distributed.is_initialized()  # Ray joins before the script runs
-    if world > 1 and cuda: torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if world > 1 and not joined: torch.distributed.init_process_group("nccl" if cuda else "gloo")
-    try:
-        model = _model(make).to(device)
-        if settings is not None: losses = _train_deepspeed(model, settings, data, options)
-        elif options.pp > 1: losses = _train_pipeline(model, data, options.pp, options, device)
-        else:
-            losses = _train(
-                *spread(model, options.dp, options.tp, options.zero, device),
-                data,
-                options.dp,
-                options.tp,
-                options,
-                device,
-            )
-    finally:
-        if world > 1 and not joined: torch.distributed.destroy_process_group()
-    return dict(
-        world=world,
-        dp=options.dp,
-        tp=options.tp,
-        pp=options.pp,
-        zero=options.zero,
-        device=device,
-        losses=losses,
-    )
+    with _joined(world, cuda): losses = _losses(make, data, options, settings, device)
+    spread_as = {name: getattr(options, name) for name in ("dp", "tp", "pp", "zero")}
+    return dict(world=world, **spread_as, device=device, losses=losses)
 
-
+# %% ../../nbs/launch/01_trainer.ipynb #11672841
 def main(
     make: Callable[[], Any],
     data: Data,
@@ -301,22 +349,24 @@ def main(
 ) -> int:
     "Train; rank 0 prints the losses and writes `--out`."
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        found = train(make, data, argv)
+    try: found = train(make, data, argv)
     except BadInput as e:
         print(f"train_digits: {e}", file=sys.stderr)
         return 2
-    if int(os.environ.get("RANK", 0)) == 0:
-        out = parser().parse_args(argv).out
-        if out: write_atomic(out, json.dumps(found))
-        print(f"loss {found['losses'][0]:.4f} -> {found['losses'][-1]:.4f} on {found['world']} process(es)")
+    if int(os.environ.get("RANK", 0)) == 0: _told(found, parser().parse_args(argv).out)
     return 0
+
+def _told(found: dict[str, Any], out: str | None) -> None:
+    "Print the first and last loss, and write all of them."
+    if out: write_atomic(out, json.dumps(found))
+    print(f"loss {found['losses'][0]:.4f} -> {found['losses'][-1]:.4f} on {found['world']} process(es)")
 
 # %% ../../nbs/launch/01_trainer.ipynb #a279e1e7
 def leave(
     status: int,  # of `main`
 ) -> NoReturn:
-    "End this process with `status`: a rank whose process group is gone ends at once, everything else by `SystemExit`."
+    """End this process with `status`: a rank whose process group is gone
+    ends at once, everything else by `SystemExit`."""
     torch = sys.modules.get("torch")
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks == 1 or torch is None or torch.distributed.is_initialized(): sys.exit(status)

@@ -9,9 +9,10 @@ import argparse
 import csv
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..core.console import table_markdown, table_text
 from ..core.device_table import find_device
@@ -23,67 +24,71 @@ from .peers import PEERS
 from ..memory.strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['FLOOR_GIB', 'GATE', 'architecture_of', 'strategy_of', 'measure_of', 'Case', 'case_of', 'read_rows', 'fitted_run',
-           'fitted_case', 'quantile', 'Score', 'score', 'scores', 'peer_scores', 'shortfalls', 'report', 'main']
+__all__ = ['FLOOR_GIB', 'GATE', 'Table', 'architecture_of', 'strategy_of', 'measure_of', 'Case', 'case_of', 'read_rows',
+           'fitted_run', 'fitted_case', 'quantile', 'Score', 'score', 'scores', 'peer_scores', 'shortfalls', 'report',
+           'main']
 
 # %% ../../nbs/validation/02_memory_accuracy.ipynb #16ff9709
-def _int(text: str | None) -> int | None: return int(float(text)) if text else None
+def _int(text: str | None) -> int | None:
+    "A count in a cell, if there is one."
+    return int(float(text)) if text else None
 
-def _count(text: str | None, default: int) -> int: return int(float(text)) if text else default
+def _count(text: str | None, default: int) -> int:
+    "A count in a cell, or what an empty one means."
+    return int(float(text)) if text else default
+
+def _bert(sizes: Mapping[str, int], name: str) -> Architecture:
+    "BERT with a classifier, which the only classifying rows are about."
+    config = dict(
+        model_type="bert",
+        architectures=["BertForSequenceClassification"],
+        num_labels=2,
+        hidden_size=sizes["hidden"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        intermediate_size=sizes["ffn"],
+        vocab_size=sizes["vocab"],
+        max_position_embeddings=512,
+    )
+    return Architecture.from_config(config, name=name)
+
+_SIZES = ("layers", "hidden", "ffn", "heads", "kv_heads", "vocab")
 
 def architecture_of(
     row: Mapping[str, str],  # of memory_measured.csv
 ) -> Architecture:
     "The model of a row."
-    if row.get("config"): return Architecture.from_config(json.loads(row["config"]), name=row["model"])
-    gated, tied = row["mlp"] != "gelu", row["tied"] == "1"
-    n = {k: int(row[k]) for k in ("layers", "hidden", "ffn", "heads", "kv_heads", "vocab")}
-    if row["loss"] == "classification":
-        return Architecture.from_config(
-            dict(
-                model_type="bert",
-                architectures=["BertForSequenceClassification"],
-                num_labels=2,
-                hidden_size=n["hidden"],
-                num_hidden_layers=n["layers"],
-                num_attention_heads=n["heads"],
-                intermediate_size=n["ffn"],
-                vocab_size=n["vocab"],
-                max_position_embeddings=512,
-            ),
-            name=row["model"],
-        )
-    a = Architecture.from_numbers(
-        gated=gated, tied=tied, dropout=not gated, positions=int(row["seq"]), name=row["model"], **n
-    )
-    return replace(a, family="qwen") if row["model"].startswith("Qwen-") else a  # one matrix for queries, keys and values
+    name = row["model"]
+    if row.get("config"): return Architecture.from_config(json.loads(row["config"]), name=name)
+    sizes: dict[str, Any] = {column: int(row[column]) for column in _SIZES}
+    if row["loss"] == "classification": return _bert(sizes, name)
+    gated, length = row["mlp"] != "gelu", int(row["seq"])
+    kind: dict[str, Any] = dict(gated=gated, tied=row["tied"] == "1", dropout=not gated)
+    found = Architecture.from_numbers(positions=length, name=name, **kind, **sizes)
+    # one matrix for queries, keys and values
+    return replace(found, family="qwen") if name.startswith("Qwen-") else found
+
+# %% ../../nbs/validation/02_memory_accuracy.ipynb #ddc53677
+_DEGREES = ("dp", "tp", "pp", "vpp", "cp")
+_FLAGS = ("async_tp", "optimizer_in_backward", "compile")
+#: column → what an empty cell means
+_USUAL = {"recompute": "none", "attention": "flash", "optimizer": "adamw", "lora_targets": "all-linear",
+          "base_weights": None, "offload": "none", "framework": "fsdp"}
 
 def strategy_of(
     row: Mapping[str, str],
 ) -> Strategy:
     "The strategy of a row; what the source does not say is the framework's default."
-    dp, tp, pp, vpp, cp = (_count(row[k], 1) for k in ("dp", "tp", "pp", "vpp", "cp"))
+    degrees: dict[str, Any] = {name: _count(row[name], 1) for name in _DEGREES}
+    words: dict[str, Any] = {name: row[name] or usual for name, usual in _USUAL.items()}
+    flags: dict[str, Any] = {name: row[name] == "1" for name in _FLAGS}
     return Strategy(
-        dp=dp,
-        tp=tp,
-        pp=pp,
-        vpp=vpp,
-        cp=cp,
-        sp=_count(row["sp"], 0) > 0 if tp > 1 else None,
+        **(degrees | words | flags),
+        sp=_count(row["sp"], 0) > 0 if degrees["tp"] > 1 else None,
         zero=_count(row["zero"], 0),
-        async_tp=row["async_tp"] == "1",
-        recompute=row["recompute"] or "none",
-        attention=row["attention"] or "flash",
         precision=row["precision"],
-        optimizer=row["optimizer"] or "adamw",
-        optimizer_in_backward=row["optimizer_in_backward"] == "1",
         lora_rank=_int(row["lora_rank"]),
-        lora_targets=row["lora_targets"] or "all-linear",
-        base_weights=row["base_weights"] or None,
-        offload=row["offload"] or "none",
-        compile=row["compile"] == "1",
         loss=row["loss"] if row["loss"] in ("chunked", "fused") else "full",
-        framework=row["framework"] or "fsdp",
     )
 
 def measure_of(
@@ -91,13 +96,8 @@ def measure_of(
 ) -> str:  # allocated, reserved or device
     "Which of the three figures the source measured."
     said = row["meaning"]
-    return (
-        "allocated"
-        if "active" in said or "allocated" in said
-        else "reserved"
-        if "reserved" in said
-        else "device"
-    )
+    if "active" in said or "allocated" in said: return "allocated"
+    return "reserved" if "reserved" in said else "device"
 
 # %% ../../nbs/validation/02_memory_accuracy.ipynb #3d7a1831
 FLOOR_GIB = 10.0
@@ -113,14 +113,17 @@ class Case:
     note: str
     peers: dict[str, float | None]  # name → GiB
 
+    def off(self,
+        said_gib: float,
+    ) -> float | None:  # signed, relative
+        "How far a figure is from the measurement."
+        if self.measured_gib is None: return None
+        return (said_gib - self.measured_gib) / max(self.measured_gib, FLOOR_GIB)
+
     @property
     def error(self) -> float | None:
         "Signed, relative."
-        return (
-            None
-            if self.measured_gib is None
-            else (self.said.peak_bytes.value / GIB - self.measured_gib) / max(self.measured_gib, FLOOR_GIB)
-        )
+        return self.off(self.said.peak_bytes.value / GIB)
 
     @property
     def covered(self) -> bool | None:
@@ -130,6 +133,7 @@ class Case:
 
     @property
     def width(self) -> float:
+        "Of the range, relative to the value."
         return (self.said.peak_bytes.high - self.said.peak_bytes.low) / self.said.peak_bytes.value
 
     @property
@@ -137,64 +141,60 @@ class Case:
         "A run that ran out is called no, and one that ran is not."
         return (self.said.fits == "no") == (self.measured_gib is None)
 
+def _measured(row: Mapping[str, str], gpus: int) -> float | None:
+    "GiB on a GPU, of which some sources give the sum; None where it ran out."
+    if row["measured_gib"] == "OOM": return None
+    return float(row["measured_gib"]) / (gpus if "total over" in row["meaning"] else 1)
+
+def _peers(a: Architecture, s: Strategy, w: Workload) -> dict[str, float | None]:
+    "GiB that other estimators say; None where one knows nothing of such a run."
+    said = {name: peer(a, s, w) for name, peer in PEERS.items()}
+    return {name: None if held is None else held / GIB for name, held in said.items()}
+
 def case_of(
     row: Mapping[str, str],
 ) -> Case:
     "Estimate a row."
-    a, s = architecture_of(row), strategy_of(row)
-    w = Workload(int(row["seq"]), int(row["micro_batch"]), _int(row["grad_accum"]))
-    over = s.gpus if "total over" in row["meaning"] else 1
-    measured = None if row["measured_gib"] == "OOM" else float(row["measured_gib"]) / over
-    said = estimate(a, s, w, find_device(row["gpu"]), measure_of(row), advice=False)
-    peers = {name: v / GIB if (v := peer(a, s, w)) is not None else None for name, peer in PEERS.items()}
-    return Case(
-        row["id"],
-        row["source"].split(":")[0].split(" ")[0].strip(",("),
-        measured,
-        said,
-        row["scored"] == "1",
-        row["note"],
-        peers,
-    )
+    model, strategy = architecture_of(row), strategy_of(row)
+    workload = Workload(int(row["seq"]), int(row["micro_batch"]), _int(row["grad_accum"]))
+    said = estimate(model, strategy, workload, find_device(row["gpu"]), measure_of(row), advice=False)
+    measured, peers = _measured(row, strategy.gpus), _peers(model, strategy, workload)
+    return Case(row["id"], _source(row), measured, said, row["scored"] == "1", row["note"], peers)
 
+def _source(row: Mapping[str, str]) -> str:
+    "The first word of where a row is from."
+    return row["source"].split(":")[0].split(" ")[0].strip(",(")
 
 def read_rows(
     path: str | Path,  # a csv file
 ) -> list[dict[str, str]]:
     "The rows of a csv file. Raises `BadInput`."
+    hint = "Name the folder with memory_measured.csv and throughput_measured.csv"
     try:
         with open(path, newline="", encoding="utf-8") as f: return list(csv.DictReader(f))
-    except FileNotFoundError:
-        raise BadInput(
-            f"there is no file {path}", "Name the folder with memory_measured.csv and throughput_measured.csv"
-        ) from None
+    except FileNotFoundError: raise BadInput(f"there is no file {path}", hint) from None
 
 # %% ../../nbs/validation/02_memory_accuracy.ipynb #8c27535e
 _GPUS = {"h100_80gb": "H100-SXM-80GB", "a100_80gb": "A100-SXM-80GB", "a100_40gb": "A100-SXM-40GB"}
 _PRECISIONS = {"amp_bf16": "bf16-mixed", "amp_fp8": "fp8-mixed", "bf16-pure": "bf16", "bf16": "bf16"}
+#: MPT's words for the columns of the table
+_MPT = {"d_model": "hidden", "n_layers": "layers", "n_heads": "heads", "vocab_size": "vocab", "max_seq_len": "seq"}
 
 def fitted_run(
     row: Mapping[str, str],  # of throughput_measured.csv
 ) -> tuple[Architecture, Strategy, Workload]:
     "An MPT run: the model, how it was spread, and what a step held."
-    config = dict(
-        model_type="mpt",
-        d_model=int(row["hidden"]),
-        n_layers=int(row["layers"]),
-        n_heads=int(row["heads"]),
-        expansion_ratio=4,
-        vocab_size=int(row["vocab"]),
-        max_seq_len=int(row["seq"]),
-    )
-    s = Strategy(
+    config = {word: int(row[column]) for word, column in _MPT.items()}
+    config = {"model_type": "mpt", "expansion_ratio": 4, **config}
+    model = Architecture.from_config(config, name="MPT " + row["model"])
+    strategy = Strategy(
         dp=int(row["gpus"]),
         zero=int(row["zero"]),
         precision=_PRECISIONS[row["precision"]],
         recompute=row["recompute"],
         offload="activations" if row["activation_offload"] == "True" else "none",
     )
-    w = Workload(int(row["seq"]), int(row["micro_batch"]), int(row["grad_accum"]))
-    return Architecture.from_config(config, name="MPT " + row["model"]), s, w
+    return model, strategy, Workload(int(row["seq"]), int(row["micro_batch"]), int(row["grad_accum"]))
 
 def fitted_case(
     row: Mapping[str, str],  # of throughput_measured.csv
@@ -211,6 +211,10 @@ def quantile(
     x = sorted(values)
     i = q * (len(x) - 1)
     return x[int(i)] + (i % 1) * (x[min(int(i) + 1, len(x) - 1)] - x[int(i)])
+
+def _percent(share: float) -> str:
+    "With one decimal."
+    return f"{100 * share:.1f}%"
 
 @dataclass(frozen=True)
 class Score:
@@ -230,11 +234,11 @@ def score(
     cases: Sequence[Case],
 ) -> Score | None:
     "The figures of a group; None where no row of it is scored."
-    scored = [c for c in cases if c.scored]
-    errors = [c.error for c in scored if c.error is not None]
+    scored = [case for case in cases if case.scored]
+    errors = [case.error for case in scored if case.error is not None]
     if not errors: return None
-    size = [abs(e) for e in errors]
-    covered = [c.covered for c in scored if c.covered is not None]
+    size = [abs(error) for error in errors]
+    covered = [case.covered for case in scored if case.covered is not None]
     return Score(
         group,
         len(errors),
@@ -243,51 +247,53 @@ def score(
         quantile(size, 0.9),
         max(size),
         sum(covered) / len(covered),
-        statistics.median(c.width for c in scored),
-        f"{sum(c.verdict_holds for c in scored)} of {len(scored)}",
+        statistics.median(case.width for case in scored),
+        f"{sum(case.verdict_holds for case in scored)} of {len(scored)}",
     )
 
 def scores(
     cases: Sequence[Case],
 ) -> list[Score]:
     "One score a source, and one over all."
-    sources = list(dict.fromkeys(c.source for c in cases))
-    found = [score(name, [c for c in cases if c.source == name]) for name in sources] + [score("all", cases)]
-    return [s for s in found if s]
+    sources = dict.fromkeys(case.source for case in cases)
+    groups = {name: [case for case in cases if case.source == name] for name in sources}
+    found = [score(name, some) for name, some in groups.items()] + [score("all", cases)]
+    return [one for one in found if one]
+
+# %% ../../nbs/validation/02_memory_accuracy.ipynb #828b9cf4
+def _beside(name: str, cases: Sequence[Case]) -> list[tuple[float, float]]:
+    "Errors of a peer and ours, on the scored rows that it says something about."
+    found = []
+    for case in cases:
+        said = case.peers[name]
+        if not case.scored or said is None or case.error is None: continue
+        found.append((abs(case.off(said) or 0.0), abs(case.error)))
+    return found
 
 def peer_scores(
     cases: Sequence[Case],
-) -> list[list[str]]:
-    "For each peer: rows that it can say something about, its median and 90th percentile of error there, and ours on the same rows."
-    rows = []
+) -> list[list[str | int]]:
+    """For each peer: rows that it can say something about, its median and 90th percentile of error there,
+    and ours on the same rows."""
+    rows: list[list[str | int]] = []
     for name in PEERS:
-        both = [
-            (abs(said - c.measured_gib) / max(c.measured_gib, FLOOR_GIB), abs(c.error))
-            for c in cases
-            if c.scored
-            and c.measured_gib is not None
-            and c.error is not None
-            and (said := c.peers[name]) is not None
-        ]
-        if both:
-            theirs, ours = zip(*both)
-            rows.append(
-                [
-                    name,
-                    len(both),
-                    *(
-                        _percent(f(v))
-                        for v in (theirs, ours)
-                        for f in (statistics.median, lambda x: quantile(x, 0.9))
-                    ),
-                ]
-            )
+        both = _beside(name, cases)
+        if not both: continue
+        figures = [(statistics.median(errors), quantile(errors, 0.9)) for errors in zip(*both)]
+        rows.append([name, len(both), *(_percent(figure) for pair in figures for figure in pair)])
     return rows
-
-def _percent(x: float) -> str: return f"{100 * x:.1f}%"
 
 # %% ../../nbs/validation/02_memory_accuracy.ipynb #e1b08cfd
 GATE = {"median": 0.03, "p90": 0.08, "worst": 0.20, "coverage": 0.90, "width": 0.15}
+
+def _misses(name: str, value: float) -> bool:
+    "Whether a figure misses its gate: the coverage from below, all others from above."
+    return value < GATE[name] if name == "coverage" else value > GATE[name]
+
+def _wrong(case: Case) -> str:
+    "What is wrong about a verdict."
+    if case.measured_gib is None: return f"{case.id} ran out and is called {case.said.fits}"
+    return f"{case.id} ran and is called no"
 
 def shortfalls(
     total: Score,  # over all rows
@@ -295,99 +301,93 @@ def shortfalls(
     fitted: Sequence[Footprint],
 ) -> list[str]:
     "What misses the gate, in words."
-    missed = [f"{k} is {_percent(getattr(total, k))}, the gate is {_percent(v)}" for k, v in GATE.items()
-              if (getattr(total, k) < v if k == "coverage" else getattr(total, k) > v)]
-    missed += [
-        f"{c.id} {'ran out and is called ' + str(c.said.fits) if c.measured_gib is None else 'ran and is called no'}"
-        for c in cases
-        if c.scored and not c.verdict_holds
-    ]
-    return missed + [
-        f"{f.model.name} at {f.workload.seq_len}·{f.workload.micro_batch} on {f.gpu.name} ran and is called no"
-        for f in fitted
-        if f.gpu and f.fits == "no"
+    figures = {name: getattr(total, name) for name in GATE}
+    missed = [f"{name} is {_percent(value)}, the gate is {_percent(GATE[name])}"
+              for name, value in figures.items() if _misses(name, value)]
+    missed += [_wrong(case) for case in cases if case.scored and not case.verdict_holds]
+    return missed + [_refused(run) for run in fitted if run.fits == "no" and run.gpu]
+
+def _refused(run: Footprint) -> str:
+    "A run that fitted and is said not to."
+    where = run.gpu.name if run.gpu else ""
+    batch = f"{run.workload.seq_len}·{run.workload.micro_batch}"
+    return f"{run.model.name} at {batch} on {where} ran and is called no"
+
+# %% ../../nbs/validation/02_memory_accuracy.ipynb #b47139b4
+Table = Callable[[Sequence[str], Sequence[Sequence[Any]]], str]
+_GATED = "Estimates against published measurements (memory_measured.csv)"
+_OTHERS = "What others say about the same rows (median and 90th percentile of error, and ours)"
+_HEAD = ("source", "rows", "signed", "median", "90th", "worst", "in range", "width", "verdicts")
+_PEER_HEAD = ("estimator", "rows", "median", "90th", "ours median", "ours 90th")
+_ROW_HEAD = ("row", "measured", "said", "low", "high", "error", "fits", "peak in", "note")
+#: files whose rows are shown and not gated
+_MORE = {"memory_more.csv": "More published rows of the same sources",
+         "memory_elsewhere.csv": "Published rows of other sources"}
+
+def _line(one: Score) -> list[Any]:
+    "A row of the table of scores."
+    figures = map(_percent, (one.median, one.p90, one.worst, one.coverage, one.width))
+    return [one.group, one.rows, f"{100 * one.median_signed:+.1f}%", *figures, one.verdicts]
+
+def _row(case: Case) -> list[Any]:
+    "A row of the table of rows."
+    peak = case.said.peak_bytes
+    return [
+        case.id,
+        "OOM" if case.measured_gib is None else f"{case.measured_gib:.2f}",
+        *(f"{held / GIB:.2f}" for held in (peak.value, peak.low, peak.high)),
+        "" if case.error is None else f"{100 * case.error:+.1f}%",
+        case.said.fits,
+        case.said.peak_phase,
+        case.note if not case.scored else "",
     ]
 
+def _more(folder: Path, table: Table) -> list[str]:
+    "Scores of the rows that are shown and not gated."
+    blocks: list[str] = []
+    for name, what in _MORE.items():
+        if not (folder / name).exists(): continue
+        found = scores([case_of(row) for row in read_rows(folder / name)])
+        blocks += [f"{what} ({name}), shown and not gated", table(_HEAD, [_line(one) for one in found])]
+    return blocks
+
+def _fitted_line(fitted: Sequence[Footprint]) -> str:
+    "How the runs that fitted are called."
+    counts = [f"{word} {sum(run.fits == word for run in fitted)}" for word in ("yes", "tight", "no")]
+    return f"Runs that fitted (throughput_measured.csv): {len(fitted)}, called {', '.join(counts)}"
+
+# %% ../../nbs/validation/02_memory_accuracy.ipynb #1ac48efe
 def report(
     folder: str | Path,  # with the csv files
     markdown: bool = False,
     rows: bool = False,  # one line a row too
 ) -> tuple[str, list[str]]:  # text, what misses the gate
     "The accuracy of the estimates on published rows."
-    cases = [case_of(r) for r in read_rows(Path(folder) / "memory_measured.csv")]
-    fitted = [fitted_case(r) for r in read_rows(Path(folder) / "throughput_measured.csv")]
-    table = table_markdown if markdown else table_text
+    folder, table = Path(folder), table_markdown if markdown else table_text
+    cases = [case_of(row) for row in read_rows(folder / "memory_measured.csv")]
+    fitted = [fitted_case(row) for row in read_rows(folder / "throughput_measured.csv")]
     found = scores(cases)
-    head = ["source", "rows", "signed", "median", "90th", "worst", "in range", "width", "verdicts"]
-    blocks = [
-        "Estimates against published measurements (memory_measured.csv)",
-        table(head, [_line(s) for s in found]),
-    ]
-    for name, what in (
-        ("memory_more.csv", "More published rows of the same sources"),
-        ("memory_elsewhere.csv", "Published rows of other sources"),
-    ):
-        if (Path(folder) / name).exists():
-            blocks += [
-                f"{what} ({name}), shown and not gated",
-                table(head, [_line(s) for s in scores([case_of(r) for r in read_rows(Path(folder) / name)])]),
-            ]
-    blocks += ["What others say about the same rows (median and 90th percentile of error, and ours)",
-               table(["estimator", "rows", "median", "90th", "ours median", "ours 90th"], peer_scores(cases))]
-    verdicts = {v: sum(f.fits == v for f in fitted) for v in ("yes", "tight", "no")}
-    called = ", ".join(f"{k} {verdicts[k]}" for k in ("yes", "tight", "no"))
-    blocks.append(f"Runs that fitted (throughput_measured.csv): {len(fitted)}, called {called}")
-    if rows:
-        blocks += [
-            "Row by row",
-            table(
-                ["row", "measured", "said", "low", "high", "error", "fits", "peak in", "note"],
-                [_row(c) for c in cases],
-            ),
-        ]
+    blocks = [_GATED, table(_HEAD, [_line(one) for one in found]), *_more(folder, table)]
+    blocks += [_OTHERS, table(_PEER_HEAD, peer_scores(cases)), _fitted_line(fitted)]
+    if rows: blocks += ["Row by row", table(_ROW_HEAD, [_row(case) for case in cases])]
     return "\n\n".join(blocks), shortfalls(found[-1], cases, fitted)
 
-def _line(s: Score) -> list:
-    return [
-        s.group,
-        s.rows,
-        f"{100 * s.median_signed:+.1f}%",
-        *map(_percent, (s.median, s.p90, s.worst, s.coverage, s.width)),
-        s.verdicts,
-    ]
-
-
-def _row(c: Case) -> list:
-    p = c.said.peak_bytes
-    return [
-        c.id,
-        "OOM" if c.measured_gib is None else f"{c.measured_gib:.2f}",
-        *(f"{v / GIB:.2f}" for v in (p.value, p.low, p.high)),
-        "" if c.error is None else f"{100 * c.error:+.1f}%",
-        c.said.fits,
-        c.said.peak_phase,
-        c.note if not c.scored else "",
-    ]
+def _arguments() -> argparse.ArgumentParser:
+    "Options of `tests/accuracy.py`."
+    words = "Accuracy of memory estimates on published measurements."
+    parser = argparse.ArgumentParser(prog="tests/accuracy.py", description=words)
+    parser.add_argument("folder", help="with memory_measured.csv and throughput_measured.csv")
+    parser.add_argument("--markdown", action="store_true", help="tables for the documentation")
+    parser.add_argument("--rows", action="store_true", help="one line a row too")
+    return parser
 
 def main(
     argv: Sequence[str] | None = None,
 ) -> int:  # 0: the gate holds, 1: it does not
     "What `make accuracy` runs (`tests/accuracy.py`)."
-    parser = argparse.ArgumentParser(
-        prog="tests/accuracy.py", description="Accuracy of memory estimates on published measurements."
-    )
-    parser.add_argument("folder", help="with memory_measured.csv and throughput_measured.csv")
-    parser.add_argument("--markdown", action="store_true", help="tables for the documentation")
-    parser.add_argument("--rows", action="store_true", help="one line a row too")
-    args = parser.parse_args(argv)
+    args = _arguments().parse_args(argv)
     text, missed = report(args.folder, args.markdown, args.rows)
+    listed = "\n".join(f"- {one}" for one in missed)
     print(text)
-    print(
-        "\n"
-        + (
-            "The gate holds."
-            if not missed
-            else "The gate does not hold:\n" + "\n".join("- " + m for m in missed)
-        )
-    )
+    print("\nThe gate holds." if not missed else f"\nThe gate does not hold:\n{listed}")
     return 1 if missed else 0

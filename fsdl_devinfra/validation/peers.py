@@ -25,11 +25,9 @@ def deepspeed_says(
     "DeepSpeed's estimator of model states."
     if s.zero < 2 or s.lora_rank: return None
     largest = max(a.parts.embedding, a.parts.head, a.hidden * a.ffn)
-    return float(
-        deepspeed_estimate(
-            a.parameters, s.zero, s.gpus, largest_layer=largest, offload_optimizer=s.offload == "optimizer"
-        )[0]
-    )
+    offload = s.offload == "optimizer"
+    found = deepspeed_estimate(a.parameters, s.zero, s.gpus, largest_layer=largest, offload_optimizer=offload)
+    return float(found[0])
 
 # %% ../../nbs/validation/01_peers.ipynb #e1ee6e6c
 def accelerate_says(
@@ -41,6 +39,20 @@ def accelerate_says(
     return None if s.base_weights else a.parameters * (16.0 if s.precision == "fp32" else 8.0)
 
 # %% ../../nbs/validation/01_peers.ipynb #b07d7d42
+def _eleuther_parameters(a: Architecture, seq_len: int) -> int:
+    "Parameters as its formula counts them, learned positions among them."
+    around = 2 * a.vocab * a.hidden + a.hidden * seq_len + 8 * a.hidden * a.layers + 2 * a.hidden
+    return around + 4 * a.layers * a.hidden**2 + (3 if a.gated else 2) * a.layers * a.hidden * a.ffn
+
+def _eleuther_states(s: Strategy, total: int, width: int) -> float:
+    "Bytes of weights, gradients, optimizer and buckets, with ZeRO over all GPUs."
+    model = total * width / (s.tp * s.pp) / (s.gpus if s.zero == 3 else 1)
+    grads = total * 4 / (s.gpus if s.zero >= 2 else 1)
+    optimizer = total * 12 / (s.gpus if s.zero >= 1 else 1)
+    many = s.gpus > 1
+    buffers = (5e8 * width if s.zero and many else 0) + (1e9 * width if s.zero == 3 and many else 0)
+    return model + grads + optimizer + buffers
+
 def eleuther_says(
     a: Architecture,
     s: Strategy,
@@ -48,16 +60,41 @@ def eleuther_says(
 ) -> float | None:
     "EleutherAI's calculator with its defaults."
     if s.lora_rank: return None
-    around = 2 * a.vocab * a.hidden + a.hidden * w.seq_len + 8 * a.hidden * a.layers + 2 * a.hidden
-    total = around + 4 * a.layers * a.hidden**2 + (3 if a.gated else 2) * a.layers * a.hidden * a.ffn
-    b = 4 if s.precision == "fp32" else 2
-    model = total * b / (s.tp * s.pp) / (s.gpus if s.zero == 3 else 1)
-    grads, optimizer = total * 4 / (s.gpus if s.zero >= 2 else 1), total * 12 / (s.gpus if s.zero >= 1 else 1)
-    buffers = (5e8 * b if s.zero and s.gpus > 1 else 0) + (1e9 * b if s.zero == 3 and s.gpus > 1 else 0)
+    states = _eleuther_states(s, _eleuther_parameters(a, w.seq_len), 4 if s.precision == "fp32" else 2)
     each = 16 * 2 + 2 + (0 if s.recompute != "none" else 5 * a.heads * w.seq_len / a.hidden)
-    return model + grads + optimizer + buffers + w.seq_len * w.micro_batch * a.hidden * a.layers * each
+    return states + w.seq_len * w.micro_batch * a.hidden * a.layers * each
 
 # %% ../../nbs/validation/01_peers.ipynb #a8d692c4
+def _megatron_shard(a: Architecture, s: Strategy) -> float:
+    "Parameters of the most loaded shard."
+    hidden, embedding = a.hidden, a.hidden * a.vocab
+    mlp = 2 * hidden * (a.ffn * (1.5 if a.gated else 1) + (1 if a.gated else 2))
+    attention = 2 * hidden * hidden * (1 + a.kv_heads / a.heads) * a.heads * a.head_dim / hidden
+    block = a.layers * (mlp + attention) + hidden * (1 if a.gated else 2)
+    if not a.tied and s.pp == 1: embedding *= 2
+    return (block / s.pp + embedding) / s.tp
+
+def _megatron_fill(s: Strategy, w: Workload) -> float:
+    "Micro-batches whose activations a stage keeps, in units of its stages."
+    if s.vpp > 1: return 1 + (s.pp - 1) / (s.pp * s.vpp)
+    return min(1, w.microbatches(s) / s.pp) if s.pp > 1 else 1
+
+# %% ../../nbs/validation/01_peers.ipynb #48a4dbd3
+def _megatron_activations(a: Architecture, s: Strategy, w: Workload) -> float:
+    "Bytes by the formula for sequence parallelism with selective recomputation, else by the other."
+    hidden, tokens = a.hidden, w.seq_len * w.micro_batch
+    selective = s.sequence_parallel and s.recompute == "selective"
+    each = 18 + 4 * a.ffn / hidden if selective else 10 + 24 / s.tp
+    passed = tokens * hidden * each * a.layers + 8 * tokens * s.pp + tokens * hidden * s.pp
+    kept, head = passed * _megatron_fill(s, w), _megatron_head(a, s, tokens) if s.pp == 1 else 0
+    return (kept + head) / s.tp if selective else 1.05 * (kept + head)
+
+def _megatron_head(a: Architecture, s: Strategy, tokens: int) -> float:
+    "Bytes of the output layer and the loss, by either formula."
+    if s.sequence_parallel and s.recompute == "selective":
+        return tokens * a.hidden * 4 * (1 + a.vocab / a.hidden)
+    return (tokens * a.vocab / s.tp + tokens * a.hidden) * 2
+
 def megatron_says(
     a: Architecture,
     s: Strategy,
@@ -65,71 +102,71 @@ def megatron_says(
 ) -> float | None:
     "Megatron-LM's theoretical memory footprint."
     if s.lora_rank or s.zero > 1: return None
-    h, sb, p = a.hidden, w.seq_len * w.micro_batch, s.pp
-    embedding = h * a.vocab
-    mlp = 2 * h * (a.ffn * (1.5 if a.gated else 1) + (1 if a.gated else 2))
-    attention = 2 * h * h * (1 + a.kv_heads / a.heads) * a.heads * a.head_dim / h
-    block = a.layers * (mlp + attention) + h * (1 if a.gated else 2)
-    shard = (block / p + embedding * (2 if not a.tied and p == 1 else 1)) / s.tp
-    states = shard * (6 + 12 / s.dp if s.zero == 1 else 18)
-    fill = (1 + (p - 1) / (p * s.vpp)) if s.vpp > 1 else min(1, w.microbatches(s) / p) if p > 1 else 1
-    if s.sequence_parallel and s.recompute == "selective":
-        acts = (sb * h * (18 + 4 * a.ffn / h) * a.layers + 8 * sb * p + sb * h * p) * fill
-        return states + (acts + (sb * h * 4 * (1 + a.vocab / h) if p == 1 else 0)) / s.tp
-    acts = (sb * h * (10 + 24 / s.tp) * a.layers + 8 * sb * p + sb * h * p) * fill
-    return states + 1.05 * (acts + ((sb * a.vocab / s.tp + sb * h) * 2 if p == 1 else 0))
+    states = _megatron_shard(a, s) * (6 + 12 / s.dp if s.zero == 1 else 18)
+    return states + _megatron_activations(a, s, w)
 
 # %% ../../nbs/validation/01_peers.ipynb #9611c5d5
+def _hand_frozen(s: Strategy, x: Share, n: float) -> float:
+    "Bytes of frozen weights, of which `n` is what a rank holds of the sharded."
+    if not s.lora_rank: return 0
+    return x.parameters * (FROZEN[s.base_weights] if s.base_weights else 2) * (n if s.zero == 3 else 1)
+
+def _hand_master(s: Strategy, n: float) -> float:
+    "Bytes a parameter that Megatron keeps beside 16-bit weights: fp32 ones, or gradients."
+    if s.framework != "megatron" or not s.precision.endswith("mixed"): return 0
+    return 4 * (n if s.precision == "fp16-mixed" else 1)
+
+def _hand_trained(s: Strategy, n: float) -> float:
+    "Bytes of a parameter that is trained, of which `n` is what a rank holds of the sharded."
+    held = recipe(s)
+    weight = held.weight * (n if s.zero == 3 else 1)
+    grad = held.grad * (n if s.zero >= 2 else 1) * (not s.optimizer_in_backward)
+    return weight + grad + held.optimizer * n + _hand_master(s, n)
+
+def _hand_states(a: Architecture, s: Strategy, x: Share) -> float:
+    "Bytes of weights, gradients and optimizer as the framework shards them."
+    n = sharded(x, s) / x.parameters if s.zero else 1
+    train = adapter_parameters(a, s.lora_rank, s.lora_targets) / s.tp / s.pp if s.lora_rank else x.parameters
+    frozen = _hand_frozen(s, x, n)
+    if s.offload in ("optimizer", "parameters"): return frozen + train * 2 * (s.offload == "optimizer")
+    return frozen + train * _hand_trained(s, n)
+
+# %% ../../nbs/validation/01_peers.ipynb #3181816d
+def _hand_logits(a: Architecture, s: Strategy, w: Workload, x: Share) -> float:
+    "Bytes of a micro-batch's logits, in the loss and in its gradient."
+    if not x.has_head: return 0
+    return {"full": 10, "chunked": 4, "fused": 0}[s.loss] * logits(a, x.tokens, w.micro_batch) / s.tp
+
+def _hand_layer(a: Architecture, s: Strategy, w: Workload) -> float:
+    "Bytes of a token and a unit of width that a layer keeps, in 16 bits."
+    split = s.tp if s.sequence_parallel else 1
+    if s.recompute == "full": return 2 / split
+    # of 34: the MLP's 16 + 3, the rest of attention
+    inner = (8 * a.ffn / a.hidden if a.gated else 4 * a.ffn / a.hidden + 3 * a.ffn / a.hidden) + 12
+    scores = 5 * a.heads * w.seq_len / a.hidden if s.attention == "eager" and s.recompute == "none" else 0
+    kept = 0.5 if s.recompute == "selective" and s.framework == "fsdp" else 1
+    return 10 / split + (inner + scores) / s.tp * kept
+
+def _hand_activations(a: Architecture, s: Strategy, w: Workload, x: Share) -> float:
+    "Bytes of the layers in flight."
+    if s.offload == "activations": return 0.0
+    wide = 2 if s.precision == "fp32" else 1
+    return _hand_layer(a, s, w) * wide * a.hidden * x.tokens * x.layers * x.in_flight
+
+# %% ../../nbs/validation/01_peers.ipynb #f19b9bc7
 def hand_says(
     a: Architecture,
     s: Strategy,
     w: Workload,
 ) -> float | None:
-    "States as the framework shards them, 2·sbh (or Korthikanti's formula) for each layer in flight, logits and the context, on the fullest stage."
-    return max(_hand_states(a, s, x) + _hand_activations(a, s, w, x) + _hand_logits(a, s, w, x) + 1.5e9
-               for x in (share(a, s, w, stage) for stage in stages(a, s)))
+    """States as the framework shards them, 2·sbh (or Korthikanti's formula) for each layer in flight,
+    logits and the context, on the fullest stage."""
+    def held(x: Share) -> float:
+        return _hand_states(a, s, x) + _hand_activations(a, s, w, x) + _hand_logits(a, s, w, x) + 1.5e9
 
-def _hand_states(a: Architecture, s: Strategy, x: Share) -> float:
-    r, n = recipe(s), sharded(x, s) / x.parameters if s.zero else 1
-    train = adapter_parameters(a, s.lora_rank, s.lora_targets) / s.tp / s.pp if s.lora_rank else x.parameters
-    frozen = (
-        x.parameters * (FROZEN[s.base_weights] if s.base_weights else 2) * (n if s.zero == 3 else 1)
-        if s.lora_rank
-        else 0
-    )
-    master = (
-        4 * (n if s.precision == "fp16-mixed" else 1)
-        if s.framework == "megatron" and s.precision.endswith("mixed")
-        else 0
-    )
-    if s.offload in ("optimizer", "parameters"): return frozen + train * 2 * (s.offload == "optimizer")
-    weight, grad = (
-        r.weight * (n if s.zero == 3 else 1),
-        r.grad * (n if s.zero >= 2 else 1) * (not s.optimizer_in_backward),
-    )
-    return frozen + train * (weight + grad + r.optimizer * n + master)
+    return max(held(share(a, s, w, stage)) for stage in stages(a, s))
 
-def _hand_logits(a: Architecture, s: Strategy, w: Workload, x: Share) -> float:
-    return (
-        {"full": 10, "chunked": 4, "fused": 0}[s.loss] * logits(a, x.tokens, w.micro_batch) / s.tp
-        if x.has_head
-        else 0
-    )
-
-
-def _hand_activations(a: Architecture, s: Strategy, w: Workload, x: Share) -> float:
-    if s.offload == "activations": return 0.0
-    t, wide = s.tp if s.sequence_parallel else 1, 2 if s.precision == "fp32" else 1
-    inner = (8 * a.ffn / a.hidden if a.gated else 4 * a.ffn / a.hidden + 3 * a.ffn / a.hidden) + 12  # of 34: the MLP's 16 + 3, the rest of attention
-    scores = 5 * a.heads * w.seq_len / a.hidden if s.attention == "eager" and s.recompute == "none" else 0
-    each = (
-        2 / t
-        if s.recompute == "full"
-        else 10 / t
-        + (inner + scores) / s.tp * (0.5 if s.recompute == "selective" and s.framework == "fsdp" else 1)
-    )
-    return each * wide * a.hidden * x.tokens * x.layers * x.in_flight
-
+#: whose estimator → what it says
 PEERS: dict[str, Callable] = {
     "DeepSpeed": deepspeed_says,
     "accelerate": accelerate_says,
