@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from fsdl_devinfra.parity import ParityReport
 
 # %% auto #0
-__all__ = ['STEPS', 'Step', 'PreflightReport', 'staging', 'publish', 'PreflightContext', 'Skipped', 'require_results', 'run_step',
-           'located', 'is_code', 'built', 'code_inputs', 'inspect_step', 'known_lock', 'lock_step', 'load_step',
-           'gpus_to_try', 'memory_step', 'serving_step', 'parity_inputs', 'export_step', 'parity_step',
-           'not_run_reason', 'parity_sentence', 'environment_step', 'steps_of', 'preflight', 'report_html', 'register']
+__all__ = ['CheckOf', 'STEPS', 'Step', 'PreflightReport', 'staging', 'publish', 'PreflightContext', 'Skipped', 'require_results',
+           'run_step', 'located', 'is_code', 'built', 'code_inputs', 'inspect_step', 'known_lock', 'lock_step',
+           'load_step', 'gpus_to_try', 'memory_step', 'serving_step', 'parity_inputs', 'export_step', 'not_run_reason',
+           'parity_sentence', 'parity_step', 'environment_step', 'steps_of', 'preflight', 'report_html', 'register']
 
 # %% ../nbs/preflight.ipynb #d7a5ae14
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Step:
     result: dict[str, Any] | None = None  # the document of the check's result
     hint: str = ""  # what to do where it was not run
 
+# %% ../nbs/preflight.ipynb #59342031
 @dataclass(frozen=True)
 class PreflightReport(Result):
     "The verdict of a whole run, and its steps."
@@ -95,13 +96,8 @@ class PreflightReport(Result):
         )
 
 # %% ../nbs/preflight.ipynb #e89448d2
-@contextlib.contextmanager
-def staging(
-    folder: str | Path,  # the output folder; made where it is missing
-) -> Iterator[Path]:  # a temporary folder inside it
-    "A scratch folder beside the final files, removed whatever happens. Raises `BadInput` where nothing can be written."
-    folder = Path(folder)
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
+def _scratch_in(folder: Path) -> Path:
+    "A hidden folder inside, into which a block could be written. Raises `BadInput` where it could not."
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".preflight-", dir=folder))
@@ -109,12 +105,25 @@ def staging(
         (scratch / "try").unlink()
     except OSError as e:
         raise BadInput(f"cannot write to {folder} ({e.strerror})", "Choose another folder with -o") from None
+    return scratch
+
+# %% ../nbs/preflight.ipynb #6fb8c1b7
+@contextlib.contextmanager
+def staging(
+    folder: str | Path,  # the output folder; made where it is missing
+) -> Iterator[Path]:  # a temporary folder inside it
+    """A scratch folder beside the final files, removed whatever happens. Raises `BadInput` where nothing
+    can be written."""
+    folder = Path(folder)
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    scratch = _scratch_in(folder)
     try: yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         for p in made:
             with contextlib.suppress(OSError): p.rmdir()  # only those that we made and that stayed empty
 
+# %% ../nbs/preflight.ipynb #f1d0541c
 def publish(
     scratch: Path,  # finished files
     folder: Path,  # where they belong
@@ -138,9 +147,15 @@ class PreflightContext:
     serve: str = ""  # a serving engine, for the step that it adds
     device: Device | None = None  # the GPU that memory was judged on
     why: str = ""  # this one, where none was named
-    made: dict[str, Any] = field(default_factory=dict)  # step → result, where it passed: what later steps build on
-    found: dict[str, Result] = field(default_factory=dict)  # step → result, passed or not: what the report shows
+    # step → result, where it passed: what later steps build on
+    made: dict[str, Any] = field(default_factory=dict)
+    # step → result, passed or not: what the report shows
+    found: dict[str, Result] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+
+# %% ../nbs/preflight.ipynb #445f62ba
+#: what a step is: from the run to (whether it holds, a sentence, the result)
+CheckOf = Callable[[PreflightContext], tuple[bool, str, Any]]
 
 class Skipped(CheckError):
     "A step whose input is missing because an earlier step did not pass."
@@ -149,48 +164,39 @@ def require_results(
     run: PreflightContext,  # this run
     *names: str,  # steps whose results are needed
 ) -> list[Any]:  # their results
-    "The results of earlier steps, or `Skipped` with the first step that did not pass; why it did not, its own line says."
+    """The results of earlier steps, or `Skipped` with the first step that did not pass; why it did not,
+    its own line says."""
     for name in names:
         if name not in run.made: raise Skipped(f"{name} did not pass")
     return [run.made[n] for n in names]
 
+# %% ../nbs/preflight.ipynb #314f8be3
+def _judged_step(run: PreflightContext, name: str, step: CheckOf) -> Step:
+    "What came of a step, and its result kept for later ones; the seconds are yet to be said."
+    try: holds, sentence, result = step(run)
+    except CheckError as e:
+        return Step(name, "fail" if e.status == FAILS else "not-run", 0.0, str(e), None, e.hint)
+    if holds: run.made[name] = result
+    if isinstance(result, Result): run.found[name] = result
+    document = result.to_dict() if isinstance(result, Result) else None
+    return Step(name, "pass" if holds else "fail", 0.0, sentence, document)
+
+# %% ../nbs/preflight.ipynb #579d7b66
 def run_step(
     run: PreflightContext,  # this run
     name: str,  # of the step
-    step: Callable[[PreflightContext], tuple[bool, str, Any]],  # returns (holds, sentence, result)
+    step: CheckOf,  # returns (holds, sentence, result)
 ) -> Step:
     "Run one step, note what came of it and say so on standard error."
     start = time.monotonic()
     if not run.quiet: status(f"… {name}")
-    hint = ""
-    try:
-        holds, sentence, result = step(run)
-        verdict = "pass" if holds else "fail"
-        if holds: run.made[name] = result
-    except CheckError as e:
-        verdict = "fail" if e.status == FAILS else "not-run"
-        sentence, result, hint = str(e), None, e.hint
-    if isinstance(result, Result): run.found[name] = result
-    document = result.to_dict() if isinstance(result, Result) else None
-    run.steps.append(Step(name, verdict, round(time.monotonic() - start, 3), sentence, document, hint))
-    if not run.quiet: status(f"{verdict:>7}  {name:<11}  {sentence.splitlines()[0]}")
-    return run.steps[-1]
+    found = _judged_step(run, name, step)
+    done = replace(found, seconds=round(time.monotonic() - start, 3))
+    run.steps.append(done)
+    if not run.quiet: status(f"{done.verdict:>7}  {name:<11}  {done.summary.splitlines()[0]}")
+    return done
 
 # %% ../nbs/preflight.ipynb #bbfa2c4a
-def located(
-    model: str | Path | None = None,  # any form of MODEL
-) -> str:  # a folder, "org/name[@revision]", "timm:NAME" or "FILE.py:NAME"
-    "What a MODEL stands for. Makes no request. Raises `BadInput` where a cache folder has no current snapshot."
-    from fsdl_devinfra.hub.popular import page_name, popular
-    if model is not None and not str(model).strip():
-        raise BadInput("the name of the model is empty", "Name a model, or nothing for builtin:digits")
-    name = str(model or "builtin:digits")
-    folder = Path(name).expanduser()
-    if folder.is_dir(): return str(_snapshot(folder))
-    name = page_name(name)
-    known = popular(name)
-    return known.repo if known else name
-
 def _snapshot(folder: Path) -> Path:
     "The current snapshot of a repository in the Hugging Face cache; any other folder is returned as it is."
     if not (folder / "snapshots").is_dir() or (folder / "config.json").is_file(): return folder
@@ -202,7 +208,23 @@ def _snapshot(folder: Path) -> Path:
         f"{folder} holds {len(there)} current snapshots", "Name one of the folders in its snapshots folder"
     )
 
+# %% ../nbs/preflight.ipynb #fbad99a1
+def located(
+    model: str | Path | None = None,  # any form of MODEL
+) -> str:  # a folder, "org/name[@revision]", "timm:NAME" or "FILE.py:NAME"
+    """What a MODEL stands for. Makes no request. Raises `BadInput` where a cache folder has no current
+    snapshot."""
+    from fsdl_devinfra.hub.popular import page_name, popular
+    if model is not None and not str(model).strip():
+        raise BadInput("the name of the model is empty", "Name a model, or nothing for builtin:digits")
+    name = str(model or "builtin:digits")
+    folder = Path(name).expanduser()
+    if folder.is_dir(): return str(_snapshot(folder))
+    name = page_name(name)
+    known = popular(name)
+    return known.repo if known else name
 
+# %% ../nbs/preflight.ipynb #98f1604d
 def is_code(
     model: str,  # as `located` gives it
 ) -> bool:
@@ -210,10 +232,12 @@ def is_code(
     from fsdl_devinfra.memory.traced import named_as_code
     return named_as_code(model)
 
+# %% ../nbs/preflight.ipynb #e2b7d838
 def built(
     model: str,  # "timm:NAME" or "FILE.py:NAME"
 ) -> Any:  # nn.Module in eval mode
-    "The module that code gives, on the CPU, with the weights that its constructor makes. Runs the file that is named."
+    """The module that code gives, on the CPU, with the weights that its constructor makes. Runs the file
+    that is named."""
     need("torch", "torch", "building the module")
     if not model.startswith("timm:"):
         from fsdl_devinfra.parity.commands import own_module
@@ -223,26 +247,9 @@ def built(
     named_module(model)  # an unknown name is refused with the nearest ones
     return timm.create_model(model[5:], pretrained=False).eval()
 
-def code_inputs(
-    module: Any,  # of `built`
-) -> dict[str, Any]:  # parameter of `forward` → tensor
-    "Random inputs of the shape that a module takes, two samples; its own `example_inputs` where it has them."
-    import inspect
-    import torch
-    from fsdl_devinfra.trace.naming import named_inputs
-    given: Any = getattr(module, "example_inputs", None)
-    values: Any = given() if callable(given) else given
-    if values is None: values = named_inputs(module, 2)
-    if isinstance(values, torch.Tensor): values = (values,)
-    named: dict[str, Any] = (
-        values
-        if isinstance(values, dict)
-        else dict(zip(inspect.signature(module.forward).parameters, values))
-    )
-    return {name: _random(value, module) for name, value in named.items()}
-
 def _random(value: Any, module: Any) -> Any:
-    "A tensor on the meta device as random values: indices below the smallest embedding, or a normal distribution."
+    """A tensor on the meta device as random values: indices below the smallest embedding, or a normal
+    distribution."""
     import torch
     if not isinstance(value, torch.Tensor) or not value.is_meta: return value
     generator = torch.Generator().manual_seed(0)
@@ -250,31 +257,60 @@ def _random(value: Any, module: Any) -> Any:
     rows = min((m.num_embeddings for m in module.modules() if isinstance(m, torch.nn.Embedding)), default=2)
     return torch.randint(0, rows, value.shape, generator=generator, dtype=value.dtype)
 
+def _by_name(values: Any, module: Any) -> dict[str, Any]:
+    "Inputs by the parameters of `forward`: a dictionary is so already, a lone tensor is the first."
+    import inspect
+    import torch
+    if isinstance(values, dict): return values
+    if isinstance(values, torch.Tensor): values = (values,)
+    return dict(zip(inspect.signature(module.forward).parameters, values))
+
+def code_inputs(
+    module: Any,  # of `built`
+) -> dict[str, Any]:  # parameter of `forward` → tensor
+    "Random inputs of the shape that a module takes, two samples; its own `example_inputs` where it has them."
+    from fsdl_devinfra.trace.naming import named_inputs
+    given: Any = getattr(module, "example_inputs", None)
+    values: Any = given() if callable(given) else given
+    if values is None: values = named_inputs(module, 2)
+    return {name: _random(value, module) for name, value in _by_name(values, module).items()}
+
 # %% ../nbs/preflight.ipynb #87707773
+def _inspected(run: PreflightContext) -> Any:
+    """What the model holds; where the Hub is not reached, a popular model's configuration is kept all the
+    same."""
+    from fsdl_devinfra.hub import inspect
+    from fsdl_devinfra.hub.popular import popular
+    try: return inspect(run.model)
+    except Unreachable:
+        known = popular(run.model)
+        # enough for the memory of a step
+        if known: run.made |= {"config": dict(known.config), "origin": known.note}
+        raise
+
+# %% ../nbs/preflight.ipynb #8061e22d
+def _weights_text(found: Any) -> str:
+    "Parameters and weight files in words."
+    if not found.weight_bytes: return "a configuration without weights"
+    weights = f"{size_text(found.weight_bytes)} of {found.weight_format}"
+    return f"{found.tensors.parameters:,} parameters in {count_of(found.tensors.count, 'tensor')}, {weights}"
+
+def _risks_text(found: Any) -> str:
+    "How many risks there are, and of what kinds."
+    kinds = ", ".join(sorted({risk.kind for risk in found.risks}))
+    return f"; {count_of(len(found.risks), 'risk')}: {kinds}" if found.risks else ""
+
+# %% ../nbs/preflight.ipynb #0d104d03
 def inspect_step(run: PreflightContext) -> tuple[bool, str, Any]:
     "What the model holds."
     if is_code(run.model): return _inspect_code(run)
-    from fsdl_devinfra.hub import inspect
-    from fsdl_devinfra.hub.popular import popular
-    try: found = inspect(run.model)
-    except Unreachable:
-        known = popular(run.model)
-        if known: run.made |= {"config": dict(known.config), "origin": known.note}  # enough for the memory of a step
-        raise
+    found = _inspected(run)
     run.made["config"] = found.config
-    run.made["tensors"] = {n: (t.dtype, t.shape) for n, t in found.tensor_index.items()}
-    risks = (
-        f"; {count_of(len(found.risks), 'risk')}: " + ", ".join(sorted({r.kind for r in found.risks}))
-        if found.risks
-        else ""
-    )
-    tensors = count_of(found.tensors.count, "tensor")
-    weights = f"{size_text(found.weight_bytes)} of {found.weight_format}"
-    held = f"{found.tensors.parameters:,} parameters in {tensors}, {weights}"
-    if not found.weight_bytes: held = "a configuration without weights"
-    return True, held + risks, found
+    run.made["tensors"] = {name: (t.dtype, t.shape) for name, t in found.tensor_index.items()}
+    return True, _weights_text(found) + _risks_text(found), found
 
 def _inspect_code(run: PreflightContext) -> tuple[bool, str, Any]:
+    "The module of code, built."
     module = run.made["module"] = built(run.model)
     count = sum(p.numel() for p in module.parameters())
     weights = "random weights" if run.model.startswith("timm:") else "weights as its constructor makes them"
@@ -309,9 +345,43 @@ def _place(model: str) -> str:
     except BadInput: return model
     return str(Path(folder).resolve()) if folder else model
 
+# %% ../nbs/preflight.ipynb #3c9901a1
+def _lock_of(source: Any, path: Path | None, quiet: bool) -> Any:
+    "The lock in a file, or a new one. Raises `BadInput` where it is one of another repository."
+    from fsdl_devinfra.hub import ModelLock, lock
+    locked = ModelLock.load(path) if path else lock(source, quiet=quiet)
+    if not locked.repo or not source.repo or locked.repo == source.repo: return locked
+    raise BadInput(
+        f"{path} is a lock of {locked.repo}", f"Give the lock of {source.repo}, or another folder with -o"
+    )
+
+def _locked_text(locked: Any) -> str:
+    "A new lock in words."
+    what = f"{count_of(len(locked.files), 'file')}, {size_text(locked.size_bytes)}"
+    return f"{what}, locked" + (f" at {locked.commit[:12]} and fetched" if locked.commit else "")
+
+# %% ../nbs/preflight.ipynb #e58ec325
+def _mismatch(run: PreflightContext, path: Path, problems: list) -> str:
+    "What does not match a lock; of one that an earlier run left, what to do if that is meant."
+    first = problems[0]
+    more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    is_ours = not run.lock_file and path.parent == run.folder
+    advice = f" (if the change is meant, delete {path} and run again)" if is_ours else ""
+    return f"{first.path} does not match {path.name}: {first.why}{more}{advice}"
+
+def _against(run: PreflightContext, path: Path, locked: Any) -> tuple[bool, str, Any]:
+    "Whether the bytes are those of a lock."
+    from fsdl_devinfra.hub import verify
+    found = verify(locked, run.made["folder"], full=True)
+    if not found.ok: return False, _mismatch(run, path, found.problems), found
+    match = "matches" if found.files_checked == 1 else "match"
+    checked = f"{count_of(found.files_checked, 'file')}, {size_text(found.bytes_checked)}"
+    return True, f"{checked}, {match} {path.name}", found
+
+# %% ../nbs/preflight.ipynb #bb1936d4
 def lock_step(run: PreflightContext) -> tuple[bool, str, Any]:
     "Whether the bytes are those that were locked; a model on the Hub is fetched, verified, on the way."
-    from fsdl_devinfra.hub import ModelLock, lock, resolve
+    from fsdl_devinfra.hub import resolve
     from fsdl_devinfra.hub.pulling import pull
     require_results(run, "inspect")
     if is_code(run.model):
@@ -320,37 +390,9 @@ def lock_step(run: PreflightContext) -> tuple[bool, str, Any]:
             "Save the model with save_pretrained and name the folder",
         )
     path, source = known_lock(run), resolve(run.model)
-    locked = ModelLock.load(path) if path else lock(source, quiet=run.quiet)
-    if locked.repo and source.repo and locked.repo != source.repo:
-        raise BadInput(
-            f"{path} is a lock of {locked.repo}", f"Give the lock of {source.repo}, or another folder with -o"
-        )
-    run.made["model lock"] = locked
+    locked = run.made["model lock"] = _lock_of(source, path, run.quiet)
     run.made["folder"] = source.folder or pull(locked, quiet=run.quiet)
-    what = f"{count_of(len(locked.files), 'file')}, {size_text(locked.size_bytes)}"
-    if not path:
-        return (
-            True,
-            f"{what}, locked" + (f" at {locked.commit[:12]} and fetched" if locked.commit else ""),
-            locked,
-        )
-    return _against(run, path, locked)
-
-def _against(run: PreflightContext, path: Path, locked: Any) -> tuple[bool, str, Any]:
-    from fsdl_devinfra.hub import verify
-    found = verify(locked, run.made["folder"], full=True)
-    if found.ok:
-        match = "matches" if found.files_checked == 1 else "match"
-        checked = f"{count_of(found.files_checked, 'file')}, {size_text(found.bytes_checked)}"
-        return True, f"{checked}, {match} {path.name}", found
-    first = found.problems[0]
-    more = f", and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
-    advice = (
-        ""
-        if run.lock_file or path.parent != run.folder
-        else f" (if the change is meant, delete {path} and run again)"
-    )
-    return False, f"{first.path} does not match {path.name}: {first.why}{more}{advice}", found
+    return _against(run, path, locked) if path else (True, _locked_text(locked), locked)
 
 # %% ../nbs/preflight.ipynb #68f0bdca
 def load_step(run: PreflightContext) -> tuple[bool, str, Any]:
@@ -367,17 +409,15 @@ def load_step(run: PreflightContext) -> tuple[bool, str, Any]:
     module = load(run.made["folder"])
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     count = sum(p.numel() for p in module.parameters())
-    return (
-        True,
-        f"{type(module).__name__} with {count:,} parameters, {count_of(len(tensors), 'tensor')}, none missing",
-        module,
-    )
+    held = f"{count:,} parameters, {count_of(len(tensors), 'tensor')}"
+    return True, f"{type(module).__name__} with {held}, none missing", module
 
 # %% ../nbs/preflight.ipynb #7c1d90ab
 def gpus_to_try(
     gpu: str | None = None,  # the name that was given
 ) -> tuple[list[Device], str]:  # smallest first; why, where there is one and none was named
-    "The GPUs to judge memory on: the one that was named, else this machine's, else the common ones. Raises `BadInput`."
+    """The GPUs to judge memory on: the one that was named, else this machine's, else the common ones.
+    Raises `BadInput`."""
     from fsdl_devinfra.compute.cluster import device_named, local_device
     from fsdl_devinfra.memory.uses import COMMON_GPUS
     if gpu is not None: return [device_named(gpu)], ""
@@ -385,26 +425,22 @@ def gpus_to_try(
     except BadInput: return [find_device(name) for name in COMMON_GPUS], ""
 
 # %% ../nbs/preflight.ipynb #dcb07b09
-def memory_step(run: PreflightContext) -> tuple[bool, str, Any]:
-    "Whether training fits."
-    from fsdl_devinfra.memory import Strategy, default_workload, estimate
-    from fsdl_devinfra.memory.architecture import NoTransformer
-    from fsdl_devinfra.memory.footprint import checkpointing_left_open
-    if is_code(run.model): return _traced_memory(run)
-    try: architecture = _architecture(run)
-    except NoTransformer: return _counted_memory(run)
-    workload = default_workload(architecture)
-    def on(device: Device) -> Any:
-        tried = [
-            estimate(architecture, Strategy(dp=run.gpus, zero=zero), workload, device)
-            for zero in ((0, 3) if run.gpus > 1 else (0,))
-        ]
-        plain = next((f for f in tried if f.fits != "no"), tried[-1])
-        return checkpointing_left_open(plain, architecture, device)
-    return _judged(run, on)
+def _why_this_one(run: PreflightContext, found: Any) -> str:
+    "Why memory was judged on this GPU, in words."
+    count = len(run.candidates)
+    if found.fits == "yes": return f"the smallest of {count} common GPUs that it fits on"
+    fewer = f"; `fsdl-devinfra memory {run.model}` shows what does fit" if found.fits == "no" else ""
+    return f"the largest of {count} common GPUs{fewer}"
 
+# %% ../nbs/preflight.ipynb #a19ac30b
+def _origin(run: PreflightContext) -> str:
+    "Which table a configuration came from, where the Hub did not give it."
+    return f" ({run.made['origin']})" if "origin" in run.made else ""
+
+# %% ../nbs/preflight.ipynb #07ceb3da
 def _judged(run: PreflightContext, on: Callable[[Device], Any]) -> tuple[bool, str, Any]:
-    "Memory on the GPU that was named; where none was, on the smallest candidate that holds it, or on the largest."
+    """Memory on the GPU that was named; where none was, on the smallest candidate that holds it, or on the
+    largest."""
     found: Any = None
     needed = 0
     for device in run.candidates:
@@ -416,19 +452,10 @@ def _judged(run: PreflightContext, on: Callable[[Device], Any]) -> tuple[bool, s
     why = f". No --gpu was given: this is {run.why}" if run.why else ""
     return found.fits != "no", found.verdict() + _origin(run) + why, found
 
-def _why_this_one(run: PreflightContext, found: Any) -> str:
-    "Why memory was judged on this GPU, in words."
-    count = len(run.candidates)
-    if found.fits == "yes": return f"the smallest of {count} common GPUs that it fits on"
-    fewer = f"; `fsdl-devinfra memory {run.model}` shows what does fit" if found.fits == "no" else ""
-    return f"the largest of {count} common GPUs{fewer}"
-
-def _origin(run: PreflightContext) -> str:
-    "Which table a configuration came from, where the Hub did not give it."
-    return f" ({run.made['origin']})" if "origin" in run.made else ""
-
+# %% ../nbs/preflight.ipynb #42b008ad
 def _architecture(run: PreflightContext) -> Any:
-    "The architecture, from the configuration alone; `Skipped` where there is none or the bytes are not those of the lock."
+    """The architecture, from the configuration alone; `Skipped` where there is none or the bytes are not
+    those of the lock."""
     from fsdl_devinfra.memory import Architecture
     if "config" not in run.made: require_results(run, "inspect")
     if any(s.name == "lock" and s.verdict == "fail" for s in run.steps): require_results(run, "lock")
@@ -436,18 +463,31 @@ def _architecture(run: PreflightContext) -> Any:
     if config is None: raise BadInput(f"{run.model} has no config.json", "Name a model that has one")
     return Architecture.from_config(config, run.made.get("tensors"), name=run.model)
 
+# %% ../nbs/preflight.ipynb #8fc68300
+def _trained_on(architecture: Any, gpus: int, device: Device) -> Any:
+    "The footprint of full training; on several GPUs sharded where replicas do not fit."
+    from fsdl_devinfra.memory import Strategy, default_workload, estimate
+    from fsdl_devinfra.memory.footprint import checkpointing_left_open
+    workload, stages = default_workload(architecture), (0, 3) if gpus > 1 else (0,)
+    tried = [estimate(architecture, Strategy(dp=gpus, zero=zero), workload, device) for zero in stages]
+    plain = next((found for found in tried if found.fits != "no"), tried[-1])
+    return checkpointing_left_open(plain, architecture, device)
+
+# %% ../nbs/preflight.ipynb #40898e60
+def _traced_on(module: Any, strategy: Any, name: str, device: Device) -> Any:
+    "The footprint of one sample of a module on a GPU."
+    from fsdl_devinfra.memory.traced import footprint_of, step_options, trace_of
+    from fsdl_devinfra.trace.naming import named_inputs
+    options = step_options(strategy, device.name, prefetch=name.startswith("timm:"))
+    trace = trace_of(module, named_inputs(module, 1), strategy, options, name=name)
+    return footprint_of(trace, strategy, sum(p.numel() for p in module.parameters()), 1, device)
+
 def _traced_memory(run: PreflightContext) -> tuple[bool, str, Any]:
     "The same of code: steps recorded on fake tensors, as `fsdl-devinfra memory` does."
     from fsdl_devinfra.memory import Strategy
-    from fsdl_devinfra.memory.traced import footprint_of, step_options, trace_of
-    from fsdl_devinfra.trace.naming import named_inputs, named_module
+    from fsdl_devinfra.trace.naming import named_module
     module, strategy = named_module(run.model), Strategy(dp=run.gpus)
-    parameters = sum(p.numel() for p in module.parameters())
-    def on(device: Device) -> Any:
-        options = step_options(strategy, device.name, prefetch=run.model.startswith("timm:"))
-        trace = trace_of(module, named_inputs(module, 1), strategy, options, name=run.model)
-        return footprint_of(trace, strategy, parameters, 1, device)
-    return _judged(run, on)
+    return _judged(run, lambda device: _traced_on(module, strategy, run.model, device))
 
 def _counted_memory(run: PreflightContext) -> tuple[bool, str, Any]:
     "The same of a model without a closed form: a step on fake tensors."
@@ -456,6 +496,14 @@ def _counted_memory(run: PreflightContext) -> tuple[bool, str, Any]:
     module, = require_results(run, "load")
     inputs, strategy = parity_inputs(run, module), Strategy(dp=run.gpus)
     return _judged(run, lambda device: estimate_module(module, inputs, strategy, device, name=run.model))
+
+def memory_step(run: PreflightContext) -> tuple[bool, str, Any]:
+    "Whether training fits."
+    from fsdl_devinfra.memory.architecture import NoTransformer
+    if is_code(run.model): return _traced_memory(run)
+    try: architecture = _architecture(run)
+    except NoTransformer: return _counted_memory(run)
+    return _judged(run, lambda device: _trained_on(architecture, run.gpus, device))
 
 # %% ../nbs/preflight.ipynb #9fb7ea43
 def serving_step(run: PreflightContext) -> tuple[bool, str, Any]:
@@ -481,6 +529,7 @@ def parity_inputs(run: PreflightContext, module: Any) -> dict[str, Any]:  # name
     from fsdl_devinfra.hub.digits import held_out
     return {"pixel_values": held_out()[0]}
 
+# %% ../nbs/preflight.ipynb #64eeb14b
 def export_step(run: PreflightContext) -> tuple[bool, str, Any]:
     "An ONNX file."
     from fsdl_devinfra.parity import export
@@ -491,15 +540,7 @@ def export_step(run: PreflightContext) -> tuple[bool, str, Any]:
     )
     return True, f"model.onnx, opset {done.opset}", replace(done, path="model.onnx")
 
-def parity_step(run: PreflightContext) -> tuple[bool, str, Any]:
-    "Does the file match the model?"
-    from fsdl_devinfra.parity import check
-    need("onnxruntime", "torch,onnx", "running the exported file")
-    module, _ = require_results(run, "load", "export")
-    report = check(module, run.scratch / "model.onnx", parity_inputs(run, module), providers=("cpu",))
-    if report.verdict == "not-run": raise CheckError(not_run_reason(report))
-    return report.verdict == "pass", parity_sentence(report), replace(report, onnx="model.onnx")
-
+# %% ../nbs/preflight.ipynb #2ce33ddd
 def not_run_reason(
     report: "ParityReport",  # whose verdict is "not-run"
 ) -> str:  # what the first case that could not be run says
@@ -523,6 +564,16 @@ def parity_sentence(
     )
     return f"{worst.name} on {case.provider_used}: {measured}" + (f"; {covered}" if covered else "")
 
+# %% ../nbs/preflight.ipynb #0434726d
+def parity_step(run: PreflightContext) -> tuple[bool, str, Any]:
+    "Does the file match the model?"
+    from fsdl_devinfra.parity import check
+    need("onnxruntime", "torch,onnx", "running the exported file")
+    module, _ = require_results(run, "load", "export")
+    report = check(module, run.scratch / "model.onnx", parity_inputs(run, module), providers=("cpu",))
+    if report.verdict == "not-run": raise CheckError(not_run_reason(report))
+    return report.verdict == "pass", parity_sentence(report), replace(report, onnx="model.onnx")
+
 # %% ../nbs/preflight.ipynb #35188021
 def environment_step(run: PreflightContext) -> tuple[bool, str, Any]:
     "What this ran on, and whether that machine is fit to train."
@@ -534,13 +585,10 @@ def environment_step(run: PreflightContext) -> tuple[bool, str, Any]:
     python = found.python.get("version", "?") if isinstance(found.python, dict) else "?"
     holds = node.verdict == "pass" or not local_devices()
     checked = f"env check {'passed' if node.verdict == 'pass' else 'failed'}: {node.answer}"
-    return (
-        holds,
-        f"Python {python}, {count_of(len(found.packages), 'package')}, digest {found.digest[:12]}; {checked}",
-        found,
-    )
+    record = f"Python {python}, {count_of(len(found.packages), 'package')}, digest {found.digest[:12]}"
+    return holds, f"{record}; {checked}", found
 
-
+# %% ../nbs/preflight.ipynb #282781a4
 STEPS = {
     "inspect": inspect_step,
     "lock": lock_step,
@@ -553,7 +601,7 @@ STEPS = {
 
 def steps_of(
     serve: str = "",  # a serving engine
-) -> dict[str, Callable[[PreflightContext], tuple[bool, str, Any]]]:  # name → step, in order
+) -> dict[str, CheckOf]:  # name → step, in order
     "The steps of a run: `STEPS`, and serving after memory where an engine is named."
     if not serve: return STEPS
     named = list(STEPS.items())
@@ -561,44 +609,6 @@ def steps_of(
     return dict([*named[:after], ("serving", serving_step), *named[after:]])
 
 # %% ../nbs/preflight.ipynb #b1e828f4
-def preflight(
-    model: str | Path | None = None,  # Hub id, address of a model page, popular name, folder, timm:NAME, FILE.py:NAME; nothing: builtin:digits
-    gpu: str | None = None,  # GPU to fit on, "local" for this machine's; None: see `gpus_to_try`
-    gpus: int = 1,  # how many
-    lock: str | Path | None = None,  # a lock file that the model must match
-    output: str | Path = "preflight-report",  # folder for report.html, report.json, model.lock.json, env.json, model.onnx
-    quiet: bool = False,  # nothing on standard error
-    serve: str = "",  # "vllm", "sglang" or "llama.cpp": also what this engine holds
-) -> PreflightReport:
-    "Make all checks and write the report. Raises `BadInput` for what cannot be right before any work is done."
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    candidates, why = gpus_to_try(gpu)
-    name, meant = str(model or "builtin:digits"), located(model)
-    if lock and not Path(lock).is_file():
-        raise BadInput(f"there is no lock file {lock}", "Check the path, or leave --lock out to make one")
-    _check_model(meant)
-    if serve: _check_engine(serve)
-    with staging(output) as scratch:
-        run = PreflightContext(
-            meant, Path(output), scratch, candidates, gpus, Path(lock) if lock else None, quiet, serve, why=why
-        )
-        for step, function in steps_of(serve).items(): run_step(run, step, function)
-        commit = getattr(run.made.get("model lock"), "commit", None)
-        report = PreflightReport(
-            model=name,
-            gpu=(run.device or candidates[-1]).to_dict(),
-            gpus=gpus,
-            steps=run.steps,
-            date=started,
-            commit=commit,
-            machine=_machine(),
-            node=run.found["node"].to_dict() if "node" in run.found else {},
-            gpu_reason=run.why,
-        )
-        _write(run, report)
-        publish(scratch, Path(output))
-    return report
-
 def _machine() -> str:
     "System, Python and NVIDIA GPUs of this machine, in words."
     import platform
@@ -607,15 +617,18 @@ def _machine() -> str:
     shown = f"{len(gpus)} × {gpus[0]}" if gpus else "no NVIDIA GPU"
     return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {shown}"
 
+# %% ../nbs/preflight.ipynb #33a718d1
+def _check_code(name: str) -> None:
+    "Raise where the file of a class is not there."
+    file = name.rpartition(":")[0]
+    if file != "timm" and not Path(file).is_file():
+        raise BadInput(f"there is no file {file}", "Write FILE.py:NAME")
+
 def _check_model(name: str) -> None:
     "A model that is not there, or has no configuration, is a mistake in the call and not a finding."
     from fsdl_devinfra.hub import resolve
     from fsdl_devinfra.memory.gguf import is_gguf
-    if is_code(name):
-        file = name.rpartition(":")[0]
-        if file != "timm" and not Path(file).is_file():
-            raise BadInput(f"there is no file {file}", "Write FILE.py:NAME")
-        return
+    if is_code(name): return _check_code(name)
     if is_gguf(name):
         raise BadInput(
             f"{name} is a GGUF model, and preflight loads PyTorch models",
@@ -629,41 +642,77 @@ def _check_model(name: str) -> None:
             "Save the model with save_pretrained, or name the folder that holds it",
         )
 
-
+# %% ../nbs/preflight.ipynb #9062ac46
 def _check_engine(name: str) -> None:
+    "Raise for an engine that is not known."
     from fsdl_devinfra.memory.serving import ServeOptions
     ServeOptions(name)  # raises `BadInput` for an unknown one
 
+# %% ../nbs/preflight.ipynb #e703050b
+def _refuse_hopeless(model: str, lock: str | Path | None, serve: str) -> None:
+    "Raise `BadInput` for what cannot be right, before any work is done."
+    if lock and not Path(lock).is_file():
+        raise BadInput(f"there is no lock file {lock}", "Check the path, or leave --lock out to make one")
+    _check_model(model)
+    if serve: _check_engine(serve)
+
+# %% ../nbs/preflight.ipynb #347bbc05
+def _report_of(run: PreflightContext, name: str, started: str) -> PreflightReport:
+    "The report of a run whose steps are done."
+    return PreflightReport(
+        model=name,
+        gpu=(run.device or run.candidates[-1]).to_dict(),
+        gpus=run.gpus,
+        steps=run.steps,
+        date=started,
+        commit=getattr(run.made.get("model lock"), "commit", None),
+        machine=_machine(),
+        node=run.found["node"].to_dict() if "node" in run.found else {},
+        gpu_reason=run.why,
+    )
+
+# %% ../nbs/preflight.ipynb #9143cf5e
 def _write(run: PreflightContext, report: PreflightReport) -> None:
+    "The files of a run, in its scratch folder."
     if "lock" in run.made: run.made["model lock"].save(run.scratch / "model.lock.json")
     if "environment record" in run.made: run.made["environment record"].save(run.scratch / "env.json")
     write_atomic(run.scratch / "report.html", report_html(report, run.found))
     report.save(run.scratch / "report.json")
 
-# %% ../nbs/preflight.ipynb #5fc70c3c
-def report_html(
-    report: PreflightReport,
-    found: dict[str, Result],  # step → result, of the steps that came to one
-) -> str:  # a self-contained page
-    "The report for people."
-    def row(s: Step) -> str:
-        took = time_text(s.seconds).replace(" ", "&nbsp;")
-        return f"<tr><td>{badge(s.verdict)}</td><td>{s.name}</td><td>{took}</td><td>{_escaped(s.summary)}</td></tr>"
+def _run_all(run: PreflightContext, name: str, started: str) -> PreflightReport:
+    "All steps, and their files in the output folder."
+    for step, function in steps_of(run.serve).items(): run_step(run, step, function)
+    report = _report_of(run, name, started)
+    _write(run, report)
+    publish(run.scratch, run.folder)
+    return report
 
-    rows = "".join(map(row, report.steps))
-    table = f"<table><thead><tr><th>verdict</th><th>step</th><th>time</th><th>what was found</th></tr></thead><tbody>{rows}</tbody></table>"
-    when = report.date.replace("T", " ").replace("+00:00", " UTC")
-    planned = f"{report.gpus} × {report.gpu.get('name')}" + f" ({report.gpu_reason})" * bool(report.gpu_reason)
-    facts = [("date", when), ("model", report.model), ("commit", report.commit or "none: a local folder"),
-             ("checked on", report.machine), ("planned for", planned)]
-    lines = "<br>".join(f"{name}: <strong>{_escaped(str(value))}</strong>" for name, value in facts if value)
-    head = f'<p class="verdict">{badge(report.verdict)}</p><p>{lines}</p>'
-    details = [
-        section(name.capitalize(), _view(found[name])) for name in (*steps_of("any"), "node") if name in found
-    ]
-    return html_page(f"Preflight: {report.model}", [head, table, *details])
+def preflight(
+    model: str | Path | None = None,  # Hub id, address of a model page, popular name, folder, timm:NAME, FILE.py:NAME; nothing: builtin:digits
+    gpu: str | None = None,  # GPU to fit on, "local" for this machine's; None: see `gpus_to_try`
+    gpus: int = 1,  # how many
+    lock: str | Path | None = None,  # a lock file that the model must match
+    output: str | Path = "preflight-report",  # folder for report.html, report.json, model.lock.json, env.json, model.onnx
+    quiet: bool = False,  # nothing on standard error
+    serve: str = "",  # "vllm", "sglang" or "llama.cpp": also what this engine holds
+) -> PreflightReport:
+    """Make all checks and write the report. Raises `BadInput` for what cannot be right before any work is
+    done."""
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    candidates, why = gpus_to_try(gpu)
+    meant, folder, locked = located(model), Path(output), Path(lock) if lock else None
+    _refuse_hopeless(meant, lock, serve)
+    with staging(output) as scratch:
+        run = PreflightContext(meant, folder, scratch, candidates, gpus, locked, quiet, serve, why=why)
+        return _run_all(run, str(model or "builtin:digits"), started)
+
+# %% ../nbs/preflight.ipynb #5fc70c3c
+def _escaped(text: str) -> str:
+    from html import escape
+    return escape(text)
 
 def _view(result: Result) -> str:
+    "A result as HTML: its own page, its own text, or all of its figures."
     as_html = getattr(result, "_repr_html_", None)
     if as_html: return as_html()
     if "__str__" in type(result).__dict__: return printed(str(result))
@@ -671,10 +720,41 @@ def _view(result: Result) -> str:
         f"<details><summary>All figures, as JSON</summary><pre>{_escaped(result.to_json())}</pre></details>"
     )
 
+# %% ../nbs/preflight.ipynb #ca4abeb6
+_HEAD = "<tr><th>verdict</th><th>step</th><th>time</th><th>what was found</th></tr>"
 
-def _escaped(text: str) -> str:
-    from html import escape
-    return escape(text)
+def _row(step: Step) -> str:
+    "A step as a row of the table."
+    took = time_text(step.seconds).replace(" ", "&nbsp;")
+    cells = (badge(step.verdict), step.name, took, _escaped(step.summary))
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+# %% ../nbs/preflight.ipynb #afc0a540
+def _facts(report: PreflightReport) -> str:
+    "When, what, and on what, line by line."
+    reason = f" ({report.gpu_reason})" if report.gpu_reason else ""
+    facts = {
+        "date": report.date.replace("T", " ").replace("+00:00", " UTC"),
+        "model": report.model,
+        "commit": report.commit or "none: a local folder",
+        "checked on": report.machine,
+        "planned for": f"{report.gpus} × {report.gpu.get('name')}{reason}",
+    }
+    lines = [f"{name}: <strong>{_escaped(str(value))}</strong>" for name, value in facts.items() if value]
+    return "<br>".join(lines)
+
+# %% ../nbs/preflight.ipynb #890f766b
+def report_html(
+    report: PreflightReport,
+    found: dict[str, Result],  # step → result, of the steps that came to one
+) -> str:  # a self-contained page
+    "The report for people."
+    rows = "".join(map(_row, report.steps))
+    table = f"<table><thead>{_HEAD}</thead><tbody>{rows}</tbody></table>"
+    head = f'<p class="verdict">{badge(report.verdict)}</p><p>{_facts(report)}</p>'
+    shown = [name for name in (*steps_of("any"), "node") if name in found]
+    details = [section(name.capitalize(), _view(found[name])) for name in shown]
+    return html_page(f"Preflight: {report.model}", [head, table, *details])
 
 # %% ../nbs/preflight.ipynb #083415f4
 _EXAMPLES = """
@@ -691,21 +771,7 @@ def register(
 ) -> None:
     "Add the arguments of `preflight`."
     parser.epilog = "examples:\n" + "\n".join("  " + line for line in _EXAMPLES.strip().splitlines())
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="Hub id, address of a model page, popular name, local folder, timm:NAME, "
-        "FILE.py:NAME, or nothing for the model in the package, builtin:digits",
-    )
-    parser.add_argument(
-        "--gpu",
-        metavar="NAME",
-        help="GPU to judge memory on (default: this machine's, else the smallest common one that training fits on)",
-    )
-    parser.add_argument(
-        "--gpus", type=at_least(1), default=1, metavar="N", help="how many of them (default: 1)"
-    )
+    _add_subject(parser)
     parser.add_argument("--lock", metavar="FILE", help="lock that the model must match")
     parser.add_argument(
         "--serve",
@@ -723,7 +789,26 @@ def register(
     add_json(parser)
     parser.set_defaults(run=_command)
 
+def _add_subject(parser: Parser) -> None:
+    "The model and the GPUs."
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="Hub id, address of a model page, popular name, local folder, timm:NAME, "
+        "FILE.py:NAME, or nothing for the model in the package, builtin:digits",
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="GPU to judge memory on (default: this machine's, else the smallest common one that training fits on)",
+    )
+    parser.add_argument(
+        "--gpus", type=at_least(1), default=1, metavar="N", help="how many of them (default: 1)"
+    )
+
 def _command(args: argparse.Namespace) -> Outcome:
+    "`fsdl-devinfra preflight`."
     report = preflight(args.model, args.gpu, args.gpus, args.lock, args.output, serve=args.serve)
     where = f"\n\nreport: {Path(args.output) / 'report.html'}"
     return Outcome(report.to_dict(), str(report) + where, report.status)

@@ -66,7 +66,7 @@ TARGETS = [
     *[Target("bytes on disk, from outside", "hub/verification.py", name, "tests/test_verdicts.py tests/test_hub_hostile.py")
       for name in ("seen_problem", "_size_problem", "_read_problem")],
     *of("DeepSpeed's file", "launch/frameworks.py", "launch", "deepspeed_config", "_deepspeed_can", "_zero_block"),
-    Target("verdict of a step", "preflight.py", "run_step", "tests/test_verdicts.py -k 'step'"),
+    *[Target("verdict of a step", "preflight.py", name, "tests/test_verdicts.py -k 'step'") for name in ("run_step", "_judged_step")],
     *of("launch values: accelerate", "launch/frameworks.py", "launch", "accelerate_config", "_accelerate_can", "_kind", "_processes",
         "fsdp_config", "_degrees"),
     *of("launch values: fine-tuning", "launch/finetuning.py", "launch", "trl_settings", "_trl_arguments", "_trl_adapters", "axolotl_settings",
@@ -95,6 +95,7 @@ TARGETS = [
 #: (function, fault, which of its places in that function that read alike, from 1) → why nobody could see it
 ACCEPTED: dict[tuple[str, str, int], str] = {
     ("run_step", "3 as 6", 1): "digits of the seconds that a step took; microseconds for milliseconds",
+    ("_judged_step", "0.0 as 1", 1): "`run_step` puts the seconds in", ("_judged_step", "0.0 as 1", 2): "`run_step` puts the seconds in",
     ("_exact", "int(differ.sum()) - count with Add", 1): "shown only where the count is zero",
     ("verify", "True as False", 1): "`quiet`: there is progress on standard error only where it takes longer than 2 s",
     ("_read_problems", "8 as 16", 1): "how many threads read", ("_read_problems", "1 as 2", 1): "how many threads read",

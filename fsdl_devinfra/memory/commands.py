@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,32 @@ from ..core.errors import FAILS, HOLDS, BadInput
 from ..core.units import size_text
 from .architecture import Architecture, NoTransformer
 from .footprint import Footprint, checkpointing_left_open, estimate
-from .options import (add_image_options, add_model_options, add_strategy_options, model_from_args, model_name,
-                                          strategy_from_args, workload_from_args)
+from fsdl_devinfra.memory.options import (
+    add_image_options,
+    add_model_options,
+    add_strategy_options,
+    model_from_args,
+    model_name,
+    strategy_from_args,
+    workload_from_args,
+)
 from .overview_screen import is_bare, overview_outcome
-from .logs import check_log, compare_log, compared_text, ground_truth_rows, log_text, rows_text
-from .serving import CACHE_TYPES, ENGINES, ServeOptions, serve, serving_text, serving_verdict
+from fsdl_devinfra.memory.logs import (
+    check_log,
+    compare_log,
+    compared_text,
+    ground_truth_rows,
+    log_text,
+    rows_text,
+)
+from fsdl_devinfra.memory.serving import (
+    CACHE_TYPES,
+    ENGINES,
+    ServeOptions,
+    serve,
+    serving_text,
+    serving_verdict,
+)
 from .solving import SOLVED, solve
 from .trainer_files import options_from_file, read_file
 from .strategy import Strategy, Workload
@@ -74,7 +95,9 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     "The words of vLLM, SGLang and llama.cpp."
     group = parser.add_argument_group("serving, with the engine's own option names (--tp, --pp and --ep too)")
     group.add_argument("--serve", choices=ENGINES, help="what this engine holds, and how many tokens fit")
-    group.add_argument("--max-model-len", type=at_least(1), metavar="N", help="longest request in tokens [the model's]")
+    group.add_argument(
+        "--max-model-len", type=at_least(1), metavar="N", help="longest request in tokens [the model's]"
+    )
     group.add_argument(
         "--gpu-memory-utilization",
         type=float,
@@ -144,35 +167,44 @@ def _usual() -> argparse.Namespace:
 # %% ../../nbs/memory/10_commands.ipynb #356db75e
 _SERVING_ONLY = ("max_model_len", "gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs")
 
+def _check_alone(args: argparse.Namespace) -> None:
+    "Refuse two answers at once."
+    if args.explain and (args.serve or args.solve):
+        hint = "Leave out --serve or --solve, or --explain"
+        raise BadInput("--explain takes the estimate of a training or inference step apart", hint)
+    if args.serve and args.solve:
+        raise BadInput("--serve already says how many tokens fit", "Leave --solve out")
+
 def _check_combination(args: argparse.Namespace) -> None:
     "Refuse options that would be ignored."
     if args.log:
         raise BadInput(
             f"{args.log} is one argument too many", "Name one MODEL, or write: memory check-log FILE"
         )
-    if args.explain and (args.serve or args.solve):
-        hint = "Leave out --serve or --solve, or --explain"
-        raise BadInput("--explain takes the estimate of a training or inference step apart", hint)
-    if args.serve and args.solve:
-        raise BadInput("--serve already says how many tokens fit", "Leave --solve out")
+    _check_alone(args)
     if (args.row or args.ran) and args.model != "check-log":
         hint = "Write: fsdl-devinfra memory check-log FILE --of MODEL"
         raise BadInput("--of and --row belong to check-log", hint)
-    for name in _SERVING_ONLY:
-        if getattr(args, name) is not None and not args.serve:
-            option = "--" + name.replace("_", "-")
-            raise BadInput(f"{option} is an option of a serving engine", f"Add --serve, or leave {option} out")
+    for name in () if args.serve else _SERVING_ONLY:
+        if getattr(args, name) is None: continue
+        option = "--" + name.replace("_", "-")
+        raise BadInput(f"{option} is an option of a serving engine", f"Add --serve, or leave {option} out")
 
 # %% ../../nbs/memory/10_commands.ipynb #69a70f31
 def _status(found: Footprint) -> int: return FAILS if found.fits == "no" else HOLDS
 
+# %% ../../nbs/memory/10_commands.ipynb #cfcc16ab
 def _remedies_block(found: Footprint) -> list[str]:
     if not found.remedies: return []
-    return ["What would make it fit, cheapest first:\n" + "\n".join("- " + remedy for remedy in found.remedies)]
+    return [
+        "What would make it fit, cheapest first:\n" + "\n".join("- " + remedy for remedy in found.remedies)
+    ]
 
+# %% ../../nbs/memory/10_commands.ipynb #aa74bb22
 def _assumptions_block(found: Footprint) -> str:
     return "Assumptions:\n" + "\n".join("- " + note for note in found.assumptions)
 
+# %% ../../nbs/memory/10_commands.ipynb #e324f38e
 def _text(found: Footprint) -> str:
     "Verdict, a bar against the GPU, parts, remedies and assumptions."
     whole = found.device_bytes
@@ -191,7 +223,8 @@ def _notes(model: str | None, device: Device | None) -> list[str]:
 
 # %% ../../nbs/memory/10_commands.ipynb #861bf0c0
 def _counted(args: argparse.Namespace, device: Any, why: NoTransformer) -> Outcome:
-    "A model without a closed form: its step is run on fake tensors. Raises `why` where there is no module to run."
+    """A model without a closed form: its step is run on fake tensors. Raises `why` where there is no
+    module to run."""
     from fsdl_devinfra.hub.popular import configuration
     from fsdl_devinfra.memory.modules import estimate_module, inputs_of, module_of
     if args.run_steps:
@@ -204,16 +237,21 @@ def _counted(args: argparse.Namespace, device: Any, why: NoTransformer) -> Outco
     inputs = inputs_of(module, config, args.micro_batch or 1, args.seq_len or 512)
     return _outcome(args, estimate_module(module, inputs, strategy, device, args.measure, name=name))
 
+def _states(args: argparse.Namespace, model: Architecture, device: Any) -> Footprint:
+    "The states of a number of parameters."
+    strategy = replace(strategy_from_args(args), states_only=True)
+    return estimate(model, strategy, workload_from_args(args, model), device, args.measure)
+
 def _counted_states(args: argparse.Namespace, device: Any, why: NoTransformer) -> Outcome:
-    "States, or weights, of a model without a closed form: its module is built on the meta device, and no step is run."
+    """States, or weights, of a model without a closed form: its module is built on the meta device, and no
+    step is run."""
     from fsdl_devinfra.hub import inspect
     from fsdl_devinfra.memory.modules import module_of
     name = model_name(args)
     try: module = module_of(inspect(name).config or {})
     except BadInput: raise why from None
     model = Architecture.from_parameters(sum(weights.numel() for weights in module.parameters()))
-    strategy = replace(strategy_from_args(args), states_only=True)
-    found = estimate(replace(model, name=name), strategy, workload_from_args(args, model), device, args.measure)
+    found = _states(args, replace(model, name=name), device)
     note = "Counted on the module's own shapes" + "; of inference the weights alone" * args.inference
     return _outcome(args, replace(found, assumptions=[note, *found.assumptions]))
 
@@ -247,9 +285,7 @@ def _beside_expected(
     args.model = args.ran
     serving, found, config = _expected(args)
     compared = compare_log(held, found, serving)
-    document["compared"] = [
-        dict(part=each.part, held_bytes=each.held_bytes, expected_bytes=each.expected_bytes) for each in compared
-    ]
+    document["compared"] = [asdict(each) for each in compared]
     text = [*text, compared_text(compared)]
     if not args.row: return document, text
     rows = ground_truth_rows(held, found, Path(args.log).stem, serving, tokens, config)
@@ -348,36 +384,54 @@ def _read_options(args: argparse.Namespace) -> dict[str, Any]:
     for option, value in read.items(): setattr(args, option, value)
     return read
 
-def _estimated(
-    args: argparse.Namespace, model: Architecture, config: dict[str, Any] | None, device: Device | None, read: dict
-) -> Outcome:
-    "An estimate, with what was asked for beside it."
-    strategy, workload = strategy_from_args(args), workload_from_args(args, model)
-    if args.solve: return _solved(args, model, strategy, workload, device)
+def _said_in_file(read: dict[str, Any], file: str) -> list[str]:
+    "The assumption that names what a trainer's file said."
+    said = ", ".join(f"{option.replace('_', '-')} {value}" for option, value in read.items())
+    return [f"Read from {file}: {said}"] if read else []
+
+# %% ../../nbs/memory/10_commands.ipynb #a73f76c6
+def _judged(
+    args: argparse.Namespace, model: Architecture, strategy: Strategy, workload: Workload, device: Device | None, read: dict
+) -> Footprint:
+    "The estimate, with what it rests on."
     found = estimate(model, strategy, workload, device, args.measure)
     if args.recompute is None and not read: found = checkpointing_left_open(found, model, device)
-    found = replace(found, assumptions=[*_notes(args.model, device), *found.assumptions])
-    if is_bare(args, _usual()): return overview_outcome(model, found, " and ".join(_notes(args.model, None)))
-    if read:
-        said = ", ".join(f"{option.replace('_', '-')} {value}" for option, value in read.items())
-        found = replace(found, assumptions=[f"Read from {args.trainer_file}: {said}", *found.assumptions])
+    notes = [*_said_in_file(read, args.trainer_file), *_notes(args.model, device)]
+    return replace(found, assumptions=[*notes, *found.assumptions])
+
+def _with_more(
+    args: argparse.Namespace, model: Architecture, config: dict[str, Any] | None, device: Device | None, found: Footprint
+) -> Outcome:
+    "An estimate, with what was asked for beside it."
     document, text = found.to_dict(), [] if args.json else [_text(found)]
     if args.explain: document, text = _with_explanation(model, found, device, document, text)
     if args.trace: document, text = _with_trace(config, found, document, text)
     if args.run_steps: document, text = _with_measurement(config, model, found, document, text)
     return Outcome(document, "\n\n".join(text), _status(found))
 
-def memory(
-    args: argparse.Namespace,
+def _estimated(
+    args: argparse.Namespace, model: Architecture, config: dict[str, Any] | None, device: Device | None, read: dict
 ) -> Outcome:
-    "`fsdl-devinfra memory`."
-    if named_as_code(args.model): return traced(args, strategy_from_args(args), _text)
-    if args.model == "check-log": return _checked_log(args)
+    "`memory MODEL`."
+    strategy, workload = strategy_from_args(args), workload_from_args(args, model)
+    if args.solve: return _solved(args, model, strategy, workload, device)
+    found = _judged(args, model, strategy, workload, device, read)
+    if is_bare(args, _usual()): return overview_outcome(model, found, " and ".join(_notes(args.model, None)))
+    return _with_more(args, model, config, device, found)
+
+def _of_model(args: argparse.Namespace) -> Outcome:
+    "Any answer about a model with a configuration, or a number of parameters."
     _check_combination(args)
     device = find_device(args.gpu) if args.gpu is not None else None
     read = _read_options(args)
     try: model, config = model_from_args(args)
     except NoTransformer as why:
         return (_counted_states if args.states_only or args.inference else _counted)(args, device, why)
-    if args.serve: return _served(args, model, device)
-    return _estimated(args, model, config, device, read)
+    return _served(args, model, device) if args.serve else _estimated(args, model, config, device, read)
+
+def memory(
+    args: argparse.Namespace,
+) -> Outcome:
+    "`fsdl-devinfra memory`."
+    if named_as_code(args.model): return traced(args, strategy_from_args(args), _text)
+    return _checked_log(args) if args.model == "check-log" else _of_model(args)

@@ -9,16 +9,25 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .activations import FUSED_LOSS, backward_bytes, drops, element_bytes, layer_bytes, logit_bytes, logits
+from fsdl_devinfra.memory.activations import (
+    FUSED_LOSS,
+    backward_bytes,
+    drops,
+    element_bytes,
+    layer_bytes,
+    logit_bytes,
+    logits,
+)
 from .architecture import Architecture
 from .lengths import Holes
+from .packing import Packing
 from .states import FROZEN, Recipe, adapter_parameters, moments, recipe
 from .strategy import Strategy, Workload
 
 # %% auto #0
 __all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'PREFETCH', 'FUSED_SINCE',
            'NO_FLOW', 'PHASES', 'HELD', 'Stage', 'stages', 'in_flight', 'Share', 'share', 'sharded', 'Flow', 'flow',
-           'Phase', 'trainable', 'frozen_bytes', 'kept_shares', 'Step', 'step_on', 'Held', 'held', 'rows_of',
+           'Phase', 'frozen_bytes', 'trainable', 'kept_shares', 'Step', 'step_on', 'Held', 'held', 'rows_of',
            'timeline', 'kept_activations', 'head_input', 'loss_tensors', 'loss_leftovers', 'recomputed_layer',
            'sharded_weights', 'sharded_gradients', 'gather_buffer', 'gathered_units', 'received_gradients',
            'reduced_bytes', 'layer_in_reduction', 'waiting_gradients', 'root_in_reduction', 'sharded_optimizer',
@@ -34,20 +43,23 @@ __all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETER
            'runtime_bytes']
 
 # %% ../../nbs/memory/05_engines.ipynb #32466ea6
-#: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB, BigScience chronicles, 2022);
+#: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB,
+#: BigScience chronicles, 2022);
 #: CUDA 11.7 and later load lazily
 CONTEXT = {"megatron": 1.65e9, "deepspeed": 1.3e9, "fsdp": 1.3e9, "hf": 1.3e9}
-#: one NCCL communicator: channel buffers for every peer (order of magnitude from NVIDIA's Megatron performance guide; 0.1 to 0.5 GB)
+#: one NCCL communicator: channel buffers for every peer (order of magnitude from NVIDIA's Megatron
+#: performance guide; 0.1 to 0.5 GB)
 COMMUNICATOR = 0.3e9
-#: share of allocated memory that the caching allocator holds above it: 20 MiB segments for blocks of 1 to 10 MiB, 2 MiB rounding above, holes
+#: share of allocated memory that the caching allocator holds above it: 20 MiB segments for blocks of 1 to 10
+#: MiB, 2 MiB rounding above, holes
 FRAGMENTATION = 0.05
 #: DeepSpeed's default buckets in bytes: 5e8 elements of 2 bytes
 BUCKET = 1e9
 #: DeepSpeed ZeRO-3, elements: stage3_max_live_parameters and sub_group_size; stage3_prefetch_bucket_size
 LIVE_PARAMETERS = SUB_GROUP = 1e9
 PREFETCH = 5e7
-#: the Transformers whose Trainer takes the fused AdamW by default, with torch 2.8 and later (`training_args.py` of 4.53.3, where it is
-#: not so, and of 4.54.1, where it is)
+#: the Transformers whose Trainer takes the fused AdamW by default, with torch 2.8 and later
+#: (`training_args.py` of 4.53.3, where it is not so, and of 4.54.1, where it is)
 FUSED_SINCE = (4, 54)
 
 # %% ../../nbs/memory/05_engines.ipynb #3de02594
@@ -59,27 +71,36 @@ class Stage(NamedTuple):
     has_head: bool
     position: int  # from 0
 
+def _filled(layers: int, count: int) -> list[Stage]:
+    "DeepSpeed fills the stages in turn: 78 layers on 12 are eleven times 7, and 1."
+    full, last = -(-layers // count), count - 1
+    left = max(layers - full * last, 0)
+    return [Stage("the first stage", full, True, False, 0), Stage("the last stage", left, False, True, last)]
+
+# %% ../../nbs/memory/05_engines.ipynb #a5908ce4
+def _dealt(layers: int, count: int) -> list[Stage]:
+    "The stages in the middle take what does not come out even, the two ends what is still left."
+    each, rest = divmod(layers, count)
+    spare = max(rest - (count - 2), 0)  # more left over than there are middle stages
+    ends = [
+        Stage("the first stage", each + (spare > 0), True, False, 0),
+        Stage("the last stage", each + (spare > 1), False, True, count - 1),
+    ]
+    return ends if count == 2 else [*ends, Stage("the second stage", each + (rest > 0), False, False, 1)]
+
 def stages(
     model: Architecture,
     strategy: Strategy,
 ) -> list[Stage]:
     "The pipeline stages that may be the fullest."
-    layers, last = model.layers + model.decoder_layers, strategy.pp - 1
+    layers = model.layers + model.decoder_layers
     if strategy.pp == 1: return [Stage("the only stage", layers, True, True, 0)]
-    each, rest = divmod(layers, strategy.pp)
-    # DeepSpeed fills the stages in turn: 78 layers on 12 are eleven times 7, and 1
-    if not strategy.torch_native and rest and (layers + 2) % strategy.pp:
-        full = -(-layers // strategy.pp)
-        left = max(layers - full * last, 0)
-        return [Stage("the first stage", full, True, False, 0), Stage("the last stage", left, False, True, last)]
-    spare = max(rest - (strategy.pp - 2), 0)  # more left over than there are middle stages
-    ends = [
-        Stage("the first stage", each + (spare > 0), True, False, 0),
-        Stage("the last stage", each + (spare > 1), False, True, last),
-    ]
-    if strategy.pp == 2: return ends
-    return [*ends, Stage("the second stage", each + (rest > 0), False, False, 1)]
+    uneven = layers % strategy.pp and (layers + 2) % strategy.pp
+    return (
+        _filled(layers, strategy.pp) if uneven and not strategy.torch_native else _dealt(layers, strategy.pp)
+    )
 
+# %% ../../nbs/memory/05_engines.ipynb #7e7acc3d
 def in_flight(
     strategy: Strategy,
     workload: Workload,
@@ -116,6 +137,21 @@ def _narrow(model: Architecture) -> int:
     if not model.kv_lora_rank: return 0
     return model.layers * model.hidden * (model.query_lora_rank + model.kv_lora_rank + model.rope_dim)
 
+def _layer_parameters(model: Architecture, strategy: Strategy) -> tuple[float, float]:
+    "Parameters of one layer on one rank, and those of routed experts among them."
+    parts, depth = model.parts, max(model.layers + model.decoder_layers, 1)
+    expert = parts.expert / depth / strategy.ep / strategy.expert_tp
+    whole = parts.norm + _narrow(model)
+    return ((parts.layer - whole) / strategy.tp + whole) / depth + expert, expert
+
+def _end_parameters(model: Architecture, strategy: Strategy, stage: Stage) -> tuple[float, float, float]:
+    "Parameters of the embedding, of the head, and of what stands around the layers, on one rank of a stage."
+    parts, tp = model.parts, strategy.tp
+    has_table = stage.has_embedding or (stage.has_head and model.tied)
+    other = parts.other - model.tower + model.tower / tp
+    if not (stage.has_embedding and stage.has_head): other /= 2
+    return parts.embedding / tp if has_table else 0.0, parts.head / tp if stage.has_head else 0.0, other
+
 def share(
     model: Architecture,
     strategy: Strategy,
@@ -123,18 +159,15 @@ def share(
     stage: Stage,  # one of `stages`
 ) -> Share:
     "What one GPU of `stage` holds."
-    parts, depth = model.parts, max(model.layers + model.decoder_layers, 1)
-    expert = parts.expert / depth / strategy.ep / strategy.expert_tp
-    whole = parts.norm + _narrow(model)
-    dense = ((parts.layer - whole) / strategy.tp + whole) / depth
-    around = parts.other - model.tower + model.tower / strategy.tp
+    layer, expert = _layer_parameters(model, strategy)
+    embedding, head, other = _end_parameters(model, strategy, stage)
     return Share(
         name=stage.name,
         layers=stage.layers,
-        embedding=parts.embedding / strategy.tp if stage.has_embedding or (stage.has_head and model.tied) else 0.0,
-        head=parts.head / strategy.tp if stage.has_head else 0.0,
-        other=around if stage.has_embedding and stage.has_head else around / 2,
-        layer=dense + expert,
+        embedding=embedding,
+        head=head,
+        other=other,
+        layer=layer,
         expert=expert,
         tokens=workload.micro_batch * workload.seq_len / strategy.cp,
         in_flight=in_flight(strategy, workload, stage.position),
@@ -168,6 +201,45 @@ class Flow(NamedTuple):
 
 NO_FLOW = Flow(0, 0, 0, 0, 0, 0, 0, 0)
 
+# %% ../../nbs/memory/05_engines.ipynb #c6ee3002
+def _handed_on(model: Architecture, strategy: Strategy, share: Share, hidden: float) -> float:
+    "What a stage keeps of the outputs that it has sent, and of the embedding's dropout."
+    if strategy.pp == 1: return 0.0
+    sent = 1 / strategy.tp if strategy.framework == "megatron" and not strategy.sequence_parallel else 1.0
+    mask = 0.5 if drops(model, strategy) and share.embedding and not share.has_head else 0
+    return hidden * share.in_flight * (sent + mask)
+
+# %% ../../nbs/memory/05_engines.ipynb #cedf7481
+def _unpacked(model: Architecture, strategy: Strategy, share: Share) -> float:
+    """GPTQ's weights are operands in 16 bits: kept for the backward pass, and shifted out of 32-bit words
+    (4 + 1 bytes)."""
+    if strategy.base_weights != "int4-gptq" or not strategy.lora_rank: return 0.0
+    return 2 * share.layer + (4 + 1) * model.hidden * max(model.ffn, model.expert_ffn) / strategy.tp
+
+# %% ../../nbs/memory/05_engines.ipynb #4760e7c0
+def _head_input(
+    model: Architecture, strategy: Strategy, workload: Workload, share: Share, hidden: float
+) -> float:
+    "Bytes of the norm's fp32 input, its output, and the input of the product."
+    copies = 2 if strategy.tp > 1 and workload.micro_batch > 1 else 1
+    gathered = element_bytes(strategy) * model.hidden * share.tokens * copies
+    return 3 * hidden + gathered
+
+# %% ../../nbs/memory/05_engines.ipynb #e017e9ed
+def _loss(
+    model: Architecture, strategy: Strategy, workload: Workload, share: Share, hidden: float
+) -> tuple[float, float, float]:
+    "Bytes of the head's input, of the loss, and of what the loss leaves in the allocator's pool."
+    head, count = (
+        _head_input(model, strategy, workload, share, hidden),
+        logits(model, share.tokens, workload.micro_batch),
+    )
+    if model.classes: return head, count * 12.0, 0.0
+    if strategy.loss == "fused": return head, FUSED_LOSS * model.hidden * share.tokens, 0.0
+    allocated, reserved = logit_bytes(model, strategy)
+    return head, allocated * (count / strategy.tp), (reserved - allocated) * (count / strategy.tp)
+
+# %% ../../nbs/memory/05_engines.ipynb #84510787
 def flow(
     model: Architecture,
     strategy: Strategy,
@@ -185,35 +257,11 @@ def flow(
     again = backward_bytes(model, strategy, workload) * share.tokens + made
     host = kept if strategy.offload == "activations" else 0.0
     if host: kept = min(kept, 2 * layer)  # one layer on its way out, one on its way in
-    head, loss, pooled = _loss(model, strategy, workload, share, hidden) if share.has_head else (0.0, 0.0, 0.0)
+    head, loss, pooled = (
+        _loss(model, strategy, workload, share, hidden) if share.has_head else (0.0, 0.0, 0.0)
+    )
     unpacked = _unpacked(model, strategy, share)
     return Flow(kept, again + unpacked, head, loss, pooled, unpacked, hidden, host)
-
-# %% ../../nbs/memory/05_engines.ipynb #c6ee3002
-def _handed_on(model: Architecture, strategy: Strategy, share: Share, hidden: float) -> float:
-    "What a stage keeps of the outputs that it has sent, and of the embedding's dropout."
-    if strategy.pp == 1: return 0.0
-    sent = 1 / strategy.tp if strategy.framework == "megatron" and not strategy.sequence_parallel else 1.0
-    mask = 0.5 if drops(model, strategy) and share.embedding and not share.has_head else 0
-    return hidden * share.in_flight * (sent + mask)
-
-def _unpacked(model: Architecture, strategy: Strategy, share: Share) -> float:
-    "GPTQ's weights are operands in 16 bits: kept for the backward pass, and shifted out of 32-bit words (4 + 1 bytes)."
-    if strategy.base_weights != "int4-gptq" or not strategy.lora_rank: return 0.0
-    return 2 * share.layer + (4 + 1) * model.hidden * max(model.ffn, model.expert_ffn) / strategy.tp
-
-def _loss(
-    model: Architecture, strategy: Strategy, workload: Workload, share: Share, hidden: float
-) -> tuple[float, float, float]:
-    "Bytes of the head's input, of the loss, and of what the loss leaves in the allocator's pool."
-    copies = 2 if strategy.tp > 1 and workload.micro_batch > 1 else 1
-    gathered = element_bytes(strategy) * model.hidden * share.tokens * copies
-    head = 3 * hidden + gathered  # the norm's fp32 input, its output, and the input of the product
-    count = logits(model, share.tokens, workload.micro_batch)
-    if model.classes: return head, count * 12.0, 0.0
-    if strategy.loss == "fused": return head, FUSED_LOSS * model.hidden * share.tokens, 0.0
-    allocated, reserved = logit_bytes(model, strategy)
-    return head, allocated * (count / strategy.tp), (reserved - allocated) * (count / strategy.tp)
 
 # %% ../../nbs/memory/05_engines.ipynb #c379880b
 class Phase(NamedTuple):
@@ -242,6 +290,32 @@ def _unquantised(strategy: Strategy) -> int:
     "Bytes of a frozen weight that nothing quantises."
     return 4 if strategy.precision == "fp32" and not strategy.base_weights else 2
 
+def _packed_bytes(packing: Packing, share: Share, linear: float, wide: float) -> float:
+    """Bytes of weights as a checkpoint stores them; `linear` of the parameters are matrices of layers, the
+    rest is `wide` unless headers say."""
+    experts = share.layers * share.expert
+    packed = experts * packing.expert
+    if packing.exact:
+        return (share.layers * share.layer - experts) * packing.dense + packed + share.root * packing.other
+    return (linear - experts) * packing.dense + packed + (share.parameters - linear) * wide
+
+def frozen_bytes(
+    model: Architecture,
+    strategy: Strategy,
+    share: Share,
+    wide: float,  # bytes of a weight that nothing quantises
+) -> float:
+    """Bytes of weights that are not trained: as `--base-weights` says, else as the checkpoint stores them,
+    else unpacked."""
+    linear = share.layers * share.layer - model.parts.norm * share.layers / max(
+        model.layers + model.decoder_layers, 1
+    )
+    if strategy.base_weights:
+        return linear * FROZEN[strategy.base_weights] + (share.parameters - linear) * wide
+    if model.packing is None: return share.parameters * wide
+    return _packed_bytes(model.packing, share, linear, wide)
+
+# %% ../../nbs/memory/05_engines.ipynb #4059168c
 def trainable(
     model: Architecture,
     strategy: Strategy,
@@ -251,31 +325,23 @@ def trainable(
     if not strategy.lora_rank: return share.parameters, 0.0
     depth = max(model.layers + model.decoder_layers, 1)
     adapters = adapter_parameters(model, strategy.lora_rank, strategy.lora_targets)
-    return adapters / strategy.tp * share.layers / depth, frozen_bytes(model, strategy, share, _unquantised(strategy))
+    return adapters / strategy.tp * share.layers / depth, frozen_bytes(
+        model, strategy, share, _unquantised(strategy)
+    )
 
-def frozen_bytes(
-    model: Architecture,
-    strategy: Strategy,
-    share: Share,
-    wide: float,  # bytes of a weight that nothing quantises
-) -> float:
-    "Bytes of weights that are not trained: as `--base-weights` says, else as the checkpoint stores them, else unpacked."
-    layers = share.layers * share.layer
-    linear = layers - model.parts.norm * share.layers / max(model.layers + model.decoder_layers, 1)
-    rest = share.parameters - linear
-    if strategy.base_weights: return linear * FROZEN[strategy.base_weights] + rest * wide
-    packing, experts = model.packing, share.layers * share.expert
-    if packing is None: return share.parameters * wide
-    packed = experts * packing.expert
-    if packing.exact: return (layers - experts) * packing.dense + packed + share.root * packing.other
-    return (linear - experts) * packing.dense + packed + rest * wide
+# %% ../../nbs/memory/05_engines.ipynb #6dadbb48
+def _stored_expert(model: Architecture, strategy: Strategy) -> float:
+    "Bytes of a frozen weight of a routed expert."
+    if strategy.base_weights: return FROZEN[strategy.base_weights]
+    return model.packing.expert if model.packing else _unquantised(strategy)
 
 def kept_shares(
     model: Architecture,
     strategy: Strategy,
     share: Share,
 ) -> tuple[float, float]:  # of what is trained, of what is frozen
-    "The share of what is trained, and of the frozen bytes, that one rank keeps where it is sharded: adapters are no experts."
+    """The share of what is trained, and of the frozen bytes, that one rank keeps where it is sharded:
+    adapters are no experts."""
     if not strategy.lora_rank:
         whole = sharded(share, strategy) / share.parameters
         return whole, whole
@@ -283,11 +349,6 @@ def kept_shares(
     experts = share.layers * share.expert * _stored_expert(model, strategy)
     kept = (frozen - experts) / strategy.shards + experts / _expert_shards(strategy)
     return 1 / strategy.shards, kept / max(frozen, 1.0)
-
-def _stored_expert(model: Architecture, strategy: Strategy) -> float:
-    "Bytes of a frozen weight of a routed expert."
-    if strategy.base_weights: return FROZEN[strategy.base_weights]
-    return model.packing.expert if model.packing else _unquantised(strategy)
 
 # %% ../../nbs/memory/05_engines.ipynb #c379880f
 class Step(NamedTuple):
@@ -355,9 +416,12 @@ class Held(NamedTuple):
     phases: str  # "" where it is held in all of them
     size: Callable[[Step], float]  # bytes
 
+# %% ../../nbs/memory/05_engines.ipynb #88749db8
 HELD: list[Held] = []
 
-def held(part: str, engines: str, phases: str = "") -> Callable[[Callable[[Step], float]], Callable[[Step], float]]:
+def held(
+    part: str, engines: str, phases: str = ""
+) -> Callable[[Callable[[Step], float]], Callable[[Step], float]]:
     "Put a size into the table; its docstring says what it is the size of."
 
     def noted(size: Callable[[Step], float]) -> Callable[[Step], float]:
@@ -365,12 +429,29 @@ def held(part: str, engines: str, phases: str = "") -> Callable[[Callable[[Step]
         return size
     return noted
 
+# %% ../../nbs/memory/05_engines.ipynb #a91cffca
 @lru_cache(maxsize=None)
 def rows_of(
     engine: str,  # a key of `PHASES`
 ) -> tuple[Held, ...]:
     "The rows of one engine."
     return tuple(row for row in HELD if engine in row.engines.split())
+
+_NOTHING = [0.0] * (len(Phase._fields) - 2)  # neither name nor holes
+
+@lru_cache(maxsize=None)
+def _placed(engine: str) -> tuple[list[str], list[tuple[Callable[[Step], float], int, list[int]]]]:
+    "The phases of an engine, and of each of its rows the size, the field of `Phase` and the phases."
+    phases = PHASES[engine].split()
+    places = [
+        (
+            row.size,
+            Phase._fields.index(row.part),
+            [phases.index(name) for name in (row.phases.split() or phases)],
+        )
+        for row in rows_of(engine)
+    ]
+    return phases, places
 
 def timeline(
     engine: str,  # a key of `PHASES`
@@ -385,19 +466,6 @@ def timeline(
             for phase in where: bytes_in[phase][column] += found
     return [Phase(*values) for values in bytes_in]
 
-_NOTHING = [0.0] * (len(Phase._fields) - 2)  # neither name nor holes
-
-@lru_cache(maxsize=None)
-def _placed(engine: str) -> tuple[list[str], list[tuple[Callable[[Step], float], int, list[int]]]]:
-    "The phases of an engine, and of each of its rows the size, the field of `Phase` and the phases."
-    phases = PHASES[engine].split()
-    places = [
-        (row.size, Phase._fields.index(row.part), [phases.index(name) for name in (row.phases.split() or phases)])
-        for row in rows_of(engine)
-    ]
-    return phases, places
-
-
 # %% ../../nbs/memory/05_engines.ipynb #c3798813
 @held("activations", _TRAINING, "forward loss backward")
 def kept_activations(step: Step) -> float:
@@ -409,6 +477,7 @@ def head_input(step: Step) -> float:
     "the last norm and the input of the output head"
     return step.flow.head
 
+# %% ../../nbs/memory/05_engines.ipynb #bc9d8270
 @held("loss", _TRAINING, "loss")
 def loss_tensors(step: Step) -> float:
     "logits and what the loss makes of them"
@@ -419,6 +488,7 @@ def loss_leftovers(step: Step) -> float:
     "freed by the loss, too small for what comes next"
     return step.flow.pooled
 
+# %% ../../nbs/memory/05_engines.ipynb #c6c29c1b
 @held("activations", "fsdp replicated deepspeed", "backward")
 def recomputed_layer(step: Step) -> float:
     "one layer that is recomputed and differentiated"
@@ -429,12 +499,14 @@ def _gathers_once(step: Step) -> bool:
     "Whether parameters stay whole between forward and backward pass: with a pipeline, and at ZeRO-2."
     return step.strategy.pp > 1 or step.strategy.zero == 2
 
+# %% ../../nbs/memory/05_engines.ipynb #fa238909
 @held("parameters", "fsdp")
 def sharded_weights(step: Step) -> float:
     "sharded weights, and frozen ones"
     if step.strategy.offload == "parameters": return 0.0
     return step.kept * step.trained * step.recipe.weight + step.kept_frozen * step.frozen
 
+# %% ../../nbs/memory/05_engines.ipynb #3a8d844b
 @held("gradients", "fsdp", "reduction optimizer")
 @held("pool", "fsdp", "forward loss backward")
 def sharded_gradients(step: Step) -> float:
@@ -442,17 +514,20 @@ def sharded_gradients(step: Step) -> float:
     if step.strategy.offload == "parameters": return 0.0
     return step.kept * step.trained * step.recipe.grad
 
+# %% ../../nbs/memory/05_engines.ipynb #a9ab0211
 @held("pool", "fsdp")
 def gather_buffer(step: Step) -> float:
     "the buffer of the stream that gathers: the largest unit, or two layers"
     return max(step.wide * step.share.root, 2 * step.wide * step.share.layer)
 
+# %% ../../nbs/memory/05_engines.ipynb #2c5eacc8
 @held("communication", "fsdp")
 def gathered_units(step: Step) -> float:
     "gathered parameters: the root unit and a layer, or all layers"
     layers = step.share.layers if _gathers_once(step) else 1
     return step.wide * (step.share.root + step.share.layer * layers)
 
+# %% ../../nbs/memory/05_engines.ipynb #ebf0fc22
 @held("activations", "fsdp", "backward")
 def received_gradients(step: Step) -> float:
     "gradients of hidden states that the next stage sent"
@@ -464,6 +539,7 @@ def reduced_bytes(strategy: Strategy, wide: int) -> int:
     if strategy.grad_dtype: return 4 if strategy.grad_dtype == "fp32" else 2
     return 4 if strategy.precision.endswith("mixed") else wide
 
+# %% ../../nbs/memory/05_engines.ipynb #e5bd28d9
 @held("communication", "fsdp", "backward")
 def layer_in_reduction(step: Step) -> float:
     "the gradient of a layer, and its copies on the way to the other ranks"
@@ -472,6 +548,7 @@ def layer_in_reduction(step: Step) -> float:
     copies = step.wide + 2 * reduced_bytes(step.strategy, step.wide)
     return copies * step.share.layer + gradient
 
+# %% ../../nbs/memory/05_engines.ipynb #1c12fc65
 @held("communication", "fsdp", "backward")
 def waiting_gradients(step: Step) -> float:
     "gradients that wait for their reduction: of the head, or of the whole stage until the last micro-batch"
@@ -482,6 +559,7 @@ def waiting_gradients(step: Step) -> float:
     one_chunk = strategy.vpp > 1 and step.microbatches <= strategy.pp
     return size / strategy.vpp if one_chunk else size
 
+# %% ../../nbs/memory/05_engines.ipynb #1e1ff36d
 @held("communication", "fsdp", "reduction")
 def root_in_reduction(step: Step) -> float:
     "the gradient of the root unit and its copy, and gradients that waited"
@@ -489,6 +567,7 @@ def root_in_reduction(step: Step) -> float:
     root = (step.wide + reduced_bytes(step.strategy, step.wide)) * step.share.root
     return root + (waiting_gradients(step) if _gathers_once(step) else 0)
 
+# %% ../../nbs/memory/05_engines.ipynb #e310341f
 @held("optimizer", "fsdp")
 def sharded_optimizer(step: Step) -> float:
     "moments of the optimizer and its master copy, sharded"
@@ -499,6 +578,7 @@ def _accumulates(step: Step) -> bool:
     "Whether gradients stay from one micro-batch to the next."
     return step.microbatches > 1 and not step.strategy.optimizer_in_backward
 
+# %% ../../nbs/memory/05_engines.ipynb #eed62be2
 def _whole_gradients(step: Step) -> float: return step.recipe.grad * step.trained
 
 def _layer_gradients(step: Step) -> float:
@@ -506,6 +586,7 @@ def _layer_gradients(step: Step) -> float:
     layers = max(step.share.layers, 1)
     return step.recipe.grad * (step.trained / layers if step.strategy.lora_rank else step.share.layer)
 
+# %% ../../nbs/memory/05_engines.ipynb #0404d413
 @held("parameters", "replicated")
 def whole_weights(step: Step) -> float:
     "weights, trained and frozen"
@@ -516,11 +597,13 @@ def frozen_weights(step: Step) -> float:
     "frozen weights, loaded before anything else"
     return step.frozen
 
+# %% ../../nbs/memory/05_engines.ipynb #055126d4
 @held("parameters", "replicated", "forward loss backward reduction")
 def autocast_copies(step: Step) -> float:
     "16-bit copies of the weights, which autocast keeps until the pass is over"
     return 2 * step.trained if step.mixed and not step.strategy.lora_rank else 0.0
 
+# %% ../../nbs/memory/05_engines.ipynb #d60fe1bc
 @held("communication", "replicated")
 def ddp_buckets(step: Step) -> float:
     "buckets of DDP, as large as the gradients"
@@ -532,27 +615,32 @@ def accumulated_gradients(step: Step) -> float:
     "gradients of earlier micro-batches"
     return _whole_gradients(step) if _accumulates(step) else 0.0
 
+# %% ../../nbs/memory/05_engines.ipynb #9db7c32b
 @held("gradients", "replicated", "backward")
 def gradients_in_backward(step: Step) -> float:
     "gradients while the first layers are differentiated"
     return accumulated_gradients(step) or _layer_gradients(step)
 
+# %% ../../nbs/memory/05_engines.ipynb #24226e2b
 @held("gradients", "replicated", "reduction")
 def gradients_at_the_end(step: Step) -> float:
     "gradients at the end of the backward pass: all, or of one layer where the optimizer runs in it"
     if not step.strategy.optimizer_in_backward: return _whole_gradients(step)
     return _layer_gradients(step) + step.recipe.grad * max(step.share.embedding, step.share.head)
 
+# %% ../../nbs/memory/05_engines.ipynb #16d30bc8
 @held("gradients", "replicated", "optimizer")
 def gradients_in_step(step: Step) -> float:
     "gradients that the optimizer reads"
     return 0.0 if step.strategy.optimizer_in_backward else _whole_gradients(step)
 
+# %% ../../nbs/memory/05_engines.ipynb #b4403b39
 @held("pool", "replicated", "forward loss backward")
 def holes_of_gradients(step: Step) -> float:
     "holes that the last step's gradients left: the optimizer's states lie between them"
     return 0.0 if step.strategy.optimizer_in_backward or _accumulates(step) else _whole_gradients(step)
 
+# %% ../../nbs/memory/05_engines.ipynb #a1444175
 @held("activations", "replicated", "reduction")
 def first_layer(step: Step) -> float:
     "what the first layer keeps, and the gradient of the embedding before it is added"
@@ -569,21 +657,26 @@ def _own(step: Step) -> float:
     "Parameters that this rank's optimizer looks after."
     return step.kept * step.trained if step.strategy.zero else step.trained
 
+# %% ../../nbs/memory/05_engines.ipynb #dcff4a64
 def _copies(step: Step) -> float:
     "Bytes that an AdamW takes for a moment unless it is fused."
     strategy = step.strategy
     if strategy.optimizer != "adamw" or strategy.optimizer_in_backward or step.offloaded: return 0.0
     return moments(strategy) / 2 * _own(step)
 
+# %% ../../nbs/memory/05_engines.ipynb #8ca709b5
 def _takes_copies(strategy: Strategy) -> bool:
-    "Whether AdamW is surely PyTorch's default kernel, which copies: in a Trainer of before 4.54; other loops may have it."
+    """Whether AdamW is surely PyTorch's default kernel, which copies: in a Trainer of before 4.54; other
+    loops may have it."""
     return strategy.framework == "hf" and strategy.trainer < FUSED_SINCE
 
+# %% ../../nbs/memory/05_engines.ipynb #7adf3846
 @held("optimizer", "fsdp replicated", "optimizer")
 def step_copies(step: Step) -> float:
     "copies of half of the moments in the step of AdamW's default kernel"
     return _copies(step) if _takes_copies(step.strategy) else 0.0
 
+# %% ../../nbs/memory/05_engines.ipynb #90c20705
 @held("maybe", "fsdp replicated", "optimizer")
 def possible_copies(step: Step) -> float:
     "copies of half of the moments, where the kernel is not known"
@@ -594,6 +687,7 @@ def _sharded_from(stage: int, step: Step) -> float:
     "The share that a rank keeps of what ZeRO shards from `stage` on."
     return step.kept if step.strategy.zero >= stage else 1
 
+# %% ../../nbs/memory/05_engines.ipynb #55711967
 @held("parameters", "deepspeed")
 def zero_weights(step: Step) -> float:
     "weights, sharded at ZeRO-3"
@@ -602,22 +696,26 @@ def zero_weights(step: Step) -> float:
     if step.strategy.zero < 3: return trained + step.frozen
     return trained * step.kept + step.frozen * step.kept_frozen
 
+# %% ../../nbs/memory/05_engines.ipynb #009fa459
 @held("settled", "deepspeed")
 def whole_frozen_weights(step: Step) -> float:
     "frozen weights, loaded before anything else"
     return step.frozen if step.strategy.zero < 3 else 0.0
 
+# %% ../../nbs/memory/05_engines.ipynb #6cf9fc51
 @held("gradients", "deepspeed")
 def zero_gradients(step: Step) -> float:
     "gradients, sharded from ZeRO-2 on; in host memory where the optimizer is there"
     if step.offloaded and step.strategy.zero >= 2: return 0.0
     return step.trained * step.recipe.grad * _sharded_from(2, step)
 
+# %% ../../nbs/memory/05_engines.ipynb #b7ff22ff
 @held("optimizer", "deepspeed")
 def zero_optimizer(step: Step) -> float:
     "moments and master copy, sharded from ZeRO-1 on"
     return 0.0 if step.offloaded else step.trained * step.recipe.optimizer * _sharded_from(1, step)
 
+# %% ../../nbs/memory/05_engines.ipynb #21b3b8d9
 @held("optimizer", "deepspeed", "optimizer")
 def zero_step(step: Step) -> float:
     "the shard of the gradients in fp32, a sub-group at a time at ZeRO-3"
@@ -625,6 +723,7 @@ def zero_step(step: Step) -> float:
     own = step.trained * _sharded_from(1, step)
     return 4 * (min(SUB_GROUP, own) if step.strategy.zero == 3 else own)
 
+# %% ../../nbs/memory/05_engines.ipynb #d19c4745
 @held("communication", "deepspeed")
 def live_parameters(step: Step) -> float:
     "gathered parameters that stay alive, one more module twice, and the bucket of gradients"
@@ -633,6 +732,7 @@ def live_parameters(step: Step) -> float:
     module = max(step.share.head, step.share.embedding, step.share.layer / 3)
     return step.wide * (min(LIVE_PARAMETERS, step.share.parameters) + 2 * module + PREFETCH) + bucket
 
+# %% ../../nbs/memory/05_engines.ipynb #be0ce031
 @held("cached", "deepspeed", "optimizer")
 def unpacked_leftovers(step: Step) -> float:
     "16-bit copies of packed weights, freed in pieces that the step cannot use"
@@ -645,8 +745,10 @@ def megatron_deepspeed(
     "Whether it is Megatron-DeepSpeed, which knows no sequence parallelism, and not Megatron-LM."
     return strategy.framework == "megatron" and strategy.tp > 1 and not strategy.sequence_parallel
 
+# %% ../../nbs/memory/05_engines.ipynb #f4896b9b
 def _accumulated(strategy: Strategy, grad: float) -> float:
-    "Bytes a parameter that Megatron's gradients take above `grad`: all of an fp32 copy, or what an fp32 buffer is wider."
+    """Bytes a parameter that Megatron's gradients take above `grad`: all of an fp32 copy, or what an fp32
+    buffer is wider."""
     if not strategy.precision.endswith("mixed"): return 0.0
     wide = strategy.grad_dtype == "fp32" or strategy.grad_dtype is None and strategy.precision != "fp16-mixed"
     return 0.0 if not wide else 4.0 if megatron_deepspeed(strategy) else 4.0 - grad
@@ -655,6 +757,7 @@ def wider_gradients(step: Step) -> float:
     "Bytes that gradients take because they are added up in fp32."
     return _accumulated(step.strategy, step.recipe.grad) * step.trained
 
+# %% ../../nbs/memory/05_engines.ipynb #0510899f
 @held("parameters", "megatron")
 def megatron_weights(step: Step) -> float:
     "weights, whole"
@@ -665,23 +768,29 @@ def megatron_gradients(step: Step) -> float:
     "gradients, whole"
     return step.trained * step.recipe.grad
 
+# %% ../../nbs/memory/05_engines.ipynb #ac9a5625
 @held("optimizer", "megatron")
 def megatron_optimizer(step: Step) -> float:
     "moments and master copy, sharded by the distributed optimizer"
     return 0.0 if step.offloaded else step.trained * step.recipe.optimizer * step.kept
 
+# %% ../../nbs/memory/05_engines.ipynb #9b215a43
 @held("communication", "megatron")
 def megatron_buffers(step: Step) -> float:
     "what gradients take to be added up in fp32, and Megatron-DeepSpeed's bucket"
     strategy = step.strategy
-    bucket = BUCKET if megatron_deepspeed(strategy) and strategy.zero and strategy.dp * strategy.cp > 1 else 0.0
+    bucket = (
+        BUCKET if megatron_deepspeed(strategy) and strategy.zero and strategy.dp * strategy.cp > 1 else 0.0
+    )
     return wider_gradients(step) + bucket
 
+# %% ../../nbs/memory/05_engines.ipynb #5f63df45
 @held("settled", "megatron")
 def megatron_settled(step: Step) -> float:
     "flat buffers of weights, optimizer and fp32 gradients"
     return megatron_weights(step) + megatron_optimizer(step) + wider_gradients(step)
 
+# %% ../../nbs/memory/05_engines.ipynb #c85dda6b
 @held("spare", "megatron")
 def megatron_spare(step: Step) -> float:
     "fp32 gradients, which recipes for speed do without"
@@ -698,53 +807,75 @@ def flat_copy(step: Step) -> float:
     "the flat 16-bit copy of the last step's gradients, for which no free block was large enough"
     return _copies_for_step(step, 2)
 
+# %% ../../nbs/memory/05_engines.ipynb #833813cf
 @held("optimizer", "megatron", "optimizer")
 def copies_in_step(step: Step) -> float:
     "this rank's share of the gradients, flat in 16 bits and in fp32"
     return _copies_for_step(step, 2) + _copies_for_step(step, 4)
 
+# %% ../../nbs/memory/05_engines.ipynb #4ffe3c70
 def largest_gradient(step: Step) -> float:
     "Bytes of the gradient of the largest matrix, before it is added to its sum."
     if step.strategy.lora_rank: return 0.0
     fp32 = wider_gradients(step) and megatron_deepspeed(step.strategy)
     return (4 if fp32 else step.recipe.grad) * max(step.share.embedding, step.share.layer / 3)
 
+# %% ../../nbs/memory/05_engines.ipynb #d5f62a27
 @held("activations", "megatron", "backward")
 def megatron_backward(step: Step) -> float:
     "the output of the stage, gathered again; one layer that is differentiated, or the gradient of the largest matrix"
     restored = step.flow.hidden if step.waits_for_others else 0.0
     return restored + max(step.flow.again, largest_gradient(step))
 
+# %% ../../nbs/memory/05_engines.ipynb #8369780c
 @held("cached", "megatron", "backward")
 def layer_leftovers(step: Step) -> float:
     "blocks of a layer, too small for the gradient of the largest matrix"
     return min(step.flow.again, largest_gradient(step))
 
+# %% ../../nbs/memory/05_engines.ipynb #f4869354
 @held("cached", "megatron", "optimizer")
 def activation_leftovers(step: Step) -> float:
     "blocks of activations, too small for the buffers of the step"
     return step.flow.kept
 
 # %% ../../nbs/memory/05_engines.ipynb #6715bbe6
+def _elements(model: Architecture, strategy: Strategy) -> float:
+    "Elements of the key and the value of one token, on one rank."
+    if model.kv_lora_rank: return model.kv_lora_rank + model.rope_dim
+    return 2 * max(model.kv_heads / strategy.tp, 1) * model.head_dim
+
+# %% ../../nbs/memory/05_engines.ipynb #6549b66e
+def _kept_elements(model: Architecture, strategy: Strategy, workload: Workload) -> float:
+    """Elements of keys and values in a layer that attends, on one rank: the mean of layers with and
+    without a window."""
+    layers, sequences = max(model.layers, 1), workload.micro_batch
+    tokens = every = workload.kv_cache_tokens or sequences * workload.seq_len
+    if model.window: tokens -= max(tokens - sequences * model.window, 0) * model.windowed_layers / layers
+    each = _elements(model, strategy)
+    kept = tokens * (each + model.index_dim)
+    if not model.wide_head_dim: return kept
+    more = 2 * max(model.wide_kv_heads / strategy.tp, 1) * model.wide_head_dim - each
+    return kept + every * more * (1 - model.windowed_layers / layers)
+
+# %% ../../nbs/memory/05_engines.ipynb #66267b7f
+def _state_bytes(model: Architecture, strategy: Strategy, workload: Workload) -> float:
+    "Bytes of the recurrent states of all layers that have one, and of what their convolutions remember."
+    remembered = 4 * model.mixer_state + element_bytes(strategy) * model.mixer_window
+    return workload.micro_batch * remembered * model.mixer_layers / strategy.tp
+
+# %% ../../nbs/memory/05_engines.ipynb #08b0a33a
 def cache_bytes(
     model: Architecture,
     strategy: Strategy,
     workload: Workload,
 ) -> float:  # per layer
-    "Keys and values that inference keeps, for all sequences: the mean of layers with and without a window."
-    layers, wide = max(model.layers, 1), element_bytes(strategy)
-    tokens = every = workload.kv_cache_tokens or workload.micro_batch * workload.seq_len
-    if model.window: tokens -= max(tokens - workload.micro_batch * model.window, 0) * model.windowed_layers / layers
-    heads = max(model.kv_heads / strategy.tp, 1)
-    each = model.kv_lora_rank + model.rope_dim if model.kv_lora_rank else 2 * heads * model.head_dim
-    kept = tokens * (each + model.index_dim)
-    if model.wide_head_dim:
-        more = 2 * max(model.wide_kv_heads / strategy.tp, 1) * model.wide_head_dim - each
-        kept += every * more * (1 - model.windowed_layers / layers)
-    remembered = 4 * model.mixer_state + wide * model.mixer_window
-    states = workload.micro_batch * remembered * model.mixer_layers / strategy.tp
-    return (kept * wide / strategy.cp * model.attending + states) / layers
+    "Keys, values and states that inference keeps, for all sequences: the mean of all layers."
+    kept = _kept_elements(model, strategy, workload)
+    states = _state_bytes(model, strategy, workload)
+    return (kept * element_bytes(strategy) / strategy.cp * model.attending + states) / max(model.layers, 1)
 
+# %% ../../nbs/memory/05_engines.ipynb #c8315c2e
 def served_weights(
     model: Architecture,
     strategy: Strategy,
@@ -754,6 +885,7 @@ def served_weights(
     weights = frozen_bytes(model, strategy, share, element_bytes(strategy))
     return weights * (sharded(share, strategy) / share.parameters) if strategy.zero == 3 else weights
 
+# %% ../../nbs/memory/05_engines.ipynb #832655d8
 def _generates(step: Step) -> bool: return step.model.kind in ("decoder", "encoder-decoder")
 
 @held("parameters", "inference")
@@ -767,20 +899,25 @@ def inference_gathered(step: Step) -> float:
     if step.strategy.states_only or step.strategy.zero < 3: return 0.0
     return 2 * step.wide * step.share.layer + step.wide * step.share.root
 
+# %% ../../nbs/memory/05_engines.ipynb #942e576b
 @held("activations", "inference")
 def inference_cache(step: Step) -> float:
     "keys, values and states of all sequences"
     if not _generates(step) or step.strategy.states_only: return 0.0
     return step.share.layers * cache_bytes(step.model, step.strategy, step.workload)
 
+# %% ../../nbs/memory/05_engines.ipynb #72cbef79
 @held("activations", "inference", "prefill")
 def prefill_work(step: Step) -> float:
     "one layer's work on the prompt"
     model, strategy = step.model, step.strategy
     if strategy.states_only or not model.layers: return 0.0
-    width = (2 if model.gated else 1) * max(model.ffn, model.experts_per_token * model.expert_ffn) / strategy.tp
+    width = (
+        (2 if model.gated else 1) * max(model.ffn, model.experts_per_token * model.expert_ffn) / strategy.tp
+    )
     return step.share.tokens * step.wide * (4 * model.hidden + width)
 
+# %% ../../nbs/memory/05_engines.ipynb #560d3975
 @held("loss", "inference")
 def inference_scores(step: Step) -> float:
     "logits of the last tokens, in 16 and 32 bits"
@@ -798,17 +935,20 @@ def state_weights(step: Step) -> float:
     frozen = step.frozen * (step.kept_frozen if step.strategy.zero == 3 else 1)
     return step.trained * step.recipe.weight * _sharded_from(3, step) + frozen
 
+# %% ../../nbs/memory/05_engines.ipynb #188da76c
 @held("gradients", "states")
 def state_gradients(step: Step) -> float:
     "gradients, sharded from ZeRO-2 on"
     if step.strategy.offload == "parameters": return 0.0
     return step.trained * step.recipe.grad * _sharded_from(2, step)
 
+# %% ../../nbs/memory/05_engines.ipynb #5a4614dc
 @held("optimizer", "states")
 def state_optimizer(step: Step) -> float:
     "moments and master copy, sharded from ZeRO-1 on"
     return 0.0 if step.offloaded else step.trained * step.recipe.optimizer * _sharded_from(1, step)
 
+# %% ../../nbs/memory/05_engines.ipynb #62d1f5da
 def engine_of(
     strategy: Strategy,
 ) -> str:  # a key of `PHASES`
@@ -829,6 +969,7 @@ def workspace_bytes(
     tokens = workload.micro_batch * workload.seq_len / strategy.cp
     return 2 * element_bytes(strategy) * model.hidden * tokens / strategy.tp
 
+# %% ../../nbs/memory/05_engines.ipynb #f1554637
 def communicators(
     strategy: Strategy,
 ) -> int:
@@ -837,6 +978,7 @@ def communicators(
     if s.framework != "megatron": return sum(ranks > 1 for ranks in (s.dp, s.tp, s.pp, s.cp, s.ep))
     return 1 + 2 * (s.tp > 1) + 2 * (s.dp * s.cp > 1) + 2 * (s.tp * s.pp > 1) + 3 * (s.pp > 1) + (s.ep > 1)
 
+# %% ../../nbs/memory/05_engines.ipynb #467d3185
 def runtime_bytes(
     strategy: Strategy,
     workspace: float = 0.0,  # of `workspace_bytes`

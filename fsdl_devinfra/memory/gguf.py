@@ -52,6 +52,28 @@ def _value(window: Window, kind: int) -> Any:
     for _ in range(count): _value(window, inner)
     return count
 
+# %% ../../nbs/memory/16_gguf.ipynb #8469302c
+def _tensor(window: Window) -> GgufTensor:
+    name = window.text(window.number("Q"))
+    shape = tuple(window.number("Q") for _ in range(min(window.number("I"), 9)))
+    number = window.number("I")
+    window.number("Q")  # where its data begin
+    if number not in GGUF_TYPES: raise ValueError(f"tensor {name} has type {number}, which is not known here")
+    return GgufTensor(name, GGUF_TYPES[number], tuple(reversed(shape)))
+
+def _header(window: Window) -> tuple[dict[str, Any], list[GgufTensor]]:
+    count, pairs = gguf_counts(window)
+    if max(count, pairs) > _MOST: raise ValueError("more than four million tensors")
+    keys = {}
+    for _ in range(pairs):
+        key = window.text(window.number("Q"))
+        keys[key] = _value(window, window.number("I"))
+    return keys, [_tensor(window) for _ in range(count)]
+
+def _piece(file: Any, start: int, stop: int) -> bytes:
+    file.seek(start)
+    return file.read(stop - start)
+
 def read_gguf(
     path: str | Path,  # one file
 ) -> tuple[dict[str, Any], list[GgufTensor]]:
@@ -67,27 +89,6 @@ def read_gguf(
             f"{path} cannot be read as GGUF ({why})", "Fetch the file again, or name another"
         ) from None
 
-def _piece(file: Any, start: int, stop: int) -> bytes:
-    file.seek(start)
-    return file.read(stop - start)
-
-def _header(window: Window) -> tuple[dict[str, Any], list[GgufTensor]]:
-    count, pairs = gguf_counts(window)
-    if max(count, pairs) > _MOST: raise ValueError("more than four million tensors")
-    keys = {}
-    for _ in range(pairs):
-        key = window.text(window.number("Q"))
-        keys[key] = _value(window, window.number("I"))
-    return keys, [_tensor(window) for _ in range(count)]
-
-def _tensor(window: Window) -> GgufTensor:
-    name = window.text(window.number("Q"))
-    shape = tuple(window.number("Q") for _ in range(min(window.number("I"), 9)))
-    number = window.number("I")
-    window.number("Q")  # where its data begin
-    if number not in GGUF_TYPES: raise ValueError(f"tensor {name} has type {number}, which is not known here")
-    return GgufTensor(name, GGUF_TYPES[number], tuple(reversed(shape)))
-
 # %% ../../nbs/memory/16_gguf.ipynb #ecfa0df3
 _NAMES = """
 llama:llama llama4:llama4_text qwen:qwen qwen2:qwen2 qwen2vl:qwen2 qwen2moe:qwen2_moe qwen3:qwen3 qwen3vl:qwen3 qwen3moe:qwen3_moe
@@ -97,6 +98,7 @@ command-r:cohere cohere2:cohere2 olmo:olmo olmo2:olmo2 olmoe:olmoe glm4:glm4 glm
 smollm3:llama granite:llama internlm2:llama baichuan:llama nemotron:nemotron arcee:arcee mistral3:mistral"""
 _FAMILIES = {name: family for name, _, family in (pair.partition(":") for pair in _NAMES.split())}
 
+# %% ../../nbs/memory/16_gguf.ipynb #4d873c16
 _KEYS = {
     "num_hidden_layers": "block_count",
     "hidden_size": "embedding_length",
@@ -120,21 +122,7 @@ def _scalar(value: Any) -> Any:
     "A number; of one a layer, the largest."
     return max(value) if isinstance(value, list) and value else value
 
-def config_of_gguf(
-    keys: Mapping[str, Any],
-    tensors: Sequence[GgufTensor],
-) -> dict[str, Any]:
-    "The keys of a header in the words of config.json."
-    kind = str(keys.get("general.architecture") or "")
-    said = {word: _scalar(keys.get(f"{kind}.{key}")) for word, key in _KEYS.items()}
-    config = {word: value for word, value in said.items() if value not in (None, 0)}
-    words = next((t.shape[0] for t in tensors if t.name == "token_embd.weight" and len(t.shape) == 2), None)
-    config["vocab_size"] = words or config.get("vocab_size") or keys.get("tokenizer.ggml.tokens")
-    config["tie_word_embeddings"] = not any(t.name == "output.weight" for t in tensors)
-    if config.get("kv_lora_rank"): config |= _latent_widths(keys, kind, config)
-    else: config.pop("qk_rope_head_dim", None)
-    return {"model_type": _FAMILIES.get(kind, kind), **config}
-
+# %% ../../nbs/memory/16_gguf.ipynb #f6b4161b
 def _latent_widths(keys: Mapping[str, Any], kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     "Widths of DeepSeek's heads, under the keys of newer or of older files."
     def width(name: str) -> int:
@@ -143,12 +131,35 @@ def _latent_widths(keys: Mapping[str, Any], kind: str, config: Mapping[str, Any]
     key, value = width("key"), width("value")
     return dict(qk_nope_head_dim=key - config.get("qk_rope_head_dim", 64), v_head_dim=value, head_dim=None)
 
+# %% ../../nbs/memory/16_gguf.ipynb #8d8df88f
+def _vocabulary(keys: Mapping[str, Any], tensors: Sequence[GgufTensor], said: Any) -> Any:
+    "Rows of the embedding; without one, what a key said, or the length of the tokenizer's list."
+    rows = next((t.shape[0] for t in tensors if t.name == "token_embd.weight" and len(t.shape) == 2), None)
+    return rows or said or keys.get("tokenizer.ggml.tokens")
+
+# %% ../../nbs/memory/16_gguf.ipynb #9c75c2bb
+def config_of_gguf(
+    keys: Mapping[str, Any],
+    tensors: Sequence[GgufTensor],
+) -> dict[str, Any]:
+    "The keys of a header in the words of config.json."
+    kind = str(keys.get("general.architecture") or "")
+    said = {word: _scalar(keys.get(f"{kind}.{key}")) for word, key in _KEYS.items()}
+    config = {word: value for word, value in said.items() if value not in (None, 0)}
+    config["vocab_size"] = _vocabulary(keys, tensors, config.get("vocab_size"))
+    config["tie_word_embeddings"] = not any(t.name == "output.weight" for t in tensors)
+    if config.get("kv_lora_rank"): config |= _latent_widths(keys, kind, config)
+    else: config.pop("qk_rope_head_dim", None)
+    return {"model_type": _FAMILIES.get(kind, kind), **config}
+
+# %% ../../nbs/memory/16_gguf.ipynb #01696346
 def _place(name: str) -> str:
     if name.startswith("token_embd."): return "embedding"
     if name.startswith("output."): return "head"
     if not name.startswith("blk."): return "other"
     return "expert" if re.search(r"_exps\.", name) else "layer"
 
+# %% ../../nbs/memory/16_gguf.ipynb #16b3753a
 @dataclass(frozen=True)
 class GgufModel:
     "What the headers of a GGUF model say."
@@ -161,21 +172,7 @@ def _bytes_per_element(tensors: Sequence[GgufTensor], places: Collection[str]) -
     chosen = [tensor for tensor in tensors if _place(tensor.name) in places]
     return sum(tensor.bytes for tensor in chosen) / max(sum(tensor.elements for tensor in chosen), 1)
 
-def gguf_model(
-    path: str | Path,  # a .gguf file, of a split model any part, or a folder with one model
-) -> GgufModel:
-    "Configuration, counts and bytes from the headers of a GGUF model. Raises `BadInput`."
-    files = gguf_files(path)
-    keys, tensors = read_gguf(files[0])
-    for other in files[1:]: tensors = [*tensors, *read_gguf(other)[1]]
-    elements: dict[str, int] = dict.fromkeys(("embedding", "head", "layer", "expert", "other"), 0)
-    for tensor in tensors: elements[_place(tensor.name)] += tensor.elements
-    norm = sum(t.elements for t in tensors if _place(t.name) == "layer" and len(t.shape) == 1)
-    layer, expert = (_bytes_per_element(tensors, {place}) for place in ("layer", "expert"))
-    rest = _bytes_per_element(tensors, {"embedding", "head", "other"})
-    packing = Packing(f"GGUF, {_mixture(tensors)}", layer, expert, rest, exact=True)
-    return GgufModel(config_of_gguf(keys, tensors), elements, norm, packing)
-
+# %% ../../nbs/memory/16_gguf.ipynb #9b5e0216
 def _mixture(tensors: Sequence[GgufTensor]) -> str:
     "The types that hold most of the weights."
     held: dict[str, int] = {}
@@ -183,33 +180,65 @@ def _mixture(tensors: Sequence[GgufTensor]) -> str:
     most, whole = sorted(held, key=lambda name: -held[name]), sum(held.values()) or 1
     return " and ".join([name for name in most if held[name] > 0.02 * whole][:3] or ["no weights"])
 
+# %% ../../nbs/memory/16_gguf.ipynb #31e46e05
+def _counted(tensors: Sequence[GgufTensor]) -> tuple[dict[str, int], int]:
+    "Weights by place, and those of one-dimensional tensors in layers."
+    elements: dict[str, int] = dict.fromkeys(("embedding", "head", "layer", "expert", "other"), 0)
+    for tensor in tensors: elements[_place(tensor.name)] += tensor.elements
+    return elements, sum(t.elements for t in tensors if _place(t.name) == "layer" and len(t.shape) == 1)
+
+# %% ../../nbs/memory/16_gguf.ipynb #acfc33e4
+def _packed(tensors: Sequence[GgufTensor]) -> Packing:
+    "Bytes of a weight, by place."
+    layer, expert = (_bytes_per_element(tensors, {place}) for place in ("layer", "expert"))
+    rest = _bytes_per_element(tensors, {"embedding", "head", "other"})
+    return Packing(f"GGUF, {_mixture(tensors)}", layer, expert, rest, exact=True)
+
+def gguf_model(
+    path: str | Path,  # a .gguf file, of a split model any part, or a folder with one model
+) -> GgufModel:
+    "Configuration, counts and bytes from the headers of a GGUF model. Raises `BadInput`."
+    files = gguf_files(path)
+    keys, tensors = read_gguf(files[0])
+    for other in files[1:]: tensors = [*tensors, *read_gguf(other)[1]]
+    return GgufModel(config_of_gguf(keys, tensors), *_counted(tensors), _packed(tensors))
+
 # %% ../../nbs/memory/16_gguf.ipynb #f865b79f
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.I)
 
-def gguf_files(
-    path: str | Path,  # a file, or a folder
-) -> list[Path]:  # in their order
-    "The files of one GGUF model. Raises `BadInput` where there is none, several, or a part is missing."
-    path = Path(path).expanduser()
-    if path.is_dir():
-        there = sorted(
-            p for p in path.iterdir() if p.suffix.lower() == ".gguf" and not p.name.startswith("mmproj")
-        )
-        models = {_SPLIT.sub("", p.name): p for p in reversed(there)}
-        if not models: raise BadInput(f"{path} holds no GGUF model", "Name a .gguf file")
-        if len(models) > 1:
-            some = ", ".join(sorted(p.name for p in models.values())[:4])
-            raise BadInput(f"{path} holds {len(models)} GGUF models", f"Name one: {some}")
-        path = next(iter(models.values()))
+def _only_model(folder: Path) -> Path:
+    """The one model of a folder: of a split one its first part. Raises `BadInput` where there is none, or
+    several."""
+    there = sorted(
+        p for p in folder.iterdir() if p.suffix.lower() == ".gguf" and not p.name.startswith("mmproj")
+    )
+    models = {_SPLIT.sub("", p.name): p for p in reversed(there)}
+    if not models: raise BadInput(f"{folder} holds no GGUF model", "Name a .gguf file")
+    if len(models) > 1:
+        some = ", ".join(sorted(p.name for p in models.values())[:4])
+        raise BadInput(f"{folder} holds {len(models)} GGUF models", f"Name one: {some}")
+    return next(iter(models.values()))
+
+# %% ../../nbs/memory/16_gguf.ipynb #5a2f6a16
+def _parts_of(path: Path) -> list[Path]:
+    "All parts of a model of which one is named. Raises `BadInput` where one is missing."
     found = _SPLIT.search(path.name)
     if not found: return [path]
     stem, count = path.name[:found.start()], int(found.group(2))
     parts = [path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
     missing = [p.name for p in parts if not p.is_file()]
-    if missing:
-        raise BadInput(f"{len(missing)} of {count} parts of {stem} are missing", f"Fetch {missing[0]} too")
-    return parts
+    if not missing: return parts
+    raise BadInput(f"{len(missing)} of {count} parts of {stem} are missing", f"Fetch {missing[0]} too")
 
+# %% ../../nbs/memory/16_gguf.ipynb #faacfa41
+def gguf_files(
+    path: str | Path,  # a file, or a folder
+) -> list[Path]:  # in their order
+    "The files of one GGUF model. Raises `BadInput` where there is none, several, or a part is missing."
+    path = Path(path).expanduser()
+    return _parts_of(_only_model(path) if path.is_dir() else path)
+
+# %% ../../nbs/memory/16_gguf.ipynb #6b72b286
 def is_gguf(
     model: str | Path | None,  # MODEL
 ) -> bool:

@@ -54,6 +54,7 @@ _PATTERNS = (
 )
 _TOKENS = re.compile(r"GPU KV cache size: ([\d,]+) tokens|#tokens: ([\d,]+)")
 
+# %% ../../nbs/memory/14_logs.ipynb #98fb7397
 @dataclass(frozen=True)
 class Held(Result):
     "One figure of a log."
@@ -69,8 +70,7 @@ def _bytes(source: str, number: str, unit: str) -> int:
     size = 2**30 if source in ("sglang", "vllm") and unit == "GB" else _UNITS[unit]
     return round(float(number) * size)
 
-_LONGEST = 1 << 28  # bytes of a log that are looked at
-
+# %% ../../nbs/memory/14_logs.ipynb #55a6025a
 def read_log(
     text: str,
 ) -> list[Held]:  # in the order of the text
@@ -82,6 +82,7 @@ def read_log(
             if match: found.append(Held(source, part, _bytes(source, match.group(1), match.group(2)), number))
     return found
 
+# %% ../../nbs/memory/14_logs.ipynb #1db1749c
 def cache_tokens(
     text: str,
 ) -> int | None:  # None where the log does not say
@@ -89,6 +90,7 @@ def cache_tokens(
     match = _TOKENS.search(text)
     return int((match.group(1) or match.group(2)).replace(",", "")) if match else None
 
+# %% ../../nbs/memory/14_logs.ipynb #6f00cb39
 class _PlainUnpickler(pickle.Unpickler):
     "Dictionaries, lists, texts and numbers; anything that a pickle would call is refused."
 
@@ -97,6 +99,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise BadInput(f"the snapshot wants to call {module}.{name}, and a memory snapshot holds plain data",
                        "Take it with torch.cuda.memory._dump_snapshot, or save _snapshot() as JSON")
 
+# %% ../../nbs/memory/14_logs.ipynb #a2e10702
 def _loaded(path: str | Path) -> Any:
     "What a pickle or a JSON file holds; None where it is neither."
     data = Path(path).read_bytes()
@@ -106,27 +109,7 @@ def _loaded(path: str | Path) -> Any:
     except BadInput: raise
     except Exception: return None  # a damaged pickle may raise anything
 
-def read_snapshot(
-    path: str | Path,  # of `torch.cuda.memory._dump_snapshot`, or its dictionary as JSON
-) -> list[Held]:  # empty where it is no snapshot
-    "What a memory snapshot says of its end and its highest point. Raises `BadInput` for a pickle with code."
-    found = _loaded(path)
-    segments = found.get("segments") if isinstance(found, Mapping) else None
-    if not isinstance(segments, list) or not all(isinstance(s, Mapping) for s in segments): return []
-    try:
-        allocated, reserved = (
-            sum(int(s.get(key, 0)) for s in segments) for key in ("allocated_size", "total_size")
-        )
-        allocated_most, reserved_most = _highest(found.get("device_traces") or [], allocated, reserved)
-    except (TypeError, ValueError, AttributeError): return []
-    return [
-        Held("snapshot", "allocated", allocated_most, 1),
-        Held("snapshot", "reserved", reserved_most, 1),
-        Held("snapshot", "allocated at the end", allocated, 1),
-        Held("snapshot", "reserved at the end", reserved, 1),
-    ]
-
-
+# %% ../../nbs/memory/14_logs.ipynb #d1759e58
 #: action of a history → what it adds to allocated and to reserved
 _ACTIONS = {
     "alloc": (1, 0),
@@ -148,6 +131,31 @@ def _highest(traces: Sequence[Any], allocated: int, reserved: int) -> tuple[int,
             most = [max(before, after) for before, after in zip(most, now)]
     return most[0], most[1]
 
+# %% ../../nbs/memory/14_logs.ipynb #52ec04d3
+def _snapshot_sums(found: Any) -> tuple[int, int, int, int] | None:
+    """Allocated and reserved bytes of a snapshot: at its highest point, and at its end. None where it is
+    no snapshot."""
+    segments = found.get("segments") if isinstance(found, Mapping) else None
+    if not isinstance(segments, list) or not all(isinstance(s, Mapping) for s in segments): return None
+    try:
+        allocated, reserved = (
+            sum(int(s.get(key, 0)) for s in segments) for key in ("allocated_size", "total_size")
+        )
+        return *_highest(found.get("device_traces") or [], allocated, reserved), allocated, reserved
+    except (TypeError, ValueError, AttributeError): return None
+
+# %% ../../nbs/memory/14_logs.ipynb #7b7b89ab
+def read_snapshot(
+    path: str | Path,  # of `torch.cuda.memory._dump_snapshot`, or its dictionary as JSON
+) -> list[Held]:  # empty where it is no snapshot
+    "What a memory snapshot says of its end and its highest point. Raises `BadInput` for a pickle with code."
+    sums = _snapshot_sums(_loaded(path))
+    parts = ("allocated", "reserved", "allocated at the end", "reserved at the end")
+    return [Held("snapshot", part, size, 1) for part, size in zip(parts, sums)] if sums else []
+
+# %% ../../nbs/memory/14_logs.ipynb #f72b6ab2
+_LONGEST = 1 << 28  # bytes of a log that are looked at
+
 def check_log(
     path: str | Path,
 ) -> tuple[list[Held], int | None]:  # figures, and tokens of a cache
@@ -163,6 +171,7 @@ def check_log(
         )
     return found, cache_tokens(text)
 
+# %% ../../nbs/memory/14_logs.ipynb #7ed8de64
 def log_text(
     found: list[Held],
     tokens: int | None = None,
@@ -185,6 +194,7 @@ class Compared:
         "How far the expectation was off, relative to what was held."
         return (self.expected_bytes - self.held_bytes) / max(abs(self.held_bytes), 1)
 
+# %% ../../nbs/memory/14_logs.ipynb #be6ce2ad
 def _expected(footprint: Footprint, serving: Mapping[str, Any] | None) -> dict[str, int]:
     "Part → bytes that were expected."
     if serving:
@@ -203,22 +213,26 @@ def _expected(footprint: Footprint, serving: Mapping[str, Any] | None) -> dict[s
         "device": round(footprint.device_bytes.value),
     }
 
+# %% ../../nbs/memory/14_logs.ipynb #3a8792bc
+def _by_part(held: Sequence[Held]) -> dict[str, int]:
+    "Part → bytes: the largest that was said, or the sum of what llama.cpp says piece by piece."
+    found: dict[str, list[int]] = {}
+    for h in held: found.setdefault(h.part, []).append(h.bytes)
+    pieces = {h.part for h in held if h.source == "llama.cpp"}
+    return {part: sum(sizes) if part in pieces else max(sizes) for part, sizes in found.items()}
+
+# %% ../../nbs/memory/14_logs.ipynb #9b03ae14
 def compare_log(
     held: Sequence[Held],
     footprint: Footprint,  # what was expected of the run
     serving: Mapping[str, Any] | None = None,  # the serving figures, where an engine ran
 ) -> list[Compared]:
-    "The parts that the log and the expectation both name; buffers that a log says piece by piece are added up."
-    expected, found = _expected(footprint, serving), dict[str, int]()
-    pieces = {h.part for h in held if h.source == "llama.cpp"}
-    for h in held:
-        found[h.part] = (
-            found.get(h.part, 0) + h.bytes
-            if h.part in pieces
-            else max(found.get(h.part, h.bytes), h.bytes)
-        )
-    return [Compared(part, size, expected[part]) for part, size in found.items() if part in expected]
+    """The parts that the log and the expectation both name; buffers that a log says piece by piece are
+    added up."""
+    expected = _expected(footprint, serving)
+    return [Compared(part, size, expected[part]) for part, size in _by_part(held).items() if part in expected]
 
+# %% ../../nbs/memory/14_logs.ipynb #c7d31aa3
 def compared_text(
     compared: Sequence[Compared],
 ) -> str:
@@ -235,29 +249,60 @@ def compared_text(
 # %% ../../nbs/memory/14_logs.ipynb #ac0d8985
 #: columns of finetune_and_serving.csv
 COLUMNS = (
-    "id,kind,source,model,trainer,engine,seq,micro_batch,grad_accum,dp,tp,cp,zero,recompute,attention,precision,optimizer,"
-    "lora_rank,lora_targets,base_weights,offload,loss,framework,gpu,gpu_memory_utilization,max_model_len,cache_tokens,sequences,as,"
+    "id,kind,source,model,trainer,engine,seq,micro_batch,grad_accum,dp,tp,cp,zero,recompute,"
+    "attention,precision,optimizer,lora_rank,lora_targets,base_weights,offload,loss,framework,"
+    "gpu,gpu_memory_utilization,max_model_len,cache_tokens,sequences,as,"
     "quantity,measured_gib,rounding_gib,meaning,scored,note,config"
 ).split(",")
 
 def _common(footprint: Footprint, name: str) -> dict[str, Any]:
+    "Columns that every row of a run has."
     s = footprint.strategy
-    return dict(
+    spread = {
+        column: getattr(s, column) for column in ("dp", "tp", "cp", "zero", "precision", "base_weights")
+    }
+    return spread | dict(
         id=name,
         source=name,
         model=footprint.model.name,
-        dp=s.dp,
-        tp=s.tp,
-        cp=s.cp,
-        zero=s.zero,
-        precision=s.precision,
-        base_weights=s.base_weights,
         gpu=footprint.gpu.name if footprint.gpu else None,
         rounding_gib=None,
         scored=1,
         meaning="read from a log by memory check-log",
     )
 
+# %% ../../nbs/memory/14_logs.ipynb #0723b08c
+def _served_rows(
+    sizes: Mapping[str, int], serving: Mapping[str, Any], tokens: int | None
+) -> list[dict[str, Any]]:
+    "Weights of an engine, and its cache where the log says how many tokens it takes."
+    engine = dict(engine=serving["engine"], max_model_len=serving["max_model_len"])
+    kinds = [("weights", "weights", None), *([("KV cache", "kv", tokens)] if tokens else [])]
+    return [
+        engine | dict(kind=f"serve-{word}", quantity=word, measured_gib=sizes[part] / GIB, cache_tokens=count)
+        for part, word, count in kinds if part in sizes
+    ]
+
+# %% ../../nbs/memory/14_logs.ipynb #42d48fef
+def _peak(sizes: Mapping[str, int]) -> dict[str, Any] | None:
+    "The highest figure of a training run, or that it died; None where the log says neither."
+    if "asked" in sizes: return {"measured_gib": "OOM", "as": "device"}  # an out-of-memory message
+    measure = next((name for name in ("reserved", "allocated", "device") if name in sizes), None)
+    return {"measured_gib": sizes[measure] / GIB, "as": measure} if measure else None
+
+# %% ../../nbs/memory/14_logs.ipynb #843a7548
+_OF_STRATEGY = ("recompute", "attention", "optimizer", "lora_rank", "offload", "loss", "framework")
+
+def _trained_rows(sizes: Mapping[str, int], footprint: Footprint) -> list[dict[str, Any]]:
+    "The peak of a training run, with its options."
+    s, w, peak = footprint.strategy, footprint.workload, _peak(sizes)
+    if peak is None: return []
+    batch = dict(seq=w.seq_len, micro_batch=w.micro_batch, grad_accum=w.grad_accum)
+    options = {column: getattr(s, column) for column in _OF_STRATEGY}
+    adapters = dict(lora_targets=s.lora_targets if s.lora_rank else None)
+    return [dict(kind="ft-log", quantity="total") | batch | options | adapters | peak]
+
+# %% ../../nbs/memory/14_logs.ipynb #1617d479
 def ground_truth_rows(
     held: Sequence[Held],
     footprint: Footprint,
@@ -269,43 +314,15 @@ def ground_truth_rows(
     "The measurements of a log as rows: weights and cache of an engine, or the peak of a training run."
     common = _common(footprint, name) | dict(config=json.dumps(config) if config else None)
     sizes = {h.part: h.bytes for h in held}
-    if serving:
-        engine = dict(engine=serving["engine"], max_model_len=serving["max_model_len"])
-        kinds = (("weights", "weights", None), ("KV cache", "kv", tokens))
-        found = [
-            engine
-            | dict(kind=f"serve-{word}", quantity=word, measured_gib=sizes[part] / GIB, cache_tokens=count)
-            for part, word, count in kinds
-            if part in sizes and (word == "weights" or count)
-        ]
-    else:
-        s, w = footprint.strategy, footprint.workload
-        run = dict(
-            kind="ft-log",
-            seq=w.seq_len,
-            micro_batch=w.micro_batch,
-            grad_accum=w.grad_accum,
-            recompute=s.recompute,
-            attention=s.attention,
-            optimizer=s.optimizer,
-            lora_rank=s.lora_rank,
-            lora_targets=s.lora_targets if s.lora_rank else None,
-            offload=s.offload,
-            loss=s.loss,
-            framework=s.framework,
-            quantity="total",
-        )
-        measure = next((m for m in ("reserved", "allocated", "device") if m in sizes), None)
-        out = "asked" in sizes  # an out-of-memory message
-        peak: dict[str, Any] | None = {"measured_gib": "OOM", "as": "device"} if out else None
-        if measure and not out: peak = {"measured_gib": sizes[measure] / GIB, "as": measure}
-        found = [run | peak] if peak else []
+    found = _served_rows(sizes, serving, tokens) if serving else _trained_rows(sizes, footprint)
     return [{column: (common | row).get(column) for column in COLUMNS} for row in found]
 
+# %% ../../nbs/memory/14_logs.ipynb #e2581100
 def _cell(value: Any) -> Any:
     if value in (None, "none"): return ""
     return f"{value:.4f}" if isinstance(value, float) else value
 
+# %% ../../nbs/memory/14_logs.ipynb #d6a4ed5b
 def rows_text(
     rows: Sequence[Mapping[str, Any]],
 ) -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -21,7 +23,7 @@ from .strategy import Strategy, Workload
 from .trace import _build, _inputs, _layers_of, _loss, _recompute, _shard, _traceable
 
 # %% auto #0
-__all__ = ['COLUMNS', 'Measurement', 'measure', 'work', 'rows_of']
+__all__ = ['COLUMNS', 'Measurement', 'Job', 'measure', 'work', 'rows_of']
 
 # %% ../../nbs/memory/11_measure.ipynb #b88fa583
 @dataclass(frozen=True)
@@ -38,42 +40,9 @@ class Measurement(Result):
     step_seconds: float
     versions: dict[str, str]
 
-def measure(
-    config: Mapping[str, Any],  # of a model that Transformers knows
-    strategy: Strategy | None = None,  # one device, dp ranks of FSDP2 (zero 3) or of DDP (zero 0, or 1: with a sharded optimizer)
-    workload: Workload | None = None,
-    steps: int = 3,
-    timeout: float = 1800,  # seconds
-) -> Measurement:
-    "Run real training steps and record what they took. Raises `BadInput` for what it cannot run, `MissingExtra` without torch and transformers."
-    s, w = strategy or Strategy(), workload or Workload()
-    need("torch", "torch", "measuring")
-    need("transformers", "transformers", "building the model")
-    _measurable(s)
-    job = json.dumps(
-        {"config": dict(config), "strategy": s.to_dict(), "workload": w.to_dict(), "steps": steps}
-    )
-    done = subprocess.run(
-        _command(s.dp),
-        env={
-            **os.environ,
-            "FSDL_DEVINFRA_MEASURE": job,
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"schema"')]
-    if done.returncode or not lines:
-        raise CheckError(
-            f"the training steps did not run ({_reason(done.stderr)})",
-            "Use a smaller batch, or look at the estimate without --measure",
-        )
-    return Measurement.from_dict(json.loads(lines[-1]))
-
-def _measurable(s: Strategy) -> None:
-    "What the steps below can do. Raises `BadInput`."
+# %% ../../nbs/memory/11_measure.ipynb #1b273233
+def _refuse_alone(s: Strategy) -> None:
+    "What no rank here can do. Raises `BadInput`."
     _traceable(replace(s, lora_rank=None, optimizer_in_backward=False, loss="full"))
     if s.loss == "fused":
         raise BadInput(
@@ -81,209 +50,379 @@ def _measurable(s: Strategy) -> None:
         )
     if s.precision == "fp8-mixed":
         raise BadInput("8-bit floating point cannot be measured here", "Use another --precision")
+
+# %% ../../nbs/memory/11_measure.ipynb #465eda64
+def _measurable(s: Strategy) -> None:
+    "What the steps below can do. Raises `BadInput`."
+    _refuse_alone(s)
     if s.dp > 1 and (s.lora_rank or s.optimizer_in_backward or s.loss != "full"):
         raise BadInput("on several ranks, plain training of all parameters can be measured",
                        "Leave LoRA, --loss and the optimizer in the backward pass out, or measure one rank")
     if s.optimizer_in_backward and s.optimizer == "none":
         raise BadInput("there is no optimizer to run in the backward pass", "Choose --optimizer adamw or sgd")
 
-def _command(ranks: int) -> list[str]:
-    module = "fsdl_devinfra.memory.measure_worker"
-    several = (
-        ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
-    )
-    return [sys.executable, "-m", *several, module]
+# %% ../../nbs/memory/11_measure.ipynb #cbdde394
+@dataclass(frozen=True)
+class Job:
+    "What every rank is told."
+    config: dict[str, Any]  # of a model that Transformers knows
+    strategy: Strategy
+    workload: Workload
+    steps: int
 
+    def text(self) -> str:
+        "As JSON, for the environment."
+        run = {"strategy": self.strategy.to_dict(), "workload": self.workload.to_dict()}
+        return json.dumps({"config": self.config, **run, "steps": self.steps})
+
+# %% ../../nbs/memory/11_measure.ipynb #24a9b975
+def _told(text: str) -> Job:
+    "The job of an environment."
+    told = json.loads(text)
+    strategy, workload = Strategy.from_dict(told["strategy"]), Workload.from_dict(told["workload"])
+    return Job(told["config"], strategy, workload, told["steps"])
+
+# %% ../../nbs/memory/11_measure.ipynb #14794566
+def _command(ranks: int) -> list[str]:
+    "Python on the worker; several ranks are started by torchrun."
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    several = torchrun if ranks > 1 else []
+    return [sys.executable, "-m", *several, "fsdl_devinfra.memory.measure_worker"]
+
+# %% ../../nbs/memory/11_measure.ipynb #0898c1f8
+def _started(job: Job, timeout: float) -> subprocess.CompletedProcess[str]:
+    "All ranks, run to their end."
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    environment = {**os.environ, "FSDL_DEVINFRA_MEASURE": job.text(), "OMP_NUM_THREADS": threads}
+    command = _command(job.strategy.dp)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+
+# %% ../../nbs/memory/11_measure.ipynb #2f551c0c
 def _reason(text: str) -> str:
     "The last line that names an error; torchrun's own summary of its ranks (`error_file: …`) says nothing."
     said = [line.strip() for line in text.splitlines() if line.strip() and "error_file" not in line]
-    errors = [line for line in said if "Error" in line or "error" in line or line.startswith("terminate called")]
+    errors = [line for line in said if re.search("[Ee]rror|^terminate called", line)]
     return (errors or said or ["no reason given"])[-1][:300]
 
-# %% ../../nbs/memory/11_measure.ipynb #9e94535e
-def work() -> None:
-    "One rank: read the job, train, and let the first rank print the largest peaks."
-    import torch
-    import torch.distributed as dist
-    told = json.loads(os.environ["FSDL_DEVINFRA_MEASURE"])
-    s, w = Strategy.from_dict(told["strategy"]), Workload.from_dict(told["workload"])
-    cuda, rank = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", 0))
-    device = f"cuda:{rank}" if cuda else "cpu"
-    if cuda: torch.cuda.set_device(rank)
-    if s.dp > 1: dist.init_process_group("nccl" if cuda else "gloo")
-    found: dict[str, Any] = _train(told["config"], s, w, device, told["steps"])
-    if s.dp > 1:
-        gathered: list[Any] = [None] * s.dp
-        dist.all_gather_object(gathered, found)
-        found = {k: max(g[k] for g in gathered) if gathered[0][k] is not None else None for k in found}
-        dist.destroy_process_group()
-    if rank == 0:
-        import transformers
-        name = torch.cuda.get_device_name() if cuda else "cpu"
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__} | (
-            {"cuda": str(torch.version.cuda)} if cuda else {}
-        )
-        print(
-            json.dumps(Measurement(name, s.dp, told["steps"], versions=versions, **found).to_dict()),
-            flush=True,
-        )
-
-
-def _train(config: dict[str, Any], s: Strategy, w: Workload, device: str, steps: int) -> dict[str, Any]:
-    import time
-    import torch
-    cuda = device.startswith("cuda")
-    if s.precision == "bf16": torch.set_default_dtype(torch.bfloat16)
-    before = _peak_resident()
-    module = _real_module(config, s, device)
-    update, scaler = (
-        _optimizer(module, s),
-        torch.amp.GradScaler(device.split(":")[0], enabled=s.precision == "fp16-mixed"),
-    )
-    inputs = {k: v.to(device) for k, v in _inputs(config, w).items()}
-    half = torch.float16 if s.precision == "fp16-mixed" else torch.bfloat16
-    took = 0.0
-    for step in range(steps):
-        if cuda and step == steps - 1: torch.cuda.reset_peak_memory_stats()
-        start = time.monotonic()
-        for _ in range(w.grad_accum or 1):
-            with torch.autocast(
-                device.split(":")[0], half, enabled=s.zero == 0 and s.precision.endswith("mixed")
-            ):
-                loss = (
-                    _chunked_loss(module, inputs)
-                    if s.loss == "chunked"
-                    else _loss(module(**inputs).logits, inputs)
-                )
-            scaler.scale(loss).backward()
-        update(scaler)
-        if cuda: torch.cuda.synchronize()
-        took = time.monotonic() - start
-    if not cuda:
-        return dict(
-            allocated_bytes=None,
-            reserved_bytes=None,
-            device_bytes=None,
-            resident_bytes=max(_peak_resident() - before, 0),
-            step_seconds=round(took, 4),
-        )
-    free, total = torch.cuda.mem_get_info()
-    return dict(
-        allocated_bytes=torch.cuda.max_memory_allocated(),
-        reserved_bytes=torch.cuda.max_memory_reserved(),
-        device_bytes=total - free,
-        resident_bytes=None,
-        step_seconds=round(took, 4),
+# %% ../../nbs/memory/11_measure.ipynb #ba45ad2a
+def measure(
+    config: Mapping[str, Any],  # of a model that Transformers knows
+    strategy: Strategy | None = None,  # one device, dp ranks of FSDP2 (zero 3) or of DDP (zero 0, or 1: with a sharded optimizer)
+    workload: Workload | None = None,
+    steps: int = 3,
+    timeout: float = 1800,  # seconds
+) -> Measurement:
+    """Run real training steps and record what they took. Raises `BadInput` for what it cannot run,
+    `MissingExtra` without torch and transformers."""
+    job = Job(dict(config), strategy or Strategy(), workload or Workload(), steps)
+    need("torch", "torch", "measuring")
+    need("transformers", "transformers", "building the model")
+    _measurable(job.strategy)
+    done = _started(job, timeout)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"schema"')]
+    if not done.returncode and lines: return Measurement.from_dict(json.loads(lines[-1]))
+    raise CheckError(
+        f"the training steps did not run ({_reason(done.stderr)})",
+        "Use a smaller batch, or look at the estimate without --measure",
     )
 
-def _optimizer(module: Any, s: Strategy) -> Callable[[Any], None]:
-    "What ends a step: one optimizer, or one for each parameter that runs as soon as its gradient is there."
-    import torch
-
-    kind, options = {
-        "adamw": (torch.optim.AdamW, dict(fused=True)),
-        "sgd": (torch.optim.SGD, dict(lr=0.01, momentum=0.9)),
-        "none": (None, {}),
-    }[s.optimizer]
-    def make(p: list) -> Any:
-        if kind is None or s.zero != 1 or s.dp == 1: return kind(p, **options) if kind else None
-        from torch.distributed.optim import ZeroRedundancyOptimizer
-        return ZeroRedundancyOptimizer(p, optimizer_class=kind, **options)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not s.optimizer_in_backward:
-        optimizer = make(trained)
-        def step(scaler: Any) -> None:
-            if optimizer:
-                scaler.step(optimizer)
-                scaler.update()
-            module.zero_grad()
-        return step
-    each = {p: make([p]) for p in trained}
-
-    def at_once(p: Any) -> None:
-        each[p].step()
-        p.grad = None
-
-    for p in trained: p.register_post_accumulate_grad_hook(at_once)
-    return lambda scaler: None
-
-def _chunked_loss(module: Any, inputs: dict[str, Any], chunks: int = 8) -> Any:
-    "The loss over the sequence in pieces, as torchtune computes it: only a piece of the logits is ever in fp32."
-    import torch
-    hidden = module.base_model(**inputs)[0]
-    logits = [module.get_output_embeddings()(piece) for piece in hidden.chunk(chunks, dim=1)]
-    pairs = zip(logits, inputs["input_ids"].chunk(chunks, dim=1))
-    losses = (
-        torch.nn.functional.cross_entropy(x.flatten(0, 1).float(), y.flatten(), reduction="sum")
-        for x, y in pairs
-    )
-    return sum(losses) / inputs["input_ids"].numel()
-
-def _real_module(config: dict[str, Any], s: Strategy, device: str) -> Any:
-    import torch
-    module = _build(config, "meta")
-    module.train()
-    if s.lora_rank: _adapt(module, s)
-    _recompute(module, s)
-    if s.zero == 3:
-        from torch.distributed.device_mesh import init_device_mesh
-        _shard(module, s, init_device_mesh(device.split(":")[0], (s.dp,)))
-    module.to_empty(device=device)
-    with torch.no_grad():
-        for p in [*module.parameters(), *module.buffers()]:
-            (p.to_local() if hasattr(p, "to_local") else p).zero_()
-    if s.compile:
-        for layer in _layers_of(module): layer.compile()
-    return torch.nn.parallel.DistributedDataParallel(module) if s.dp > 1 and s.zero < 2 else module
-
+# %% ../../nbs/memory/11_measure.ipynb #a1b54157
 _TARGETS = {
     "attention-qv": ("q_proj", "v_proj"),
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2"),
 }
 
-
-def _adapt(module: Any, s: Strategy) -> None:
-    "Freeze the model in 16 bits, and put low-rank adapters beside its projections. Raises `BadInput` where it has none of the usual names."
+def _projections(module: Any, targets: str) -> list[tuple[Any, str, Any]]:
+    "(module that has it, its name there, linear layer) of the projections that get an adapter."
     import torch
+    children = ((parent, *named) for parent in module.modules() for named in parent.named_children())
+    return [(parent, name, child) for parent, name, child in children
+            if name in _TARGETS[targets] and isinstance(child, torch.nn.Linear)]
 
-    half = (
-        torch.float16
-        if s.precision == "fp16-mixed"
-        else torch.float32
-        if s.precision == "fp32"
-        else torch.bfloat16
-    )
-    rank = s.lora_rank or 1
-    class Adapted(torch.nn.Module):
-        def __init__(self, frozen: Any) -> None:
+# %% ../../nbs/memory/11_measure.ipynb #9ccd5342
+def _adapter() -> type:
+    "The class of a frozen projection with two narrow ones beside it."
+    from torch.nn import Linear, Module
+    class Adapted(Module):
+        def __init__(self, frozen: Any, rank: int) -> None:
             super().__init__()
             self.frozen = frozen
-            self.down = torch.nn.Linear(frozen.in_features, rank, bias=False, device="meta")
-            self.up = torch.nn.Linear(rank, frozen.out_features, bias=False, device="meta")
+            self.down = Linear(frozen.in_features, rank, bias=False, device="meta")
+            self.up = Linear(rank, frozen.out_features, bias=False, device="meta")
         def forward(self, x: Any) -> Any: return self.frozen(x) + self.up(self.down(x))
-    module.to(half).requires_grad_(False)
-    found = [(parent, name, child) for parent in module.modules() for name, child in parent.named_children()
-             if name in _TARGETS[s.lora_targets] and isinstance(child, torch.nn.Linear)]
+    return Adapted
+
+# %% ../../nbs/memory/11_measure.ipynb #3bb065b7
+def _frozen_dtype(precision: str) -> Any:
+    "The dtype of frozen weights."
+    import torch
+    return {"fp16-mixed": torch.float16, "fp32": torch.float32}.get(precision, torch.bfloat16)
+
+def _adapt(module: Any, s: Strategy) -> None:
+    """Freeze the model in 16 bits, and put adapters beside its projections. Raises `BadInput` where it has
+    none of the usual names."""
+    module.to(_frozen_dtype(s.precision)).requires_grad_(False)
+    found = _projections(module, s.lora_targets)
     if not found:
+        names = ", ".join(_TARGETS[s.lora_targets])
         raise BadInput(
-            f"{type(module).__name__} has no projections called {', '.join(_TARGETS[s.lora_targets])}",
-            "Measure LoRA on a Llama-like model",
+            f"{type(module).__name__} has no projections called {names}", "Measure LoRA on a Llama-like model"
         )
-    for parent, name, child in found: setattr(parent, name, Adapted(child))
+    adapted = _adapter()
+    for parent, name, child in found: setattr(parent, name, adapted(child, s.lora_rank or 1))
     module.enable_input_require_grads()  # or recomputed layers would see no input that needs a gradient
 
+# %% ../../nbs/memory/11_measure.ipynb #c288e1e3
+def _zeroed(module: Any, device: str) -> None:
+    "Memory for a model that had none, with zeros in it."
+    import torch
+    module.to_empty(device=device)
+    with torch.no_grad():
+        for p in [*module.parameters(), *module.buffers()]:
+            (p.to_local() if hasattr(p, "to_local") else p).zero_()
+
+# %% ../../nbs/memory/11_measure.ipynb #7efc9f65
+def _sharded(module: Any, s: Strategy, device: str) -> None:
+    "Under ZeRO-3: the model as FSDP2 holds it."
+    if s.zero != 3: return
+    from torch.distributed.device_mesh import init_device_mesh
+    _shard(module, s, init_device_mesh(device.split(":")[0], (s.dp,)))
+
+def _real_module(config: dict[str, Any], s: Strategy, device: str) -> Any:
+    "The model as it is trained: adapted, recomputed, sharded, compiled or replicated as the strategy says."
+    import torch
+    module = _build(config, "meta")
+    module.train()
+    if s.lora_rank: _adapt(module, s)
+    _recompute(module, s)
+    _sharded(module, s, device)
+    _zeroed(module, device)
+    if s.compile:
+        for layer in _layers_of(module): layer.compile()
+    return torch.nn.parallel.DistributedDataParallel(module) if s.dp > 1 and s.zero < 2 else module
+
+# %% ../../nbs/memory/11_measure.ipynb #b4f18a63
+#: optimizer → its name in PyTorch, and its options
+_OPTIMIZERS = {"adamw": ("AdamW", dict(fused=True)), "sgd": ("SGD", dict(lr=0.01, momentum=0.9))}
+
+def _optimizer_of(parameters: list[Any], s: Strategy) -> Any:
+    "The optimizer of some parameters, sharded under ZeRO-1; None where nothing is updated."
+    import torch
+    if s.optimizer == "none": return None
+    name, options = _OPTIMIZERS[s.optimizer]
+    kind = getattr(torch.optim, name)
+    if s.zero != 1 or s.dp == 1: return kind(parameters, **options)
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    return ZeroRedundancyOptimizer(parameters, optimizer_class=kind, **options)
+
+# %% ../../nbs/memory/11_measure.ipynb #bf994f20
+def _step_in_backward(parameters: list[Any], s: Strategy) -> None:
+    "An optimizer for each parameter, which runs in the backward pass and frees the gradient."
+    each = {p: _optimizer_of([p], s) for p in parameters}
+    def at_once(p: Any) -> None:
+        each[p].step()
+        p.grad = None
+    for p in parameters: p.register_post_accumulate_grad_hook(at_once)
+
+# %% ../../nbs/memory/11_measure.ipynb #2f00f31c
+def _optimizer(module: Any, s: Strategy) -> Callable[[Any], None]:
+    "What ends a step, given the scaler of the loss."
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if s.optimizer_in_backward:
+        _step_in_backward(trained, s)
+        return lambda scaler: None
+    optimizer = _optimizer_of(trained, s)
+    def step(scaler: Any) -> None:
+        if optimizer:
+            scaler.step(optimizer)
+            scaler.update()
+        module.zero_grad()
+    return step
+
+# %% ../../nbs/memory/11_measure.ipynb #ebc5e18a
+def _chunked_loss(module: Any, inputs: dict[str, Any], chunks: int = 8) -> Any:
+    """The loss over the sequence in pieces, as torchtune computes it: only a piece of the logits is ever
+    in fp32."""
+    from torch.nn.functional import cross_entropy
+    hidden = module.base_model(**inputs)[0]
+    logits = [module.get_output_embeddings()(piece) for piece in hidden.chunk(chunks, dim=1)]
+    pairs = zip(logits, inputs["input_ids"].chunk(chunks, dim=1))
+    losses = (cross_entropy(x.flatten(0, 1).float(), y.flatten(), reduction="sum") for x, y in pairs)
+    return sum(losses) / inputs["input_ids"].numel()
+
+# %% ../../nbs/memory/11_measure.ipynb #91d179a8
+@dataclass(frozen=True)
+class _Training:
+    "A model on its device, and what a step of it takes."
+    module: Any
+    inputs: dict[str, Any]
+    strategy: Strategy
+    device: str
+    update: Callable[[Any], None]  # ends a step
+    scaler: Any  # of the loss, under fp16
+
+    @property
+    def kind(self) -> str: return self.device.split(":")[0]
+
+def _training(job: Job, device: str) -> _Training:
+    "The model of a job, ready to be trained."
+    import torch
+    s = job.strategy
+    module = _real_module(job.config, s, device)
+    update = _optimizer(module, s)
+    scaler = torch.amp.GradScaler(device.split(":")[0], enabled=s.precision == "fp16-mixed")
+    inputs = {name: value.to(device) for name, value in _inputs(job.config, job.workload).items()}
+    return _Training(module, inputs, s, device, update, scaler)
+
+# %% ../../nbs/memory/11_measure.ipynb #44ad001b
+def _backward(t: _Training) -> None:
+    "Forward and backward of one micro-batch."
+    import torch
+    s = t.strategy
+    half = torch.float16 if s.precision == "fp16-mixed" else torch.bfloat16
+    with torch.autocast(t.kind, half, enabled=s.zero == 0 and s.precision.endswith("mixed")):
+        if s.loss == "chunked": loss = _chunked_loss(t.module, t.inputs)
+        else: loss = _loss(t.module(**t.inputs).logits, t.inputs)
+    t.scaler.scale(loss).backward()
+
+# %% ../../nbs/memory/11_measure.ipynb #18635ee7
+def _timed_step(t: _Training, micro_batches: int) -> float:
+    "One step: the seconds that it took."
+    import torch
+    start = time.monotonic()
+    for _ in range(micro_batches): _backward(t)
+    t.update(t.scaler)
+    if t.kind == "cuda": torch.cuda.synchronize()
+    return time.monotonic() - start
+
+# %% ../../nbs/memory/11_measure.ipynb #49f34998
 def _peak_resident() -> int:
+    "The most that this process ever held, in bytes."
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
+def _cuda_peaks() -> dict[str, Any]:
+    "The peaks since they were last reset, and what the driver says is used now."
+    import torch
+    free, total = torch.cuda.mem_get_info()
+    return dict(
+        allocated_bytes=torch.cuda.max_memory_allocated(),
+        reserved_bytes=torch.cuda.max_memory_reserved(),
+        device_bytes=total - free,
+        resident_bytes=None,
+    )
+
+# %% ../../nbs/memory/11_measure.ipynb #78e7d697
+def _steps(job: Job, device: str) -> float:
+    "All steps of a job: the seconds of the last one, whose peaks alone are kept on a GPU."
+    import torch
+    training, took = _training(job, device), 0.0
+    for step in range(job.steps):
+        if training.kind == "cuda" and step == job.steps - 1: torch.cuda.reset_peak_memory_stats()
+        took = _timed_step(training, job.workload.grad_accum or 1)
+    return took
+
+def _train(job: Job, device: str) -> dict[str, Any]:
+    "The peaks of a job, as fields of a `Measurement`."
+    import torch
+    if job.strategy.precision == "bf16": torch.set_default_dtype(torch.bfloat16)
+    before = _peak_resident()
+    took = round(_steps(job, device), 4)
+    if device.startswith("cuda"): return _cuda_peaks() | dict(step_seconds=took)
+    peaks = dict(allocated_bytes=None, reserved_bytes=None, device_bytes=None)
+    return peaks | dict(resident_bytes=max(_peak_resident() - before, 0), step_seconds=took)
+
+# %% ../../nbs/memory/11_measure.ipynb #9e94535e
+def _largest(found: dict[str, Any], ranks: int) -> dict[str, Any]:
+    "The largest figure over all ranks, for each of them."
+    if ranks == 1: return found
+    import torch.distributed as dist
+    gathered: list[Any] = [None] * ranks
+    dist.all_gather_object(gathered, found)
+    dist.destroy_process_group()
+    return {key: max(g[key] for g in gathered) if gathered[0][key] is not None else None for key in found}
+
+# %% ../../nbs/memory/11_measure.ipynb #06aaf38e
+def _versions() -> dict[str, str]:
+    "Versions of what ran."
+    import torch
+    import transformers
+    cuda = {"cuda": str(torch.version.cuda)} if torch.cuda.is_available() else {}
+    return {"torch": torch.__version__, "transformers": transformers.__version__} | cuda
+
+# %% ../../nbs/memory/11_measure.ipynb #b9e2c94b
+def _measured(job: Job, found: dict[str, Any]) -> Measurement:
+    "The figures of a job, with what they were measured on."
+    import torch
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return Measurement(device, job.strategy.dp, job.steps, versions=_versions(), **found)
+
+# %% ../../nbs/memory/11_measure.ipynb #a79080ad
+def work() -> None:
+    "One rank: read the job, train, and let the first rank print the largest peaks."
+    import torch
+    import torch.distributed as dist
+    job = _told(os.environ["FSDL_DEVINFRA_MEASURE"])
+    cuda, rank = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", 0))
+    if cuda: torch.cuda.set_device(rank)
+    if job.strategy.dp > 1: dist.init_process_group("nccl" if cuda else "gloo")
+    found = _largest(_train(job, f"cuda:{rank}" if cuda else "cpu"), job.strategy.dp)
+    if rank == 0: print(json.dumps(_measured(job, found).to_dict()), flush=True)
+
 # %% ../../nbs/memory/11_measure.ipynb #b0b735f0
 COLUMNS = (
-    "id,source,model,layers,hidden,ffn,heads,kv_heads,vocab,mlp,tied,seq,micro_batch,grad_accum,dp,tp,sp,pp,vpp,cp,zero,recompute,"
-    "attention,precision,optimizer,optimizer_in_backward,lora_rank,lora_targets,base_weights,offload,compile,loss,async_tp,framework,"
+    "id,source,model,layers,hidden,ffn,heads,kv_heads,vocab,mlp,tied,seq,micro_batch,grad_accum,"
+    "dp,tp,sp,pp,vpp,cp,zero,recompute,attention,precision,optimizer,optimizer_in_backward,"
+    "lora_rank,lora_targets,base_weights,offload,compile,loss,async_tp,framework,"
     "gpu,measured_gib,meaning,scored,note"
 ).split(",")
 
+#: columns that have the name of a field
+_OF_MODEL = ("layers", "hidden", "ffn", "heads", "kv_heads", "vocab")
+_OF_STRATEGY = (
+    "dp",
+    "tp",
+    "pp",
+    "cp",
+    "zero",
+    "recompute",
+    "attention",
+    "precision",
+    "optimizer",
+    "framework",
+)
+
+# %% ../../nbs/memory/11_measure.ipynb #87629292
+def _model_columns(a: Architecture) -> dict[str, Any]:
+    "What a row says of the model."
+    named = {name: getattr(a, name) for name in _OF_MODEL}
+    return dict(model=a.name, **named, mlp="swiglu" if a.gated else "gelu", tied=int(a.tied))
+
+def _run_columns(s: Strategy, w: Workload) -> dict[str, Any]:
+    "What a row says of the run; empty where something is as usual."
+    batch = dict(seq=w.seq_len, micro_batch=w.micro_batch, grad_accum=w.grad_accum or "")
+    adapters = dict(lora_rank=s.lora_rank, lora_targets=s.lora_targets) if s.lora_rank else {}
+    flags = {name: int(getattr(s, name)) or "" for name in ("optimizer_in_backward", "compile")}
+    loss = {} if s.loss == "full" else {"loss": s.loss}
+    return batch | {name: getattr(s, name) for name in _OF_STRATEGY} | adapters | flags | loss | {"sp": 0}
+
+# %% ../../nbs/memory/11_measure.ipynb #fa666762
+#: field of a measurement → what a row calls it
+_MEANINGS = {
+    "allocated_bytes": "peak allocated bytes",
+    "reserved_bytes": "peak reserved bytes",
+    "device_bytes": "nvidia-smi style used bytes",
+    "resident_bytes": "peak resident memory of a CPU process",
+}
+
+def _figures(m: Measurement, name: str) -> list[dict[str, Any]]:
+    "Columns of the figures that there are; the id has the place of a figure among all four."
+    numbered = ((i, meaning, getattr(m, field)) for i, (field, meaning) in enumerate(_MEANINGS.items()))
+    return [dict(id=f"{name}-{i}", measured_gib=round(size / GIB, 3), meaning=meaning)
+            for i, meaning, size in numbered if size is not None]
+
+# %% ../../nbs/memory/11_measure.ipynb #e032af2a
 def rows_of(
     a: Architecture,
     s: Strategy,
@@ -291,48 +430,9 @@ def rows_of(
     m: Measurement,
 ) -> list[dict[str, Any]]:  # one a figure
     "A measurement as rows of the ground truth."
-    base = dict.fromkeys(COLUMNS, "") | dict(
-        source="fsdl-devinfra memory --measure",
-        model=a.name,
-        layers=a.layers,
-        hidden=a.hidden,
-        ffn=a.ffn,
-        heads=a.heads,
-        kv_heads=a.kv_heads,
-        vocab=a.vocab,
-        mlp="swiglu" if a.gated else "gelu",
-        tied=int(a.tied),
-        seq=w.seq_len,
-        micro_batch=w.micro_batch,
-        grad_accum=w.grad_accum or "",
-        dp=s.dp,
-        tp=s.tp,
-        sp=0,
-        pp=s.pp,
-        cp=s.cp,
-        zero=s.zero,
-        recompute=s.recompute,
-        attention=s.attention,
-        precision=s.precision,
-        optimizer=s.optimizer,
-        optimizer_in_backward=int(s.optimizer_in_backward) or "",
-        lora_rank=s.lora_rank or "",
-        lora_targets=s.lora_targets if s.lora_rank else "",
-        loss=s.loss if s.loss != "full" else "",
-        compile=int(s.compile) or "",
-        framework=s.framework,
-        gpu=m.device,
-        scored=int(m.device != "cpu"),
-        note=", ".join(f"{k} {v}" for k, v in m.versions.items()),
+    versions = ", ".join(f"{name} {version}" for name, version in m.versions.items())
+    ran = dict(
+        source="fsdl-devinfra memory --measure", gpu=m.device, scored=int(m.device != "cpu"), note=versions
     )
-    said = {
-        "peak allocated bytes": m.allocated_bytes,
-        "peak reserved bytes": m.reserved_bytes,
-        "nvidia-smi style used bytes": m.device_bytes,
-        "peak resident memory of a CPU process": m.resident_bytes,
-    }
-    return [
-        base | dict(id=f"{a.name}-{i}", measured_gib=round(v / GIB, 3), meaning=what)
-        for i, (what, v) in enumerate(said.items())
-        if v is not None
-    ]
+    base = dict.fromkeys(COLUMNS, "") | _model_columns(a) | _run_columns(s, w) | ran
+    return [base | figure for figure in _figures(m, a.name)]

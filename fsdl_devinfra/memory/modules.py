@@ -47,20 +47,15 @@ def _batch_of(inputs: Any) -> int:
     "The first dimension of the first tensor."
     from torch.utils._pytree import tree_leaves
 
-    return next(
-        (
-            int(t.shape[0])
-            for t in tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs)
-            if hasattr(t, "shape") and len(t.shape)
-        ),
-        1,
-    )
+    leaves = tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs)
+    return next((int(t.shape[0]) for t in leaves if hasattr(t, "shape") and len(t.shape)), 1)
 
 # %% ../../nbs/memory/13_modules.ipynb #f8fe8157
 def module_of(
     config: Mapping[str, Any],  # config.json of a Transformers, timm or Hub model
 ) -> "nn.Module":  # on the meta device
-    "The module that a configuration names. Raises `BadInput` where it names none that is known, `MissingExtra`."
+    """The module that a configuration names. Raises `BadInput` where it names none that is known,
+    `MissingExtra`."""
     import json
     import tempfile
     from pathlib import Path
@@ -70,6 +65,27 @@ def module_of(
         (Path(folder) / "config.json").write_text(json.dumps(dict(config)))
         return build(None, dict(config), Path(folder))
 
+# %% ../../nbs/memory/13_modules.ipynb #5b820b4b
+def _image_sides(config: Mapping[str, Any]) -> tuple[int, int]:
+    "Height and width of an image: one number, two, or two with names; 224 where nothing is said."
+    size = config.get("image_size") or 224
+    if isinstance(size, int): return size, size
+    height, width = size.values() if isinstance(size, Mapping) else size
+    return height, width
+
+# %% ../../nbs/memory/13_modules.ipynb #d059e27b
+def _shapes(config: Mapping[str, Any], batch: int, length: int) -> dict[str, tuple[int, ...]]:
+    "Parameter of `forward` → shape: images, waves, and spectrograms."
+    height, width = _image_sides(config)
+    frames = 2 * (config.get("max_source_positions") or 1500)
+    return {
+        "pixel_values": (batch, config.get("num_channels") or 3, height, width),
+        "x": (batch, 3, height, width),
+        "input_values": (batch, 160 * length),
+        "input_features": (batch, config.get("num_mel_bins") or 80, frames),
+    }
+
+# %% ../../nbs/memory/13_modules.ipynb #6a4aa8c9
 def inputs_of(
     module: "nn.Module",  # with an attribute `main_input_name`, as Transformers models have, or a first parameter of a known name
     config: Mapping[str, Any],
@@ -79,24 +95,10 @@ def inputs_of(
     "Inputs in the shape that a model takes. Raises `BadInput` where that is not known."
     import inspect
     import torch
-
     name = getattr(module, "main_input_name", None) or next(
         iter(inspect.signature(module.forward).parameters)
     )
-    size = config.get("image_size") or 224
-    height, width = (
-        (size, size) if isinstance(size, int) else size.values() if isinstance(size, Mapping) else size
-    )
-    shapes = {
-        "pixel_values": (batch, config.get("num_channels") or 3, height, width),
-        "x": (batch, 3, height, width),
-        "input_values": (batch, 160 * length),
-        "input_features": (
-            batch,
-            config.get("num_mel_bins") or 80,
-            2 * (config.get("max_source_positions") or 1500),
-        ),
-    }
+    shapes = _shapes(config, batch, length)
     if name == "input_ids": return {name: torch.zeros(batch, length, dtype=torch.long, device="meta")}
     if name not in shapes:
         raise BadInput(f"{type(module).__name__} takes {name}, and its shape is not known",

@@ -73,12 +73,14 @@ class Overview:
     def _repr_html_(self) -> str:
         return table_html(["GPU", *dict.fromkeys(row.use for row in self.rows)], self.cells())
 
+# %% ../../nbs/memory/14_overview_screen.ipynb #bc582d5d
 def overview_of(
     architecture: Architecture,  # the model
     workload: Workload | None = None,  # default: one sequence of the configuration's length, at most 4096 tokens
     gpus: tuple[str, ...] = COMMON_GPUS,  # names of the table
 ) -> Overview:
-    "Every use of `USES` on every GPU. Uses that a model cannot have (LoRA of a model without such layers) are left out."
+    """Every use of `USES` on every GPU. Uses that a model cannot have (LoRA of a model without such
+    layers) are left out."""
     work = workload or default_workload(architecture)
     return Overview(architecture.name, work, tuple(overview(architecture, gpus, work)))
 
@@ -93,7 +95,7 @@ def is_bare(
         getattr(usual, name, None) == value for name, value in vars(args).items() if name not in apart
     )
 
-
+# %% ../../nbs/memory/14_overview_screen.ipynb #e4b6533a
 def overview_outcome(
     architecture: Architecture,  # the model
     found: Footprint,  # full training, as the options' defaults say

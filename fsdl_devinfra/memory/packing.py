@@ -37,57 +37,53 @@ def group_bytes(
 
 # %% ../../nbs/memory/01_packing.ipynb #a012e18d
 def _grouped(config: Mapping[str, Any]) -> float:
-    bits, group = (
-        int(config.get("bits") or config.get("w_bit") or 4),
-        int(config.get("group_size") or config.get("q_group_size") or 128),
-    )
+    "GPTQ, AWQ and their kin: groups of weights share a scale and a zero point."
+    bits = int(config.get("bits") or config.get("w_bit") or 4)
+    group = int(config.get("group_size") or config.get("q_group_size") or 128)
     return group_bytes(bits, group, zero_point=bool(config.get("zero_point", True)))
 
+# %% ../../nbs/memory/01_packing.ipynb #24f873b9
 def _fp8(config: Mapping[str, Any]) -> float:
+    "A byte, and an fp32 scale a block where there are blocks."
     block = config.get("weight_block_size")
     return 1 + 4 / math.prod(block) if block else 1.0
 
+# %% ../../nbs/memory/01_packing.ipynb #01edc380
 def _bitsandbytes(config: Mapping[str, Any]) -> float:
+    "8 bits with a scale a row, or 4 with a scale a block of 64, which may be quantised itself."
     if config.get("load_in_8bit") or config.get("_load_in_8bit"): return 1 + 4 / 4096
     return 0.5 + (0.127 / 8 if config.get("bnb_4bit_use_double_quant") else 4 / 64)
 
+# %% ../../nbs/memory/01_packing.ipynb #102232df
 def _compressed(config: Mapping[str, Any]) -> float:
-    groups = config.get("config_groups")
-    weights = (
-        next(
-            (
-                g.get("weights")
-                for g in (groups or {}).values()
-                if isinstance(g, Mapping) and g.get("weights")
-            ),
-            None,
-        )
-        or {}
-    )
+    "compressed-tensors: what the first group of layers says of its weights."
+    groups = [group for group in (config.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+    weights = next((group["weights"] for group in groups if group.get("weights")), {})
     bits, group = int(weights.get("num_bits") or 8), int(weights.get("group_size") or 0)
     if bits == 4 and weights.get("type") == "float": return group_bytes(4, group or 16, scale=1.0)
     return group_bytes(bits, group, zero_point=weights.get("symmetric") is False)
 
+# %% ../../nbs/memory/01_packing.ipynb #687a7349
 def _modelopt(config: Mapping[str, Any]) -> float:
+    "NVIDIA's: NVFP4, or 8 bits."
     said = str(config.get("quant_algo") or (config.get("quantization") or {}).get("quant_algo") or "")
-    return (
-        group_bytes(4, 16, scale=1.0)
-        if "FP4" in said.upper() or "fp4" in str(config.get("quant_method"))
-        else 1.0
-    )
+    is_fp4 = "FP4" in said.upper() or "fp4" in str(config.get("quant_method"))
+    return group_bytes(4, 16, scale=1.0) if is_fp4 else 1.0
 
+# %% ../../nbs/memory/01_packing.ipynb #15a78d6c
+def _bits_of(config: Mapping[str, Any]) -> int:
+    "Bits of a weight: as the name of its type has them, else as a number; 8 where neither says."
+    name = str(config.get("quant_type") or config.get("weights") or "")
+    said = re.search(r"int(\d)|fp(\d)|w(\d)|_(\d)bit", name)
+    if said: return next((int(n) for n in said.groups() if n), 8)
+    return int(config.get("bits") or config.get("nbits") or 8)
 
+# %% ../../nbs/memory/01_packing.ipynb #cb965412
 def _by_bits(config: Mapping[str, Any]) -> float:
-    said = re.search(
-        r"int(\d)|fp(\d)|w(\d)|_(\d)bit", str(config.get("quant_type") or config.get("weights") or "")
-    )
-    bits = (
-        next((int(n) for n in said.groups() if n), 8)
-        if said
-        else int(config.get("bits") or config.get("nbits") or 8)
-    )
-    return group_bytes(bits, int(config.get("group_size") or 0) or 128)
+    "A method that is not known, by what it says of its bits."
+    return group_bytes(_bits_of(config), int(config.get("group_size") or 0) or 128)
 
+# %% ../../nbs/memory/01_packing.ipynb #268cb05d
 _METHODS = {
     "awq": _grouped,
     "gptq": _grouped,
@@ -106,11 +102,11 @@ _METHODS = {
     "modelopt_fp4": _modelopt,
 }
 
+# %% ../../nbs/memory/01_packing.ipynb #e615da91
 def _kept_apart(config: Mapping[str, Any], word: str, layers: int) -> float:
     "The share of the layers whose part `word` (a regular expression) is left in 16 bits."
-    names = (
-        config.get("modules_to_not_convert") or config.get("ignore") or config.get("exclude_modules") or ()
-    )
+    keys = ("modules_to_not_convert", "ignore", "exclude_modules")
+    names = next((config[key] for key in keys if config.get(key)), ())
     found: set[str] = set()
     for name in map(str, names):
         if not re.search(word, name): continue
@@ -119,6 +115,25 @@ def _kept_apart(config: Mapping[str, Any], word: str, layers: int) -> float:
         found.add(number.group(1))
     return min(len(found) / max(layers, 1), 1.0)
 
+# %% ../../nbs/memory/01_packing.ipynb #6bf6e07d
+def _method_of(said: Mapping[str, Any]) -> str:
+    "The name of the method; bitsandbytes did not always write it."
+    unnamed = "bitsandbytes" if "load_in_4bit" in said else "unknown"
+    return str(said.get("quant_method") or said.get("quant_library") or unnamed).lower()
+
+# %% ../../nbs/memory/01_packing.ipynb #066380ff
+def _leaves_attention(config: Mapping[str, Any], said: Mapping[str, Any], method: str) -> bool:
+    "gpt-oss has its attention in 16 bits, whether it says so or not."
+    return (
+        method == "mxfp4" and config.get("model_type") == "gpt_oss" and not said.get("modules_to_not_convert")
+    )
+
+# %% ../../nbs/memory/01_packing.ipynb #b3a79d7b
+def _mean(apart: float, each: float) -> float:
+    "Bytes of a weight where a share is kept `apart` in 16 bits, and the others take `each`."
+    return apart * 2 + (1 - apart) * each
+
+# %% ../../nbs/memory/01_packing.ipynb #eeb5781e
 def packing_of(
     config: Mapping[str, Any],  # config.json, or its text_config with the quantization_config beside it
     attention: float,  # the share of attention in the dense matrices of the layers
@@ -127,20 +142,12 @@ def packing_of(
     "How the weights of a checkpoint are stored, from its `quantization_config`."
     said = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(said, Mapping) or not said: return None
-    method = str(
-        said.get("quant_method")
-        or said.get("quant_library")
-        or ("bitsandbytes" if "load_in_4bit" in said else "unknown")
-    ).lower()
+    method = _method_of(said)
     each = _METHODS.get(method, _by_bits)(said)
-    whole = (
-        method == "mxfp4" and config.get("model_type") == "gpt_oss" and not said.get("modules_to_not_convert")
-    )
-    apart = 1.0 if whole else _kept_apart(said, "attn|attention", layers)
+    apart = 1.0 if _leaves_attention(config, said, method) else _kept_apart(said, "attn|attention", layers)
     mlp = _kept_apart(said, r"mlp(?!\.(router|gate|shared))(?:\.|$|\*)|feed_forward", layers)
-    dense = (attention * (apart * 2 + (1 - apart) * each) + (1 - attention) * (mlp * 2 + (1 - mlp) * each))
-    experts = _kept_apart(said, "experts", layers)
-    return Packing(method, dense, experts * 2 + (1 - experts) * each)
+    dense = attention * _mean(apart, each) + (1 - attention) * _mean(mlp, each)
+    return Packing(method, dense, _mean(_kept_apart(said, "experts", layers), each))
 
 # %% ../../nbs/memory/01_packing.ipynb #e6b72563
 #: bytes of an element, as safetensors names its types

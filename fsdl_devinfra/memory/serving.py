@@ -9,7 +9,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ..core.device_table import Device
 from ..core.errors import BadInput, unknown_name
@@ -18,7 +18,7 @@ from ..core.results import Result
 from ..core.units import GIB, size_text
 from .architecture import Architecture
 from .engines import Share, served_weights, share, stages
-from .footprint import Footprint, Gpu, estimate
+from .footprint import PARTS, Footprint, Gpu, estimate
 from .strategy import Strategy, Workload
 
 # %% auto #0
@@ -38,7 +38,8 @@ class EngineDefaults:
     sequences: int
 
 # %% ../../nbs/memory/07_serving.ipynb #2de65b97
-#: SGLang: below so many MiB → tokens of a step, largest batch of its CUDA graphs with fewer than four tensor-parallel ranks, and with more
+#: SGLang: below so many MiB → tokens of a step, largest batch of its CUDA graphs with fewer than four
+#: tensor-parallel ranks, and with more
 SGLANG_SIZES = (
     (20 * 1024, 2048, 8, 8),
     (35 * 1024, 2048, 24, 80),
@@ -134,7 +135,8 @@ def token_bytes(
 ) -> float:  # in one layer, on one GPU
     "Bytes of one token in one layer that attends."
     size = CACHE_TYPES[options.kv_cache_dtype]
-    # the key of a sparse attention's indexer: 8 bits and an fp32 scale (vLLM, `DeepseekV32IndexerCache`; SGLang does the same)
+    # the key of a sparse attention's indexer: 8 bits and an fp32 scale (vLLM, `DeepseekV32IndexerCache`;
+    # SGLang does the same)
     index = model.index_dim + 4 * model.index_dim / 128
     if model.kv_lora_rank: return (model.kv_lora_rank + model.rope_dim) * size + index
     return 2 * max(model.kv_heads / options.tp, 1) * model.head_dim * size
@@ -144,7 +146,12 @@ def wide_token_bytes(
     options: ServeOptions,
 ) -> float:  # in one layer, on one GPU
     "Bytes of one token in a layer without a window, where such layers have heads of another width."
-    return 2 * max(model.wide_kv_heads / options.tp, 1) * model.wide_head_dim * CACHE_TYPES[options.kv_cache_dtype]
+    return (
+        2
+        * max(model.wide_kv_heads / options.tp, 1)
+        * model.wide_head_dim
+        * CACHE_TYPES[options.kv_cache_dtype]
+    )
 
 # %% ../../nbs/memory/07_serving.ipynb #520a0a14
 def kept_tokens(
@@ -182,9 +189,9 @@ def request_bytes(
     return RequestBytes(growing / options.pp, (states + encoder) / options.pp)
 
 # %% ../../nbs/memory/07_serving.ipynb #004d3267
-#: bytes a logit. vLLM (`v1/sample/sampler.py` and `ops/topk_topp_sampler.py`): itself in 16 bits, its fp32 copy, sorted value and index,
-#: probability, and running sum; its newer kernel that does not sort takes 14. SGLang's and llama.cpp's are assumed: itself, an fp32 copy,
-#: and a probability; one fp32
+#: bytes a logit. vLLM (`v1/sample/sampler.py` and `ops/topk_topp_sampler.py`): itself in 16 bits, its fp32
+#: copy, sorted value and index, probability, and running sum; its newer kernel that does not sort takes 14.
+#: SGLang's and llama.cpp's are assumed: itself, an fp32 copy, and a probability; one fp32
 SAMPLER_BYTES = {"vllm": 2 + 4 + 4 + 8 + 4 + 4, "sglang": 2 + 4 + 4, "llama.cpp": 4}
 
 # %% ../../nbs/memory/07_serving.ipynb #89b3d023
@@ -193,9 +200,14 @@ def _widest(model: Architecture, options: ServeOptions) -> float:
     gate, queries = 3 if model.gated else 2, 2 * model.heads * (model.query_dim or model.head_dim)
     attention = (queries + 2 * model.kv_heads * model.head_dim) / options.tp
     dense = gate * (model.ffn + model.shared_ffn) / options.tp
-    routed = model.experts_per_token * (gate * model.expert_ffn / options.tp + model.hidden) if model.experts else 0.0
+    routed = (
+        model.experts_per_token * (gate * model.expert_ffn / options.tp + model.hidden)
+        if model.experts
+        else 0.0
+    )
     return max(attention, dense, routed, model.mixer_width / options.tp)
 
+# %% ../../nbs/memory/07_serving.ipynb #d1311a84
 def step_bytes(
     model: Architecture,
     options: ServeOptions,
@@ -206,7 +218,8 @@ def step_bytes(
     layers = 2 * tokens * (2 * model.hidden + _widest(model, options))
     sampled = tokens if options.engine == "llama.cpp" else min(sequences, tokens)
     logits = sampled * model.vocab * SAMPLER_BYTES[options.engine]
-    return layers + logits if options.engine == "llama.cpp" else max(layers, logits)  # whose buffer is one for the whole graph
+    # whose buffer is one for the whole graph
+    return layers + logits if options.engine == "llama.cpp" else max(layers, logits)
 
 # %% ../../nbs/memory/07_serving.ipynb #5d55bb7b
 def runtime_of(
@@ -229,6 +242,7 @@ def replace_experts(
 def _strategy(options: ServeOptions) -> Strategy:
     return Strategy(tp=options.tp, pp=options.pp, inference=True, base_weights=options.base_weights)
 
+# %% ../../nbs/memory/07_serving.ipynb #43f71447
 def weight_bytes(
     model: Architecture,
     options: ServeOptions,
@@ -279,6 +293,7 @@ class Demand(NamedTuple):
 def _defaults(options: ServeOptions, device: Device | None) -> EngineDefaults:
     return engine_defaults(options.engine, device, options.tp, options.pp, options.max_num_batched_tokens)
 
+# %% ../../nbs/memory/07_serving.ipynb #b75b21e8
 def _demand(model: Architecture, options: ServeOptions, device: Device | None, doubt: float) -> Demand:
     "What the engine needs, step and runtime `doubt` times as large."
     usual = _defaults(options, device)
@@ -301,7 +316,9 @@ def _pool(options: ServeOptions, device: Device | None, demand: Demand) -> float
     return max(min(max(usable, 0.0), limit - demand.weights - demand.step - demand.runtime), 0.0)
 
 # %% ../../nbs/memory/07_serving.ipynb #013265a2
-def _figures(model: Architecture, options: ServeOptions, device: Device | None, doubt: float) -> tuple[Serving, float]:
+def _figures(
+    model: Architecture, options: ServeOptions, device: Device | None, doubt: float
+) -> tuple[Serving, float]:
     "The serving figures with step and runtime `doubt` times as large, and the bytes that the pool has."
     demand = _demand(model, options, device, doubt)
     pool = _pool(options, device, demand)
@@ -342,10 +359,14 @@ _ENGINE_NOTES = {
 
 def _stored(model: Architecture, options: ServeOptions) -> str:
     "How the weights are held, in words."
-    if model.packing and not options.base_weights: return f"as the checkpoint stores them ({model.packing.method})"
+    if model.packing and not options.base_weights:
+        return f"as the checkpoint stores them ({model.packing.method})"
     return options.base_weights or "in 16 bits"
 
-def _notes(model: Architecture, options: ServeOptions, found: Serving, first: str, device: Device | None) -> list[str]:
+# %% ../../nbs/memory/07_serving.ipynb #c3e011e3
+def _notes(
+    model: Architecture, options: ServeOptions, found: Serving, first: str, device: Device | None
+) -> list[str]:
     "The assumptions: `first`, then weights, step, cache and engine."
     requests = f"{found.max_num_seqs} requests at once" if found.max_num_seqs > 1 else "one request"
     cache = f"the cache ({size_text(found.kv_cache_bytes)}) and " if found.kv_cache_bytes else ""
@@ -363,36 +384,50 @@ def _notes(model: Architecture, options: ServeOptions, found: Serving, first: st
     ]
 
 # %% ../../nbs/memory/07_serving.ipynb #9641cffc
-def _footprint(
-    model: Architecture, options: ServeOptions, found: Serving, device: Device | None, fits: str | None
-) -> Footprint:
-    "The same figures as a footprint."
-    base = estimate(model, Strategy(inference=True), Workload(1), None, "device", advice=False)
-    cache = found.kv_cache_bytes + found.state_bytes
-    parts = dict.fromkeys(base.per_gpu_bytes, 0) | dict(
+def _peak(found: Serving) -> Estimate:
+    "What the GPU holds: a step and a runtime may be 0.6 or one and a half times as large."
+    loose = found.activation_peak_bytes + found.runtime_bytes
+    total = found.weights_bytes + found.kv_cache_bytes + found.state_bytes + loose
+    return Estimate(total, round(total - 0.4 * loose), round(total + 0.5 * loose))
+
+# %% ../../nbs/memory/07_serving.ipynb #b2f7a085
+def _held(found: Serving) -> dict[str, Any]:
+    "The fields of a footprint that say what is held."
+    cache, peak = found.kv_cache_bytes + found.state_bytes, _peak(found)
+    parts = dict.fromkeys(PARTS, 0) | dict(
         parameters=found.weights_bytes,
         activations=cache + found.activation_peak_bytes,
         runtime=found.runtime_bytes,
     )
-    total, loose = sum(parts.values()), found.activation_peak_bytes + found.runtime_bytes
-    peak = Estimate(total, round(total - 0.4 * loose), round(total + 0.5 * loose))
-    return replace(
-        base,
-        strategy=_strategy(options),
-        workload=Workload(found.max_model_len, 1),
+    return dict(
         per_gpu_bytes=parts,
         peak_bytes=peak,
         peak_phase="serving",
         device_bytes=peak,
         timeline={"serving": parts},
-        assumptions=_notes(model, options, found, base.assumptions[0], device),
         kv_cache_bytes=cache,
+    )
+
+# %% ../../nbs/memory/07_serving.ipynb #ff59a58b
+def _footprint(
+    model: Architecture, options: ServeOptions, found: Serving, device: Device | None, fits: str | None
+) -> Footprint:
+    "The same figures as a footprint."
+    base = estimate(model, Strategy(inference=True), Workload(1), None, "device", advice=False)
+    return replace(
+        base,
+        strategy=_strategy(options),
+        workload=Workload(found.max_model_len, 1),
+        **_held(found),
+        assumptions=_notes(model, options, found, base.assumptions[0], device),
         gpu=Gpu(device.name, device.memory_bytes) if device else None,
         fits=fits,
     )
 
 # %% ../../nbs/memory/07_serving.ipynb #3c2937fd
-def _changes(model: Architecture, options: ServeOptions, device: Device) -> Iterator[tuple[str, ServeOptions]]:
+def _changes(
+    model: Architecture, options: ServeOptions, device: Device
+) -> Iterator[tuple[str, ServeOptions]]:
     "Other ways to serve, cheapest first."
     local = options.engine == "llama.cpp"
     yield "shorter requests", options
@@ -425,8 +460,12 @@ def _longest(model: Architecture, options: ServeOptions, length: int, device: De
         if _verdict(model, changed, device) == "yes": return shorter
     return None
 
-def _remedies(model: Architecture, options: ServeOptions, length: int, device: Device, at_most: int = 3) -> list[str]:
-    "What makes it fit: each change with the longest requests that fit, the length that was asked for or half of it, and so on."
+# %% ../../nbs/memory/07_serving.ipynb #1cae22a3
+def _remedies(
+    model: Architecture, options: ServeOptions, length: int, device: Device, at_most: int = 3
+) -> list[str]:
+    """What makes it fit: each change with the longest requests that fit, the length that was asked for or
+    half of it, and so on."""
     found = []
     for name, changed in _changes(model, options, device):
         fitting = _longest(model, changed, length, device)
@@ -439,7 +478,8 @@ def _remedies(model: Architecture, options: ServeOptions, length: int, device: D
 
 # %% ../../nbs/memory/07_serving.ipynb #32a70648
 def _refuse_unservable(model: Architecture, options: ServeOptions) -> None:
-    "Raise `BadInput` for a model that generates nothing, a request that is too long, or heads that cannot be divided."
+    """Raise `BadInput` for a model that generates nothing, a request that is too long, or heads that
+    cannot be divided."""
     if model.kind not in ("decoder", "encoder-decoder"):
         raise BadInput(f"{model.name} generates nothing", "Serve a decoder, or ask for --inference")
     asked, most = options.max_model_len, model.positions
@@ -454,13 +494,15 @@ def _refuse_unservable(model: Architecture, options: ServeOptions) -> None:
             f"Use a tp that divides {model.heads}",
         )
 
+# %% ../../nbs/memory/07_serving.ipynb #3646b924
 def serve(
     model: Architecture,
     options: ServeOptions | None = None,
     device: Device | None = None,  # the GPU; None: a cache for one request, or for `max_num_seqs`
     advice: bool = True,  # look for what would make it fit
 ) -> tuple[Serving, Footprint]:
-    "What a serving engine holds on one GPU. Raises `BadInput` where a request is longer than the model's positions."
+    """What a serving engine holds on one GPU. Raises `BadInput` where a request is longer than the model's
+    positions."""
     options = options or ServeOptions()
     _refuse_unservable(model, options)
     found, _ = _figures(model, options, device, 1.0)
@@ -490,7 +532,9 @@ def serving_text(
     found: Serving,
 ) -> str:
     "The figures in lines that people read."
-    start = f"Weights {size_text(found.weights_bytes)}, largest step {size_text(found.activation_peak_bytes)}, "
+    start = (
+        f"Weights {size_text(found.weights_bytes)}, largest step {size_text(found.activation_peak_bytes)}, "
+    )
     if not found.kv_cache_bytes and not found.state_bytes: return start + "no KV cache"
     at_once = f"{found.max_concurrency:.1f}"
     requests = f"{at_once} request{'s' * (at_once != '1.0')} of {found.max_model_len:,} tokens at once"

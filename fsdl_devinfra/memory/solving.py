@@ -5,6 +5,7 @@
 # %% ../../nbs/memory/08_solving.ipynb #5defdd5b
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..core.device_table import Device
@@ -28,6 +29,26 @@ def _unit(what: str, s: Strategy) -> int:
     "What a valid value is a multiple of: a sequence is divided among ranks."
     return s.cp * (s.tp if s.sequence_parallel else 1) if what == "seq-len" else 1
 
+# %% ../../nbs/memory/08_solving.ipynb #b0e76af8
+def _refuse_unsolvable(what: str, strategy: Strategy) -> None:
+    "Raise `BadInput` for a figure that is not known, or that the strategy does not have."
+    if what not in SOLVED: raise unknown_name("figure", what, list(SOLVED))
+    if what == "kv-tokens" and not strategy.inference:
+        raise BadInput("training keeps no cache", "Add --inference")
+    if strategy.states_only: raise BadInput("states do not depend on the batch", "Leave --states-only out")
+
+# %% ../../nbs/memory/08_solving.ipynb #db99b315
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    "The largest number up to `most` that fits, where all smaller ones do; 0 where none does."
+    low, high = 0, 1
+    while high <= most and fits(high): low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+# %% ../../nbs/memory/08_solving.ipynb #3dbd7d7d
 def solve(
     what: str,  # micro-batch, seq-len or kv-tokens
     architecture: Architecture,
@@ -37,22 +58,11 @@ def solve(
     measure: str = "reserved",
 ) -> tuple[int, Footprint]:  # the largest, 0 where none fits; its footprint, or that of the smallest
     "The largest that fits on `device`. Raises `BadInput` where the strategy has no such figure."
-    if what not in SOLVED: raise unknown_name("figure", what, list(SOLVED))
-    if what == "kv-tokens" and not strategy.inference:
-        raise BadInput("training keeps no cache", "Add --inference")
-    if strategy.states_only: raise BadInput("states do not depend on the batch", "Leave --states-only out")
+    _refuse_unsolvable(what, strategy)
     unit = _unit(what, strategy)
     def footprint(steps: int) -> Footprint:
-        return estimate(
-            architecture, strategy, _with(what, workload, steps * unit), device, measure, advice=False
-        )
-
+        work = _with(what, workload, steps * unit)
+        return estimate(architecture, strategy, work, device, measure, advice=False)
     most = (architecture.positions or 10**6) // unit if what == "seq-len" else 10**7
-    low, high = 0, 1
-    while high <= most and footprint(high).fits == "yes": low, high = high, 2 * high
-    high = min(high, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if footprint(middle).fits == "yes": low = middle
-        else: high = middle
-    return low * unit, footprint(max(low, 1))
+    largest = _largest(lambda steps: footprint(steps).fits == "yes", most)
+    return largest * unit, footprint(max(largest, 1))

@@ -21,6 +21,7 @@ class Recipe:
     grad: float
     optimizer: float  # the master copy included, where there is one
 
+# %% ../../nbs/memory/03_states.ipynb #8e3be79b
 #: bytes of optimizer state per parameter where moments are kept in 32 bits
 MOMENTS = {
     "adamw": 8.0,
@@ -41,6 +42,7 @@ def moments(
     size = MOMENTS[s.optimizer]
     return size / 2 if s.precision == "bf16" and "8bit" not in s.optimizer else size
 
+# %% ../../nbs/memory/03_states.ipynb #85499dc0
 def recipe(
     s: Strategy,
 ) -> Recipe:
@@ -56,6 +58,24 @@ def recipe(
 FROZEN = {None: 2.0, "int8": 1 + 4 / 4096, "nf4": 0.5 + 0.127 / 8, "int4-gptq": 0.5 + 2.5 / 128, "fp8": 1.0,
           "mxfp4": 0.5 + 1 / 32, "nvfp4": 0.5 + 1 / 16}
 
+# %% ../../nbs/memory/03_states.ipynb #4c20c04b
+def _latent_adapters(a: Architecture, only_qv: bool) -> int:
+    """Of latent attention, whose queries, and whose keys and values together, have a narrow matrix before
+    the wide one."""
+    query, keys = a.heads * a.query_dim, a.heads * (a.query_dim - a.rope_dim + a.value_dim)
+    between = 2 * a.query_lora_rank  # out of the narrow matrix, and into the wide one
+    both = a.hidden + between + query + (a.hidden + a.kv_lora_rank + a.rope_dim) + (a.kv_lora_rank + keys)
+    return both if only_qv else both + a.heads * a.value_dim + a.hidden
+
+# %% ../../nbs/memory/03_states.ipynb #927a814b
+def _attention_adapters(a: Architecture, only_qv: bool) -> int:
+    "Inputs and outputs of the matrices of one attention block, which is what adapters of rank 1 have."
+    h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
+    if a.kv_lora_rank: return _latent_adapters(a, only_qv)
+    if only_qv: return (h + q) + (h + kv)
+    return (h + q + 2 * kv if a.fused_qkv else (h + q) + 2 * (h + kv)) + (q + h)
+
+# %% ../../nbs/memory/03_states.ipynb #fabb8cad
 def adapter_parameters(
     a: Architecture,
     rank: int,
@@ -64,25 +84,8 @@ def adapter_parameters(
     "Parameters that LoRA adds."
     attention = _attention_adapters(a, targets == "attention-qv")
     mlp = (3 if a.gated else 2) * (a.hidden + (a.ffn or a.expert_ffn)) if targets == "all-linear" else 0
-    return rank * ((a.layers + a.decoder_layers) * (attention + mlp) + a.decoder_layers * attention)  # a decoder attends to its encoder too
-
-def _attention_adapters(a: Architecture, only_qv: bool) -> int:
-    "Inputs and outputs of the matrices of one attention block, which is what adapters of rank 1 have."
-    h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
-    if a.kv_lora_rank: return _latent_adapters(a, only_qv)
-    if only_qv: return (h + q) + (h + kv)
-    return (h + q + 2 * kv if a.fused_qkv else (h + q) + 2 * (h + kv)) + (q + h)
-
-def _latent_adapters(a: Architecture, only_qv: bool) -> int:
-    "Of latent attention, whose queries, and whose keys and values together, have a narrow matrix before the wide one."
-    query, keys = a.heads * a.query_dim, a.heads * (a.query_dim - a.rope_dim + a.value_dim)
-    queries = (
-        (a.hidden + a.query_lora_rank) + (a.query_lora_rank + query)
-        if a.query_lora_rank
-        else a.hidden + query
-    )
-    both = queries + (a.hidden + a.kv_lora_rank + a.rope_dim) + (a.kv_lora_rank + keys)
-    return both if only_qv else both + a.heads * a.value_dim + a.hidden
+    # a decoder attends to its encoder too
+    return rank * ((a.layers + a.decoder_layers) * (attention + mlp) + a.decoder_layers * attention)
 
 # %% ../../nbs/memory/03_states.ipynb #6916934e
 def sharded_states(
@@ -98,6 +101,19 @@ def sharded_states(
     )
 
 # %% ../../nbs/memory/03_states.ipynb #f83ff98e
+def _zero2(parameters: int, gpus: int, ranks: int, offloads: bool, factor: float) -> tuple[int, int]:
+    "Bytes on a GPU, and in a node of `ranks` of them, at stage 2."
+    if offloads: return 2 * parameters, int(parameters * max(4 * gpus, 16) * factor)
+    return 2 * parameters + int(18 * parameters / gpus), int(parameters * 4 * ranks * factor)
+
+# %% ../../nbs/memory/03_states.ipynb #6c571e8a
+def _zero3_host(parameters: int, ranks: int, nodes: int, each: int, zero_init: bool, factor: float) -> int:
+    """Bytes in a node at stage 3 where it takes `each` bytes a parameter; a model that is not built
+    sharded is there once a rank."""
+    if zero_init: return int(each * parameters / nodes * factor)
+    return int(parameters * max(4 * ranks, each / nodes) * factor)
+
+# %% ../../nbs/memory/03_states.ipynb #85a6b932
 def deepspeed_estimate(
     parameters: int,
     stage: int,  # 2 or 3
@@ -110,17 +126,12 @@ def deepspeed_estimate(
     buffer_factor: float = 1.5,
 ) -> tuple[int, int]:  # bytes on a GPU, bytes of a node's RAM
     "DeepSpeed's `estimate_zero{2,3}_model_states_mem_needs`, as its code of June 2024 and later computes it."
-    P, n, nodes = parameters, min(gpus, gpus_per_node), max(1, -(-gpus // gpus_per_node))
-    if stage == 2:
-        if offload_optimizer: return 2 * P, int(P * max(4 * gpus, 16) * buffer_factor)
-        return 2 * P + int(18 * P / gpus), int(P * 4 * n * buffer_factor)
-    largest = 4 * largest_layer
-    if offload_parameters:
-        return largest, int(
-            18 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 18 / nodes) * buffer_factor
+    if stage == 2: return _zero2(parameters, gpus, min(gpus, gpus_per_node), offload_optimizer, buffer_factor)
+    kept = 0 if offload_parameters else 2 if offload_optimizer else 18
+    on_gpu = 4 * largest_layer + int(kept * parameters / gpus)
+    nodes, ranks = max(1, -(-gpus // gpus_per_node)), min(gpus, gpus_per_node)
+    if offload_parameters or offload_optimizer:
+        return on_gpu, _zero3_host(
+            parameters, ranks, nodes, 18 if offload_parameters else 16, zero_init, buffer_factor
         )
-    if offload_optimizer:
-        return largest + int(2 * P / gpus), int(
-            16 * P / nodes * buffer_factor if zero_init else P * max(4 * n, 16 / nodes) * buffer_factor
-        )
-    return largest + int(18 * P / gpus), int((largest_layer if zero_init else P) * 4 * n * buffer_factor)
+    return on_gpu, int((largest_layer if zero_init else parameters) * 4 * ranks * buffer_factor)

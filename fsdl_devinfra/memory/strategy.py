@@ -46,6 +46,7 @@ CHOICES = {
     "kernels": (None, "torch", "compile", "te", "megatron", "jax"),
     "schedule": ("1f1b", "dualpipe"),
 }
+
 #: precisions whose matrix products run on values of 8 or 4 bits
 NARROW = ("fp8-mixed", "mxfp8-mixed", "nvfp4-mixed")
 
@@ -84,17 +85,9 @@ class Strategy(Result):
     states_only: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dp", "tp", "pp", "vpp", "cp", "ep"): _whole(name, getattr(self, name), 1)
-        if self.zero not in (0, 1, 2, 3) or isinstance(self.zero, bool):
-            raise BadInput(f"zero cannot be {self.zero!r}", "Choose 0, 1, 2 or 3")
-        for name in ("shard_group", "lora_rank"):
-            if getattr(self, name) is not None: _whole(name, getattr(self, name), 1)
-        if self.trainer_version is not None: _ = self.trainer
-        for name, options in CHOICES.items():
-            if getattr(self, name) not in options:
-                raise unknown_name(
-                    name.replace("_", " "), str(getattr(self, name)), [str(o) for o in options if o]
-                )
+        _check_degrees(self)
+        if self.trainer_version is not None: _trainer_of(self.trainer_version)
+        _check_choices(self)
         if self.kernels == "compile": object.__setattr__(self, "compile", True)
         if self.kernels == "torch" and self.compile:
             raise BadInput(
@@ -111,7 +104,8 @@ class Strategy(Result):
 
     @property
     def expert_tp(self) -> int:
-        "Tensor-parallel ranks that share one expert: all of them, or fewer where expert parallelism runs across them."
+        """Tensor-parallel ranks that share one expert: all of them, or fewer where expert parallelism runs
+        across them."""
         ranks = self.dp * self.cp * self.tp
         return next((t for t in range(self.tp, 0, -1) if self.tp % t == 0 and ranks % (self.ep * t) == 0), 1)
 
@@ -127,19 +121,14 @@ class Strategy(Result):
 
     @property
     def torch_native(self) -> bool:
-        "Whether PyTorch itself shards and casts: FSDP, DDP or one GPU, with or without the Trainer of Transformers."
+        """Whether PyTorch itself shards and casts: FSDP, DDP or one GPU, with or without the Trainer of
+        Transformers."""
         return self.framework in ("fsdp", "hf")
 
     @property
     def trainer(self) -> tuple[int, int]:
         "Major and minor version of Transformers that `hf` means."
-        if self.trainer_version is None: return NEWEST_TRAINER
-        found = re.match(r"v?(\d+)\.(\d+)", self.trainer_version)
-        if not found:
-            raise BadInput(
-                f"{self.trainer_version!r} is no version of Transformers", "Write it as 4.45 or 5.24.0"
-            )
-        return int(found.group(1)), int(found.group(2))
+        return NEWEST_TRAINER if self.trainer_version is None else _trainer_of(self.trainer_version)
 
     @property
     def shards(self) -> int:
@@ -152,8 +141,32 @@ class Strategy(Result):
         return self.tp > 1 and self.sp is not False
 
 def _whole(name: str, value: Any, low: int) -> None:
+    "Raise `BadInput` for what is no whole number of at least `low`."
     if isinstance(value, bool) or not isinstance(value, int) or value < low or value > 10**7:
         raise BadInput(f"{name} cannot be {value!r}", f"Give a whole number from {low} to 10 million")
+
+# %% ../../nbs/memory/02_strategy.ipynb #491b8d33
+def _check_degrees(s: Strategy) -> None:
+    "Raise `BadInput` for numbers of ranks that cannot be."
+    for name in ("dp", "tp", "pp", "vpp", "cp", "ep"): _whole(name, getattr(s, name), 1)
+    if s.zero not in (0, 1, 2, 3) or isinstance(s.zero, bool):
+        raise BadInput(f"zero cannot be {s.zero!r}", "Choose 0, 1, 2 or 3")
+    for name in ("shard_group", "lora_rank"):
+        if getattr(s, name) is not None: _whole(name, getattr(s, name), 1)
+
+def _trainer_of(version: str) -> tuple[int, int]:
+    "Major and minor number of a version. Raises `BadInput` for what is none."
+    found = re.match(r"v?(\d+)\.(\d+)", version)
+    if found: return int(found.group(1)), int(found.group(2))
+    raise BadInput(f"{version!r} is no version of Transformers", "Write it as 4.45 or 5.24.0")
+
+# %% ../../nbs/memory/02_strategy.ipynb #dfe46781
+def _check_choices(s: Strategy) -> None:
+    "Raise `BadInput` for a word that is not among those of its field."
+    for name, options in CHOICES.items():
+        value = getattr(s, name)
+        if value in options: continue
+        raise unknown_name(name.replace("_", " "), str(value), [str(option) for option in options if option])
 
 # %% ../../nbs/memory/02_strategy.ipynb #8d47e294
 @dataclass(frozen=True)
@@ -162,20 +175,21 @@ class Workload(Result):
     schema: ClassVar[str] = "fsdl-devinfra/workload/1"
     seq_len: int = 4096  # tokens of a whole sequence
     micro_batch: int = 1  # sequences that go through together
-    grad_accum: int | None = None  # micro-batches in a step; None: 1, and with a pipeline its number of stages
-    kv_cache_tokens: int | None = None  # for inference: tokens kept for all sequences; None: micro_batch · seq_len
-    lengths: str | None = None  # of the samples: "MEAN,SPREAD", "MEAN,SPREAD,dropped" or a file; None: all of seq_len
+    # micro-batches in a step; None: 1, and with a pipeline its number of stages
+    grad_accum: int | None = None
+    # for inference: tokens kept for all sequences; None: micro_batch · seq_len
+    kv_cache_tokens: int | None = None
+    # of the samples: "MEAN,SPREAD", "MEAN,SPREAD,dropped" or a file; None: all of seq_len
+    lengths: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "micro_batch"): _whole(name, getattr(self, name), 1)
         for name in ("grad_accum", "kv_cache_tokens"):
-            if getattr(self, name) is not None and not (
-                isinstance(getattr(self, name), int) and 1 <= getattr(self, name) <= 10**12
-            ):
-                raise BadInput(
-                    f"{name.replace('_', ' ')} cannot be {getattr(self, name)!r}",
-                    "Give a whole number of at least 1",
-                )
+            value = getattr(self, name)
+            if value is None or isinstance(value, int) and 1 <= value <= 10**12: continue
+            raise BadInput(
+                f"{name.replace('_', ' ')} cannot be {value!r}", "Give a whole number of at least 1"
+            )
 
     def microbatches(self,
         strategy: Strategy,
@@ -183,6 +197,7 @@ class Workload(Result):
         "How many micro-batches a step has."
         return self.grad_accum or (strategy.pp if strategy.pp > 1 else 1)
 
+# %% ../../nbs/memory/02_strategy.ipynb #a997de59
 def default_workload(
     architecture: Architecture,  # whose longest sequence bounds the default
     **given: Any,  # fields of `Workload`
@@ -192,23 +207,8 @@ def default_workload(
     return Workload(**{k: v for k, v in given.items() if v is not None})
 
 # %% ../../nbs/memory/02_strategy.ipynb #b63371d1
-def refusal(
-    a: Architecture,
-    s: Strategy,
-    w: Workload,
-) -> tuple[str, str] | None:  # (what is impossible, what to do), or None
-    "The first reason why `s` cannot run `a`, if there is one."
-    return next(
-        (
-            found
-            for rule in (_split_tensors, _split_layers, _split_sequence, _split_experts, _shard, _mix)
-            if (found := rule(a, s, w))
-        ),
-        None,
-    )
-
-
 def _split_tensors(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
+    "Heads and MLPs among tensor-parallel ranks."
     if s.tp == 1 or not a.heads: return None
     if a.heads % s.tp:
         return (
@@ -225,14 +225,22 @@ def _split_tensors(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str]
         )
     return None
 
-def _split_layers(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
+# %% ../../nbs/memory/02_strategy.ipynb #548eb045
+def _chunks(a: Architecture, s: Strategy) -> tuple[str, str] | None:
+    "Layers among the stages of a pipeline."
     layers = a.layers + a.decoder_layers
-    most = layers + 2 * (s.framework == "megatron" and s.vpp > 1)  # Megatron may count the embedding and the head as layers
-    if s.pp > 1 and layers and s.pp * s.vpp > most:
-        return (
-            f"{layers} layers cannot be dealt out to {s.pp * s.vpp} pipeline stages",
-            f"Use pp·vpp of at most {most}",
-        )
+    # Megatron may count the embedding and the head as layers
+    most = layers + 2 * (s.framework == "megatron" and s.vpp > 1)
+    if s.pp == 1 or not layers or s.pp * s.vpp <= most: return None
+    return (
+        f"{layers} layers cannot be dealt out to {s.pp * s.vpp} pipeline stages",
+        f"Use pp·vpp of at most {most}",
+    )
+
+# %% ../../nbs/memory/02_strategy.ipynb #fa7ee8c1
+def _split_layers(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
+    "Layers and micro-batches in a pipeline."
+    if found := _chunks(a, s): return found
     if s.vpp > 1 and s.pp == 1: return "virtual stages need a pipeline", "Set pp to 2 or more, or vpp to 1"
     if s.schedule == "dualpipe" and s.pp % 2:
         return "DualPipe sends micro-batches from both ends of an even pipeline", "Use an even pp"
@@ -242,7 +250,9 @@ def _split_layers(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] 
                 f"Use a grad_accum that is a multiple of {s.pp}")
     return None
 
+# %% ../../nbs/memory/02_strategy.ipynb #8a274675
 def _split_sequence(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
+    "A sequence among context- and sequence-parallel ranks."
     if s.cp > 1 and w.seq_len % s.cp:
         return (
             f"a sequence of {w.seq_len} cannot be divided among {s.cp} context-parallel ranks",
@@ -260,7 +270,9 @@ def _split_sequence(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str
         )
     return None
 
+# %% ../../nbs/memory/02_strategy.ipynb #9cfc52ed
 def _split_experts(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
+    "Experts among expert-parallel ranks."
     if s.ep == 1: return None
     if not a.experts: return "expert parallelism needs a model with experts", "Set ep to 1"
     if a.experts % s.ep:
@@ -276,7 +288,9 @@ def _split_experts(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str]
         )
     return None
 
+# %% ../../nbs/memory/02_strategy.ipynb #7cee29f7
 def _shard(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
+    "What ZeRO, shard groups and offloading need of each other."
     if s.shard_group and s.zero != 3:
         return "a shard group (HSDP) needs full sharding", "Set zero to 3, or leave shard_group out"
     if s.shard_group and (s.dp * s.cp) % s.shard_group:
@@ -296,7 +310,9 @@ def _shard(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
         return "only sharded parameters can be offloaded", "Set zero to 3"
     return None
 
+# %% ../../nbs/memory/02_strategy.ipynb #2181ba57
 def _mix(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
+    "Adapters, quantised weights, inference, and an optimizer in the backward pass."
     if s.base_weights and not s.lora_rank and not s.inference:
         return "quantised weights cannot be trained", "Give a lora_rank, or leave base_weights out"
     if s.inference and s.lora_rank:
@@ -310,6 +326,18 @@ def _mix(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
         return f"{s.framework} has no optimizer in the backward pass", "Use framework fsdp"
     return None
 
+# %% ../../nbs/memory/02_strategy.ipynb #80171568
+_RULES = (_split_tensors, _split_layers, _split_sequence, _split_experts, _shard, _mix)
+
+def refusal(
+    a: Architecture,
+    s: Strategy,
+    w: Workload,
+) -> tuple[str, str] | None:  # (what is impossible, what to do), or None
+    "The first reason why `s` cannot run `a`, if there is one."
+    return next((found for rule in _RULES if (found := rule(a, s, w))), None)
+
+# %% ../../nbs/memory/02_strategy.ipynb #e37fb36b
 def check(
     a: Architecture,
     s: Strategy,

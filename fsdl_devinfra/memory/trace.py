@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from ..core.console import table_text
@@ -23,22 +26,30 @@ from .strategy import Strategy, Workload
 __all__ = ['saved_bytes', 'Trace', 'trace', 'compare', 'comparison_text']
 
 # %% ../../nbs/memory/09_trace.ipynb #0d060d67
+def _kept(run: Callable[[], Any]) -> dict[int, Any]:
+    "Storages that autograd keeps while something runs, by their address."
+    import torch
+    kept: dict[int, Any] = {}
+    def pack(t: Any) -> Any:
+        storage = t.untyped_storage()
+        kept[storage._cdata] = storage
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): run()
+    return kept
+
+# %% ../../nbs/memory/09_trace.ipynb #0af4e35f
 def saved_bytes(
     make: Callable[[], tuple[Any, tuple]],  # builds a module and its inputs
 ) -> int:
-    "Bytes that autograd keeps for the backward pass of any module, parameters left out. Runs on fake tensors: needs torch, no memory."
-    torch = need("torch", "torch", "tracing")
+    """Bytes that autograd keeps for the backward pass of any module, parameters left out. Runs on fake
+    tensors: needs torch, no memory."""
+    need("torch", "torch", "tracing")
     from torch._subclasses.fake_tensor import FakeTensorMode
-    kept: dict[int, Any] = {}
-    def pack(t: Any) -> Any:
-        s = t.untyped_storage()
-        kept[s._cdata] = s
-        return t
     with FakeTensorMode(allow_non_fake_inputs=True):
         module, inputs = make()
         own = {p.untyped_storage()._cdata for p in [*module.parameters(), *module.buffers()]}
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): module(*inputs)
-        return sum(s.nbytes() for key, s in kept.items() if key not in own)
+        kept = _kept(lambda: module(*inputs))
+        return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
 
 # %% ../../nbs/memory/09_trace.ipynb #5f49864d
 @dataclass(frozen=True)
@@ -52,36 +63,16 @@ class Trace(Result):
     seconds: float
     torch: str
 
-_WORKER = "import sys; from fsdl_devinfra.memory.trace import _work; _work(sys.stdin.read())"
-
-def trace(
-    config: Mapping[str, Any],  # of a decoder, an encoder or a vision transformer that Transformers knows
-    strategy: Strategy | None = None,  # one GPU, dp ranks of FSDP2 (zero 3) or of DDP (zero 0, or 1: with a sharded optimizer)
-    workload: Workload | None = None,
-    timeout: float = 600,  # seconds
-) -> Trace:
-    "Trace a training step without a GPU. Raises `BadInput` for what it cannot trace, `MissingExtra` without torch and transformers."
-    s, w = strategy or Strategy(), workload or Workload()
-    need("torch", "torch", "tracing")
-    need("transformers", "transformers", "tracing a configuration")
-    _traceable(s)
-    job = json.dumps({"config": dict(config), "strategy": s.to_dict(), "workload": w.to_dict()})
-    done = subprocess.run(
-        [sys.executable, "-c", _WORKER], input=job, capture_output=True, text=True, timeout=timeout
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise CheckError(
-            f"the trace did not run ({reason[:300]})",
-            "Leave --trace out, or trace the module in Python with saved_bytes",
-        )
-    return Trace.from_dict(json.loads(lines[-1]))
-
-def _traceable(s: Strategy) -> None:
+# %% ../../nbs/memory/09_trace.ipynb #b5edade6
+def _refuse_other(s: Strategy) -> None:
+    "Raise `BadInput` for a framework or a split that a trace does not have."
     if s.framework != "fsdp": raise BadInput(f"{s.framework} cannot be traced", "Use --framework fsdp")
     for name in ("tp", "pp", "cp", "ep"):
         if getattr(s, name) > 1: raise BadInput(f"a trace has no {name}", f"Leave {name} out")
+
+def _traceable(s: Strategy) -> None:
+    "Raise `BadInput` for what cannot be traced."
+    _refuse_other(s)
     if s.lora_rank or s.base_weights or s.inference or s.offload != "none" or s.optimizer_in_backward:
         raise BadInput(
             "a trace knows full training on the GPU only",
@@ -92,6 +83,38 @@ def _traceable(s: Strategy) -> None:
     if s.zero == 2:
         raise BadInput("a trace knows one GPU, replicas and full sharding", "Use --zero 0, 1 or 3")
 
+# %% ../../nbs/memory/09_trace.ipynb #155d58bc
+_WORKER = "import sys; from fsdl_devinfra.memory.trace import _work; _work(sys.stdin.read())"
+
+def _traced(job: str, timeout: float) -> Trace:
+    "The answer of the child. Raises `CheckError` with the last line that it wrote where there is none."
+    command = [sys.executable, "-c", _WORKER]
+    done = subprocess.run(command, input=job, capture_output=True, text=True, timeout=timeout)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not done.returncode and lines: return Trace.from_dict(json.loads(lines[-1]))
+    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    raise CheckError(
+        f"the trace did not run ({reason[:300]})",
+        "Leave --trace out, or trace the module in Python with saved_bytes",
+    )
+
+# %% ../../nbs/memory/09_trace.ipynb #33acaff4
+def trace(
+    config: Mapping[str, Any],  # of a decoder, an encoder or a vision transformer that Transformers knows
+    strategy: Strategy | None = None,  # one GPU, dp ranks of FSDP2 (zero 3) or of DDP (zero 0, or 1: with a sharded optimizer)
+    workload: Workload | None = None,
+    timeout: float = 600,  # seconds
+) -> Trace:
+    """Trace a training step without a GPU. Raises `BadInput` for what it cannot trace, `MissingExtra`
+    without torch and transformers."""
+    s, w = strategy or Strategy(), workload or Workload()
+    need("torch", "torch", "tracing")
+    need("transformers", "transformers", "tracing a configuration")
+    _traceable(s)
+    return _traced(
+        json.dumps({"config": dict(config), "strategy": s.to_dict(), "workload": w.to_dict()}), timeout
+    )
+
 # %% ../../nbs/memory/09_trace.ipynb #a6b0063a
 def _replicate(parts: dict[str, int], s: Strategy) -> dict[str, int]:
     "The parts of one GPU as those of one of `dp` replicas."
@@ -100,159 +123,108 @@ def _replicate(parts: dict[str, int], s: Strategy) -> dict[str, int]:
     return parts | {"communication": parts["communication"] + parts["parameters"], "optimizer": shared}
 
 # %% ../../nbs/memory/09_trace.ipynb #c17dbbbf
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-
-def _work(job: str) -> None:
-    "The child: read a job, trace, print the answer as one line."
-    import time
-    import torch
-    start, told = time.monotonic(), json.loads(job)
-    config, s, w = told["config"], Strategy.from_dict(told["strategy"]), Workload.from_dict(told["workload"])
-    key = next(k for k in _LAYER_KEYS if k in config)
-    layers = int(config[key])
-    _mend()
-    if s.zero == 3: _pretend(s.dp)
-    if layers <= 3: parts, traced = _step({**config}, s, w), [layers]
-    else:
-        two, three = (_step({**config, key: n}, s, w) for n in (2, 3))
-        parts, traced = {k: two[k] + (three[k] - two[k]) * (layers - 2) for k in two}, [2, 3]
-    parts = _replicate(parts, s)
-    found = Trace(
-        layers, traced, parts, sum(parts.values()), round(time.monotonic() - start, 1), torch.__version__
-    )
-    print(json.dumps(found.to_dict()))
-
-def _mend() -> None:
-    "Keep DTensor's sharding propagation out of the tracker's count (see above; torch 2.13)."
-    import torch.distributed.tensor._sharding_prop as propagation
-
-    if hasattr(propagation, "detect_fake_mode"):
-        setattr(propagation, "detect_fake_mode", lambda *args, **kwargs: None)
-
-
-def _pretend(ranks: int) -> None:
-    import torch.distributed as dist
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-
-def _build(config: dict[str, Any], device: str) -> Any:
-    "The model of a configuration, without weights."
-    import torch
+def _model_class(config: Mapping[str, Any], kind: str) -> Any:
+    "The class of Transformers that builds a model of a configuration, by what it answers."
     import transformers
+    if "image_size" in config: return transformers.AutoModelForImageClassification
+    if any("SequenceClassification" in name for name in config.get("architectures") or ()):
+        return transformers.AutoModelForSequenceClassification
+    if kind in ("bert", "roberta", "distilbert"): return transformers.AutoModelForMaskedLM
+    return transformers.AutoModelForCausalLM
 
-    kind = (
-        "vit" if "image_size" in config and config.get("model_type") == "digits-vit" else config["model_type"]
-    )
-    known = transformers.AutoConfig.for_model(**{**config, "model_type": kind, "use_cache": False})
-    auto = (
-        transformers.AutoModelForImageClassification
-        if "image_size" in config
-        else transformers.AutoModelForSequenceClassification
-        if any("SequenceClassification" in a for a in config.get("architectures") or ())
-        else transformers.AutoModelForMaskedLM
-        if kind in ("bert", "roberta", "distilbert")
-        else transformers.AutoModelForCausalLM
-    )
-    with _without_initialisation(), torch.device(device): return auto.from_config(known)
-
+# %% ../../nbs/memory/09_trace.ipynb #55d9f089
 def _without_initialisation() -> Any:
     "Initial values look at numbers, and fake tensors have none."
     import transformers
     from unittest.mock import patch
     return patch.object(transformers.PreTrainedModel, "init_weights", lambda module: module.tie_weights())
 
-def _inputs(config: dict[str, Any], w: Workload) -> Any:
+def _build(config: dict[str, Any], device: str) -> Any:
+    "The model of a configuration, without weights."
     import torch
-    if "image_size" in config:
-        return {
-            "pixel_values": torch.zeros(
-                w.micro_batch, config.get("num_channels", 3), config["image_size"], config["image_size"]
-            )
-        }
-    return {"input_ids": torch.zeros(w.micro_batch, w.seq_len, dtype=torch.long)}
+    import transformers
+    is_digits = "image_size" in config and config.get("model_type") == "digits-vit"
+    kind = "vit" if is_digits else config["model_type"]
+    known = transformers.AutoConfig.for_model(**{**config, "model_type": kind, "use_cache": False})
+    with _without_initialisation(), torch.device(device): return _model_class(config, kind).from_config(known)
 
+# %% ../../nbs/memory/09_trace.ipynb #4a14ba21
+def _inputs(config: dict[str, Any], w: Workload) -> Any:
+    "A batch of zeros: pictures, or tokens."
+    import torch
+    if "image_size" not in config:
+        return {"input_ids": torch.zeros(w.micro_batch, w.seq_len, dtype=torch.long)}
+    side = config["image_size"]
+    return {"pixel_values": torch.zeros(w.micro_batch, config.get("num_channels", 3), side, side)}
+
+# %% ../../nbs/memory/09_trace.ipynb #0e1d14c9
 def _layers_of(module: Any) -> list:
     "The repeated layers: the longest ModuleList."
     import torch
     lists = [m for m in module.modules() if isinstance(m, torch.nn.ModuleList)]
     return list(max(lists, key=len)) if lists else []
 
-def _recompute(module: Any, s: Strategy) -> None:
-    if s.recompute == "none": return
-    options: dict[str, Any] = {"use_reentrant": False}
-    if s.recompute == "selective":
-        import functools
-        from torch.utils.checkpoint import create_selective_checkpoint_contexts
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _every_second)
-    module.gradient_checkpointing_enable(options)
-
+# %% ../../nbs/memory/09_trace.ipynb #6dc110ca
 def _every_second(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> Any:
     "Keep the result of attention and of every second matrix product."
     import torch
     from torch.utils.checkpoint import CheckpointPolicy
     counts = _every_second.__dict__.setdefault("counts", {False: 0, True: 0})
-    if op == torch.ops.aten.mm.default: counts[ctx.is_recompute] += 1
-    keep = "scaled_dot_product" in str(op) or (
-        op == torch.ops.aten.mm.default and counts[ctx.is_recompute] % 2
-    )
+    is_product = op == torch.ops.aten.mm.default
+    if is_product: counts[ctx.is_recompute] += 1
+    keep = "scaled_dot_product" in str(op) or (is_product and counts[ctx.is_recompute] % 2)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
-_OPTIMIZERS = {
-    "adamw": lambda torch, p: torch.optim.AdamW(p, foreach=True),
-    "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    "none": lambda torch, p: None,
-}
+# %% ../../nbs/memory/09_trace.ipynb #d5286f52
+def _recompute(module: Any, s: Strategy) -> None:
+    "Turn on the recomputation that the strategy asks for."
+    if s.recompute == "none": return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if s.recompute == "selective":
+        from torch.utils.checkpoint import create_selective_checkpoint_contexts
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _every_second)
+    module.gradient_checkpointing_enable(options)
 
-def _step(config: dict[str, Any], s: Strategy, w: Workload) -> dict[str, int]:
-    "Two steps under the tracker; the parts at the peak of the second."
-    import contextlib
+# %% ../../nbs/memory/09_trace.ipynb #31ac087e
+def _loss(logits: Any, inputs: dict[str, Any]) -> Any:
+    "Cross-entropy: of each token with itself, or of a classifier with the first class."
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    mesh = _mesh(s) if s.zero == 3 else None  # reads real tensors, so before any is fake
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        if s.precision == "bf16": torch.set_default_dtype(torch.bfloat16)
-        module = _build(config, "meta" if s.zero == 3 else "cpu")  # fully_shard turns meta tensors into fake ones; alone they cannot be swapped
-        module.train()
-        _recompute(module, s)
-        if mesh is not None:
-            _shard(module, s, mesh)
-            module.to_empty(device="cpu")
-        optimizer = _OPTIMIZERS[s.optimizer](torch, module.parameters())
-        tracker = _tracker(module, optimizer, s)
-        inputs = _inputs(config, w)
-        cast = (
-            torch.autocast("cpu", torch.bfloat16)
-            if s.zero == 0 and s.precision.endswith("mixed")
-            else contextlib.nullcontext()
-        )
-        with tracker:
-            for step in range(2):
-                with cast: loss = _loss(module(**inputs).logits, inputs)
-                loss.backward()
-                del loss
-                if optimizer:
-                    optimizer.step()
-                    optimizer.zero_grad()
-                if step == 0: tracker.reset_mod_stats()
-        return _sum_parts(tracker.get_tracker_snapshot("peak"))
+    from torch.nn.functional import cross_entropy
+    if logits.dim() >= 3: return cross_entropy(logits.flatten(0, 1).float(), inputs["input_ids"].flatten())
+    return cross_entropy(logits.float(), torch.zeros(logits.shape[0], dtype=torch.long))
+
+# %% ../../nbs/memory/09_trace.ipynb #752d6ae5
+def _mend() -> None:
+    "Keep DTensor's sharding propagation out of the tracker's count (see above; torch 2.13)."
+    import torch.distributed.tensor._sharding_prop as propagation
+    if hasattr(propagation, "detect_fake_mode"):
+        setattr(propagation, "detect_fake_mode", lambda *args, **kwargs: None)
+
+def _pretend(ranks: int) -> None:
+    "Be the first of many ranks, none of which is there."
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
 
 def _mesh(s: Strategy) -> Any:
+    "All ranks in a row."
     from torch.distributed.device_mesh import init_device_mesh
     return init_device_mesh("cpu", (s.dp,))
 
+# %% ../../nbs/memory/09_trace.ipynb #addc14a3
 def _shard(module: Any, s: Strategy, mesh: Any) -> None:
+    "FSDP2 over each layer and over the whole."
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    policy = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        if s.precision.endswith("mixed")
-        else MixedPrecisionPolicy()
-    )
+    policy = MixedPrecisionPolicy()
+    if s.precision.endswith("mixed"):
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in _layers_of(module): fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
 
+# %% ../../nbs/memory/09_trace.ipynb #fb89438c
 def _tracker(module: Any, optimizer: Any, s: Strategy) -> Any:
+    "What counts every storage while it lives."
     if s.zero == 3:
         from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
         return FSDPMemTracker(module, optimizer)
@@ -261,88 +233,167 @@ def _tracker(module: Any, optimizer: Any, s: Strategy) -> Any:
     tracker.track_external(*(x for x in (module, optimizer) if x is not None))
     return tracker
 
-def _loss(logits: Any, inputs: dict[str, Any]) -> Any:
-    import torch
-
-    if logits.dim() < 3:
-        return torch.nn.functional.cross_entropy(
-            logits.float(), torch.zeros(logits.shape[0], dtype=torch.long)
-        )
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), inputs["input_ids"].flatten())
-
+# %% ../../nbs/memory/09_trace.ipynb #1f105eba
 #: what the tracker calls it → what we call it
 _KINDS = {
     "SHARDED_PARAM": "parameters",
     "PARAM": "parameters",
+    "PARAMETER": "parameters",
     "BUFFER": "parameters",
     "SHARDED_GRAD": "gradients",
     "GRAD": "gradients",
+    "GRADIENT": "gradients",
     "OPT": "optimizer",
+    "OPTSTATE": "optimizer",
     "ACT": "activations and loss",
+    "ACTIVATION": "activations and loss",
     "TEMP": "activations and loss",
     "INP": "activations and loss",
+    "INPUTS": "activations and loss",
     "UNSHARDED_PARAM": "communication",
     "UNSHARDED_GRAD": "communication",
     "ALL_GATHER": "communication",
     "REDUCE_SCATTER": "communication",
 }
+_PARTS = ("parameters", "gradients", "optimizer", "activations and loss", "communication")
 
+# %% ../../nbs/memory/09_trace.ipynb #f87715ef
 def _sum_parts(snapshot: Mapping[Any, Mapping[Any, int]]) -> dict[str, int]:
-    parts: dict[str, int] = dict.fromkeys(
-        ("parameters", "gradients", "optimizer", "activations and loss", "communication"), 0
-    )
+    "Part → bytes, over all devices of a snapshot; kinds without a part are left out."
+    parts: dict[str, int] = dict.fromkeys(_PARTS, 0)
     for kinds in snapshot.values():
         for kind, size in kinds.items():
-            name = getattr(kind, "name", str(kind)).upper()
-            name = {
-                "OPTSTATE": "OPT",
-                "ACTIVATION": "ACT",
-                "PARAMETER": "PARAM",
-                "GRADIENT": "GRAD",
-                "INPUTS": "INP",
-            }.get(name, name)
-            if name in _KINDS: parts[_KINDS[name]] += int(size)
+            part = _KINDS.get(getattr(kind, "name", str(kind)).upper())
+            if part: parts[part] += int(size)
     return parts
+
+# %% ../../nbs/memory/09_trace.ipynb #d57b9c8f
+_OPTIMIZERS = {
+    "adamw": lambda torch, p: torch.optim.AdamW(p, foreach=True),
+    "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "none": lambda torch, p: None,
+}
+
+def _fake_module(config: dict[str, Any], s: Strategy, mesh: Any) -> Any:
+    "The model on fake tensors, sharded where there is a mesh."
+    # fully_shard turns meta tensors into fake ones; alone they cannot be swapped
+    module = _build(config, "meta" if s.zero == 3 else "cpu")
+    module.train()
+    _recompute(module, s)
+    if mesh is None: return module
+    _shard(module, s, mesh)
+    module.to_empty(device="cpu")
+    return module
+
+# %% ../../nbs/memory/09_trace.ipynb #4bae8f6f
+def _run_step(module: Any, optimizer: Any, inputs: dict[str, Any], s: Strategy) -> None:
+    "Forward, backward, update."
+    import torch
+    casts = s.zero == 0 and s.precision.endswith("mixed")
+    with torch.autocast("cpu", torch.bfloat16) if casts else nullcontext():
+        loss = _loss(module(**inputs).logits, inputs)
+    loss.backward()
+    del loss
+    if optimizer is None: return
+    optimizer.step()
+    optimizer.zero_grad()
+
+# %% ../../nbs/memory/09_trace.ipynb #7a3d0de7
+def _two_steps(tracker: Any, module: Any, optimizer: Any, inputs: dict[str, Any], s: Strategy) -> None:
+    "The first step makes the states of the optimizer; the second is that of a run."
+    with tracker:
+        _run_step(module, optimizer, inputs, s)
+        tracker.reset_mod_stats()
+        _run_step(module, optimizer, inputs, s)
+
+def _step(config: dict[str, Any], s: Strategy, w: Workload) -> dict[str, int]:
+    "Two steps under the tracker; the parts at the peak of the second."
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    mesh = _mesh(s) if s.zero == 3 else None  # reads real tensors, so before any is fake
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        if s.precision == "bf16": torch.set_default_dtype(torch.bfloat16)
+        module = _fake_module(config, s, mesh)
+        optimizer = _OPTIMIZERS[s.optimizer](torch, module.parameters())
+        tracker = _tracker(module, optimizer, s)
+        _two_steps(tracker, module, optimizer, _inputs(config, w), s)
+        return _sum_parts(tracker.get_tracker_snapshot("peak"))
+
+# %% ../../nbs/memory/09_trace.ipynb #338625ad
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+def _line(two: dict[str, int], three: dict[str, int], layers: int) -> dict[str, int]:
+    "The parts of a model of many layers, from those of two and of three."
+    return {part: two[part] + (three[part] - two[part]) * (layers - 2) for part in two}
+
+def _whole_model(config: dict[str, Any], s: Strategy, w: Workload) -> tuple[int, list[int], dict[str, int]]:
+    "Layers of the model, layers that were run, and the parts of the whole."
+    key = next(k for k in _LAYER_KEYS if k in config)
+    layers = int(config[key])
+    if layers <= 3: return layers, [layers], _step({**config}, s, w)
+    two, three = (_step({**config, key: n}, s, w) for n in (2, 3))
+    return layers, [2, 3], _line(two, three, layers)
+
+# %% ../../nbs/memory/09_trace.ipynb #58c3b2aa
+def _trace_here(config: dict[str, Any], s: Strategy, w: Workload) -> Trace:
+    "Trace in this process, and change its PyTorch for it."
+    import torch
+    start = time.monotonic()
+    _mend()
+    if s.zero == 3: _pretend(s.dp)
+    layers, ran, parts = _whole_model(config, s, w)
+    parts = _replicate(parts, s)
+    seconds = round(time.monotonic() - start, 1)
+    return Trace(layers, ran, parts, sum(parts.values()), seconds, torch.__version__)
+
+# %% ../../nbs/memory/09_trace.ipynb #03710c90
+def _work(job: str) -> None:
+    "The child: read a job, trace, print the answer as one line."
+    told = json.loads(job)
+    strategy, workload = Strategy.from_dict(told["strategy"]), Workload.from_dict(told["workload"])
+    print(json.dumps(_trace_here(told["config"], strategy, workload).to_dict()))
 
 # %% ../../nbs/memory/09_trace.ipynb #2bc5a4b0
 _WHY = {
     "activations and loss": "the trace runs the layers as Transformers writes them, on CPU kernels: "
     "with dropout in attention there is no flash kernel, and the probabilities are kept",
-    "communication": "the estimate takes FSDP's buffers at their fullest, the trace those that are live at the moment of its peak; "
-    "DDP's buckets are reckoned in both",
+    "communication": "the estimate takes FSDP's buffers at their fullest, the trace those that are live "
+    "at the moment of its peak; DDP's buckets are reckoned in both",
     "gradients": "the peaks may lie in different phases",
     "parameters": "the estimate counts the 16-bit copies that autocast caches",
     "optimizer": "padding of the shards",
 }
 
+def _allocated(parts: Mapping[str, int]) -> int:
+    "Bytes of a phase that PyTorch allocates: neither CUDA's runtime nor what the allocator adds."
+    return sum(size for part, size in parts.items() if part not in ("runtime", "reserve"))
+
+def _estimated(said: Footprint) -> dict[str, int]:
+    "The parts of an estimate at its fullest phase, under the names of a trace."
+    parts = max(said.timeline.values(), key=_allocated)
+    joined = {"activations and loss": parts["activations"] + parts["loss"]}
+    named = {name: parts[name] for name in ("parameters", "gradients", "optimizer")}
+    return named | joined | {"communication": parts["communication"]}
+
+# %% ../../nbs/memory/09_trace.ipynb #f52e5eac
 def compare(
     said: Footprint,  # estimated with the same strategy and workload
     traced: Trace,
 ) -> list[tuple[str, int, int, str]]:  # part, estimated bytes, traced bytes, why they differ
     "The parts of an estimate and of a trace, side by side."
-    timeline = {
-        name: sum(v for k, v in parts.items() if k not in ("runtime", "reserve"))
-        for name, parts in said.timeline.items()
-    }
-    p = said.timeline[max(timeline, key=lambda k: timeline[k])]
-    mine = {"parameters": p["parameters"], "gradients": p["gradients"], "optimizer": p["optimizer"],
-            "activations and loss": p["activations"] + p["loss"], "communication": p["communication"]}
-    rows = [
-        (
-            k,
-            mine[k],
-            traced.parts[k],
-            "" if abs(mine[k] - traced.parts[k]) <= 0.03 * max(traced.peak_bytes, 1) else _WHY[k],
-        )
-        for k in mine
-    ]
+    mine, near = _estimated(said), 0.03 * max(traced.peak_bytes, 1)
+    rows = []
+    for part, size in mine.items():
+        why = "" if abs(size - traced.parts[part]) <= near else _WHY[part]
+        rows.append((part, size, traced.parts[part], why))
     return rows + [("allocated at the peak", sum(mine.values()), traced.peak_bytes, "")]
 
+# %% ../../nbs/memory/09_trace.ipynb #ebeef771
 def comparison_text(
     rows: list[tuple[str, int, int, str]],  # of `compare`
 ) -> str:
     "The comparison as a table."
     return table_text(
         ["part", "estimated", "traced", "why they differ"],
-        [[k, size_text(a), size_text(b), why] for k, a, b, why in rows],
+        [[part, size_text(estimated), size_text(traced), why] for part, estimated, traced, why in rows],
     )

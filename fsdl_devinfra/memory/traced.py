@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.command import Outcome
 from ..core.console import status
@@ -133,6 +133,7 @@ _COMMUNICATOR = 300_000_000  # one NCCL communicator, as in `memory.engines.COMM
 
 def _plus(estimate: Estimate, more: int) -> Estimate: return estimate.map(lambda value: round(value + more))
 
+# %% ../../nbs/memory/14_traced.ipynb #e9931a2f
 def _fits(whole: Estimate, device: Device | None) -> str | None:
     "yes, tight or no; None without a GPU."
     if device is None: return None
@@ -159,10 +160,12 @@ def _assumed(strategy: Strategy) -> list[str]:
         f"Precision {strategy.precision}; optimizer {optimizer}": True,
         "Context with all kernels loaded; where CUDA loads lazily, up to 1.1 GiB less": True,
         ranks + copies: strategy.dp > 1,
-        "Of the parameters that ZeRO-3 gathers for a layer only the share of one rank is counted": strategy.zero >= 3,
+        "Of the parameters that ZeRO-3 gathers for a layer only the share of one rank is counted": strategy.zero
+        >= 3,
         "Compiled code is counted as eager code: fusion keeps less, so this is an upper bound": strategy.compile,
-        "8-bit states: two bytes and two scales a block of 256 for each parameter":
-            strategy.optimizer.startswith("adamw-8bit"),
+        "8-bit states: two bytes and two scales a block of 256 for each parameter": strategy.optimizer.startswith(
+            "adamw-8bit"
+        ),
     }
     return [note for note, holds in said.items() if holds]
 
@@ -174,7 +177,8 @@ def _timeline(
     from fsdl_devinfra.trace.reading import phase_parts
 
     def parts(held: dict[str, int]) -> dict[str, int]:
-        alive = {kind: size for kind, size in held.items() if kind != "workspace"}  # cuBLAS's room is the allocator's reserve
+        # cuBLAS's room is the allocator's reserve
+        alive = {kind: size for kind, size in held.items() if kind != "workspace"}
         copied = alive.get("gradients", 0) if copies else 0
         return _eight(alive, copied, context, max(round(reserved.value) - sum(alive.values()), 0))
     return {_PHASE.get(name, name): parts(held) for name, held in phase_parts(trace).items()}
@@ -183,7 +187,9 @@ def _context(trace: Any, strategy: Strategy, device: Device | None) -> int:
     "Bytes of CUDA's context, and of a communicator where there are several ranks."
     from fsdl_devinfra.trace.cuda import context_bytes
     from fsdl_devinfra.trace.reading import has_convolutions
-    context = 0 if strategy.states_only else context_bytes(device.name if device else "", has_convolutions(trace))
+    context = (
+        0 if strategy.states_only else context_bytes(device.name if device else "", has_convolutions(trace))
+    )
     return context + (_COMMUNICATOR if strategy.dp > 1 else 0)
 
 def _peak(done: Any, reserved: Estimate, whole: Estimate, more: int, measure: str) -> Estimate:
@@ -192,6 +198,28 @@ def _peak(done: Any, reserved: Estimate, whole: Estimate, more: int, measure: st
     return {"allocated": _plus(allocated, more), "reserved": _plus(reserved, more), "device": whole}[measure]
 
 # %% ../../nbs/memory/14_traced.ipynb #36d434e1
+def _fullest(timeline: dict[str, dict[str, int]]) -> str:
+    "The phase in which most is held, the allocator's reserve left out."
+    def held(phase: str) -> int: return sum(size for part, size in timeline[phase].items() if part != "reserve")
+    return max(timeline, key=held)
+
+# %% ../../nbs/memory/14_traced.ipynb #2d62a12f
+def _sizes(trace: Any, strategy: Strategy, device: Device | None, measure: str) -> dict[str, Any]:
+    "The fields of a footprint that the replay of a trace gives."
+    from fsdl_devinfra.trace.allocator import replay
+    from fsdl_devinfra.trace.reading import ranged
+    context, done = _context(trace, strategy, device), replay(trace)
+    reserved = ranged(trace, done)
+    timeline = _timeline(trace, reserved, strategy.dp > 1, context)
+    top = _fullest(timeline)
+    more = timeline[top]["communication"]
+    whole = _plus(ranged(trace, done, context), more)
+    peak = _peak(done, reserved, whole, more, measure)
+    return dict(
+        peak_phase=top, per_gpu_bytes=timeline[top], timeline=timeline, device_bytes=whole, peak_bytes=peak
+    )
+
+# %% ../../nbs/memory/14_traced.ipynb #d91555eb
 def footprint_of(
     trace: Any,  # of `trace_of`
     strategy: Strategy,
@@ -202,27 +230,16 @@ def footprint_of(
     notes: tuple[str, ...] = (),
 ) -> Footprint:
     "What a trace says one GPU must hold."
-    from fsdl_devinfra.trace.allocator import replay
-    from fsdl_devinfra.trace.reading import ranged
-    context, done = _context(trace, strategy, device), replay(trace)
-    reserved = ranged(trace, done)
-    timeline = _timeline(trace, reserved, strategy.dp > 1, context)
-    top = max(timeline, key=lambda phase: sum(size for part, size in timeline[phase].items() if part != "reserve"))
-    more = timeline[top]["communication"]
-    whole = _plus(ranged(trace, done, context), more)
-    fits = _fits(whole, device)
+    sizes = _sizes(trace, strategy, device, measure)
+    fits = _fits(sizes["device_bytes"], device)
     return Footprint(
         model=ModelSummary(trace.name, parameters, parameters, 0, 0, "module"),
         strategy=strategy,
         workload=Workload(seq_len=1, micro_batch=batch),
-        per_gpu_bytes=timeline[top],
-        peak_bytes=_peak(done, reserved, whole, more, measure),
-        peak_phase=top,
+        **sizes,
         measure=measure,
-        device_bytes=whole,
         host_bytes=0,
         fullest_stage="",
-        timeline=timeline,
         assumptions=[*_assumed(strategy), *notes],
         remedies=_remedies(fits),
         gpu=Gpu(device.name, device.memory_bytes) if device else None,
@@ -255,13 +272,46 @@ def _refuse_unsolvable(what: str, device: Device | None) -> None:
         raise BadInput(f"{what} means nothing for a traced module", "Use --solve micro-batch")
     if device is None: raise BadInput("nothing says on what it is to fit", "Give --gpu")
 
-def _step_of(args: argparse.Namespace, strategy: Strategy, device: Device | None, module: Any) -> Callable[[int], Any]:
+def _step_of(
+    args: argparse.Namespace, strategy: Strategy, device: Device | None, module: Any
+) -> Callable[[int], Any]:
     "What traces a step of so many samples."
     from fsdl_devinfra.trace.naming import named_inputs
     channels_last, prefetch = getattr(args, "channels_last", False), args.model.startswith("timm:")
     options = step_options(strategy, device.name if device else "", channels_last, prefetch)
     size, tokens = getattr(args, "image_size", None), args.seq_len or 512
-    return lambda samples: trace_of(module, named_inputs(module, samples, size, tokens), strategy, options, name=args.model)
+    return lambda samples: trace_of(
+        module, named_inputs(module, samples, size, tokens), strategy, options, name=args.model
+    )
+
+# %% ../../nbs/memory/14_traced.ipynb #9966b301
+class _Judge(NamedTuple):
+    "What a trace of a module is judged by."
+    strategy: Strategy
+    parameters: int
+    device: Device | None
+    measure: str
+
+    def of(self, trace: Any, batch: int) -> Footprint:
+        "The footprint of a trace of `batch` samples."
+        return footprint_of(trace, self.strategy, self.parameters, batch, self.device, self.measure)
+
+# %% ../../nbs/memory/14_traced.ipynb #43809854
+def _batch_of(args: argparse.Namespace, step: Callable[[int], Any], judge: _Judge) -> int:
+    "Samples of a step: those that were said, or the most that surely fit."
+    solve = getattr(args, "solve", None)
+    if not solve: return getattr(args, "batch_size", None) or args.micro_batch or 1
+    _refuse_unsolvable(solve, judge.device)
+    return _solved(step, lambda trace, samples: judge.of(trace, samples).fits == "yes")
+
+# %% ../../nbs/memory/14_traced.ipynb #7ff1842a
+def _answer(args: argparse.Namespace, found: Footprint, batch: int, text: str) -> Outcome:
+    "The document of a footprint, with the largest batch where that was asked for."
+    solve, verdict = getattr(args, "solve", None), FAILS if found.fits == "no" else HOLDS
+    document = found.to_dict() | ({"solve": {"what": solve, "largest": batch}} if solve else {})
+    gpu = found.gpu.name if found.gpu else ""
+    said = f"The largest {solve} that fits on {gpu} is {batch:,}.\n\n" if solve else ""
+    return Outcome(document, "" if args.json else said + text, verdict)
 
 def traced(
     args: argparse.Namespace,  # of `fsdl-devinfra memory`
@@ -274,17 +324,8 @@ def traced(
     device = find_device(args.gpu) if args.gpu is not None else None
     module = named_module(args.model, getattr(args, "image_size", None))
     status(f"tracing {traced_steps(strategy)} steps on fake tensors")
-    step, parameters = _step_of(args, strategy, device, module), sum(p.numel() for p in module.parameters())
-
-    def judged(trace: Any, batch: int) -> Footprint:
-        return footprint_of(trace, strategy, parameters, batch, device, args.measure)
-    batch, solve = getattr(args, "batch_size", None) or args.micro_batch or 1, getattr(args, "solve", None)
-    if solve:
-        _refuse_unsolvable(solve, device)
-        batch = _solved(step, lambda trace, samples: judged(trace, samples).fits == "yes")
-    found = judged(step(max(batch, 1)), max(batch, 1))
-    document = found.to_dict() | ({"solve": {"what": solve, "largest": batch}} if solve else {})
-    verdict = FAILS if found.fits == "no" else HOLDS
-    if args.json: return Outcome(document, "", verdict)
-    said = f"The largest {solve} that fits on {device.name if device else ''} is {batch:,}.\n\n" if solve else ""
-    return Outcome(document, said + text_of(found), verdict)
+    step = _step_of(args, strategy, device, module)
+    judge = _Judge(strategy, sum(p.numel() for p in module.parameters()), device, args.measure)
+    batch = _batch_of(args, step, judge)
+    found = judge.of(step(max(batch, 1)), max(batch, 1))
+    return _answer(args, found, batch, "" if args.json else text_of(found))

@@ -40,6 +40,7 @@ COMMON_GPUS = (
     "B200-SXM-180GB",
 )
 
+# %% ../../nbs/memory/08_uses.ipynb #0dbb75a6
 @dataclass(frozen=True)
 class Use(Result):
     "One use of a model on one GPU."
@@ -56,6 +57,21 @@ def options_of(
     "A use in the words of the command line."
     return " ".join(command_options(USES[use], Workload(1))[:-2])  # without the length
 
+# %% ../../nbs/memory/08_uses.ipynb #1a55555d
+def _on_every_gpu(
+    architecture: Architecture, workload: Workload, use: str, devices: list[Device]
+) -> list[Use]:
+    "One use on each GPU; none where the model does not have it."
+    rows = []
+    for device in devices:
+        try: found = estimate(architecture, USES[use], workload, device, "device", advice=False)
+        except BadInput: return []
+        peak = found.device_bytes
+        whole = Estimate(round(peak.value), round(peak.low), round(peak.high))
+        rows.append(Use(use, device.name, found.fits or "no", round(peak.value), whole))
+    return rows
+
+# %% ../../nbs/memory/08_uses.ipynb #4de3407d
 def overview(
     architecture: Architecture,
     gpus: tuple[str, ...] = COMMON_GPUS,  # names of the table
@@ -65,15 +81,3 @@ def overview(
     work = workload or default_workload(architecture)
     devices = sorted(map(find_device, gpus), key=lambda device: device.memory_bytes)
     return [row for use in USES for row in _on_every_gpu(architecture, work, use, devices)]
-
-def _on_every_gpu(
-    architecture: Architecture, workload: Workload, use: str, devices: list[Device]
-) -> list[Use]:
-    rows = []
-    for device in devices:
-        try: found = estimate(architecture, USES[use], workload, device, "device", advice=False)
-        except BadInput: return []
-        peak = found.device_bytes
-        whole = Estimate(round(peak.value), round(peak.low), round(peak.high))
-        rows.append(Use(use, device.name, found.fits or "no", round(peak.value), whole))
-    return rows
