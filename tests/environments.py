@@ -15,23 +15,24 @@ FOLDER = Path(__file__).resolve().parents[1] / ".venv-launchers"
 LIMIT = 420  # seconds for one installation
 
 
-def own_environment(name: str, *requirements: str, inherit: bool = False, env: dict[str, str] | None = None) -> Path:
+def own_environment(name: str, *requirements: str, inherit: bool = False, env: dict[str, str] | None = None, bare: tuple[str, ...] = ()) -> Path:
     """The bin folder of an environment with these packages, made once; skips with pip's last words where that is impossible.
 
     `inherit`: it also sees the packages of the environment that runs the tests, so that torch is not installed twice.
+    `bare`: packages that are installed without what they ask for, because only a part of them is run.
     """
     home = FOLDER / name
     done, python = home / ".done", home / "bin" / "python"
-    wanted = "\n".join(requirements)
+    wanted = "\n".join((*requirements, *bare))
     if done.is_file() and done.read_text() == wanted: return python.parent
-    try: _make(home, requirements, inherit, env or {})
+    try: _make(home, requirements, inherit, env or {}, bare)
     except (subprocess.SubprocessError, OSError) as e:
         pytest.skip(f"no environment with {name} can be made here: {' '.join(str(getattr(e, 'stderr', None) or e).strip().splitlines()[-1:])[:200]}")
     done.write_text(wanted)
     return python.parent
 
 
-def _make(home: Path, requirements: tuple[str, ...], inherit: bool, env: dict[str, str]) -> None:
+def _make(home: Path, requirements: tuple[str, ...], inherit: bool, env: dict[str, str], bare: tuple[str, ...] = ()) -> None:
     def run(*words: object) -> None: subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True, timeout=LIMIT, env=os.environ | env)
     run(sys.executable, "-m", "venv", "--clear", "--without-pip", home)  # the pip that runs the tests installs into it
     packages = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
@@ -40,6 +41,7 @@ def _make(home: Path, requirements: tuple[str, ...], inherit: bool, env: dict[st
         (packages / "inherited.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in [*site.getsitepackages(), str(Path(__file__).resolve().parents[1])]))
     pip = (sys.executable, "-m", "pip", "--python", home / "bin" / "python", "--disable-pip-version-check")
     run(*pip, "install", "--quiet", "--no-compile", *(["--no-build-isolation"] if inherit else []), *requirements)
+    if bare: run(*pip, "install", "--quiet", "--no-compile", "--no-deps", *bare)
 
 
 @functools.cache

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from environments import digits_alone, own_environment, read_by_one
 from test_launch_files import JOBS
 
 from fsdl_devinfra.core.errors import CheckError
-from fsdl_devinfra.launch import Job, launch, write_files
+from fsdl_devinfra.launch import TARGETS, Job, launch, write_files
 from fsdl_devinfra.launch.job import DIGITS_SCRIPT
 from fsdl_devinfra.launch.validation import read_by_loader
 from fsdl_devinfra.memory import Strategy, Workload
@@ -130,3 +131,110 @@ def test_ray_train_starts_two_workers(ray, tmp_path):
     assert read_by_loader("ray", texts("fsdp", "ray"), python=str(ray / "python"))
     got = started(ray, "ray", Strategy(dp=2), tmp_path)
     assert got["world"] == 2 and max(abs(a - b) for a, b in zip(got["losses"], digits_alone(), strict=True)) < TOLERANCE
+
+
+#: what reads a trainer's own file as the trainer does, without a GPU: a function `read` of a folder
+READERS = {
+    "axolotl": """
+import yaml
+from axolotl.integrations.liger.args import LigerArgs
+from axolotl.utils.schemas.config import AxolotlInputConfig
+
+def read(folder):
+    said = yaml.safe_load(open(f"{folder}/axolotl.yaml"))
+    AxolotlInputConfig(**said)
+    known = {*AxolotlInputConfig.model_fields, *(LigerArgs.model_fields if said.get("plugins") else ())}
+    assert set(said) <= known, f"it has no {set(said) - known}"
+""",
+    "llama-factory": """
+import os
+os.environ["DISABLE_VERSION_CHECK"] = "1"  # it reads its options with any Transformers; training wants an older one
+import transformers.training_args, yaml
+from llamafactory.hparams import parser
+
+transformers.training_args.is_torch_bf16_gpu_available = lambda: True  # there is no GPU here
+
+def read(folder):
+    said = yaml.safe_load(open(f"{folder}/train.yaml"))
+    said.pop("deepspeed", None)  # it asks for the package; its file is read by DeepSpeed in a test above
+    transformers.HfArgumentParser(parser._TRAIN_ARGS).parse_dict(said, allow_extra_keys=False)
+""",
+    "torchtitan": """
+import sys
+from torchtitan.config import ConfigManager
+
+def read(folder):
+    sys.modules.pop("plan_config", None)
+    sys.path.insert(0, folder)
+    try: ConfigManager().parse_args(["--module", "plan_config", "--config", "planned"])
+    finally: sys.path.remove(folder)
+"""}
+READ_ALL = """
+import json, os, sys, tempfile, warnings
+warnings.filterwarnings("ignore")
+for files in json.load(sys.stdin):
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            with open(os.path.join(folder, name), "w") as f: f.write(text)
+        os.chdir(folder)
+        try: read(folder)
+        except BaseException as e: print("VERDICT", json.dumps(f"{type(e).__name__}: {e}"))
+        else: print("VERDICT", json.dumps(""))
+        os.chdir("/")
+"""
+
+
+@pytest.fixture(scope="module")
+def trainers():
+    """Axolotl, LLaMA-Factory and torchtitan without what only training needs."""
+    pytest.importorskip("torch")
+    small = ("tyro", "datasets", "torchdata", "tomli", "fire", "addict", "art", "einops", "trl", "peft", "omegaconf")
+    bare = ("axolotl==0.19.0", "llamafactory==0.9.5", "torchtitan==0.3.0", "spmd_types==0.2.3", "torch_checkpointing", "wandb", "tensorboard", "triton")
+    return own_environment("trainers", *small, inherit=True, bare=bare) / "python"
+
+
+def read_by_trainer(python: Path, target: str, cases: list[dict[str, str]]) -> list[str]:
+    """What a trainer's own loader says of each set of files; "" for nothing."""
+    found = subprocess.run([python, "-c", READERS[target] + READ_ALL], input=json.dumps(cases), capture_output=True, text=True, timeout=500,
+                           env=os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"})
+    said = [json.loads(line.removeprefix("VERDICT ")) for line in found.stdout.splitlines() if line.startswith("VERDICT ")]
+    assert len(said) == len(cases), found.stderr[-2000:]
+    return said
+
+
+def drawn(target: str, count: int = 40, seed: int = 5) -> list[tuple[Strategy, dict[str, str]]]:
+    """Files of jobs by chance, of all that a plan can say; what the target refuses is left out."""
+    draw, found = random.Random(seed), []
+    while len(found) < count:
+        said = dict(dp=draw.choice([1, 2, 4, 8]), zero=draw.choice([0, 1, 2, 3]), precision=draw.choice(["bf16-mixed", "bf16", "fp32", "fp8-mixed"]),
+                    recompute=draw.choice(["none", "selective", "full"]), optimizer=draw.choice(["adamw", "adamw-8bit", "adafactor", "muon", "sgd"]),
+                    attention=draw.choice(["flash", "eager"]), loss=draw.choice(["full", "chunked", "fused"]), compile=draw.random() < 0.4)
+        if target == "torchtitan": said |= dict(tp=draw.choice([1, 2]), pp=draw.choice([1, 2, 4]), cp=draw.choice([1, 2]))
+        else: said |= dict(framework=draw.choice(["fsdp", "deepspeed", "hf"]), offload=draw.choice(["none", "optimizer", "parameters"]))
+        if target != "torchtitan" and draw.random() < 0.5: said |= dict(lora_rank=16, base_weights=draw.choice([None, "nf4", "int8"]))
+        work, model = Workload(draw.choice([512, 4096]), draw.choice([1, 2]), draw.choice([4, 8])), draw.choice(["meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B"])
+        try:
+            s = Strategy(**said)
+            job = Job("train-a", s, work, "H100-SXM-80GB", s.gpus, 8, model=model)
+            found.append((s, dict(TARGETS[target](job).files)))
+        except CheckError: continue
+    return found
+
+
+@pytest.mark.parametrize("target", READERS)
+def test_trainers_read_their_own_files(trainers, target):
+    jobs = drawn(target)
+    said = read_by_trainer(trainers, target, [files for _, files in jobs])
+    assert not any(said), [(strategy, why) for (strategy, _), why in zip(jobs, said) if why][:3]
+
+
+@pytest.mark.parametrize("target, good, bad", [
+    ("axolotl", "sequence_len:", "sequence_length:"), ("axolotl", "micro_batch_size: 2", "micro_batch_size: two"),
+    ("llama-factory", "cutoff_len:", "cut_off_len:"), ("torchtitan", "config.training.seq_len", "config.training.seqlen"),
+    ("torchtitan", "tensor_parallel_degree", "tensor_degree")])
+def test_trainers_refuse_what_is_wrong(trainers, target, good, bad):
+    "The control: a loader that read anything would have passed above."
+    s = Strategy(dp=8, zero=3)
+    job = Job("train-a", s, Workload(1536, 2, 3), "H100-SXM-80GB", 8, 8, model="meta-llama/Llama-3.1-8B")
+    files = {path: text.replace(good, bad) for path, text in TARGETS[target](job).files.items()}
+    assert any(bad in text for text in files.values()) and read_by_trainer(trainers, target, [files]) != [""]

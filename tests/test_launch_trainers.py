@@ -37,7 +37,7 @@ def values(target, found):
     text = next(f.content for f in found.files if f.path == MAIN[target])
     if MAIN[target].endswith(".yaml"): return yaml.safe_load(text)
     function = next(n for n in ast.parse(text).body if getattr(n, "name", "") == "planned")
-    return {ast.unparse(n.targets[0])[7:]: ast.unparse(n.value) for n in function.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Attribute)}
+    return {ast.unparse(n.targets[0])[7:]: ast.unparse(n.value) for n in ast.walk(function) if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Attribute)}
 
 
 WAYS = [dict(dp=8), dict(dp=8, zero=3, recompute="full"), dict(dp=8, zero=2, framework="deepspeed", offload="optimizer"), dict(dp=4, zero=3, lora_rank=24, base_weights="nf4", lora_targets="attention"),

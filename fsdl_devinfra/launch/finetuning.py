@@ -158,12 +158,13 @@ def _axolotl_adapters(job: Job) -> dict[str, Any]:
 
 # %% ../../nbs/launch/06_finetuning.ipynb #06f10017
 def _axolotl_fsdp(strategy: Strategy) -> dict[str, Any]:
+    "The block of FSDP2. Four-bit weights are loaded on every rank: quantised on the first alone they would never be handed out."
     return {
         "offload_params": strategy.offload == "parameters",
         "reshard_after_forward": strategy.zero == 3,
         "state_dict_type": "SHARDED_STATE_DICT",
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "cpu_ram_efficient_loading": True,
+        "cpu_ram_efficient_loading": strategy.base_weights != "nf4",
         "activation_checkpointing": strategy.recompute == "full",
     }
 
@@ -204,9 +205,19 @@ def _axolotl_arguments(job: Job) -> dict[str, Any]:
         "gradient_checkpointing": _recomputes(job),
     }
 
+# %% ../../nbs/launch/06_finetuning.ipynb #fd36cf21
+_AXOLOTL_OPTIM = _OPTIM | {"muon": "muon"}
+
+def _axolotl_optimizer(job: Job) -> dict[str, str]:
+    "The key `optimizer`, where Axolotl has the one of the plan. Raises `BadInput` for Muon under DeepSpeed."
+    optimizer, by = job.strategy.optimizer, sharded_by(job)
+    if optimizer == "muon" and by == "DEEPSPEED":
+        raise BadInput("Axolotl has no Muon under DeepSpeed", "Plan with --framework fsdp, or with --optimizer adamw")
+    if optimizer == "adamw-8bit" and by == "FSDP": return {"optimizer": "adamw_torch_8bit"}
+    return {"optimizer": _AXOLOTL_OPTIM[optimizer]} if optimizer in _AXOLOTL_OPTIM else {}
+
 # %% ../../nbs/launch/06_finetuning.ipynb #0ed81c8f
 _LIGER = {"plugins": ["axolotl.integrations.liger.LigerPlugin"], "liger_fused_linear_cross_entropy": True}
-_AXOLOTL_OPTIM = _OPTIM | {"muon": "muon"}
 
 def axolotl_settings(
     job: Job,
@@ -216,7 +227,7 @@ def axolotl_settings(
     strategy, settings = job.strategy, _axolotl_arguments(job)
     if strategy.precision == "fp8-mixed": settings |= {"bf16": True, "fp8": True}
     if strategy.offload == "activations": settings["activation_offloading"] = True
-    if strategy.optimizer in _AXOLOTL_OPTIM: settings["optimizer"] = _AXOLOTL_OPTIM[strategy.optimizer]
+    settings |= _axolotl_optimizer(job)
     if strategy.loss == "fused": settings |= _LIGER
     return settings | _axolotl_adapters(job) | _axolotl_shards(job, sharded_by(job))
 

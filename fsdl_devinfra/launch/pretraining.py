@@ -16,7 +16,8 @@ from .processes import torchrun
 from ..memory.strategy import Strategy
 
 # %% auto #0
-__all__ = ['Code', 'assignments', 'titan_settings', 'torchtitan', 'bridge_settings', 'megatron_bridge']
+__all__ = ['TITAN_NEW', 'Code', 'assignments', 'titan_release_settings', 'titan_settings', 'torchtitan', 'bridge_settings',
+           'megatron_bridge']
 
 # %% ../../nbs/launch/05_pretraining.ipynb #f2604495
 class Code(str):
@@ -24,10 +25,11 @@ class Code(str):
 
 def assignments(
     settings: dict[str, Any],  # path below the configuration → value
+    indent: str = "    ",
 ) -> str:
     "One line of Python a setting."
     def written(value: Any) -> str: return value if isinstance(value, Code) else repr(value)
-    return "".join(f"    config.{path} = {written(value)}\n" for path, value in settings.items())
+    return "".join(f"{indent}config.{path} = {written(value)}\n" for path, value in settings.items())
 
 # %% ../../nbs/launch/05_pretraining.ipynb #05be0003
 #: a pattern of a model's name → its function in torchtitan and in Megatron Bridge
@@ -128,6 +130,29 @@ def _titan_training(job: Job) -> dict[str, Any]:
         "disable_cuda_graphs": True,
     }
 
+# %% ../../nbs/launch/05_pretraining.ipynb #a005ab77
+#: fields of titan_settings that torchtitan 0.3 does not have
+TITAN_NEW = (
+    "parallelism.num_pp_microbatches",
+    "training.max_context_length",
+    "training.num_tokens_per_microbatch_per_dp_rank",
+    "training.num_tokens_per_train_step",
+)
+
+def titan_release_settings(
+    job: Job,
+) -> dict[str, Any]:  # path → value
+    "What torchtitan 0.3 has in the place of `TITAN_NEW`."
+    strategy, workload = job.strategy, job.workload
+    batches = workload.microbatches(strategy)
+    together = batches if strategy.pp > 1 else 1
+    return {
+        "parallelism.pipeline_parallel_microbatch_size": workload.micro_batch,
+        "training.seq_len": workload.seq_len,
+        "training.local_batch_size": workload.micro_batch * together,
+        "training.global_batch_size": workload.micro_batch * batches * strategy.dp,
+    }
+
 # %% ../../nbs/launch/05_pretraining.ipynb #05be0013
 def _titan_carries(strategy: Strategy) -> set[str]:
     return carried_names(
@@ -164,6 +189,8 @@ def torchtitan(
 ) -> Emitted:
     "`plan_config.py`, whose function `planned` is what torchtitan's --config names, and `run.sh`."
     settings, carried = titan_settings(job)
+    both = {path: value for path, value in settings.items() if path not in TITAN_NEW}
+    new = {path: settings[path] for path in TITAN_NEW}
     start = _begins_with(job, _TITAN, "torchtitan.models", "llama3.config_registry:llama3_debugmodel")
     text = f'''"""The plan of fsdl-devinfra for torchtitan: {job.gpus} × {job.gpu}."""
 from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC  # noqa: F401
@@ -172,7 +199,9 @@ from {start.module} import {start.function}
 
 def planned():
     config = {start.function}()
-{assignments(settings)}    return config
+{assignments(both)}    if hasattr(config.training, "num_tokens_per_train_step"):  # torchtitan's main branch
+{assignments(new, " " * 8)}    else:  # torchtitan 0.3
+{assignments(titan_release_settings(job), " " * 8)}    return config
 '''
     run = _started(job, "-m torchtitan.train --module plan_config --config planned".split() + start.words)
     notes = (*start.notes, *left_out(job, "torchtitan", carried))

@@ -27,7 +27,7 @@ from .expected import (Values, accelerate_file, batch_script, deepspeed_file, do
                                            kubernetes_file, ray_constants, read_values, run_script, skypilot_file)
 from .finetuning import axolotl_settings, llama_factory_settings, trl_settings
 from .job import DIGITS_SCRIPT, Emitted, Job, yaml_text
-from .pretraining import Code, bridge_settings, megatron_bridge, titan_settings, torchtitan
+from .pretraining import Code, bridge_settings, megatron_bridge, titan_release_settings, titan_settings, torchtitan
 
 # %% auto #0
 __all__ = ['LOADERS', 'OWN', 'read_by_loader', 'check_deepspeed', 'validate']
@@ -375,7 +375,7 @@ def _assigned(text: str) -> dict[str, str]:
     except SyntaxError: functions = []
     planned = next((function for function in functions if function.name == "planned"), None)
     if planned is None: raise _fail("the file holds no function that Python can read")
-    lines = (line for line in planned.body if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Attribute))
+    lines = (line for line in ast.walk(planned) if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Attribute))
     return {ast.unparse(line.targets[0]).removeprefix("config."): ast.unparse(line.value) for line in lines}
 
 def _same(found: Mapping[str, str], expected: Mapping[str, str], where: str) -> None:
@@ -395,7 +395,7 @@ def _further(job: Job) -> list[str]:
 
 def _around(files: Mapping[str, str], emitted: Mapping[str, str], path: str) -> None:
     "What is no value of the plan (imports, the function around the values) is as it was written."
-    def rest(text): return [line for line in text.splitlines() if not line.startswith("    config.")]
+    def rest(text): return [line for line in text.splitlines() if not line.lstrip().startswith("config.")]
     if rest(files[path]) != rest(emitted[path]): raise _fail(f"{path} is not the program that was meant")
 
 # %% ../../nbs/launch/07_validation.ipynb #07fa001c
@@ -404,7 +404,8 @@ def _torchtitan(job: Job, files: Mapping[str, str]) -> None:
     words = ["-m", "torchtitan.train", "--module", "plan_config", "--config", "planned"]
     _torchrun(job, files, [*words, *_further(job)])
     _around(files, torchtitan(job).files, "plan_config.py")
-    _same(found, _python_values(titan_settings(job)[0]), "plan_config.py")
+    expected = titan_settings(job)[0] | titan_release_settings(job)
+    _same(found, _python_values(expected), "plan_config.py")
     degrees = [int(v) for k, v in found.items() if k.endswith("_degree") and "expert" not in k]
     if math.prod(degrees) != job.gpus:
         raise _fail(f"the degrees of plan_config.py do not multiply to {job.gpus} GPUs")
