@@ -205,7 +205,7 @@ def _axolotl_arguments(job: Job) -> dict[str, Any]:
         "gradient_checkpointing": _recomputes(job),
     }
 
-# %% ../../nbs/launch/06_finetuning.ipynb #fd36cf21
+# %% ../../nbs/launch/06_finetuning.ipynb #9d266236
 _AXOLOTL_OPTIM = _OPTIM | {"muon": "muon"}
 
 def _axolotl_optimizer(job: Job) -> dict[str, str]:

@@ -69,7 +69,8 @@ _SPELLINGS = {
 }
 
 # %% ../../nbs/memory/01_architecture.ipynb #45a49f3c
-_LARGEST, _LONGEST = 10**7, 10**9  # of one dimension, of a sequence; a hidden size of a billion is a typing error
+# of one dimension, of a sequence; a hidden size of a billion is a typing error
+_LARGEST, _LONGEST = 10**7, 10**9
 
 def _sensible(key: str, value: int, low: int = 0) -> int:
     if value < low or value > (_LONGEST if re.search("position|seq|length|window|ctx", key) else _LARGEST):
@@ -190,81 +191,84 @@ class Traits(NamedTuple):
 
 # %% ../../nbs/memory/01_architecture.ipynb #8bf6a9e5
 #: what only some families have, a row a family or a model type; where a cell is empty the default holds:
-#:   qkv_bias, out_bias  the key that says whether there is one (default `attention_bias` for both); "own": the table above, whatever is said
+#:   qkv_bias, out_bias  the key that says whether there is one (default `attention_bias` for both);
+#:                       "own": the table above, whatever is said
 #:   mlp_bias            keys that say so, tried in turn; default: the table above
-#:   mlp_more            parameters of an MLP that are no matrix: slopes of its activation, or a norm before its last product
-#:   query_key_norm      head: a norm of each head; pair: of each head, with a bias; width: of all heads together; output: of what attention
-#:                       gives; sinks: a number a head. After a colon the key that turns it on, and what holds where it is not there
-#:   router_bias, expert_bias, shared_gate   1 where the router, the experts, or a gate of the shared expert has parameters of its own
-#:   one_qkv             1 where queries, keys and values are one product
-#:   last_norm           0 where no norm follows the last layer
-#:   segments            1 where kinds of segments are embedded
+#:   mlp_more            parameters of an MLP that are no matrix: slopes of its activation, or a norm before
+#:                       its last product
+#:   query_key_norm      head: a norm of each head; pair: of each head, with a bias; width: of all heads
+#:   together;
+#:                       output: of what attention gives; sinks: a number a head. After a colon the key that
+#:                       turns it on, and what holds where it is not there
 _TRAITS = """
-family       | qkv_bias     | out_bias           | mlp_bias          | mlp_more | query_key_norm      | router_bias | expert_bias | shared_gate | one_qkv | last_norm | segments
-llama        |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
-internlm3    | qkv_bias     | qkv_bias           | bias              |          |                     |   |   |   |   |   |
-mistral      |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
-arcee        |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
-nemotron     |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
-starcoder2   |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
-modernbert   |              |                    | mlp_bias use_bias |          |                     |   |   |   |   |   |
-seed_oss     |              | attention_out_bias | mlp_bias use_bias |          |                     |   |   |   |   |   |
-helium       |              | own                | mlp_bias use_bias |          |                     |   |   |   |   |   |
-ernie4_5     | use_bias     | use_bias           | mlp_bias use_bias |          |                     |   |   |   |   |   |
-ernie4_5_moe | use_bias     | use_bias           | mlp_bias use_bias |          |                     | 1 |   |   |   |   |
-stablelm     | use_qkv_bias | own                |                   |          |                     |   |   |   |   |   |
-falcon       | bias         | bias               | bias              |          |                     |   |   |   | 1 |   |
-qwen         |              |                    |                   |          |                     |   |   |   | 1 |   |
-qwen2        | own          | own                |                   |          |                     |   |   |   |   |   |
-qwen2_moe    |              | own                |                   |          |                     |   |   | 1 |   |   |
-qwen3        |              |                    |                   |          | head                |   |   |   |   |   |
-qwen3_moe    |              |                    |                   |          | head                |   |   |   |   |   |
-qwen3_next   |              |                    |                   |          |                     |   |   | 1 |   |   |
-gemma3_text  |              |                    |                   |          | head                |   |   |   |   |   |
-exaone4      |              |                    |                   |          | head                |   |   |   |   |   |
-dots1        |              |                    |                   |          | head                |   |   |   |   |   |
-apertus      |              |                    |                   | slopes   | head                |   |   |   |   |   |
-bitnet       |              |                    |                   | norm     | output              |   |   |   |   |   |
-glm          |              | own                |                   |          |                     |   |   |   |   |   |
-glm4         |              | own                |                   |          |                     |   |   |   |   |   |
-glm4_moe     |              | own                |                   |          | head:use_qk_norm    |   |   |   |   |   |
-persimmon    |              | own                |                   |          | pair:qk_layernorm 1 |   |   |   |   |   |
-phi          |              |                    |                   |          | pair:qk_layernorm 0 |   |   |   |   |   |
-phi3         |              |                    |                   |          |                     |   |   |   | 1 |   |
-olmo2        |              |                    |                   |          | width               |   |   |   |   |   |
-olmoe        |              |                    |                   |          | width               |   |   |   |   |   |
-cohere       |              |                    |                   |          | width:use_qk_norm   |   |   |   |   |   |
-cohere2      |              |                    |                   |          | width:use_qk_norm   |   |   |   |   |   |
-gpt_oss      |              |                    |                   |          | sinks               | 1 | 1 |   |   |   |
-deepseek_v3  |              |                    |                   |          |                     | 1 |   |   |   |   |
-kimi_linear  |              |                    |                   |          |                     | 1 |   |   |   |   |
-nemotron_h   |              |                    |                   |          |                     | 1 |   |   |   |   |
-lfm2_moe     |              |                    |                   |          |                     | 1 |   |   |   |   |
-gpt2         |              |                    |                   |          |                     |   |   |   | 1 |   |
-gpt_bigcode  |              |                    |                   |          |                     |   |   |   | 1 |   |
-gpt_neox     |              |                    |                   |          |                     |   |   |   | 1 |   |
-bloom        |              |                    |                   |          |                     |   |   |   | 1 |   |
-mpt          |              |                    |                   |          |                     |   |   |   | 1 |   |
-openai-gpt   |              |                    |                   |          |                     |   |   |   |   | 0 |
-bert         |              |                    |                   |          |                     |   |   |   |   | 0 | 1
-roberta      |              |                    |                   |          |                     |   |   |   |   | 0 | 1
-electra      |              |                    |                   |          |                     |   |   |   |   | 0 | 1
-distilbert   |              |                    |                   |          |                     |   |   |   |   | 0 |
+family       | qkv_bias     | out_bias           | mlp_bias          | mlp_more | query_key_norm
+llama        |              |                    | mlp_bias use_bias |          |
+internlm3    | qkv_bias     | qkv_bias           | bias              |          |
+mistral      |              |                    | mlp_bias use_bias |          |
+arcee        |              |                    | mlp_bias use_bias |          |
+nemotron     |              |                    | mlp_bias use_bias |          |
+starcoder2   |              |                    | mlp_bias use_bias |          |
+modernbert   |              |                    | mlp_bias use_bias |          |
+seed_oss     |              | attention_out_bias | mlp_bias use_bias |          |
+helium       |              | own                | mlp_bias use_bias |          |
+ernie4_5     | use_bias     | use_bias           | mlp_bias use_bias |          |
+ernie4_5_moe | use_bias     | use_bias           | mlp_bias use_bias |          |
+stablelm     | use_qkv_bias | own                |                   |          |
+falcon       | bias         | bias               | bias              |          |
+qwen2        | own          | own                |                   |          |
+qwen2_moe    |              | own                |                   |          |
+qwen3        |              |                    |                   |          | head
+qwen3_moe    |              |                    |                   |          | head
+gemma3_text  |              |                    |                   |          | head
+exaone4      |              |                    |                   |          | head
+dots1        |              |                    |                   |          | head
+apertus      |              |                    |                   | slopes   | head
+bitnet       |              |                    |                   | norm     | output
+glm          |              | own                |                   |          |
+glm4         |              | own                |                   |          |
+glm4_moe     |              | own                |                   |          | head:use_qk_norm
+persimmon    |              | own                |                   |          | pair:qk_layernorm 1
+phi          |              |                    |                   |          | pair:qk_layernorm 0
+olmo2        |              |                    |                   |          | width
+olmoe        |              |                    |                   |          | width
+cohere       |              |                    |                   |          | width:use_qk_norm
+cohere2      |              |                    |                   |          | width:use_qk_norm
+gpt_oss      |              |                    |                   |          | sinks
 """
 
 # %% ../../nbs/memory/01_architecture.ipynb #a22a3cd6
-def _traits(text: str) -> dict[str, Traits]:
-    "The table, with words for words and truths for numbers."
+def _words(text: str) -> dict[str, dict[str, Any]]:
+    "Family → column → word, of the cells that are not empty."
     head, *lines = [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
+    return {line[0]: {name: cell for name, cell in zip(head[1:], line[1:]) if cell} for line in lines}
 
-    def row(cells: list[str]) -> Traits:
-        said: dict[str, Any] = {name: cell for name, cell in zip(head[1:], cells) if cell}
-        numbers: dict[str, Any] = {name: cell == "1" for name, cell in said.items() if cell in ("0", "1")}
-        return Traits(**(said | numbers))
-    return {line[0]: row(line[1:]) for line in lines}
+# %% ../../nbs/memory/01_architecture.ipynb #cdcac464
+#: families and model types that have it
+_HAVING = {
+    "router_bias": "ernie4_5_moe gpt_oss deepseek_v3 kimi_linear nemotron_h lfm2_moe",
+    "expert_bias": "gpt_oss",
+    "shared_gate": "qwen2_moe qwen3_next",
+    "one_qkv": "falcon qwen phi3 gpt2 gpt_bigcode gpt_neox bloom mpt",
+    "segments": "bert roberta electra",
+}
+#: no norm follows their last layer
+_WITHOUT_LAST_NORM = "openai-gpt bert roberta electra distilbert"
 
-TRAITS = _traits(_TRAITS)
+def _had(family: str) -> dict[str, Any]:
+    "Column → truth, where it is not the default."
+    found: dict[str, Any] = {name: True for name, families in _HAVING.items() if family in families.split()}
+    return found | ({"last_norm": False} if family in _WITHOUT_LAST_NORM.split() else {})
 
+# %% ../../nbs/memory/01_architecture.ipynb #cd688257
+def _traits() -> dict[str, Traits]:
+    "Both tables, a row a family or a model type."
+    words = _words(_TRAITS)
+    families = " ".join([*words, *_HAVING.values(), _WITHOUT_LAST_NORM]).split()
+    return {family: Traits(**words.get(family, {}), **_had(family)) for family in families}
+
+TRAITS = _traits()
+
+# %% ../../nbs/memory/01_architecture.ipynb #fee12b6c
 def traits_of(
     family: str,  # a row of `FAMILIES`
     model_type: str = "",  # where a model type of the family differs from it
@@ -273,7 +277,7 @@ def traits_of(
     return TRAITS.get(model_type) or TRAITS.get(family) or Traits()
 
 # %% ../../nbs/memory/01_architecture.ipynb #0a32ea51
-_ALIKE = {kind: family for family, kinds in {
+_KIN = {
     "falcon": "RefinedWeb RefinedWebModel",
     "vit": "deit digits-vit dinov2 siglip_vision_model",
     "t5": "umt5 mt5",
@@ -288,28 +292,27 @@ _ALIKE = {kind: family for family, kinds in {
     "mamba": "falcon_mamba", "qwen3_next": "qwen3_5_text qwen3_5_moe_text", "granitemoehybrid": "bamba", "lfm2": "lfm2_moe",
     "deepseek_v3": "kimi_k2 glm4_moe_lite deepseek_v32 glm_moe_dsa", "gemma4_text": "gemma4_unified_text",
     "gemma3_text": "gemma3", "llama4_text": "llama4",
-}.items() for kind in kinds.split()}
+}
+_ALIKE = {kind: family for family, kinds in _KIN.items() for kind in kinds.split()}
 
 # %% ../../nbs/memory/01_architecture.ipynb #82952b5d
 #: recurrent layers, whole or in part
 _RECURRENT = frozenset("zamba zamba2 recurrent_gemma xlstm minimax".split())
 
 #: built otherwise, and why no formula here counts them
-_STRANGE = {
-    kind: why
-    for why, kinds in {
-        "its layers share their weights": "albert",
-        "its attention has matrices of its own for positions": "deberta deberta-v2 xlnet longformer big_bird reformer",
-        "it has two towers": "clip siglip siglip2 chinese_clip align altclip blip",
-        "it is no transformer of one kind of layer": "swin swinv2 convnext convnextv2 resnet segformer detr yolos wav2vec2 hubert sam",
-        "its layers or embeddings have widths of their own": "mobilebert squeezebert convbert luke rembert roc_bert funnel nomic_bert",
-    }.items()
-    for kind in kinds.split()
+_REASONS = {
+    "its layers share their weights": "albert",
+    "its attention has matrices of its own for positions": "deberta deberta-v2 xlnet longformer big_bird reformer",
+    "it has two towers": "clip siglip siglip2 chinese_clip align altclip blip",
+    "it is no transformer of one kind of layer": "swin swinv2 convnext convnextv2 resnet segformer detr yolos wav2vec2 hubert sam",
+    "its layers or embeddings have widths of their own": "mobilebert squeezebert convbert luke rembert roc_bert funnel nomic_bert",
 }
+_STRANGE = {kind: why for why, kinds in _REASONS.items() for kind in kinds.split()}
 
 # %% ../../nbs/memory/01_architecture.ipynb #c28a23e6
 def _is_known(config: Mapping[str, Any]) -> bool:
-    "Whether a configuration is, or may be, that of a transformer: then a missing dimension is a mistake in it."
+    """Whether a configuration is, or may be, that of a transformer: then a missing dimension is a mistake
+    in it."""
     kind = str(config.get("model_type") or "")
     unnamed = not (kind or config.get("architectures") or config.get("architecture"))
     return kind in FAMILIES or kind in _ALIKE or unnamed
@@ -414,7 +417,8 @@ class Architecture(Result):
     positions: int = 4096  # longest sequence
     window: int | None = None  # sliding attention window
     windowed_layers: int = 0  # layers that look no further than the window
-    wide_kv_heads: int = 0  # key-value heads of the layers without a window, where these have heads of another width
+    # key-value heads of the layers without a window, where these have heads of another width
+    wide_kv_heads: int = 0
     wide_head_dim: int = 0
     experts: int = 0
     experts_per_token: int = 0
@@ -440,7 +444,8 @@ class Architecture(Result):
     parts: Parts = Parts()
     packing: Packing | None = None  # how the weights are stored, where they are quantised
     dtype: str = "bfloat16"  # of the weights on disk
-    # what the parameter count rests on: numbers, config, headers, or guess where the configuration says less or more than is counted
+    # what the parameter count rests on: numbers, config, headers, or guess where the configuration says less
+    # or more than is counted
     source: str = "numbers"
 
     @property
@@ -471,7 +476,8 @@ class Architecture(Result):
         shapes: Mapping[str, Any] | None = None,  # tensor name → shape, or → (dtype, shape), from the headers
         name: str = "",  # how to call it
     ) -> Architecture:
-        "An `Architecture` from a Transformers configuration. Raises `BadInput` with the field that is missing or absurd."
+        """An `Architecture` from a Transformers configuration. Raises `BadInput` with the field that is
+        missing or absurd."""
         return _of_headers(_counted(config, name), shapes or {})
 
     @classmethod
@@ -492,11 +498,14 @@ class Architecture(Result):
         path: str | Path,  # a .gguf file, of a split model any part, or a folder with one model
         name: str = "",  # how to call it
     ) -> Architecture:
-        "An `Architecture` whose parameters and bytes come from the headers of a GGUF model. Raises `BadInput`."
+        """An `Architecture` whose parameters and bytes come from the headers of a GGUF model. Raises
+        `BadInput`."""
         from fsdl_devinfra.memory.gguf import gguf_model
         read = gguf_model(path)
         counted = cls.from_config(read.config, name=name or str(path))
-        return replace(counted, parts=Parts(**read.elements, norm=read.norm), packing=read.packing, source="headers")
+        return replace(
+            counted, parts=Parts(**read.elements, norm=read.norm), packing=read.packing, source="headers"
+        )
 
     @classmethod
     def from_numbers(cls,
@@ -530,7 +539,8 @@ class Architecture(Result):
         )
         a = replace(a, dropout=dropout)
         if gated: return a
-        return replace(a, parts=replace(a.parts, other=2 * hidden))  # positions are rotary or ALiBi unless a configuration says otherwise
+        # positions are rotary or ALiBi unless a configuration says otherwise
+        return replace(a, parts=replace(a.parts, other=2 * hidden))
 
     @classmethod
     def from_parameters(cls,
@@ -574,7 +584,8 @@ def _task(config: Mapping[str, Any]) -> str:
     task = next(
         (task for task, words in _TASKS.items() if re.search(f"(?:{words})(?:WithNoAttention)?$", name)), ""
     )
-    return "language" if task == "none" and "AutoModelForCausalLM" in (config.get("auto_map") or ()) else task  # ChatGLMModel has a head
+    # ChatGLMModel has a head
+    return "language" if task == "none" and "AutoModelForCausalLM" in (config.get("auto_map") or ()) else task
 
 # %% ../../nbs/memory/01_architecture.ipynb #b96ea362
 def _given_labels(config: Mapping[str, Any]) -> int:
@@ -600,8 +611,10 @@ def _is_half(name: str, family: str) -> bool:
     half = ("CausalLM", "TokenClassification", "AudioClassification")
     return any(word in name for word in half) or "Encoder" in name and family != "t5"
 
+# %% ../../nbs/memory/01_architecture.ipynb #10ae268b
 def _whole_pair(config: Mapping[str, Any], family: str) -> None:
-    "Raise `NoTransformer` where only one half of an encoder-decoder is meant, or its embeddings are not shared."
+    """Raise `NoTransformer` where only one half of an encoder-decoder is meant, or its embeddings are not
+    shared."""
     name = str(next(iter(config.get("architectures") or ()), ""))
     if _is_half(name, family):
         raise NoTransformer(
@@ -618,8 +631,10 @@ def _ties(config: Mapping[str, Any], row: Mapping[str, int | None], kind: str, c
     if kind == "vision" or classifies and kind != "encoder-decoder": return False
     return bool(config.get("tie_word_embeddings", config.get("tie_embeddings", row["tied"])))
 
+# %% ../../nbs/memory/01_architecture.ipynb #c4a13607
 def _headless(task: str, kind: str, tied: bool) -> bool:
-    "Whether one vector a sequence is all that a model gives. With a head that is the embedding it can be trained as a language model all the same."
+    """Whether one vector a sequence is all that a model gives. With a head that is the embedding it can be
+    trained as a language model all the same."""
     return task == "encoder" or task == "none" and (kind in ("encoder", "vision") or not tied)
 
 # %% ../../nbs/memory/01_architecture.ipynb #68469d37
@@ -642,7 +657,8 @@ def _ffn(config: Mapping[str, Any], family: str, hidden: int) -> int:
     if family == "mpt" and config.get("expansion_ratio"): return int(config["expansion_ratio"] * hidden)
     if config.get("model_type") == "llama4_text" and config.get("intermediate_size_mlp"):
         return int(config["intermediate_size_mlp"])
-    if config.get("mlp_ratio") and not config.get("intermediate_size"): return int(config["mlp_ratio"] * hidden)
+    if config.get("mlp_ratio") and not config.get("intermediate_size"):
+        return int(config["mlp_ratio"] * hidden)
     if family == "lfm2" and config.get("block_auto_adjust_ff_dim"): return _adjusted(config)
     width = _read(_with_widest(config, family), "ffn")
     ffn = _sensible("intermediate_size", _given(width, 4 * hidden), 1)
@@ -665,8 +681,11 @@ def _adjusted(config: Mapping[str, Any]) -> int:
 # %% ../../nbs/memory/01_architecture.ipynb #498dce2e
 def _gated(config: Mapping[str, Any], row: Mapping[str, int | None]) -> bool:
     "Whether an MLP has a gate: T5 says so itself."
-    return "gated" in str(config["feed_forward_proj"]) if "feed_forward_proj" in config else bool(row["gated"])
+    return (
+        "gated" in str(config["feed_forward_proj"]) if "feed_forward_proj" in config else bool(row["gated"])
+    )
 
+# %% ../../nbs/memory/01_architecture.ipynb #ebe5191e
 _DROPOUTS = (
     "hidden_dropout_prob",
     "resid_pdrop",
@@ -683,7 +702,8 @@ def _dropout(config: Mapping[str, Any], row: Mapping[str, int | None]) -> bool |
     return None if row["dropout"] is None else bool(row["dropout"])
 
 # %% ../../nbs/memory/01_architecture.ipynb #1efd1046
-#: model type → every how many layers one attends to everything, where the configuration does not list its layers
+#: model type → every how many layers one attends to everything, where the configuration does not list its
+#: layers
 _EVERY = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4, "gpt_oss": 2, "exaone4": 4, "olmo3": 4}
 
 def _windowed(config: Mapping[str, Any], layers: int) -> int:
@@ -706,7 +726,9 @@ def _window(config: Mapping[str, Any], layers: int) -> tuple[int | None, int]:
 # %% ../../nbs/memory/01_architecture.ipynb #16f4e8c8
 def _patches(config: Mapping[str, Any]) -> int:
     "Tokens of an image: its patches and the class token."
-    size, patch = (side if isinstance(side, int) else side[0] for side in (config["image_size"], config["patch_size"]))
+    size, patch = (
+        side if isinstance(side, int) else side[0] for side in (config["image_size"], config["patch_size"])
+    )
     if patch < 1 or size < patch:
         raise BadInput(f"an image of {size} pixels has no patches of {patch}", "Check config.json")
     return (size // patch) ** 2 + 1
@@ -726,10 +748,12 @@ def _wide(config: Mapping[str, Any], family: str, layers: int) -> dict[str, Any]
     return dict(wide_head_dim=width, wide_kv_heads=kv_heads)
 
 def _wide_heads(config: Mapping[str, Any], layer: int, usual: int) -> tuple[int, int]:
-    "Width and key-value heads of a layer that sees everything: as its own settings say, else as all such layers have them."
+    """Width and key-value heads of a layer that sees everything: as its own settings say, else as all such
+    layers have them."""
     settings = config.get("per_layer_config") or {}
     said = settings.get(f"{layer:02}") or settings.get(str(layer)) or {}
-    width = said.get("head_dim") or config.get("global_head_dim") or 512  # the default of Transformers' Gemma4TextConfig
+    # the default of Transformers' Gemma4TextConfig
+    width = said.get("head_dim") or config.get("global_head_dim") or 512
     apart = config.get("num_global_key_value_heads") if config.get("attention_k_eq_v") else None
     return int(width), int(said.get("num_key_value_heads") or apart or usual)
 
@@ -758,12 +782,16 @@ def _latent(config: Mapping[str, Any]) -> dict[str, Any]:
 # %% ../../nbs/memory/01_architecture.ipynb #b2eaadc3
 def _in_interval(config: Mapping[str, Any], layer: int) -> bool:
     "ERNIE 4.5: from a first to a last layer, every so many."
-    first, last, every = (int(config.get(f"moe_layer_{name}") or 0) for name in ("start_index", "end_index", "interval"))
+    first, last, every = (
+        int(config.get(f"moe_layer_{name}") or 0) for name in ("start_index", "end_index", "interval")
+    )
     return layer >= first and (last < 0 or layer <= last) and (layer + 1) % max(every, 1) == 0
 
 def _on_step(config: Mapping[str, Any], layer: int, step: int) -> bool:
     "After the first dense layers, every `step`-th, those left out that are named."
-    sparse = layer >= int(config.get("first_k_dense_replace") or 0) and layer not in (config.get("mlp_only_layers") or ())
+    sparse = layer >= int(config.get("first_k_dense_replace") or 0) and layer not in (
+        config.get("mlp_only_layers") or ()
+    )
     return sparse and (layer + 1) % step == 0
 
 def _is_sparse(config: Mapping[str, Any], layer: int) -> bool:
@@ -783,6 +811,7 @@ def _expert_count(config: Mapping[str, Any]) -> int:
     experts = _read(config, "experts", 0) or 0
     return 0 if experts == 1 and config.get("model_type") == "jamba" else experts
 
+# %% ../../nbs/memory/01_architecture.ipynb #5824913a
 def _expert_width(config: Mapping[str, Any]) -> int:
     "Width of a routed expert; where nothing is said, that of an MLP."
     said = _read(config, "expert_ffn")
@@ -825,7 +854,8 @@ def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, 
 def _mixers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
     "What a hybrid's layers without attention are."
     borrowing = int(config.get("num_kv_shared_layers") or 0)
-    if borrowing: return dict(attention_layers=max(layers - borrowing, 0))  # the others read the keys and values of earlier layers
+    # the others read the keys and values of earlier layers
+    if borrowing: return dict(attention_layers=max(layers - borrowing, 0))
     count = MIXERS.get(str(config.get("model_type")))
     if not count: return {}
     kinds, mixer = layer_kinds(config, layers), count(config)
@@ -840,7 +870,7 @@ def _mixers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
     )
 
 def _mlp_layers(config: Mapping[str, Any], kinds: Sequence[str]) -> int | None:
-    "Layers with an MLP or experts, where these have layers of their own or there are none; None: every layer has."
+    "Layers with an MLP or experts, where not every layer has one; None: every layer has."
     kind = str(config.get("model_type"))
     if kind in ALONE: return 0
     return kinds.count("mlp") + kinds.count("moe") if kind == "nemotron_h" else None
@@ -855,6 +885,7 @@ def _layers(config: Mapping[str, Any]) -> int:
     layers = _needed(config, "layers", len(listed) if isinstance(listed, (list, tuple)) else None)
     return _sensible("layers", layers, 1)
 
+# %% ../../nbs/memory/01_architecture.ipynb #7ec5a509
 def _refuse_uneven(config: Mapping[str, Any], hidden: int, heads: int) -> None:
     "Raise where heads have no width: it is not given, and does not follow."
     apart = config.get("kv_lora_rank") or any(config.get(key) for key in _SPELLINGS["head_dim"])
@@ -866,47 +897,86 @@ def _classes(config: Mapping[str, Any], kind: str) -> int:
     task = _task(config)
     return _labels(config, task) if task or kind != "vision" else _given_labels(config)
 
+# %% ../../nbs/memory/01_architecture.ipynb #e789b0e2
 def _stored_dtype(config: Mapping[str, Any]) -> str:
     "The dtype of the weights on disk."
     return str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").replace("torch.", "")
 
 # %% ../../nbs/memory/01_architecture.ipynb #c7724f45
-def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
-    "An `Architecture` without its parameter count."
+class _Size(NamedTuple):
+    "What the other dimensions are read with."
+    family: str
+    kind: str
+    layers: int
+    hidden: int
+    heads: int
+
+def _size(config: Mapping[str, Any]) -> _Size:
+    "Family, kind, and the three numbers that every model has. Raises where one is missing or absurd."
     family = family_of(config)
-    row = FAMILIES[family]
     hidden, heads = _needed(config, "hidden"), _needed(config, "heads")
     layers, kind = _layers(config), _kind(config, family)
     if kind == "encoder-decoder": _whole_pair(config, family)
     _refuse_uneven(config, hidden, heads)
-    experts, task, classes = _expert_count(config), _task(config), _classes(config, kind)
-    tied = _ties(config, row, kind, bool(classes))
-    positions, (window, windowed) = _positions(config, kind), _window(config, layers)
-    return Architecture(
-        name=name,
-        family=family,
-        kind=kind,
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=_kv_heads(config, family, heads),
-        head_dim=_read(config, "head_dim") or hidden // heads,
-        ffn=_ffn(config, family, hidden),
-        vocab=(classes or 2) if kind == "vision" else _needed(config, "vocab"),
-        gated=_gated(config, row),
-        classes=classes or (hidden if _headless(task, kind, tied) else 0),
-        tied=tied,
-        dropout=_dropout(config, row),
+    return _Size(family, kind, layers, hidden, heads)
+
+# %% ../../nbs/memory/01_architecture.ipynb #9bcfd018
+def _block(config: Mapping[str, Any], size: _Size) -> dict[str, Any]:
+    "How far a layer sees, and how wide it is."
+    positions, (window, windowed) = _positions(config, size.kind), _window(config, size.layers)
+    return dict(
         positions=positions,
         window=window,
         windowed_layers=windowed,
-        decoder_layers=_decoder_layers(config, layers) if kind == "encoder-decoder" and task != "encoder" else 0,
+        kv_heads=_kv_heads(config, size.family, size.heads),
+        head_dim=_read(config, "head_dim") or size.hidden // size.heads,
+        ffn=_ffn(config, size.family, size.hidden),
+    )
+
+# %% ../../nbs/memory/01_architecture.ipynb #dec96201
+class _Answer(NamedTuple):
+    "What a model gives."
+    task: str
+    classes: int
+    tied: bool
+
+def _answer_of(config: Mapping[str, Any], size: _Size) -> _Answer:
+    "The task, the labels of a classifier, and whether the output head is the embedding."
+    task, classes = _task(config), _classes(config, size.kind)
+    return _Answer(task, classes, _ties(config, FAMILIES[size.family], size.kind, bool(classes)))
+
+# %% ../../nbs/memory/01_architecture.ipynb #54a9268d
+def _ending(config: Mapping[str, Any], size: _Size, answer: _Answer) -> dict[str, Any]:
+    "The two ends of a model, and its second stack where it has one."
+    vocab = (answer.classes or 2) if size.kind == "vision" else _needed(config, "vocab")
+    is_headless = _headless(answer.task, size.kind, answer.tied)
+    writes = size.kind == "encoder-decoder" and answer.task != "encoder"
+    return dict(
+        vocab=vocab,
+        classes=answer.classes or (size.hidden if is_headless else 0),
+        tied=answer.tied,
+        decoder_layers=_decoder_layers(config, size.layers) if writes else 0,
+    )
+
+# %% ../../nbs/memory/01_architecture.ipynb #931696ce
+def _dimensions(config: Mapping[str, Any], name: str) -> Architecture:
+    "An `Architecture` without its parameter count."
+    size, experts = _size(config), _expert_count(config)
+    answer = _answer_of(config, size)
+    row, block = FAMILIES[size.family], _block(config, size)
+    return Architecture(
+        name=name,
+        **size._asdict(),
+        **block,
+        **_ending(config, size, answer),
+        gated=_gated(config, row),
+        dropout=_dropout(config, row),
         dtype=_stored_dtype(config),
         source="config",
-        **_experts(config, experts, layers),
+        **_experts(config, experts, size.layers),
         **_latent(config),
-        **_mixers(config, layers),
-        **_wide(config, family, layers),
+        **_mixers(config, size.layers),
+        **_wide(config, size.family, size.layers),
     )
 
 # %% ../../nbs/memory/01_architecture.ipynb #2bac1b7f
@@ -919,6 +989,7 @@ def _linear(inputs: int, outputs: int) -> int:
     "Parameters of a product with a bias."
     return inputs * outputs + outputs
 
+# %% ../../nbs/memory/01_architecture.ipynb #d82a5ad5
 def _said(config: Mapping[str, Any], keys: str, usual: int | None) -> int:
     "Whether the first of `keys` that a configuration has says yes; `usual` where it has none."
     found = next((bool(config[key]) for key in keys.split() if config.get(key) is not None), bool(usual))
@@ -944,7 +1015,10 @@ def _attention(model: Architecture, config: Mapping[str, Any]) -> int:
     if model.kv_lora_rank: return _latent_attention(model, config)
     row, traits, hidden = _row(model), _traits_of(model, config), model.hidden
     queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    qkv_bias, out_bias = _said(config, traits.qkv_bias, row["qkv"]), _said(config, traits.out_bias, row["out"])
+    qkv_bias, out_bias = (
+        _said(config, traits.qkv_bias, row["qkv"]),
+        _said(config, traits.out_bias, row["out"]),
+    )
     matrices = hidden * (queries + 2 * keys) + queries * hidden
     biases = qkv_bias * (queries + 2 * keys) + out_bias * hidden
     return matrices + biases + _inner(model, queries + keys, config)
@@ -957,7 +1031,8 @@ def _latent_attention(model: Architecture, config: Mapping[str, Any]) -> int:
     width = model.heads * (nope + rope)
     query = hidden * rank + rank + rank * width if rank else hidden * width
     keys = hidden * (narrow + rope) + narrow + narrow * model.heads * (nope + value)
-    bias = (rank + narrow + rope + hidden) * int(bool(config.get("attention_bias")))  # of the narrow products and the output
+    # of the narrow products and the output
+    bias = (rank + narrow + rope + hidden) * int(bool(config.get("attention_bias")))
     return query + keys + model.heads * value * hidden + bias
 
 # %% ../../nbs/memory/01_architecture.ipynb #4bb0b91a
@@ -986,17 +1061,26 @@ def _answer(model: Architecture, config: Mapping[str, Any]) -> int:
     bias = 0 if task == "sequence" and model.kind == "decoder" else 1
     return _labels(config, task) * (model.hidden + bias)
 
+# %% ../../nbs/memory/01_architecture.ipynb #891308bf
+def _embedding(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Parameters of the embedding, with the two products around one that is narrower than the model."
+    if model.family == "electra": return model.vocab * int(config.get("embedding_size") or model.hidden)
+    width = int(config.get("word_embed_proj_dim") or model.hidden)
+    return model.vocab * width + (2 * model.hidden * width if width != model.hidden else 0)
+
+# %% ../../nbs/memory/01_architecture.ipynb #3267784c
+def _language_head(model: Architecture, config: Mapping[str, Any]) -> int:
+    "The head of a language model: a matrix unless it is the embedding, and the bias of some families."
+    bias = model.vocab if _row(model)["head_bias"] or config.get("lm_head_bias") else 0
+    return bias + (0 if model.tied else model.vocab * model.hidden)
+
+# %% ../../nbs/memory/01_architecture.ipynb #799ee7ff
 def _ends(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
     "Parameters of the embedding and of the output head."
-    if model.family == "electra":
-        return model.vocab * int(config.get("embedding_size") or model.hidden), _answer(model, config)
-    width = int(config.get("word_embed_proj_dim") or model.hidden)
-    embedding = model.vocab * width + (2 * model.hidden * width if width != model.hidden else 0)
-    task = _task(config)
-    if model.kind == "encoder" or _labels(config, task): return embedding, _answer(model, config)
-    if task == "none": return embedding, 0
-    bias = model.vocab if _row(model)["head_bias"] or config.get("lm_head_bias") else 0
-    return embedding, bias + (0 if model.tied else model.vocab * model.hidden)
+    task, embedding = _task(config), _embedding(model, config)
+    answers = model.family == "electra" or model.kind == "encoder" or _labels(config, task)
+    if answers: return embedding, _answer(model, config)
+    return embedding, 0 if task == "none" else _language_head(model, config)
 
 # %% ../../nbs/memory/01_architecture.ipynb #5657f10d
 def _segments(model: Architecture, config: Mapping[str, Any], width: int) -> int:
@@ -1012,13 +1096,15 @@ def _besides(model: Architecture, config: Mapping[str, Any]) -> int:
     last = _traits_of(model, config).last_norm and config.get("do_layer_norm_before") is not False
     other = norm * model.hidden if last else 0  # the norm after the last layer
     if row["embed_norm"]: other += norm * width
-    if row["learned"] is not None and not config.get("alibi"): other += (model.positions + row["learned"]) * width
+    if row["learned"] is not None and not config.get("alibi"):
+        other += (model.positions + row["learned"]) * width
     other += _segments(model, config, width)
     return other + (_linear(width, model.hidden) if width != model.hidden else 0)
 
 # %% ../../nbs/memory/01_architecture.ipynb #71e50da7
 def _modern_head(model: Architecture, config: Mapping[str, Any], task: str) -> int:
-    "ModernBERT's dense layer and norm before any answer, and the bias of its norms, which it leaves out unless told."
+    """ModernBERT's dense layer and norm before any answer, and the bias of its norms, which it leaves out
+    unless told."""
     norm_bias, dense_bias = (int(bool(config.get(f"{name}_bias"))) for name in ("norm", "classifier"))
     norms = (2 * model.layers + 1 if norm_bias else 0) * model.hidden
     if task in ("", "none"): return norms
@@ -1044,7 +1130,8 @@ _POOLED = {
 }
 
 def _encoder_head(model: Architecture, config: Mapping[str, Any]) -> int:
-    "What stands between a BERT-like encoder and its answer: a pooler, a dense layer, the masked-language head."
+    """What stands between a BERT-like encoder and its answer: a pooler, a dense layer, the masked-language
+    head."""
     if model.kind != "encoder": return 0
     task = _task(config) or ("none" if model.family == "bert" else "")
     if model.family == "modernbert": return _modern_head(model, config, task)
@@ -1056,7 +1143,8 @@ def _encoder_head(model: Architecture, config: Mapping[str, Any]) -> int:
 
 # %% ../../nbs/memory/01_architecture.ipynb #0538feaf
 def _indexers(model: Architecture, config: Mapping[str, Any]) -> int:
-    "What chooses the tokens of DeepSeek's sparse attention: queries, a key and its norm, weights of the heads. Some layers reuse a choice."
+    """What chooses the tokens of DeepSeek's sparse attention: queries, a key and its norm, weights of the
+    heads. Some layers reuse a choice."""
     width, hidden = model.index_dim, model.hidden
     if not width: return 0
     heads = int(config.get("index_n_heads") or 64)
@@ -1072,6 +1160,7 @@ def _around_experts(model: Architecture, config: Mapping[str, Any]) -> int:
     gate = model.hidden if traits.shared_gate and model.shared_ffn else 0
     return router + 3 * model.hidden * model.shared_ffn + gate
 
+# %% ../../nbs/memory/01_architecture.ipynb #8602e5d6
 def _one_expert(model: Architecture, config: Mapping[str, Any]) -> int:
     "A routed expert."
     biases = 2 * model.expert_ffn + model.hidden if _traits_of(model, config).expert_bias else 0
@@ -1096,15 +1185,19 @@ def _attention_gate(model: Architecture) -> int:
     if model.family == "qwen3_next": return model.hidden * model.heads * model.head_dim + 2 * model.head_dim
     return 2 * model.head_dim if model.family == "lfm2" else 0
 
+# %% ../../nbs/memory/01_architecture.ipynb #444f5030
 def _layers_of(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
-    "Layers with an MLP, and with experts. Nemotron-H's are a mixer, attention, an MLP or experts, never two of them."
+    """Layers with an MLP, and with experts. Nemotron-H's are a mixer, attention, an MLP or experts, never
+    two of them."""
     kinds = layer_kinds(config, model.layers)
     if model.mlp_layers is not None: return kinds.count("mlp"), kinds.count("moe")
     sparse = model.layers - model.dense_layers if model.experts else 0
     return model.layers - sparse, sparse
 
+# %% ../../nbs/memory/01_architecture.ipynb #10027a14
 def _hybrid_experts(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
-    "What stands around the experts of a hybrid's layer, and one expert. Nemotron's may compute in a narrower space."
+    """What stands around the experts of a hybrid's layer, and one expert. Nemotron's may compute in a
+    narrower space."""
     matrices, traits = 3 if model.gated else 2, _traits_of(model, config)
     narrow = int(config.get("moe_latent_size") or 0)
     router = model.hidden * model.experts + (model.experts if traits.router_bias else 0)
@@ -1113,7 +1206,8 @@ def _hybrid_experts(model: Architecture, config: Mapping[str, Any]) -> tuple[int
 
 # %% ../../nbs/memory/01_architecture.ipynb #ef58e7d9
 def _count_hybrid(model: Architecture, config: Mapping[str, Any]) -> Parts:
-    "A hybrid: its mixers, the attention of the layers that attend, and an MLP or experts in each layer, or in layers of their own."
+    """A hybrid: its mixers, the attention of the layers that attend, and an MLP or experts in each layer,
+    or in layers of their own."""
     norms, (dense, sparse) = _norms(model, config), _layers_of(model, config)
     layer = model.attending * (_attention(model, config) + _attention_gate(model)) + model.layers * norms
     layer += model.mixer_layers * MIXERS[str(config.get("model_type"))](config).parameters
@@ -1128,6 +1222,7 @@ def _borrows(model: Architecture, config: Mapping[str, Any], layer: int) -> bool
     "Whether a layer reads keys and values that an earlier one made."
     return layer >= model.layers - int(config.get("num_kv_shared_layers") or 0)
 
+# %% ../../nbs/memory/01_architecture.ipynb #76bf4e8d
 def _gemma_ffn(model: Architecture, config: Mapping[str, Any], layer: int) -> int:
     "Width of the MLP of a layer."
     listed = config.get("intermediate_size")
@@ -1135,11 +1230,22 @@ def _gemma_ffn(model: Architecture, config: Mapping[str, Any], layer: int) -> in
     return model.ffn * (2 if config.get("use_double_wide_mlp") and _borrows(model, config, layer) else 1)
 
 # %% ../../nbs/memory/01_architecture.ipynb #185df849
+def _sees_all(config: Mapping[str, Any], layer: int) -> bool:
+    "Whether a layer is listed as one without a window."
+    kinds = config.get("layer_types") or ()
+    return layer < len(kinds) and kinds[layer] == "full_attention"
+
+# %% ../../nbs/memory/01_architecture.ipynb #21ab4f58
+def _gemma_heads(model: Architecture, config: Mapping[str, Any], layer: int) -> tuple[int, int]:
+    "Width and key-value heads of a layer without a window, which are its own in Gemma 4."
+    if model.family == "gemma4_text": return _wide_heads(config, layer, model.kv_heads)
+    return model.head_dim, model.kv_heads
+
+# %% ../../nbs/memory/01_architecture.ipynb #ef22dc23
 def _gemma_attention(model: Architecture, config: Mapping[str, Any], layer: int) -> int:
     "One block of attention with its norms. Layers without a window have wider heads in Gemma 4."
-    kinds, width, kv_heads = config.get("layer_types") or (), model.head_dim, model.kv_heads
-    sees_all = layer < len(kinds) and kinds[layer] == "full_attention"
-    if sees_all and model.family == "gemma4_text": width, kv_heads = _wide_heads(config, layer, model.kv_heads)
+    sees_all = _sees_all(config, layer)
+    width, kv_heads = _gemma_heads(model, config, layer) if sees_all else (model.head_dim, model.kv_heads)
     queries, keys, bias = model.heads * width, kv_heads * width, int(bool(config.get("attention_bias")))
     count = 2 * model.hidden * queries + width + bias * (queries + model.hidden)
     if _borrows(model, config, layer): return count
@@ -1154,6 +1260,7 @@ def _layer_embeddings(model: Architecture, config: Mapping[str, Any]) -> tuple[i
     table = int(config.get("vocab_size_per_layer_input") or model.vocab) * model.layers * own
     return 2 * model.hidden * own + model.hidden, table + model.hidden * model.layers * own + own
 
+# %% ../../nbs/memory/01_architecture.ipynb #702d9163
 def _alternating(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
     "Gemma 3n's alternating updates and learned residual: of a layer, and around the layers."
     if model.family != "gemma3n_text": return 0, 0
@@ -1169,37 +1276,53 @@ def _gemma_experts(model: Architecture, config: Mapping[str, Any]) -> tuple[int,
     around = 4 * model.hidden + (model.hidden + 1) * model.experts
     return around, model.experts * 3 * model.hidden * model.expert_ffn
 
+# %% ../../nbs/memory/01_architecture.ipynb #f85e400f
+def _gemma_layer(model: Architecture, config: Mapping[str, Any], layer: int) -> int:
+    "Attention and MLP of one layer."
+    return _gemma_attention(model, config, layer) + 3 * model.hidden * _gemma_ffn(model, config, layer)
+
+# %% ../../nbs/memory/01_architecture.ipynb #0f352a31
 def _count_gemma(model: Architecture, config: Mapping[str, Any]) -> Parts:
-    "Gemma 3n and 4: an embedding of its own for each layer, layers that borrow keys and values, heads of two widths."
+    """Gemma 3n and 4: an embedding of its own for each layer, layers that borrow keys and values, heads of
+    two widths."""
     (own, tables), (updates, streams) = _layer_embeddings(model, config), _alternating(model, config)
     router, experts = _gemma_experts(model, config)
     around = 4 * model.hidden + own + updates + router
-    def one(layer: int) -> int:
-        mlp = 3 * model.hidden * _gemma_ffn(model, config, layer)
-        return _gemma_attention(model, config, layer) + mlp + around
-    layers, norms = sum(map(one, range(model.layers))), model.layers * 4 * model.hidden
-    return Parts(*_ends(model, config), layers, model.layers * experts, norms, model.hidden + tables + streams)
+    layers = sum(_gemma_layer(model, config, layer) + around for layer in range(model.layers))
+    norms, besides = model.layers * 4 * model.hidden, model.hidden + tables + streams
+    return Parts(*_ends(model, config), layers, model.layers * experts, norms, besides)
 
 # %% ../../nbs/memory/01_architecture.ipynb #3e7a35f9
 def _pair_head(model: Architecture, config: Mapping[str, Any]) -> int:
-    "The head of an encoder-decoder: that of a language model unless tied, or a classifier with a dense layer of its own."
+    """The head of an encoder-decoder: that of a language model unless tied, or a classifier with a dense
+    layer of its own."""
     task, hidden = _task(config), model.hidden
     labels = _labels(config, task)
     if labels: return labels * (hidden + 1) + (_linear(hidden, hidden) if task == "sequence" else 0)
     return 0 if model.tied or task in ("none", "encoder") else model.vocab * hidden
 
-def _count_t5(model: Architecture, config: Mapping[str, Any]) -> Parts:
-    "T5 and its kin: relative positions, no biases."
+# %% ../../nbs/memory/01_architecture.ipynb #5debe7b9
+def _t5_layers(model: Architecture) -> int:
+    "All layers of T5: no biases."
     attention = 4 * model.hidden * model.heads * model.head_dim
     mlp = model.hidden * model.ffn * (3 if model.gated else 2)
     encoder, decoder = attention + mlp + 2 * model.hidden, 2 * attention + mlp + 3 * model.hidden
+    return model.layers * encoder + model.decoder_layers * decoder
+
+# %% ../../nbs/memory/01_architecture.ipynb #aa751e19
+def _relative_positions(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Tables of relative positions: one a stack, or one a layer."
     stacks = 2 if model.decoder_layers else 1
-    tables = model.layers + model.decoder_layers if config.get("model_type") == "umt5" else stacks  # of relative positions: a layer's, or a stack's
-    buckets = tables * int(config.get("relative_attention_num_buckets", 32)) * model.heads
-    layer = model.layers * encoder + model.decoder_layers * decoder
+    tables = model.layers + model.decoder_layers if config.get("model_type") == "umt5" else stacks
+    return tables * int(config.get("relative_attention_num_buckets", 32)) * model.heads
+
+# %% ../../nbs/memory/01_architecture.ipynb #51c80aa5
+def _count_t5(model: Architecture, config: Mapping[str, Any]) -> Parts:
+    "T5 and its kin: relative positions, no biases."
     norms = (2 * model.layers + 3 * model.decoder_layers) * model.hidden
-    besides = buckets + stacks * model.hidden
-    return Parts(model.vocab * model.hidden, _pair_head(model, config), layer, 0, norms, besides)
+    last = (2 if model.decoder_layers else 1) * model.hidden
+    head, besides = _pair_head(model, config), _relative_positions(model, config) + last
+    return Parts(model.vocab * model.hidden, head, _t5_layers(model), 0, norms, besides)
 
 # %% ../../nbs/memory/01_architecture.ipynb #72b02461
 #: model type → rows that its position tables have beyond the longest sequence (none: they are computed),
@@ -1224,6 +1347,7 @@ def _heard(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
     hidden = model.hidden
     return rows, _linear(3 * int(config.get("num_mel_bins", 80)), hidden) + _linear(3 * hidden, hidden)
 
+# %% ../../nbs/memory/01_architecture.ipynb #6900a399
 def _bart_layers(model: Architecture, config: Mapping[str, Any], attention: int) -> int:
     "All layers of BART and its kin, where a block of attention has `attention` parameters."
     hidden, decoder_ffn = model.hidden, int(config.get("decoder_ffn_dim") or model.ffn)
@@ -1231,15 +1355,21 @@ def _bart_layers(model: Architecture, config: Mapping[str, Any], attention: int)
     encoder, decoder = attention + read + 4 * hidden, 2 * attention + written + 6 * hidden
     return model.layers * encoder + model.decoder_layers * decoder
 
-def _count_bart(model: Architecture, config: Mapping[str, Any]) -> Parts:
-    "BART and its kin, and Whisper: no bias on its keys, two convolutions before the encoder."
-    hidden, is_whisper = model.hidden, model.family == "whisper"
+# %% ../../nbs/memory/01_architecture.ipynb #b2562ba5
+def _bart_besides(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Positions, what Whisper hears with, and norms around the layers."
     beyond, first, last = _PAIRS[str(config.get("model_type") or "bart")]
     rows, convolutions = 0 if beyond is None else 2 * (model.positions + beyond), 0
-    if is_whisper: rows, convolutions = _heard(model, config)
-    layer = _bart_layers(model, config, 4 * hidden * hidden + (3 if is_whisper else 4) * hidden)
+    if model.family == "whisper": rows, convolutions = _heard(model, config)
+    return rows * model.hidden + convolutions + 4 * model.hidden * (first + last)
+
+# %% ../../nbs/memory/01_architecture.ipynb #9a318103
+def _count_bart(model: Architecture, config: Mapping[str, Any]) -> Parts:
+    "BART and its kin, and Whisper: no bias on its keys, two convolutions before the encoder."
+    hidden, biases = model.hidden, 3 if model.family == "whisper" else 4
+    besides = _bart_besides(model, config)
+    layer = _bart_layers(model, config, 4 * hidden * hidden + biases * hidden)
     norms = (4 * model.layers + 6 * model.decoder_layers) * hidden
-    besides = rows * hidden + convolutions + 4 * hidden * (first + last)
     return Parts(model.vocab * hidden, _pair_head(model, config), layer, 0, norms, besides)
 
 # %% ../../nbs/memory/01_architecture.ipynb #79c5337f
@@ -1248,11 +1378,16 @@ def _patch_embedding(model: Architecture, config: Mapping[str, Any]) -> int:
     patch = config["patch_size"] if isinstance(config["patch_size"], int) else config["patch_size"][0]
     return _linear(int(config.get("num_channels", 3)) * patch**2, model.hidden)
 
+# %% ../../nbs/memory/01_architecture.ipynb #9b112740
 def _vision_mlp(model: Architecture, config: Mapping[str, Any]) -> int:
     "An MLP; DINOv2's may have a gate, and two thirds of the width in steps of 8."
     hidden, narrow = model.hidden, (int(model.ffn * 2 / 3) + 7) // 8 * 8
     gated = config.get("model_type") == "dinov2" and config.get("use_swiglu_ffn")
-    return 3 * hidden * narrow + 2 * narrow + hidden if gated else _linear(hidden, model.ffn) + _linear(model.ffn, hidden)
+    return (
+        3 * hidden * narrow + 2 * narrow + hidden
+        if gated
+        else _linear(hidden, model.ffn) + _linear(model.ffn, hidden)
+    )
 
 def _vision_layer(model: Architecture, config: Mapping[str, Any]) -> int:
     "Attention, MLP, two norms; DINOv2 has a factor a channel after attention and MLP."
@@ -1268,6 +1403,7 @@ def _vision_head(model: Architecture, config: Mapping[str, Any]) -> int:
     wide = 2 if config.get("model_type") == "dinov2" else 1
     return (wide * model.hidden + 1) * model.classes
 
+# %% ../../nbs/memory/01_architecture.ipynb #603ebff7
 def _vision_besides(model: Architecture, config: Mapping[str, Any]) -> int:
     "Positions, a class token, the last norm, and what a family has besides."
     hidden, kind = model.hidden, config.get("model_type")
@@ -1276,9 +1412,11 @@ def _vision_besides(model: Architecture, config: Mapping[str, Any]) -> int:
     if kind == "deit": other += 2 * hidden  # a token to distil into, and its position
     if kind == "dinov2" and config.get("use_mask_token", True): other += hidden  # for masked patches
     if kind != "siglip_vision_model": return other
-    pooler = 4 * hidden * hidden + 4 * hidden + _vision_mlp(model, config) + 3 * hidden  # pooled by attention, no class token
+    # pooled by attention, no class token
+    pooler = 4 * hidden * hidden + 4 * hidden + _vision_mlp(model, config) + 3 * hidden
     return other + (pooler if config.get("vision_use_head", True) else 0) - 2 * hidden
 
+# %% ../../nbs/memory/01_architecture.ipynb #ac278f0e
 def _count_vision(model: Architecture, config: Mapping[str, Any]) -> Parts:
     "A vision transformer."
     patches, head = _patch_embedding(model, config), _vision_head(model, config)
@@ -1340,7 +1478,8 @@ def _typed(value: Any) -> tuple[str, tuple[int, ...]]:
     return "", tuple(value)
 
 def _typed_shapes(index: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    "Name → (dtype, shape) for whatever a reader of headers gives: entries with those attributes, pairs, or bare shapes."
+    """Name → (dtype, shape) for whatever a reader of headers gives: entries with those attributes, pairs,
+    or bare shapes."""
     return {name: _typed(value) for name, value in index.items()}
 
 # %% ../../nbs/memory/01_architecture.ipynb #f3397923
@@ -1353,7 +1492,8 @@ def _stored(typed: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, float
     return held
 
 def _packed(model: Architecture, typed: Mapping[str, tuple[str, tuple[int, ...]]]) -> Architecture:
-    "The model with the bytes of a weight from the headers of a packed checkpoint, whose shapes do not say how many weights there are."
+    """The model with the bytes of a weight from the headers of a packed checkpoint, whose shapes do not
+    say how many weights there are."""
     held, parts = _stored(typed), model.parts
     rest = held["rest"] / max(parts.embedding + parts.head + parts.other, 1)
     layer, expert = held["layer"] / max(parts.layer, 1), held["expert"] / max(parts.expert, 1)
@@ -1407,22 +1547,32 @@ def _tower_block(sizes: TowerSizes, built: str) -> int:
     mlp = gated if built == "qwen2.5" else _linear(width, ffn) + _linear(ffn, width)
     return 4 * _linear(width, width) + mlp + 2 * _tower_norm(sizes, built)
 
+# %% ../../nbs/memory/01_architecture.ipynb #b091697b
 def _siglip_tower(vision: Mapping[str, Any], sizes: TowerSizes, hidden: int) -> int:
     "Gemma's: learned positions, and one product with a norm that leads to the language model."
-    width, depth, places = sizes.width, sizes.depth, (int(vision.get("image_size") or 896) // sizes.patch) ** 2
-    if vision.get("vision_use_head"): depth, places = depth + 1, places - 1  # pooled by a block of attention, without its first norm
+    width, depth, places = (
+        sizes.width,
+        sizes.depth,
+        (int(vision.get("image_size") or 896) // sizes.patch) ** 2,
+    )
+    # pooled by a block of attention, without its first norm
+    if vision.get("vision_use_head"): depth, places = depth + 1, places - 1
     blocks, patches = depth * _tower_block(sizes, "siglip"), _linear(3 * sizes.patch**2, width)
     return blocks + patches + places * width + 2 * width + width * hidden + width
 
 # %% ../../nbs/memory/01_architecture.ipynb #e237ae5e
 def _merger(vision: Mapping[str, Any], sizes: TowerSizes, built: str, hidden: int) -> tuple[int, int]:
-    "What joins neighbouring patches into one token of Qwen's language model: the two products, and the width between."
-    said = vision.get("hidden_size") if built == "qwen2" else vision.get("out_hidden_size")  # Qwen2-VL calls the width that it gives so
+    """What joins neighbouring patches into one token of Qwen's language model: the two products, and the
+    width between."""
+    # Qwen2-VL calls the width that it gives so
+    said = vision.get("hidden_size") if built == "qwen2" else vision.get("out_hidden_size")
     merged = sizes.width * int(vision.get("spatial_merge_size") or 2) ** 2
     return _linear(merged, merged) + _linear(merged, int(said or hidden)), merged
 
+# %% ../../nbs/memory/01_architecture.ipynb #118532fc
 def _qwen_tower(vision: Mapping[str, Any], sizes: TowerSizes, built: str, hidden: int) -> int:
-    "Qwen's: patches over time, a merger; Qwen 3 has learned positions and further mergers from deeper blocks."
+    """Qwen's: patches over time, a merger; Qwen 3 has learned positions and further mergers from deeper
+    blocks."""
     width, (joins, merged) = sizes.width, _merger(vision, sizes, built, hidden)
     merger = _tower_norm(sizes, built) + joins
     patches = 3 * int(vision.get("temporal_patch_size") or 2) * sizes.patch**2 * width
@@ -1437,7 +1587,11 @@ def _tower(config: Mapping[str, Any], hidden: int) -> int:
     vision, built = config.get("vision_config"), _TOWERS.get(str(config.get("model_type")))
     if not isinstance(vision, Mapping) or not built: return 0
     sizes = _tower_sizes(vision, built)
-    return _siglip_tower(vision, sizes, hidden) if built == "siglip" else _qwen_tower(vision, sizes, built, hidden)
+    return (
+        _siglip_tower(vision, sizes, hidden)
+        if built == "siglip"
+        else _qwen_tower(vision, sizes, built, hidden)
+    )
 
 def _has_tower(config: Mapping[str, Any], key: str) -> bool:
     return key == "vision_config" and str(config.get("model_type")) in _TOWERS
@@ -1458,6 +1612,7 @@ def _unnested(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(inner, Mapping) or any(key in config for key in _SPELLINGS["hidden"]): return config
     return {**inner, **{key: config[key] for key in _OUTSIDE if key in config}}
 
+# %% ../../nbs/memory/01_architecture.ipynb #2753fe9c
 def _flat_experts(config: Mapping[str, Any]) -> Mapping[str, Any]:
     "DBRX nests what it says of its experts."
     experts = config.get("ffn_config")
@@ -1470,7 +1625,7 @@ def _flat_experts(config: Mapping[str, Any]) -> Mapping[str, Any]:
 ENDLESS = 2**20
 
 def _without_attention(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    "The configuration of a model whose layers are a mixer each, with what the record of a transformer asks for; others as they are."
+    "A configuration with what the record of a transformer asks for, where each layer is a mixer alone."
     if config.get("model_type") not in ALONE: return config
     hidden = _needed(config, "hidden")
     return {**config, "num_attention_heads": 1, "head_dim": hidden, "max_position_embeddings": ENDLESS}
@@ -1478,12 +1633,20 @@ def _without_attention(config: Mapping[str, Any]) -> Mapping[str, Any]:
 # %% ../../nbs/memory/01_architecture.ipynb #e09ca3ac
 def _is_counted(kind: str) -> bool: return kind in FAMILIES or kind in _ALIKE
 
+# %% ../../nbs/memory/01_architecture.ipynb #facca2d5
 def _has_more(config: Mapping[str, Any], known: bool) -> bool:
     "Whether a configuration has towers that are not counted here."
     nested = ("vision_config", "audio_config", "encoder_config", "projector_config")
-    if any(isinstance(config.get(key), Mapping) and not _has_tower(config, key) for key in nested): return True
+    if any(isinstance(config.get(key), Mapping) and not _has_tower(config, key) for key in nested):
+        return True
     return not known and "patch_size" in config and isinstance(config.get("text_config"), Mapping)
 
+# %% ../../nbs/memory/01_architecture.ipynb #97e4ec6e
+def _numbered(config: Mapping[str, Any]) -> dict[str, Any]:
+    "A configuration without what is no number though it stands as one."
+    return {key: value for key, value in config.items() if not (isinstance(value, float) and value != value)}
+
+# %% ../../nbs/memory/01_architecture.ipynb #4a875120
 def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     "The part of a configuration that is counted, and whether more than it is there or its type is unknown."
     kind = str(config.get("model_type", ""))
@@ -1492,11 +1655,9 @@ def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]
     more, inner = _has_more(config, known), _unnested(config)
     if more and not _is_known(inner) and family_of(inner) == "gpt2":
         raise NoTransformer(f"{kind} cannot be counted by formula: it has towers of an unknown kind", _TRACED)
-    inner = _without_attention(_flat_experts(inner))
-    named = str(inner.get("model_type", ""))
-    read = named in MIXERS or _is_counted(named)
-    said = {key: value for key, value in inner.items() if not (isinstance(value, float) and value != value)}
-    return said, more or not (known or read)
+    said = _numbered(_without_attention(_flat_experts(inner)))
+    named = str(said.get("model_type", ""))
+    return said, more or not (known or named in MIXERS or _is_counted(named))
 
 # %% ../../nbs/memory/01_architecture.ipynb #4d60d189
 def _attention_share(model: Architecture, config: Mapping[str, Any]) -> float:
@@ -1520,11 +1681,14 @@ def _refuse_absurd(model: Architecture) -> None:
     parts = model.parts
     if min(parts.embedding, parts.layer, parts.expert, parts.other) < 0 or model.parameters > 10**15:
         raise BadInput(
-            f"the configuration makes {model.parameters:.3g} parameters, which no model has", "Check config.json"
+            f"the configuration makes {model.parameters:.3g} parameters, which no model has",
+            "Check config.json",
         )
 
+# %% ../../nbs/memory/01_architecture.ipynb #bf271f6c
 def _counted(whole: Mapping[str, Any], name: str) -> Architecture:
-    "Dimensions, parameters, tower and packing of a configuration. Raises `BadInput` with the field that is missing or absurd."
+    """Dimensions, parameters, tower and packing of a configuration. Raises `BadInput` with the field that
+    is missing or absurd."""
     if not isinstance(whole, Mapping):
         raise BadInput("the configuration is not a JSON object", "Check config.json")
     try: model = _measured(whole, name)

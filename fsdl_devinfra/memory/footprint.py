@@ -88,9 +88,15 @@ class Footprint(Result):
         "One sentence: whether it fits, how much it takes, in which phase, and what most of it is."
         whole, parts = self.device_bytes, self.named_parts()
         biggest = max(parts, key=lambda part: parts[part])
-        span = "" if whole.low == whole.high else f" (between {size_text(whole.low)} and {size_text(whole.high)})"
+        span = (
+            ""
+            if whole.low == whole.high
+            else f" (between {size_text(whole.low)} and {size_text(whole.high)})"
+        )
         takes = f"{self.model.name} takes {size_text(whole.value)}{span} on {self._where()}"
-        peak = f"the peak is in the {self.peak_phase} phase, and {size_text(parts[biggest])} of it is {biggest}"
+        peak = (
+            f"the peak is in the {self.peak_phase} phase, and {size_text(parts[biggest])} of it is {biggest}"
+        )
         return f"{self._answer()}{takes}; {peak}" + "".join(f". {warning}" for warning in self.warnings)
 
     def _answer(self) -> str:
@@ -100,7 +106,11 @@ class Footprint(Result):
 
     def _where(self) -> str:
         if self.strategy.gpus == 1: return "one GPU"
-        return f"each of {self.strategy.gpus} GPUs" if self.strategy.pp == 1 else f"a GPU of {self.fullest_stage}"
+        return (
+            f"each of {self.strategy.gpus} GPUs"
+            if self.strategy.pp == 1
+            else f"a GPU of {self.fullest_stage}"
+        )
 
     def chart(self) -> Chart:
         "The timeline as stacked bars, with the memory of the GPU as a line."
@@ -144,6 +154,7 @@ def _xla_doubt(model: Architecture, strategy: Strategy, workload: Workload) -> t
     least = layer_bytes(model, strategy, workload, "full") / layer_bytes(model, strategy, workload)
     return 1 - least * 0.92, 0.08
 
+# %% ../../nbs/memory/06_footprint.ipynb #69236ec2
 def doubts(
     model: Architecture,
     strategy: Strategy,
@@ -181,6 +192,7 @@ def parts_of_phase(
     named = ("parameters", "gradients", "optimizer", "activations", "loss", "communication")
     return {part: getattr(phase, part) for part in named} | dict(runtime=runtime, reserve=reserve)
 
+# %% ../../nbs/memory/06_footprint.ipynb #39c1c1dc
 def _counted(parts: dict[str, float], measure: str) -> dict[str, float]:
     "The parts that a measure counts."
     left_out = {"allocated": ("runtime", "reserve"), "reserved": ("runtime",), "device": ()}[measure]
@@ -193,12 +205,14 @@ def _with_holes(phases: list[Phase], found: Holes) -> list[Phase]:
     alive = ("forward", "loss", "backward")
     return [phase._replace(holes=found) if phase.name in alive else phase for phase in phases]
 
+# %% ../../nbs/memory/06_footprint.ipynb #f7ee1667
 def _height(phase: Phase, measure: str) -> float:
     "Bytes of a phase as `measure` counts them, without the runtime, which is the same in all."
     if measure == "allocated": return phase.allocated
     held = (phase.allocated + phase.pool) * (1 + FRAGMENTATION) - FRAGMENTATION * phase.settled
     return held + phase.cached + phase.holes.value
 
+# %% ../../nbs/memory/06_footprint.ipynb #6c00a37e
 def _steps(model: Architecture, strategy: Strategy, workload: Workload) -> Iterator[tuple[Step, list[Phase]]]:
     "The step and its phases, on each stage that may be the fullest."
     engine, left = engine_of(strategy), holes(model, strategy, workload)
@@ -227,12 +241,14 @@ def fullest_gpu(
     parts = {phase.name: parts_of_phase(phase, runtime, strategy.states_only) for phase in phases}
     return Fullest(step, parts, {phase.name: phase for phase in phases})
 
+# %% ../../nbs/memory/06_footprint.ipynb #56dc3565
 def device_peak(
     model: Architecture,
     strategy: Strategy,
     workload: Workload,
 ) -> float:  # bytes
-    "The value of `estimate(...).device_bytes` alone, for planners that try thousands of strategies, which it does not check."
+    """The value of `estimate(...).device_bytes` alone, for planners that try thousands of strategies,
+    which it does not check."""
     measure = "allocated" if strategy.states_only else "device"
     phases = [phase for _, of_stage in _steps(model, strategy, workload) for phase in of_stage]
     highest = max(_height(phase, measure) for phase in phases)
@@ -249,6 +265,24 @@ def _sides(
     down, up = bounds(parts | {"reserve": parts["reserve"] - phase.holes.value}, phase.cached, doubt)
     return down + phase.spare + phase.holes.value - phase.holes.low, up + phase.holes.high - phase.holes.value
 
+# %% ../../nbs/memory/06_footprint.ipynb #e9916ea8
+class _Ends(NamedTuple):
+    "A phase in bytes: as it is counted, its two bounds, and what no allocator can give back."
+    value: float
+    low: float
+    high: float
+    live: float
+
+def _ends_of(
+    held: Fullest, name: str, measure: str, doubt: Mapping[str, tuple[float, float]] | None
+) -> _Ends:
+    "The ends of one phase; without a doubt they meet."
+    phase, parts = held.phases[name], _counted(held.parts[name], measure)
+    here = sum(parts.values())
+    down, up = (0.0, 0.0) if doubt is None else _sides(parts, phase, measure, doubt)
+    return _Ends(here, here - down, here + up + phase.maybe, here - parts.get("reserve", 0.0))
+
+# %% ../../nbs/memory/06_footprint.ipynb #be9d131e
 def _range(
     held: Fullest,
     measure: str,
@@ -256,19 +290,15 @@ def _range(
     limit: float | None = None,
 ) -> Estimate:
     "The highest value of all phases, the highest lower bound and the highest upper one."
-    value = low = high = live = 0.0
-    for name, phase in held.phases.items():
-        parts = _counted(held.parts[name], measure)
-        here = sum(parts.values())
-        down, up = (0.0, 0.0) if doubt is None else _sides(parts, phase, measure, doubt)
-        value, low, high = max(value, here), max(low, here - down), max(high, here + up + phase.maybe)
-        live = max(live, here - parts.get("reserve", 0.0))
+    ends = [_ends_of(held, name, measure, doubt) for name in held.phases]
+    value, low, high, live = (max(0.0, *column) for column in zip(*ends))
     capped = limit if limit is not None and live <= limit < value else value
     return Estimate(round(capped), round(min(low, capped)), round(high))
 
 # %% ../../nbs/memory/06_footprint.ipynb #64f33f62
 def _given_back(phases: dict[str, dict[str, float]], limit: float | None) -> dict[str, dict[str, float]]:
-    "The parts of all phases on a GPU of `limit` bytes: the reserve shrinks to what live tensors leave, where they fit."
+    """The parts of all phases on a GPU of `limit` bytes: the reserve shrinks to what live tensors leave,
+    where they fit."""
     live = {name: sum(parts.values()) - parts["reserve"] for name, parts in phases.items()}
     if limit is None or max(live.values()) > limit: return phases
 
@@ -284,31 +314,46 @@ def _fits(whole: Estimate, limit: float | None) -> str | None:
     return "yes" if whole.high <= limit else "no" if whole.low > limit else "tight"
 
 # %% ../../nbs/memory/06_footprint.ipynb #799bf412
-def _host(step: Step) -> float:
-    "Bytes of host memory that one rank takes for what is offloaded."
+def _offloaded(step: Step, trained: float) -> float:
+    """Bytes of the optimizer of `trained` parameters in host memory, and of the parameters where they are
+    there too."""
     strategy, recipe = step.strategy, step.recipe
-    trained = step.trained * (step.kept if strategy.zero else 1.0)
-    paged = (2 + 8 / 256) * trained if strategy.optimizer == "adamw-8bit-paged" else 0.0
-    if not step.offloaded: return step.flow.host + paged
     whole = strategy.offload == "parameters"
     if strategy.torch_native: weights = recipe.weight + recipe.grad if whole else 0
     else: weights = 4 + (2 if whole else 0)
     frozen = step.frozen * (step.kept_frozen if strategy.zero else 1.0)
     return trained * (recipe.optimizer + weights) + (frozen if whole else 0.0)
 
+# %% ../../nbs/memory/06_footprint.ipynb #d8312c0a
+def _host(step: Step) -> float:
+    "Bytes of host memory that one rank takes for what is offloaded."
+    trained = step.trained * (step.kept if step.strategy.zero else 1.0)
+    if step.offloaded: return _offloaded(step, trained)
+    paged = (2 + 8 / 256) * trained if step.strategy.optimizer == "adamw-8bit-paged" else 0.0
+    return step.flow.host + paged
+
 # %% ../../nbs/memory/06_footprint.ipynb #ff0536bd
-def _reserve_note(phases: Mapping[str, Phase], name: str, reserve: float) -> str:
-    "What the allocator holds beyond the live tensors of phase `name`, and what that is made of."
+def _fragments(phase: Phase) -> float: return FRAGMENTATION * (phase.allocated + phase.pool - phase.settled)
+
+def _made_of(phases: Mapping[str, Phase], name: str) -> list[str]:
+    "What is reserved beyond the live tensors of phase `name`, piece by piece."
     phase, last = phases[name], phases.get("optimizer", phases[name])
-    freed, fragments = phase.pool + phase.cached, FRAGMENTATION * (phase.allocated + phase.pool - phase.settled)
+    freed = phase.pool + phase.cached
     gradients = min(max(last.gradients - phase.gradients, 0.0), phase.pool)
     those = f" ({size_text(round(gradients))} of it the last step's gradients)" if gradients else ""
     made = [f"{size_text(round(freed))} in freed blocks that stay cached{those}"] if freed else []
-    if phase.holes.value: made.append(f"{size_text(round(phase.holes.value))} left by batches of other lengths")
-    made.append(f"{size_text(round(fragments))} of fragmentation, taken as {FRAGMENTATION:.0%}")
-    spare = freed + phase.holes.value + fragments - reserve
+    if phase.holes.value:
+        made.append(f"{size_text(round(phase.holes.value))} left by batches of other lengths")
+    return [*made, f"{size_text(round(_fragments(phase)))} of fragmentation, taken as {FRAGMENTATION:.0%}"]
+
+# %% ../../nbs/memory/06_footprint.ipynb #2b667529
+def _reserve_note(phases: Mapping[str, Phase], name: str, reserve: float) -> str:
+    "What the allocator holds beyond the live tensors of phase `name`, and what that is made of."
+    phase = phases[name]
+    spare = phase.pool + phase.cached + phase.holes.value + _fragments(phase) - reserve
     back = f", less {size_text(round(spare))} that it gives back to fit" if spare > 1 else ""
-    return f"{size_text(round(reserve))} is reserved beyond what is allocated at the peak: {', '.join(made)}{back}"
+    made = ", ".join(_made_of(phases, name))
+    return f"{size_text(round(reserve))} is reserved beyond what is allocated at the peak: {made}{back}"
 
 # %% ../../nbs/memory/06_footprint.ipynb #51a6d66b
 def _lengths_note(workload: Workload) -> str:
@@ -322,6 +367,7 @@ def _lengths_note(workload: Workload) -> str:
     replayed = f"{DRAWN} batches in {ORDERS} orders, replayed through the allocator"
     return f"batches are padded to their longest sample: {drawn}; {replayed}"
 
+# %% ../../nbs/memory/06_footprint.ipynb #cd41f736
 _LENGTHS = {
     "longest": "batches are padded to their longest sample; the value is for equal lengths, the upper bound for changing ones "
     "(--lengths) without expandable_segments",
@@ -345,7 +391,9 @@ def _batch_notes(strategy: Strategy, workload: Workload) -> list[str]:
     if strategy.pp > 1:
         schedule = "interleaved 1F1B" if strategy.vpp > 1 else "1F1B"
         batches = workload.microbatches(strategy)
-        notes.append(f"Pipeline: {schedule}, micro-batches per step: {batches}; the fullest stage is reported")
+        notes.append(
+            f"Pipeline: {schedule}, micro-batches per step: {batches}; the fullest stage is reported"
+        )
     return notes
 
 # %% ../../nbs/memory/06_footprint.ipynb #845b6113
@@ -385,12 +433,15 @@ def _run_notes(model: Architecture, strategy: Strategy, workload: Workload) -> l
 def _megatron_note(strategy: Strategy) -> str:
     "What Megatron-LM, or Megatron-DeepSpeed, is taken to hold."
     if megatron_deepspeed(strategy):
-        whole = "Megatron-DeepSpeed (--no-sp): 16-bit weights and gradients whole, optimizer sharded with zero 1"
+        whole = (
+            "Megatron-DeepSpeed (--no-sp): 16-bit weights and gradients whole, optimizer sharded with zero 1"
+        )
         return whole + "; fp32 copies of gradients under bf16"
     said = {None: "fp32 under bf16; the lower bound is for 16-bit ones", "fp32": "fp32", "bf16": "bf16"}
     added = f"gradients are added up in {said[strategy.grad_dtype]}"
     return f"Megatron-LM: weights and gradients whole, optimizer sharded with zero 1; {added}"
 
+# %% ../../nbs/memory/06_footprint.ipynb #3c589654
 def _engine_note(strategy: Strategy) -> str:
     "What the framework is taken to do."
     if strategy.framework == "megatron": return _megatron_note(strategy)
@@ -416,9 +467,16 @@ def _assumptions(model: Architecture, strategy: Strategy, workload: Workload, re
     "What is taken for granted, one sentence each. `reserve` is the sentence on what the allocator holds."
     counted = f"Parameters: {model.parameters:,} {_ORIGIN[model.source]}"
     if strategy.states_only:
-        return [counted, "Only parameters, gradients and optimizer are counted: no activations, buffers or runtime"]
+        return [
+            counted,
+            "Only parameters, gradients and optimizer are counted: no activations, buffers or runtime",
+        ]
     runtime = size_text(runtime_bytes(strategy))
-    notes = [counted, _engine_note(strategy), f"Allocator: {reserve}; CUDA context and communicators {runtime}"]
+    notes = [
+        counted,
+        _engine_note(strategy),
+        f"Allocator: {reserve}; CUDA context and communicators {runtime}",
+    ]
     if strategy.inference:
         weights = f"weights {_stored(model, strategy)}"
         return [*notes, f"Inference: the cache is as long as the sequences, in 16 bits; {weights}"]
@@ -432,6 +490,7 @@ def _warnings(model: Architecture, workload: Workload, strategy: Strategy) -> li
     made_for = f"the {model.positions:,} positions that {model.name} was made for"
     return [f"A sequence of {workload.seq_len:,} tokens is longer than {made_for}"]
 
+# %% ../../nbs/memory/06_footprint.ipynb #10b813b9
 def _possible(strategy: Strategy, device: Device | None) -> None:
     "Raise where a GPU cannot compute in the precision."
     if device and strategy.precision in NARROW and not device.fp8:
@@ -450,6 +509,7 @@ def _summary(model: Architecture) -> ModelSummary:
         source=model.source,
     )
 
+# %% ../../nbs/memory/06_footprint.ipynb #45661bb7
 def _ranges(
     model: Architecture,
     strategy: Strategy,
@@ -466,36 +526,58 @@ def _ranges(
     return _range(held, measure, doubt, below), _range(on_device, "device", doubt, limit)
 
 # %% ../../nbs/memory/06_footprint.ipynb #b95bd8b5
+def _asked(
+    model: Architecture, strategy: Strategy, workload: Workload, device: Device | None, measure: str
+) -> dict[str, Any]:
+    "The fields of a footprint that say what was asked."
+    return dict(
+        model=_summary(model),
+        strategy=strategy,
+        workload=workload,
+        measure=measure,
+        gpu=Gpu(device.name, device.memory_bytes) if device else None,
+        warnings=_warnings(model, workload, strategy),
+    )
+
+# %% ../../nbs/memory/06_footprint.ipynb #05df3d58
+def _on_fullest(held: Fullest, parts: dict[str, dict[str, float]], name: str) -> dict[str, Any]:
+    "The fields of a footprint that say what the fullest GPU holds, with its peak in phase `name`."
+    cache = held.phases["decode"].activations if "decode" in held.phases else 0
+    return dict(
+        per_gpu_bytes=_rounded(parts[name]),
+        peak_phase=name,
+        host_bytes=round(_host(held.step)),
+        fullest_stage=held.step.share.name,
+        timeline={phase: _rounded(those) for phase, those in parts.items()},
+        kv_cache_bytes=round(cache),
+    )
+
+# %% ../../nbs/memory/06_footprint.ipynb #8249d883
+def _peak_phase(held: Fullest, measure: str) -> str:
+    "The phase in which most is held."
+    return max(held.parts, key=lambda name: sum(_counted(held.parts[name], measure).values()))
+
+# %% ../../nbs/memory/06_footprint.ipynb #038698cb
 def _judged(
     model: Architecture, strategy: Strategy, workload: Workload, device: Device | None, measure: str
 ) -> Footprint:
     "The footprint, without remedies."
     held = fullest_gpu(model, strategy, workload, measure)
     limit = float(device.memory_bytes) if device else None
-    parts = _given_back(held.parts, limit)
-    name = max(held.parts, key=lambda phase: sum(_counted(held.parts[phase], measure).values()))
+    parts, name = _given_back(held.parts, limit), _peak_phase(held, measure)
     peak, whole = _ranges(model, strategy, workload, held, measure, limit, parts[name]["runtime"])
     reserve = _reserve_note(held.phases, name, parts[name]["reserve"])
     return Footprint(
-        model=_summary(model),
-        strategy=strategy,
-        workload=workload,
-        per_gpu_bytes=_rounded(parts[name]),
+        **_asked(model, strategy, workload, device, measure),
+        **_on_fullest(held, parts, name),
         peak_bytes=peak,
-        peak_phase=name,
-        measure=measure,
         device_bytes=whole,
-        host_bytes=round(_host(held.step)),
-        fullest_stage=held.step.share.name,
-        timeline={phase: _rounded(those) for phase, those in parts.items()},
         assumptions=_assumptions(model, strategy, workload, reserve),
         remedies=[],
-        gpu=Gpu(device.name, device.memory_bytes) if device else None,
         fits=_fits(whole, limit),
-        warnings=_warnings(model, workload, strategy),
-        kv_cache_bytes=round(held.phases["decode"].activations) if "decode" in held.phases else 0,
     )
 
+# %% ../../nbs/memory/06_footprint.ipynb #c09cbb9b
 def estimate(
     architecture: Architecture,  # the model
     strategy: Strategy | None = None,  # how it is spread; default: one GPU, bf16-mixed, AdamW
@@ -525,12 +607,14 @@ class Remedy(NamedTuple):
 def _replicated(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return strategy.zero < 3 and strategy.dp * strategy.cp > 1
 
+# %% ../../nbs/memory/06_footprint.ipynb #98742d47
 def _predicts_words(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return model.kind == "decoder" and strategy.loss == "full"
 
 def _forgets_nothing(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return strategy.recompute == "none"
 
+# %% ../../nbs/memory/06_footprint.ipynb #cbe93fe1
 def _wide_adam(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return strategy.optimizer == "adamw"
 
@@ -540,9 +624,11 @@ def _trains_all(model: Architecture, strategy: Strategy, workload: Workload) -> 
 def _keeps_optimizer(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return strategy.offload == "none"
 
+# %% ../../nbs/memory/06_footprint.ipynb #96366b82
 def _loss_in_chunks(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return _predicts_words(model, strategy, workload) and strategy.torch_native
 
+# %% ../../nbs/memory/06_footprint.ipynb #f88dfaed
 def _adapters_and_chunks(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return _trains_all(model, strategy, workload) and _loss_in_chunks(model, strategy, workload)
 
@@ -621,7 +707,8 @@ SMALLER_WEIGHTS = (
 
 # %% ../../nbs/memory/06_footprint.ipynb #0db3301a
 def _changed(remedy: Remedy, model: Architecture, strategy: Strategy, workload: Workload) -> Strategy | None:
-    "The strategy with `remedy`, or None where it changes nothing or makes no sense. A LoRA rank that was given stays."
+    """The strategy with `remedy`, or None where it changes nothing or makes no sense. A LoRA rank that was
+    given stays."""
     if not remedy.applies(model, strategy, workload): return None
     kept = strategy.lora_rank is not None
     changes = {name: value for name, value in remedy.strategy.items() if name != "lora_rank" or not kept}
@@ -634,9 +721,12 @@ Run = tuple[str, Strategy, Workload]
 def _smaller_batches(strategy: Strategy, workload: Workload) -> Iterator[Run]:
     "Half of a micro-batch at a time."
     if workload.micro_batch % 2 or strategy.inference: return
-    half = replace(workload, micro_batch=workload.micro_batch // 2, grad_accum=2 * workload.microbatches(strategy))
+    half = replace(
+        workload, micro_batch=workload.micro_batch // 2, grad_accum=2 * workload.microbatches(strategy)
+    )
     yield "half the micro-batch, twice the accumulation", strategy, half
 
+# %% ../../nbs/memory/06_footprint.ipynb #d6936de6
 def _rearranged(strategy: Strategy, workload: Workload) -> Iterator[Run]:
     "Other uses of the same GPUs."
     yield from _smaller_batches(strategy, workload)
@@ -655,6 +745,7 @@ def _sharded_over(strategy: Strategy, factor: int) -> Strategy:
     zero = 3 if strategy.torch_native or strategy.pp == 1 else 1
     return replace(strategy, dp=strategy.dp * factor, zero=zero, shard_group=None, recompute="full")
 
+# %% ../../nbs/memory/06_footprint.ipynb #6abb1b3c
 def _wider(strategy: Strategy, workload: Workload) -> Iterator[Run]:
     "The same run on more GPUs."
     for factor in (2, 4, 8, 16, 32, 64, 128):
@@ -672,12 +763,14 @@ def _candidates(model: Architecture, strategy: Strategy, workload: Workload) -> 
         if changed: yield remedy.name, changed, workload
     yield from _rearranged(strategy, workload)
 
+# %% ../../nbs/memory/06_footprint.ipynb #52a83658
 def _least(strategy: Strategy) -> Strategy:
     "QLoRA as small as it gets: full activation checkpointing, the loss in chunks."
     held = dict(base_weights=strategy.base_weights or "nf4", lora_rank=strategy.lora_rank or 16)
     least = replace(strategy, **_ADAPTERS | held)
     return replace(least, loss="chunked") if strategy.torch_native else least
 
+# %% ../../nbs/memory/06_footprint.ipynb #618c56f4
 def _shorter(model: Architecture, strategy: Strategy, workload: Workload) -> Iterator[Run]:
     "The last resort on a small GPU: QLoRA on shorter sequences, each length half of the one before."
     trains = _trains_all(model, strategy, workload) or strategy.base_weights
@@ -685,23 +778,13 @@ def _shorter(model: Architecture, strategy: Strategy, workload: Workload) -> Ite
     least = _least(strategy)
     for length in (workload.seq_len // 2, workload.seq_len // 4, workload.seq_len // 8):
         if length >= 256:
-            yield f"QLoRA on sequences of {length} tokens", least, replace(workload, seq_len=length, micro_batch=1)
+            yield (
+                f"QLoRA on sequences of {length} tokens",
+                least,
+                replace(workload, seq_len=length, micro_batch=1),
+            )
 
 # %% ../../nbs/memory/06_footprint.ipynb #302b02f7
-def command_options(
-    strategy: Strategy,
-    workload: Workload,
-) -> list[str]:
-    "The options of `memory`, `plan` and `cost` that describe a run, each once; defaults are left out."
-    usual, options = Strategy(), []
-    for field_ in fields(Strategy):
-        value, flag = getattr(strategy, field_.name), "--" + field_.name.replace("_", "-")
-        implied = field_.name == "compile" and strategy.kernels == "compile"
-        if value == getattr(usual, field_.name) or implied: continue
-        if field_.name == "sp": options.append("--sp" if value else "--no-sp")
-        else: options += [flag] if value is True else [flag, str(value)]
-    return options + _load_options(workload)
-
 def _load_options(workload: Workload) -> list[str]:
     "The options of the batch."
     options = []
@@ -711,6 +794,29 @@ def _load_options(workload: Workload) -> list[str]:
             options += ["--" + name.replace("_", "-"), str(value)]
     return options
 
+# %% ../../nbs/memory/06_footprint.ipynb #611f3f71
+def _option(name: str, value: Any) -> list[str]:
+    "One field of a strategy as an option."
+    if name == "sp": return ["--sp" if value else "--no-sp"]
+    flag = "--" + name.replace("_", "-")
+    return [flag] if value is True else [flag, str(value)]
+
+# %% ../../nbs/memory/06_footprint.ipynb #4d6a2f06
+def command_options(
+    strategy: Strategy,
+    workload: Workload,
+) -> list[str]:
+    "The options of `memory`, `plan` and `cost` that describe a run, each once; defaults are left out."
+    usual, options = Strategy(), []
+    for field_ in fields(Strategy):
+        value, is_implied = (
+            getattr(strategy, field_.name),
+            field_.name == "compile" and strategy.kernels == "compile",
+        )
+        if value != getattr(usual, field_.name) and not is_implied: options += _option(field_.name, value)
+    return options + _load_options(workload)
+
+# %% ../../nbs/memory/06_footprint.ipynb #db53eff4
 def _command(model: Architecture, strategy: Strategy, workload: Workload, device: Device) -> str:
     "The `memory` command of a run; the usual length of a sequence is left out."
     usual = default_workload(model)
@@ -732,22 +838,39 @@ def _named(found: Iterator[Run], model: Architecture, device: Device, wanted: st
         takes = size_text(said.device_bytes.value) + (" (tight)" if wanted == "tight" else "")
         if said.fits == wanted: yield f"{name}, {takes}: {_command(model, strategy, workload, device)}"
 
+# %% ../../nbs/memory/06_footprint.ipynb #203252a7
+_NONE_HELPS = ("no change here is enough: use a smaller model, or tensor and pipeline parallelism "
+               "(see fsdl-devinfra plan)")
+
+def _at_a_pinch(model: Architecture, strategy: Strategy, workload: Workload, device: Device) -> Iterator[str]:
+    "What is tight on the same GPUs, and what trains less."
+    yield from islice(_named(_candidates(model, strategy, workload), model, device, "tight"), 2)
+    yield from islice(_named(_shorter(model, strategy, workload), model, device, "yes"), 1)
+
 def _remedies(
     model: Architecture, strategy: Strategy, workload: Workload, device: Device, at_most: int = 4
 ) -> list[str]:
-    "What makes it fit: on the same GPUs, cheapest first, and with the least of more GPUs; failing that, what is tight."
-    def first(found: Iterator[Run], count: int, wanted: str = "yes") -> list[str]:
-        return list(islice(_named(found, model, device, wanted), count))
-    here = first(_candidates(model, strategy, workload), at_most)
+    """What makes it fit: on the same GPUs, cheapest first, and with the least of more GPUs; failing that,
+    what is tight."""
+    here = [*islice(_named(_candidates(model, strategy, workload), model, device, "yes"), at_most)]
     if len(here) == at_most: return here
-    tight = [] if here else first(_candidates(model, strategy, workload), 2, "tight")
-    less = [] if here else first(_shorter(model, strategy, workload), 1)
-    more = first(_wider(strategy, workload), 1)
-    return [*here, *tight, *less, *more] or [
-        "no change here is enough: use a smaller model, or tensor and pipeline parallelism (see fsdl-devinfra plan)"
-    ]
+    less = [] if here else [*_at_a_pinch(model, strategy, workload, device)]
+    more = [*islice(_named(_wider(strategy, workload), model, device, "yes"), 1)]
+    return [*here, *less, *more] or [_NONE_HELPS]
 
 # %% ../../nbs/memory/06_footprint.ipynb #6f0ab5e2
+def _down_to(range_: Estimate, lean: Estimate) -> Estimate:
+    "`range_`, with the lower end of `lean` where that is lower."
+    return Estimate(range_.value, min(range_.low, lean.low), range_.high)
+
+# %% ../../nbs/memory/06_footprint.ipynb #d90a2a31
+def _unsaid(found: Footprint, lean: Footprint, device: Device) -> str:
+    "The sentence on a run that fits only with checkpointing."
+    without, with_it = size_text(found.device_bytes.value), size_text(lean.device_bytes.value)
+    sizes = f"{without} without it and {with_it} with --recompute full, of {size_text(device.memory_bytes)}"
+    return f"It fits only with activation checkpointing, which was not said: {sizes}"
+
+# %% ../../nbs/memory/06_footprint.ipynb #18d02230
 def checkpointing_left_open(
     found: Footprint,  # of a run whose activation checkpointing nobody said
     architecture: Architecture,
@@ -758,16 +881,10 @@ def checkpointing_left_open(
     again = replace(found.strategy, recompute="full")
     lean = estimate(architecture, again, found.workload, device, found.measure, advice=False)
     if lean.fits == "no": return found
-    without, with_it = size_text(found.device_bytes.value), size_text(lean.device_bytes.value)
-    sizes = f"{without} without it and {with_it} with --recompute full, of {size_text(device.memory_bytes)}"
     return replace(
         found,
         fits="tight",
         device_bytes=_down_to(found.device_bytes, lean.device_bytes),
         peak_bytes=_down_to(found.peak_bytes, lean.peak_bytes),
-        warnings=[*found.warnings, f"It fits only with activation checkpointing, which was not said: {sizes}"],
+        warnings=[*found.warnings, _unsaid(found, lean, device)],
     )
-
-def _down_to(range_: Estimate, lean: Estimate) -> Estimate:
-    "`range_`, with the lower end of `lean` where that is lower."
-    return Estimate(range_.value, min(range_.low, lean.low), range_.high)

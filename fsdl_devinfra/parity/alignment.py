@@ -5,18 +5,24 @@
 # %% ../../nbs/parity/21_alignment.ipynb #280e1c03
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CheckError
 from ..core.lazy import lazy_module
+from .causes import Cause, Difference, FailureContext, by_evaluator, by_opset, by_shape, by_switches
+from .causes import reexported_graph, undone
+from .causes import _attribute_differences, _change, _how, _set_constant, _short
 from .exporting import Capture
 from .graph import Graph, nodes_before
-from .localization import Step, _numpy, _same_but_for_ones, exposed, fed, isolated, match_values, run_program, run_what_runs
+from .localization import OperatorError, Step, exposed, fed, isolated, match_values
+from .localization import run_program, run_what_runs, _numpy, _run_apart, _same_but_for_ones
 from .pairing import likeness
+from .remade import remake
 from .rule import EPS
 
 if TYPE_CHECKING:
@@ -25,10 +31,10 @@ else:
     np = lazy_module("numpy")
 
 # %% auto #0
-__all__ = ['NEAR', 'KIN', 'BFLOAT16', 'ARRANGES', 'without_notes', 'alike', 'telling', 'Alignment', 'matched_by_value',
-           'candidates', 'standing', 'align', 'Region', 'region_of', 'weights_read', 'wrong_weights', 'wrong_settings',
-           'by_counterpart', 'substantial', 'earlier', 'lost_operator', 'by_value_in_place', 'by_remaking',
-           'causes_without_notes', 'how_sure']
+__all__ = ['NEAR', 'KIN', 'BFLOAT16', 'Form', 'Found', 'ARRANGES', 'without_notes', 'alike', 'telling', 'Alignment',
+           'matched_by_value', 'candidates', 'standing', 'align', 'Region', 'region_of', 'weights_read',
+           'wrong_weights', 'wrong_settings', 'by_counterpart', 'substantial', 'earlier', 'lost_operator',
+           'by_value_in_place', 'by_remaking', 'causes_without_notes', 'how_sure']
 
 # %% ../../nbs/parity/21_alignment.ipynb #989a631b
 def without_notes(
@@ -40,14 +46,18 @@ def without_notes(
 # %% ../../nbs/parity/21_alignment.ipynb #ce8f8db8
 NEAR = 256.0  # units in the last place of the largest value: what roundings add up to over many layers
 
+def _comparable(a: "np.ndarray", b: "np.ndarray") -> bool:
+    "Whether both are floats or neither is, and the shapes are the same but for axes of size one."
+    floats = (a.dtype.kind == "f") == (b.dtype.kind == "f")
+    return floats and (a.shape == b.shape or _same_but_for_ones(a, b))
+
 def alike(
     a: "np.ndarray",  # of the file
     b: "np.ndarray",  # of torch
     precision: str,
 ) -> bool:
     "Whether two values are the same up to rounding and axes of size one."
-    if (a.dtype.kind == "f") != (b.dtype.kind == "f") or not (a.shape == b.shape or _same_but_for_ones(a, b)):
-        return False
+    if not _comparable(a, b): return False
     a, b = a.reshape(-1), b.reshape(-1)
     if b.dtype.kind != "f": return bool((a == b).all())
     finite = np.isfinite(b)
@@ -61,7 +71,7 @@ def _scale_beside_masks(
     sizes: "np.ndarray",
     least: float = 1e4,  # of a mask constant
 ) -> float:
-    "The largest size; where that is a mask constant, the largest of the rest: a mask of -1e38 makes no room for other values."
+    "The largest size; beside a mask constant, the largest of the rest: -1e38 makes no room for other values."
     top = float(sizes.max(initial=0))
     rest = float(sizes[sizes < 0.99 * top].max(initial=0))
     return rest if top >= least and rest < top / 100 else top
@@ -87,51 +97,46 @@ class Alignment:
     known_by: dict[str, str] = field(default_factory=dict)  # value → "name", "value" or "put in place"
     values: dict[str, "np.ndarray"] = field(default_factory=dict)  # of the file, cut at the pairs
     trials: int = 24  # sessions that may still be made
-    failed: list[str] = field(default_factory=list)  # nodes that cannot be run on what the file itself gives them
+    failed: list[str] = field(default_factory=list)  # nodes that cannot be run on the file's values
     _data: dict[str, bool] = field(default_factory=dict)  # operator → whether it depends on values
 
     def own(self, fx: str) -> "np.ndarray": return _numpy(self.steps[fx].own)
 
+    def in_form(self, value: str, fx: str) -> "np.ndarray":
+        "Torch's value of an operator, in the shape that a value of the file has."
+        own, there = self.own(fx), self.values.get(value)
+        return own.reshape(there.shape) if there is not None and there.size == own.size else own
+
     def run(self, more: Mapping[str, str] | None = None) -> dict[str, "np.ndarray"]:
         "All values of the file where it is cut at the pairs, and at `more`."
-        pairs = {**self.pairs, **(more or {})}
-        cut = {
-            v: self.own(fx).reshape(self.values[v].shape)
-            if v in self.values and self.values[v].size == self.own(fx).size
-            else self.own(fx)
-            for v, fx in pairs.items()
-        }
+        cut = {v: self.in_form(v, fx) for v, fx in {**self.pairs, **(more or {})}.items()}
         shown = exposed(isolated(self.graph, cut), standing(self.graph))
-        values, failed = run_what_runs(shown, {**self.feeds, **{f"cut::{v}": a for v, a in cut.items()}}, **self.how)
-        if not pairs: self.failed = list(failed)
+        feeds = {**self.feeds, **{f"cut::{v}": a for v, a in cut.items()}}
+        values, failed = run_what_runs(shown, feeds, **self.how)
+        if not cut: self.failed = list(failed)
         return values
 
-    def lost(self) -> list[str]:
-        "Torch operators without a counterpart on which no operator with one depends, in the order of the program."
-        found, needed, read = (
-            {fx for v, fx in self.pairs.items() if self.known_by.get(v) != "name"},
-            set(),
-            set(self.outputs),
-        )
+    def behind(self, names: Sequence[str]) -> set[str]:
+        "What operators depend on, as far as it goes."
+        found: set[str] = set()
         for name in reversed(list(self.steps)):
-            if name in found or name in needed: needed |= set(self.steps[name].inputs)
-            if name in read: read |= set(self.steps[name].inputs)
+            if name in names or name in found: found |= set(self.steps[name].inputs)
+        return found
 
-        def counts(step: Step) -> bool:
-            return (
-                bool(step.op)
-                and hasattr(step.own, "dtype")
-                and telling(self.own(step.name))
-                and not self.copies(step)
-            )
+    def tells(self, step: Step) -> bool:
+        "Whether an operator computes a value that can be known again."
+        if not step.op or not hasattr(step.own, "dtype"): return False
+        return telling(self.own(step.name)) and not self.copies(step)
 
-        lost = [
-            n for n, s in self.steps.items() if n in read and n not in found and n not in needed and counts(s)
-        ]
+    def lost(self) -> list[str]:
+        "Torch operators without a counterpart on which no operator with one depends, in order."
+        found = [fx for v, fx in self.pairs.items() if self.known_by.get(v) != "name"]
+        asked = (self.behind(self.outputs) | set(self.outputs)) - self.behind(found) - set(found)
+        lost = [n for n, s in self.steps.items() if n in asked and self.tells(s)]
         return [n for n in lost if self.of_data(n)] or lost
 
     def of_data(self, fx: str) -> bool:
-        "Whether an operator depends on values. What depends on sizes alone, other exporters fold: a right file lacks it too."
+        "Whether an operator depends on values: what depends on sizes alone, exporters fold."
         if fx not in self._data:
             step = self.steps[fx]
             if step.op: self._data[fx] = "sym_size" not in step.op and any(map(self.of_data, step.inputs))
@@ -141,12 +146,8 @@ class Alignment:
     def copies(self, step: Step) -> bool:
         "Whether an operator gives what it reads, as a dropout does in eval mode."
         reads = [self.steps[n].own for n in step.inputs if self.steps[n].op]
-        return (
-            len(reads) == 1
-            and hasattr(reads[0], "dtype")
-            and reads[0].shape == step.own.shape
-            and reads[0].equal(step.own)
-        )
+        if len(reads) != 1 or not hasattr(reads[0], "dtype"): return False
+        return reads[0].shape == step.own.shape and reads[0].equal(step.own)
 
     def first_lost(self, most: int = 5) -> list[str]:
         "The first lost operators, each with what follows from it."
@@ -154,32 +155,37 @@ class Alignment:
 
 # %% ../../nbs/parity/21_alignment.ipynb #85d8d8d9
 def _size(value: "np.ndarray") -> tuple[str, int]:
+    "What two equal values have in common at least."
     return ("f" if value.dtype.kind == "f" else "i", value.size)
 
+def _by_size(alignment: Alignment) -> dict[tuple[str, int], list[tuple[str, "np.ndarray"]]]:
+    "Torch's values without a counterpart that can be known again, by kind and size."
+    taken, found = set(alignment.pairs.values()), {}
+    for fx, step in alignment.steps.items():
+        if not step.op or fx in taken or not hasattr(step.own, "dtype"): continue
+        own = alignment.own(fx)
+        if telling(own): found.setdefault(_size(own), []).append((fx, own))
+    return found
 
+# %% ../../nbs/parity/21_alignment.ipynb #43078aa8
 def matched_by_value(
     alignment: Alignment,
     values: Mapping[str, "np.ndarray"],  # of the file
 ) -> dict[str, str]:  # value → operator, those that are new
     "Values of the file that equal one of torch."
-    taken, by_size = set(alignment.pairs.values()), {}
-    for fx, step in alignment.steps.items():
-        if step.op and fx not in taken and hasattr(step.own, "dtype"):
-            own = alignment.own(fx)
-            if telling(own): by_size.setdefault(_size(own), []).append((fx, own))
-    found: dict[str, str] = {}
-    for value in alignment.graph.producer:
-        if value in alignment.pairs or value not in values: continue
+    by_size, taken, found = _by_size(alignment), set(), {}
+    for value in [v for v in alignment.graph.producer if v not in alignment.pairs and v in values]:
         for fx, own in by_size.get(_size(values[value]), []):
-            if fx not in taken and alike(values[value], own, alignment.precision) and _could_come_from(alignment, value, fx):
-                found[value] = fx
-                taken.add(fx)
-                break
+            if fx in taken or not alike(values[value], own, alignment.precision): continue
+            if not _could_come_from(alignment, value, fx): continue
+            found[value] = fx
+            taken.add(fx)
+            break
     return found
 
 # %% ../../nbs/parity/21_alignment.ipynb #d72feb8f
 def _could_come_from(alignment: Alignment, value: str, fx: str) -> bool:
-    "Whether a node may compute an operator. Truth values need the same kind: an inverted mask equals the negation of the right one."
+    "Whether a node may compute an operator. Of truth values the kind must fit: an inverted mask equals a NOT."
     if alignment.own(fx).dtype != bool: return True
     return _kin(alignment.graph.nodes[alignment.graph.producer[value]], alignment.steps[fx].op)
 
@@ -218,18 +224,26 @@ KIN = {
 }
 
 def _kin(node: Any, op: str) -> bool:
+    "Whether a kind of node may have come from an operator of torch."
     return bool(re.search(KIN.get(node.op_type) or re.escape(node.op_type.lower()), op.lower()))
 
 # %% ../../nbs/parity/21_alignment.ipynb #9839ed44
 def _closeness(a: "np.ndarray", b: "np.ndarray") -> float:
     "The cosine of the angle between two values about their means; -1 where they cannot be the same."
-    if (a.dtype.kind == "f") != (b.dtype.kind == "f") or not (a.shape == b.shape or _same_but_for_ones(a, b)):
-        return -1.0
-    a, b = (np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0) for x in (a, b))
+    if not _comparable(a, b): return -1.0
+    a, b = (np.nan_to_num(v.astype(np.float64), posinf=0, neginf=0) for v in (a, b))
     a, b = a - a.mean(), b - b.mean()
     return likeness(a, b) if a.any() else 0.0
 
 # %% ../../nbs/parity/21_alignment.ipynb #a57db312
+def _rank(alignment: Alignment, fx: str, value: str, there: "np.ndarray | None") -> tuple[bool, bool, float]:
+    "How likely a value is that of an operator: by name, by module and kind of the node, by numbers."
+    step, node = alignment.steps[fx], alignment.graph.nodes[alignment.graph.producer[value]]
+    near = _closeness(there, alignment.own(fx)) if there is not None else 0.0
+    scoped, kin = _in_scope(node, step.module), _kin(node, step.op)
+    if near < -0.999 and not (scoped and kin): return False, False, -2.0
+    return value == fx, scoped and kin, near + 0.3 * kin + 0.5 * scoped
+
 def candidates(
     alignment: Alignment,
     fx: str,  # a lost operator
@@ -237,32 +251,18 @@ def candidates(
     most: int = 5,
 ) -> list[str]:  # values of the file that could be the operator's, the likeliest first
     "By name, by the module in the node's name, by the kind of the node, and by how near the numbers are."
-    own, step, nodes = alignment.own(fx), alignment.steps[fx], alignment.graph.nodes
-    def rank(value: str) -> tuple[bool, bool, float]:
-        node = nodes[alignment.graph.producer[value]]
-        near = _closeness(values[value], own) if value in values else 0.0
-        scoped, kin = _in_scope(node, step.module), _kin(node, step.op)
-        if near < -0.999 and not (scoped and kin): return False, False, -2.0
-        return value == fx, scoped and kin, near + 0.3 * kin + 0.5 * scoped
-
-    open_values = [
-        v
-        for v, i in alignment.graph.producer.items()
-        if v not in alignment.pairs and nodes[i].op_type != "Constant"
-    ]
-    ranks = {v: rank(v) for v in open_values}
-    return [
-        v
-        for v in sorted(open_values, key=lambda v: ranks[v], reverse=True)[:most]
-        if ranks[v] > (False, False, -1.0)
-    ]
+    made = {v: i for v, i in alignment.graph.producer.items() if v not in alignment.pairs}
+    computed = [v for v, i in made.items() if alignment.graph.nodes[i].op_type != "Constant"]
+    ranks = {v: _rank(alignment, fx, v, values.get(v)) for v in computed}
+    likely = sorted(computed, key=lambda v: ranks[v], reverse=True)[:most]
+    return [v for v in likely if ranks[v] > (False, False, -1.0)]
 
 # %% ../../nbs/parity/21_alignment.ipynb #d72eee2c
 def _in_scope(node: Any, module: str) -> bool:
     "Whether the name of a node, as TorchScript writes it, places it in a module."
     path = node.name.rpartition("/")[0].replace("/", ".")
-    if not module: return node.name.startswith("/") and path.count(".") <= 1  # the model itself, or what it was wrapped in
-    return path.endswith("." + module)
+    if module: return path.endswith("." + module)
+    return node.name.startswith("/") and path.count(".") <= 1  # the model itself, or what it was wrapped in
 
 # %% ../../nbs/parity/21_alignment.ipynb #d0724468
 def _put_in_place(alignment: Alignment, fx: str) -> bool:
@@ -272,17 +272,9 @@ def _put_in_place(alignment: Alignment, fx: str) -> bool:
         alignment.trials -= 1
         try: values = alignment.run({value: fx})
         except CheckError: continue
-        trial = Alignment(
-            alignment.graph,
-            alignment.steps,
-            alignment.feeds,
-            alignment.how,
-            alignment.precision,
-            alignment.outputs,
-            {**alignment.pairs, value: fx},
-        )
-        more = matched_by_value(trial, values)
-        if not more and not (value in alignment.graph.outputs and fx in alignment.outputs): continue
+        more = matched_by_value(replace(alignment, pairs={**alignment.pairs, value: fx}), values)
+        ends = value in alignment.graph.outputs and fx in alignment.outputs
+        if not more and not ends: continue
         alignment.pairs |= {value: fx, **more}
         alignment.known_by |= {value: "put in place", **dict.fromkeys(more, "value")}
         alignment.values = values
@@ -290,24 +282,29 @@ def _put_in_place(alignment: Alignment, fx: str) -> bool:
     return False
 
 # %% ../../nbs/parity/21_alignment.ipynb #a53fe154
-def _cast_to(node: Any) -> int: return next((a.i for a in node.attribute if a.name == "to"), 0)
+BFLOAT16 = 16  # of onnx.TensorProto
 
+def _cast_to(node: Any) -> int:
+    "The type that a cast gives."
+    return next((a.i for a in node.attribute if a.name == "to"), 0)
+
+def _hidden_by_cast(graph: Graph, node: Any) -> set[str]:
+    "Values at a cast that are not what readers get: one that is cast back, and bfloat16."
+    source, narrow = node.input[0], node.output[0]
+    readers = [graph.nodes[i] for i in graph.consumers.get(narrow, [])]
+    back = bool(readers) and all(r.op_type == "Cast" and _cast_to(r) != _cast_to(node) for r in readers)
+    hidden = {source, narrow} if back and len(graph.consumers[source]) == 1 else set()
+    return hidden | {narrow} if _cast_to(node) == BFLOAT16 else hidden
+
+# %% ../../nbs/parity/21_alignment.ipynb #e5c2bb90
 def standing(
     graph: Graph,
 ) -> list[str]:  # values of the file
-    "Values that may stand for an operator's. One that is cast to another type and back is not what its readers get; bfloat16 cannot be shown."
-    hidden = set()
-    for node in [n for n in graph.nodes if n.op_type == "Cast"]:
-        source, narrow = node.input[0], node.output[0]
-        readers = [graph.nodes[i] for i in graph.consumers.get(narrow, [])]
-        back = bool(readers) and all(r.op_type == "Cast" and _cast_to(r) != _cast_to(node) for r in readers)
-        if back and len(graph.consumers[source]) == 1: hidden |= {source, narrow}
-        if _cast_to(node) == BFLOAT16: hidden.add(narrow)
+    "Values that may stand for an operator's."
+    hidden = {v for n in graph.nodes if n.op_type == "Cast" for v in _hidden_by_cast(graph, n)}
     return [v for v, i in graph.producer.items() if graph.nodes[i].op_type != "Constant" and v not in hidden]
 
 # %% ../../nbs/parity/21_alignment.ipynb #cb603fe1
-BFLOAT16 = 16  # of onnx.TensorProto
-
 def align(
     graph: Graph,  # of the file
     captured: Capture,  # the traced module
@@ -317,22 +314,15 @@ def align(
     **how: Any,  # provider, level, options
 ) -> Alignment:
     "Match the values of a file with torch's."
-    steps = run_program(captured, inputs, precision)
-    feeds = fed(graph, inputs, precision)
+    steps, how = run_program(captured, inputs, precision), {"level": "none", **how}
     outputs = [s.arg.name for s in captured.program.graph_signature.output_specs if hasattr(s.arg, "name")]
-    found = Alignment(graph, steps, feeds, {"level": "none", **how}, precision, outputs)
+    found = Alignment(graph, steps, fed(graph, inputs, precision), how, precision, outputs)
     found.values = found.run()
     _add_equal(found, found.values)
     for _ in range(stages):
         if not any(_put_in_place(found, fx) for fx in found.first_lost()): break
         _add_equal(found, found.run())
-    named = {
-        v: fx
-        for v, fx in match_values(graph, captured, steps).items()
-        if v not in found.pairs and fx not in found.pairs.values()
-    }
-    found.pairs |= named
-    found.known_by |= dict.fromkeys(named, "name")
+    _add_named(found, match_values(graph, captured, steps))
     return found
 
 # %% ../../nbs/parity/21_alignment.ipynb #9abb69d2
@@ -342,12 +332,12 @@ def _add_equal(alignment: Alignment, values: Mapping[str, "np.ndarray"]) -> None
     alignment.pairs |= more
     alignment.known_by |= dict.fromkeys(more, "value")
     alignment.values = {**alignment.values, **values}
-
-# %% ../../nbs/parity/21_alignment.ipynb #7aa825f0
-from .causes import Cause, Difference, FailureContext, _attribute, _change, _how, _plain, _set_attribute, _set_constant, _short
-from .causes import by_evaluator, by_opset, by_optimisation, by_overflow, by_shape, by_tf32, by_train_mode, reexported_graph, undone
-from .localization import OperatorError
-from .remade import remake
+def _add_named(alignment: Alignment, named: Mapping[str, str]) -> None:
+    "Add what names say, where values say nothing."
+    known = set(alignment.pairs.values())
+    more = {v: fx for v, fx in named.items() if v not in alignment.pairs and fx not in known}
+    alignment.pairs |= more
+    alignment.known_by |= dict.fromkeys(more, "name")
 
 # %% ../../nbs/parity/21_alignment.ipynb #b6e2a743
 @dataclass(frozen=True)
@@ -363,15 +353,15 @@ def region_of(
     value: str,  # of a pair
 ) -> Region:
     "What lies between a value and the known ones before it."
-    pairs = alignment.pairs
-    nodes = nodes_before(alignment.graph, value, set(pairs))
-    known, more, operators = set(pairs.values()), [pairs[value]], set()
+    pairs, known = alignment.pairs, set(alignment.pairs.values())
+    more, operators = [pairs[value]], set()
     while more:
         fx = more.pop()
         if fx in operators: continue
         operators.add(fx)
         more += [n for n in alignment.steps[fx].inputs if n not in known and alignment.steps[n].op]
-    return Region(value, tuple(sorted(nodes)), tuple(n for n in alignment.steps if n in operators))
+    nodes = sorted(nodes_before(alignment.graph, value, set(pairs)))
+    return Region(value, tuple(nodes), tuple(n for n in alignment.steps if n in operators))
 
 # %% ../../nbs/parity/21_alignment.ipynb #e92b582a
 def weights_read(
@@ -380,29 +370,22 @@ def weights_read(
     operators: Sequence[str],
 ) -> dict[str, tuple[str, "np.ndarray"]]:  # weight → (operator, values)
     "The module's weights that operators of the program read."
-    targets = {
-        s.arg.name: s.target for s in captured.program.graph_signature.input_specs if s.target is not None
-    }
-    return {
-        targets[n]: (fx, _numpy(steps[n].own)) for fx in operators for n in steps[fx].inputs if n in targets
-    }
+    specs = captured.program.graph_signature.input_specs
+    targets = {s.arg.name: s.target for s in specs if s.target is not None}
+    read = [(n, fx) for fx in operators for n in steps[fx].inputs if n in targets]
+    return {targets[n]: (fx, _numpy(steps[n].own)) for n, fx in read}
 
 # %% ../../nbs/parity/21_alignment.ipynb #d5aad383
 def _forms(weight: "np.ndarray") -> list["np.ndarray"]:
-    "A weight as files hold it: as it is, and transposed."
-    return (
-        [weight, weight.T]
-        if weight.ndim == 2
-        else [weight, weight[..., 0]]
-        if weight.ndim and weight.shape[-1] == 1
-        else [weight]
-    )
+    "A weight as files hold it: as it is, transposed, or without a last axis of size one."
+    if weight.ndim == 2: return [weight, weight.T]
+    return [weight, weight[..., 0]] if weight.ndim and weight.shape[-1] == 1 else [weight]
 
 # %% ../../nbs/parity/21_alignment.ipynb #1875691b
 def _same_weight(a: "np.ndarray", b: "np.ndarray") -> bool:
-    return a.size == b.size and bool(
-        np.array_equal(a.reshape(-1), b.reshape(-1).astype(a.dtype), equal_nan=True)
-    )
+    "Whether two weights hold the same numbers, in any shape."
+    if a.size != b.size: return False
+    return bool(np.array_equal(a.reshape(-1), b.reshape(-1).astype(a.dtype), equal_nan=True))
 
 # %% ../../nbs/parity/21_alignment.ipynb #67e7cb98
 def _read_constants(graph: Graph, node: int) -> list[tuple[int, "np.ndarray"]]:
@@ -411,120 +394,98 @@ def _read_constants(graph: Graph, node: int) -> list[tuple[int, "np.ndarray"]]:
     return [(k, a) for k, a in found if a.dtype.kind == "f"]
 
 # %% ../../nbs/parity/21_alignment.ipynb #4fc4f4ec
+Form = tuple[str, str, "np.ndarray"]  # (weight, operator that reads it, its values as a file may hold them)
+
+def _nearest(array: "np.ndarray", forms: Sequence[Form]) -> Form | None:
+    "The weight of the module that a constant has the place of: of the same size, and nearest to it."
+    fitting = [f for f in forms if f[2].size == array.size and (f[2].shape == array.shape or f[2].ndim != 2)]
+    shaped = [(name, fx, w.reshape(array.shape)) for name, fx, w in fitting]
+    return min(shaped, key=lambda f: float(np.linalg.norm(f[2].astype(np.float64) - array)), default=None)
+
+def _weight_difference(graph: Graph, node: int, position: int, name: str, right: "np.ndarray") -> Difference:
+    "A constant that stands for a weight, and how to put that back."
+    reader = graph.nodes[node]
+    held = reader.input[position]
+    array = graph.array(held)
+    right = np.ascontiguousarray(right.astype(array.dtype))
+    told = f"{held}, read by {reader.name or reader.op_type}, stands for {name} and {_how(array, right)}"
+    return Difference("constant", node, told, _set_constant(node, position, right))
+
 def wrong_weights(
     context: FailureContext,
     alignment: Alignment,
     region: Region,
 ) -> list[tuple[str, str, Difference]]:  # (weight, operator that reads it, how to put it back)
     "Weights in a region that are none of the module's, each with the one whose place it seems to have."
-    held = weights_read(context.captured, alignment.steps, region.operators) | _folded(
-        context, alignment, region
-    )
+    held = weights_read(context.captured, alignment.steps, region.operators)
+    held |= _folded(context, alignment, region)
+    forms = [(name, fx, form) for name, (fx, weight) in held.items() for form in _forms(weight)]
+    read = [(i, k, a) for i in region.nodes for k, a in _read_constants(context.graph, i) if a.size > 1]
     found = []
-    for i in region.nodes:
-        for k, array in _read_constants(context.graph, i):
-            if array.size < 2 or any(_same_weight(array, f) for _, w in held.values() for f in _forms(w)):
-                continue
-            near = [
-                (
-                    float(np.linalg.norm(f.reshape(array.shape).astype(np.float64) - array)),
-                    name,
-                    fx,
-                    f.reshape(array.shape),
-                )
-                for name, (fx, w) in held.items()
-                for f in _forms(w)
-                if f.size == array.size and (f.shape == array.shape or f.ndim != 2)
-            ]
-            if not near: continue
-            _, name, fx, right = min(near, key=lambda n: n[0])
-            node = context.graph.nodes[i]
-            what = f"{node.input[k]}, read by {node.name or node.op_type}, stands for {name} and {_how(array, right.astype(array.dtype))}"
-            found.append(
-                (
-                    name,
-                    fx,
-                    Difference(
-                        "constant",
-                        i,
-                        what,
-                        _set_constant(i, k, np.ascontiguousarray(right.astype(array.dtype))),
-                    ),
-                )
-            )
+    for i, k, array in read:
+        right = None if any(_same_weight(array, w) for *_, w in forms) else _nearest(array, forms)
+        if right is None: continue
+        name, fx, values = right
+        found.append((name, fx, _weight_difference(context.graph, i, k, name, values)))
     return found
 
 # %% ../../nbs/parity/21_alignment.ipynb #b05feb79
+def _fold(alignment: Alignment, conv: str, norm: str, epsilon: float) -> tuple["np.ndarray", "np.ndarray"]:
+    "The weight and the bias of a convolution with the batch norm behind it folded in."
+    def of(name: str) -> "np.ndarray": return _numpy(alignment.steps[name].own).astype(np.float64)
+    scale, shift, mean, variance = map(of, alignment.steps[norm].inputs[1:5])
+    weight, *biases = map(of, alignment.steps[conv].inputs[1:])
+    by = scale / np.sqrt(variance + epsilon)
+    bias = biases[0] if biases else 0.0
+    return weight * by.reshape(-1, *[1] * (weight.ndim - 1)), shift + (bias - mean) * by
+
 def _folded(
     context: FailureContext, alignment: Alignment, region: Region
 ) -> dict[str, tuple[str, "np.ndarray"]]:
     "Weights of convolutions with the batch norm behind them folded in."
-    nodes, found = {n.name: n for n in context.captured.program.graph.nodes}, {}
-    for fx in region.operators:
-        if "batch_norm" not in alignment.steps[fx].op: continue
-        before = alignment.steps[fx].inputs[0]
-        if "conv" not in alignment.steps[before].op: continue
-        scale, shift, mean, variance = (
-            _numpy(alignment.steps[n].own).astype(np.float64) for n in alignment.steps[fx].inputs[1:5]
-        )
-        numbers = [a for a in nodes[fx].args if isinstance(a, float)]
-        by = scale / np.sqrt(variance + (numbers[-1] if numbers else 1e-5))
-        weights = [
-            _numpy(alignment.steps[n].own).astype(np.float64) for n in alignment.steps[before].inputs[1:]
-        ]
-        bias = weights[1] if len(weights) > 1 else 0.0
-        found[f"the weight of {before} with {fx} folded in"] = (
-            before,
-            weights[0] * by.reshape(-1, *[1] * (weights[0].ndim - 1)),
-        )
-        found[f"the bias of {before} with {fx} folded in"] = (before, shift + (bias - mean) * by)
+    nodes, steps, found = {n.name: n for n in context.captured.program.graph.nodes}, alignment.steps, {}
+    for norm in [fx for fx in region.operators if "batch_norm" in steps[fx].op]:
+        conv = steps[norm].inputs[0]
+        if "conv" not in steps[conv].op: continue
+        numbers = [a for a in nodes[norm].args if isinstance(a, float)]
+        weight, bias = _fold(alignment, conv, norm, numbers[-1] if numbers else 1e-5)
+        found[f"the weight of {conv} with {norm} folded in"] = (conv, weight)
+        found[f"the bias of {conv} with {norm} folded in"] = (conv, bias)
     return found
 
 # %% ../../nbs/parity/21_alignment.ipynb #8ec694e2
+def _single_numbers(clean: Graph, fresh: Sequence[tuple[str, Any]]) -> list[tuple[str, "np.ndarray"]]:
+    "Constants of one float that nodes of a fresh export read, with the operator."
+    read = [(fx, v) for fx, n in fresh for v in n.input if v and clean.is_constant(v)]
+    numbers = [(fx, clean.array(v)) for fx, v in read]
+    return [(fx, a) for fx, a in numbers if a.size == 1 and a.dtype.kind == "f"]
+
+def _number_differences(
+    graph: Graph, index: int, numbers: Sequence[tuple[str, "np.ndarray"]]
+) -> Iterator[tuple[str, Difference]]:
+    "Single numbers that a node reads, and others that it may have to read."
+    node = graph.nodes[index]
+    held = [(k, a, float(a.reshape(-1)[0])) for k, a in _read_constants(graph, index) if a.size == 1]
+    for (k, array, mine), (fx, number) in itertools.product(held, numbers):
+        theirs = float(number.reshape(-1)[0])
+        if not abs(theirs - mine) > 1e-6 * abs(theirs): continue
+        told = f"{node.name or node.op_type} reads {_short(array)} where a fresh export has {_short(number)}"
+        undo = _set_constant(index, k, number.reshape(array.shape).astype(array.dtype))
+        yield fx, Difference("constant", index, told, undo)
+
 def wrong_settings(
     context: FailureContext,
     region: Region,
 ) -> list[tuple[str, Difference]]:  # (operator, how to put it back)
     "Attributes and single numbers in a region that a fresh export of its operators has otherwise."
-    clean = reexported_graph(context)
+    graph, clean = context.graph, reexported_graph(context)
     fresh = [(fx, clean.nodes[i]) for fx in region.operators for i in clean.units().get(fx, [])]
-    numbers = [
-        (fx, clean.array(v))
-        for fx, n in fresh
-        for v in n.input
-        if v and clean.is_constant(v) and clean.array(v).size == 1 and clean.array(v).dtype.kind == "f"
-    ]
-    found = []
+    numbers, found = _single_numbers(clean, fresh), []
     for i in region.nodes:
-        node = context.graph.nodes[i]
-        for fx, other in [
-            (fx, n) for fx, n in fresh if n.op_type == node.op_type or node.op_type.endswith(n.op_type)
-        ]:
-            for key in sorted({a.name for a in node.attribute} | {a.name for a in other.attribute}):
-                mine, theirs = _attribute(node, key), _attribute(other, key)
-                if _plain(mine) == _plain(theirs): continue
-                what = f"{node.name or node.op_type}.{key} is {_plain(mine)} in the file and {_plain(theirs)} in a fresh export"
-                found.append((fx, Difference("attribute", i, what, _set_attribute(i, key, theirs))))
-        for k, array in _read_constants(context.graph, i):
-            if array.size != 1: continue
-            for fx, number in [
-                (fx, n)
-                for fx, n in numbers
-                if abs(float(n.reshape(-1)[0]) - float(array.reshape(-1)[0]))
-                > 1e-6 * abs(float(n.reshape(-1)[0]))
-            ]:
-                what = f"{node.name or node.op_type} reads {_short(array)} where a fresh export has {_short(number)}"
-                found.append(
-                    (
-                        fx,
-                        Difference(
-                            "constant",
-                            i,
-                            what,
-                            _set_constant(i, k, number.reshape(array.shape).astype(array.dtype)),
-                        ),
-                    )
-                )
+        node = graph.nodes[i]
+        akin = [(fx, other) for fx, other in fresh if node.op_type.endswith(other.op_type)]
+        found += [(fx, d) for fx, other in akin for d in _attribute_differences(i, node, other)]
+        found += _number_differences(graph, i, numbers)
     return found
 
 # %% ../../nbs/parity/21_alignment.ipynb #f71b94d1
@@ -532,6 +493,47 @@ def _helps(context: FailureContext, before: float, changes: Sequence[Difference]
     "The error with changes undone, where that is much less; else None."
     after = context.error(undone(context.graph, changes))
     return after if after <= context.good or after < before / 10 else None
+
+def _most_helpful(
+    context: FailureContext, before: float, changes: Sequence[tuple[str, Difference]]
+) -> tuple[str, Difference, float] | None:
+    "The one change that leaves the smallest error, with that; None where none helps."
+    tried = [(fx, d, _helps(context, before, [d])) for fx, d in changes]
+    helped = [(fx, d, after) for fx, d, after in tried if after is not None]
+    return min(helped, key=lambda change: change[2], default=None)
+
+Found = tuple[OperatorError, list[Cause]]  # the suspect, its operator corrected, and the causes
+
+def _by_weights(
+    context: FailureContext, alignment: Alignment, suspect: OperatorError, region: Region, before: float
+) -> Found | None:
+    "Weights of a step that are not the module's: one that helps when it is put back, else all of them."
+    weights = [(fx, d) for _, fx, d in wrong_weights(context, alignment, region)]
+    if (best := _most_helpful(context, before, weights)) is not None:
+        fx, d, after = best
+        told = f"{d.what}; put back: {_change(before, after)}"
+        return _renamed(suspect, alignment, fx, d.node), [Cause("weight", told)]
+    after = _helps(context, before, [d for _, d in weights]) if len(weights) > 1 else None
+    if after is None: return None
+    fx, first = weights[0]
+    told = f"all {len(weights)} put back: {_change(before, after)}"
+    causes = [Cause("weight", f"{d.what}; {told}") for _, d in weights[:5]]
+    return _renamed(suspect, alignment, fx, first.node), causes
+
+def _by_settings(
+    context: FailureContext,
+    alignment: Alignment,
+    suspect: OperatorError,
+    settings: Sequence[tuple[str, Difference]],
+    before: float,
+) -> Found | None:
+    "The setting of a step that helps most when it is put back."
+    best = _most_helpful(context, before, settings)
+    if best is None: return None
+    fx, d, after = best
+    if context.graph.nodes[d.node].op_type == "Cast": fx = suspect.fx  # every cast is like every other
+    told = f"{d.what}; put back: {_change(before, after)}"
+    return _renamed(suspect, alignment, fx, d.node), [Cause("operator semantics", told)]
 
 def by_counterpart(
     context: FailureContext,
@@ -543,63 +545,39 @@ def by_counterpart(
     "What a file without notes has otherwise in the step where it goes wrong."
     if suspect.value not in alignment.pairs: return suspect, []
     region = region_of(alignment, suspect.value)
-    weights = wrong_weights(context, alignment, region)
-    single = [
-        (name, fx, d, after) for name, fx, d in weights if (after := _helps(context, before, [d])) is not None
-    ]
-    if single:
-        name, fx, d, after = min(single, key=lambda s: s[3])
-        return _renamed(suspect, alignment, fx, d.node), [
-            Cause("weight", f"{d.what}; put back: {_change(before, after)}")
-        ]
-    if len(weights) > 1 and (after := _helps(context, before, [d for *_, d in weights])) is not None:
-        return _renamed(suspect, alignment, weights[0][1], weights[0][2].node), [
-            Cause("weight", f"{d.what}; all {len(weights)} put back: {_change(before, after)}")
-            for *_, d in weights[:5]
-        ]
-    settings = [
-        (fx, d, after)
-        for fx, d in wrong_settings(context, region)[:most]
-        if (after := _helps(context, before, [d])) is not None
-    ]
-    if settings:
-        fx, d, after = min(settings, key=lambda s: s[2])
-        if context.graph.nodes[d.node].op_type == "Cast": fx = suspect.fx  # every cast is like every other
-        return _renamed(suspect, alignment, fx, d.node), [
-            Cause("operator semantics", f"{d.what}; put back: {_change(before, after)}")
-        ]
-    return suspect, []
+    found = _by_weights(context, alignment, suspect, region, before)
+    if found is not None: return found
+    settings = wrong_settings(context, region)[:most]
+    return _by_settings(context, alignment, suspect, settings, before) or (suspect, [])
 
 # %% ../../nbs/parity/21_alignment.ipynb #3c8ed0b7
 def _renamed(suspect: OperatorError, alignment: Alignment, fx: str, node: int) -> OperatorError:
     "The suspect, as another operator and node of the same step."
     step, there = alignment.steps[fx], alignment.graph.nodes[node]
-    return replace(
-        suspect,
-        value=there.output[0],
-        node=there.name or there.op_type,
-        op=step.op,
-        module=step.module,
-        source=step.source,
-        fx=fx,
-    )
+    place = {"op": step.op, "module": step.module, "source": step.source, "fx": fx}
+    return replace(suspect, value=there.output[0], node=there.name or there.op_type, **place)
 
 # %% ../../nbs/parity/21_alignment.ipynb #2f14b6b2
 #: operators that only arrange what they read
 ARRANGES = re.compile(r"clone|view|reshape|transpose|permute|expand|squeeze|getitem|detach|alias|slice")
 
+def _instead_of_broken(
+    alignment: Alignment, suspect: OperatorError, operators: Sequence[str], node: int
+) -> OperatorError:
+    "The operator of a step that a node which cannot be run may have come from; else the suspect."
+    akin = [fx for fx in operators if _kin(alignment.graph.nodes[node], alignment.steps[fx].op)]
+    return _renamed(suspect, alignment, akin[0], node) if akin else suspect
+
 def substantial(
     alignment: Alignment,
     suspect: OperatorError | None,
 ) -> OperatorError | None:
-    "The suspect, or an operator of the same step whose node cannot be run, or that computes what the suspect only arranges."
+    "The suspect, or the operator of its step that cannot be run, or that computes what it only arranges."
     if suspect is None or suspect.value not in alignment.pairs: return suspect
     region = region_of(alignment, suspect.value)
     computing = [fx for fx in region.operators if not ARRANGES.search(alignment.steps[fx].op)]
-    broken = next((i for i in sorted(region.nodes) if alignment.graph.nodes[i].name in alignment.failed), None)
-    if broken is not None:
-        akin = [fx for fx in computing if _kin(alignment.graph.nodes[broken], alignment.steps[fx].op)]
-        return _renamed(suspect, alignment, akin[0], broken) if akin else suspect
+    broken = [i for i in region.nodes if alignment.graph.nodes[i].name in alignment.failed]
+    if broken: return _instead_of_broken(alignment, suspect, computing, broken[0])
     if suspect.fx in computing or not computing: return suspect
     return _renamed(suspect, alignment, computing[-1], alignment.graph.producer[suspect.value])
 
@@ -620,55 +598,35 @@ def lost_operator(
     "The first torch operator that the file has no value for, as a suspect."
     first = next(iter(alignment.lost()), None)
     if first is None: return None
-    step, likely = alignment.steps[first], candidates(alignment, first, alignment.values)
-    value, worst = likely[0] if likely else "", float("inf")
+    step, value = alignment.steps[first], next(iter(candidates(alignment, first, alignment.values)), "")
     node = alignment.graph.nodes[alignment.graph.producer[value]] if value else None
-    return OperatorError(
-        value,
-        (node.name or node.op_type) if node else "",
-        step.op,
-        step.module,
-        step.source,
-        worst,
-        0.0,
-        worst,
-        worst,
-        first,
-    )
+    name, worst = (node.name or node.op_type) if node else "", float("inf")
+    return OperatorError(value, name, step.op, step.module, step.source, worst, 0.0, worst, worst, first)
 
 # %% ../../nbs/parity/21_alignment.ipynb #98c38f71
+def _ratio_with(context: FailureContext, alignment: Alignment, value: str) -> float:
+    "The error of the outputs with torch's value in place of the file's; infinite where that cannot be run."
+    own = alignment.in_form(value, alignment.pairs[value])
+    how = {**alignment.how, "level": context.level}
+    try: got, _ = _run_apart(context.graph, {value: own}, context.feeds, **how)
+    except CheckError: return float("inf")
+    return context.ratio({k: v for k, v in got.items() if k in context.graph.outputs})
+
 def by_value_in_place(
     context: FailureContext,
     alignment: Alignment,
     suspect: OperatorError,
     before: float,
 ) -> list[Cause]:
-    "Whether torch's value in place of the suspect's makes the outputs right: then the step itself computes something else."
+    "Whether torch's value in place of the suspect's makes the outputs right: then the step itself is wrong."
     value = _end_of_step(alignment, suspect)
     if not value or value in context.graph.outputs: return []
-    fx, region = alignment.pairs[value], region_of(alignment, value)
-    own = alignment.own(fx)
-    if value in alignment.values and alignment.values[value].size == own.size:
-        own = own.reshape(alignment.values[value].shape)
-    cut = isolated(context.graph, {value: own})
-    try:
-        got = run_what_runs(
-            cut, {**context.feeds, f"cut::{value}": own}, **{**alignment.how, "level": context.level}
-        )[0]
-    except CheckError:
-        return []
-    after = context.ratio({k: v for k, v in got.items() if k in context.graph.outputs})
+    after = _ratio_with(context, alignment, value)
     if not (after <= context.good or after < before / 10): return []
-    kinds = ", ".join(
-        dict.fromkeys(
-            context.graph.nodes[i].op_type
-            for i in region.nodes
-            if context.graph.nodes[i].op_type != "Constant"
-        )
-    )
-    told = (
-        f"{kinds} in the file do not compute {alignment.steps[fx].op}, though they read the module's weights"
-    )
+    kinds = dict.fromkeys(context.graph.nodes[i].op_type for i in region_of(alignment, value).nodes)
+    computing = ", ".join(kind for kind in kinds if kind != "Constant")
+    op = alignment.steps[alignment.pairs[value]].op
+    told = f"{computing} in the file do not compute {op}, though they read the module's weights"
     return [Cause("operator semantics", f"{told}; with torch's value in its place: {_change(before, after)}")]
 
 # %% ../../nbs/parity/21_alignment.ipynb #7ab9c607
@@ -684,7 +642,7 @@ def by_remaking(
     alignment: Alignment,
     suspect: OperatorError | None,
     before: float,  # the error of the outputs
-) -> tuple[OperatorError | None, list[Cause]]:  # the suspect, or what is wrong beside the same file made again; and the causes
+) -> tuple[OperatorError | None, list[Cause]]:  # the suspect, or what is wrong beside the same file made anew
     "What a file that ONNX Runtime wrote has otherwise than a fresh export that it writes."
     found = remake(context, before)
     if found is None: return suspect, []
@@ -694,6 +652,14 @@ def by_remaking(
     if suspect is None or suspect.fx != o.fx: return plain, found.causes
     return replace(suspect, value=found.value, node=found.node), found.causes
 
+def _of_step(
+    context: FailureContext, alignment: Alignment, suspect: OperatorError, before: float
+) -> list[Cause]:
+    "What torch's value in its place says of a step; else, where a fresh export is wrong too, the evaluator."
+    causes = by_value_in_place(context, alignment, suspect, before)
+    if causes or context.error(reexported_graph(context)) <= context.good: return causes
+    return by_evaluator(context, suspect)
+
 def causes_without_notes(
     context: FailureContext,
     module: Any,
@@ -702,44 +668,32 @@ def causes_without_notes(
 ) -> tuple[OperatorError | None, list[Cause]]:
     "Where and why, for a file whose nodes do not say where they came from."
     before = context.error()
-    causes = by_train_mode(context, before) + by_overflow(context, before) + by_tf32(context, before)
-    if not causes: causes += by_optimisation(context.error, before, context.good)
+    causes = by_switches(context, before)
     if not causes: suspect, causes = by_remaking(context, alignment, suspect, before)
     if suspect is not None and not causes:
         suspect, causes = by_counterpart(context, alignment, suspect, before)
-    if not causes: causes = by_opset(context, before) or by_shape(context, module, before)
-    if not causes and suspect is not None: causes = by_value_in_place(context, alignment, suspect, before)
-    if not causes and suspect is not None and context.error(reexported_graph(context)) > context.good:
-        causes = by_evaluator(context, suspect)
-    if not causes:
-        causes = [
-            Cause(
-                "operator semantics",
-                f"the file is built otherwise than a fresh export: {_change(before, context.error(reexported_graph(context)))}",
-            )
-        ]
-    return suspect, causes
+    causes = causes or by_opset(context, before) or by_shape(context, module, before)
+    if not causes and suspect is not None: causes = _of_step(context, alignment, suspect, before)
+    if causes: return suspect, causes
+    fresh = _change(before, context.error(reexported_graph(context)))
+    return suspect, [Cause("operator semantics", f"the file is built otherwise than a fresh export: {fresh}")]
 
 # %% ../../nbs/parity/21_alignment.ipynb #ad09bd21
+def _certainty(alignment: Alignment, suspect: OperatorError | None) -> str:
+    "How sure it is that a suspect is the culprit, in words."
+    if suspect is None: return ""
+    value = suspect.value if suspect.value in alignment.known_by else _end_of_step(alignment, suspect)
+    if alignment.known_by.get(value) == "put in place": return "; the culprit is sure"
+    return "; the culprit is likely" if value and not alignment.lost() else "; the culprit is a guess"
+
 def how_sure(
     alignment: Alignment,
     suspect: OperatorError | None,
 ) -> str:
     "How the file was mapped, in words."
+    says = {"put in place": "because the rest is right with torch's value there"}
     counts = Counter(alignment.known_by[v] for v in alignment.pairs)
-    told = ", ".join(
-        f"{n} by {k}" if k != "put in place" else f"{n} because the rest is right with torch's value there"
-        for k, n in counts.items()
-    )
-    lost, all_operators = len(alignment.lost()), sum(1 for s in alignment.steps.values() if s.op)
-    value = (suspect.value if suspect.value in alignment.known_by else _end_of_step(alignment, suspect)) if suspect else ""
-    sure = (
-        ""
-        if suspect is None
-        else "; the culprit is sure"
-        if alignment.known_by.get(value) == "put in place"
-        else "; the culprit is likely"
-        if value and not lost
-        else "; the culprit is a guess"
-    )
-    return f"nodes of this file do not say where they came from: {len(alignment.pairs)} of {all_operators} torch operators were found ({told}){sure}"
+    told = ", ".join(f"{n} {says.get(known, f'by {known}')}" for known, n in counts.items())
+    operators = sum(1 for s in alignment.steps.values() if s.op)
+    found = f"{len(alignment.pairs)} of {operators} torch operators were found ({told})"
+    return f"nodes of this file do not say where they came from: {found}{_certainty(alignment, suspect)}"
