@@ -646,7 +646,7 @@ def by_remaking(
     "What a file that ONNX Runtime wrote has otherwise than a fresh export that it writes."
     found = remake(context, before)
     if found is None: return suspect, []
-    alignment.known_by[found.value] = "put in place"
+    alignment.known_by[found.value] = "a node put back" if found.alone else "all that differs put back"
     o, worst = found.origin, float("inf")
     plain = OperatorError(found.value, found.node, o.op, o.module, o.source, worst, 0.0, worst, worst, o.fx)
     if suspect is None or suspect.fx != o.fx: return plain, found.causes
@@ -683,7 +683,7 @@ def _certainty(alignment: Alignment, suspect: OperatorError | None) -> str:
     "How sure it is that a suspect is the culprit, in words."
     if suspect is None: return ""
     value = suspect.value if suspect.value in alignment.known_by else _end_of_step(alignment, suspect)
-    if alignment.known_by.get(value) == "put in place": return "; the culprit is sure"
+    if alignment.known_by.get(value) in ("put in place", "a node put back"): return "; the culprit is sure"
     return "; the culprit is likely" if value and not alignment.lost() else "; the culprit is a guess"
 
 def how_sure(

@@ -200,6 +200,7 @@ def _how(x: "np.ndarray", y: "np.ndarray") -> str:
     if x.shape != y.shape: return f"has shape {list(x.shape)} instead of {list(y.shape)}"
     if x.size <= 4: return f"is {_short(x)} in the file and {_short(y)} in the module"
     wrong = ~((x == y) | ((x != x) & (y != y)))
+    if not wrong.any(): return f"has type {x.dtype} instead of {y.dtype}"
     told = f"differs from the module's at {int(wrong.sum())} of {x.size} values"
     return f"{told}, {_by_up_to(x[wrong], y[wrong])}"
 

@@ -128,7 +128,8 @@ class Graph:
         "The value of a constant."
         if name in self.initializers: return numpy_helper.to_array(self.initializers[name], str(self.folder or ""))
         node = self.nodes[self.producer[name]]
-        return numpy_helper.to_array(next(a.t for a in node.attribute if a.name == "value"))
+        given = helper.get_attribute_value(node.attribute[0])  # `value`, or `value_float` and its like
+        return numpy_helper.to_array(given) if isinstance(given, onnx.TensorProto) else np.asarray(given)
 
     def is_constant(self, name: str) -> bool:
         "Whether a value is a weight or another constant of the file."

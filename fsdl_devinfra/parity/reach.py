@@ -249,9 +249,6 @@ def values_of(
     large = LARGE / 2 * usual if tensor.is_floating_point() else float("inf")
     return {_kind_of_values(size, alike, large) for size, alike in zip(most, same)}
 
-# %% ../../nbs/parity/14_reach.ipynb #fadf4cbe
-#| export
-
 # %% ../../nbs/parity/14_reach.ipynb #02651bf0
 @dataclass(frozen=True)
 class WeightDifference:
