@@ -245,3 +245,18 @@ def test_a_secret_is_marked_once():
     assert "hunter2x" not in redact_text("curl -u ghp_0123456789abcdefghijABCDEFGHIJ012345:hunter2x https://example.org")
     twice, once = (redact([*programs, "-p", "hunter22"])[0][-1] for programs in (["mongo", "mongosh"], ["mongosh"]))
     assert twice == once
+
+
+@pytest.mark.parametrize("text", [r"export HF_TOKEN=\$HF_TOKEN", r"HF_TOKEN=\${HF_TOKEN}", r"password=\None", r"password=\*\*", r'"X-Api-Key: \$KEY"',
+                                  '{"msg": "Enter password:\\n"}'])
+def test_a_backslash_before_a_reference_is_no_secret(text):
+    assert redact_text(text) == text
+
+
+def test_an_escaped_secret_is_hashed_without_its_backslash():
+    assert redact_text(r"PASSWORD=\hunter22x") == redact_text("PASSWORD=hunter22x").replace("=", "=\\")
+
+
+def test_a_password_in_a_list_of_arguments_is_marked_once():
+    (_, _, clean), removed = redact(["curl", "-u", "me:hunter22x"])
+    assert clean == redact_text("password=hunter22x").replace("password=", "me:") and len(removed) == 1

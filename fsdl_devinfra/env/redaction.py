@@ -969,11 +969,12 @@ def _is_code(written: str, name: str) -> bool:
     return _is_expression(bare, name)
 
 # %% ../../nbs/environment/02_redaction.ipynb #1e5b7aae
-_OPENING_QUOTE = re.compile(r"\\*(?:\"{3}|'{3}|[\"'`])")
+_OPENING = re.compile(r"\\*(?:\"{3}|'{3}|[\"'`])?")
 
 def _parts(value: str) -> tuple[str, str, str]:
-    "The opening quote of a value, what it says, and what closes behind it."
-    opening = found[0] if (found := _OPENING_QUOTE.match(value)) else ""
+    "What opens a value (backslashes and a quote, or either alone), what it says, and what closes behind it."
+    found = _OPENING.match(value)
+    opening = found[0] if found else ""
     inner = value[len(opening):]
     if opening: kept = inner.rstrip("\\")
     else: kept = re.sub(r"[\\)\]},;:]*(?:\\*[\"'][\\)\]},;:]*)?$", "", inner) or inner
@@ -1436,7 +1437,8 @@ def _before_secret(before: list[str], value: str) -> bool:
 
 def _judged_by(value: Any, before: list[str]) -> str:
     "The option whose value an item of a list is; `secret` where its command says so; or nothing."
-    if isinstance(value, str) and _before_secret(before, value): return "secret"
+    is_marked = isinstance(value, str) and _MARK.search(value)  # what its command gives away is out already
+    if isinstance(value, str) and not is_marked and _before_secret(before, value): return "secret"
     previous = before[-1] if before else ""
     flag = previous.startswith("-") and "=" not in previous and not str(value).startswith("--")
     return previous if flag else ""

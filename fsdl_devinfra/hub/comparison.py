@@ -615,9 +615,10 @@ class _Pair:
 
     def statistics(self) -> TensorStatistics | None:
         "How far apart they are, if the bytes of both can be read."
-        if self.spans is None: return None
+        spans = self.spans
+        if spans is None: return None
         one, other = self.entries
-        return tensor_statistics(self.spans[0], one.dtype, self.spans[1], other.dtype)
+        return tensor_statistics(spans[0], one.dtype, spans[1], other.dtype)
 
     def said(self, change: Change, **more: Any) -> TensorChange:
         "One change of this tensor."

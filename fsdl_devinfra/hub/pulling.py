@@ -555,6 +555,7 @@ class _Stream:
     etag: str | None = None
     is_asked: bool = False  # some reply was read to its end
     silent: int = 0  # replies in a row that ended early
+    furthest: int = 0  # bytes that were there at most after a failure
 
     def is_done(self) -> bool:
         "Whether all bytes are there; of an empty file one is asked for too."
@@ -577,11 +578,15 @@ class _Stream:
             return -1
         return before
 
+    def _is_further(self) -> bool:
+        "Whether more bytes are there than ever before: bytes that are sent anew do not count."
+        most, self.furthest = self.furthest, max(self.furthest, self.hashes.size)
+        return self.hashes.size > most
+
     def step(self) -> None:
         "Ask once, and see whether the reply was whole."
-        start = self.hashes.size
         try: before = self.receive()
-        except Unreachable as e: return self.patience.after(e, self.hashes.size > start)
+        except Unreachable as e: return self.patience.after(e, self._is_further())
         self.is_asked = True
         self.silent = _check_grown(self.job.locked, self.hashes.size, before, self.silent)
 
@@ -591,6 +596,7 @@ def _download_stream(job: _Job, hashes: Hashes) -> str | None:
     with open(partial, "a+b", buffering=0) as out:
         stream = _Stream(job, hashes, _Patience(job), out)
         hashes.read(partial)
+        stream.furthest = hashes.size
         job.advance(hashes.size)
         while not stream.is_done(): stream.step()
     _check_kept(job.place)
