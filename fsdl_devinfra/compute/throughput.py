@@ -19,6 +19,7 @@ from ..core.estimates import Estimate
 from ..core.errors import BadInput
 from ..core.results import Result
 from ..core.units import time_text
+from ..memory.activations import attending_share
 from ..memory.architecture import Architecture
 from ..memory.strategy import NARROW, Strategy, Workload, check, default_workload
 
@@ -558,7 +559,7 @@ def context_seconds(
     "Keys and values that go round the ring of context parallelism, forward and backward."
     if strategy.cp == 1: return 0.0
     positions = workload.micro_batch * workload.seq_len / strategy.cp
-    size = positions * 2 * model.kv_heads * model.head_dim / strategy.tp * 2
+    size = positions * 2 * model.kv_heads * model.head_dim / strategy.tp * 2 * attending_share(model)
     return layers * 3 * (strategy.cp - 1) * point_to_point_seconds(cluster, size, strategy.tp)
 
 # %% ../../nbs/compute/04_throughput.ipynb #da9903be

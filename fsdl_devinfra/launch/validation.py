@@ -375,8 +375,10 @@ def _assigned(text: str) -> dict[str, str]:
     except SyntaxError: functions = []
     planned = next((function for function in functions if function.name == "planned"), None)
     if planned is None: raise _fail("the file holds no function that Python can read")
-    lines = (line for line in ast.walk(planned) if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Attribute))
-    return {ast.unparse(line.targets[0]).removeprefix("config."): ast.unparse(line.value) for line in lines}
+    lines = [line for line in ast.walk(planned) if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Attribute)]
+    found = {ast.unparse(line.targets[0]).removeprefix("config."): ast.unparse(line.value) for line in lines}
+    if len(found) < len(lines): raise _fail("the file says the same key twice")
+    return found
 
 def _same(found: Mapping[str, str], expected: Mapping[str, str], where: str) -> None:
     "The file says of every key what the plan says."
@@ -406,6 +408,8 @@ def _torchtitan(job: Job, files: Mapping[str, str]) -> None:
     _around(files, torchtitan(job).files, "plan_config.py")
     expected = titan_settings(job)[0] | titan_release_settings(job)
     _same(found, _python_values(expected), "plan_config.py")
+    if list(found) != list(_assigned(torchtitan(job).files["plan_config.py"])):
+        raise _fail("plan_config.py says its values in another place than was meant")
     degrees = [int(v) for k, v in found.items() if k.endswith("_degree") and "expert" not in k]
     if math.prod(degrees) != job.gpus:
         raise _fail(f"the degrees of plan_config.py do not multiply to {job.gpus} GPUs")

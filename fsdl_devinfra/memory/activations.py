@@ -11,7 +11,7 @@ from .strategy import Strategy, Workload
 # %% auto #0
 __all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'drops', 'norm_bytes', 'attending_share', 'feeding_share',
            'mixer_bytes', 'attention_bytes', 'core_bytes', 'mlp_bytes', 'adapter_bytes', 'layer_bytes',
-           'every_second_product', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'keeps_output', 'loss_doubt',
+           'keeps_every_second', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'keeps_output', 'loss_doubt',
            'logits', 'cross_entropy_bytes', 'linear_cross_entropy_bytes']
 
 # %% ../../nbs/memory/04_activations.ipynb #e6ee2cf3
@@ -45,7 +45,7 @@ def drops(
 def norm_bytes(
     model: Architecture,
     strategy: Strategy,
-) -> float:  # per token, for the two norms and the dropouts of a layer
+) -> float:  # per token, for the norms (one or two) and the dropouts of a layer
     "Inputs and outputs of the norms, and the masks of the residual dropouts."
     wide, rank = element_bytes(strategy), strategy.tp if strategy.sequence_parallel else 1
     fused = fused_kernels(strategy)
@@ -66,7 +66,12 @@ def _casts(model: Architecture) -> int:
     return (1 if model.fused_qkv else 3) + (2 if model.gated else 1)
 
 
-def _rms(model: Architecture) -> bool: return model.gated and model.kind == "decoder"
+#: families whose norms are RMSNorms though their MLP has no gate, or they have none
+_RMS = frozenset(("mamba", "mamba2", "nemotron_h"))
+
+def _rms(model: Architecture) -> bool:
+    "Whether norms are RMSNorms, written out in PyTorch: they keep a 32-bit copy of their input."
+    return model.kind == "decoder" and (model.gated or model.family in _RMS)
 
 # %% ../../nbs/memory/04_activations.ipynb #2663f80e
 def attending_share(
@@ -145,27 +150,28 @@ def adapter_bytes(
     if not strategy.lora_rank: return 0.0
     wide, queries, mask = element_bytes(strategy), model.heads * model.head_dim / strategy.tp, 1
     output = (wide + mask) * queries if strategy.lora_targets != "attention-qv" else 0
-    attention = mask * model.hidden + output
+    attention = (mask * model.hidden + output) * attending_share(model)
     if strategy.lora_targets != "all-linear" or model.experts: return attention
     up = (wide + 2 * mask if model.gated else mask) * model.hidden  # gate and up each copy what the norm gave
-    return attention + up + (mask if model.gated else wide + mask) * model.ffn / strategy.tp
+    down = (mask if model.gated else wide + mask) * model.ffn / strategy.tp
+    return attention + (up + down) * feeding_share(model)
 
 # %% ../../nbs/memory/04_activations.ipynb #f6e0d2af
 def layer_bytes(
     model: Architecture,
     strategy: Strategy,
     workload: Workload,
-    recompute: str | None = None,  # default: that of `s`
+    recompute: str | None = None,  # default: that of the strategy
 ) -> float:  # per token
     "Bytes that one layer keeps for its backward pass, for each token."
     rank, mode = strategy.tp if strategy.sequence_parallel else 1, recompute or strategy.recompute
     if mode == "full": return element_bytes(strategy) * model.hidden / rank
-    if every_second_product(model, strategy, mode): return _every_second_product(model, strategy, rank)
+    if keeps_every_second(model, strategy, mode): return _every_second_product(model, strategy, rank)
     kept = norm_bytes(model, strategy) + attention_bytes(model, strategy) + mixer_bytes(model, strategy)
     kept += mlp_bytes(model, strategy) + adapter_bytes(model, strategy)
     return kept if mode == "selective" else kept + core_bytes(model, strategy, workload)
 
-def every_second_product(
+def keeps_every_second(
     model: Architecture,
     strategy: Strategy,
     mode: str,  # of recomputation

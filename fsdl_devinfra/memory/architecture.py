@@ -827,7 +827,8 @@ def _shared_count(config: Mapping[str, Any]) -> int:
 def _shared_width(config: Mapping[str, Any], width: int) -> Any:
     "Width of the shared experts together, where one has `width`."
     if config.get("model_type") == "llama4_text": return width
-    said = config.get("shared_expert_intermediate_size") or config.get("shared_intermediate_size")
+    named = (f"{kind}_intermediate_size" for kind in ("shared_expert", "shared", "moe_shared_expert"))
+    said = next((config[key] for key in named if config.get(key)), None)
     return said or _shared_count(config) * width
 
 # %% ../../nbs/memory/01_architecture.ipynb #58f0f0fa
@@ -1621,14 +1622,17 @@ def _flat_experts(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**{key: value for key, value in experts.items() if key in kept}, **config}
 
 # %% ../../nbs/memory/01_architecture.ipynb #13235f39
-#: positions of a model whose state forgets: no length is too long for it
+#: positions of Mamba, whose state forgets: no length is too long for it
 ENDLESS = 2**20
 
 def _without_attention(config: Mapping[str, Any]) -> Mapping[str, Any]:
     "A configuration with what the record of a transformer asks for, where each layer is a mixer alone."
     if config.get("model_type") not in ALONE: return config
     hidden = _needed(config, "hidden")
-    return {**config, "num_attention_heads": 1, "head_dim": hidden, "max_position_embeddings": ENDLESS}
+    heads = config.get("num_heads") or (hidden // 64 if hidden % 64 == 0 else 1)
+    # RWKV's kernel takes no more tokens than it was built for
+    longest = config.get("context_length") or 1024 if config["model_type"] == "rwkv" else ENDLESS
+    return {**config, "num_attention_heads": heads, "head_dim": hidden // heads, "max_position_embeddings": longest}
 
 # %% ../../nbs/memory/01_architecture.ipynb #e09ca3ac
 def _is_counted(kind: str) -> bool: return kind in FAMILIES or kind in _ALIKE

@@ -912,9 +912,8 @@ def prefill_work(step: Step) -> float:
     "one layer's work on the prompt"
     model, strategy = step.model, step.strategy
     if strategy.states_only or not model.layers: return 0.0
-    width = (
-        (2 if model.gated else 1) * max(model.ffn, model.experts_per_token * model.expert_ffn) / strategy.tp
-    )
+    mlp = (2 if model.gated else 1) * max(model.ffn, model.experts_per_token * model.expert_ffn)
+    width = max(mlp if model.mlp_layers != 0 else 0, model.mixer_width) / strategy.tp
     return step.share.tokens * step.wide * (4 * model.hidden + width)
 
 # %% ../../nbs/memory/05_engines.ipynb #560d3975

@@ -18,7 +18,7 @@ from ..core.console import table_text
 from ..core.device_table import Device
 from ..core.results import Result
 from ..core.units import size_text
-from .activations import (adapter_bytes, attention_bytes, core_bytes, every_second_product,
+from .activations import (adapter_bytes, attention_bytes, core_bytes, keeps_every_second,
                                               layer_bytes, mixer_bytes, mlp_bytes, norm_bytes)
 from .architecture import Architecture
 from .engines import (COMMUNICATOR, CONTEXT, FRAGMENTATION, Held, Phase, Step, communicators, engine_of,
@@ -142,7 +142,7 @@ def _outside(strategy: Strategy, workspace: float) -> Iterator[Line]:
 _OF_A_LAYER = (
     ("norms and dropout masks", norm_bytes),
     ("queries, keys, values and the result of attention", attention_bytes),
-    ("what the layers without attention keep", mixer_bytes),
+    ("what recurrent mixers keep", mixer_bytes),
     ("the MLP, or the experts that see a token", mlp_bytes),
     ("inputs of LoRA's adapters", adapter_bytes),
 )
@@ -153,7 +153,7 @@ def layer_lines(
     workload: Workload,
 ) -> list[Line]:  # bytes for one token of one layer
     "What a layer keeps of each token; their sum is `layer_bytes`."
-    if strategy.recompute == "full" or every_second_product(architecture, strategy, strategy.recompute):
+    if strategy.recompute == "full" or keeps_every_second(architecture, strategy, strategy.recompute):
         what = "its input" if strategy.recompute == "full" else "its input and every second product"
         return [_line("activations", what, layer_bytes(architecture, strategy, workload), layer_bytes, {})]
     lines = [_line("activations", what, size(architecture, strategy), size, {}) for what, size in _OF_A_LAYER]

@@ -414,7 +414,7 @@ def _run_notes(model: Architecture, strategy: Strategy, workload: Workload) -> l
             strategy.async_tp and strategy.tp > 1,
         "Compiled: the layers; the lower bound is for a loss that is compiled with them":
             strategy.compile and strategy.loss == "full" and strategy.torch_native,
-        "Layers without attention run in kernels of their own (mamba-ssm, causal-conv1d, flash-linear-attention); "
+        "Recurrent mixers run in kernels of their own (mamba-ssm, causal-conv1d, flash-linear-attention and the like); "
         "in plain PyTorch they hold many times as much": model.mixer_layers,
         "Experts: tokens are spread evenly over them; an imbalance adds to activations": model.experts,
         f"LoRA: adapters are trained as the precision says; frozen weights are held {_stored(model, strategy)}":
