@@ -7,6 +7,7 @@ Kinds take turns, so that a run that ends early has some of each; the same comma
 from __future__ import annotations
 
 import argparse
+import inspect
 import itertools
 import json
 import signal
@@ -79,7 +80,7 @@ def model_of(name: str, kind: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     extra = {"weights_backbone": None} if kind in ("segmentation", "detection") else {"init_weights": True} if short == "googlenet" else {}
     module = torchvision.models.get_model(short, weights=None, **extra).eval()
     if kind == "detection": return Detector(module).eval(), {"image": torch.rand(3, 320, 320)}
-    first = "x" if kind == "CNN" else "input"
+    first = next(iter(inspect.signature(module.forward).parameters))  # "x", or "input"
     return module, {first: torch.randn(2, 3, 64, 64)}
 
 
