@@ -5,7 +5,7 @@
 # %% ../../nbs/compute/02_operations.ipynb #2a1c283b
 from __future__ import annotations
 
-from ..memory.activations import attending_share, feeding_share
+from ..memory.activations import attending_share, feeding_share, mixer_elements
 from ..memory.architecture import Architecture
 from ..memory.strategy import Strategy, Workload
 
@@ -90,7 +90,7 @@ def _moved(model: Architecture, strategy: Strategy, hidden: int, gated: int, pla
     width = (routed if model.experts else model.ffn) * feeding_share(model)
     rotary = 4 * (model.heads + model.kv_heads) * model.head_dim / tp * attending_share(model)
     # a mixer's kernels write what they keep and read it again
-    mixing = plain * model.mixer_kept * model.mixer_layers / max(model.layers, 1) / tp
+    mixing = plain * mixer_elements(model) / tp
     return hidden * model.hidden / split + rotary + (gated if model.gated else plain) * width / tp + mixing
 
 # %% ../../nbs/compute/02_operations.ipynb #02ad0004

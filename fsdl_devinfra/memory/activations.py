@@ -10,9 +10,9 @@ from .strategy import Strategy, Workload
 
 # %% auto #0
 __all__ = ['FUSED_LOSS', 'element_bytes', 'fused_kernels', 'autocast', 'drops', 'norm_bytes', 'attending_share', 'feeding_share',
-           'mixer_bytes', 'attention_bytes', 'core_bytes', 'mlp_bytes', 'adapter_bytes', 'layer_bytes',
-           'keeps_every_second', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'keeps_output', 'loss_doubt',
-           'logits', 'cross_entropy_bytes', 'linear_cross_entropy_bytes']
+           'mixer_elements', 'mixer_bytes', 'attention_bytes', 'core_bytes', 'mlp_bytes', 'adapter_bytes',
+           'layer_bytes', 'keeps_every_second', 'backward_bytes', 'pipeline_penalty', 'logit_bytes', 'keeps_output',
+           'loss_doubt', 'logits', 'cross_entropy_bytes', 'linear_cross_entropy_bytes']
 
 # %% ../../nbs/memory/04_activations.ipynb #e6ee2cf3
 def element_bytes(
@@ -86,12 +86,18 @@ def feeding_share(
     "The share of the layers with an MLP or experts."
     return 1.0 if model.mlp_layers is None else model.mlp_layers / max(model.layers, 1)
 
+def mixer_elements(
+    model: Architecture,
+) -> float:  # per token
+    "What the kernels of a recurrent mixer keep, averaged over the layers."
+    return model.mixer_kept * model.mixer_layers / max(model.layers, 1)
+
 def mixer_bytes(
     model: Architecture,
     strategy: Strategy,
 ) -> float:  # per token
-    "What the kernels of a recurrent mixer keep, averaged over the layers."
-    return element_bytes(strategy) * model.mixer_kept / strategy.tp * model.mixer_layers / max(model.layers, 1)
+    "The same in bytes, on one tensor-parallel rank."
+    return element_bytes(strategy) * mixer_elements(model) / strategy.tp
 
 # %% ../../nbs/memory/04_activations.ipynb #782bd75b
 def attention_bytes(
