@@ -32,12 +32,12 @@ else:
     torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['PASSES', 'HARMLESS', 'OPSETS', 'LARGEST', 'EXACT_BYTES', 'BYTE_WEIGHTS', 'Cause', 'FailureContext', 'by_optimisation',
-           'in_training', 'in_inference', 'by_train_mode', 'Difference', 'undone', 'differences', 'reexported_graph',
-           'own_differences', 'by_restoring', 'all_differences', 'restoring_operator', 'by_fresh_export',
-           'by_evaluator', 'opset_of', 'relabelled', 'by_opset', 'by_export_opset', 'overflowing', 'by_overflow',
-           'by_tf32', 'by_attribute', 'by_shape', 'saturates', 'unsigned_weights', 'by_trace', 'by_switches',
-           'by_exporter', 'find_causes']
+__all__ = ['PASSES', 'HARMLESS', 'OPSETS', 'LARGEST', 'MOST_ELEMENTS', 'EXACT_BYTES', 'BYTE_WEIGHTS', 'Cause', 'FailureContext',
+           'by_optimisation', 'in_training', 'in_inference', 'by_train_mode', 'Difference', 'undone', 'differences',
+           'reexported_graph', 'own_differences', 'by_restoring', 'all_differences', 'restoring_operator',
+           'by_fresh_export', 'by_evaluator', 'opset_of', 'relabelled', 'by_opset', 'by_export_opset', 'overflowing',
+           'by_overflow', 'by_tf32', 'by_attribute', 'by_shape', 'saturates', 'unsigned_weights', 'by_trace',
+           'by_switches', 'by_exporter', 'find_causes']
 
 # %% ../../nbs/parity/08_causes.ipynb #a08c1f7b
 @dataclass(frozen=True)
@@ -622,6 +622,14 @@ def _sizes_in(graph: Graph, most: int = 12) -> list[int]:
     counts = Counter(v for v in values if 1 < v < 4096)
     return sorted(counts, key=lambda v: (counts[v], v))[:most]
 
+# %% ../../nbs/parity/08_causes.ipynb #8c2e6fa1
+MOST_ELEMENTS = 1 << 20  # of the largest input that is made to look for a cause; float64 activations are some 20 times that
+
+def _small_enough(inputs: Mapping[str, Any], dims: Mapping[str, Mapping[int, str]], sizes: Mapping[str, int]) -> bool:
+    "Whether a search for a cause may run the module on an example of these sizes."
+    made = with_sizes({k: v.to("meta") for k, v in inputs.items()}, dims, sizes)
+    return max(v.numel() for v in made.values()) <= max(MOST_ELEMENTS, *(v.numel() for v in inputs.values()))
+
 # %% ../../nbs/parity/08_causes.ipynb #e6206ebc
 def _error_at(context: FailureContext, module: Any, inputs: Mapping[str, Any]) -> float:
     "The worst ratio on other inputs; infinite where the module does not take them."
@@ -638,6 +646,7 @@ def by_shape(context: FailureContext, module: Any, before: float) -> list[Cause]
     here = {name: context.inputs[k].shape[axis] for k, axes in dims.items() for axis, name in axes.items()}
     for name, size in here.items():
         for other in [n for n in guesses if n != size]:
+            if not _small_enough(context.inputs, dims, {name: other}): continue
             after = _error_at(context, module, with_sizes(context.inputs, dims, {name: other}))
             if after > context.good: continue
             told = f"wrong at {name}={size} and right at {name}={other}: {_change(before, after)}"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ else:
 
 # %% auto #0
 __all__ = ['GenerationExport', 'export_generation', 'has_encoder', 'encoder_inputs', 'decoder_prompt', 'read', 'greedy_onnx',
-           'encoded', 'greedy_torch', 'GenerationReport', 'compare_generation', 'generation_check']
+           'encoded', 'cache_word', 'greedy_torch', 'GenerationReport', 'compare_generation', 'generation_check']
 
 # %% ../../nbs/parity/13_generation.ipynb #bcb64a7f
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def export_generation(
     with quiet():
         try: made = _graphs(module, prompt)
         except Exception as e: raise _failure(module, e, "transformers") from e
+    if len(made["prefill"].graph.outputs) < 2: raise _no_cache(module)
     files = {name: _stored(module, model, Path(folder) / f"{name}.onnx", lock) for name, model in made.items()}
     return GenerationExport(str(folder), files, versions())
 
@@ -128,9 +130,9 @@ def _encoder_graphs(
     each = read(module, given) | {"use_cache": True}
     with inference(_encoder_of(module)) as encoder: made = {"encoder": export(encoder, dict(given))}
     with inference(module, use_cache=True):
-        cache = module(decoder_input_ids=ids, **each).past_key_values
+        cache = module(decoder_input_ids=ids, **each)[cache_word(module)]
         made["prefill"] = export(module, {"decoder_input_ids": ids, **each})
-        made["decode"] = export(module, {"decoder_input_ids": ids[:, -1:], **each, "past_key_values": cache})
+        made["decode"] = export(module, {"decoder_input_ids": ids[:, -1:], **each, cache_word(module): cache})
     return made
 
 # %% ../../nbs/parity/13_generation.ipynb #dac62c21
@@ -200,6 +202,30 @@ def encoded(
     out = {f"encoder_outputs.{k}": v for k, v in encoder.run(given).items()}
     return out | {k: v for k, v in given.items() if k == "attention_mask"}
 
+# %% ../../nbs/parity/13_generation.ipynb #3c5e7f10
+def cache_word(
+    module: "nn.Module",  # a transformers model that generates
+) -> str:  # "past_key_values" or "cache"
+    "What `forward` calls its key/value cache."
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+
+# %% ../../nbs/parity/13_generation.ipynb #6f8bac43
+def _no_cache(module: "nn.Module") -> BadInput:
+    "The refusal of a module that keeps none."
+    hint = "Export without --generation, or load it as a decoder (is_decoder=True in its configuration)"
+    return BadInput(f"{type(module).__name__} keeps no cache between the tokens", hint)
+
+def _step_of(module: "nn.Module", given: Mapping[str, Any], cache: Any) -> Any:
+    "One forward with the cache so far. Raises `BadInput` where the module cannot go on from it."
+    word = cache_word(module)
+    try: out = module(**given, **{word: cache}, use_cache=True)
+    except (RuntimeError, ValueError, IndexError) as e:
+        if cache is None: raise
+        raise BadInput(f"{type(module).__name__} does not run on one token and its cache ({e})",
+                       "Export it without --generation: the check of single forwards needs no cache") from e
+    if out.get(word) is None: raise _no_cache(module)
+    return out
+
 # %% ../../nbs/parity/13_generation.ipynb #8c3720a4
 def greedy_torch(
     module: "nn.Module",
@@ -212,8 +238,8 @@ def greedy_torch(
     each = {} if given is None else read(module, given)
     with inference(module, use_cache=True):
         for _ in range(steps):
-            out = module(**_words(ids, given), **each, past_key_values=cache, use_cache=True)
-            cache, last = out.past_key_values, out.logits[:, -1]
+            out = _step_of(module, {**_words(ids, given), **each}, cache)
+            cache, last = out[cache_word(module)], out.logits[:, -1]
             ids = last.argmax(-1, keepdim=True)
             logits.append(last.float().numpy())
             tokens.append(ids[:, 0].numpy())
