@@ -171,6 +171,13 @@ def _step(node: Any, steps: Mapping[str, Step], precision: str, widen: bool = Fa
     noise = partial(_step_noise, node.target, args, kwargs, truth, precision)
     return Step(node.name, op, _module_of(node), source, own, truth, reads, noise)
 
+def _tried_step(node: Any, *how: Any) -> Step:
+    "`_step`; a trace may hold what is true of its example alone. Raises `CheckError` where it cannot go on."
+    try: return _step(node, *how)
+    except (RuntimeError, IndexError, ValueError, TypeError) as e:
+        raise CheckError(f"the traced program does not run on these inputs ({node.name}: {str(e).splitlines()[0]})",
+                         "Compare on inputs like those that it was traced with") from e
+
 # %% ../../nbs/parity/07_localization.ipynb #ea7e7558
 def run_program(
     captured: Capture,  # of the module
@@ -185,7 +192,7 @@ def run_program(
     for node in program.graph.nodes:
         name = node.name
         if node.op == "placeholder": steps[name] = _held(name, feeds[name], widened(feeds[name]))
-        if node.op == "call_function": steps[name] = _step(node, steps, precision, widen)
+        if node.op == "call_function": steps[name] = _tried_step(node, steps, precision, widen)
         if node.op == "get_attr": steps[name] = _held(name, *[getattr(program.graph_module, node.target)] * 2)
     return steps
 
