@@ -73,17 +73,43 @@ def _height_and_width(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 def _image(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
-    "An image of noise."
+    "An image of noise, or as many of them as a model of videos reads."
     channels = int(setting(config, "num_channels", "in_channels", default=3))
     size = _height_and_width(setting(config, "image_size", default=32))
-    return torch.randn(batch, channels, *size, generator=generator)
+    frames = setting(config, "num_frames")
+    return torch.randn(batch, *([] if frames is None else [int(frames)]), channels, *size, generator=generator)
 
 # %% ../../nbs/parity/01_inputs.ipynb #ec4d03b4
+#: settings of models whose spectrogram is [batch, time, bins]
+_BINS_LAST = ("feature_projection_input_dim", "input_feat_per_channel")
+
 def _features(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
-    "A spectrogram, as Whisper reads it."
+    "A spectrogram, with its bins where the model looks for them."
     frames = 2 * int(setting(config, "max_source_positions", default=50))
+    last = setting(config, *_BINS_LAST) or setting(_get(config, "encoder_config"), "num_mel_bins")
+    if last: return torch.randn(batch, frames, int(last), generator=generator)
     bins = int(setting(config, "num_mel_bins", "feature_size", default=80))
     return torch.randn(batch, bins, frames, generator=generator)
+
+# %% ../../nbs/parity/01_inputs.ipynb #3b82d9f4
+def _boxes(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
+    "Boxes on a page: left, top, right, bottom [batch, length, 4]."
+    share = torch.rand(batch, length, 4, generator=generator).view(batch, length, 2, 2).sort(2).values.flatten(2)
+    return share if setting(config, "bbox_scale") else (share * 999).long()
+
+def _patches(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
+    "Patches in two columns, each with its row and column (from 1) before its values [batch, patches, 2 + width]."
+    width = int(setting(config, "patch_embed_hidden_size", default=768))
+    places = torch.stack([torch.arange(length) // 2 + 1, torch.arange(length) % 2 + 1], 1).float()
+    return torch.cat([places.expand(batch, -1, -1), torch.randn(batch, length, width, generator=generator)], 2)
+
+def _regions(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
+    "Features of four regions of an image."
+    return torch.randn(batch, 4, int(setting(config, "visual_feat_dim", default=2048)), generator=generator)
+
+def _corners(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
+    "Where four regions lie, as shares of the image."
+    return torch.rand(batch, 4, int(setting(config, "visual_pos_dim", default=4)), generator=generator)
 
 # %% ../../nbs/parity/01_inputs.ipynb #140a1b0a
 def _wave(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
@@ -94,7 +120,8 @@ def _wave(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
 #: parameter of `forward` → function(config, batch, length, generator) → tensor
 MAKERS: dict[str, Callable[..., "Tensor"]] = {
     "input_ids": _ids, "decoder_input_ids": _ids, "attention_mask": _mask,
-    "pixel_values": _image, "input_features": _features, "input_values": _wave}
+    "pixel_values": _image, "input_features": _features, "input_values": _wave,
+    "bbox": _boxes, "flattened_patches": _patches, "visual_feats": _regions, "visual_pos": _corners}
 
 # %% ../../nbs/parity/01_inputs.ipynb #fd101ba1
 def _wanted(module: "nn.Module", config: Any) -> list[str]:
