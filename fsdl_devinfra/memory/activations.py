@@ -126,10 +126,15 @@ def core_bytes(
     softmax = 4 if wide == 2 and strategy.framework != "megatron" else 0
     each = wide + softmax
     if drops(model, strategy):
-        each = wide + 1 + wide  # a mask, and what it leaves
-        if autocast(strategy): each += softmax + 2  # and the scores that the division by the root of the width gave
+        # the probabilities (32 bits under autocast), a mask, and what it leaves as the product reads it
+        each = (4 if autocast(strategy) else wide) + 1 + wide
+    if strategy.torch < (1, 11): each += _scores_bytes(strategy)
     # of this rank's queries with the keys of the whole sequence; a window only masks
     return model.heads * workload.seq_len * each / strategy.tp * attending_share(model)
+
+def _scores_bytes(strategy: Strategy) -> int:
+    "A score as softmax reads it, which PyTorch kept beside the result before 1.11 (pytorch#64000, #66018)."
+    return 4 if autocast(strategy) else element_bytes(strategy)
 
 # %% ../../nbs/memory/04_activations.ipynb #54ddaeb8
 def mlp_bytes(
@@ -226,7 +231,8 @@ def logit_bytes(
     if strategy.loss == "chunked": return (4.0, 4.0) if strategy.compile else (5.25, 5.25)
     if model.family == "mpt": return 4.0, 4.0
     if strategy.precision == "fp32" or strategy.framework == "megatron": return 12.0, 12.0
-    if strategy.framework == "deepspeed": return 8.0, 8.0
+    # the first Qwen's own code computes its loss in 16 bits; Transformers' models do so in 32, whatever runs them
+    if strategy.framework == "deepspeed": return (8.0, 8.0) if model.family == "qwen" else (12.0, 14.0)
     if strategy.framework == "hf" and strategy.tp == 1:
         return (16.0, 18.0) if strategy.trainer < (5, 0) else (14.0, 14.0)
     return (16.0, 18.0) if strategy.tp > 1 or keeps_output(strategy) else (12.0, 14.0)
@@ -243,7 +249,8 @@ def loss_doubt(
 ) -> tuple[float, float]:  # relative, downwards and upwards
     "How far the loss may be off: versions of one framework differ by whole copies of the logits."
     half = strategy.loss == "full" and strategy.precision != "fp32"
-    if half and strategy.framework == "deepspeed" and model.family != "qwen": return 0.1, 14 / 8 - 1
+    # a loss in 16 bits, and one more copy in 16 bits
+    if half and strategy.framework == "deepspeed" and model.family != "qwen": return 1 - 8 / 12, 14 / 12 - 1
     if not half or model.family == "mpt" or not strategy.torch_native: return 0.1, 0.1
     said = logit_bytes(model, strategy)[0]
     # from a loop that keeps only the loss to an old one that keeps the output
