@@ -133,7 +133,7 @@ def test_a_model_without_attention_has_no_cache_and_no_longest_sequence():
     assert [request_bytes(a, ServeOptions(), n, 2048).growing for n in (100, 100_000)] == [0, 0]
     assert request_bytes(a, ServeOptions(), 100, 2048).fixed == 4 * (4 * 2048 * 128 + 2 * (2048 + 2 * 2 * 128) * 3)
 
-@pytest.mark.parametrize("kind", ["mamba2"])
+@pytest.mark.parametrize("kind", ["mamba2", "nemotron_h"])
 def test_norms_of_recurrent_models_keep_what_torch_says_they_keep(kind):
     "An RMSNorm in 16 bits and the product that reads it: its input in 32 bits, what is scaled, and what the product reads."
     torch = pytest.importorskip("torch")
@@ -143,7 +143,7 @@ def test_norms_of_recurrent_models_keep_what_torch_says_they_keep(kind):
     after = torch.nn.Sequential(norm(64), torch.nn.Linear(64, 8, bias=False)).to(torch.bfloat16)
     x = torch.randn(2, 256, 64, dtype=torch.bfloat16, requires_grad=True).mul(1.0)
     measured = _kept_by(after, x) / (2 * 256)
-    model = Architecture.from_config(NEMOTRON | dict(hybrid_override_pattern="MMMM", hidden_size=64))
+    model = Architecture.from_config(NEMOTRON | dict(model_type=kind, num_heads=32, hybrid_override_pattern="MMMM", hidden_size=64))
     assert norm_bytes(model, Strategy(precision="bf16")) == pytest.approx(measured, rel=0.02)
 
 def test_adapters_on_a_model_without_attention_are_refused():

@@ -5,7 +5,7 @@
 # %% ../../nbs/memory/04_activations.ipynb #c588dac3
 from __future__ import annotations
 
-from .architecture import Architecture
+from .architecture import FAMILIES, Architecture
 from .strategy import Strategy, Workload
 
 # %% auto #0
@@ -50,7 +50,7 @@ def norm_bytes(
     wide, rank = element_bytes(strategy), strategy.tp if strategy.sequence_parallel else 1
     fused = fused_kernels(strategy)
     residual = 4 if autocast(strategy) else wide
-    kept = residual if fused or not _rms(model) else residual + 4
+    kept = residual if fused else residual + _norm_copies(model, 4 if autocast(strategy) else wide)
     outputs = wide * (_casts(model) if autocast(strategy) and not fused else 2)
     # Megatron keeps its shard of a norm's output and gathers it again
     gathered = rank if strategy.framework == "megatron" else 1
@@ -58,7 +58,9 @@ def norm_bytes(
     return model.hidden * (2 * kept / rank + outputs / gathered + masks) * _norms_share(model)
 
 def _norms_share(model: Architecture) -> float:
-    "Norms of a layer over the two that a layer of attention and an MLP has: one where either stands alone."
+    """Norms of a layer over the two that a layer of attention and an MLP has: one where either stands alone. A block that
+    Zamba's layers share has one of twice the width and one more."""
+    if model.family in ("zamba", "zamba2"): return (1 + 3 * attending_share(model)) / 2
     return 1.0 if model.mlp_layers is None or model.family == "rwkv" else 0.5
 
 def _casts(model: Architecture) -> int:
@@ -66,12 +68,11 @@ def _casts(model: Architecture) -> int:
     return (1 if model.fused_qkv else 3) + (2 if model.gated else 1)
 
 
-#: families whose norms are RMSNorms though their MLP has no gate, or they have none
-_RMS = frozenset(("mamba", "mamba2", "nemotron_h"))
-
-def _rms(model: Architecture) -> bool:
-    "Whether norms are RMSNorms, written out in PyTorch: they keep a 32-bit copy of their input."
-    return model.kind == "decoder" and (model.gated or model.family in _RMS)
+def _norm_copies(model: Architecture, wide: int) -> int:
+    "Bytes an element that a norm written out in PyTorch keeps besides its input and its output: a column of the table of families."
+    if model.kind != "decoder": return 0  # T5's is apex's kernel where that is installed
+    copies = FAMILIES[model.family]["copies"] or 0 if model.family in FAMILIES else 0
+    return copies if wide == 2 else copies // 4 * 4  # in 32 bits there is nothing to cast
 
 # %% ../../nbs/memory/04_activations.ipynb #2663f80e
 def attending_share(
@@ -149,7 +150,7 @@ def mlp_bytes(
     one = wide * model.expert_ffn * tensors / strategy.tp + 2 * wide * model.hidden
     shared = wide * model.shared_ffn * tensors / strategy.tp
     routed = model.experts_per_token * one + shared + 8 * model.experts
-    share = model.dense_layers / max(model.layers, 1)
+    share = model.dense_layers / max(model.mlp_layers or model.layers, 1)
     return (share * dense + (1 - share) * routed) * feeding_share(model)
 
 # %% ../../nbs/memory/04_activations.ipynb #07e17a17
@@ -176,7 +177,7 @@ def layer_bytes(
 ) -> float:  # per token
     "Bytes that one layer keeps for its backward pass, for each token."
     rank, mode = strategy.tp if strategy.sequence_parallel else 1, recompute or strategy.recompute
-    if mode == "full": return element_bytes(strategy) * model.hidden / rank
+    if mode == "full": return (4 if model.wide_residual else element_bytes(strategy)) * model.hidden / rank
     if keeps_every_second(model, strategy, mode): return _every_second_product(model, strategy, rank)
     kept = norm_bytes(model, strategy) + attention_bytes(model, strategy) + mixer_bytes(model, strategy)
     kept += mlp_bytes(model, strategy) + adapter_bytes(model, strategy)
