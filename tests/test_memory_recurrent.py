@@ -137,3 +137,17 @@ def test_an_mlp_among_experts_is_no_expert():
                     ssm_state_size=16, vocab_size=100, num_hidden_layers=4, n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=64, moe_shared_expert_intermediate_size=64)
     said = {pattern: mlp_bytes(Architecture.from_config(nemotron | dict(hybrid_override_pattern=pattern)), Strategy(precision="bf16")) for pattern in ("M-ME", "M-M-", "MEME")}
     assert said["M-ME"] == pytest.approx((said["M-M-"] + said["MEME"]) / 2)
+
+def test_a_cache_that_does_not_grow_is_not_solved_for():
+    from fsdl_devinfra.core.device_table import find_device
+    from fsdl_devinfra.core.errors import BadInput
+    from fsdl_devinfra.memory.serving import ServeOptions, serve, serving_text
+    from fsdl_devinfra.memory.solving import solve
+    xlstm, card = Architecture.from_config(dict(model_type="xlstm", hidden_size=1024, num_hidden_layers=4, num_heads=4, vocab_size=1000)), find_device("h100")
+    for model in (xlstm, Architecture.from_config(GRIFFIN)):
+        with pytest.raises(BadInput, match="no cache that grows"): solve("kv-tokens", model, Strategy(inference=True), Workload(1000), card)
+        assert solve("micro-batch", model, Strategy(inference=True), Workload(1000), card)[0] > 1
+    said = serving_text(serve(xlstm, ServeOptions(), card)[0])
+    assert "no cache that grows" in said and "tokens fit" not in said
+    attends = Architecture.from_config(dict(model_type="llama", hidden_size=1024, num_hidden_layers=4, num_attention_heads=4, vocab_size=1000))
+    assert "tokens fit" in serving_text(serve(attends, ServeOptions(), card)[0])

@@ -339,7 +339,7 @@ def _mix(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
 def _adapt(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
     "What adapters are put on."
     if not s.lora_rank or a.attending or not a.mixer_layers: return None
-    return f"adapters are counted on attention and MLPs, of which {a.name} has none", "Leave lora_rank out"
+    return f"adapters are counted on attention, of which {a.name} has none", "Leave lora_rank out"
 
 # %% ../../nbs/memory/02_strategy.ipynb #80171568
 _RULES = (_split_tensors, _split_layers, _split_sequence, _split_experts, _shard, _adapt, _mix)
