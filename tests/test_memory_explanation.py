@@ -108,3 +108,15 @@ def test_the_page_of_a_notebook_escapes_what_it_shows():
     model = Architecture.from_config(next(m.config for m in popular_models() if m.repo == "meta-llama/Llama-3.1-8B"))
     page = explain(model, Strategy(dp=2), Workload(128))._repr_html_()
     assert "strategy.cp &gt; 1" in page and page.count("<details>") == page.count("</details>") > 5 and "blob/main" in page
+
+
+@pytest.mark.parametrize("kind, counted_by", [("recurrent_gemma", "griffin"), ("minimax", "lightning"), ("xlstm", "mlstm"), ("zamba2", "mamba2")])
+def test_new_families_lead_to_their_formula_and_to_the_runs(kind, counted_by):
+    config = dict(model_type=kind, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_heads=4, intermediate_size=512, vocab_size=1000, hybrid_layer_ids=[1], n_mamba_heads=4)
+    model = Architecture.from_config(config)
+    found = explain(model, Strategy(), Workload(128))
+    assert counted_by in [line.function.rpartition(".")[2] for line in found.layer]
+    assert "published runs" in str(found) and found._repr_html_().count("published runs") == len(found.lines) + len(found.layer)
+    notes = " ".join(estimate(model, Strategy(), Workload(128)).assumptions)
+    assert ("plain PyTorch, as Transformers has them" in notes) == (kind != "zamba2") and ("kernels of their own" in notes) == (kind == "zamba2")
+    for other in ({"inference": True}, {"states_only": True}): assert all(line.formula for line in explain(model, Strategy(**other), Workload(128)).lines)

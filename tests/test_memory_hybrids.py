@@ -133,7 +133,7 @@ def test_a_model_without_attention_has_no_cache_and_no_longest_sequence():
     assert [request_bytes(a, ServeOptions(), n, 2048).growing for n in (100, 100_000)] == [0, 0]
     assert request_bytes(a, ServeOptions(), 100, 2048).fixed == 4 * (4 * 2048 * 128 + 2 * (2048 + 2 * 2 * 128) * 3)
 
-@pytest.mark.parametrize("kind", ["mamba2"])
+@pytest.mark.parametrize("kind", ["mamba2", "nemotron_h"])
 def test_norms_of_recurrent_models_keep_what_torch_says_they_keep(kind):
     "An RMSNorm in 16 bits and the product that reads it: its input in 32 bits, what is scaled, and what the product reads."
     torch = pytest.importorskip("torch")
@@ -143,7 +143,7 @@ def test_norms_of_recurrent_models_keep_what_torch_says_they_keep(kind):
     after = torch.nn.Sequential(norm(64), torch.nn.Linear(64, 8, bias=False)).to(torch.bfloat16)
     x = torch.randn(2, 256, 64, dtype=torch.bfloat16, requires_grad=True).mul(1.0)
     measured = _kept_by(after, x) / (2 * 256)
-    model = Architecture.from_config(NEMOTRON | dict(hybrid_override_pattern="MMMM", hidden_size=64))
+    model = Architecture.from_config(NEMOTRON | dict(model_type=kind, num_heads=32, hybrid_override_pattern="MMMM", hidden_size=64))
     assert norm_bytes(model, Strategy(precision="bf16")) == pytest.approx(measured, rel=0.02)
 
 def test_adapters_on_a_model_without_attention_are_refused():
@@ -151,3 +151,35 @@ def test_adapters_on_a_model_without_attention_are_refused():
     a = Architecture.from_config(dict(model_type="mamba2", hidden_size=1024, num_hidden_layers=4, num_heads=32, head_dim=64, vocab_size=1000))
     with pytest.raises(BadInput, match="adapters are counted on attention"): estimate(a, Strategy(lora_rank=8), Workload(128))
     assert estimate(a, Strategy(tp=2, dp=1), Workload(128)).peak_bytes.value < estimate(a, Strategy(), Workload(128)).peak_bytes.value
+
+#: BERT-large as Transformers' page on one GPU trained it in January 2022, and two of its figures that are no row of the table: MiB
+BERT = dict(model_type="bert", architectures=["BertForSequenceClassification"], hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
+            intermediate_size=4096, vocab_size=30522, max_position_embeddings=512, hidden_dropout_prob=0.1)
+
+@pytest.mark.parametrize("recompute, measured", [("none", 8681), ("full", 6775)])
+def test_an_old_trainer_holds_what_its_pytorch_held(recompute, measured):
+    "Gradients filled with zeros, the scores that softmax read, and no copies of moments; today's PyTorch is another matter."
+    a, batch = Architecture.from_config(BERT), Workload(512, 1, 4)
+    old, new = (estimate(a, Strategy(framework="hf", trainer_version=version, precision="fp32", attention="eager", recompute=recompute), batch, measure="device")
+                for version in ("4.15", "4.40"))
+    assert old.peak_bytes.value / 2**20 == pytest.approx(measured, rel=0.02)
+    assert abs(new.peak_bytes.value / 2**20 / measured - 1) > 0.03
+
+def test_a_score_takes_what_torch_says_it_takes():
+    "Softmax in 32 bits, the dropout of a GPU, and a product in 16 bits: 7 bytes a score under autocast, 9 in fp32."
+    torch = pytest.importorskip("torch")
+    from fsdl_devinfra.memory.activations import core_bytes
+
+    class Core(torch.nn.Module):
+        def __init__(self, dtype):
+            super().__init__()
+            self.values = torch.nn.Parameter(torch.ones(64, 2, dtype=dtype))
+
+        def forward(self, scores):
+            kept, _ = torch.native_dropout(torch.softmax(scores.float(), -1), 0.1, True)
+            return kept.to(scores.dtype) @ self.values
+
+    for dtype, precision in ((torch.float32, "fp32"), (torch.bfloat16, "bf16-mixed")):
+        x = torch.randn(4, 64, 64, dtype=dtype, requires_grad=True).mul(1.0)
+        held = core_bytes(Architecture.from_config(BERT), Strategy(precision=precision, attention="eager"), Workload(64)) / (16 * 64)
+        assert _kept_by(Core(dtype), x) / x.numel() == pytest.approx(held, rel=0.03)

@@ -5,7 +5,7 @@
 # %% ../../nbs/memory/04_activations.ipynb #c588dac3
 from __future__ import annotations
 
-from .architecture import Architecture
+from .architecture import FAMILIES, Architecture
 from .strategy import Strategy, Workload
 
 # %% auto #0
@@ -50,7 +50,7 @@ def norm_bytes(
     wide, rank = element_bytes(strategy), strategy.tp if strategy.sequence_parallel else 1
     fused = fused_kernels(strategy)
     residual = 4 if autocast(strategy) else wide
-    kept = residual if fused or not _rms(model) else residual + 4
+    kept = residual if fused else residual + _norm_copies(model, 4 if autocast(strategy) else wide)
     outputs = wide * (_casts(model) if autocast(strategy) and not fused else 2)
     # Megatron keeps its shard of a norm's output and gathers it again
     gathered = rank if strategy.framework == "megatron" else 1
@@ -58,7 +58,9 @@ def norm_bytes(
     return model.hidden * (2 * kept / rank + outputs / gathered + masks) * _norms_share(model)
 
 def _norms_share(model: Architecture) -> float:
-    "Norms of a layer over the two that a layer of attention and an MLP has: one where either stands alone."
+    """Norms of a layer over the two that a layer of attention and an MLP has: one where either stands alone. A block that
+    Zamba's layers share has one of twice the width and one more."""
+    if model.family in ("zamba", "zamba2"): return (1 + 3 * attending_share(model)) / 2
     return 1.0 if model.mlp_layers is None or model.family == "rwkv" else 0.5
 
 def _casts(model: Architecture) -> int:
@@ -66,12 +68,11 @@ def _casts(model: Architecture) -> int:
     return (1 if model.fused_qkv else 3) + (2 if model.gated else 1)
 
 
-#: families whose norms are RMSNorms though their MLP has no gate, or they have none
-_RMS = frozenset(("mamba", "mamba2", "nemotron_h"))
-
-def _rms(model: Architecture) -> bool:
-    "Whether norms are RMSNorms, written out in PyTorch: they keep a 32-bit copy of their input."
-    return model.kind == "decoder" and (model.gated or model.family in _RMS)
+def _norm_copies(model: Architecture, wide: int) -> int:
+    "Bytes an element that a norm written out in PyTorch keeps besides its input and its output: a column of the table of families."
+    if model.kind != "decoder": return 0  # T5's is apex's kernel where that is installed
+    copies = FAMILIES[model.family]["copies"] or 0 if model.family in FAMILIES else 0
+    return copies if wide == 2 else copies // 4 * 4  # in 32 bits there is nothing to cast
 
 # %% ../../nbs/memory/04_activations.ipynb #2663f80e
 def attending_share(
@@ -126,10 +127,15 @@ def core_bytes(
     softmax = 4 if wide == 2 and strategy.framework != "megatron" else 0
     each = wide + softmax
     if drops(model, strategy):
-        each = wide + 1 + wide  # a mask, and what it leaves
-        if autocast(strategy): each += softmax + 2  # and the scores that the division by the root of the width gave
+        # the probabilities (32 bits under autocast), a mask, and what it leaves as the product reads it
+        each = (4 if autocast(strategy) else wide) + 1 + wide
+    if strategy.torch < (1, 11): each += _scores_bytes(strategy)
     # of this rank's queries with the keys of the whole sequence; a window only masks
     return model.heads * workload.seq_len * each / strategy.tp * attending_share(model)
+
+def _scores_bytes(strategy: Strategy) -> int:
+    "A score as softmax reads it, which PyTorch kept beside the result before 1.11 (pytorch#64000, #66018)."
+    return 4 if autocast(strategy) else element_bytes(strategy)
 
 # %% ../../nbs/memory/04_activations.ipynb #54ddaeb8
 def mlp_bytes(
@@ -144,7 +150,7 @@ def mlp_bytes(
     one = wide * model.expert_ffn * tensors / strategy.tp + 2 * wide * model.hidden
     shared = wide * model.shared_ffn * tensors / strategy.tp
     routed = model.experts_per_token * one + shared + 8 * model.experts
-    share = model.dense_layers / max(model.layers, 1)
+    share = model.dense_layers / max(model.mlp_layers or model.layers, 1)
     return (share * dense + (1 - share) * routed) * feeding_share(model)
 
 # %% ../../nbs/memory/04_activations.ipynb #07e17a17
@@ -171,7 +177,7 @@ def layer_bytes(
 ) -> float:  # per token
     "Bytes that one layer keeps for its backward pass, for each token."
     rank, mode = strategy.tp if strategy.sequence_parallel else 1, recompute or strategy.recompute
-    if mode == "full": return element_bytes(strategy) * model.hidden / rank
+    if mode == "full": return (4 if model.wide_residual else element_bytes(strategy)) * model.hidden / rank
     if keeps_every_second(model, strategy, mode): return _every_second_product(model, strategy, rank)
     kept = norm_bytes(model, strategy) + attention_bytes(model, strategy) + mixer_bytes(model, strategy)
     kept += mlp_bytes(model, strategy) + adapter_bytes(model, strategy)
@@ -226,7 +232,8 @@ def logit_bytes(
     if strategy.loss == "chunked": return (4.0, 4.0) if strategy.compile else (5.25, 5.25)
     if model.family == "mpt": return 4.0, 4.0
     if strategy.precision == "fp32" or strategy.framework == "megatron": return 12.0, 12.0
-    if strategy.framework == "deepspeed": return 8.0, 8.0
+    # the first Qwen's own code computes its loss in 16 bits; Transformers' models do so in 32, whatever runs them
+    if strategy.framework == "deepspeed": return (8.0, 8.0) if model.family == "qwen" else (12.0, 14.0)
     if strategy.framework == "hf" and strategy.tp == 1:
         return (16.0, 18.0) if strategy.trainer < (5, 0) else (14.0, 14.0)
     return (16.0, 18.0) if strategy.tp > 1 or keeps_output(strategy) else (12.0, 14.0)
@@ -243,7 +250,8 @@ def loss_doubt(
 ) -> tuple[float, float]:  # relative, downwards and upwards
     "How far the loss may be off: versions of one framework differ by whole copies of the logits."
     half = strategy.loss == "full" and strategy.precision != "fp32"
-    if half and strategy.framework == "deepspeed" and model.family != "qwen": return 0.1, 14 / 8 - 1
+    # a loss in 16 bits, and one more copy in 16 bits
+    if half and strategy.framework == "deepspeed" and model.family != "qwen": return 1 - 8 / 12, 14 / 12 - 1
     if not half or model.family == "mpt" or not strategy.torch_native: return 0.1, 0.1
     said = logit_bytes(model, strategy)[0]
     # from a loop that keeps only the loss to an old one that keeps the output

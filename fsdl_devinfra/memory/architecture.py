@@ -35,7 +35,7 @@ _SPELLINGS = {
         "attention_heads",
     ),
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "multi_query_group_num"),
-    "head_dim": ("head_dim", "d_kv", "kv_channels"),
+    "head_dim": ("head_dim", "attention_head_dim", "d_kv", "kv_channels"),
     "ffn": (
         "intermediate_size",
         "ffn_dim",
@@ -55,7 +55,7 @@ _SPELLINGS = {
         "model_max_length",
         "max_sequence_length",
     ),
-    "window": ("sliding_window", "window_size"),
+    "window": ("sliding_window", "attention_window_size", "window_size"),
     "experts": ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"),
     "experts_per_token": (
         "num_experts_per_tok",
@@ -93,79 +93,84 @@ def _given(value: int | None, default: int) -> int: return default if value is N
 
 # %% ../../nbs/memory/01_architecture.ipynb #948655d8
 _FAMILIES = """
-family       | gated | norm | norms | qkv | out | mlp | tied | learned | embed_norm | head_bias | dropout
-llama        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-mistral      | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-mixtral      | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-qwen         | 1     | 1    | 2     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
-qwen2        | 1     | 1    | 2     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
-qwen2_moe    | 1     | 1    | 2     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
-qwen3        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-qwen3_moe    | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-gemma        | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-gemma2       | 1     | 1    | 4     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-gemma3_text  | 1     | 1    | 4     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-gemma3n_text | 1     | 1    | 4     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-gemma4_text  | 1     | 1    | 4     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-phi3         | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-olmo2        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-olmo         | 1     | 0    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-olmoe        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-cohere       | 1     | 1    | 1     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-cohere2      | 1     | 1    | 1     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-stablelm     | 1     | 2    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-glm          | 1     | 1    | 2     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
-glm4         | 1     | 1    | 4     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
-glm4_moe     | 1     | 1    | 2     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
-exaone4      | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-gpt_oss      | 1     | 1    | 2     | 1   | 1   | 0   | 0    |         | 0          | 0         | 0
-llama4_text  | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-phimoe       | 1     | 2    | 2     | 1   | 1   | 0   | 0    |         | 0          | 0         | 0
-dbrx         | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-nemotron     | 0     | 2    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-deepseek_v2  | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-deepseek_v3  | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-arcee        | 0     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-apertus      | 0     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-bitnet       | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-seed_oss     | 1     | 1    | 2     | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
-helium       | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-ernie4_5     | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-ernie4_5_moe | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-dots1        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-qwen3_next   | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-kimi_linear  | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-jamba        | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-granitemoehybrid | 1 | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-falcon_h1    | 1     | 1    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-nemotron_h   | 0     | 1    | 1     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-lfm2         | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-mamba        | 0     | 1    | 1     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-mamba2       | 0     | 1    | 1     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-rwkv         | 0     | 2    | 2     | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
-persimmon    | 0     | 2    | 2     | 1   | 1   | 1   | 0    |         | 0          | 0         | 0
-openai-gpt   | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
-xglm         | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 0          | 0         | 1
-gpt2         | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
-gpt_bigcode  | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
-starcoder2   | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 0          | 0         | 0
-gpt_neo      | 0     | 2    | 2     | 0   | 1   | 1   | 1    | 0       | 0          | 0         | 0
-gptj         | 0     | 2    | 1     | 0   | 0   | 1   | 0    |         | 0          | 1         | 0
-gpt_neox     | 0     | 2    | 2     | 1   | 1   | 1   | 0    |         | 0          | 0         |
-bloom        | 0     | 2    | 2     | 1   | 1   | 1   | 1    |         | 1          | 0         |
-opt          | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 2       | 0          | 0         | 1
-mpt          | 0     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-falcon       | 0     | 2    | 1     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
-phi          | 0     | 2    | 1     | 1   | 1   | 1   | 0    |         | 0          | 1         | 0
-t5           | 0     | 1    | 2     | 0   | 0   | 0   | 1    |         | 0          | 0         | 1
-bert         | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
-roberta      | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
-distilbert   | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
-electra      | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
-modernbert   | 1     | 1    | 2     | 0   | 0   | 0   | 1    |         | 1          | 0         | 0
-bart         | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 2       | 1          | 0         | 1
-whisper      | 0     | 2    | 2     | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 0
-vit          | 0     | 2    | 2     | 1   | 1   | 1   | 0    | 1       | 0          | 1         | 0
+family       | gated | norm | norms | copies | qkv | out | mlp | tied | learned | embed_norm | head_bias | dropout
+llama        | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+mistral      | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+mixtral      | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+qwen         | 1     | 1    | 2     | 4      | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+qwen2        | 1     | 1    | 2     | 4      | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+qwen2_moe    | 1     | 1    | 2     | 4      | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+qwen3        | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+qwen3_moe    | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+gemma        | 1     | 1    | 2     | 6      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+gemma2       | 1     | 1    | 4     | 6      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+gemma3_text  | 1     | 1    | 4     | 6      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+gemma3n_text | 1     | 1    | 4     | 6      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+gemma4_text  | 1     | 1    | 4     | 6      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+phi3         | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+olmo2        | 1     | 1    | 2     | 6      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+olmo         | 1     | 0    | 2     | 2      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+olmoe        | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+cohere       | 1     | 1    | 1     | 10     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+cohere2      | 1     | 1    | 1     | 10     | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+stablelm     | 1     | 2    | 2     | 0      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+glm          | 1     | 1    | 2     | 4      | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+glm4         | 1     | 1    | 4     | 4      | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+glm4_moe     | 1     | 1    | 2     | 4      | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+exaone4      | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+gpt_oss      | 1     | 1    | 2     | 6      | 1   | 1   | 0   | 0    |         | 0          | 0         | 0
+llama4_text  | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+phimoe       | 1     | 2    | 2     | 0      | 1   | 1   | 0   | 0    |         | 0          | 0         | 0
+dbrx         | 1     | 1    | 2     | 0      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+nemotron     | 0     | 2    | 2     | 0      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+deepseek_v2  | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+deepseek_v3  | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+arcee        | 0     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+apertus      | 0     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+bitnet       | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+seed_oss     | 1     | 1    | 2     | 4      | 1   | 0   | 0   | 0    |         | 0          | 0         | 0
+helium       | 1     | 1    | 2     | 6      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+ernie4_5     | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+ernie4_5_moe | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+dots1        | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+qwen3_next   | 1     | 1    | 2     | 6      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+kimi_linear  | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+jamba        | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+granitemoehybrid | 1 | 1    | 2     | 4      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+falcon_h1    | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+nemotron_h   | 0     | 1    | 1     | 6      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+lfm2         | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+mamba        | 0     | 1    | 1     | 4      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+mamba2       | 0     | 1    | 1     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+rwkv         | 0     | 2    | 2     | 0      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+zamba        | 1     | 1    | 1     | 4      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+zamba2       | 1     | 1    | 1     | 4      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+recurrent_gemma | 1     | 1    | 2     | 6      | 0   | 1   | 1   | 1    |         | 0          | 0         | 0
+xlstm        | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+minimax      | 1     | 1    | 2     | 4      | 0   | 0   | 0   | 0    |         | 0          | 0         | 0
+persimmon    | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 0    |         | 0          | 0         | 0
+openai-gpt   | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
+xglm         | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    |         | 0          | 0         | 1
+gpt2         | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
+gpt_bigcode  | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 1
+starcoder2   | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    |         | 0          | 0         | 0
+gpt_neo      | 0     | 2    | 2     | 0      | 0   | 1   | 1   | 1    | 0       | 0          | 0         | 0
+gptj         | 0     | 2    | 1     | 0      | 0   | 0   | 1   | 0    |         | 0          | 1         | 0
+gpt_neox     | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 0    |         | 0          | 0         |
+bloom        | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    |         | 1          | 0         |
+opt          | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    | 2       | 0          | 0         | 1
+mpt          | 0     | 1    | 2     | 0      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+falcon       | 0     | 2    | 1     | 0      | 0   | 0   | 0   | 1    |         | 0          | 0         | 0
+phi          | 0     | 2    | 1     | 0      | 1   | 1   | 1   | 0    |         | 0          | 1         | 0
+t5           | 0     | 1    | 2     | 0      | 0   | 0   | 0   | 1    |         | 0          | 0         | 1
+bert         | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
+roberta      | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
+distilbert   | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
+electra      | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    | 0       | 1          | 0         | 1
+modernbert   | 1     | 1    | 2     | 0      | 0   | 0   | 0   | 1    |         | 1          | 0         | 0
+bart         | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    | 2       | 1          | 0         | 1
+whisper      | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 1    | 0       | 0          | 0         | 0
+vit          | 0     | 2    | 2     | 0      | 1   | 1   | 1   | 0    | 1       | 0          | 1         | 0
 """
 
 def _table(text: str) -> dict[str, dict[str, int | None]]:
@@ -234,6 +239,8 @@ olmoe        |              |                    |                   |          
 cohere       |              |                    |                   |          | width:use_qk_norm
 cohere2      |              |                    |                   |          | width:use_qk_norm
 gpt_oss      |              |                    |                   |          | sinks
+recurrent_gemma |           | own                |                   |          |
+xlstm        |              |                    | use_bias          |          |
 """
 
 # %% ../../nbs/memory/01_architecture.ipynb #a22a3cd6
@@ -291,14 +298,11 @@ _KIN = {
     "olmo2": "olmo3", "olmoe": "flex_olmo", "gptj": "codegen", "opt": "biogpt",
     "mamba": "falcon_mamba", "qwen3_next": "qwen3_5_text qwen3_5_moe_text", "granitemoehybrid": "bamba", "lfm2": "lfm2_moe",
     "deepseek_v3": "kimi_k2 glm4_moe_lite deepseek_v32 glm_moe_dsa", "gemma4_text": "gemma4_unified_text",
-    "gemma3_text": "gemma3", "llama4_text": "llama4",
+    "gemma3_text": "gemma3", "llama4_text": "llama4", "minimax": "minimax_text_01 minimax_m1",
 }
 _ALIKE = {kind: family for family, kinds in _KIN.items() for kind in kinds.split()}
 
 # %% ../../nbs/memory/01_architecture.ipynb #82952b5d
-#: recurrent layers, whole or in part
-_RECURRENT = frozenset("zamba zamba2 recurrent_gemma xlstm minimax".split())
-
 #: built otherwise, and why no formula here counts them
 _REASONS = {
     "its layers share their weights": "albert",
@@ -328,6 +332,7 @@ _NAMES = {
     "layers": "number of layers",
     "heads": "number of attention heads",
     "vocab": "size of the vocabulary",
+    "ffn": "width of the MLP",
 }
 
 def _needed(config: Mapping[str, Any], what: str, default: int | None = None) -> int:
@@ -360,11 +365,6 @@ _GATES = ("silu", "swiglu", "geglu", "swish")  # activations of a gated MLP
 
 def _refuse_strange(kind: str) -> None:
     "Raise where a model type is known not to be countable."
-    if kind in _RECURRENT:
-        raise BadInput(
-            f"{kind} cannot be counted by formula: its layers are not all attention",
-            "Run a step on a GPU and look: its kernels have no counterpart on a CPU that could be traced",
-        )
     if kind in _STRANGE:
         raise NoTransformer(f"{kind} cannot be counted by formula: {_STRANGE[kind]}", _TRACED)
 
@@ -440,6 +440,8 @@ class Architecture(Result):
     mixer_width: int = 0  # elements of a token where such a layer is widest
     mixer_kept: int = 0  # elements that training keeps for each token of such a layer
     mlp_layers: int | None = None  # layers with an MLP or experts; None: all
+    repeated: int = 0  # parameters of blocks that several layers share, once for each further layer
+    wide_residual: bool = False  # hidden states travel from layer to layer in 32 bits
     tower: int = 0  # of `parts.other`: parameters of a vision tower and what joins it to the language model
     parts: Parts = Parts()
     packing: Packing | None = None  # how the weights are stored, where they are quantised
@@ -458,7 +460,7 @@ class Architecture(Result):
         "Parameters that one token passes through."
         looked_up = 0 if self.tied else self.parts.embedding  # one row of it is read
         passed = self.parts.expert * self.experts_per_token // self.experts if self.experts else 0
-        return self.parts.total - looked_up - self.parts.expert + passed
+        return self.parts.total - looked_up - self.parts.expert + passed + self.repeated
 
     @property
     def fused_qkv(self) -> bool:
@@ -660,6 +662,7 @@ def _ffn(config: Mapping[str, Any], family: str, hidden: int) -> int:
     if config.get("mlp_ratio") and not config.get("intermediate_size"):
         return int(config["mlp_ratio"] * hidden)
     if family == "lfm2" and config.get("block_auto_adjust_ff_dim"): return _adjusted(config)
+    if family == "recurrent_gemma": return _needed(config, "ffn") // 2  # the width of gate and up together
     width = _read(_with_widest(config, family), "ffn")
     ffn = _sensible("intermediate_size", _given(width, 4 * hidden), 1)
     return ffn // 2 if family == "qwen" else ffn  # the first Qwen writes the width of gate and up together
@@ -843,6 +846,7 @@ def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, 
             f"the configuration sends each token to {active} of {experts} experts", "Check config.json"
         )
     dense = layers - sum(_is_sparse(config, layer) for layer in range(min(layers, 10**4)))
+    if config.get("model_type") == "nemotron_h": dense = layer_kinds(config, layers).count("mlp")
     return dict(
         experts=experts,
         experts_per_token=active,
@@ -868,12 +872,21 @@ def _mixers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
         mixer_width=mixer.width,
         mixer_kept=mixer.kept,
         mlp_layers=_mlp_layers(config, kinds),
+        wide_residual=_wide_residual(config),
+    )
+
+def _wide_residual(config: Mapping[str, Any]) -> bool:
+    "Whether hidden states are in 32 bits between layers: Mamba's default, which Nemotron-H turns off."
+    kind = str(config.get("model_type"))
+    return bool(config.get("residual_in_fp32", kind in ("mamba", "mamba2", "falcon_mamba"))) and kind in (
+        "mamba", "mamba2", "falcon_mamba", "nemotron_h"
     )
 
 def _mlp_layers(config: Mapping[str, Any], kinds: Sequence[str]) -> int | None:
     "Layers with an MLP or experts, where not every layer has one; None: every layer has."
     kind = str(config.get("model_type"))
-    if kind in ALONE: return 0
+    if kind in ALONE and kind != "xlstm": return 0
+    if kind in ("zamba", "zamba2"): return kinds.count("both")
     return kinds.count("mlp") + kinds.count("moe") if kind == "nemotron_h" else None
 
 def _decoder_layers(config: Mapping[str, Any], layers: int) -> int:
@@ -1218,6 +1231,40 @@ def _count_hybrid(model: Architecture, config: Mapping[str, Any]) -> Parts:
     last = around_layers * _norm_vectors(model) * model.hidden
     return Parts(*_ends(model, config), layer, sparse * model.experts * one, model.layers * norms, last)
 
+# %% ../../nbs/memory/01_architecture.ipynb #5a11c002
+def _shared_block(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Parameters of one block that layers share: attention over twice the hidden size, an MLP, two norms."
+    hidden, wide = model.hidden, int(config.get("attention_hidden_size") or 2 * model.hidden)
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    bias = 2 * model.ffn + hidden if config.get("add_bias_linear") else 0
+    return wide * (queries + 2 * keys) + queries * hidden + 3 * hidden * model.ffn + bias + wide + hidden
+
+def _of_each_use(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Parameters of a layer that uses a shared block: a product, and Zamba2's adapters."
+    hidden, rank = model.hidden, int(config.get("adapter_rank") or 128)
+    if model.family == "zamba": return hidden * hidden
+    attention = 3 * 2 * (2 * hidden) * rank if config.get("use_shared_attention_adapter") else 0
+    return hidden * hidden + hidden * rank + rank * 2 * model.ffn + attention
+
+# %% ../../nbs/memory/01_architecture.ipynb #5a11c003
+def _shared_uses(model: Architecture, config: Mapping[str, Any]) -> tuple[int, int]:
+    "Blocks that are shared, and layers that use one."
+    return min(int(config.get("num_mem_blocks") or 1), model.attending), model.attending
+
+def _count_shared(model: Architecture, config: Mapping[str, Any]) -> Parts:
+    "Zamba: a Mamba layer and a norm each, the shared blocks once, and what each use of them has of its own."
+    blocks, uses = _shared_uses(model, config)
+    mixer = MIXERS[model.family](config).parameters + model.hidden
+    layer = model.layers * mixer + blocks * _shared_block(model, config) + uses * _of_each_use(model, config)
+    norms = (model.layers + 3 * blocks) * model.hidden
+    return Parts(*_ends(model, config), layer, 0, norms, model.hidden)
+
+def _repeated(model: Architecture, config: Mapping[str, Any]) -> int:
+    "Parameters of shared blocks, once for each use after the first."
+    if model.family not in ("zamba", "zamba2"): return 0
+    blocks, uses = _shared_uses(model, config)
+    return (uses - blocks) * _shared_block(model, config)
+
 # %% ../../nbs/memory/01_architecture.ipynb #a72ec2d0
 def _borrows(model: Architecture, config: Mapping[str, Any], layer: int) -> bool:
     "Whether a layer reads keys and values that an earlier one made."
@@ -1434,6 +1481,7 @@ def count_parameters(
     if model.family == "t5": return _count_t5(model, config)
     if model.kind == "encoder-decoder": return _count_bart(model, config)
     if model.family in ("gemma3n_text", "gemma4_text"): return _count_gemma(model, config)
+    if model.family in ("zamba", "zamba2"): return _count_shared(model, config)
     if model.mixer_layers or model.attention_layers is not None: return _count_hybrid(model, config)
     return _count_stack(model, config)
 
@@ -1634,6 +1682,37 @@ def _without_attention(config: Mapping[str, Any]) -> Mapping[str, Any]:
     longest = config.get("context_length") or 1024 if config["model_type"] == "rwkv" else ENDLESS
     return {**config, "num_attention_heads": heads, "head_dim": hidden // heads, "max_position_embeddings": longest}
 
+def _xlstm_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    "xLSTM's configuration in the words of the others: its MLP is a multiple of the hidden size, rounded up."
+    hidden, multiple = config.get("hidden_size") or config.get("embedding_dim"), int(config.get("ffn_round_up_to_multiple_of") or 64)
+    said = {**config, "hidden_size": hidden, "num_hidden_layers": config.get("num_hidden_layers") or config.get("num_blocks")}
+    wide = _needed(said, "hidden") * float(config.get("ffn_proj_factor") or 2.667)
+    return {**said, "intermediate_size": int((wide + multiple - 1) // multiple * multiple)}
+
+def _griffin_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    "RecurrentGemma's: kinds of layers that repeat, and a window for all that attend."
+    pattern = list(config.get("block_types") or ("recurrent", "recurrent", "attention"))
+    layers, hidden = _needed(config, "layers"), _needed(config, "hidden")
+    return {
+        "max_position_embeddings": ENDLESS,
+        "attention_window_size": 2048,
+        **config,
+        "layer_types": [pattern[layer % len(pattern)] for layer in range(layers)],
+        "head_dim": hidden // _needed(config, "heads"),
+    }
+
+def _zamba_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    "Zamba's heads share twice the hidden size."
+    return {"attention_head_dim": 2 * _needed(config, "hidden") // _needed(config, "heads"), **config}
+
+#: model type → what puts its configuration into the words of the others
+_WORDED = {"xlstm": _xlstm_words, "recurrent_gemma": _griffin_words, "zamba": _zamba_words, "zamba2": _zamba_words}
+
+def _in_usual_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    "A configuration in the words that the record of a transformer is read from."
+    worded = _WORDED.get(str(config.get("model_type")))
+    return _without_attention(worded(config) if worded else config)
+
 # %% ../../nbs/memory/01_architecture.ipynb #e09ca3ac
 def _is_counted(kind: str) -> bool: return kind in FAMILIES or kind in _ALIKE
 
@@ -1654,12 +1733,12 @@ def _numbered(config: Mapping[str, Any]) -> dict[str, Any]:
 def _language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     "The part of a configuration that is counted, and whether more than it is there or its type is unknown."
     kind = str(config.get("model_type", ""))
-    if kind in _STRANGE or kind in _RECURRENT: family_of(config)
+    if kind in _STRANGE: family_of(config)
     known = not kind or _is_counted(kind)
     more, inner = _has_more(config, known), _unnested(config)
     if more and not _is_known(inner) and family_of(inner) == "gpt2":
         raise NoTransformer(f"{kind} cannot be counted by formula: it has towers of an unknown kind", _TRACED)
-    said = _numbered(_without_attention(_flat_experts(inner)))
+    said = _numbered(_in_usual_words(_flat_experts(inner)))
     named = str(said.get("model_type", ""))
     return said, more or not (known or named in MIXERS or _is_counted(named))
 
@@ -1676,7 +1755,7 @@ def _measured(whole: Mapping[str, Any], name: str) -> Architecture:
     model = _dimensions(config, called)
     parts, tower = count_parameters(model, config), _tower(whole, model.hidden)
     parts, source = replace(parts, other=parts.other + tower), "guess" if guessed else "config"
-    model = replace(model, parts=parts, tower=tower, source=source)
+    model = replace(model, parts=parts, tower=tower, source=source, repeated=_repeated(model, config))
     return replace(model, packing=packing_of(config, _attention_share(model, config), model.layers))
 
 # %% ../../nbs/memory/01_architecture.ipynb #8eba1d2a

@@ -575,8 +575,10 @@ def sharded_optimizer(step: Step) -> float:
 
 # %% ../../nbs/memory/05_engines.ipynb #cce5ed6a
 def _accumulates(step: Step) -> bool:
-    "Whether gradients stay from one micro-batch to the next."
-    return step.microbatches > 1 and not step.strategy.optimizer_in_backward
+    """Whether gradients stay from one micro-batch to the next, or, before PyTorch 2.0, from one step to the
+    next: `zero_grad` filled them with zeros."""
+    stay = step.microbatches > 1 or step.strategy.torch < (2, 0)
+    return stay and not step.strategy.optimizer_in_backward
 
 # %% ../../nbs/memory/05_engines.ipynb #eed62be2
 def _whole_gradients(step: Step) -> float: return step.recipe.grad * step.trained
@@ -659,16 +661,17 @@ def _own(step: Step) -> float:
 
 # %% ../../nbs/memory/05_engines.ipynb #dcff4a64
 def _copies(step: Step) -> float:
-    "Bytes that an AdamW takes for a moment unless it is fused."
+    "Bytes that an AdamW takes for a moment unless it is fused, or goes through matrices one by one: before PyTorch 2.0."
     strategy = step.strategy
     if strategy.optimizer != "adamw" or strategy.optimizer_in_backward or step.offloaded: return 0.0
+    if strategy.torch < (2, 0): return 0.0
     return moments(strategy) / 2 * _own(step)
 
 # %% ../../nbs/memory/05_engines.ipynb #8ca709b5
 def _takes_copies(strategy: Strategy) -> bool:
-    """Whether AdamW is surely PyTorch's default kernel, which copies: in a Trainer of before 4.54; other
-    loops may have it."""
-    return strategy.framework == "hf" and strategy.trainer < FUSED_SINCE
+    """Whether AdamW is surely PyTorch's default kernel, which copies: in a Trainer of before 4.54, since
+    PyTorch 2.0; other loops may have it."""
+    return strategy.framework == "hf" and strategy.trainer < FUSED_SINCE and strategy.torch >= (2, 0)
 
 # %% ../../nbs/memory/05_engines.ipynb #7adf3846
 @held("optimizer", "fsdp replicated", "optimizer")

@@ -25,10 +25,11 @@ from .engines import (COMMUNICATOR, CONTEXT, FRAGMENTATION, Held, Phase, Step, c
                                           flow, rows_of, runtime_bytes, workspace_bytes)
 from .footprint import PARTS, Footprint, estimate, fullest_gpu, parts_of_phase
 from .lengths import holes
+from .mixers import MIXERS
 from .strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['Line', 'formula_of', 'inputs_of', 'layer_lines', 'Explanation', 'page_of', 'explain']
+__all__ = ['Line', 'formula_of', 'inputs_of', 'layer_lines', 'Explanation', 'page_of', 'tests_of', 'explain']
 
 # %% ../../nbs/memory/17_explanation.ipynb #8715e87f
 @dataclass(frozen=True)
@@ -147,6 +148,10 @@ _OF_A_LAYER = (
     ("inputs of LoRA's adapters", adapter_bytes),
 )
 
+def _counted_by(size: Callable[..., Any], architecture: Architecture) -> Callable[..., Any]:
+    "The function that counts: of a mixer, that of its kind."
+    return MIXERS.get(architecture.family, size) if size is mixer_bytes else size
+
 def layer_lines(
     architecture: Architecture,
     strategy: Strategy,
@@ -156,7 +161,8 @@ def layer_lines(
     if strategy.recompute == "full" or keeps_every_second(architecture, strategy, strategy.recompute):
         what = "its input" if strategy.recompute == "full" else "its input and every second product"
         return [_line("activations", what, layer_bytes(architecture, strategy, workload), layer_bytes, {})]
-    lines = [_line("activations", what, size(architecture, strategy), size, {}) for what, size in _OF_A_LAYER]
+    of_layer = [(what, size(architecture, strategy), size) for what, size in _OF_A_LAYER]
+    lines = [_line("activations", what, value, _counted_by(size, architecture), {}) for what, value, size in of_layer]
     if strategy.recompute == "none":
         scores = core_bytes(architecture, strategy, workload)
         lines.append(_line("activations", "attention probabilities", scores, core_bytes, {}))
@@ -195,7 +201,8 @@ class Explanation(Result):
 
     def __str__(self) -> str:
         head = f"What is held at the peak, in the {self.phase} phase:"
-        return "\n\n".join([head, self.table(), *([self.layer_table()] if self.layer else [])])
+        tables = [self.table(), *([self.layer_table()] if self.layer else [])]
+        return "\n\n".join([head, *tables, f"Formulas, their sources and the published runs that each part was tested on: {tests_of()}"])
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(self.verdict_text)}.</p>" + "".join(_line_html(line) for line in [*self.lines, *self.layer])
@@ -216,6 +223,16 @@ def page_of(
     if settings["doc_host"] and page: return settings["doc_host"] + settings["doc_baseurl"] + page
     return f"{settings['git_url']}/blob/{settings['branch']}/{file}"
 
+# %% ../../nbs/memory/17_explanation.ipynb #7412c4d0
+def tests_of(
+    part: str = "",  # one of `PARTS`; default: all of them
+) -> str:  # an address
+    "Where a part's mechanisms stand beside the published runs that it was tested on: the last section of this page."
+    from fsdl_devinfra._modidx import d as index
+    settings, anchor = index["settings"], f"#{part}" if part else ""
+    if settings["doc_host"]: return f"{settings['doc_host']}{settings['doc_baseurl']}memory/explanation.html{anchor}"
+    return f"{settings['git_url']}/blob/{settings['branch']}/nbs/memory/17_explanation.ipynb{anchor}"
+
 # %% ../../nbs/memory/17_explanation.ipynb #7412c4d2
 def _input_text(value: Any) -> str:
     "A number as people read it: whole numbers in groups of three, others with four digits."
@@ -226,7 +243,8 @@ def _line_html(line: Line) -> str:
     read = "".join(f"<li><code>{escape(name)}</code> = {escape(_input_text(value))}</li>" for name, value in line.inputs.items())
     link = f'<a href="{escape(page_of(line.function))}"><code>{escape(_short(line.function))}</code></a>'
     head = f"<b>{escape(line.part)}</b> {size_text(line.value_bytes)}: {escape(line.what)}"
-    return f"<details><summary>{head}</summary><p>{link}</p><pre>{escape(line.formula)}</pre><ul>{read}</ul></details>"
+    tests = f'<a href="{escape(tests_of(line.part))}">published runs</a>'
+    return f"<details><summary>{head}</summary><p>{link}, {tests}</p><pre>{escape(line.formula)}</pre><ul>{read}</ul></details>"
 
 # %% ../../nbs/memory/17_explanation.ipynb #4621872a
 def explain(

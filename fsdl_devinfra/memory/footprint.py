@@ -27,9 +27,9 @@ from .lengths import DRAWN, NO_HOLES, ORDERS, Holes, Lengths, holes
 from .strategy import NARROW, Strategy, Workload, check, default_workload
 
 # %% auto #0
-__all__ = ['PARTS', 'MEASURES', 'DOUBT', 'UNKNOWN', 'REMEDIES', 'SMALLER_WEIGHTS', 'Run', 'Gpu', 'ModelSummary', 'Footprint',
-           'doubts', 'bounds', 'parts_of_phase', 'Fullest', 'fullest_gpu', 'device_peak', 'estimate', 'Remedy',
-           'command_options', 'checkpointing_left_open']
+__all__ = ['PARTS', 'MEASURES', 'DOUBT', 'UNKNOWN', 'PLAIN_MIXERS', 'REMEDIES', 'SMALLER_WEIGHTS', 'Run', 'Gpu', 'ModelSummary',
+           'Footprint', 'doubts', 'bounds', 'parts_of_phase', 'Fullest', 'fullest_gpu', 'device_peak', 'estimate',
+           'Remedy', 'command_options', 'checkpointing_left_open']
 
 # %% ../../nbs/memory/06_footprint.ipynb #ca713792
 PARTS = ("parameters", "gradients", "optimizer", "activations", "loss", "communication", "runtime", "reserve")
@@ -403,6 +403,9 @@ def _stored(model: Architecture, strategy: Strategy) -> str:
     return f"as the checkpoint stores them ({model.packing.method})" if model.packing else "in 16 bits"
 
 # %% ../../nbs/memory/06_footprint.ipynb #c6866893
+#: families whose recurrent layers have no kernel that Transformers would call
+PLAIN_MIXERS = ("recurrent_gemma", "minimax", "xlstm")
+
 def _run_notes(model: Architecture, strategy: Strategy, workload: Workload) -> list[str]:
     "What a run with these options takes for granted: each sentence with the options that call for it."
     workspace = size_text(workspace_bytes(model, strategy, workload))
@@ -415,7 +418,10 @@ def _run_notes(model: Architecture, strategy: Strategy, workload: Workload) -> l
         "Compiled: the layers; the lower bound is for a loss that is compiled with them":
             strategy.compile and strategy.loss == "full" and strategy.torch_native,
         "Recurrent mixers run in kernels of their own (mamba-ssm, causal-conv1d, flash-linear-attention and the like); "
-        "in plain PyTorch they hold many times as much": model.mixer_layers,
+        "in plain PyTorch they hold many times as much": model.mixer_layers and model.family not in PLAIN_MIXERS,
+        "Recurrent layers run in plain PyTorch, as Transformers has them: it calls no kernel of their own":
+            model.mixer_layers and model.family in PLAIN_MIXERS,
+        "Blocks that layers share are held once, and computed and kept for the backward pass at each use": model.repeated,
         "Experts: tokens are spread evenly over them; an imbalance adds to activations": model.experts,
         f"LoRA: adapters are trained as the precision says; frozen weights are held {_stored(model, strategy)}":
             strategy.lora_rank,

@@ -538,5 +538,6 @@ def serving_text(
     if not found.kv_cache_bytes and not found.state_bytes: return start + "no KV cache"
     at_once = f"{found.max_concurrency:.1f}"
     requests = f"{at_once} request{'s' * (at_once != '1.0')} of {found.max_model_len:,} tokens at once"
+    if not found.kv_bytes_per_token: return f"{start}states {size_text(found.state_bytes)}, no cache that grows with tokens\n{requests}"
     tokens = f"{found.kv_tokens:,} tokens fit ({found.kv_bytes_per_token:,.0f} bytes each)"
     return f"{start}KV cache {size_text(found.kv_cache_bytes)}\n{tokens}: {requests}"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ..core.device_table import Device
 from ..core.errors import BadInput, unknown_name
 from .architecture import Architecture
+from .engines import cache_bytes
 from .footprint import Footprint, estimate
 from .strategy import Strategy, Workload
 
@@ -30,11 +31,19 @@ def _unit(what: str, s: Strategy) -> int:
     return s.cp * (s.tp if s.sequence_parallel else 1) if what == "seq-len" else 1
 
 # %% ../../nbs/memory/08_solving.ipynb #b0e76af8
-def _refuse_unsolvable(what: str, strategy: Strategy) -> None:
-    "Raise `BadInput` for a figure that is not known, or that the strategy does not have."
+def _grows(architecture: Architecture, strategy: Strategy) -> bool:
+    "Whether a further token takes room in the cache: states and windows stay as they are."
+    near, far = (cache_bytes(architecture, strategy, Workload(1, 1, None, tokens)) for tokens in (10**6, 2 * 10**6))
+    return far > near
+
+def _refuse_unsolvable(what: str, strategy: Strategy, architecture: Architecture) -> None:
+    "Raise `BadInput` for a figure that is not known, or that the strategy or the model does not have."
     if what not in SOLVED: raise unknown_name("figure", what, list(SOLVED))
     if what == "kv-tokens" and not strategy.inference:
         raise BadInput("training keeps no cache", "Add --inference")
+    if what == "kv-tokens" and not _grows(architecture, strategy):
+        why = f"{architecture.name} keeps no cache that grows with tokens: its states and windows have a fixed size"
+        raise BadInput(why, "Ask for the sequences that fit at once: --solve micro-batch")
     if strategy.states_only: raise BadInput("states do not depend on the batch", "Leave --states-only out")
 
 # %% ../../nbs/memory/08_solving.ipynb #db99b315
@@ -58,7 +67,7 @@ def solve(
     measure: str = "reserved",
 ) -> tuple[int, Footprint]:  # the largest, 0 where none fits; its footprint, or that of the smallest
     "The largest that fits on `device`. Raises `BadInput` where the strategy has no such figure."
-    _refuse_unsolvable(what, strategy)
+    _refuse_unsolvable(what, strategy, architecture)
     unit = _unit(what, strategy)
     def footprint(steps: int) -> Footprint:
         work = _with(what, workload, steps * unit)

@@ -14,11 +14,14 @@ from ..core.results import Result
 from .architecture import Architecture
 
 # %% auto #0
-__all__ = ['NEWEST_TRAINER', 'CHOICES', 'NARROW', 'Strategy', 'Workload', 'default_workload', 'refusal', 'check']
+__all__ = ['NEWEST_TRAINER', 'TORCH_SINCE', 'CHOICES', 'NARROW', 'Strategy', 'Workload', 'default_workload', 'refusal', 'check']
 
 # %% ../../nbs/memory/02_strategy.ipynb #2ded86cf
 #: the Transformers whose sources were read for `hf`
 NEWEST_TRAINER = (5, 24)
+#: Transformers → the PyTorch that was the newest on the day of its release, where an older one holds memory
+#: otherwise: 1.11 is of 10 March 2022 (between 4.17 and 4.18), 2.0 of 15 March 2023 (as 4.27)
+TORCH_SINCE = {(4, 27): (2, 0), (4, 18): (1, 11), (0, 0): (1, 10)}
 
 #: what each named choice may be; the first is the default
 CHOICES = {
@@ -129,6 +132,12 @@ class Strategy(Result):
     def trainer(self) -> tuple[int, int]:
         "Major and minor version of Transformers that `hf` means."
         return NEWEST_TRAINER if self.trainer_version is None else _trainer_of(self.trainer_version)
+
+    @property
+    def torch(self) -> tuple[int, int]:
+        "The least PyTorch that runs it: 2.0, or what there was for a Trainer of before."
+        trainer = self.trainer if self.framework == "hf" else NEWEST_TRAINER
+        return next(torch for since, torch in TORCH_SINCE.items() if trainer >= since)
 
     @property
     def shards(self) -> int:
@@ -330,7 +339,7 @@ def _mix(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
 def _adapt(a: Architecture, s: Strategy, w: Workload) -> tuple[str, str] | None:
     "What adapters are put on."
     if not s.lora_rank or a.attending or not a.mixer_layers: return None
-    return f"adapters are counted on attention and MLPs, of which {a.name} has none", "Leave lora_rank out"
+    return f"adapters are counted on attention, of which {a.name} has none", "Leave lora_rank out"
 
 # %% ../../nbs/memory/02_strategy.ipynb #80171568
 _RULES = (_split_tensors, _split_layers, _split_sequence, _split_experts, _shard, _adapt, _mix)
