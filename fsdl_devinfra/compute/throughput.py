@@ -632,7 +632,6 @@ def data_seconds(
     strategy: Strategy,
     cluster: Cluster,
     layers: float,  # of the stage
-    microbatches: int,
 ) -> tuple[float, float]:  # a micro-batch, once a step
     "Parameters and gradients between data-parallel ranks. Full sharding gathers frozen weights as well."
     shared = _Shared(strategy, cluster, *_stage_parts(model, strategy, layers), max(layers, 1) + 1)
@@ -823,7 +822,7 @@ class _Beside:
 def _beside(stage: _Stage) -> _Beside:
     "What communication and copies add, as far as computation does not hide them."
     layers, split = stage.layers, _split_seconds(stage)
-    each, once = data_seconds(stage.model, stage.strategy, stage.cluster, layers, stage.microbatches)
+    each, once = data_seconds(stage.model, stage.strategy, stage.cluster, layers)
     under = stage.compute.total + split
     data = _exposed_communication_seconds(under, each, layers, stage.rates.contention)
     copies, stepped = _copied(stage)
