@@ -677,8 +677,15 @@ def offload_seconds(
         return 2 * positions / strategy.cp * model.hidden * 2 * layers / rate, 0.0
     mine = _held_parameters(model, strategy, layers)
     passes = 2 if strategy.offload == "parameters" and strategy.zero == 3 else 0
-    step = 0.0 if strategy.lora_rank else mine * 4 / rate + _host_adam_seconds(mine, cluster) * host
-    return passes * 2 * mine / rate, step
+    if strategy.lora_rank: return passes * 2 * mine / rate, 0.0
+    copies = passes + _gradient_copies(strategy, workload)
+    return copies * 2 * mine / rate, mine * 2 / rate + _host_adam_seconds(mine, cluster) * host
+
+def _gradient_copies(strategy: Strategy, workload: Workload) -> int:
+    """How often the gradients of a micro-batch cross PCIe: down to the host, and under DeepSpeed up again to be
+    added to where there are several (`async_accumulate_grad_in_cpu_via_gpu` in its ZeRO 1 and 2)."""
+    accumulates = strategy.framework == "deepspeed" and workload.microbatches(strategy) > 1
+    return 2 if accumulates else 1
 
 def _host_adam_seconds(parameters: float, cluster: Cluster) -> float:
     "Adam on the host, for all GPUs of a node."
