@@ -40,7 +40,7 @@ def _make(home: Path, requirements: tuple[str, ...], inherit: bool, env: dict[st
         import site
         (packages / "inherited.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in [*site.getsitepackages(), str(Path(__file__).resolve().parents[1])]))
     pip = (sys.executable, "-m", "pip", "--python", home / "bin" / "python", "--disable-pip-version-check")
-    run(*pip, "install", "--quiet", "--no-compile", *(["--no-build-isolation"] if inherit else []), *requirements)
+    if requirements: run(*pip, "install", "--quiet", "--no-compile", *(["--no-build-isolation"] if inherit else []), *requirements)
     if bare: run(*pip, "install", "--quiet", "--no-compile", "--no-deps", *bare)
 
 

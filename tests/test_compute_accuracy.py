@@ -79,3 +79,60 @@ def test_a_row_is_read_as_it_is_written():
     row = next(r for r in read_rows(FOLDER / "throughput_elsewhere.csv") if r["id"] == "tt-405-3d-int")
     s = accuracy.strategy_of(row)
     assert (s.dp, s.tp, s.pp, s.vpp, s.async_tp, s.compile, s.recompute, s.precision) == (8, 8, 8, 2, True, True, "full", "fp8-mixed")
+
+
+@pytest.fixture(scope="module")
+def fitted(): return accuracy.runs_that_fitted(FOLDER)
+
+
+def test_runs_that_fitted_are_not_called_impossible(fitted):
+    """Ten of 248, each explained on the page: JAX on TPUs, and two that print neither checkpointing nor types."""
+    impossible = {one.name for one in fitted if one.fits == "no"}
+    assert len(fitted) == 248 and impossible <= {"am-dsv3-256", "am-kimi", "palm-540", *(n.name for n in fitted if n.name.startswith("mx-v5e"))}
+    assert sum(one.fits == "yes" for one in fitted) > 130  # the control: they are not all called tight
+
+
+def test_every_row_beyond_what_was_asked_is_named(elsewhere):
+    cases = accuracy.speed_cases(FOLDER)[0]
+    rows, without = accuracy.unexplained_rows(cases, {})
+    assert len(rows) == len(without) > 20 and accuracy.unexplained_rows(cases, {" ".join(without): "known"})[1] == []
+
+
+#: runs of other pages than the tables: Megatron-MoE-ModelZoo, best practice for Qwen3, and Megatron-Bridge's notes on dispatchers; seconds a step
+DISPATCHED = [("q235", dict(dp=16, tp=2, pp=8, vpp=4, ep=32, async_tp=True), 128, True, 19.7), ("q235", dict(dp=4, tp=2, pp=32, vpp=3, ep=8, async_tp=True), 512, False, 24.2),
+              ("q30", dict(dp=16, ep=16), 64, True, 24.71), ("q30", dict(dp=16, ep=16), 64, False, 41.25)]
+
+
+@pytest.mark.parametrize("model, layout, accumulated, once, measured", DISPATCHED)
+def test_how_routed_tokens_are_sent_explains_published_pairs(model, layout, accumulated, once, measured):
+    """The same run with a dispatcher that sends a token to a node once, and with NCCL's all-to-all: within a fifth, none used for a constant."""
+    from fsdl_devinfra.compute.cluster import cluster
+    from fsdl_devinfra.memory.architecture import Architecture
+    from fsdl_devinfra.memory.strategy import Strategy, Workload
+    name = {"q30": "Qwen3-30B-A3B", "q235": "Qwen3-235B-A22B"}[model]
+    config = next(r["config"] for r in read_rows(FOLDER / "training_speed.csv") if r["model"] == name)
+    s = Strategy(framework="megatron", compile=True, zero=1, **layout)
+    rates = replace(module.USUAL, sent_once=once)
+    took = module.step_seconds(Architecture.from_config(accuracy.json.loads(config)), s, Workload(4096, 1, accumulated), cluster("H100-SXM-80GB", s.gpus), rates).total
+    assert abs(took / measured - 1) < 0.2, took
+
+
+def test_bloom_with_its_own_settings():
+    """105 s a step on 384 A100 (BigScience's chronicles): within 15 %."""
+    from fsdl_devinfra.compute.cluster import cluster
+    name, a, s, w, gpu, measured = next(run for run in accuracy.other_runs() if run[0].startswith("BLOOM"))
+    assert s.attention == "eager" and s.recompute == "full" and s.gpus == 384
+    took = module.throughput(a, s, w, cluster(gpu, s.gpus)).step_seconds
+    assert abs(took.value / 105 - 1) < 0.15 and took.low < 105 < took.high
+
+
+def test_an_optimizer_on_the_host_of_a_v100():
+    """ZeRO-Offload (Ren et al. 2021): 10 billion parameters on one V100 at 40 TFLOP/s, which is in the range."""
+    from fsdl_devinfra.compute.cluster import cluster
+    from fsdl_devinfra.compute.operations import flops_per_token
+    from fsdl_devinfra.memory.strategy import Strategy, Workload
+    a = accuracy._gpt(50, 4096, 32, 50257)
+    s = Strategy(zero=2, offload="optimizer", framework="deepspeed", precision="fp16-mixed", recompute="full", attention="eager")
+    rate = module.throughput(a, s, Workload(1024, 10, 1), cluster("V100-SXM-32GB", 1)).tokens_per_second_per_gpu
+    low, high = (r * flops_per_token(a, 1024) / 1e12 for r in (rate.low, rate.high))
+    assert 25 < low < 40 < high < 60

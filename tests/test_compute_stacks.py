@@ -191,3 +191,13 @@ def test_a_plan_of_a_net_is_in_images(cli, tmp_path):
     said = cli("cost", line[1], *line[2:], "--batch-size", str(one["plans"][0]["batch"]), "--json").json
     assert one["plans"][0]["samples_per_second"] == said["samples_per_second"]
     assert 2 < four["plans"][0]["samples_per_second"]["value"] / one["plans"][0]["samples_per_second"]["value"] <= 4
+
+
+@pytest.mark.parametrize("words, tried", [((), {"none", "selective", "full"}), (("--recompute", "none"), {"none"}), (("--recompute", "full"), {"full"})])
+def test_activation_checkpointing_is_searched_only_where_nobody_said_it(words, tried, tmp_path):
+    """`--recompute none` is a choice, and not the same as leaving it out; Llama 3.1 8B on two H100 wants it otherwise."""
+    from fsdl_devinfra.cli import make_parser
+    args = make_parser("plan").parse_args(["plan", "llama-3.1-8b", "--gpu", "h100", "--gpus", "8", "--seq-len", "8192", *words])
+    found = args.run(args).document
+    said = {p["strategy"]["recompute"] for p in [*found["plans"], *found["rejected"]]}
+    assert said <= tried and (len(tried) == 1 or len(said) > 1)

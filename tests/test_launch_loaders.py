@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from declared_fields import Sources, faults
 from environments import digits_alone, own_environment, read_by_one
 from test_launch_files import JOBS
 
@@ -238,3 +239,53 @@ def test_trainers_refuse_what_is_wrong(trainers, target, good, bad):
     job = Job("train-a", s, Workload(1536, 2, 3), "H100-SXM-80GB", 8, 8, model="meta-llama/Llama-3.1-8B")
     files = {path: text.replace(good, bad) for path, text in TARGETS[target](job).files.items()}
     assert any(bad in text for text in files.values()) and read_by_trainer(trainers, target, [files]) != [""]
+
+
+CONTAINER = ("megatron.bridge.training.config", "ConfigContainer")
+
+
+@pytest.fixture(scope="module")
+def bridge():
+    """The source of Megatron Bridge and of Megatron Core. Neither can be imported here: Transformer Engine and CUDA are asked for at once."""
+    home = own_environment("megatron-bridge", bare=("megatron-bridge>=0.3.1", "megatron-core>=0.16")).parent
+    return Sources(next(home.glob("lib/python*/site-packages")))
+
+
+def bridge_faults(sources: Sources, text: str) -> list[str]:
+    precision = next(line for line in text.splitlines() if "config.mixed_precision" in line).split("'")[1]
+    named = [] if sources.find("megatron.bridge.training.mixed_precision", precision) else [f"there is no precision {precision}"]
+    return named + faults(sources, text, CONTAINER)
+
+
+def bridge_programs(count: int = 60, seed: int = 7) -> list[tuple[Strategy, str]]:
+    """Programs of jobs by chance, of all that a plan can say; what the target refuses is left out."""
+    draw, found = random.Random(seed), []
+    while len(found) < count:
+        said = dict(dp=draw.choice([1, 2, 8]), tp=draw.choice([1, 2]), pp=draw.choice([1, 2, 4]), cp=draw.choice([1, 2]), zero=draw.choice([0, 1, 2, 3]), framework="megatron",
+                    precision=draw.choice(["bf16-mixed", "fp16-mixed", "fp8-mixed"]), recompute=draw.choice(["none", "selective", "full"]), attention=draw.choice(["flash", "eager"]),
+                    grad_dtype=draw.choice([None, "bf16", "fp32"]), offload=draw.choice(["none", "optimizer"]))
+        if draw.random() < 0.3: said |= dict(lora_rank=16, lora_targets=draw.choice(["all-linear", "attention"]))
+        try:
+            s = Strategy(**said)
+            job = Job("train-a", s, Workload(4096, draw.choice([1, 2]), 8), "H100-SXM-80GB", s.gpus, 8, model="meta-llama/Llama-3.1-8B")
+            found.append((s, TARGETS["megatron-bridge"](job).files["pretrain_plan.py"]))
+        except CheckError: continue
+    return found
+
+
+def test_megatron_bridge_declares_every_name_and_type(bridge):
+    """Every import exists in its source, every field in its dataclass, and every value is of the type that is declared there."""
+    assert len(bridge.fields(bridge.declared("megatron.bridge.models.gpt_provider", "GPTModelProvider"))) > 150
+    for strategy, text in bridge_programs():
+        said = bridge_faults(bridge, text)
+        assert not said, (strategy, said)
+
+
+@pytest.mark.parametrize("good, bad, why", [
+    ("train.micro_batch_size", "train.microbatch_size", "there is no train.microbatch_size"), ("model.context_parallel_size = 1", "model.context_parallel_size = 'one'", "cannot be 'one'"),
+    ("AttnBackend.flash", "AttnBackend.flashy", "has no flashy"), ("import pretrain\n", "import pretraining\n", "has no pretraining"), ("dim=16", "rank=16", "takes no rank"),
+    ("'bf16_mixed'", "'bf17_mixed'", "no precision bf17_mixed"), ("ddp.use_megatron_fsdp = False", "ddp.use_megatron_fsdp = 0", "cannot be 0")])
+def test_megatron_bridge_source_refuses_what_is_wrong(bridge, good, bad, why):
+    s = Strategy(dp=8, framework="megatron", lora_rank=16)
+    text = TARGETS["megatron-bridge"](Job("train-a", s, Workload(4096, 2, 8), "H100-SXM-80GB", 8, 8, model="meta-llama/Llama-3.1-8B")).files["pretrain_plan.py"]
+    assert good in text and bridge_faults(bridge, text) == [] and any(why in one for one in bridge_faults(bridge, text.replace(good, bad)))

@@ -92,6 +92,34 @@ def test_what_is_not_carried_is_said():
     assert {"optimizer", "loss", "grad_dtype", "recompute"} <= plan_values(rare).keys()
 
 
+#: where a trainer's file names the attention kernel, and what it says there of a model that has none
+KERNEL = {"trl": ("attn_implementation", None), "axolotl": ("attn_implementation", None), "llama-factory": ("flash_attn", "disabled"),
+          "megatron-bridge": ("model.attention_backend", None)}
+
+
+@pytest.mark.parametrize("target", KERNEL)
+def test_a_model_without_attention_is_not_told_a_kernel_of_it(target):
+    """Transformers refuses FlashAttention for a Mamba when it loads it; the plan says whether the model attends."""
+    name, without = KERNEL[target]
+    j = job(dp=8, zero=3)
+    assert "flash" in str(values(target, launch(j, target))[name]).lower() or values(target, launch(j, target))[name] == "fa2"
+    other = launch(replace(j, attends=False), target)
+    assert values(target, other).get(name) == without
+    assert "flash attention" not in " ".join(other.notes) and "attention" in plan_values(j) and "attention" not in plan_values(replace(j, attends=False))
+
+
+def test_a_plan_says_whether_its_model_attends(tmp_path):
+    from fsdl_devinfra.compute.planning import plan
+    from fsdl_devinfra.core import find_device
+    from fsdl_devinfra.launch.job import read_job
+    from fsdl_devinfra.memory.architecture import Architecture
+    mamba = dict(model_type="mamba", vocab_size=50280, hidden_size=768, num_hidden_layers=24, state_size=16, conv_kernel=4, intermediate_size=1536, time_step_rank=48)
+    llama = dict(model_type="llama", vocab_size=32000, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=2048)
+    for config, attends in ((mamba, False), (llama, True)):
+        plan(Architecture.from_config(config), find_device("h100"), 1).save(tmp_path / "plan.json")
+        assert read_job(tmp_path / "plan.json").attends is attends
+
+
 @pytest.mark.parametrize("target", TRAINERS)
 def test_a_fault_in_any_line_is_noticed(target):
     j = job(dp=8, zero=3, recompute="full")

@@ -69,7 +69,7 @@ def _planned(args: argparse.Namespace) -> PlanReport:
     limits = args.batch, args.budget, args.per_node, args.network
     asked = args.gpus, strategy, workload, tokens_from_args(args), args.minimize, rates
     share = read_share(args.calibrated, device.name) if args.calibrated else 1.0
-    return plan(model, device, *asked, *limits, measured_share=share)
+    return plan(model, device, *asked, *limits, measured_share=share, recompute=args.recompute)
 
 def text_of(
     report: PlanReport,

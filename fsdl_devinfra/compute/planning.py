@@ -406,6 +406,7 @@ class PlanReport(Result):
     assumptions: list[str]
     flops_convention: str
     cheapest_usd: float | None = None  # where only the budget is in the way
+    attends: bool = True  # whether the model has attention, whose kernel a trainer may be told
 
     @property
     def headline(self) -> Plan | None:
@@ -500,6 +501,13 @@ class Search:
     network: float | None  # GB/s of one GPU
     most: int  # plans to return
     measured_share: float  # measured step over estimated step
+    recompute: str | None = None  # the activation checkpointing of every plan; None: searched
+
+    @property
+    def checkpointing(self) -> Sequence[str]:
+        "Which activation checkpointing is tried."
+        if self.recompute is not None: return [self.recompute]
+        return [self.base.recompute] if self.base.recompute != "none" else _RECOMPUTE
 
     @property
     def micro_batch(self) -> int | None:
@@ -529,8 +537,7 @@ def _best_way(search: Search, cluster: Cluster, strategy: Strategy, options: Seq
 
 def _candidates(search: Search, cluster: Cluster) -> Iterator[tuple[Strategy, Found | str]]:
     "Every strategy with what was found of it."
-    fixed = search.base.recompute
-    options = [fixed] if fixed != "none" else _RECOMPUTE
+    options = search.checkpointing
     for split in degrees(search.model, cluster, search.workload.seq_len, search.base):
         for strategy in variants(search.base, split, cluster):
             best = _best_way(search, cluster, strategy, options)
@@ -596,6 +603,7 @@ def plan(
     network: float | None = None,  # GB/s of one GPU, one direction
     most: int = 20,  # plans to return
     measured_share: float = 1.0,  # measured step over estimated step of such a run (`cost --calibrate`)
+    recompute: str | None = None,  # activation checkpointing of every plan; None: what `base` names, or all are tried
 ) -> PlanReport:
     "Search, rank, and say why not. Raises `BadInput`."
     asked, rates = base or Strategy(), _rates(price, device)
@@ -603,7 +611,7 @@ def plan(
     _askable(architecture, asked, minimize, tokens, rates(gpus or 1), budget)
     stack = _one_stack(asked, device)
     size = batch or _usual(architecture, stack, shape, gpus)
-    limits = budget, per_node, network, most, measured_share
+    limits = budget, per_node, network, most, measured_share, recompute
     question = architecture, device, gpus, stack, shape, size, batch is None, tokens, minimize, rates
     search = Search(*question, *limits)
     return _report(search, *_searched(search))
@@ -763,6 +771,7 @@ def _asked(search: Search) -> dict[str, Any]:
         tokens=search.tokens,
         batch=search.batch,
         flops_convention=convention(search.base),
+        attends=search.model.attending > 0,
     )
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0016

@@ -69,11 +69,15 @@ class Rates:
     experts: float = 1.0  # of the rate of large products, where they are one of many experts'
     host: float = 1.0  # of the time that a host takes for the optimizer and for copies
     pcie: float = 1.0  # of the rate between GPUs that have no other link
+    sent_once: bool = False  # whether a node gets a routed token once, whatever the framework's usual way
+    sent_beside: float = 0.0  # share of the sending of routed tokens that computation hides
+    packed: float = 1.0  # of attention's time, where adapters are trained on short samples packed together
 
 # %% ../../nbs/compute/04_throughput.ipynb #67e94d26
 USUAL = Rates("usual", 0.87, 0.68, 0.33, 0.20, 0.85, 0.19, 8e-6, 0.73, 0.50)
-TUNED = Rates("tuned", 0.97, 0.92, 0.60, 0.50, 0.92, 0.10, 3e-6, 0.97, 0.60, host=0.5)
-SLOW = Rates("slow", 0.65, 0.50, 0.28, 0.15, 0.80, 0.40, 25e-6, 0.60, 0.30, experts=0.25, host=1.5, pcie=0.25)
+TUNED = Rates("tuned", 0.97, 0.92, 0.60, 0.50, 0.92, 0.10, 3e-6, 0.97, 0.60, host=0.5,
+              sent_once=True, sent_beside=0.37, packed=0.1)
+SLOW = Rates("slow", 0.65, 0.50, 0.28, 0.15, 0.80, 0.40, 25e-6, 0.60, 0.30, experts=0.25, host=1.5, pcie=0.15)
 #: attention kernels: heads of 64 reach 171 where heads of 128 reach 189 TFLOP/s,
 #: and half of it at about 450 positions (88 of 171 at 512; Dao 2023, figure 4)
 SMALL_HEADS, HALF_SPEED = 0.9, 450
@@ -203,7 +207,7 @@ def chip(
     return Chip(
         products=products,
         plain=plain,
-        attention=min(core, plain),
+        attention=min(core, plain) / (rates.packed if strategy.lora_rank is not None else 1.0),
         bandwidth=device.bandwidth * 1e9 * rates.bandwidth,
         width=4 if strategy.precision == "fp32" else 2,
         kernel=rates.kernel / (3 if strategy.software in JOINED_KERNELS else 1),
@@ -528,22 +532,39 @@ def tensor_seconds(
     return layers * times * all_reduce_seconds(cluster, strategy.tp, size) * exposed
 
 # %% ../../nbs/compute/04_throughput.ipynb #3f400daa
-def _token_copies(model: Architecture, strategy: Strategy, cluster: Cluster) -> float:
-    "How often a token is sent: it goes to a node once and is handed on there (DeepSeek-V3 report, 3.2.2)."
-    nodes = max(1, strategy.ep * strategy.expert_tp // cluster.per_node)
-    if nodes == 1: return model.experts_per_token
-    return nodes * (1 - (1 - 1 / nodes) ** model.experts_per_token)
+def _distinct(draws: float, boxes: float) -> float:
+    "Boxes that so many draws hit, on average."
+    return boxes * (1 - (1 - 1 / boxes) ** draws) if boxes > 1 else 1.0
 
+def _nodes_reached(model: Architecture, nodes: int) -> float:
+    "Nodes that a token may go to: a group of experts is a node, a part of one, or several."
+    groups, allowed = model.expert_groups, model.groups_per_token
+    if not groups: return nodes
+    return allowed * nodes / groups if nodes >= groups else _distinct(allowed, nodes)
+
+def _sent_once(model: Architecture, strategy: Strategy) -> bool:
+    "Whether a node gets one copy of a token: DeepEP and HybridEP. NCCL's all-to-all sends one to each expert."
+    return bool(model.expert_groups) or strategy.framework != "megatron"
+
+def _token_copies(model: Architecture, strategy: Strategy, cluster: Cluster, once: bool = False) -> float:
+    "How often a token is sent: a node gets it once and hands it on (DeepSeek-V3 report, 3.2.2), or once an expert."
+    nodes = max(1, strategy.ep * strategy.expert_tp // cluster.per_node)
+    if nodes == 1 or not (once or _sent_once(model, strategy)): return model.experts_per_token
+    return _distinct(model.experts_per_token, _nodes_reached(model, nodes))
+
+# %% ../../nbs/compute/04_throughput.ipynb #68ccfae0
 def expert_seconds(
     model: Architecture,
     strategy: Strategy,
     workload: Workload,
     cluster: Cluster,
     layers: float,
+    once: bool = False,  # a node gets a token once, whatever the framework's usual way
 ) -> float:  # a micro-batch
     "Tokens sent to their experts and back, forward and backward."
     if strategy.ep == 1: return 0.0
-    copies, split = _token_copies(model, strategy, cluster), strategy.tp if strategy.sequence_parallel else 1
+    split = strategy.tp if strategy.sequence_parallel else 1
+    copies = _token_copies(model, strategy, cluster, once)
     size = _position_elements(model, strategy, workload) * 2 * copies / split
     times = 4 + (2 if strategy.recompute == "full" else 0)
     return layers * times * all_to_all_seconds(cluster, strategy.ep, size, strategy.expert_tp)
@@ -611,7 +632,6 @@ def data_seconds(
     strategy: Strategy,
     cluster: Cluster,
     layers: float,  # of the stage
-    microbatches: int,
 ) -> tuple[float, float]:  # a micro-batch, once a step
     "Parameters and gradients between data-parallel ranks. Full sharding gathers frozen weights as well."
     shared = _Shared(strategy, cluster, *_stage_parts(model, strategy, layers), max(layers, 1) + 1)
@@ -657,8 +677,15 @@ def offload_seconds(
         return 2 * positions / strategy.cp * model.hidden * 2 * layers / rate, 0.0
     mine = _held_parameters(model, strategy, layers)
     passes = 2 if strategy.offload == "parameters" and strategy.zero == 3 else 0
-    step = 0.0 if strategy.lora_rank else mine * 4 / rate + _host_adam_seconds(mine, cluster) * host
-    return passes * 2 * mine / rate, step
+    if strategy.lora_rank: return passes * 2 * mine / rate, 0.0
+    copies = passes + _gradient_copies(strategy, workload)
+    return copies * 2 * mine / rate, mine * 2 / rate + _host_adam_seconds(mine, cluster) * host
+
+def _gradient_copies(strategy: Strategy, workload: Workload) -> int:
+    """How often the gradients of a micro-batch cross PCIe: down to the host, and under DeepSpeed up again to be
+    added to where there are several (`async_accumulate_grad_in_cpu_via_gpu` in its ZeRO 1 and 2)."""
+    accumulates = strategy.framework == "deepspeed" and workload.microbatches(strategy) > 1
+    return 2 if accumulates else 1
 
 def _host_adam_seconds(parameters: float, cluster: Cluster) -> float:
     "Adam on the host, for all GPUs of a node."
@@ -725,7 +752,8 @@ def waiting_slots(
 def _exposed_experts(seconds: float, compute: float, strategy: Strategy, rates: Rates) -> float:
     """What sending tokens adds: all of it, or under DualPipe what another
     micro-batch's computation does not hide."""
-    return _hidden(seconds, compute, rates.contention) if strategy.schedule == "dualpipe" else seconds
+    if strategy.schedule == "dualpipe": return _hidden(seconds, compute, rates.contention)
+    return seconds * (1 - rates.sent_beside)
 
 # %% ../../nbs/compute/04_throughput.ipynb #46c7e4d9
 @dataclass(frozen=True)
@@ -749,7 +777,8 @@ def _split_seconds(stage: _Stage) -> float:
     """What tensor, expert and context parallelism add to a micro-batch;
     keys and values go round beside attention."""
     sent = stage.model, stage.strategy, stage.workload, stage.cluster, stage.layers
-    experts = _exposed_experts(expert_seconds(*sent), stage.compute.total, stage.strategy, stage.rates)
+    routed = expert_seconds(*sent, stage.rates.sent_once)
+    experts = _exposed_experts(routed, stage.compute.total, stage.strategy, stage.rates)
     ring = _hidden(context_seconds(*sent), stage.compute.attention, stage.rates.contention)
     return tensor_seconds(*sent) + experts + ring
 
@@ -800,7 +829,7 @@ class _Beside:
 def _beside(stage: _Stage) -> _Beside:
     "What communication and copies add, as far as computation does not hide them."
     layers, split = stage.layers, _split_seconds(stage)
-    each, once = data_seconds(stage.model, stage.strategy, stage.cluster, layers, stage.microbatches)
+    each, once = data_seconds(stage.model, stage.strategy, stage.cluster, layers)
     under = stage.compute.total + split
     data = _exposed_communication_seconds(under, each, layers, stage.rates.contention)
     copies, stepped = _copied(stage)
@@ -959,6 +988,12 @@ def _link_name(cluster: Cluster) -> str:
     return "NVLink" if cluster.nvlink else "PCIe"
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab003f
+def _sending(model: Architecture, strategy: Strategy) -> str:
+    "How tokens reach the experts of other nodes, for people."
+    if not _sent_once(model, strategy): return "NCCL's all-to-all, a copy for each expert of a token"
+    limit = f", {model.groups_per_token} of {model.expert_groups} groups" if model.expert_groups else ""
+    return f"a node gets a token once (DeepEP, HybridEP){limit}"
+
 def _special_assumptions(
     model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster
 ) -> dict[str, object]:
@@ -975,6 +1010,7 @@ def _special_assumptions(
         f"Pipeline: {_schedule_name(strategy)}, {work}": strategy.pp > 1,
         "Experts: tokens are spread evenly; published runs of one model and chip differ by 2.6 times, "
         "which the range shows": model.experts,
+        f"Routed tokens: {_sending(model, strategy)}": strategy.ep > 1,
         f"Offload: {host_adam}, copies at {COPY_SHARE:.0%} of PCIe": strategy.offload != "none",
     }
 

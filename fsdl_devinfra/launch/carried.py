@@ -21,14 +21,14 @@ def _degrees(strategy: Strategy) -> dict[str, str]:
 # %% ../../nbs/launch/05_carried.ipynb #05cafe06
 def _usual_choices(job: Job) -> dict[str, str]:
     strategy, workload = job.strategy, job.workload
-    return {
+    kernel = {"attention": f"{strategy.attention} attention"} if job.attends else {}
+    return kernel | {
         "seq_len": f"sequences of {workload.seq_len} tokens",
         "micro_batch": f"micro-batches of {workload.micro_batch}",
         "microbatches": f"micro-batches per step: {workload.microbatches(strategy)}",
         "precision": f"precision {strategy.precision}",
         "optimizer": f"the optimizer {strategy.optimizer}",
         "recompute": f"activation checkpointing: {strategy.recompute}",
-        "attention": f"{strategy.attention} attention",
         "loss": f"a {strategy.loss} loss",
         "compile": f"torch.compile {'on' if strategy.compile else 'off'}",
     }

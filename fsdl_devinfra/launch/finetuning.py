@@ -89,7 +89,10 @@ def _on_gpu(job: Job, *precisions: str) -> bool:
     "Whether a precision is set: a machine without GPUs, where files are tried, refuses all of them."
     return job.strategy.precision in precisions and not job.cpu
 
-def _attention(job: Job) -> str: return "eager" if job.strategy.attention == "eager" else "flash_attention_2"
+def _attention(job: Job) -> dict[str, str]:
+    "The key of the attention kernel; a model without attention, as a Mamba, has none and refuses FlashAttention."
+    if not job.attends: return {}
+    return {"attn_implementation": "eager" if job.strategy.attention == "eager" else "flash_attention_2"}
 
 # %% ../../nbs/launch/06_finetuning.ipynb #06f10011
 def _trl_arguments(job: Job) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def _trl_arguments(job: Job) -> dict[str, Any]:
         "dataset_name": DATA,
         "output_dir": "out",
         "dtype": _held_in(job),
-        "attn_implementation": _attention(job),
+        **_attention(job),
         "max_length": workload.seq_len,
         "per_device_train_batch_size": workload.micro_batch,
         "gradient_accumulation_steps": workload.microbatches(strategy),
@@ -200,7 +203,7 @@ def _axolotl_arguments(job: Job) -> dict[str, Any]:
         "pad_to_sequence_len": strategy.padding in ("packed", "fixed"),
         "bf16": _on_gpu(job, "bf16-mixed", "bf16"),
         "fp16": _on_gpu(job, "fp16-mixed"),
-        "attn_implementation": _attention(job),
+        **_attention(job),
         "torch_compile": strategy.compile,
         "gradient_checkpointing": _recomputes(job),
     }
@@ -208,9 +211,9 @@ def _axolotl_arguments(job: Job) -> dict[str, Any]:
 # %% ../../nbs/launch/06_finetuning.ipynb #9d266236
 _AXOLOTL_OPTIM = _OPTIM | {"muon": "muon"}
 
-def _axolotl_optimizer(job: Job) -> dict[str, str]:
+def _axolotl_optimizer(job: Job, by: str) -> dict[str, str]:
     "The key `optimizer`, where Axolotl has the one of the plan. Raises `BadInput` for Muon under DeepSpeed."
-    optimizer, by = job.strategy.optimizer, sharded_by(job)
+    optimizer = job.strategy.optimizer
     if optimizer == "muon" and by == "DEEPSPEED":
         raise BadInput("Axolotl has no Muon under DeepSpeed", "Plan with --framework fsdp, or with --optimizer adamw")
     if optimizer == "adamw-8bit" and by == "FSDP": return {"optimizer": "adamw_torch_8bit"}
@@ -224,12 +227,12 @@ def axolotl_settings(
 ) -> dict[str, Any]:
     "Axolotl's YAML as a dictionary. Raises `BadInput` for what it cannot run."
     _no_split(job, "Axolotl", ("tp", "cp"))
-    strategy, settings = job.strategy, _axolotl_arguments(job)
+    strategy, settings, by = job.strategy, _axolotl_arguments(job), sharded_by(job)
     if strategy.precision == "fp8-mixed": settings |= {"bf16": True, "fp8": True}
     if strategy.offload == "activations": settings["activation_offloading"] = True
-    settings |= _axolotl_optimizer(job)
+    settings |= _axolotl_optimizer(job, by)
     if strategy.loss == "fused": settings |= _LIGER
-    return settings | _axolotl_adapters(job) | _axolotl_shards(job, sharded_by(job))
+    return settings | _axolotl_adapters(job) | _axolotl_shards(job, by)
 
 # %% ../../nbs/launch/06_finetuning.ipynb #06f1001e
 def _axolotl_carries(job: Job) -> set[str]:
@@ -271,7 +274,7 @@ def _factory_arguments(job: Job) -> dict[str, Any]:
         "bf16": _on_gpu(job, "bf16-mixed", "bf16"),
         "fp16": _on_gpu(job, "fp16-mixed"),
         "pure_bf16": _on_gpu(job, "bf16"),
-        "flash_attn": "disabled" if strategy.attention == "eager" else "fa2",
+        "flash_attn": "fa2" if job.attends and strategy.attention == "flash" else "disabled",
         "disable_gradient_checkpointing": not _recomputes(job),
         "enable_liger_kernel": strategy.loss == "fused",
         "torch_compile": strategy.compile,

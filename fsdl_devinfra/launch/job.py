@@ -52,6 +52,7 @@ class Job:
     hours: float | None = None  # how long it takes, where the plan says
     cpu: bool = False  # for a machine without GPUs (to try the files)
     model: str = ""  # as the plan names it: a Hub id or a folder
+    attends: bool = True  # whether the model has attention, whose kernel a trainer may be told
 
     @property
     def nodes(self) -> int: return math.ceil(self.gpus / self.per_node)
@@ -117,6 +118,7 @@ def job_of(
     script: Sequence[str] = (),
     per_node: int | None = None,
     cpu: bool = False,
+    attends: bool = True,  # whether the model has attention
 ) -> Job:
     "The job of one plan."
     strategy, workload, hours = _parts(plan)
@@ -134,6 +136,7 @@ def job_of(
         hours=hours,
         cpu=cpu,
         model=model,
+        attends=attends,
     )
 
 # %% ../../nbs/launch/02_job.ipynb #1dc3fe89
@@ -166,7 +169,7 @@ def read_job(
     document = _plan_document(path)
     plan = _picked(document, path, pick)
     gpu, model = str(document.get("gpu", "")), str(document.get("model", "model"))
-    return job_of(plan, gpu, model, script, per_node, cpu)
+    return job_of(plan, gpu, model, script, per_node, cpu, document.get("attends") is not False)
 
 # %% ../../nbs/launch/02_job.ipynb #1932944e
 def _split_degrees(strategy: Strategy) -> dict[str, int]:

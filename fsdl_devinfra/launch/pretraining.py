@@ -267,10 +267,11 @@ def _bridge_adapters(strategy: Strategy) -> Code | None:
     if not rank or not targets: return None
     return Code(f"LoRA(target_modules={targets!r}, dim={rank}, alpha={2 * rank})")
 
-def _bridge_choices(strategy: Strategy) -> dict[str, Any]:
+def _bridge_choices(job: Job) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    strategy = job.strategy
     if strategy.grad_dtype: found["ddp.grad_reduce_in_fp32"] = strategy.grad_dtype == "fp32"
-    if strategy.attention == "flash": found["model.attention_backend"] = Code("AttnBackend.flash")
+    if strategy.attention == "flash" and job.attends: found["model.attention_backend"] = Code("AttnBackend.flash")
     if adapters := _bridge_adapters(strategy): found["peft"] = adapters
     return found
 
@@ -304,7 +305,7 @@ def bridge_settings(
         raise BadInput(why, "Plan with --precision bf16-mixed")
     settings = _bridge_parallelism(strategy) | _bridge_batch(job) | _bridge_recompute(strategy)
     settings["mixed_precision"] = _BRIDGE_PRECISION[strategy.precision]
-    settings |= _bridge_sharding(strategy) | _bridge_choices(strategy)
+    settings |= _bridge_sharding(strategy) | _bridge_choices(job)
     return settings, _bridge_carries(strategy)
 
 # %% ../../nbs/launch/05_pretraining.ipynb #05be0029
