@@ -21,7 +21,7 @@ from ..core.lazy import lazy_module
 from ..core.results import Result
 from .alignment import align, causes_without_notes, earlier, how_sure, substantial, without_notes
 from .backends import Backend, NotRun, PROVIDERS, _reference_backend, callable_backend
-from .backends import onnx_backend, provider_name, versions
+from .backends import level_for, onnx_backend, provider_name, versions
 from .causes import LARGEST, Cause, FailureContext, by_fresh_export, by_opset, find_causes
 from .causes import all_differences, in_training, opset_of, overflowing, own_differences, restoring_operator
 from .exporting import Capture, capture, name_dims, source_line
@@ -445,7 +445,7 @@ def _context(
     feeds, own = feeds_of(graph, inputs, case.precision), own_outputs(*facts)
     return FailureContext(
         graph, captured, inputs, feeds, own, truth, case.precision, provider, rule,
-        level=_half_level(_level(graph), case.precision, provider),
+        level=level_for(_level(graph), case.precision, provider),
         ties=ties(*facts),
         noise=rounding_noise(*facts) if any(map(is_inexact, case.outputs)) else {},
     )
@@ -923,7 +923,7 @@ def _reached_nowhere(
     sweep: "_Sweep", graph: Graph, held: Mapping[str, Any], found: Sequence[WeightDifference]
 ) -> list[WeightDifference]:
     "Those of some weights that no inputs of a check reach."
-    hidden, level = list(found), _half_level(sweep.level, sweep.kind, "cpu")
+    hidden, level = list(found), level_for(sweep.level, sweep.kind, "cpu")
     for tensors in {id(w): w for w in sweep.where}.values():
         if not hidden: break
         hidden = unreached(held, graph, feeds_of(graph, tensors, sweep.kind), hidden, level=level)
@@ -972,11 +972,6 @@ def _level(graph: Graph) -> str:
     "Off for a file with training-mode layers: ONNX Runtime drops some dropouts, which hides the fault."
     return "none" if in_training(graph) else "all"
 
-def _half_level(level: str, precision: str, provider: str) -> str:
-    "Half precision on the CPU gets basic optimisation: with more, some recurrent models end the process."
-    half = precision in ("fp16", "bf16") and provider_name(provider) == PROVIDERS["cpu"]
-    return "basic" if half and level == "all" else level
-
 # %% ../../nbs/parity/10_checking.ipynb #730c23c4
 def _backend(
     source: Any, provider: str, precision: str, own_kind: str, level: str, tf32: bool
@@ -985,7 +980,7 @@ def _backend(
     if callable(source): return callable_backend(source)
     cuda = provider_name(provider) == PROVIDERS["cuda"]
     options = {"use_tf32": int(tf32)} if cuda else None  # its own default is on, torch's is off
-    level, graph = _half_level(level, precision, provider), source if isinstance(source, Graph) else None
+    level, graph = level_for(level, precision, provider), source if isinstance(source, Graph) else None
     file: Any = graph.data() if graph else source
     folder = graph.folder if graph else None
     if precision == own_kind: return onnx_backend(file, provider, level, options, folder)
