@@ -34,7 +34,7 @@ else:
 __all__ = ['NEAR', 'KIN', 'BFLOAT16', 'Form', 'Found', 'ARRANGES', 'without_notes', 'alike', 'telling', 'Alignment',
            'matched_by_value', 'candidates', 'standing', 'align', 'Region', 'region_of', 'weights_read',
            'wrong_weights', 'wrong_settings', 'by_counterpart', 'substantial', 'earlier', 'lost_operator',
-           'by_value_in_place', 'operator_of', 'by_remaking', 'causes_without_notes', 'how_sure']
+           'by_value_in_place', 'operator_of', 'whose', 'by_remaking', 'causes_without_notes', 'how_sure']
 
 # %% ../../nbs/parity/21_alignment.ipynb #989a631b
 def without_notes(
@@ -662,8 +662,12 @@ def operator_of(
     return [alignment.pairs[known], *scoped[-1:], *akin[-1:]][-1]
 
 # %% ../../nbs/parity/21_alignment.ipynb #5c21d003
-def _origin_by_values(context: FailureContext, found: Remake) -> Origin | None:
-    "The operator of a node, by the values of the file that was made again."
+def whose(
+    context: FailureContext,
+    found: Remake,
+) -> Origin | None:
+    "The operator of a node: by the notes of the file that was made again, or by its values."
+    if found.origin is not None: return found.origin
     sides = (found.again, context.captured, context.inputs, context.precision)
     try: right = align(*sides, stages=0, provider=context.provider)
     except CheckError: return None
@@ -680,8 +684,9 @@ def by_remaking(
 ) -> tuple[OperatorError | None, list[Cause]]:  # the suspect, or what is wrong beside the same file made anew
     "What a file has otherwise than a fresh export that was made and written in the same way."
     found = remake(context, before, module)
-    o = found and (found.origin or _origin_by_values(context, found))
-    if found is None or o is None: return suspect, found.causes if found else []
+    if found is None: return suspect, []
+    o = whose(context, found)
+    if o is None: return suspect, found.causes
     alignment.known_by[found.value] = "a node put back" if found.alone else "all that differs put back"
     worst = float("inf")
     plain = OperatorError(found.value, found.node, o.op, o.module, o.source, worst, 0.0, worst, worst, o.fx)

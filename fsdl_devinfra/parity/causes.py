@@ -20,7 +20,7 @@ from .inputs import with_sizes
 from .localization import OperatorError, localize, run_program, value_error
 from .localization import _numpy, _refill, _shallow
 from .original import as_arrays, cast_inputs, reference, run_torch
-from .rule import Rule, compare_outputs
+from .rule import OutputComparison, Rule, compare_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,10 +89,13 @@ class FailureContext:
         except CheckError: return float("inf")
         return self.ratio(got)
 
+    def judged(self, got: Mapping[str, "np.ndarray"]) -> list[OutputComparison]:
+        "All outputs. Matched as in the check."
+        return compare_outputs(got, self.own, self.truth, self.precision, self.rule, self.ties, self.noise)
+
     def ratio(self, got: Mapping[str, "np.ndarray"]) -> float:
-        "The worst ratio of outputs. Matched as in the check."
-        found = compare_outputs(got, self.own, self.truth, self.precision, self.rule, self.ties, self.noise)
-        return max((_as_number(o, self.rule) for o in found), default=0.0)
+        "The worst ratio of outputs."
+        return max((_as_number(o, self.rule) for o in self.judged(got)), default=0.0)
 
     @property
     def good(self) -> float: return self.rule.factor
@@ -307,8 +310,14 @@ def _other_source(r: _Reading) -> Difference | None:
     told = f"{r.name} reads {r.old} ({mine}) where a fresh export reads {r.new} ({theirs})"
     return Difference("wiring", r.node, told, r.rewired)
 
+def _told_by_maker(r: _Reading) -> bool:
+    "Whether both read the same value of an operator: if it is a constant on one side, its maker has the fault."
+    at = r.graph.producer.get(r.old)
+    return r.old == r.new and at is not None and r.graph.origins[at] is not None
+
 def _input_difference(r: _Reading) -> Difference | None:
     "What one input of a node has otherwise."
+    if _told_by_maker(r): return None
     in_file = bool(r.old) and r.graph.is_constant(r.old)
     in_fresh = bool(r.new) and r.clean.is_constant(r.new)
     if in_file and in_fresh: return _other_constant(r)

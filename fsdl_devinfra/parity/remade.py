@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,11 +133,12 @@ def restoring(
     most: int = 16,  # nodes that are tried alone
 ) -> tuple[list[Difference], float]:  # what to put back, and the error then
     "One difference that explains a failure, or else all of them."
+    enough = max(context.good, before / 2) if context.rule.strict else context.good
     for d in found[:most]:
         after = context.error(undone(context.graph, [d]))
-        if after <= context.good: return [d], after
+        if after <= enough: return [d], after
     after = context.error(undone(context.graph, found)) if len(found) > 1 else before
-    return (list(found), after) if after <= context.good else ([], before)
+    return (list(found), after) if after <= enough else ([], before)
 
 # %% ../../nbs/parity/23_remade.ipynb #2565d0d9
 def origin_of(
