@@ -18,11 +18,11 @@ from .causes import Cause, Difference, FailureContext, by_evaluator, by_opset, b
 from .causes import reexported_graph, undone
 from .causes import _attribute_differences, _change, _how, _set_constant, _short
 from .exporting import Capture
-from .graph import Graph, nodes_before
+from .graph import Graph, Origin, nodes_before
 from .localization import OperatorError, Step, exposed, fed, isolated, match_values
 from .localization import run_program, run_what_runs, _numpy, _run_apart, _same_but_for_ones
 from .pairing import likeness
-from .remade import remake
+from .remade import Remake, remake
 from .rule import EPS
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ else:
 __all__ = ['NEAR', 'KIN', 'BFLOAT16', 'Form', 'Found', 'ARRANGES', 'without_notes', 'alike', 'telling', 'Alignment',
            'matched_by_value', 'candidates', 'standing', 'align', 'Region', 'region_of', 'weights_read',
            'wrong_weights', 'wrong_settings', 'by_counterpart', 'substantial', 'earlier', 'lost_operator',
-           'by_value_in_place', 'by_remaking', 'causes_without_notes', 'how_sure']
+           'by_value_in_place', 'operator_of', 'whose', 'by_remaking', 'causes_without_notes', 'how_sure']
 
 # %% ../../nbs/parity/21_alignment.ipynb #989a631b
 def without_notes(
@@ -636,18 +636,59 @@ def _end_of_step(alignment: Alignment, suspect: OperatorError) -> str:
     node = alignment.graph.producer.get(suspect.value, -1)
     return next((v for v in alignment.pairs if node in region_of(alignment, v).nodes), "")
 
+# %% ../../nbs/parity/21_alignment.ipynb #5c21d002
+def _next_known(alignment: Alignment, value: str) -> str:
+    "A value, or the first behind it that is known; empty where none is."
+    graph, todo, seen = alignment.graph, [value], set()
+    while todo:
+        value = todo.pop(0)
+        if value in alignment.pairs: return value
+        if value in seen: continue
+        seen.add(value)
+        todo += [v for i in graph.consumers.get(value, []) for v in graph.nodes[i].output]
+    return ""
+
+def operator_of(
+    alignment: Alignment,  # of a file that is right
+    value: str,
+) -> str:  # its name in the traced program; empty where it is not known
+    "The torch operator that a node belongs to."
+    known = _next_known(alignment, value)
+    if not known: return ""
+    node, steps = alignment.graph.nodes[alignment.graph.producer[value]], alignment.steps
+    there = region_of(alignment, known).operators if known != value else ()
+    scoped = [fx for fx in there if _in_scope(node, steps[fx].module)]
+    akin = [fx for fx in scoped if _kin(node, steps[fx].op)]
+    return [alignment.pairs[known], *scoped[-1:], *akin[-1:]][-1]
+
+# %% ../../nbs/parity/21_alignment.ipynb #5c21d003
+def whose(
+    context: FailureContext,
+    found: Remake,
+) -> Origin | None:
+    "The operator of a node: by the notes of the file that was made again, or by its values."
+    if found.origin is not None: return found.origin
+    sides = (found.again, context.captured, context.inputs, context.precision)
+    try: right = align(*sides, stages=0, provider=context.provider)
+    except CheckError: return None
+    fx = operator_of(right, found.value)
+    return Origin(fx, right.steps[fx].op, right.steps[fx].module, right.steps[fx].source) if fx else None
+
 # %% ../../nbs/parity/21_alignment.ipynb #18c15724
 def by_remaking(
     context: FailureContext,
+    module: Any,  # the original
     alignment: Alignment,
     suspect: OperatorError | None,
     before: float,  # the error of the outputs
 ) -> tuple[OperatorError | None, list[Cause]]:  # the suspect, or what is wrong beside the same file made anew
-    "What a file that ONNX Runtime wrote has otherwise than a fresh export that it writes."
-    found = remake(context, before)
+    "What a file has otherwise than a fresh export that was made and written in the same way."
+    found = remake(context, before, module)
     if found is None: return suspect, []
+    o = whose(context, found)
+    if o is None: return suspect, found.causes
     alignment.known_by[found.value] = "a node put back" if found.alone else "all that differs put back"
-    o, worst = found.origin, float("inf")
+    worst = float("inf")
     plain = OperatorError(found.value, found.node, o.op, o.module, o.source, worst, 0.0, worst, worst, o.fx)
     if suspect is None or suspect.fx != o.fx: return plain, found.causes
     return replace(suspect, value=found.value, node=found.node), found.causes
@@ -669,7 +710,7 @@ def causes_without_notes(
     "Where and why, for a file whose nodes do not say where they came from."
     before = context.error()
     causes = by_switches(context, before)
-    if not causes: suspect, causes = by_remaking(context, alignment, suspect, before)
+    if not causes: suspect, causes = by_remaking(context, module, alignment, suspect, before)
     if suspect is not None and not causes:
         suspect, causes = by_counterpart(context, alignment, suspect, before)
     causes = causes or by_opset(context, before) or by_shape(context, module, before)

@@ -26,8 +26,8 @@ else:
     np = lazy_module("numpy")
 
 # %% auto #0
-__all__ = ['PROVIDERS', 'REFERENCE', 'OPENVINO', 'LEVELS', 'provider_name', 'NotRun', 'in_type', 'Session', 'session', 'Backend',
-           'onnx_backend', 'callable_backend', 'versions']
+__all__ = ['PROVIDERS', 'REFERENCE', 'OPENVINO', 'LEVELS', 'provider_name', 'NotRun', 'in_type', 'Session', 'levels_for',
+           'level_for', 'session', 'Backend', 'whole', 'onnx_backend', 'callable_backend', 'versions']
 
 # %% ../../nbs/parity/05_backends.ipynb #f32d98a7
 #: short name → ONNX Runtime's
@@ -112,6 +112,24 @@ class Session:
             raise BadInput(f"{self.used} cannot run this file on these inputs ({_first_line(e)})",
                            "Check shapes and types of the inputs") from e
         return dict(zip(names, values))
+
+# %% ../../nbs/parity/05_backends.ipynb #5c21e002
+def levels_for(
+    precision: str,  # fp32, fp16, …
+    provider: str,
+) -> tuple[str, ...]:  # the lowest first
+    "The levels of graph optimisation that a file in a precision is run with."
+    half = precision in ("fp16", "bf16") and provider_name(provider) == PROVIDERS["cpu"]
+    return ("none", "basic") if half else tuple(LEVELS)
+
+def level_for(
+    level: str,  # that is wanted
+    precision: str,
+    provider: str,
+) -> str:
+    "A level of graph optimisation, or the highest one below it that a precision is run with."
+    levels = levels_for(precision, provider)
+    return level if level in levels else levels[-1]
 
 # %% ../../nbs/parity/05_backends.ipynb #1a5b5fb3
 def _load_cuda(ort: Any) -> None:
@@ -221,6 +239,19 @@ class Backend:
     share: float | None = None
     notes: list[str] = field(default_factory=list)
 
+# %% ../../nbs/parity/05_backends.ipynb #5c21e005
+def whole(
+    model: str | Path | bytes,
+    folder: Path | None,  # of external weights, where `model` is bytes
+) -> str | Path | bytes:
+    "A model that needs no other file: bytes with their external weights put in; a path stays."
+    if not isinstance(model, bytes) or folder is None: return model
+    onnx = need("onnx", "onnx", "reading external weights")
+    loaded = onnx.load_model_from_string(model)
+    if not any(t.data_location for t in loaded.graph.initializer): return model
+    importlib.import_module("onnx.external_data_helper").load_external_data_for_model(loaded, str(folder))
+    return loaded.SerializeToString()
+
 # %% ../../nbs/parity/05_backends.ipynb #cf6e499c
 def _reference_backend(model: str | Path | bytes) -> Backend:
     "The evaluator of the onnx package."
@@ -250,18 +281,19 @@ def _compiled(openvino: Any, model: str | Path | bytes, threads: int) -> Any:
     except Exception as e:
         raise NotRun(f"OpenVINO cannot load this file ({_first_line(e)})", "Use another provider") from e
 
-def _typed(compiled: Any, feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
-    "What a compiled file asks for, in its types."
-    wanted = {name: p.get_element_type().to_dtype() for p in compiled.inputs for name in p.get_names()}
-    return {k: v.astype(wanted[k], copy=False) for k, v in feeds.items() if k in wanted}
+def _types(compiled: Any) -> dict[str, Any]:
+    "input → numpy's type of it."
+    return {name: p.get_element_type().to_dtype() for p in compiled.inputs for name in p.get_names()}
 
 # %% ../../nbs/parity/05_backends.ipynb #85daf373
 def _openvino_backend(model: str | Path | bytes, threads: int) -> Backend:
     "OpenVINO on the CPU, in float32. Raises `NotRun`."
     openvino = _openvino()
     compiled = _compiled(openvino, model, threads)
+    types = _types(compiled)
     def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
-        try: got = compiled(_typed(compiled, feeds))
+        asked = {k: v.astype(types[k], copy=False) for k, v in feeds.items() if k in types}
+        try: got = compiled(asked)
         except Exception as e:
             told = f"OpenVINO cannot run this file on these inputs ({_first_line(e)})"
             raise BadInput(told, "Check shapes and types") from e
@@ -280,11 +312,11 @@ def onnx_backend(
     threads: int = 0,  # inside an operator; 0: the runtime's own choice
 ) -> Backend:
     "A backend that runs an ONNX file. Raises `NotRun`."
-    if provider_name(provider) == REFERENCE: return _reference_backend(model)
-    if provider_name(provider) == OPENVINO: return _openvino_backend(model, threads)
+    if provider_name(provider) == REFERENCE: return _reference_backend(whole(model, folder))
+    if provider_name(provider) == OPENVINO: return _openvino_backend(whole(model, folder), threads)
     made = session(model, provider, level, options, folder=folder, threads=threads)
-    whole = made.share in (None, 1.0)
-    told = [] if whole else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"]
+    complete = made.share in (None, 1.0)
+    told = [] if complete else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"]
     return Backend(provider, made.used, made.run, made.share, told)
 
 # %% ../../nbs/parity/05_backends.ipynb #36f681ff

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache, partial
@@ -19,22 +19,26 @@ from ..core.charts import Chart, Series, scatter
 from ..core.errors import CANNOT_CHECK, FAILS, HOLDS, BadInput, CheckError, need
 from ..core.lazy import lazy_module
 from ..core.results import Result
-from .alignment import align, causes_without_notes, earlier, how_sure, substantial, without_notes
+from .alignment import align, causes_without_notes, earlier, how_sure, substantial, whose
+from .alignment import _cast_to, without_notes
 from .backends import Backend, NotRun, PROVIDERS, _reference_backend, callable_backend
-from .backends import onnx_backend, provider_name, versions
+from .backends import level_for, onnx_backend, provider_name, versions
 from .causes import LARGEST, Cause, FailureContext, by_fresh_export, by_opset, find_causes
 from .causes import all_differences, in_training, opset_of, overflowing, own_differences, restoring_operator
 from .exporting import Capture, capture, name_dims, source_line
 from .graph import Graph, Origin, _reads, convert, file_precision, free_axes, load_graph, nodes_before
 from .inputs import config_of, example_inputs, flat_inputs, setting, stretched
-from .localization import Localization, OperatorError, _module_of, localize, localize_fused
+from .localization import Localization, OperatorError, exposed, localize, localize_fused
+from .localization import _module_of, run_graph
 from .feeding import assignment, completed, derivable, file_only, renamed
 from .padding import explained_by_padding, hidden_positions, with_hidden
 from .reach import WeightDifference, is_mask, other_sizes, reaching, unreached, unusual
 from .reach import values_of, weight_differences, weights_of
 from .original import as_arrays, cast_inputs, kept_reference, longest_sum, module_digest
 from .original import own_outputs, reference, rounding_noise, run_torch, ties
-from .rule import EPS, INTEGERS, OutputComparison, Rule, compare_outputs, matched_outputs
+from .remade import Remake, remake
+from .rule import EPS, INTEGERS, TINY, OutputComparison, Rule
+from .rule import compare_outputs, matched_outputs
 from .report import html_body, text
 from .safety import inspected
 from .timing import Latency
@@ -48,10 +52,10 @@ else:
     torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['CPU_HALF', 'Told', 'BESIDES', 'REFUSES', 'DOUBTFUL', 'RANDOM', 'Case', 'Divergence', 'ParityReport', 'input_sets',
-           'shapes_of', 'feeds_of', 'is_inexact', 'judged', 'is_random', 'retrace', 'investigate', 'compared',
-           'is_doubtful', 'most_doubtful', 'plainly_wrong', 'hidden_fault', 'paddings_of', 'coverage_of', 'policy',
-           'check', 'assert_parity']
+__all__ = ['CPU_HALF', 'Told', 'BESIDES', 'REFUSES', 'DOUBTFUL', 'STRICT', 'NARROWER', 'MORE', 'RANDOM', 'Case', 'Divergence',
+           'ParityReport', 'input_sets', 'shapes_of', 'feeds_of', 'is_inexact', 'judged', 'is_random', 'retrace',
+           'investigate', 'compared', 'is_doubtful', 'most_doubtful', 'plainly_wrong', 'hidden_fault', 'narrowed',
+           'shuffled', 'rewritten', 'paddings_of', 'coverage_of', 'policy', 'check', 'assert_parity']
 
 # %% ../../nbs/parity/10_checking.ipynb #b0180def
 @dataclass(frozen=True)
@@ -445,7 +449,7 @@ def _context(
     feeds, own = feeds_of(graph, inputs, case.precision), own_outputs(*facts)
     return FailureContext(
         graph, captured, inputs, feeds, own, truth, case.precision, provider, rule,
-        level=_half_level(_level(graph), case.precision, provider),
+        level=level_for(_level(graph), case.precision, provider),
         ties=ties(*facts),
         noise=rounding_noise(*facts) if any(map(is_inexact, case.outputs)) else {},
     )
@@ -582,7 +586,7 @@ def plainly_wrong(
     rule: Rule = Rule(),
 ) -> OperatorError | None:
     "The first operator whose error by itself no other kernel explains."
-    least = DOUBTFUL * EPS["fp32"] * math.sqrt(terms)
+    least = _least_wrong(terms)
     return next((v for v in errors.suspects if v.ratio > rule.factor and least < v.isolated < math.inf), None)
 
 # %% ../../nbs/parity/10_checking.ipynb #8626df3c
@@ -610,6 +614,81 @@ def _no_longer_passes(case: Case, wrong: OperatorError, rule: Rule) -> Case:
         return replace(o, verdict="fail", why=f"error is {o.ratio:.3g} times torch's own; {alone}, and later operators hide that")
 
     outputs = [failed(o) if is_doubtful(o, rule) else o for o in case.outputs]
+    return replace(case, verdict="fail", outputs=outputs)
+
+# %% ../../nbs/parity/10_checking.ipynb #5c21f002
+STRICT = Rule(factor=DOUBTFUL, floor_ulps=1.0, strict=True)
+#: of onnx.TensorProto: fp16, bf16 and the four of eight bits
+NARROWER = (10, 16, 17, 18, 19, 20)
+
+def narrowed(
+    graph: Graph,
+) -> list[str]:
+    "Values that a file in fp32 takes through a narrower type."
+    if file_precision(graph) != "fp32": return []
+    return [n.input[0] for n in graph.nodes if n.op_type == "Cast" and _cast_to(n) in NARROWER]
+
+# %% ../../nbs/parity/10_checking.ipynb #5c21f007
+MORE = 6  # inputs that are drawn where a file is looked into for a reason
+
+def shuffled(
+    inputs: Mapping[str, Any],  # tensors
+    seed: int,
+) -> dict[str, Any]:
+    "Inputs with the same values in another order; masks stay."
+    generator = torch.Generator().manual_seed(seed)
+    def other(name: str, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or is_mask(name, value): return value
+        order = torch.randperm(value.numel(), generator=generator)
+        return value.reshape(-1)[order].reshape(value.shape)
+
+    return {k: other(k, v) for k, v in inputs.items()}
+
+# %% ../../nbs/parity/10_checking.ipynb #5c21f004
+def _least_wrong(terms: int) -> float:
+    "The error of one value, relative to its largest, that no sum of so many terms in another order explains."
+    return DOUBTFUL * EPS["fp32"] * math.sqrt(terms)
+
+def _moved_by(context: FailureContext, found: Remake) -> float:
+    "How far a node's value is from that in the file made again, relative to the largest there."
+    try: here, there = (run_graph(exposed(g, [found.value]), context.feeds)[found.value] for g in (context.graph, found.again))
+    except CheckError: return math.inf
+    if here.shape != there.shape or there.dtype.kind != "f": return math.inf if not np.array_equal(here, there) else 0.0
+    return float(np.abs(here - there).max(initial=0) / max(np.abs(there).max(initial=0), TINY))
+
+# %% ../../nbs/parity/10_checking.ipynb #5c21f005
+def _beside(context: FailureContext, found: Remake, moved: float) -> Divergence | None:
+    "The node that is otherwise than in the file made again, as the place of a fault."
+    o = whose(context, found)
+    return Divergence(found.value, found.node, o.op, o.module, o.source, moved, 0.0) if o else None
+
+def rewritten(
+    module: "nn.Module",
+    graph: Graph,  # of the file
+    case: Case,  # that passes
+    inputs: Mapping[str, Any],  # of that case
+    captured: Capture,
+) -> tuple[Case, Told] | None:  # the case, failed, and what `investigate` would say
+    "A node that is otherwise than in the same file made again, and puts an output off."
+    context = _context(module, graph, captured, inputs, case, STRICT)
+    before = context.error()
+    found = remake(context, before, module) if before > context.good else None
+    moved = _moved_by(context, found) if found else 0.0
+    if found is None or moved <= _least_wrong(longest_sum(module, inputs)): return None
+    told = _beside(context, found, moved), found.causes, None, []
+    return _failed_strictly(case, context), told
+
+# %% ../../nbs/parity/10_checking.ipynb #5c21f006
+def _strict_words(o: OutputComparison) -> str:
+    "What a strict rule says of an output."
+    where = f" at {o.block}" if o.block else ""
+    return f"error{where} is {o.ratio:.3g} times torch's own, and a fresh export does not have it"
+
+def _failed_strictly(case: Case, context: FailureContext) -> Case:
+    "A case that passed, with the outputs that a strict rule fails."
+    got = run_graph(context.graph, context.feeds, context.provider, context.level)
+    wrong = {o.name: _strict_words(o) for o in context.judged(got) if o.verdict == "fail"}
+    outputs = [replace(o, verdict="fail", why=wrong[o.name]) if o.name in wrong else o for o in case.outputs]
     return replace(case, verdict="fail", outputs=outputs)
 
 # %% ../../nbs/parity/10_checking.ipynb #084dcc5d
@@ -687,16 +766,52 @@ class _Findings:
         where, causes, errors, notes = told
         return cls(cases, where, causes, errors, said + notes)
 
-def _doubts(sweep: "_Sweep", captured: Capture | None, said: list[str]) -> _Findings:
-    "Look for an operator that is wrong although the outputs pass."
+def _looked_into(sweep: "_Sweep", weights: Sequence[str]) -> list[int]:
+    "Cases that pass and are looked into: all, where something in the file is a reason; else the most doubtful."
+    if sweep.graph is None or sweep.rule.fixed: return []
+    if weights or narrowed(sweep.graph):
+        return [i for i, c in enumerate(sweep.cases) if (c.verdict, c.precision) == ("pass", "fp32")]
     at = most_doubtful(sweep.cases, sweep.rule)
-    if at is None: return _Findings(sweep.cases, notes=said)
+    return [] if at is None else [at]
+
+def _by_rewriting(sweep: "_Sweep", captured: Capture, at: int) -> Told | None:
+    "What a node does that is otherwise than in the same file made again; its case fails."
+    assert sweep.graph is not None
     case, inputs = sweep.cases[at], sweep.where[at]
-    graph, rule = sweep.graph, sweep.rule
-    found = hidden_fault(sweep.module, graph, case, inputs, rule, captured) if graph else None
-    if found is None: return _Findings(sweep.cases, notes=said)
+    if case.verdict == "fail": return investigate(sweep.module, sweep.graph, case, inputs, sweep.rule, captured)
+    found = rewritten(sweep.module, sweep.graph, case, inputs, captured)
+    if found is None: return None
+    sweep.cases[at], told = found
+    return told
+
+def _with_more_inputs(sweep: "_Sweep", looked: Sequence[int], weights: Sequence[str]) -> Iterator[int]:
+    "Cases to look into, then those of more inputs, where something in the file is a reason to draw some."
+    yield from looked
+    assert sweep.graph is not None
+    for seed in range(MORE if weights or narrowed(sweep.graph) else 0):
+        before = len(sweep.cases)
+        if sweep.add(shuffled(sweep.where[0], seed)): return
+        yield from range(before, len(sweep.cases))
+
+def _by_operators(sweep: "_Sweep", captured: Capture) -> Told | None:
+    "What an operator does that is wrong although the outputs pass; its case fails."
+    at = most_doubtful(sweep.cases, sweep.rule)
+    if at is None or sweep.graph is None: return None
+    case = sweep.cases[at]
+    found = hidden_fault(sweep.module, sweep.graph, case, sweep.where[at], sweep.rule, captured)
+    if found is None: return None
     sweep.cases[at] = _no_longer_passes(case, found[0], sweep.rule)
-    return _Findings.of(sweep.cases, found[1], said)
+    return found[1]
+
+def _doubts(sweep: "_Sweep", captured: Capture | None, said: list[str]) -> _Findings:
+    "Look for a fault although the outputs pass."
+    looked = _looked_into(sweep, said)
+    if not looked or sweep.graph is None: return _Findings(sweep.cases, notes=said)
+    try: captured = captured or retrace(sweep.module, sweep.graph, sweep.where[looked[0]])
+    except CheckError: return _Findings(sweep.cases, notes=said)
+    asked = (_by_rewriting(sweep, captured, at) for at in _with_more_inputs(sweep, looked, said))
+    told = next(filter(None, asked), None) or _by_operators(sweep, captured)
+    return _Findings.of(sweep.cases, told, said) if told else _Findings(sweep.cases, notes=said)
 
 def _findings(sweep: "_Sweep", captured: Capture | None, explain: bool) -> _Findings:
     "Look for wrong weights that no case reaches, then for the operator and the cause of the first failure."
@@ -923,7 +1038,7 @@ def _reached_nowhere(
     sweep: "_Sweep", graph: Graph, held: Mapping[str, Any], found: Sequence[WeightDifference]
 ) -> list[WeightDifference]:
     "Those of some weights that no inputs of a check reach."
-    hidden, level = list(found), _half_level(sweep.level, sweep.kind, "cpu")
+    hidden, level = list(found), level_for(sweep.level, sweep.kind, "cpu")
     for tensors in {id(w): w for w in sweep.where}.values():
         if not hidden: break
         hidden = unreached(held, graph, feeds_of(graph, tensors, sweep.kind), hidden, level=level)
@@ -972,11 +1087,6 @@ def _level(graph: Graph) -> str:
     "Off for a file with training-mode layers: ONNX Runtime drops some dropouts, which hides the fault."
     return "none" if in_training(graph) else "all"
 
-def _half_level(level: str, precision: str, provider: str) -> str:
-    "Half precision on the CPU gets basic optimisation: with more, some recurrent models end the process."
-    half = precision in ("fp16", "bf16") and provider_name(provider) == PROVIDERS["cpu"]
-    return "basic" if half and level == "all" else level
-
 # %% ../../nbs/parity/10_checking.ipynb #730c23c4
 def _backend(
     source: Any, provider: str, precision: str, own_kind: str, level: str, tf32: bool
@@ -985,7 +1095,7 @@ def _backend(
     if callable(source): return callable_backend(source)
     cuda = provider_name(provider) == PROVIDERS["cuda"]
     options = {"use_tf32": int(tf32)} if cuda else None  # its own default is on, torch's is off
-    level, graph = _half_level(level, precision, provider), source if isinstance(source, Graph) else None
+    level, graph = level_for(level, precision, provider), source if isinstance(source, Graph) else None
     file: Any = graph.data() if graph else source
     folder = graph.folder if graph else None
     if precision == own_kind: return onnx_backend(file, provider, level, options, folder)

@@ -39,6 +39,7 @@ class Rule:
     floor_ulps: float = FLOOR_ULPS
     atol: float | None = None
     rtol: float | None = None
+    strict: bool = False  # every part by torch's own error there, the one with the largest value too
 
     @property
     def fixed(self) -> bool:
@@ -166,7 +167,8 @@ def blocks(
     allowed = own if noise is None else np.maximum(own, noise)
     floor = partial(_least_room, scale=scale, precision=precision, rule=rule)
     axes = [axis for axis, size in enumerate(truth.shape) if size > 1]
-    found = [_worst_index(truth, difference, allowed, axis, scale, floor) for axis in axes]
+    most = math.inf if rule.strict else scale
+    found = [_worst_index(truth, difference, allowed, axis, most, floor) for axis in axes]
     wrong = [block for block in found if block.ratio > rule.factor]
     return sum(truth.shape[axis] for axis in axes), max(wrong, key=lambda block: block.ratio, default=None)
 
@@ -283,7 +285,7 @@ def _judgement(d: _Distances, precision: str, rule: Rule, noise: "np.ndarray | N
     if rule.fixed: return _Judgement("fail" if d.odd or _over_fixed(rule, d) else "pass", ratio, why)
     judged, worst = blocks(d.difference, d.own, d.truth, d.scale, precision, rule, noise)
     passed = not d.odd and ratio <= rule.factor
-    if passed and worst is not None: return _Judgement("fail", worst.ratio, str(worst), worst.where, judged)
+    if worst is not None and not d.odd and (passed or rule.strict): return _Judgement("fail", worst.ratio, str(worst), worst.where, judged)
     return _Judgement("pass" if passed else "fail", ratio, why, channels=judged)
 
 # %% ../../nbs/parity/03_rule.ipynb #7f56b64b
