@@ -562,7 +562,7 @@ _COMPARED: dict[str, dict[str, Any]] = {
     "--weights": {"metavar": "FILE", "help": "a state dict for the class that FILE.py:NAME names"},
     "--provider": {
         "action": "append", "metavar": "NAME",
-        "help": "cpu, cuda, tensorrt, openvino, reference, or ONNX Runtime's name; may be repeated [cpu]",
+        "help": "cpu, cuda, tensorrt, openvino, web, web-webgpu, reference, or ONNX Runtime's name; may be repeated [cpu]",
     },
     "--precision": {
         "action": "append", "choices": ["fp32", "fp16", "bf16"], "help": "may be repeated [the file's own]",
