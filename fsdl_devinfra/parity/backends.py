@@ -356,9 +356,10 @@ def callable_backend(
     function: Callable[..., Any],  # keyword arrays → array, tuple or dictionary of arrays
     name: str = "",  # for the report
 ) -> Backend:
-    "A backend from any function of arrays."
+    "A backend from any function of arrays. It may say what runs it (`used`) and what a reader should know (`notes`)."
     def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]: return _named(function(**feeds))
-    return Backend(name or getattr(function, "__name__", "callable"), "callable", run)
+    told: dict[str, Any] = {"notes": getattr(function, "notes", [])}  # one list: a call may add to it
+    return Backend(name or getattr(function, "__name__", "callable"), getattr(function, "used", "callable"), run, **told)
 
 # %% ../../nbs/parity/05_backends.ipynb #1764ef11
 _LIBRARIES = (
