@@ -116,10 +116,14 @@ docs: $(VENV)/.dev  ## the site in _docs (needs Quarto)
 planner: $(VENV)/.dev  ## the planner as a static page in _docs/planner (needs npm)
 	$(BIN)/python tests/make_planner.py
 
+web:  ## onnxruntime-web from npm in build/, for the tests in a browser (needs npm; Chromium or node runs them)
+	@command -v npm >/dev/null || { echo "npm is needed: install Node.js, then run make web again"; exit 1; }
+	npm install --silent --no-audit --no-fund --prefix build onnxruntime-web
+
 dist: $(VENV)/.dev  ## sdist and wheel in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove what these commands made
 	rm -rf $(VENV) $(VENV3) .venv-launchers _docs _proc build dist *.egg-info $(REPORT)
 
-.PHONY: help setup demo test test-slow gates accuracy test-nbdev3 export reference shape mutants studies trace-timm test-torch214 bench docs planner dist clean
+.PHONY: help setup demo test test-slow gates accuracy test-nbdev3 export reference shape mutants studies trace-timm test-torch214 bench docs planner web dist clean

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fsdl_devinfra.parity.inputs import example_inputs, flatten, free_dims
     from fsdl_devinfra.parity.localization import Localization, localize
     from fsdl_devinfra.parity.minimal import SmallestFailure
+    from fsdl_devinfra.parity.mobile import MobileFile, check_mobile
     from fsdl_devinfra.parity.original import reference, run_torch
     from fsdl_devinfra.parity.reduced import Budget, ReducedReport, check_reduced
     from fsdl_devinfra.parity.report import write_report
@@ -39,6 +40,7 @@ _EXPORTS = {
     "inputs": "example_inputs flatten free_dims",
     "localization": "Localization localize",
     "minimal": "SmallestFailure",
+    "mobile": "MobileFile check_mobile",
     "original": "reference run_torch",
     "reduced": "Budget ReducedReport check_reduced",
     "report": "write_report",
@@ -88,6 +90,8 @@ _all_ = [
     "compiled_function",
     "compare_files",
     "SmallestFailure",
+    "MobileFile",
+    "check_mobile",
     "Budget",
     "ReducedReport",
     "check_reduced",
@@ -101,4 +105,5 @@ __all__ = ['Backend', 'NotRun', 'callable_backend', 'onnx_backend', 'provider_na
            'compare_generation', 'export_generation', 'example_inputs', 'flatten', 'free_dims', 'Localization',
            'localize', 'reference', 'run_torch', 'assert_parity', 'write_report', 'OutputComparison', 'Rule', 'compare',
            'FileFacts', 'inspect_file', 'ShapeSearch', 'parse_shapes', 'search_shapes', 'compiled_function',
-           'compare_files', 'SmallestFailure', 'Budget', 'ReducedReport', 'check_reduced', 'Latency', 'latencies']
+           'compare_files', 'SmallestFailure', 'MobileFile', 'check_mobile', 'Budget', 'ReducedReport', 'check_reduced',
+           'Latency', 'latencies']

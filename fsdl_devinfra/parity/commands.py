@@ -23,8 +23,8 @@ from ..core.errors import BadInput, CheckError, need
 from ..core.units import count_of, size_text
 
 # %% auto #0
-__all__ = ['SCRIPTED', 'named_in', 'own_module', 'read_weights', 'read_inputs', 'read_map', 'run_export', 'run_check',
-           'repeat_command', 'register']
+__all__ = ['SCRIPTED', 'MOBILE', 'COMPILED', 'named_in', 'own_module', 'read_weights', 'read_inputs', 'read_map', 'run_export',
+           'run_check', 'repeat_command', 'register']
 
 # %% ../../nbs/parity/20_commands.ipynb #a56fc22f
 #: what to do where `load` would ask for a module to put the weights into
@@ -287,6 +287,9 @@ def _exclude_others(args: argparse.Namespace) -> None:
         raise BadInput("--shapes and --as do not go together", "Give --inputs of the sizes that matter")
 
 # %% ../../nbs/parity/20_commands.ipynb #50f5fa43
+MOBILE = (".tflite", ".pte")  # run by the runtimes of phones
+COMPILED = (".pt2", *MOBILE)  # compared with a module as they are
+
 def _passed_over(args: argparse.Namespace, what: str, hint: str, *options: str) -> None:
     "Refuse options that would say nothing here: a verdict must not look as if it had heard them."
     for option in options:
@@ -297,9 +300,11 @@ def _speak_of_modules(args: argparse.Namespace) -> None:
     "Options that need a module, or a file that is not compiled."
     if args.model.endswith(".onnx"):
         _passed_over(args, "an .onnx file as MODEL", "It is in the file already", "weights")
-    if args.onnx.endswith(".pt2"):
+    if args.onnx.endswith(COMPILED):
         options = ("as_kind", "provider", "precision", "shapes", "map", "reduce", "latency")
-        _passed_over(args, "a compiled package", "It is as it was compiled: leave that option out", *options)
+        _passed_over(args, "a compiled file", "It is as it was compiled: leave that option out", *options)
+    if not args.onnx.endswith(MOBILE):
+        _passed_over(args, f"{Path(args.onnx).suffix or 'a folder'}", "It is for .tflite and .pte files", "python")
 
 def _speak_of_loss(args: argparse.Namespace) -> None:
     "Options beside --as."
@@ -312,7 +317,7 @@ def _one_file(args: argparse.Namespace, rule: Any) -> Any:
     "The report on one file, whatever it is compared with."
     file = _file(args.onnx)  # first: a model may have to be fetched
     model = _model(args)
-    if args.onnx.endswith(".pt2"): return _compiled(model, args, rule)
+    if args.onnx.endswith(COMPILED): return _compiled(model, args, rule)
     report = _compared(model, file, args, rule)
     failed = report.verdict == "fail"
     if failed and not args.as_kind: report = _hinted(report, model, file)
@@ -403,11 +408,14 @@ def _timed(report: Any, model: Any, file: Path, args: argparse.Namespace) -> Any
 
 # %% ../../nbs/parity/20_commands.ipynb #99d78f3c
 def _compiled(model: Any, args: argparse.Namespace, rule: Any) -> Any:
-    "A package of AOTInductor in the place of an .onnx file."
+    "A package of AOTInductor, or a file for phones, in the place of an .onnx file."
     from fsdl_devinfra.parity.checking import check
     from fsdl_devinfra.parity.compiled import compiled_function
+    from fsdl_devinfra.parity.mobile import check_mobile
     if isinstance(model, Path) or args.as_kind:
-        raise BadInput("a compiled package is compared with a module", "Name the module first, without --as")
+        raise BadInput("a compiled file is compared with a module", "Name the module first, without --as")
+    if args.onnx.endswith(MOBILE):
+        return check_mobile(model, args.onnx, _given(args), args.python or "", rule=rule, keep=_keeps(args))
     return check(model, compiled_function(args.onnx), _given(args), rule=rule, keep=_keeps(args))
 
 # %% ../../nbs/parity/20_commands.ipynb #5c487d40
@@ -415,7 +423,7 @@ def _compiled(model: Any, args: argparse.Namespace, rule: Any) -> Any:
 _REPEATED = {
     "--provider": "provider", "--precision": "precision", "--map": "map", "--as": "as_kind", "--budget": "budget",
     "--metric": "metric", "--weights": "weights", "--shapes": "shapes", "--inputs": "inputs", "--atol": "atol",
-    "--rtol": "rtol",
+    "--rtol": "rtol", "--python": "python",
 }
 
 def repeat_command(
@@ -557,12 +565,13 @@ _COMPARED: dict[str, dict[str, Any]] = {
     },
     "onnx": {
         "metavar": "ONNX",
-        "help": "the .onnx file, the folder that holds model.onnx, or a .pt2 package of AOTInductor",
+        "help": "the .onnx file, the folder that holds model.onnx, a .pt2 package of AOTInductor, a .tflite or .pte file",
     },
     "--weights": {"metavar": "FILE", "help": "a state dict for the class that FILE.py:NAME names"},
+    "--python": {"metavar": "PYTHON", "help": "the interpreter that has the runtime of a .tflite or .pte file [this one]"},
     "--provider": {
         "action": "append", "metavar": "NAME",
-        "help": "cpu, cuda, tensorrt, openvino, reference, or ONNX Runtime's name; may be repeated [cpu]",
+        "help": "cpu, cuda, tensorrt, openvino, web, web-webgpu, reference, or ONNX Runtime's name; may be repeated [cpu]",
     },
     "--precision": {
         "action": "append", "choices": ["fp32", "fp16", "bf16"], "help": "may be repeated [the file's own]",
@@ -637,6 +646,8 @@ fsdl-devinfra onnx check ./my-model model-int8.onnx --as int8 --inputs batch.npz
 fsdl-devinfra onnx check before.onnx after.onnx    one file against another
 fsdl-devinfra onnx check my_model.py:MyNet model.onnx --inputs batch.npz --reduce smallest.onnx
 fsdl-devinfra onnx check builtin:digits out/model.onnx --latency --threads 1
+fsdl-devinfra onnx check builtin:digits out/model.onnx --provider cpu --provider web   in a browser too
+fsdl-devinfra onnx check my_model.py:MyNet model.tflite          what the phone runs
 """
 
 def _register_export(kinds: Any) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..core.errors import CheckError
 from ..core.lazy import lazy_module
 from ..core.results import Result, write_atomic
-from .backends import versions
+from .backends import session_provider, versions
 from fsdl_devinfra.parity.checking import (
     _by_reference_evaluator, _fitted, feeds_of, input_sets, retrace, shapes_of,
 )
@@ -384,7 +384,7 @@ def smallest_of(
     "The smallest failing file for a check that failed. Raises `CheckError`."
     graph = Graph(inspected(file)[1], Path(file).parent)
     case = next(c for c in report.cases if c.verdict == "fail")
-    provider = "cpu" if case.provider in ("reference", "openvino") else case.provider
+    provider = session_provider(case.provider)
     known_of: Callable[..., Known] = _known_of_file if isinstance(model, Path) else _known_of
     return write_smallest(known_of(model, graph, case.shapes, inputs, names), path, provider)
 
