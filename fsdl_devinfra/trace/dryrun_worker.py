@@ -955,7 +955,7 @@ def _until_enough(batches: Any, recorder: TrainingSteps) -> Any:
 def _patch_torchmetrics(module: Any) -> None:
     "torchmetrics checks how many values labels have, and placeholders have as many as there may be: the checks are left out."
     for name, part in list(sys.modules.items()):
-        if not name.startswith(module.__name__ + ".functional"): continue
+        if not name.startswith(module.__name__ + "."): continue
         checks = [function for function in vars(part) if function.endswith("_tensor_validation")]
         for function in checks: setattr(part, function, lambda *args, **kwargs: None)
 
@@ -1035,6 +1035,7 @@ def _say_step(recorder: TrainingSteps) -> None:
 def _patch_backward(recorder: TrainingSteps) -> None:
     real = torch.autograd.backward
     def backward(*args: Any, **kwargs: Any) -> None:
+        if torch._C._current_autograd_node() is not None: return real(*args, **kwargs)  # a part of a pass
         recorder.backward_began()
         real(*args, **kwargs)
         recorder.backward_ended()
