@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import math
 import os
 import pickle
@@ -14,7 +15,8 @@ import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,9 +273,11 @@ class CardAllocations(ScriptLines):
         self.since_reset = dict(allocated=0, reserved=0)
         self.death: dict[str, Any] | None = None
         self.libraries = 0  # bytes that libraries took when they were first used, outside of the allocator
+        self.stream = 0  # number of the one that is current
 
     def take(self, size: int, kind: str = "workspace", stream: int = 0) -> int:
         "An allocation. Raises PyTorch's OutOfMemoryError at the limit."
+        stream = stream or self.stream
         try: block = self.allocator.malloc(size, stream)
         except OutOfMemory: raise self._out_of_memory(size) from None
         position = super().take(size, kind, stream)
@@ -776,6 +780,25 @@ def _ignoring(answer: Callable[[], Any]) -> Callable[..., Any]:
 
 _nothing = _ignoring(lambda: None)
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #21566b73
+_numbers = itertools.count(1)
+
+class _Stream(_Idle):
+    "Stands for a stream that a script made."
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__()
+        self.number = next(_numbers)
+
+def _stream_of(recorder: CardAllocations) -> Callable[..., Any]:
+    "As `torch.cuda.stream`: what is allocated inside belongs to that stream."
+    @contextmanager
+    def inside(stream: Any = None) -> Iterator[None]:
+        before = recorder.stream
+        if stream is not None: recorder.stream = vars(stream).get("number", 0)
+        try: yield
+        finally: recorder.stream = before
+    return inside
+
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #d97bc609
 def _identity_answers(card: Mapping[str, Any], count: int) -> dict[str, Callable[..., Any]]:
     "Which card it is, and how many there are."
@@ -851,12 +874,13 @@ _DO_NOTHING = (
     "set_per_process_memory_fraction",
     "set_stream",
 )
-_OBJECTS = ("Stream", "Event", "CUDAGraph", "stream", "device")
+_OBJECTS = ("Event", "CUDAGraph", "device")
 
 def _other_answers() -> dict[str, Callable[..., Any]]:
     "Streams, seeds, and what does nothing."
     answers: dict[str, Callable[..., Any]] = {name: _nothing for name in _DO_NOTHING}
     return answers | {name: _Idle for name in _OBJECTS} | dict(
+        Stream=_Stream,
         get_rng_state=_ignoring(torch.get_rng_state),
         get_rng_state_all=lambda: [torch.get_rng_state()],
         current_stream=_ignoring(_Idle),
@@ -867,6 +891,7 @@ def _other_answers() -> dict[str, Callable[..., Any]]:
 def _patch_card(recorder: CardAllocations, card: Mapping[str, Any], count: int) -> None:
     "`torch.cuda` as on the card."
     answers = _identity_answers(card, count) | _memory_answers(recorder, card) | _other_answers()
+    answers["stream"] = _stream_of(recorder)
     for name, answer in answers.items(): setattr(torch.cuda, name, answer)
     asked = [name for name in answers if hasattr(torch.cuda.memory, name) and name not in _DO_NOTHING]
     torch.cuda.memory = SimpleNamespace(**{**vars(torch.cuda.memory), **{name: answers[name] for name in asked}})
