@@ -42,7 +42,8 @@ def test_faster_cards_and_better_layouts_take_less():
     assert by_card == sorted(by_card, reverse=True)
     assert seconds(inference=True, width=16, batch=1024, channels_last=True).step.value < seconds(inference=True, width=16, batch=1024).step.value
     assert seconds(inference=True).step.value < seconds().step.value / 2
-    assert seconds(groups=128).by_kernel["depthwise"] < seconds().by_kernel["convolution"]
+    assert seconds(groups=128, inference=True).by_kernel["depthwise"] < seconds(inference=True).by_kernel["convolution"]
+    assert seconds(groups=128).by_kernel["depthwise"] > seconds().by_kernel["convolution"]  # the gradient of each tap finds its place anew
 
 
 def test_one_sample_waits_for_the_host():

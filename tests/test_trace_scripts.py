@@ -372,3 +372,74 @@ def test_known_rows_stand_in_and_unknown_ones_are_named(tmp_path: Path, run: Run
     assert any("stanfordnlp/imdb is not in the cache" in line for line in fits(run(IMDB), tmp_path)["assumptions"])
     status, document, _ = run(UNKNOWN)
     assert status == 2 and "train.py:4" in document["error"] and "\n" not in document["error"]
+
+
+AHEAD = """
+import itertools, sys, torch
+from torch.utils.checkpoint import checkpoint
+net = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64)).cuda()
+optimizer = torch.optim.AdamW(net.parameters())
+batches = iter(torch.utils.data.DataLoader(torch.randn(4096, 64), batch_size=8))
+while ahead := list(itertools.islice(batches, 8)):
+    for x in ahead: checkpoint(net, x.cuda().requires_grad_(), use_reentrant=True).sum().backward()
+    if "never" in sys.argv: continue
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+WEIGHTS = 4 * (2 * 64 * 256 + 256 + 64)
+
+
+@pytest.mark.slow
+def test_a_loop_that_fetches_ahead_steps_its_optimizer(tmp_path: Path, run: Run) -> None:
+    def states(document: dict) -> int: return max(moment.get("optimizer", 0) for moment in document["timeline"])
+    stepped = fits(run(AHEAD), tmp_path)
+    never = fits(run(AHEAD, arguments=("never",)), tmp_path)
+    assert states(stepped) >= 2 * WEIGHTS and states(never) == 0 and 8 <= stepped["steps"] <= 16
+    says = [[line for line in document["assumptions"] if "no optimizer was stepped" in line] for document in (stepped, never)]
+    assert says[0] == [] and says[1][0].startswith("no optimizer was stepped in 64 backward passes")
+
+
+TRIES = """
+import sys, torch
+torch.backends.cudnn.benchmark = "tries" in sys.argv
+net = torch.nn.Conv2d(64, 64, 3, padding=1).cuda()
+for _ in range(9): net(torch.randn(8, 64, 56, 56, device="cuda")).sum().backward()
+"""
+
+
+@pytest.mark.slow
+def test_convolutions_load_their_library_and_try_as_the_script_says(tmp_path: Path, run: Run) -> None:
+    def outside(document: dict) -> int: return document["device_bytes"]["value"] - document["reserved_bytes"]["value"]
+    linear = fits(run(AHEAD), tmp_path)
+    plain, tries = (fits(run(TRIES, arguments=arguments), tmp_path) for arguments in ((), ("tries",)))
+    assert outside(plain) - outside(linear) == 125 << 20
+    assert tries["reserved_bytes"]["value"] > plain["reserved_bytes"]["value"]
+
+
+SAVES = """
+import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+class Words(torch.utils.data.Dataset):
+    def __len__(self): return 64
+    def __getitem__(self, i): return dict(input_ids=torch.randint(0, 1000, (32,)), labels=torch.tensor(i % 2))
+model = BertForSequenceClassification(BertConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128))
+Trainer(model, TrainingArguments("out", per_device_train_batch_size=32, num_train_epochs=1, report_to=[]), train_dataset=Words()).train()
+"""
+METRIC = """
+import torch, torchmetrics
+net = torch.nn.Linear(64, 10).cuda()
+right = torchmetrics.Accuracy(task="multiclass", num_classes=10).to("cuda")
+for _ in range(9):
+    x, y = torch.randn(64, 64, device="cuda"), torch.randint(0, 10, (64,), device="cuda")
+    logits = net(x)
+    torch.nn.functional.cross_entropy(logits, y).backward()
+    right.update(logits.argmax(1), y)
+print(right.compute())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("library", "script"), [("transformers", SAVES), ("torchmetrics", METRIC)], ids=["saves", "metric"])
+def test_a_short_training_is_followed_to_its_end(tmp_path: Path, run: Run, library: str, script: str) -> None:
+    pytest.importorskip(library)
+    fits(run(script), tmp_path)

@@ -399,6 +399,7 @@ def _answer(
     death: dict[str, Any] | None,
     measure: str,
 ) -> DryRun:
+    card = card | {"context": card["context"] + found["libraries"]}
     sizes, rise, step = _sizes(found, card), found["growth"], found["last_step"]
     return DryRun(
         peak_bytes=sizes[measure],

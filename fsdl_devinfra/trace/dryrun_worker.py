@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import math
 import os
 import pickle
@@ -14,7 +15,8 @@ import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from typing import Any
 
 from ..core.errors import need
 from .allocator import AllocatorOptions, CachingAllocator, OutOfMemory
-from .cuda import CudaFunctions, cublas_bytes, workspaces
+from .cuda import CudaFunctions, context_bytes, cublas_bytes, workspaces
 from .dryrun_files import NoNetwork, Refused, after_import
 from .dryrun_data import stand_in
 from .dryrun_growth import Pass, growth
@@ -35,9 +37,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 # %% auto #0
-__all__ = ['torch', 'FAKES', 'Finished', 'NeedsValue', 'is_card', 'local_part', 'is_cuda', 'placeholder', 'most_true',
-           'ScriptLines', 'CardAllocations', 'TrainingSteps', 'TrainingParts', 'ScriptRecorder', 'CardFunctions',
-           'prepared', 'run_script']
+__all__ = ['torch', 'FAKES', 'FETCHED_AHEAD', 'Finished', 'NeedsValue', 'is_card', 'local_part', 'is_cuda', 'placeholder',
+           'most_true', 'ScriptLines', 'CardAllocations', 'TrainingSteps', 'TrainingParts', 'ScriptRecorder',
+           'CardFunctions', 'prepared', 'run_script']
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #8ff1c226
 class Finished(BaseException):
@@ -194,6 +196,14 @@ def _carry_number(func: Any, args: tuple, made: list) -> None:
     known = getattr(args[0], _VALUE, None) if args and func._schema.name in _VIEWS else None
     if known is not None and made[0].numel() == 1: setattr(made[0], _VALUE, known)
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #c08ce38a
+def _workspaces() -> Callable[[Any, tuple, Any], list[int]]:
+    "Workspaces of convolutions, as `torch.backends.cudnn.benchmark` stands when one runs."
+    tried, first = workspaces(True), workspaces(False)
+    def of(function: Any, args: tuple, result: Any) -> list[int]:
+        return (tried if torch.backends.cudnn.benchmark else first)(function, args, result)
+    return of
+
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #c08ce38c
 def _belongs(path: str, script: str) -> bool:
     "Is this file the script, or one of the user's beside it?"
@@ -208,7 +218,7 @@ class ScriptLines(Recorder):
         script: str,  # path of the script
         gpu: str = "",
     ):
-        super().__init__(os.path.basename(script), workspaces(torch.backends.cudnn.benchmark))
+        super().__init__(os.path.basename(script), _workspaces())
         self.script, self.gpu = os.path.abspath(script), gpu
 
     def line(self) -> str:
@@ -262,9 +272,12 @@ class CardAllocations(ScriptLines):
         self.peak = dict(allocated=0, reserved=0, event=0, operator=-1)
         self.since_reset = dict(allocated=0, reserved=0)
         self.death: dict[str, Any] | None = None
+        self.libraries = 0  # bytes that libraries took when they were first used, outside of the allocator
+        self.stream = 0  # number of the one that is current
 
     def take(self, size: int, kind: str = "workspace", stream: int = 0) -> int:
         "An allocation. Raises PyTorch's OutOfMemoryError at the limit."
+        stream = stream or self.stream
         try: block = self.allocator.malloc(size, stream)
         except OutOfMemory: raise self._out_of_memory(size) from None
         position = super().take(size, kind, stream)
@@ -279,6 +292,16 @@ class CardAllocations(ScriptLines):
         block = self.blocks.pop(position)
         self.asked -= self.allocations[position].size
         self.allocator.free(block)
+
+    def _record(self, *operation: Any) -> None:
+        super()._record(*operation)
+        convolution = self.operators[-1].kernel in ("convolution", "depthwise")
+        if convolution and not self.libraries: self._load_convolutions()
+
+    def _load_convolutions(self) -> None:
+        "cuDNN's kernels take memory outside of the allocator from the first convolution on."
+        self.libraries = context_bytes(self.gpu, convolutions=True) - context_bytes(self.gpu)
+        if self.allocator.limit is not None: self.allocator.limit -= self.libraries
 
     def empty_cache(self) -> None:
         "As `torch.cuda.empty_cache`."
@@ -339,6 +362,7 @@ class TrainingSteps(CardAllocations):
         self.since_optimizer = 0  # passes since the last optimizer step
         self.optimizer_at: list[int] = []  # backward passes before each optimizer step
         self.products = False
+        self.forwards = 0  # calls of models
 
     def growth(self) -> int | None:
         "Bytes a backward pass; None while it cannot be told."
@@ -393,6 +417,7 @@ class TrainingParts(TrainingSteps):
 
     def _entered_root(self, module: Any) -> None:
         self.products = True
+        self.forwards += 1
         if self._backward_seen: self._step, self._backward_seen = self._step + 1, False
         if self.done() and torch.is_grad_enabled() and module.training:
             raise Finished()  # also after a validation
@@ -716,10 +741,18 @@ def _patch_values() -> None:
         return self if isinstance(self, FakeTensor) else real_class(self, cls)  # fastai's TensorImage
     torch.Tensor.__format__, torch.Tensor.__array__, torch.Tensor.as_subclass = formatted, array, as_subclass
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #7f3a0c11
+_real_address = torch.UntypedStorage.data_ptr
+
+def _address(storage: Any) -> int:
+    "Where a storage lies; one without memory where its description lies."
+    return _real_address(storage) or (storage._cdata if storage.nbytes() else 0)
+
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #0f333805
 def _patch_tensors() -> None:
     _patch_fakes()
     _patch_values()
+    torch.UntypedStorage.data_ptr = _address  # pyright: ignore[reportAttributeAccessIssue]
     torch.nn.Module._apply = _apply
     from torch.optim.optimizer import _foreach_supported_types as foreach_types
     from torch.utils import _foreach_utils
@@ -746,6 +779,25 @@ def _ignoring(answer: Callable[[], Any]) -> Callable[..., Any]:
     return asked
 
 _nothing = _ignoring(lambda: None)
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #21566b73
+_numbers = itertools.count(1)
+
+class _Stream(_Idle):
+    "Stands for a stream that a script made."
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__()
+        self.number = next(_numbers)
+
+def _stream_of(recorder: CardAllocations) -> Callable[..., Any]:
+    "As `torch.cuda.stream`: what is allocated inside belongs to that stream."
+    @contextmanager
+    def inside(stream: Any = None) -> Iterator[None]:
+        before = recorder.stream
+        if stream is not None: recorder.stream = vars(stream).get("number", 0)
+        try: yield
+        finally: recorder.stream = before
+    return inside
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #d97bc609
 def _identity_answers(card: Mapping[str, Any], count: int) -> dict[str, Callable[..., Any]]:
@@ -784,7 +836,8 @@ def _memory_stats(recorder: CardAllocations) -> dict[str, int]:
 
 def _free_and_total(recorder: CardAllocations, card: Mapping[str, Any]) -> tuple[int, int]:
     "As `torch.cuda.mem_get_info`."
-    return max(card["memory"] - card["context"] - recorder.allocator.reserved, 0), card["memory"]
+    taken = card["context"] + recorder.libraries + recorder.allocator.reserved
+    return max(card["memory"] - taken, 0), card["memory"]
 
 def _memory_answers(recorder: CardAllocations, card: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     "What is on the card, now and at most."
@@ -821,12 +874,13 @@ _DO_NOTHING = (
     "set_per_process_memory_fraction",
     "set_stream",
 )
-_OBJECTS = ("Stream", "Event", "CUDAGraph", "stream", "device")
+_OBJECTS = ("Event", "CUDAGraph", "device")
 
 def _other_answers() -> dict[str, Callable[..., Any]]:
     "Streams, seeds, and what does nothing."
     answers: dict[str, Callable[..., Any]] = {name: _nothing for name in _DO_NOTHING}
     return answers | {name: _Idle for name in _OBJECTS} | dict(
+        Stream=_Stream,
         get_rng_state=_ignoring(torch.get_rng_state),
         get_rng_state_all=lambda: [torch.get_rng_state()],
         current_stream=_ignoring(_Idle),
@@ -837,9 +891,11 @@ def _other_answers() -> dict[str, Callable[..., Any]]:
 def _patch_card(recorder: CardAllocations, card: Mapping[str, Any], count: int) -> None:
     "`torch.cuda` as on the card."
     answers = _identity_answers(card, count) | _memory_answers(recorder, card) | _other_answers()
+    answers["stream"] = _stream_of(recorder)
     for name, answer in answers.items(): setattr(torch.cuda, name, answer)
     asked = [name for name in answers if hasattr(torch.cuda.memory, name) and name not in _DO_NOTHING]
     torch.cuda.memory = SimpleNamespace(**{**vars(torch.cuda.memory), **{name: answers[name] for name in asked}})
+    for name in answers.keys() & vars(torch.cuda.random).keys(): setattr(torch.cuda.random, name, answers[name])
     torch.version.cuda = torch.version.cuda or "12.8"
     torch.backends.cudnn.is_available = lambda: True
     _patch_accelerator(count)
@@ -904,14 +960,29 @@ _IN_THIS_PROCESS = dict(
     multiprocessing_context=None,
 )
 
+#: batches that a loop may fetch before it uses one: Transformers' Trainer fetches those of a whole optimizer
+#: step (trainer.py, `get_batch_samples`); as many as backward passes are run at most
+FETCHED_AHEAD = 64
+
 def _until_enough(batches: Any, recorder: TrainingSteps) -> Any:
     "The batches of an epoch, until enough was seen."
-    idle = 0
+    idle = ahead = 0
     for batch in batches:
-        before = recorder.backwards
+        passes, calls = recorder.backwards, recorder.forwards
         yield batch
-        idle = idle + 1 if recorder.backwards == before else 0
-        if idle >= 3 or (not idle and recorder.done()): return
+        if recorder.backwards > passes: idle = ahead = 0
+        elif recorder.forwards > calls: idle += 1
+        else: ahead += 1
+        if idle >= 3 or ahead >= FETCHED_AHEAD: return
+        if not (idle or ahead) and recorder.done(): return
+
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #c5f4cfa1
+def _patch_torchmetrics(module: Any) -> None:
+    "torchmetrics checks how many values labels have, and placeholders have as many as there may be: the checks are left out."
+    for name, part in list(sys.modules.items()):
+        if not name.startswith(module.__name__ + "."): continue
+        checks = [function for function in vars(part) if function.endswith("_tensor_validation")]
+        for function in checks: setattr(part, function, lambda *args, **kwargs: None)
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #c5f4cfad
 def _patch_loaders(recorder: ScriptRecorder) -> None:
@@ -926,6 +997,7 @@ def _patch_loaders(recorder: ScriptRecorder) -> None:
     def iterate(self: Any) -> Any: return _until_enough(real_iter(self), recorder)
     loader.__init__, loader.__iter__ = init, iterate
     after_import("fastai.data.load", _patch_fastai)
+    after_import("torchmetrics", _patch_torchmetrics)
 
 def _patch_fastai(module: Any) -> None:
     "fastai's loader is another class."
@@ -988,6 +1060,7 @@ def _say_step(recorder: TrainingSteps) -> None:
 def _patch_backward(recorder: TrainingSteps) -> None:
     real = torch.autograd.backward
     def backward(*args: Any, **kwargs: Any) -> None:
+        if torch._C._current_autograd_node() is not None: return real(*args, **kwargs)  # a part of a pass
         recorder.backward_began()
         real(*args, **kwargs)
         recorder.backward_ended()
@@ -1103,6 +1176,11 @@ def _last_step(trace: Trace) -> list[dict[str, Any]]:
     ]
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #f80a4675
+def _not_stepped(recorder: TrainingSteps) -> list[str]:
+    "What to say where an optimizer was never stepped."
+    if recorder.optimizer_at or not recorder.backwards: return []
+    return [f"no optimizer was stepped in {recorder.backwards} backward passes: its states are not in the peak"]
+
 def _found(recorder: ScriptRecorder) -> dict[str, Any]:
     trace, peak = recorder.trace(), recorder.peak
     return dict(
@@ -1110,12 +1188,13 @@ def _found(recorder: ScriptRecorder) -> dict[str, Any]:
         largest=_largest(trace, peak["event"]),
         allocated=peak["allocated"],
         reserved=peak["reserved"],
+        libraries=recorder.libraries,
         growth=recorder.growth() or 0,
         optimizer_at=recorder.optimizer_at,
         backwards=recorder.backwards,
         timeline=_timeline(trace),
         last_step=_last_step(trace),
-        notes=trace.assumptions,
+        notes=[*trace.assumptions, *_not_stepped(recorder)],
     )
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #363d0420

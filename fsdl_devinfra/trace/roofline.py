@@ -15,9 +15,9 @@ from .events import Operator, Trace
 
 # %% auto #0
 __all__ = ['BANDWIDTH', 'CACHE_SPEED', 'PRODUCTS', 'PRODUCTS_ADA', 'PRODUCTS_HOPPER', 'ATTENTION', 'ATTENTION_BACKWARD',
-           'HALF_SPEED', 'SMALLEST', 'HOST', 'FUSED_BYTES', 'FUSED_LAUNCHES', 'TAP_INSTRUCTIONS', 'FASTER', 'SLOWER',
-           'multiprocessors', 'cache_bytes', 'product_share', 'peak_rate', 'tile_share', 'Card', 'product_flops',
-           'operator_seconds', 'StepTime', 'step_time']
+           'HALF_SPEED', 'SMALLEST', 'HOST', 'FUSED_BYTES', 'FUSED_LAUNCHES', 'TAP_FORWARD', 'TAP_FORWARD_WIDE',
+           'TAP_INPUT', 'TAP_WEIGHT', 'FASTER', 'SLOWER', 'multiprocessors', 'cache_bytes', 'product_share',
+           'peak_rate', 'tile_share', 'Card', 'product_flops', 'operator_seconds', 'StepTime', 'step_time']
 
 # %% ../../nbs/trace/08_roofline.ipynb #b61e7e7d
 #: multiprocessors and MiB of second-level cache (NVIDIA architecture white papers: Pascal, Volta, Turing,
@@ -83,11 +83,18 @@ CACHE_SPEED = 4.0
 #: cuBLAS)
 PRODUCTS, PRODUCTS_ADA, PRODUCTS_HOPPER = 0.869, 0.92, 0.803
 _ADA = ("RTX-4", "RTX-5", "RTX-6", "RTX-PRO", "L4", "L40")  # how names begin
+#: cards whose clock boosts beyond that of the data sheet: TFLOP/s of the best fp16 product in PyTorch over
+#: those of the data sheet. Medians of zzc0721/torch-performance-test-data, database.md @9d82827: RTX 3090
+#: 75.5, 75.6, 75.9; RTX 4090 158.9 to 172.4 (nine runs). The runs of the RTX 5090 lie between 179 and 238
+#: and say too little
+_REACHED = {"RTX-3090": 75.6 / 71, "RTX-4090": 167.3 / 165.2}
 
 def product_share(
     device: Device,
 ) -> float:
-    "Share of the dense peak that a large product reaches."
+    "Share of the data sheet's dense peak that a large product reaches; more than 1 where the clock boosts."
+    for chip, share in _REACHED.items():
+        if device.name.startswith(chip + "-"): return share
     if device.name.startswith(_ADA): return PRODUCTS_ADA
     return PRODUCTS_HOPPER if device.fp8 and not device.name.startswith("RTX") else PRODUCTS
 
@@ -102,9 +109,14 @@ SMALLEST, HOST = 2.5e-6, 7e-6
 #: what is left of memory traffic and launches where Inductor fuses chains of small kernels: two reads and one
 #: write of three each
 FUSED_BYTES, FUSED_LAUNCHES = 0.5, 1 / 3
-#: instructions that a multiprocessor issues for one tap of a depthwise window: two loads, an address, a
-#: multiply-add
-TAP_INSTRUCTIONS = 4
+#: instructions that a multiprocessor issues for one tap of a depthwise window, counted in PyTorch's kernels
+#: (ATen, native/cuda/DepthwiseConv2d.cu). Forward: two loads, two conversions to fp32, an address, a
+#: multiply-add, and four comparisons with the borders; for windows other than 1, 3 and 5 wide two for the
+#: loop instead, the borders being found before it. Gradient of the input: three more for the position.
+#: Gradient of the weight, where each tap of each pixel finds its place anew: a division (up to 20 instructions:
+#: CUDA C++ Programming Guide, arithmetic instructions), 13 for position and addresses, four comparisons, two
+#: loads, two conversions, a multiply-add
+TAP_FORWARD, TAP_FORWARD_WIDE, TAP_INPUT, TAP_WEIGHT = 10, 8, 13, 42
 
 # %% ../../nbs/trace/08_roofline.ipynb #ef50ebc4
 def peak_rate(
@@ -165,14 +177,25 @@ class Card:
     inference: bool = False  # normalisation has its statistics
 
 
+# %% ../../nbs/trace/08_roofline.ipynb #1adf82d1
+_HALVES = ("float16", "bfloat16")
+
+def _second_read(operator: Operator) -> int:
+    "Bytes of a result's gradient, which the gradients of input and weight both read (ATen, native/cudnn/ConvShared.cpp)."
+    if operator.name != "aten.convolution_backward" or len(operator.dims) != 4: return 0
+    groups, positions, channels, _ = operator.dims
+    return groups * positions * channels * (2 if operator.dtype in _HALVES else 4)
+
+def _turned_bytes(operator: Operator, card: Card) -> int:
+    "What moves to bring the images that a convolution in 16 bits reads into channels last."
+    if operator.kernel != "convolution" or operator.dtype not in _HALVES or card.channels_last: return 0
+    return 2 * (operator.read_bytes + _second_read(operator))  # read, and written
+
 # %% ../../nbs/trace/08_roofline.ipynb #1adf82d3
 def _moved_bytes(operator: Operator, card: Card) -> float:
     "What goes over the memory bus."
-    moved = float(operator.read_bytes + operator.written_bytes)
-    half = operator.dtype in ("float16", "bfloat16")
+    moved = float(operator.read_bytes + operator.written_bytes + _second_read(operator))
     if operator.name in _PASSES and not card.inference: moved *= _PASSES[operator.name]
-    if operator.kernel == "convolution" and half and not card.channels_last:
-        moved *= 3  # turned, and turned back
     if operator.kernel == "memory" and card.compiled: moved *= FUSED_BYTES
     return moved
 
@@ -197,9 +220,15 @@ def product_flops(
     return 2.0 * math.prod(operator.dims) * (2 if operator.name == "aten.convolution_backward" else 1)
 
 # %% ../../nbs/trace/08_roofline.ipynb #97dff7f8
+def _tap_instructions(operator: Operator) -> int:
+    "Instructions for one tap; of both gradients in the backward pass."
+    if operator.name == "aten.convolution_backward": return TAP_INPUT + TAP_WEIGHT
+    return TAP_FORWARD if operator.dims[-1] in (1, 9, 25) else TAP_FORWARD_WIDE
+
 def _tap_seconds(operator: Operator, device: Device) -> float:
     "A depthwise convolution: a few instructions for each tap, at the rate of fp32 lanes."
-    return product_flops(operator) / 2 * TAP_INSTRUCTIONS / ((device.fp32 or 1.0) * 1e12 / 2)
+    taps = math.prod(operator.dims)
+    return taps * _tap_instructions(operator) / ((device.fp32 or 1.0) * 1e12 / 2)
 
 def _product_seconds(operator: Operator, device: Device) -> float:
     rate = peak_rate(device, operator.dtype, operator.kernel == "convolution") * product_share(device)
@@ -229,7 +258,8 @@ def operator_seconds(
     "The time of one operator."
     if operator.kernel == "view": return 0.0
     least = SMALLEST * (FUSED_LAUNCHES if card.compiled and operator.kernel == "memory" else 1)
-    return max(_arithmetic_seconds(operator, card), _memory_seconds(operator, card), least)
+    turning = _turned_bytes(operator, card) / (BANDWIDTH * 1e9 * card.device.bandwidth)
+    return turning + max(_arithmetic_seconds(operator, card), _memory_seconds(operator, card), least)
 
 # %% ../../nbs/trace/08_roofline.ipynb #9a5d1b31
 def _last_step(trace: Trace) -> list[Operator]:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
+from timm.layers import set_fused_attn
 from trace_timm_memory import HALVES, half_of
 
 from fsdl_devinfra.core.device_table import find_device
@@ -32,14 +33,17 @@ def rows_of(half: str) -> dict[str, list[dict]]:
 
 
 def traces(model: str, rows: list[dict]):
-    "Each row with its trace; rows of one model, mode, size and layout with the same batch share it."
+    """Each row with its trace; rows of one model, mode, size and layout with the same batch share it.
+
+    timm's `benchmark.py` makes the optimizer `sgd`, which has momentum; the training rows are of PyTorch 1.12, which has no fused attention."""
     kept: dict[tuple, object] = {}
     for row in rows:
         size, batch, train = int(row["img_size"]), int(row["batch"]), row["mode"] == "train"
         key = size, batch, train, row["layout"]
         if key not in kept:
+            set_fused_attn(not train)
             module = named_module(f"timm:{model}", size)
-            options = StepOptions(precision="fp16-mixed", optimizer="sgd-plain", inference=not train, channels_last=row["layout"] == "nhwc")
+            options = StepOptions(precision="fp16-mixed", optimizer="sgd", inference=not train, channels_last=row["layout"] == "nhwc")
             kept[key] = record_step(module, named_inputs(module, batch, size), options, name=model, steps=2 if train else 1)
         yield row, kept[key]
 
