@@ -425,6 +425,8 @@ class Architecture(Result):
     expert_ffn: int = 0
     shared_ffn: int = 0  # width of the shared experts together
     dense_layers: int = 0  # layers of a mixture-of-experts model that have no experts
+    expert_groups: int = 0  # groups that the experts form, where a token may go to some of them only; 0: to all
+    groups_per_token: int = 0  # that a token may go to
     kv_lora_rank: int = 0  # multi-head latent attention
     query_lora_rank: int = 0
     query_dim: int = 0  # width of one query/key head under latent attention
@@ -834,6 +836,21 @@ def _shared_width(config: Mapping[str, Any], width: int) -> Any:
     said = next((config[key] for key in named if config.get(key)), None)
     return said or _shared_count(config) * width
 
+# %% ../../nbs/memory/01_architecture.ipynb #cda5d519
+#: groups of experts and groups of a token, where a configuration does not say (Transformers, `DeepseekV3Config`)
+_GROUPS = {"deepseek_v3": (8, 4)}
+
+def _expert_groups(
+    config: Mapping[str, Any],
+    experts: int,
+) -> tuple[int, int]:  # groups, and groups that a token may go to; 0, 0: all
+    "How routing is limited to groups of experts."
+    usual = _GROUPS.get(str(config.get("model_type")), (0, 0))
+    named = (config.get("n_group", usual[0]), config.get("topk_group", usual[1]))
+    groups, allowed = (int(value or 0) for value in named)
+    limits = 0 < allowed < groups and experts % groups == 0
+    return (groups, allowed) if limits else (0, 0)
+
 # %% ../../nbs/memory/01_architecture.ipynb #58f0f0fa
 def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, Any]:
     "The dimensions of a mixture of experts."
@@ -847,12 +864,15 @@ def _experts(config: Mapping[str, Any], experts: int, layers: int) -> dict[str, 
         )
     dense = layers - sum(_is_sparse(config, layer) for layer in range(min(layers, 10**4)))
     if config.get("model_type") == "nemotron_h": dense = layer_kinds(config, layers).count("mlp")
+    groups, allowed = _expert_groups(config, experts)
     return dict(
         experts=experts,
         experts_per_token=active,
         expert_ffn=width,
         shared_ffn=int(shared),
         dense_layers=min(dense, layers),
+        expert_groups=groups,
+        groups_per_token=allowed,
     )
 
 # %% ../../nbs/memory/01_architecture.ipynb #ecb57874

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput, CheckError, need
 from ..core.lazy import lazy_module
+from ..core.units import size_text
+from .browser import LoadFailed, Wanted, WebSession
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +28,9 @@ else:
     np = lazy_module("numpy")
 
 # %% auto #0
-__all__ = ['PROVIDERS', 'REFERENCE', 'OPENVINO', 'LEVELS', 'provider_name', 'NotRun', 'in_type', 'Session', 'levels_for',
-           'level_for', 'session', 'Backend', 'whole', 'onnx_backend', 'callable_backend', 'versions']
+__all__ = ['PROVIDERS', 'REFERENCE', 'OPENVINO', 'WEB', 'WEB_GPU', 'ELSEWHERE', 'LEVELS', 'MOST_FOR_WEB', 'provider_name',
+           'session_provider', 'NotRun', 'in_type', 'Session', 'levels_for', 'level_for', 'session', 'Backend', 'whole',
+           'onnx_backend', 'callable_backend', 'versions']
 
 # %% ../../nbs/parity/05_backends.ipynb #f32d98a7
 #: short name → ONNX Runtime's
@@ -44,16 +47,26 @@ PROVIDERS = {
 }
 REFERENCE = "reference"  # the evaluator of the onnx package
 OPENVINO = "openvino"  # the openvino package; ONNX Runtime's own provider is called OpenVINOExecutionProvider
+WEB, WEB_GPU = "web", "web-webgpu"  # onnxruntime-web in a browser: WebAssembly, or WebGPU
+#: what runs a file without the session of ONNX Runtime in this process
+ELSEWHERE = (OPENVINO, WEB, WEB_GPU, REFERENCE)
 
 def provider_name(
-    name: str,  # "cpu", "cuda", "tensorrt", …, "reference", or ONNX Runtime's own name
-) -> str:  # ONNX Runtime's own name, or "reference"
+    name: str,  # "cpu", "cuda", "tensorrt", …, "openvino", "web", "reference", or ONNX Runtime's own name
+) -> str:  # ONNX Runtime's own name, or one of `ELSEWHERE`
     "The full name of a provider. Raises `BadInput` for one that does not exist."
-    full = {p.lower(): p for p in PROVIDERS.values()} | PROVIDERS | {REFERENCE: REFERENCE, OPENVINO: OPENVINO}
+    full = {p.lower(): p for p in PROVIDERS.values()} | PROVIDERS | {name: name for name in ELSEWHERE}
     if name.lower() in full: return full[name.lower()]
     if name.endswith("ExecutionProvider"): return name  # a plug-in that this table does not know
-    known = ", ".join([*PROVIDERS, OPENVINO, REFERENCE])
+    known = ", ".join([*PROVIDERS, *ELSEWHERE])
     raise BadInput(f"no execution provider is called {name!r}", f"Choose one of {known}")
+
+# %% ../../nbs/parity/05_backends.ipynb #b800000a
+def session_provider(
+    name: str,  # that a case was run on
+) -> str:  # that a session can be asked for
+    "The provider to look for a fault on."
+    return "cpu" if name.lower() in ("callable", *ELSEWHERE) else name
 
 # %% ../../nbs/parity/05_backends.ipynb #7cb6ffda
 class NotRun(CheckError):
@@ -201,6 +214,8 @@ def _settings(
 def _wanted(ort: Any, provider: str, options: Mapping[str, Any] | None) -> list[Any]:
     "The provider with its options, and the CPU for what it has no kernel for. Raises `NotRun`."
     asked, there = provider_name(provider), ort.get_available_providers()
+    if asked in ELSEWHERE:
+        raise NotRun(f"{asked} runs one whole file, and here a session is needed", "Ask for --provider cpu")
     if asked not in there:
         raise NotRun(f"{asked} is not in this build of ONNX Runtime (it has {', '.join(there)})", _how_to_get(asked))
     if asked in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]): _load_cuda(ort)
@@ -238,6 +253,7 @@ class Backend:
     run: Callable[[Mapping[str, "np.ndarray"]], Mapping[str, "np.ndarray"]]
     share: float | None = None
     notes: list[str] = field(default_factory=list)
+    clock: Callable[[], float] | None = None  # seconds of the last run as the runtime itself measured them
 
 # %% ../../nbs/parity/05_backends.ipynb #5c21e005
 def whole(
@@ -302,6 +318,46 @@ def _openvino_backend(model: str | Path | bytes, threads: int) -> Backend:
     used = f"OpenVINO {openvino.__version__.split('-')[0]} CPU"
     return Backend(OPENVINO, used, run, notes=["OpenVINO computes in float32, as told"])
 
+# %% ../../nbs/parity/05_backends.ipynb #b8000002
+MOST_FOR_WEB = 2**31 - 1  # bytes
+
+def _in_one_piece(model: str | Path | bytes, folder: Path | None) -> bytes:
+    "A file with its weights inside. Raises `NotRun` where that is too large for a browser."
+    onnx = need("onnx", "onnx", "reading the file")
+    raw = model if isinstance(model, bytes) else Path(model).read_bytes()
+    loaded, beside = onnx.load_model_from_string(raw), importlib.import_module("onnx.external_data_helper")
+    lengths = [beside.ExternalDataInfo(t).length or 0 for t in loaded.graph.initializer if beside.uses_external_data(t)]
+    if len(raw) + sum(lengths) > MOST_FOR_WEB:
+        told = f"the file is {size_text(len(raw) + sum(lengths))} with its weights, and a browser takes at most 2 GiB"
+        raise NotRun(told, "Export it in fp16 or quantised, or in parts")
+    if not lengths: return raw
+    beside.load_external_data_for_model(loaded, str(folder or (Path() if isinstance(model, bytes) else Path(model).parent)))
+    return loaded.SerializeToString()
+
+# %% ../../nbs/parity/05_backends.ipynb #b8000004
+_WEB_LEVELS = {"none": "disabled"}  # onnxruntime-web's own words, where they are others
+
+def _web_session(model: bytes, provider: str, level: str, threads: int) -> WebSession:
+    "A file in a browser. Raises `NotRun`, or `BadInput` for a file that does not load."
+    wanted = Wanted("webgpu" if provider == WEB_GPU else "wasm", _WEB_LEVELS.get(level, level), threads)
+    try: return WebSession(model, wanted)
+    except LoadFailed as e: raise _load_failure("onnxruntime-web", e) from e
+    except CheckError as e: raise NotRun(e.message, e.hint) from e
+
+def _web_notes(made: WebSession) -> list[str]:
+    "What a reader of a report should know of a run in the browser."
+    told = [] if made.host.is_browser else ["run by node, not by a browser: the same WebAssembly in another place"]
+    if made.kind == "wasm": return told
+    return ["onnxruntime-web does not tell which nodes WebGPU took; those without a kernel ran in WebAssembly"]
+
+def _web_backend(model: str | Path | bytes, provider: str, level: str, folder: Path | None, threads: int) -> Backend:
+    "onnxruntime-web in a browser, or in node where there is none. Raises `NotRun`."
+    made = _web_session(_in_one_piece(model, folder), provider, level, threads)
+    asked, types = made.told["inputs"], made.told["types"]
+    def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]:
+        return made.run({k: in_type(v, types.get(k, v.dtype.name)) for k, v in feeds.items() if k in asked})
+    return Backend(provider, made.used, run, notes=_web_notes(made), clock=lambda: made.last_seconds)
+
 # %% ../../nbs/parity/05_backends.ipynb #c615d689
 def onnx_backend(
     model: str | Path | bytes,  # file or bytes
@@ -312,8 +368,10 @@ def onnx_backend(
     threads: int = 0,  # inside an operator; 0: the runtime's own choice
 ) -> Backend:
     "A backend that runs an ONNX file. Raises `NotRun`."
-    if provider_name(provider) == REFERENCE: return _reference_backend(whole(model, folder))
-    if provider_name(provider) == OPENVINO: return _openvino_backend(whole(model, folder), threads)
+    asked = provider_name(provider)
+    if asked == REFERENCE: return _reference_backend(whole(model, folder))
+    if asked == OPENVINO: return _openvino_backend(whole(model, folder), threads)
+    if asked in (WEB, WEB_GPU): return _web_backend(model, asked, level, folder, threads)
     made = session(model, provider, level, options, folder=folder, threads=threads)
     complete = made.share in (None, 1.0)
     told = [] if complete else [f"{made.share:.0%} of the nodes on {made.asked}: {made.nodes}"]
@@ -330,9 +388,10 @@ def callable_backend(
     function: Callable[..., Any],  # keyword arrays → array, tuple or dictionary of arrays
     name: str = "",  # for the report
 ) -> Backend:
-    "A backend from any function of arrays."
+    "A backend from any function of arrays. It may say what runs it (`used`) and what a reader should know (`notes`)."
     def run(feeds: Mapping[str, "np.ndarray"]) -> dict[str, "np.ndarray"]: return _named(function(**feeds))
-    return Backend(name or getattr(function, "__name__", "callable"), "callable", run)
+    told: dict[str, Any] = {"notes": getattr(function, "notes", [])}  # one list: a call may add to it
+    return Backend(name or getattr(function, "__name__", "callable"), getattr(function, "used", "callable"), run, **told)
 
 # %% ../../nbs/parity/05_backends.ipynb #1764ef11
 _LIBRARIES = (

@@ -20,7 +20,7 @@ from .inputs import with_sizes
 from .localization import OperatorError, localize, run_program, value_error
 from .localization import _numpy, _refill, _shallow
 from .original import as_arrays, cast_inputs, reference, run_torch
-from .rule import Rule, compare_outputs
+from .rule import OutputComparison, Rule, compare_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,11 +33,11 @@ else:
 
 # %% auto #0
 __all__ = ['PASSES', 'HARMLESS', 'OPSETS', 'LARGEST', 'MOST_ELEMENTS', 'EXACT_BYTES', 'BYTE_WEIGHTS', 'Cause', 'FailureContext',
-           'by_optimisation', 'in_training', 'in_inference', 'by_train_mode', 'Difference', 'undone', 'differences',
-           'reexported_graph', 'own_differences', 'by_restoring', 'all_differences', 'restoring_operator',
-           'by_fresh_export', 'by_evaluator', 'opset_of', 'relabelled', 'by_opset', 'by_export_opset', 'overflowing',
-           'by_overflow', 'by_tf32', 'by_attribute', 'by_shape', 'saturates', 'unsigned_weights', 'by_trace',
-           'by_switches', 'by_exporter', 'find_causes']
+           'by_optimisation', 'in_training', 'in_inference', 'by_train_mode', 'Difference', 'undone', 'replaced_by',
+           'is_a', 'differences', 'reexported_graph', 'own_differences', 'by_restoring', 'all_differences',
+           'restoring_operator', 'by_fresh_export', 'by_evaluator', 'opset_of', 'relabelled', 'by_opset',
+           'by_export_opset', 'overflowing', 'by_overflow', 'by_tf32', 'by_attribute', 'by_shape', 'saturates',
+           'unsigned_weights', 'by_trace', 'by_switches', 'by_exporter', 'find_causes']
 
 # %% ../../nbs/parity/08_causes.ipynb #a08c1f7b
 @dataclass(frozen=True)
@@ -89,10 +89,13 @@ class FailureContext:
         except CheckError: return float("inf")
         return self.ratio(got)
 
+    def judged(self, got: Mapping[str, "np.ndarray"]) -> list[OutputComparison]:
+        "All outputs. Matched as in the check."
+        return compare_outputs(got, self.own, self.truth, self.precision, self.rule, self.ties, self.noise)
+
     def ratio(self, got: Mapping[str, "np.ndarray"]) -> float:
-        "The worst ratio of outputs. Matched as in the check."
-        found = compare_outputs(got, self.own, self.truth, self.precision, self.rule, self.ties, self.noise)
-        return max((_as_number(o, self.rule) for o in found), default=0.0)
+        "The worst ratio of outputs."
+        return max((_as_number(o, self.rule) for o in self.judged(got)), default=0.0)
 
     @property
     def good(self) -> float: return self.rule.factor
@@ -307,12 +310,56 @@ def _other_source(r: _Reading) -> Difference | None:
     told = f"{r.name} reads {r.old} ({mine}) where a fresh export reads {r.new} ({theirs})"
     return Difference("wiring", r.node, told, r.rewired)
 
+def _told_by_maker(r: _Reading) -> bool:
+    "Whether both read the same value of an operator: if it is a constant on one side, its maker has the fault."
+    at = r.graph.producer.get(r.old)
+    return r.old == r.new and at is not None and r.graph.origins[at] is not None
+
 def _input_difference(r: _Reading) -> Difference | None:
     "What one input of a node has otherwise."
+    if _told_by_maker(r): return None
     in_file = bool(r.old) and r.graph.is_constant(r.old)
     in_fresh = bool(r.new) and r.clean.is_constant(r.new)
     if in_file and in_fresh: return _other_constant(r)
     return _constant_on_one_side(r, in_file) if in_file != in_fresh else _other_source(r)
+
+# %% ../../nbs/parity/08_causes.ipynb #5c21b002
+def replaced_by(
+    other: Graph,  # that has the right node
+    index: int,  # of the node to replace, in the file
+    node: Any,  # the right node, of `other`
+) -> Callable[[Any], None]:
+    "How a node becomes what it is in another graph."
+    def undo(proto: Any) -> None:
+        proto.graph.node[index].CopyFrom(node)
+        proto.graph.node[index].name = ""
+        for k, value in enumerate(node.input):
+            if not value or not other.is_constant(value): continue
+            name = f"replaced::{index}::{k}"
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(other.array(value), name))
+            proto.graph.node[index].input[k] = name
+    return undo
+
+def is_a(name: str, here: str, there: str) -> tuple[str, str]:
+    "(kind of difference, in words) where a value is made by another kind of node."
+    told = f"{name} is a {here} in the file and a {there} in a fresh export"
+    return "baked" if here == "Constant" else "nodes", told
+
+# %% ../../nbs/parity/08_causes.ipynb #5c21b004
+def _same_values(graph: Graph, clean: Graph, mine: Sequence[int], theirs: Sequence[int]) -> bool:
+    "Whether nodes make values of the same names, in the same order."
+    return [graph.nodes[a].output for a in mine] == [clean.nodes[b].output for b in theirs]
+
+def _other_kinds(
+    graph: Graph, clean: Graph, mine: Sequence[int], theirs: Sequence[int]
+) -> Iterator[Difference]:
+    "What nodes have otherwise than their counterparts, where some are of another kind."
+    for a, b in zip(mine, theirs):
+        node, fresh = graph.nodes[a], clean.nodes[b]
+        if node.op_type == fresh.op_type: yield from _node_differences(graph, clean, a, b)
+        else:
+            kind, told = is_a(node.name or node.op_type, node.op_type, fresh.op_type)
+            yield Difference(kind, a, told, replaced_by(clean, a, fresh))
 
 # %% ../../nbs/parity/08_causes.ipynb #f4b468b8
 def _node_differences(graph: Graph, clean: Graph, index: int, other: int) -> Iterator[Difference]:
@@ -334,6 +381,7 @@ def differences(
     if kinds == others:
         return [d for a, b in zip(mine, theirs) for d in _node_differences(graph, clean, a, b)]
     if not mine or not theirs: return []
+    if _same_values(graph, clean, mine, theirs): return list(_other_kinds(graph, clean, mine, theirs))
     told = f"{' → '.join(kinds)} in the file, {' → '.join(others)} in a fresh export"
     return [Difference("nodes", mine[-1], told)]
 
@@ -648,7 +696,7 @@ def by_shape(context: FailureContext, module: Any, before: float) -> list[Cause]
         for other in [n for n in guesses if n != size]:
             if not _small_enough(context.inputs, dims, {name: other}): continue
             after = _error_at(context, module, with_sizes(context.inputs, dims, {name: other}))
-            if after > context.good: continue
+            if after > min(context.good, before / 10): continue  # a fixed size is plainly wrong elsewhere
             told = f"wrong at {name}={size} and right at {name}={other}: {_change(before, after)}"
             return [Cause("baked shape", f"{told}; the file holds {name}={other} as a constant")]
     return []

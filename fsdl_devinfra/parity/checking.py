@@ -22,7 +22,8 @@ from ..core.results import Result
 from .alignment import align, causes_without_notes, earlier, how_sure, substantial, whose
 from .alignment import _cast_to, without_notes
 from .backends import Backend, NotRun, PROVIDERS, _reference_backend, callable_backend
-from .backends import level_for, onnx_backend, provider_name, versions
+from .backends import level_for, onnx_backend, provider_name, session_provider
+from .backends import versions
 from .causes import LARGEST, Cause, FailureContext, by_fresh_export, by_opset, find_causes
 from .causes import all_differences, in_training, opset_of, overflowing, own_differences, restoring_operator
 from .exporting import Capture, capture, name_dims, source_line
@@ -443,7 +444,7 @@ def _context(
     module: "nn.Module", graph: Graph, captured: Capture, inputs: Mapping[str, Any], case: Case, rule: Rule
 ) -> FailureContext:
     "What the experiments share."
-    provider = "cpu" if case.provider in ("callable", "reference", "openvino") else case.provider
+    provider = session_provider(case.provider)
     truth = compared(graph, as_arrays(reference(module, inputs)))
     facts = (module, inputs, case.precision, truth)
     feeds, own = feeds_of(graph, inputs, case.precision), own_outputs(*facts)
@@ -1201,7 +1202,7 @@ def check(
     module: "nn.Module",  # the original; compared in eval mode
     onnx: Any,  # path of the .onnx file, or a function from arrays to arrays
     inputs: Any = None,  # arrays by name of a parameter of `forward`, or a list of such; default: derived
-    providers: Sequence[str] = ("cpu",),  # "cpu", "cuda", "tensorrt", "reference", or ONNX Runtime's names
+    providers: Sequence[str] = ("cpu",),  # "cpu", "cuda", "openvino", "web", "reference", or ONNX Runtime's names
     precisions: Sequence[str] | None = None,  # "fp32", "fp16", "bf16"; None: the file's own
     rule: Rule = Rule(),  # when an output passes
     explain: bool = True,  # locate a failure and find its cause
