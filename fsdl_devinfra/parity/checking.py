@@ -33,8 +33,8 @@ from .localization import Localization, OperatorError, exposed, localize, locali
 from .localization import _module_of, run_graph
 from .feeding import assignment, completed, derivable, file_only, renamed
 from .padding import explained_by_padding, hidden_positions, with_hidden
-from .reach import WeightDifference, is_mask, other_sizes, reaching, unreached, unusual
-from .reach import values_of, weight_differences, weights_of
+from .reach import LENGTHS, WeightDifference, is_mask, other_sizes, reaching, unreached
+from .reach import unusual, values_of, weight_differences, weights_of
 from .original import as_arrays, cast_inputs, kept_reference, longest_sum, module_digest
 from .original import own_outputs, reference, rounding_noise, run_torch, ties
 from .remade import Remake, remake
@@ -885,7 +885,7 @@ def _is_series(tensor: Any) -> bool:
 # %% ../../nbs/parity/10_checking.ipynb #deaa2ebe
 def _not_covered(module: "nn.Module", tried: _Tried) -> list[str]:
     "What other inputs could still show."
-    most = setting(config_of(module), "max_position_embeddings", "n_positions", "max_sequence_length")
+    most = setting(config_of(module), *LENGTHS)
     longest, missing = max(tried.lengths, default=0), []
     if isinstance(most, int) and tried.lengths and longest < most - 2:
         missing.append(f"lengths above {longest} (the model goes to {most})")

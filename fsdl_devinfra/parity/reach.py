@@ -137,7 +137,7 @@ def largest_that_runs(
 #: positions that are tried at most, by the parameters of the model: long sequences cost minutes
 LONGEST = {50e6: 2048, 500e6: 1024, 1e15: 256}
 #: what configurations call the largest length
-LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
+LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx", "max_target_positions")
 
 def _most_positions(module: "nn.Module") -> int:
     "How many positions of a model are tried at most."
