@@ -13,7 +13,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +39,9 @@ else:
     torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['ROUNDS', 'NUDGE_ULPS', 'NUDGES', 'KEPT_BYTES', 'KEPT_FORMAT', 'widened', 'float64_mode', 'reference', 'torch_type',
-           'own_precision', 'cast_inputs', 'run_torch', 'as_arrays', 'ties', 'rounding_noise', 'longest_sum',
-           'own_outputs', 'reference_folder', 'module_digest', 'kept_reference']
+__all__ = ['ROUNDS', 'NUDGE_ULPS', 'NUDGES', 'KEPT_BYTES', 'KEPT_FORMAT', 'widened', 'float64_mode', 'unchanged', 'reference',
+           'torch_type', 'own_precision', 'cast_inputs', 'run_torch', 'as_arrays', 'ties', 'rounding_noise',
+           'longest_sum', 'own_outputs', 'reference_folder', 'module_digest', 'kept_reference']
 
 # %% ../../nbs/parity/04_original.ipynb #80acfec1
 def _low(dtype: Any) -> bool:
@@ -104,10 +104,27 @@ def float64_mode() -> Any:
     stack.enter_context(_alike_arguments())
     return stack
 
+# %% ../../nbs/parity/04_original.ipynb #6a1b2c3d
+@contextlib.contextmanager
+def unchanged(
+    module: "nn.Module",
+) -> Iterator[None]:
+    "Attributes, parameters and buffers of all submodules are afterwards what they were before."
+    held = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
+    try: yield
+    finally:
+        for m, attributes, parameters, buffers in held:
+            for name in set(vars(m)) - set(attributes): del m.__dict__[name]
+            m.__dict__.update(attributes)
+            for now, before in ((m._parameters, parameters), (m._buffers, buffers)):
+                if not isinstance(now, dict): continue  # a module of TorchScript keeps its own
+                now.clear()
+                now.update(before)
+
 # %% ../../nbs/parity/04_original.ipynb #69d89a32
 def _wide_outputs(module: "nn.Module", inputs: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     "What a module gives where every operator computes in float64."
-    with float64_mode(): return {k: widened(v) for k, v in call(module, inputs).items()}
+    with unchanged(module), float64_mode(): return {k: widened(v) for k, v in call(module, inputs).items()}
 
 def _double(module: "nn.Module") -> "nn.Module":
     "A copy in float64, without grouped kernels of experts, which know no float64."
