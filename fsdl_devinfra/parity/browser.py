@@ -329,7 +329,7 @@ def _prepared(host: Host, desk: _Desk, base: str, folder: Path, wanted: Wanted) 
     return [host.program, str(folder / "run.mjs")]
 
 # %% ../../nbs/parity/04_browser.ipynb #b7000028
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[Any]") -> None:
     "End a process and its group."
     for how in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         if process.poll() is not None: return
@@ -341,7 +341,8 @@ class Child:
     """A process that leads a group of its own. It is started in a thread: Ctrl-C interrupts the main thread only, so
     there is no moment at which the process lives and nobody knows it."""
     def __init__(self, line: list[str]):
-        self.line, self.process, self.why = line, None, ""
+        self.line, self.why = line, ""
+        self.process: "subprocess.Popen[Any] | None" = None
         self._thread = threading.Thread(target=self._run, name="start " + Path(line[0]).name)
 
     def _run(self) -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ __all__ = ['write_message', 'read_message', 'quantised', 'real', 'LiteRT', 'Exec
 
 # %% ../../nbs/parity/20_mobile_worker.ipynb #c1000007
 def write_message(
-    stream: BinaryIO,
+    stream: IO[bytes],
     told: dict[str, Any],
     arrays: Sequence[np.ndarray] = (),
 ) -> None:
@@ -35,7 +35,7 @@ def write_message(
         stream.write(part)
     stream.flush()
 
-def _part(stream: BinaryIO) -> bytes:
+def _part(stream: IO[bytes]) -> bytes:
     "One part. Raises `EOFError` where the other side is gone."
     size = stream.read(8)
     data = stream.read(int.from_bytes(size, "little")) if len(size) == 8 else b""
@@ -43,7 +43,7 @@ def _part(stream: BinaryIO) -> bytes:
     return data
 
 def read_message(
-    stream: BinaryIO,
+    stream: IO[bytes],
 ) -> tuple[dict[str, Any], list[np.ndarray]]:  # (what is told, arrays)
     "Wait for one message. Raises `EOFError`."
     told, values = _part(stream), _part(stream)
@@ -194,8 +194,8 @@ def opened(
 def serve(
     path: str,
     threads: int,
-    source: BinaryIO,  # of questions
-    target: BinaryIO,  # for answers
+    source: IO[bytes],  # of questions
+    target: IO[bytes],  # for answers
 ) -> None:
     "Answer until nobody asks any more."
     told, file = opened(path, threads)
