@@ -105,6 +105,12 @@ def float64_mode() -> Any:
     return stack
 
 # %% ../../nbs/parity/04_original.ipynb #6a1b2c3d
+def _put_back(now: Any, before: Mapping[str, Any]) -> None:
+    "Fill a dictionary as it was; a module of TorchScript keeps none of its own."
+    if not isinstance(now, dict): return
+    now.clear()
+    now.update(before)
+
 @contextlib.contextmanager
 def unchanged(
     module: "nn.Module",
@@ -114,12 +120,9 @@ def unchanged(
     try: yield
     finally:
         for m, attributes, parameters, buffers in held:
-            for name in set(vars(m)) - set(attributes): del m.__dict__[name]
-            m.__dict__.update(attributes)
-            for now, before in ((m._parameters, parameters), (m._buffers, buffers)):
-                if not isinstance(now, dict): continue  # a module of TorchScript keeps its own
-                now.clear()
-                now.update(before)
+            _put_back(m.__dict__, attributes)
+            _put_back(m._parameters, parameters)
+            _put_back(m._buffers, buffers)
 
 # %% ../../nbs/parity/04_original.ipynb #69d89a32
 def _wide_outputs(module: "nn.Module", inputs: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
