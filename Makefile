@@ -88,11 +88,12 @@ studies: $(VENV)/.dev  ## every study whole, by hand: hours; each prints its fig
 VENVT ?= .venv-timm
 $(VENVT)/.timm: settings.ini setup.py pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/python -m venv $(VENVT)
-	@$(VENVT)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[torch]' pytest torch==2.14.1 torchvision==0.29.1 timm diffusers accelerate
+	@$(VENVT)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[torch]' pytest torch==2.14.1 torchvision==0.29.1 timm diffusers accelerate peft datasets fastai lightning torchmetrics
 	@touch $@
 
-trace-timm: $(VENVT)/.timm  ## by hand, some 40 minutes and 6 GB: the traced scripts, and a fixed sample of 80 timm models, under torch 2.14 in .venv-timm
-	$(VENVT)/bin/python -m pytest -q tests/test_trace_scripts.py tests/test_trace_ranks.py tests/test_trace_replay.py
+trace-timm: $(VENVT)/.timm  ## by hand, over an hour and 6 GB: the traced scripts, scripts with published peaks, and a fixed sample of 80 timm models, under torch 2.14 in .venv-timm
+	$(VENVT)/bin/python -m pytest -q tests/test_trace_dryrun.py tests/test_trace_scripts.py tests/test_trace_ranks.py tests/test_trace_replay.py
+	$(VENVT)/bin/python tests/studies/trace_scripts.py --seed 1
 	$(VENVT)/bin/python tests/studies/trace_timm_memory.py --seed 1 --models 80 --half held-out --batches 8 64 --minutes 120
 
 VENV214 ?= .venv-torch214

@@ -2,7 +2,7 @@
 
 What the libraries of that month did and those of today do otherwise is written out: attention in separate kernels (BERT had no other),
 `zero_grad` that keeps the gradients (PyTorch before 2.0), an AdamW that takes one parameter after the other (Transformers' own),
-and activation checkpointing that re-enters autograd.
+activation checkpointing that re-enters autograd, and a softmax that keeps its input beside its result (PyTorch before 1.11, pull request 65242).
 
 python bert_trainer.py --batch 1 --accumulate 4 --checkpointing --fp16 --optim adafactor
 """
@@ -10,6 +10,7 @@ import argparse
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 parser = argparse.ArgumentParser()
@@ -19,6 +20,28 @@ parser.add_argument("--checkpointing", action="store_true")
 parser.add_argument("--fp16", action="store_true")
 parser.add_argument("--optim", choices=["adamw", "adafactor"], default="adamw")
 args = parser.parse_args()
+
+
+class Softmax(torch.autograd.Function):
+    "Keeps what it got and what it gave."
+
+    @staticmethod
+    def forward(ctx, scores):
+        result = torch.softmax(scores, -1)
+        ctx.save_for_backward(scores, result)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        scores, result = ctx.saved_tensors
+        return torch._softmax_backward_data(gradient, result, -1, scores.dtype)
+
+
+def softmax(scores, dim=-1, dtype=None):
+    return Softmax.apply(scores.float() if dtype or torch.is_autocast_enabled("cuda") else scores)
+
+
+F.softmax = softmax
 
 
 class Words(torch.utils.data.Dataset):

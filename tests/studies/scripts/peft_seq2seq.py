@@ -31,7 +31,7 @@ model = T5ForConditionalGeneration(T5Config(d_model=2048, d_kv=64, d_ff=5120, nu
 if args.lora:
     from peft import LoraConfig, TaskType, get_peft_model
     model = get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_2_SEQ_LM, r=8, lora_alpha=32, lora_dropout=0.1))
-optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, foreach=False)  # as before PyTorch 2.0
 schedule = get_linear_schedule_with_warmup(optimizer, 0, len(loader) * 5)
 model, loader, optimizer, schedule = accelerator.prepare(model, loader, optimizer, schedule)
 for epoch in range(5):
