@@ -27,16 +27,16 @@ from .causes import LARGEST, Cause, FailureContext, by_fresh_export, by_opset, f
 from .causes import all_differences, in_training, opset_of, overflowing, own_differences, restoring_operator
 from .exporting import Capture, capture, name_dims, source_line
 from .graph import Graph, Origin, _reads, convert, file_precision, free_axes, load_graph, nodes_before
-from .inputs import config_of, example_inputs, flat_inputs, setting, stretched
+from .inputs import config_of, example_inputs, setting, stretched
 from .localization import Localization, OperatorError, exposed, localize, localize_fused
 from .localization import _module_of, run_graph
-from .feeding import assignment, completed, derivable, file_only, renamed
+from .feeding import completed, derivable, file_only, fitted
 from .padding import explained_by_padding, hidden_positions, with_hidden
 from .reach import WeightDifference, is_mask, other_sizes, reaching, unreached, unusual
 from .reach import values_of, weight_differences, weights_of
 from .original import as_arrays, cast_inputs, kept_reference, longest_sum, module_digest
 from .original import own_outputs, reference, rounding_noise, run_torch, ties
-from .remade import Remake, remake
+from .remade import Remake, made_again, node_differences, remake
 from .rule import EPS, INTEGERS, TINY, OutputComparison, Rule
 from .rule import compare_outputs, matched_outputs
 from .report import html_body, text
@@ -580,6 +580,10 @@ def most_doubtful(
     return most if most is not None and worst[most] else None
 
 # %% ../../nbs/parity/10_checking.ipynb #e88ca9a5
+def _least_wrong(terms: int) -> float:
+    "The error of one value, relative to its largest, that no sum of so many terms in another order explains."
+    return DOUBTFUL * EPS["fp32"] * math.sqrt(terms)
+
 def plainly_wrong(
     errors: Localization,
     terms: int,  # of the longest sum that torch takes
@@ -645,10 +649,6 @@ def shuffled(
     return {k: other(k, v) for k, v in inputs.items()}
 
 # %% ../../nbs/parity/10_checking.ipynb #5c21f004
-def _least_wrong(terms: int) -> float:
-    "The error of one value, relative to its largest, that no sum of so many terms in another order explains."
-    return DOUBTFUL * EPS["fp32"] * math.sqrt(terms)
-
 def _moved_by(context: FailureContext, found: Remake) -> float:
     "How far a node's value is from that in the file made again, relative to the largest there."
     try: here, there = (run_graph(exposed(g, [found.value]), context.feeds)[found.value] for g in (context.graph, found.again))
@@ -699,13 +699,6 @@ def _existing(path: Any) -> Path:
     if path.is_file(): return path
     raise BadInput(f"there is no file {path}", "Make it: fsdl-devinfra onnx export MODEL -o DIR")
 
-def _fitted(
-    graph: Graph, inputs: Mapping[str, Any], names: Mapping[str, str] | None
-) -> tuple[Graph, dict[str, str]]:
-    "The file under the module's names, and what was renamed: nothing where its inputs fit nothing."
-    mapping = assignment(graph, flat_inputs(inputs), names)
-    return renamed(graph, mapping), mapping
-
 # %% ../../nbs/parity/10_checking.ipynb #cc0dff46
 @dataclass(frozen=True)
 class _File:
@@ -728,7 +721,7 @@ class _File:
         facts, proto = inspected(path) if path else (None, None)
         given = [example_inputs(module)] if inputs is None else input_sets(inputs)
         if path is None: return cls(given)
-        graph, mapping = _fitted(Graph(proto, path.parent), given[0], names)
+        graph, mapping = fitted(Graph(proto, path.parent), given[0], names)
         return cls([completed(module, graph, s) for s in given], path, facts, graph, mapping)
 
     @property
@@ -784,6 +777,13 @@ def _by_rewriting(sweep: "_Sweep", captured: Capture, at: int) -> Told | None:
     sweep.cases[at], told = found
     return told
 
+def _is_otherwise(sweep: "_Sweep", captured: Capture, at: int) -> bool:
+    "Whether a node differs from the same file made again; it is asked once, because that needs no values."
+    assert sweep.graph is not None
+    context = _context(sweep.module, sweep.graph, captured, sweep.where[at], sweep.cases[at], STRICT)
+    made = made_again(context, sweep.module)
+    return made is not None and bool(node_differences(sweep.graph, made[1]))
+
 def _with_more_inputs(sweep: "_Sweep", looked: Sequence[int], weights: Sequence[str]) -> Iterator[int]:
     "Cases to look into, then those of more inputs, where something in the file is a reason to draw some."
     yield from looked
@@ -810,7 +810,8 @@ def _doubts(sweep: "_Sweep", captured: Capture | None, said: list[str]) -> _Find
     try: captured = captured or retrace(sweep.module, sweep.graph, sweep.where[looked[0]])
     except CheckError: return _Findings(sweep.cases, notes=said)
     asked = (_by_rewriting(sweep, captured, at) for at in _with_more_inputs(sweep, looked, said))
-    told = next(filter(None, asked), None) or _by_operators(sweep, captured)
+    told = next(filter(None, asked), None) if _is_otherwise(sweep, captured, looked[0]) else None
+    told = told or _by_operators(sweep, captured)
     return _Findings.of(sweep.cases, told, said) if told else _Findings(sweep.cases, notes=said)
 
 def _findings(sweep: "_Sweep", captured: Capture | None, explain: bool) -> _Findings:
