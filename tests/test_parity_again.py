@@ -174,6 +174,21 @@ def test_a_weight_that_the_outputs_hardly_show(share: float, verdict: str, tmp_p
     assert report.verdict == verdict and "quiet.weight" in str(report.causes or report.notes)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_bias_that_the_outputs_hardly_show_in_a_file_of_torchscript(wrapped: bool, tmp_path: Path) -> None:
+    "The name of a wrapper stands before those of the weights: they were not compared."
+    torch.manual_seed(0)
+    net, x = Quiet(1e-3).eval(), torch.randn(4, 16)
+    file = tmp_path / "net.onnx"
+    torch.onnx.export(Wrapper(net).eval() if wrapped else net, (x,), str(file), input_names=["x"], output_names=["output"], dynamic_axes={"x": {0: "batch"}}, opset_version=17, dynamo=False)
+    assert check(net, file, {"x": x}).verdict == "pass"
+    proto = onnx.load(file)
+    tensor = next(t for t in proto.graph.initializer if t.name.endswith("quiet.bias"))
+    tensor.CopyFrom(numpy_helper.from_array(torch.from_numpy(numpy_helper.to_array(tensor).copy()).bfloat16().float().numpy(), tensor.name))
+    report = check(net, saved(proto, tmp_path), {"x": x})
+    assert report.verdict == "fail" and [c.kind for c in report.causes] == ["weight"], report.notes
+
+
 def test_bytes_with_external_weights_are_made_whole(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = nn.Linear(64, 64).eval(), torch.randn(2, 64)

@@ -41,6 +41,7 @@ from .rule import EPS, INTEGERS, TINY, OutputComparison, Rule
 from .rule import compare_outputs, matched_outputs
 from .report import html_body, text
 from .safety import inspected
+from .scripted import wrapper_of
 from .timing import Latency
 
 if TYPE_CHECKING:
@@ -1045,6 +1046,15 @@ def _reached_nowhere(
         hidden = unreached(held, graph, feeds_of(graph, tensors, sweep.kind), hidden, level=level)
     return hidden
 
+def _named(weights: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
+    "Weights under the names that they have inside a wrapper."
+    return {f"{wrapper}{name}": value for name, value in weights.items()}
+
+def _also(found: Sequence[WeightDifference], others: Sequence[WeightDifference]) -> list[WeightDifference]:
+    "Weights that differ in both ways: an exporter may fold a batch norm into one, or leave it as it is."
+    names = {d.name for d in others}
+    return [d for d in found if d.name in names]
+
 def _wrong_weights(
     sweep: "_Sweep", captured: Capture | None
 ) -> tuple[list[WeightDifference], list[str], Capture | None]:
@@ -1052,12 +1062,14 @@ def _wrong_weights(
     graph, module = sweep.graph, sweep.module
     nothing = [], [], captured
     if graph is None or _verdict([c.verdict for c in sweep.cases]) == "fail": return nothing
-    if not weight_differences(weights_of(module), graph, sweep.kind): return nothing
+    wrapper = wrapper_of(graph, module)
+    other = weight_differences(_named(weights_of(module), wrapper), graph, sweep.kind)
+    if not other: return nothing
     try:
         captured = captured or retrace(module, graph, sweep.where[0])
         fresh = load_graph(captured.model)
-        held = {name: fresh.array(name) for name in fresh.initializers}
-        found = weight_differences(held, graph, sweep.kind)
+        held = _named({name: fresh.array(name) for name in fresh.initializers}, wrapper)
+        found = _also(weight_differences(held, graph, sweep.kind), other)
         hidden = _reached_nowhere(sweep, graph, held, found)
     except CheckError: return [], [], captured
     return hidden, [f"{d}; the outputs do not show it" for d in found if d not in hidden][:8], captured
