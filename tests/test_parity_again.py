@@ -134,6 +134,20 @@ def test_a_product_of_the_attention_in_a_narrower_type(electra: models.Made, kin
     assert sorted(failed) == ["linear_7", "linear_8"]
 
 
+def test_nodes_put_into_a_small_file(tmp_path: Path) -> None:
+    "Two casts are a quarter of this file; what was made again is in it nonetheless."
+    torch.manual_seed(0)
+    net, image = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 2)).eval(), torch.randn(2, 3, 8, 8)
+    file = tmp_path / "net.onnx"
+    torch.onnx.export(net, (image,), str(file), input_names=["input"], output_names=["output"], dynamic_axes={"input": {0: "batch"}}, opset_version=17, dynamo=False)
+    graph = load_graph(file)
+    assert check(net, file, {"input": image}).verdict == "pass"
+    value = graph.nodes[0].output[0]
+    report = check(net, saved(through(graph, value, 10), tmp_path), {"input": image})
+    assert report.verdict == "fail" and report.first_divergence is not None
+    assert (report.first_divergence.value, report.first_divergence.op) == (value, "aten.conv2d.default")
+
+
 class Mixed(nn.Module):
     "A module that takes one product through bfloat16 itself."
     def __init__(self) -> None:

@@ -683,7 +683,7 @@ def rewritten(
 def _strict_words(o: OutputComparison) -> str:
     "What a strict rule says of an output."
     where = f" at {o.block}" if o.block else ""
-    return f"error{where} is {o.ratio:.3g} times torch's own, and a fresh export does not have it"
+    return f"error{where} is {o.ratio:.3g} times torch's own; a fresh export does not have it, and later operators hide that"
 
 def _failed_strictly(case: Case, context: FailureContext) -> Case:
     "A case that passed, with the outputs that a strict rule fails."
