@@ -28,20 +28,21 @@ from .causes import LARGEST, Cause, FailureContext, by_fresh_export, by_opset, f
 from .causes import all_differences, in_training, opset_of, overflowing, own_differences, restoring_operator
 from .exporting import Capture, capture, name_dims, source_line
 from .graph import Graph, Origin, _reads, convert, file_precision, free_axes, load_graph, nodes_before
-from .inputs import config_of, example_inputs, flat_inputs, setting, stretched
+from .inputs import config_of, example_inputs, setting, stretched
 from .localization import Localization, OperatorError, exposed, localize, localize_fused
 from .localization import _module_of, run_graph
-from .feeding import assignment, completed, derivable, file_only, renamed
+from .feeding import completed, derivable, file_only, fitted
 from .padding import explained_by_padding, hidden_positions, with_hidden
 from .reach import LENGTHS, WeightDifference, is_mask, other_sizes, reaching, unreached
 from .reach import unusual, values_of, weight_differences, weights_of
 from .original import as_arrays, cast_inputs, kept_reference, longest_sum, module_digest
 from .original import own_outputs, reference, rounding_noise, run_torch, ties
-from .remade import Remake, remake
+from .remade import Remake, made_again, node_differences, remake
 from .rule import EPS, INTEGERS, TINY, OutputComparison, Rule
 from .rule import compare_outputs, matched_outputs
 from .report import html_body, text
 from .safety import inspected
+from .scripted import wrapper_of
 from .timing import Latency
 
 if TYPE_CHECKING:
@@ -581,6 +582,10 @@ def most_doubtful(
     return most if most is not None and worst[most] else None
 
 # %% ../../nbs/parity/10_checking.ipynb #e88ca9a5
+def _least_wrong(terms: int) -> float:
+    "The error of one value, relative to its largest, that no sum of so many terms in another order explains."
+    return DOUBTFUL * EPS["fp32"] * math.sqrt(terms)
+
 def plainly_wrong(
     errors: Localization,
     terms: int,  # of the longest sum that torch takes
@@ -646,10 +651,6 @@ def shuffled(
     return {k: other(k, v) for k, v in inputs.items()}
 
 # %% ../../nbs/parity/10_checking.ipynb #5c21f004
-def _least_wrong(terms: int) -> float:
-    "The error of one value, relative to its largest, that no sum of so many terms in another order explains."
-    return DOUBTFUL * EPS["fp32"] * math.sqrt(terms)
-
 def _moved_by(context: FailureContext, found: Remake) -> float:
     "How far a node's value is from that in the file made again, relative to the largest there."
     try: here, there = (run_graph(exposed(g, [found.value]), context.feeds)[found.value] for g in (context.graph, found.again))
@@ -683,7 +684,7 @@ def rewritten(
 def _strict_words(o: OutputComparison) -> str:
     "What a strict rule says of an output."
     where = f" at {o.block}" if o.block else ""
-    return f"error{where} is {o.ratio:.3g} times torch's own, and a fresh export does not have it"
+    return f"error{where} is {o.ratio:.3g} times torch's own; a fresh export does not have it, and later operators hide that"
 
 def _failed_strictly(case: Case, context: FailureContext) -> Case:
     "A case that passed, with the outputs that a strict rule fails."
@@ -699,13 +700,6 @@ def _existing(path: Any) -> Path:
     if path.is_dir(): path = path / "model.onnx"
     if path.is_file(): return path
     raise BadInput(f"there is no file {path}", "Make it: fsdl-devinfra onnx export MODEL -o DIR")
-
-def _fitted(
-    graph: Graph, inputs: Mapping[str, Any], names: Mapping[str, str] | None
-) -> tuple[Graph, dict[str, str]]:
-    "The file under the module's names, and what was renamed: nothing where its inputs fit nothing."
-    mapping = assignment(graph, flat_inputs(inputs), names)
-    return renamed(graph, mapping), mapping
 
 # %% ../../nbs/parity/10_checking.ipynb #cc0dff46
 @dataclass(frozen=True)
@@ -729,7 +723,7 @@ class _File:
         facts, proto = inspected(path) if path else (None, None)
         given = [example_inputs(module)] if inputs is None else input_sets(inputs)
         if path is None: return cls(given)
-        graph, mapping = _fitted(Graph(proto, path.parent), given[0], names)
+        graph, mapping = fitted(Graph(proto, path.parent), given[0], names)
         return cls([completed(module, graph, s) for s in given], path, facts, graph, mapping)
 
     @property
@@ -785,6 +779,13 @@ def _by_rewriting(sweep: "_Sweep", captured: Capture, at: int) -> Told | None:
     sweep.cases[at], told = found
     return told
 
+def _is_otherwise(sweep: "_Sweep", captured: Capture, at: int) -> bool:
+    "Whether a node differs from the same file made again; it is asked once, because that needs no values."
+    assert sweep.graph is not None
+    context = _context(sweep.module, sweep.graph, captured, sweep.where[at], sweep.cases[at], STRICT)
+    made = made_again(context, sweep.module)
+    return made is not None and bool(node_differences(sweep.graph, made[1]))
+
 def _with_more_inputs(sweep: "_Sweep", looked: Sequence[int], weights: Sequence[str]) -> Iterator[int]:
     "Cases to look into, then those of more inputs, where something in the file is a reason to draw some."
     yield from looked
@@ -811,7 +812,8 @@ def _doubts(sweep: "_Sweep", captured: Capture | None, said: list[str]) -> _Find
     try: captured = captured or retrace(sweep.module, sweep.graph, sweep.where[looked[0]])
     except CheckError: return _Findings(sweep.cases, notes=said)
     asked = (_by_rewriting(sweep, captured, at) for at in _with_more_inputs(sweep, looked, said))
-    told = next(filter(None, asked), None) or _by_operators(sweep, captured)
+    told = next(filter(None, asked), None) if _is_otherwise(sweep, captured, looked[0]) else None
+    told = told or _by_operators(sweep, captured)
     return _Findings.of(sweep.cases, told, said) if told else _Findings(sweep.cases, notes=said)
 
 def _findings(sweep: "_Sweep", captured: Capture | None, explain: bool) -> _Findings:
@@ -1045,6 +1047,15 @@ def _reached_nowhere(
         hidden = unreached(held, graph, feeds_of(graph, tensors, sweep.kind), hidden, level=level)
     return hidden
 
+def _named(weights: Mapping[str, Any], wrapper: str) -> dict[str, Any]:
+    "Weights under the names that they have inside a wrapper."
+    return {f"{wrapper}{name}": value for name, value in weights.items()}
+
+def _also(found: Sequence[WeightDifference], others: Sequence[WeightDifference]) -> list[WeightDifference]:
+    "Weights that differ in both ways: an exporter may fold a batch norm into one, or leave it as it is."
+    names = {d.name for d in others}
+    return [d for d in found if d.name in names]
+
 def _wrong_weights(
     sweep: "_Sweep", captured: Capture | None
 ) -> tuple[list[WeightDifference], list[str], Capture | None]:
@@ -1052,12 +1063,14 @@ def _wrong_weights(
     graph, module = sweep.graph, sweep.module
     nothing = [], [], captured
     if graph is None or _verdict([c.verdict for c in sweep.cases]) == "fail": return nothing
-    if not weight_differences(weights_of(module), graph, sweep.kind): return nothing
+    wrapper = wrapper_of(graph, module)
+    other = weight_differences(_named(weights_of(module), wrapper), graph, sweep.kind)
+    if not other: return nothing
     try:
         captured = captured or retrace(module, graph, sweep.where[0])
         fresh = load_graph(captured.model)
-        held = {name: fresh.array(name) for name in fresh.initializers}
-        found = weight_differences(held, graph, sweep.kind)
+        held = _named({name: fresh.array(name) for name in fresh.initializers}, wrapper)
+        found = _also(weight_differences(held, graph, sweep.kind), other)
         hidden = _reached_nowhere(sweep, graph, held, found)
     except CheckError: return [], [], captured
     return hidden, [f"{d}; the outputs do not show it" for d in found if d not in hidden][:8], captured

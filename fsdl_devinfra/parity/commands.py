@@ -494,32 +494,39 @@ def _checked(module: Any, file: Path, args: argparse.Namespace, rule: Any) -> An
 def _on_grid(asked: _Asked, args: argparse.Namespace, given: Any, options: Mapping[str, Any]) -> Any:
     "The check on all sizes of a grid."
     from fsdl_devinfra.parity.checking import input_sets
+    from fsdl_devinfra.parity.feeding import fitted
     from fsdl_devinfra.parity.graph import load_graph
     from fsdl_devinfra.parity.inputs import example_inputs
     from fsdl_devinfra.parity.shapes import grid_inputs, parse_shapes
     grid = parse_shapes(args.shapes)
     example = input_sets(given)[0] if given else example_inputs(asked.module)
-    sets = grid_inputs(load_graph(asked.file), example, grid, asked.module)
+    graph, _ = fitted(load_graph(asked.file), example, options["names"])
+    sets = grid_inputs(graph, example, grid, asked.module)
     report = asked.on(sets, widen=False, **options)
     if not grid.ranges or report.verdict != "pass": return report
-    return _searched(report, asked, grid, example, args.model)
+    return _searched(report, asked, grid, example, args.model, options)
 
-def _searched(report: Any, asked: _Asked, grid: Any, example: Any, model_name: str) -> Any:
+def _searched(
+    report: Any, asked: _Asked, grid: Any, example: Any, model_name: str, options: Mapping[str, Any]
+) -> Any:
     "Search the ranges, and check the smallest shape that fails as a case of its own."
     from fsdl_devinfra.parity.shapes import search_shapes
-    found = search_shapes(asked.module, asked.file, grid, example, asked.providers[0], model_name=model_name)
+    sides = (asked.module, asked.file, grid, example, asked.providers[0])
+    found = search_shapes(*sides, model_name=model_name, names=options["names"])
     told = _tried_text(found.tried, found.refused)
     if found.failing is None: return replace(report, notes=[*report.notes, told])
-    failing = _at(asked, example, found.failing)
+    failing = _at(asked, example, found.failing, options)
     notes = [*failing.notes, told, f"repeat it: {found.command}"]
     return replace(failing, cases=report.cases + failing.cases, notes=notes)
 
-def _at(asked: _Asked, example: Any, sizes: Mapping[str, int]) -> Any:
+def _at(asked: _Asked, example: Any, sizes: Mapping[str, int], options: Mapping[str, Any]) -> Any:
     "The check at one point of a grid."
+    from fsdl_devinfra.parity.feeding import fitted
     from fsdl_devinfra.parity.graph import load_graph
     from fsdl_devinfra.parity.shapes import Grid, grid_inputs
     point = Grid({name: [size] for name, size in sizes.items()}, {})
-    return asked.on(grid_inputs(load_graph(asked.file), example, point, asked.module), widen=False)
+    graph, _ = fitted(load_graph(asked.file), example, options["names"])
+    return asked.on(grid_inputs(graph, example, point, asked.module), widen=False, **options)
 
 def _tried_text(tried: int, refused: int) -> str:
     "How many shapes a search has tried, in words."

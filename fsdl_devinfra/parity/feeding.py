@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import BadInput
 from ..core.lazy import lazy_module
 from .graph import Graph
+from .inputs import flat_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,7 @@ else:
     torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['kind_of', 'could_be', 'derivable', 'assignment', 'renamed', 'completed', 'file_only', 'derived_inputs']
+__all__ = ['kind_of', 'could_be', 'derivable', 'assignment', 'renamed', 'fitted', 'completed', 'file_only', 'derived_inputs']
 
 # %% ../../nbs/parity/15_feeding.ipynb #2d739021
 def _dtype_of(info: Any) -> Any:  # numpy.dtype
@@ -117,6 +118,16 @@ def renamed(
     for node in proto.graph.node:
         for i, value in enumerate(node.input): node.input[i] = names.get(value, value)
     return Graph(proto, graph.folder)
+
+# %% ../../nbs/parity/15_feeding.ipynb #5c220001
+def fitted(
+    graph: Graph,
+    inputs: Mapping[str, Any],  # parameter of `forward` → tensor, or list of tensors
+    names: Mapping[str, str] | None = None,  # file name → module name, from the user
+) -> tuple[Graph, dict[str, str]]:
+    "The file under the module's names, and what was renamed. Raises `BadInput` where that is not clear."
+    mapping = assignment(graph, flat_inputs(inputs), names)
+    return renamed(graph, mapping), mapping
 
 # %% ../../nbs/parity/15_feeding.ipynb #dbc2064a
 def _token_ids(inputs: Mapping[str, Any]) -> Any:  # tensor [batch, length], or None

@@ -17,9 +17,9 @@ from ..core.lazy import lazy_module
 from ..core.results import Result, write_atomic
 from .backends import session_provider, versions
 from fsdl_devinfra.parity.checking import (
-    _by_reference_evaluator, _fitted, feeds_of, input_sets, retrace, shapes_of,
+    _by_reference_evaluator, feeds_of, input_sets, retrace, shapes_of,
 )
-from .feeding import completed
+from .feeding import completed, fitted
 from .files import _arrays, _length, _relative, _renamed_to, derived_sets
 from .graph import Graph, _reads, file_precision, load_graph, nodes_before
 from .inputs import example_inputs
@@ -398,7 +398,7 @@ def _known_of(
 ) -> Known:
     "The model's values on the inputs of the case that failed."
     given = [example_inputs(module)] if inputs is None else input_sets(inputs)
-    graph, _ = _fitted(graph, given[0], names)
+    graph, _ = fitted(graph, given[0], names)
     given = [completed(module, graph, s) for s in given]
     sets = given + (other_sizes(module, graph, given[0]) if len(given) == 1 else [])
     return known_values(module, graph, _of_shapes(sets, shapes))

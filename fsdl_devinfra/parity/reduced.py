@@ -25,10 +25,10 @@ from ..env.machine import cpu
 from .backends import PROVIDERS, Backend, NotRun, onnx_backend, provider_name, session, versions
 from .causes import Cause, saturates, unsigned_weights
 from fsdl_devinfra.parity.checking import (
-    Case, Divergence, ParityReport, _fitted, _now, _verdict, feeds_of, input_sets, retrace, shapes_of,
+    Case, Divergence, ParityReport, _now, _verdict, feeds_of, input_sets, retrace, shapes_of,
 )
 from .exporting import quiet
-from .feeding import completed, derived_inputs
+from .feeding import completed, derived_inputs, fitted
 from .graph import Graph, file_precision, load_graph, nodes_before
 from .inputs import config_of, example_inputs, setting
 from .timing import Latency
@@ -1266,7 +1266,7 @@ def _task(model: Any, path: Path, inputs: Any, names: Mapping[str, str] | None) 
     "Read the file and fit it to the inputs."
     graph = Graph(inspected(path)[1], path.parent)
     sets, labels = _data(model, graph, inputs)
-    graph, mapping = _fitted(graph, sets[0], names)
+    graph, mapping = fitted(graph, sets[0], names)
     if not isinstance(model, (str, Path)): sets = [completed(model, graph, s) for s in sets]
     renamed = [f"input {there} of the file is {here} of the model" for there, here in mapping.items()]
     return _Task(graph, sets, labels, renamed)

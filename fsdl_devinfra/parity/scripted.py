@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +36,19 @@ def is_scripted(
     return sum(name.startswith("/") for name in made) > len(made) / 2
 
 # %% ../../nbs/parity/24_scripted.ipynb #5c21a010
+def _before(name: str, own: Collection[str]) -> Iterator[str]:
+    "What stands before the name of a weight of the module, for every weight whose name ends it."
+    parts = name.split(".")
+    for i in range(len(parts)):
+        if ".".join(parts[i:]) in own: yield "".join(f"{part}." for part in parts[:i])
+
 def wrapper_of(
     graph: Graph,  # of the file
     module: "nn.Module",
 ) -> str:  # with a dot at its end; "" where the module itself was exported
     "What a file puts before the names of the module's weights."
-    own, held = [name for name, _ in module.named_parameters()], list(graph.initializers)
-    found = Counter(there.removesuffix(name) for there in held for name in own if f".{there}".endswith(f".{name}"))
+    own = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    found = Counter(prefix for name in graph.initializers for prefix in _before(name, own))
     return max(found, key=lambda prefix: (found[prefix], -len(prefix)), default="")
 
 # %% ../../nbs/parity/24_scripted.ipynb #5c21a013

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..core.errors import BadInput, CheckError, need
 from ..core.results import Result
 from .backends import session
+from .feeding import fitted
 from .graph import Graph, load_graph
 from .inputs import example_inputs, free_dims, runs, with_sizes
 from .original import as_arrays, reference, run_torch
@@ -216,10 +217,11 @@ def _disagreement(module: "nn.Module", opened: Any, point: Mapping[str, Any]) ->
     return "; ".join(f"{o.name}: {o.why}" for o in outputs if o.verdict == "fail")
 
 # %% ../../nbs/parity/12_shapes.ipynb #0e840e5d
-def _command(model_name: str, onnx: Any, sizes: Mapping[str, int]) -> str:
+def _command(model_name: str, onnx: Any, sizes: Mapping[str, int], names: Mapping[str, str] | None = None) -> str:
     "The command line that repeats a failure."
     shapes = ",".join(f"{k}={v}" for k, v in sizes.items())
-    return f"fsdl-devinfra onnx check {model_name} {onnx} --shapes {shapes}"
+    pairs = "".join(f" --map {there}={here}" for there, here in (names or {}).items())
+    return f"fsdl-devinfra onnx check {model_name} {onnx} --shapes {shapes}{pairs}"
 
 def search_shapes(
     module: "nn.Module",
@@ -229,11 +231,14 @@ def search_shapes(
     provider: str = "cpu",
     samples: int = 24,
     model_name: str = "MODEL",  # for the command
+    names: Mapping[str, str] | None = None,  # input of the file → parameter of `forward`
 ) -> ShapeSearch:
     "Search ranges of shapes for one where the file is not the module."
-    graph, example = load_graph(onnx), dict(inputs) if inputs is not None else example_inputs(module)
+    example = dict(inputs) if inputs is not None else example_inputs(module)
+    graph, mapping = fitted(load_graph(onnx), example, names)
     dims = grid_dims(graph, example, {*grid.ranges, *grid.sizes}, module)
-    opened, fixed = session(onnx, provider), {k: v[0] for k, v in grid.sizes.items()}
+    source = graph.data() if mapping else onnx
+    opened, fixed = session(source, provider, folder=graph.folder), {k: v[0] for k, v in grid.sizes.items()}
     def agrees(sizes: dict[str, int]) -> str:
         return _disagreement(module, opened, with_sizes(example, dims, fixed | sizes))
-    return search(agrees, grid.ranges, samples, lambda sizes: _command(model_name, onnx, sizes))
+    return search(agrees, grid.ranges, samples, lambda sizes: _command(model_name, onnx, sizes, names))
