@@ -75,7 +75,7 @@ def _height_and_width(size: Any) -> tuple[int, int]:
 def _image(config: Any, batch: int, length: int, generator: Any) -> "Tensor":
     "An image of noise, or as many of them as a model of videos reads."
     channels = int(setting(config, "num_channels", "in_channels", default=3))
-    size = _height_and_width(setting(config, "image_size", default=32))
+    size = _height_and_width(setting(config, "image_size", "input_size", default=32))
     frames = setting(config, "num_frames")
     return torch.randn(batch, *([] if frames is None else [int(frames)]), channels, *size, generator=generator)
 

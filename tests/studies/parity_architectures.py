@@ -61,10 +61,12 @@ def checked(folder: Path, generation: bool) -> dict[str, Any]:
     status, out, err = said("onnx", "check", str(folder), str(target if generation else target / "model.onnx"), "--json")
     if not out.strip(): return {"verdict": STATUS.get(status, f"status {status}"), "why": last_line(err)}
     document = json.loads(out)
-    outputs = [o for c in document.get("cases", []) for o in c["outputs"]]
-    why = next((f"{o['name']}: {o['why']}" for o in outputs if o["verdict"] == "fail"), "")
-    return {"verdict": STATUS.get(status, f"status {status}"), "cases": len(document.get("cases", [])), "ratio": max((o["ratio"] for o in outputs), default=None),
-            "why": why or "; ".join(c["kind"] for c in document.get("causes", [])) or "; ".join(map(str, document.get("notes", [])))[:200]}
+    outputs = [(o, c["notes"]) for c in document.get("cases", []) for o in c["outputs"]]
+    worst, notes = max(outputs, key=lambda o: o[0]["ratio"], default=({}, []))
+    why = next((f"{o['name']}: {o['why']}" for o, _ in outputs if o["verdict"] == "fail"), "")
+    said_why = why or "; ".join(c["kind"] for c in document.get("causes", [])) or "; ".join(map(str, document.get("notes", [])))[:200]
+    return {"verdict": STATUS.get(status, f"status {status}"), "cases": len(document.get("cases", [])), "ratio": worst.get("ratio"),
+            "why": said_why or ("; ".join(notes)[:200] if worst.get("ratio", 0) > 8 else "")}
 
 
 def one(family: str, seed: int) -> dict[str, Any] | None:
