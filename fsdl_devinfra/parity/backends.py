@@ -325,14 +325,14 @@ def _in_one_piece(model: str | Path | bytes, folder: Path | None) -> bytes:
     "A file with its weights inside. Raises `NotRun` where that is too large for a browser."
     onnx = need("onnx", "onnx", "reading the file")
     raw = model if isinstance(model, bytes) else Path(model).read_bytes()
-    loaded, beside = onnx.load_model_from_string(raw), importlib.import_module("onnx.external_data_helper")
-    lengths = [beside.ExternalDataInfo(t).length or 0 for t in loaded.graph.initializer if beside.uses_external_data(t)]
-    if len(raw) + sum(lengths) > MOST_FOR_WEB:
-        told = f"the file is {size_text(len(raw) + sum(lengths))} with its weights, and a browser takes at most 2 GiB"
+    tensors, beside = onnx.load_model_from_string(raw).graph.initializer, importlib.import_module("onnx.external_data_helper")
+    size = len(raw) + sum(beside.ExternalDataInfo(t).length or 0 for t in tensors if beside.uses_external_data(t))
+    if size > MOST_FOR_WEB:
+        told = f"the file is {size_text(size)} with its weights, and a browser takes at most 2 GiB"
         raise NotRun(told, "Export it in fp16 or quantised, or in parts")
-    if not lengths: return raw
-    beside.load_external_data_for_model(loaded, str(folder or (Path() if isinstance(model, bytes) else Path(model).parent)))
-    return loaded.SerializeToString()
+    made = whole(raw, folder or (Path() if isinstance(model, bytes) else Path(model).parent))
+    assert isinstance(made, bytes)
+    return made
 
 # %% ../../nbs/parity/05_backends.ipynb #b8000004
 _WEB_LEVELS = {"none": "disabled"}  # onnxruntime-web's own words, where they are others
