@@ -52,7 +52,7 @@ NAMES = (*TEXT, *OWN)
 
 
 def model_of(
-    name: str,  # of NAMES, or "timm:NAME"
+    name: str,  # of NAMES, "timm:NAME", or "zoo:FAMILY" of Transformers
     seed: int = 1,
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     "A model in eval mode whose weights are all away from zero and one, and an example."
@@ -75,9 +75,19 @@ def _built(name: str) -> tuple[nn.Module, dict[str, torch.Tensor] | None]:
         import timm
         module = timm.create_model(name.removeprefix("timm:"), pretrained=False)
         return module, {"x": torch.randn(2, *module.default_cfg["input_size"])}
+    if name.startswith("zoo:"): return _of_zoo(name.removeprefix("zoo:")), None
     if name in TEXT: return TEXT[name](), None
     from test_parity_zoo import ZOO
     return ZOO[name]()
+
+
+def _of_zoo(family: str) -> nn.Module:
+    "A tiny model of any family of the installed transformers."
+    import sys
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "studies"))
+    import hub_zoo
+    config = hub_zoo.config_of(family, 1)
+    return hub_zoo.class_of(config).from_config(config)
 
 
 class Positional(nn.Module):

@@ -63,7 +63,7 @@ def checked(folder: Path, generation: bool) -> dict[str, Any]:
     document = json.loads(out)
     outputs = [(o, c["notes"]) for c in document.get("cases", []) for o in c["outputs"]]
     worst, notes = max(outputs, key=lambda o: o[0]["ratio"], default=({}, []))
-    why = next((f"{o['name']}: {o['why']}" for o, _ in outputs if o["verdict"] == "fail"), "")
+    why = next((f"{o['name']}: {o['why']}" for o, _ in outputs if o["verdict"] == "fail"), document.get("error", ""))
     said_why = why or "; ".join(c["kind"] for c in document.get("causes", [])) or "; ".join(map(str, document.get("notes", [])))[:200]
     return {"verdict": STATUS.get(status, f"status {status}"), "cases": len(document.get("cases", [])), "ratio": worst.get("ratio"),
             "why": said_why or ("; ".join(notes)[:200] if worst.get("ratio", 0) > 8 else "")}
