@@ -151,3 +151,13 @@ def test_a_cache_that_does_not_grow_is_not_solved_for():
     assert "no cache that grows" in said and "tokens fit" not in said
     attends = Architecture.from_config(dict(model_type="llama", hidden_size=1024, num_hidden_layers=4, num_attention_heads=4, vocab_size=1000))
     assert "tokens fit" in serving_text(serve(attends, ServeOptions(), card)[0])
+
+@pytest.mark.parametrize("kinds, repeats", [(["hybrid", "mamba"] * 3, 1), (["mamba", "hybrid"] * 2, 0)])
+def test_time_has_the_products_of_every_use_of_a_shared_block(kinds, repeats):
+    "What `cost` multiplies is what `memory` says a token passes through: two blocks, three uses; and two uses, where nothing is repeated."
+    from fsdl_devinfra.compute.operations import layer_products, product_scale
+    model = Architecture.from_config(dict(model_type="zamba2", hidden_size=64, num_hidden_layers=len(kinds), layers_block_type=kinds, num_attention_heads=4, intermediate_size=128,
+                                          vocab_size=100, n_mamba_heads=4, num_mem_blocks=2))
+    products = model.layers * sum(inner * outer * times for inner, outer, times in layer_products(model)) * product_scale(model)
+    assert products == pytest.approx(model.parts.layer + model.repeated) and bool(model.repeated) == bool(repeats)
+    assert products == pytest.approx(model.active_parameters - model.parts.embedding - model.parts.other)

@@ -368,7 +368,7 @@ def _unpack_seconds(model: Architecture, strategy: Strategy, gpu: Chip) -> float
     "Quantised weights are unpacked to 16 bits before every product."
     moved = UNPACK_BYTES[strategy.base_weights] if strategy.base_weights else 0.0
     layers = max(model.layers + model.decoder_layers, 1)
-    return moved * model.parts.layer / layers / strategy.tp / gpu.bandwidth
+    return moved * (model.parts.layer + model.repeated) / layers / strategy.tp / gpu.bandwidth
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0018
 def _host_bound(computed: Pass, least: float) -> Pass:
