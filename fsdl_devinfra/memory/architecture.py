@@ -1795,12 +1795,16 @@ def _measured(whole: Mapping[str, Any], name: str) -> Architecture:
     return replace(model, packing=packing_of(config, _attention_share(model, config), model.layers))
 
 # %% ../../nbs/memory/01_architecture.ipynb #8eba1d2a
+def _digits(count: int) -> str:
+    "A count in three digits, however many it has: a float ends at 10^308."
+    return f"{count:.3g}" if abs(count) < 10**300 else "more than 10^300"
+
 def _refuse_absurd(model: Architecture) -> None:
     "Raise where a count came out that no model has."
     parts = model.parts
     if min(parts.embedding, parts.layer, parts.expert, parts.other) < 0 or model.parameters > 10**15:
         raise BadInput(
-            f"the configuration makes {model.parameters:.3g} parameters, which no model has",
+            f"the configuration makes {_digits(model.parameters)} parameters, which no model has",
             "Check config.json",
         )
 

@@ -223,7 +223,7 @@ def mlstm(
     "An mLSTM layer (`modeling_xlstm.py`), with the biases of the norms around it."
     hidden, heads = _number(config, "hidden_size"), _number(config, "num_heads", default=8)
     chunk, bias = _number(config, "chunk_size", default=64), bool(config.get("use_bias"))
-    keys, values = (int(hidden * (config.get(f"{name}_dim_factor") or usual)) for name, usual in (("qk", 0.5), ("v", 1.0)))
+    keys, values = (int(hidden * float(config.get(f"{name}_dim_factor") or usual)) for name, usual in (("qk", 0.5), ("v", 1.0)))
     count = hidden * (2 * keys + 3 * values) + 2 * (hidden * heads + heads) + values
     if bias: count += 2 * keys + 3 * values + hidden + 2 * hidden
     state = keys * values // heads + keys + heads
