@@ -129,7 +129,7 @@ def test_bloom_with_its_own_settings():
 def test_an_optimizer_on_the_host_of_a_v100():
     """ZeRO-Offload (Ren et al. 2021): 10 billion parameters on one V100 at 40 TFLOP/s, which is in the range.
 
-    Its micro-batch is not known here: with 10 sequences and one micro-batch the range is 31 to 48 model TFLOP/s, with 51 of them 40.3 to 60.5."""
+    Its micro-batch is not known here: with 10 sequences and one micro-batch the range is 30 to 48 model TFLOP/s, with 51 of them 40.3 to 60.5."""
     from fsdl_devinfra.compute.cluster import cluster
     from fsdl_devinfra.compute.operations import flops_per_token
     from fsdl_devinfra.memory.strategy import Strategy, Workload

@@ -146,3 +146,12 @@ def test_a_guess_is_called_one():
     for config in (dict(model_type="never-heard-of", **same), dict(model_type="internvl_chat", text_config=dict(model_type="llama", **same), vision_config=dict(hidden_size=64))):
         a = Architecture.from_config(config)
         assert a.source == "guess" and "guessed" in estimate(a, Strategy(), Workload(128)).assumptions[0]
+
+#: a value that a field of the recurrent families cannot have, as JSON gives it
+ODD = [dict(qk_dim_factor="12" * 200), dict(v_dim_factor="half"), dict(num_hidden_layers=0), dict(hidden_size=None), dict(ffn_proj_factor=10**400), dict(num_heads="4x")]
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: next(iter(odd)))
+def test_an_odd_recurrent_configuration_is_a_sentence(odd):
+    xlstm = dict(model_type="xlstm", hidden_size=256, num_heads=4, num_hidden_layers=4, vocab_size=1000)
+    with pytest.raises(BadInput): Architecture.from_config(xlstm | odd)
+    assert Architecture.from_config(xlstm | dict(qk_dim_factor="0.5")).parameters == Architecture.from_config(xlstm).parameters > 0

@@ -151,3 +151,40 @@ def test_a_cache_that_does_not_grow_is_not_solved_for():
     assert "no cache that grows" in said and "tokens fit" not in said
     attends = Architecture.from_config(dict(model_type="llama", hidden_size=1024, num_hidden_layers=4, num_attention_heads=4, vocab_size=1000))
     assert "tokens fit" in serving_text(serve(attends, ServeOptions(), card)[0])
+
+@pytest.mark.parametrize("kinds, repeats", [(["hybrid", "mamba"] * 3, 1), (["mamba", "hybrid"] * 2, 0)])
+def test_time_has_the_products_of_every_use_of_a_shared_block(kinds, repeats):
+    "What `cost` multiplies is what `memory` says a token passes through: two blocks, three uses; and two uses, where nothing is repeated."
+    from fsdl_devinfra.compute.operations import layer_products, product_scale
+    model = Architecture.from_config(dict(model_type="zamba2", hidden_size=64, num_hidden_layers=len(kinds), layers_block_type=kinds, num_attention_heads=4, intermediate_size=128,
+                                          vocab_size=100, n_mamba_heads=4, num_mem_blocks=2))
+    products = model.layers * sum(inner * outer * times for inner, outer, times in layer_products(model)) * product_scale(model)
+    assert products == pytest.approx(model.parts.layer + model.repeated) and bool(model.repeated) == bool(repeats)
+    assert products == pytest.approx(model.active_parameters - model.parts.embedding - model.parts.other)
+
+JAMBA = dict(model_type="jamba", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=100, num_hidden_layers=8, num_experts=1, num_experts_per_tok=1)
+NEMOTRON = dict(model_type="nemotron_h", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96, mamba_num_heads=8, mamba_head_dim=16, n_groups=2,
+                ssm_state_size=16, vocab_size=100, num_hidden_layers=5, hybrid_override_pattern="M-*-M")
+FALCON = dict(model_type="falcon_h1", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96, vocab_size=100, num_hidden_layers=4, mamba_n_heads=4,
+              mamba_d_head=16, mamba_d_ssm=64)
+LLAMA = dict(model_type="llama", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=100, num_hidden_layers=3)
+
+def first(*choices): return choices[0]
+
+def adapted(config):
+    "Inputs and outputs of the linear layers that are used, those around attention apart: what adapters of rank 1 have."
+    with torch.device("meta"): module = transformers.AutoModelForCausalLM.from_config(config)
+    module.tie_weights()
+    found = {name if "adapter_list" not in name else id(layer.weight): layer for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear) and "lm_head" not in name}
+    sizes = {name: layer.in_features + layer.out_features for name, layer in found.items()}
+    attends = sum(size for name, size in sizes.items() if str(name).split(".")[-1] in ("q_proj", "k_proj", "v_proj", "o_proj"))
+    return sum(sizes.values()), attends
+
+@pytest.mark.parametrize("given", [JAMBA, NEMOTRON, FALCON, LLAMA, GRIFFIN, dict(model_type="zamba", **zamba(first)), dict(model_type="zamba2", **zamba2(first)),
+                                   dict(model_type="zamba2", **zamba2(first)) | dict(layers_block_type=["hybrid", "mamba"] * 3, num_mem_blocks=2)], ids=lambda given: given["model_type"])
+def test_adapters_are_put_on_the_layers_that_there_are(given):
+    "`--lora-rank`: PEFT finds modules, and a block that layers share is one at each of its uses; Llama is the control."
+    from fsdl_devinfra.memory.states import adapter_parameters
+    config = transformers.CONFIG_MAPPING[given["model_type"]](**{key: value for key, value in given.items() if key != "model_type"})
+    model = Architecture.from_config(json.loads(json.dumps(config.to_dict(), default=str)))
+    assert (adapter_parameters(model, 1), adapter_parameters(model, 1, "attention")) == adapted(config)

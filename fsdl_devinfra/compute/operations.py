@@ -74,7 +74,7 @@ def product_scale(
     layers, parts = model.layers + model.decoder_layers, model.parts
     seen = layers * sum(inner * outer * times for inner, outer, times in layer_products(model))
     routed = parts.expert * model.experts_per_token / model.experts if model.experts else 0
-    active = parts.layer + routed
+    active = parts.layer + model.repeated + routed  # a block that layers share is computed at each use
     return active / seen if seen and active else 1.0
 
 # %% ../../nbs/compute/02_operations.ipynb #32a7eff5

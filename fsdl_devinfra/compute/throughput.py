@@ -194,6 +194,10 @@ def _product_rates(device: Device, strategy: Strategy, held: float) -> tuple[flo
     return peak_flops(strategy.precision, device) * best_shape(device, True) * held, plain
 
 # %% ../../nbs/compute/04_throughput.ipynb #97778c45
+def _packs(strategy: Strategy) -> bool:
+    "Whether adapters may be trained on samples packed together: under Megatron, elsewhere where padding says so."
+    return strategy.lora_rank is not None and (strategy.framework == "megatron" or strategy.padding == "packed")
+
 def chip(
     device: Device,
     strategy: Strategy,
@@ -207,7 +211,7 @@ def chip(
     return Chip(
         products=products,
         plain=plain,
-        attention=min(core, plain) / (rates.packed if strategy.lora_rank is not None else 1.0),
+        attention=min(core, plain) / (rates.packed if _packs(strategy) else 1.0),
         bandwidth=device.bandwidth * 1e9 * rates.bandwidth,
         width=4 if strategy.precision == "fp32" else 2,
         kernel=rates.kernel / (3 if strategy.software in JOINED_KERNELS else 1),
@@ -368,7 +372,7 @@ def _unpack_seconds(model: Architecture, strategy: Strategy, gpu: Chip) -> float
     "Quantised weights are unpacked to 16 bits before every product."
     moved = UNPACK_BYTES[strategy.base_weights] if strategy.base_weights else 0.0
     layers = max(model.layers + model.decoder_layers, 1)
-    return moved * model.parts.layer / layers / strategy.tp / gpu.bandwidth
+    return moved * (model.parts.layer + model.repeated) / layers / strategy.tp / gpu.bandwidth
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0018
 def _host_bound(computed: Pass, least: float) -> Pass:
@@ -544,7 +548,7 @@ def _nodes_reached(model: Architecture, nodes: int) -> float:
 
 def _sent_once(model: Architecture, strategy: Strategy) -> bool:
     "Whether a node gets one copy of a token: DeepEP and HybridEP. NCCL's all-to-all sends one to each expert."
-    return bool(model.expert_groups) or strategy.framework != "megatron"
+    return bool(model.expert_groups) or strategy.framework not in ("megatron", "deepspeed")
 
 def _token_copies(model: Architecture, strategy: Strategy, cluster: Cluster, once: bool = False) -> float:
     "How often a token is sent: a node gets it once and hands it on (DeepSeek-V3 report, 3.2.2), or once an expert."
@@ -682,10 +686,11 @@ def offload_seconds(
     return copies * 2 * mine / rate, mine * 2 / rate + _host_adam_seconds(mine, cluster) * host
 
 def _gradient_copies(strategy: Strategy, workload: Workload) -> int:
-    """How often the gradients of a micro-batch cross PCIe: down to the host, and under DeepSpeed up again to be
-    added to where there are several (`async_accumulate_grad_in_cpu_via_gpu` in its ZeRO 1 and 2)."""
-    accumulates = strategy.framework == "deepspeed" and workload.microbatches(strategy) > 1
-    return 2 if accumulates else 1
+    """Gradients that cross PCIe for a micro-batch, in 16 bits each: down to the host. Under DeepSpeed two: up again
+    to be added to where there are several, and the last ones of a step down in 32 bits
+    (`async_accumulate_grad_in_cpu_via_gpu`, `async_inplace_copy_grad_to_fp32_buffer_from_gpu` in its ZeRO 1 and 2)."""
+    if strategy.framework != "deepspeed": return 1
+    return 2 if strategy.zero < 3 or workload.microbatches(strategy) > 1 else 1
 
 def _host_adam_seconds(parameters: float, cluster: Cluster) -> float:
     "Adam on the host, for all GPUs of a node."

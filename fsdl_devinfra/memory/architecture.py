@@ -441,6 +441,7 @@ class Architecture(Result):
     mixer_window: int = 0  # elements that its convolution remembers
     mixer_width: int = 0  # elements of a token where such a layer is widest
     mixer_kept: int = 0  # elements that training keeps for each token of such a layer
+    mixer_linear: int = 0  # inputs and outputs of the linear layers of all mixers and of what joins shared blocks, for adapters
     mlp_layers: int | None = None  # layers with an MLP or experts; None: all
     repeated: int = 0  # parameters of blocks that several layers share, once for each further layer
     wide_residual: bool = False  # hidden states travel from layer to layer in 32 bits
@@ -891,9 +892,24 @@ def _mixers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
         mixer_window=mixer.window,
         mixer_width=mixer.width,
         mixer_kept=mixer.kept,
+        mixer_linear=_mixer_linear(config, kinds, mixer.linear),
         mlp_layers=_mlp_layers(config, kinds),
         wide_residual=_wide_residual(config),
     )
+
+def _mixer_linear(config: Mapping[str, Any], kinds: Sequence[str], linear: int) -> int:
+    "Inputs and outputs of the linear layers of all mixers, and of what each use of a shared block has of its own."
+    mixers, uses = sum(kind in ("mixer", "both") for kind in kinds), kinds.count("both")
+    return mixers * linear + uses * _joining(config)
+
+def _joining(config: Mapping[str, Any]) -> int:
+    "Inputs and outputs of the linear layers that Zamba puts around a shared block."
+    kind, hidden = config.get("model_type"), _needed(config, "hidden")
+    if kind != "zamba2": return 2 * hidden if kind == "zamba" else 0
+    rank, ffn = int(config.get("adapter_rank") or 128), _ffn(config, kind, hidden)
+    attention = 3 * (4 * hidden + 2 * rank) if config.get("use_shared_attention_adapter") else 0
+    # gate and up are one matrix, which reads its input once
+    return hidden + (hidden + rank) + (rank + 2 * ffn) + attention
 
 def _wide_residual(config: Mapping[str, Any]) -> bool:
     "Whether hidden states are in 32 bits between layers: Mamba's default, which Nemotron-H turns off."
@@ -1779,12 +1795,16 @@ def _measured(whole: Mapping[str, Any], name: str) -> Architecture:
     return replace(model, packing=packing_of(config, _attention_share(model, config), model.layers))
 
 # %% ../../nbs/memory/01_architecture.ipynb #8eba1d2a
+def _digits(count: int) -> str:
+    "A count in three digits, however many it has: a float ends at 10^308."
+    return f"{count:.3g}" if abs(count) < 10**300 else "more than 10^300"
+
 def _refuse_absurd(model: Architecture) -> None:
     "Raise where a count came out that no model has."
     parts = model.parts
     if min(parts.embedding, parts.layer, parts.expert, parts.other) < 0 or model.parameters > 10**15:
         raise BadInput(
-            f"the configuration makes {model.parameters:.3g} parameters, which no model has",
+            f"the configuration makes {_digits(model.parameters)} parameters, which no model has",
             "Check config.json",
         )
 

@@ -23,6 +23,7 @@ class Mixer(NamedTuple):
     window: int  # elements that its convolution remembers of a sequence
     width: int  # elements of a token where the layer is widest
     kept: int  # elements that training keeps for each token, besides the layer's input
+    linear: int = 0  # inputs and outputs of its linear layers: what adapters of rank 1 have
 
 # %% ../../nbs/memory/01_mixers.ipynb #90033921
 def _number(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
@@ -51,7 +52,8 @@ def delta_net(
     small = through * taps + 2 * value_heads + value_width
     state = value_heads * key_width * value_width
     kept = through + (2 * keys + values) + 3 * values + (CHUNK + 7) * value_heads
-    return Mixer(projections + small, state, through * (taps - 1), 2 * through + 2 * values, kept)
+    linear = (hidden + 2 * keys + 2 * values) + (hidden + 2 * value_heads) + (values + hidden)
+    return Mixer(projections + small, state, through * (taps - 1), 2 * through + 2 * values, kept, linear)
 
 # %% ../../nbs/memory/01_mixers.ipynb #29151df8
 def _of_kimi(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -72,7 +74,8 @@ def kimi_delta(
     products = 4 * hidden * wide + 2 * (hidden * width + width * wide) + hidden * heads
     small = 3 * wide * taps + heads + wide + width
     kept = 10 * wide + 2 * CHUNK * heads + 2 * width
-    return Mixer(products + small, heads * width * width, 3 * wide * (taps - 1), 8 * wide, kept)
+    linear = 4 * (hidden + wide) + 2 * (hidden + width + width + wide) + hidden + heads
+    return Mixer(products + small, heads * width * width, 3 * wide * (taps - 1), 8 * wide, kept, linear)
 
 # %% ../../nbs/memory/01_mixers.ipynb #a7112d58
 class MambaSizes(NamedTuple):
@@ -121,7 +124,7 @@ def mamba2(
     if bias: count += projected + hidden
     if config.get("model_type") != "falcon_h1" or config.get("mamba_rms_norm"): count += inner  # a norm before the output
     kept = projected + inner + (0 if _in_one_kernel(config) else through + inner)
-    return Mixer(count, inner * states, through * (taps - 1), 2 * through + 3 * inner, kept)
+    return Mixer(count, inner * states, through * (taps - 1), 2 * through + 3 * inner, kept, projected + inner + 2 * hidden)
 
 def _in_one_kernel(config: Mapping[str, Any]) -> bool:
     "Whether one kernel does the whole layer: Zamba2 calls the convolution, the scan and the norm apart unless told otherwise."
@@ -160,8 +163,10 @@ def mamba1(
     if config.get("model_type") == "jamba":
         count += narrow  # norms of the three
         kept = 6 * inner + 2 * narrow
-    if config.get("model_type") == "zamba": kept = 6 * inner + narrow
-    return Mixer(count, inner * states, inner * (taps - 1), 6 * inner, kept)
+    linear = 2 * hidden + 3 * inner + (inner + narrow) + (rank + inner)
+    # Zamba's heads have a matrix each, which is no linear layer
+    if config.get("model_type") == "zamba": kept, linear = 6 * inner + narrow, 2 * hidden + 3 * inner
+    return Mixer(count, inner * states, inner * (taps - 1), 6 * inner, kept, linear)
 
 # %% ../../nbs/memory/01_mixers.ipynb #3c765966
 def short_convolution(
@@ -170,7 +175,7 @@ def short_convolution(
     "A gated convolution of LFM2."
     hidden, taps = _number(config, "hidden_size"), _number(config, "conv_L_cache", default=3)
     count = 4 * hidden * hidden + hidden * taps + bool(config.get("conv_bias")) * 5 * hidden
-    return Mixer(count, 0, hidden * (taps - 1), 5 * hidden, 6 * hidden)
+    return Mixer(count, 0, hidden * (taps - 1), 5 * hidden, 6 * hidden, 6 * hidden)
 
 # %% ../../nbs/memory/01_mixers.ipynb #adeff89b
 def rwkv(
@@ -196,7 +201,8 @@ def griffin(
     heads = _number(config, "num_attention_heads")
     products = 2 * (hidden * width + width) + width * hidden + hidden
     gates = width + 2 * (heads * (width // heads) ** 2 + heads * (width // heads))
-    return Mixer(products + gates + width * (taps + 1), width, width * (taps - 1), 6 * width, 19 * width)
+    linear = 3 * (hidden + width)
+    return Mixer(products + gates + width * (taps + 1), width, width * (taps - 1), 6 * width, 19 * width, linear)
 
 # %% ../../nbs/memory/01_mixers.ipynb #9a11c005
 def lightning(
@@ -208,7 +214,7 @@ def lightning(
     inner = heads * width
     parameters = 5 * hidden * inner + inner  # queries, keys, values, a gate, the output; a norm
     kept = 15 * inner + heads * block + inner * width // block
-    return Mixer(parameters, inner * width, 0, 7 * inner, kept)
+    return Mixer(parameters, inner * width, 0, 7 * inner, kept, 3 * hidden + 5 * inner)
 
 # %% ../../nbs/memory/01_mixers.ipynb #9a11c008
 def mlstm(
@@ -217,7 +223,7 @@ def mlstm(
     "An mLSTM layer (`modeling_xlstm.py`), with the biases of the norms around it."
     hidden, heads = _number(config, "hidden_size"), _number(config, "num_heads", default=8)
     chunk, bias = _number(config, "chunk_size", default=64), bool(config.get("use_bias"))
-    keys, values = (int(hidden * (config.get(f"{name}_dim_factor") or usual)) for name, usual in (("qk", 0.5), ("v", 1.0)))
+    keys, values = (int(hidden * float(config.get(f"{name}_dim_factor") or usual)) for name, usual in (("qk", 0.5), ("v", 1.0)))
     count = hidden * (2 * keys + 3 * values) + 2 * (hidden * heads + heads) + values
     if bias: count += 2 * keys + 3 * values + hidden + 2 * hidden
     state = keys * values // heads + keys + heads

@@ -179,6 +179,8 @@ def strategy_from_args(
     args: argparse.Namespace,
 ) -> Strategy:
     "The `Strategy` that the options describe."
+    if args.trainer_version and args.framework != "hf":
+        raise BadInput("--trainer-version is that of Transformers' Trainer", "Add --framework hf, or leave --trainer-version out")
     said: dict[str, Any] = {name: getattr(args, name) for name in _STRATEGY}
     said["recompute"] = said["recompute"] or "none"
     return Strategy(**said)

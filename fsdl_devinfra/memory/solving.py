@@ -41,10 +41,13 @@ def _refuse_unsolvable(what: str, strategy: Strategy, architecture: Architecture
     if what not in SOLVED: raise unknown_name("figure", what, list(SOLVED))
     if what == "kv-tokens" and not strategy.inference:
         raise BadInput("training keeps no cache", "Add --inference")
+    if strategy.states_only: raise BadInput("states do not depend on the batch", "Leave --states-only out")
+    if what == "kv-tokens" and architecture.kind in ("encoder", "vision"):
+        why = f"{architecture.name} generates no tokens, and so keeps no cache"
+        raise BadInput(why, "Ask for the sequences that fit at once: --solve micro-batch")
     if what == "kv-tokens" and not _grows(architecture, strategy):
         why = f"{architecture.name} keeps no cache that grows with tokens: its states and windows have a fixed size"
         raise BadInput(why, "Ask for the sequences that fit at once: --solve micro-batch")
-    if strategy.states_only: raise BadInput("states do not depend on the batch", "Leave --states-only out")
 
 # %% ../../nbs/memory/08_solving.ipynb #db99b315
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -72,10 +72,17 @@ def _attention_adapters(a: Architecture, only_qv: bool) -> int:
     "Inputs and outputs of the matrices of one attention block, which is what adapters of rank 1 have."
     h, q, kv = a.hidden, a.heads * a.head_dim, a.kv_heads * a.head_dim
     if a.kv_lora_rank: return _latent_adapters(a, only_qv)
-    if only_qv: return (h + q) + (h + kv)
-    return (h + q + 2 * kv if a.fused_qkv else (h + q) + 2 * (h + kv)) + (q + h)
+    read = 2 * h if a.family in ("zamba", "zamba2") else h  # the hidden state and the embedding side by side
+    if only_qv: return (read + q) + (read + kv)
+    return (h + q + 2 * kv if a.fused_qkv else (read + q) + 2 * (read + kv)) + (q + h)
 
 # %% ../../nbs/memory/03_states.ipynb #fabb8cad
+def _hybrid_adapters(a: Architecture, attention: int, mlp: int, all_linear: bool) -> int:
+    """Of a hybrid: attention and MLPs where layers have them, and the products of its mixers. A block that layers
+    share is a module at each use (Transformers), and has adapters there (PEFT)."""
+    feeding = a.layers if a.mlp_layers is None else a.mlp_layers
+    return a.attending * attention + feeding * mlp + (a.mixer_linear if all_linear else 0)
+
 def adapter_parameters(
     a: Architecture,
     rank: int,
@@ -84,6 +91,7 @@ def adapter_parameters(
     "Parameters that LoRA adds."
     attention = _attention_adapters(a, targets == "attention-qv")
     mlp = (3 if a.gated else 2) * (a.hidden + (a.ffn or a.expert_ffn)) if targets == "all-linear" else 0
+    if a.mixer_layers: return rank * _hybrid_adapters(a, attention, mlp, targets == "all-linear")
     # a decoder attends to its encoder too
     return rank * ((a.layers + a.decoder_layers) * (attention + mlp) + a.decoder_layers * attention)
 

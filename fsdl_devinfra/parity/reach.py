@@ -28,9 +28,9 @@ else:
     torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['LONGEST', 'LENGTHS', 'LARGE', 'named_dims', 'FreeSizes', 'is_mask', 'padded', 'varied', 'largest_that_runs',
+__all__ = ['LONGEST', 'LENGTHS', 'LARGE', 'NEARLY', 'named_dims', 'FreeSizes', 'is_mask', 'padded', 'varied', 'largest_that_runs',
            'longest', 'other_sizes', 'unusual', 'values_of', 'WeightDifference', 'weights_of', 'weight_differences',
-           'with_weight', 'unreached', 'reaching']
+           'turned_weights', 'with_weight', 'unreached', 'reaching']
 
 # %% ../../nbs/parity/14_reach.ipynb #6fc2080d
 def _without_past(size: Any) -> Any:
@@ -305,6 +305,27 @@ def _difference(name: str, graph: Graph, held: Any, precision: str) -> WeightDif
     rows = np.flatnonzero(wrong.reshape(len(wrong), -1).any(1))[:64] if wrong.ndim else []
     most = float(np.nan_to_num(apart[wrong], nan=np.inf).max())
     return WeightDifference(name, int(wrong.sum()), wrong.size, most, tuple(int(r) for r in rows))
+
+# %% ../../nbs/parity/14_reach.ipynb #2d6f9b51
+NEARLY = 0.01  # of the largest value of a weight: a weight that was rounded or slightly changed
+
+def _nearest_turned(mine: "np.ndarray", weights: Sequence["np.ndarray"]) -> "np.ndarray | None":
+    "The weight that a constant is when it is turned; the first row decides whether all is compared."
+    for theirs in weights:
+        if _apart(mine[0], theirs[:, 0]).max() <= NEARLY and _apart(mine, theirs.T).max() <= NEARLY: return theirs.T
+    return None
+
+def turned_weights(
+    held: Mapping[str, Any],  # name → tensor or array, of the module
+    graph: Graph,  # of the file
+) -> dict[str, Any]:  # name in the file → the weight, turned
+    "Weights of linear layers that TorchScript has turned and numbered."
+    plain: dict[tuple[int, ...], list[Any]] = {}
+    for weight in map(_array, held.values()):
+        if weight.ndim == 2 and weight.size: plain.setdefault(weight.shape, []).append(weight)
+    numbered = {n: t for n, t in graph.initializers.items() if n.startswith("onnx::") and len(t.dims) == 2}
+    found = {n: _nearest_turned(graph.array(n), plain.get((t.dims[1], t.dims[0]), [])) for n, t in numbered.items()}
+    return {n: weight for n, weight in found.items() if weight is not None}
 
 # %% ../../nbs/parity/14_reach.ipynb #2c88152e
 def with_weight(
