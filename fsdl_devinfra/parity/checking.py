@@ -34,7 +34,7 @@ from .localization import _module_of, run_graph
 from .feeding import completed, derivable, file_only, fitted
 from .padding import explained_by_padding, hidden_positions, with_hidden
 from .reach import LENGTHS, WeightDifference, is_mask, other_sizes, reaching, unreached
-from .reach import unusual, values_of, weight_differences, weights_of
+from .reach import turned_weights, unusual, values_of, weight_differences, weights_of
 from .original import as_arrays, cast_inputs, kept_reference, longest_sum, module_digest
 from .original import own_outputs, reference, rounding_noise, run_torch, ties
 from .remade import Remake, made_again, node_differences, remake
@@ -1064,12 +1064,13 @@ def _wrong_weights(
     nothing = [], [], captured
     if graph is None or _verdict([c.verdict for c in sweep.cases]) == "fail": return nothing
     wrapper = wrapper_of(graph, module)
-    other = weight_differences(_named(weights_of(module), wrapper), graph, sweep.kind)
+    turned = turned_weights(weights_of(module), graph)
+    other = weight_differences(_named(weights_of(module), wrapper) | turned, graph, sweep.kind)
     if not other: return nothing
     try:
         captured = captured or retrace(module, graph, sweep.where[0])
         fresh = load_graph(captured.model)
-        held = _named({name: fresh.array(name) for name in fresh.initializers}, wrapper)
+        held = _named({name: fresh.array(name) for name in fresh.initializers}, wrapper) | turned
         found = _also(weight_differences(held, graph, sweep.kind), other)
         hidden = _reached_nowhere(sweep, graph, held, found)
     except CheckError: return [], [], captured
