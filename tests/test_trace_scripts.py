@@ -443,3 +443,21 @@ print(right.compute())
 def test_a_short_training_is_followed_to_its_end(tmp_path: Path, run: Run, library: str, script: str) -> None:
     pytest.importorskip(library)
     fits(run(script), tmp_path)
+
+
+COPIES = """
+import contextlib, sys, torch
+net = torch.nn.Linear(1024, 1024).cuda()
+copies = torch.cuda.stream(torch.cuda.Stream()) if "aside" in sys.argv else contextlib.nullcontext()
+for _ in range(9):
+    with copies: x = torch.randn(4096, 1024, pin_memory=True).cuda(non_blocking=True)
+    net(x).sum().backward()
+"""
+
+
+@pytest.mark.slow
+def test_a_loader_enters_the_context_of_its_stream_for_each_batch(tmp_path: Path, run: Run) -> None:
+    "Batches are pinned, and lie in blocks of their stream."
+    plain, aside = (fits(run(COPIES, arguments=arguments), tmp_path) for arguments in ((), ("aside",)))
+    assert aside["allocated_bytes"]["value"] == plain["allocated_bytes"]["value"]
+    assert aside["reserved_bytes"]["value"] > plain["reserved_bytes"]["value"]

@@ -15,8 +15,7 @@ import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -483,6 +482,7 @@ class ScriptRecorder(TrainingParts):
         if any(map(_is_of_others, given)): return func(*args, **kwargs)
         asked = is_cuda(kwargs.get("device"))
         if asked: kwargs["device"] = torch.device(_HOST)
+        if kwargs.get("pin_memory"): kwargs["pin_memory"] = False  # there is no driver to pin it for
         if not asked and not self._is_ours(func, args, kwargs, given): return func(*args, **kwargs)
         if func is _ITEM: return placeholder(given[0])
         if func.namespace == "c10d": return self._collective(func, args, kwargs, given)
@@ -784,20 +784,38 @@ _nothing = _ignoring(lambda: None)
 _numbers = itertools.count(1)
 
 class _Stream(_Idle):
-    "Stands for a stream that a script made."
-    def __init__(self, *args: Any, **kwargs: Any):
+    "Stands for a stream; the one that computes has number 0."
+    def __init__(self, *args: Any, number: int | None = None, **kwargs: Any):
         super().__init__()
-        self.number = next(_numbers)
+        self.number = next(_numbers) if number is None else number
 
-def _stream_of(recorder: CardAllocations) -> Callable[..., Any]:
-    "As `torch.cuda.stream`: what is allocated inside belongs to that stream."
-    @contextmanager
-    def inside(stream: Any = None) -> Iterator[None]:
-        before = recorder.stream
-        if stream is not None: recorder.stream = vars(stream).get("number", 0)
-        try: yield
-        finally: recorder.stream = before
-    return inside
+def _choose(recorder: CardAllocations, stream: Any = None) -> None:
+    "As `torch.cuda.set_stream`: what is allocated from now on belongs to that stream."
+    if stream is not None: recorder.stream = vars(stream).get("number", 0)
+
+class _Inside:
+    "As what `torch.cuda.stream` gives: inside, another stream is current. It can be entered many times."
+    def __init__(self, recorder: CardAllocations, stream: Any = None):
+        self.recorder, self.stream = recorder, stream
+        self.before: list[int] = []
+
+    def __enter__(self) -> None:
+        self.before.append(self.recorder.stream)
+        _choose(self.recorder, self.stream)
+
+    def __exit__(self, *details: Any) -> None: self.recorder.stream = self.before.pop()
+
+def _stream_answers(recorder: CardAllocations) -> dict[str, Callable[..., Any]]:
+    "Which stream is current, and how a script changes it."
+    inside = functools.partial(_Inside, recorder)
+    return dict(
+        Stream=_Stream,
+        stream=inside,
+        StreamContext=inside,
+        set_stream=functools.partial(_choose, recorder),
+        current_stream=_ignoring(lambda: _Stream(number=recorder.stream)),
+        default_stream=_ignoring(lambda: _Stream(number=0)),
+    )
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #d97bc609
 def _identity_answers(card: Mapping[str, Any], count: int) -> dict[str, Callable[..., Any]]:
@@ -872,26 +890,22 @@ _DO_NOTHING = (
     "set_rng_state_all",
     "ipc_collect",
     "set_per_process_memory_fraction",
-    "set_stream",
 )
 _OBJECTS = ("Event", "CUDAGraph", "device")
 
 def _other_answers() -> dict[str, Callable[..., Any]]:
-    "Streams, seeds, and what does nothing."
+    "Events, seeds, and what does nothing."
     answers: dict[str, Callable[..., Any]] = {name: _nothing for name in _DO_NOTHING}
     return answers | {name: _Idle for name in _OBJECTS} | dict(
-        Stream=_Stream,
         get_rng_state=_ignoring(torch.get_rng_state),
         get_rng_state_all=lambda: [torch.get_rng_state()],
-        current_stream=_ignoring(_Idle),
-        default_stream=_ignoring(_Idle),
     )
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #6e974c4f
 def _patch_card(recorder: CardAllocations, card: Mapping[str, Any], count: int) -> None:
     "`torch.cuda` as on the card."
     answers = _identity_answers(card, count) | _memory_answers(recorder, card) | _other_answers()
-    answers["stream"] = _stream_of(recorder)
+    answers |= _stream_answers(recorder)
     for name, answer in answers.items(): setattr(torch.cuda, name, answer)
     asked = [name for name in answers if hasattr(torch.cuda.memory, name) and name not in _DO_NOTHING]
     torch.cuda.memory = SimpleNamespace(**{**vars(torch.cuda.memory), **{name: answers[name] for name in asked}})
@@ -909,8 +923,8 @@ def _patch_accelerator(count: int) -> None:
         current_device_index=lambda: 0,
         synchronize=_nothing,
         set_device_index=_nothing,
-        current_stream=lambda *_: _Idle(),
-        set_stream=_nothing,
+        current_stream=torch.cuda.current_stream,
+        set_stream=torch.cuda.set_stream,
         empty_cache=torch.cuda.empty_cache,
     )
     for name, answer in answers.items(): setattr(torch.accelerator, name, answer)
