@@ -395,8 +395,8 @@ def test_a_loop_that_fetches_ahead_steps_its_optimizer(tmp_path: Path, run: Run)
     stepped = fits(run(AHEAD), tmp_path)
     never = fits(run(AHEAD, arguments=("never",)), tmp_path)
     assert states(stepped) >= 2 * WEIGHTS and states(never) == 0 and 8 <= stepped["steps"] <= 16
-    says = [[line for line in document["assumptions"] if "no optimizer was stepped" in line] for document in (stepped, never)]
-    assert says[0] == [] and says[1][0].startswith("no optimizer was stepped in 64 backward passes")
+    says = [[line for line in document["assumptions"] if "no optimizer of PyTorch was stepped" in line] for document in (stepped, never)]
+    assert says[0] == [] and says[1][0].startswith("no optimizer of PyTorch was stepped in 64 backward passes")
 
 
 TRIES = """
@@ -446,8 +446,9 @@ def test_a_short_training_is_followed_to_its_end(tmp_path: Path, run: Run, libra
 
 
 COPIES = """
-import contextlib, sys, torch
+import contextlib, copy, sys, torch
 net = torch.nn.Linear(1024, 1024).cuda()
+mean = copy.deepcopy(net)
 copies = torch.cuda.stream(torch.cuda.Stream()) if "aside" in sys.argv else contextlib.nullcontext()
 for _ in range(9):
     with copies: x = torch.randn(4096, 1024, pin_memory=True).cuda(non_blocking=True)
@@ -458,6 +459,8 @@ for _ in range(9):
 @pytest.mark.slow
 def test_a_loader_enters_the_context_of_its_stream_for_each_batch(tmp_path: Path, run: Run) -> None:
     "Batches are pinned, and lie in blocks of their stream."
-    plain, aside = (fits(run(COPIES, arguments=arguments), tmp_path) for arguments in ((), ("aside",)))
+    found = [run(COPIES, arguments=arguments) for arguments in ((), ("aside",))]
+    plain, aside = (fits(one, tmp_path) for one in found)
+    assert not any("FakeTensor" in errors for _, _, errors in found)  # a copy is no fault of the script
     assert aside["allocated_bytes"]["value"] == plain["allocated_bytes"]["value"]
     assert aside["reserved_bytes"]["value"] > plain["reserved_bytes"]["value"]

@@ -15,6 +15,7 @@ import runpy
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -752,6 +753,7 @@ def _address(storage: Any) -> int:
 def _patch_tensors() -> None:
     _patch_fakes()
     _patch_values()
+    warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copy.deepcopy does it
     torch.UntypedStorage.data_ptr = _address  # pyright: ignore[reportAttributeAccessIssue]
     torch.nn.Module._apply = _apply
     from torch.optim.optimizer import _foreach_supported_types as foreach_types
@@ -1193,7 +1195,7 @@ def _last_step(trace: Trace) -> list[dict[str, Any]]:
 def _not_stepped(recorder: TrainingSteps) -> list[str]:
     "What to say where an optimizer was never stepped."
     if recorder.optimizer_at or not recorder.backwards: return []
-    return [f"no optimizer was stepped in {recorder.backwards} backward passes: its states are not in the peak"]
+    return [f"no optimizer of PyTorch was stepped in {recorder.backwards} backward passes: states of one are not in the peak"]
 
 def _found(recorder: ScriptRecorder) -> dict[str, Any]:
     trace, peak = recorder.trace(), recorder.peak

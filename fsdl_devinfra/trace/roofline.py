@@ -87,14 +87,13 @@ _ADA = ("RTX-4", "RTX-5", "RTX-6", "RTX-PRO", "L4", "L40")  # how names begin
 #: those of the data sheet. Medians of zzc0721/torch-performance-test-data, database.md @9d82827: RTX 3090
 #: 75.5, 75.6, 75.9; RTX 4090 158.9 to 172.4 (nine runs). The runs of the RTX 5090 lie between 179 and 238
 #: and say too little
-_REACHED = {"RTX-3090": 75.6 / 71, "RTX-4090": 167.3 / 165.2}
+_REACHED = {"RTX-3090-24GB": 75.6 / 71, "RTX-4090-24GB": 167.3 / 165.2}
 
 def product_share(
     device: Device,
 ) -> float:
     "Share of the data sheet's dense peak that a large product reaches; more than 1 where the clock boosts."
-    for chip, share in _REACHED.items():
-        if device.name.startswith(chip + "-"): return share
+    if device.name in _REACHED: return _REACHED[device.name]
     if device.name.startswith(_ADA): return PRODUCTS_ADA
     return PRODUCTS_HOPPER if device.fp8 and not device.name.startswith("RTX") else PRODUCTS
 
@@ -175,7 +174,6 @@ class Card:
     channels_last: bool = False
     compiled: bool = False
     inference: bool = False  # normalisation has its statistics
-
 
 # %% ../../nbs/trace/08_roofline.ipynb #1adf82d1
 _HALVES = ("float16", "bfloat16")
