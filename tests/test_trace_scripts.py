@@ -464,3 +464,25 @@ def test_a_loader_enters_the_context_of_its_stream_for_each_batch(tmp_path: Path
     assert not any("FakeTensor" in errors for _, _, errors in found)  # a copy is no fault of the script
     assert aside["allocated_bytes"]["value"] == plain["allocated_bytes"]["value"]
     assert aside["reserved_bytes"]["value"] > plain["reserved_bytes"]["value"]
+
+
+VALIDATES = """
+import sys, torch
+net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(65536, 10)).cuda()
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for epoch in range(9):
+    net(torch.randn(2, 3, 32, 32, device="cuda")).sum().backward()
+    optimizer.step()
+    with torch.inference_mode() if "inference" in sys.argv else torch.no_grad():
+        labels = torch.randint(0, 10, (256,))
+        right = (net(torch.randn(256, 3, 32, 32, device="cuda")).argmax(1).cpu() == labels).sum().item()
+    print(f"{right / len(labels):.2f}")
+"""
+
+
+@pytest.mark.slow
+def test_a_validation_in_inference_mode_is_one_without_gradients(tmp_path: Path, run: Run) -> None:
+    "Its values are read, and the peak, which lies in it, is the same."
+    inference, plain = (fits(run(VALIDATES, arguments=arguments), tmp_path) for arguments in (("inference",), ()))
+    assert inference["peak"]["source"] == plain["peak"]["source"] == "train.py:10"
+    for size in ("allocated_bytes", "reserved_bytes", "device_bytes"): assert inference[size]["value"] == plain[size]["value"]

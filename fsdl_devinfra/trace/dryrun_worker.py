@@ -34,6 +34,7 @@ from .timeline import alive_by_kind, highest, snapshot
 
 torch = need("torch", "torch", "a dry run")
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 # %% auto #0
@@ -463,6 +464,11 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
             if type(error).__name__ not in _BY_VALUE: raise
             raise NeedsValue(f"{func._schema.name.split('::')[1]} needs the values of a tensor") from None
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #20b36b76
+def _is_whole(func: Any) -> bool:
+    "Does an operator come here in one piece that PyTorch takes apart outside of inference mode?"
+    return torch.is_inference_mode_enabled() and func._can_decompose()
+
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #20b36b77
 class ScriptRecorder(TrainingParts):
     "Records what a script does to the card."
@@ -473,10 +479,17 @@ class ScriptRecorder(TrainingParts):
     ) -> Any:
         if func is _DEVICE: return torch.device(_HOST)
         if any(t.__name__ == "DTensor" for t in types): return NotImplemented  # its own parts come here again
+        if _is_whole(func): return self._taken_apart(func, args, dict(kwargs or {}))
         before = getattr(_depth, "value", 0)
         _depth.value = before + 1
         try: return self._operator(func, args, dict(kwargs or {}))
         finally: _depth.value = before
+
+    def _taken_apart(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        "An operator by its parts, which come here again."
+        TorchDispatchMode.__enter__(self)
+        try: return func.decompose(*args, **kwargs)
+        finally: TorchDispatchMode.__exit__(self, None, None, None)
 
     def _operator(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         given = _tensors((args, kwargs))
