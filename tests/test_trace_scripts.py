@@ -467,15 +467,16 @@ def test_a_loader_enters_the_context_of_its_stream_for_each_batch(tmp_path: Path
 
 
 VALIDATES = """
-import sys, torch
+import copy, sys, torch
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(65536, 10)).cuda()
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+judged = copy.deepcopy(net).eval() if "copy" in sys.argv else net
 for epoch in range(9):
     net(torch.randn(2, 3, 32, 32, device="cuda")).sum().backward()
     optimizer.step()
     with torch.inference_mode() if "inference" in sys.argv else torch.no_grad():
         labels = torch.randint(0, 10, (256,))
-        right = (net(torch.randn(256, 3, 32, 32, device="cuda")).argmax(1).cpu() == labels).sum().item()
+        right = (judged(torch.randn(256, 3, 32, 32, device="cuda")).argmax(1).cpu() == labels).sum().item()
     print(f"{right / len(labels):.2f}")
 """
 
@@ -483,6 +484,7 @@ for epoch in range(9):
 @pytest.mark.slow
 def test_a_validation_in_inference_mode_is_one_without_gradients(tmp_path: Path, run: Run) -> None:
     "Its values are read, and the peak, which lies in it, is the same."
-    inference, plain = (fits(run(VALIDATES, arguments=arguments), tmp_path) for arguments in (("inference",), ()))
-    assert inference["peak"]["source"] == plain["peak"]["source"] == "train.py:10"
+    inference, plain, copied = (fits(run(VALIDATES, arguments=arguments), tmp_path) for arguments in (("inference",), (), ("copy",)))
+    assert inference["peak"]["source"] == plain["peak"]["source"] == copied["peak"]["source"] == "train.py:11"
+    assert copied["allocated_bytes"]["value"] > 2 * (256 * 64 * 32 * 32 * 4)  # what a copy with buffers computes is recorded as well
     for size in ("allocated_bytes", "reserved_bytes", "device_bytes"): assert inference[size]["value"] == plain[size]["value"]

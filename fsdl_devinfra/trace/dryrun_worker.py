@@ -55,6 +55,7 @@ _depth = threading.local()  # operators that run inside of each other
 
 #: the mode that our tensors without memory belong to; libraries (DTensor) have others, which are none of ours
 FAKES = FakeTensorMode(allow_non_fake_inputs=True)
+setattr(FAKES, "__deepcopy__", lambda memo: FAKES)  # a buffer copies its attributes, the mode among them
 
 def is_card(
     tensor: Any,
