@@ -395,8 +395,8 @@ def test_a_loop_that_fetches_ahead_steps_its_optimizer(tmp_path: Path, run: Run)
     stepped = fits(run(AHEAD), tmp_path)
     never = fits(run(AHEAD, arguments=("never",)), tmp_path)
     assert states(stepped) >= 2 * WEIGHTS and states(never) == 0 and 8 <= stepped["steps"] <= 16
-    says = [[line for line in document["assumptions"] if "no optimizer was stepped" in line] for document in (stepped, never)]
-    assert says[0] == [] and says[1][0].startswith("no optimizer was stepped in 64 backward passes")
+    says = [[line for line in document["assumptions"] if "no optimizer of PyTorch was stepped" in line] for document in (stepped, never)]
+    assert says[0] == [] and says[1][0].startswith("no optimizer of PyTorch was stepped in 64 backward passes")
 
 
 TRIES = """
@@ -443,3 +443,48 @@ print(right.compute())
 def test_a_short_training_is_followed_to_its_end(tmp_path: Path, run: Run, library: str, script: str) -> None:
     pytest.importorskip(library)
     fits(run(script), tmp_path)
+
+
+COPIES = """
+import contextlib, copy, sys, torch
+net = torch.nn.Linear(1024, 1024).cuda()
+mean = copy.deepcopy(net)
+copies = torch.cuda.stream(torch.cuda.Stream()) if "aside" in sys.argv else contextlib.nullcontext()
+for _ in range(9):
+    with copies: x = torch.randn(4096, 1024, pin_memory=True).cuda(non_blocking=True)
+    net(x).sum().backward()
+"""
+
+
+@pytest.mark.slow
+def test_a_loader_enters_the_context_of_its_stream_for_each_batch(tmp_path: Path, run: Run) -> None:
+    "Batches are pinned, and lie in blocks of their stream."
+    found = [run(COPIES, arguments=arguments) for arguments in ((), ("aside",))]
+    plain, aside = (fits(one, tmp_path) for one in found)
+    assert not any("FakeTensor" in errors for _, _, errors in found)  # a copy is no fault of the script
+    assert aside["allocated_bytes"]["value"] == plain["allocated_bytes"]["value"]
+    assert aside["reserved_bytes"]["value"] > plain["reserved_bytes"]["value"]
+
+
+VALIDATES = """
+import copy, sys, torch
+net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(65536, 10)).cuda()
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+judged = copy.deepcopy(net).eval() if "copy" in sys.argv else net
+for epoch in range(9):
+    net(torch.randn(2, 3, 32, 32, device="cuda")).sum().backward()
+    optimizer.step()
+    with torch.inference_mode() if "inference" in sys.argv else torch.no_grad():
+        labels = torch.randint(0, 10, (256,))
+        right = (judged(torch.randn(256, 3, 32, 32, device="cuda")).argmax(1).cpu() == labels).sum().item()
+    print(f"{right / len(labels):.2f}")
+"""
+
+
+@pytest.mark.slow
+def test_a_validation_in_inference_mode_is_one_without_gradients(tmp_path: Path, run: Run) -> None:
+    "Its values are read, and the peak, which lies in it, is the same."
+    inference, plain, copied = (fits(run(VALIDATES, arguments=arguments), tmp_path) for arguments in (("inference",), (), ("copy",)))
+    assert inference["peak"]["source"] == plain["peak"]["source"] == copied["peak"]["source"] == "train.py:11"
+    assert copied["allocated_bytes"]["value"] > 2 * (256 * 64 * 32 * 32 * 4)  # what a copy with buffers computes is recorded as well
+    for size in ("allocated_bytes", "reserved_bytes", "device_bytes"): assert inference[size]["value"] == plain[size]["value"]

@@ -15,8 +15,8 @@ import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +34,7 @@ from .timeline import alive_by_kind, highest, snapshot
 
 torch = need("torch", "torch", "a dry run")
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 # %% auto #0
@@ -54,6 +55,7 @@ _depth = threading.local()  # operators that run inside of each other
 
 #: the mode that our tensors without memory belong to; libraries (DTensor) have others, which are none of ours
 FAKES = FakeTensorMode(allow_non_fake_inputs=True)
+setattr(FAKES, "__deepcopy__", lambda memo: FAKES)  # a buffer copies its attributes, the mode among them
 
 def is_card(
     tensor: Any,
@@ -463,6 +465,11 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
             if type(error).__name__ not in _BY_VALUE: raise
             raise NeedsValue(f"{func._schema.name.split('::')[1]} needs the values of a tensor") from None
 
+# %% ../../nbs/trace/20_dryrun_worker.ipynb #20b36b76
+def _is_whole(func: Any) -> bool:
+    "Does an operator come here in one piece that PyTorch takes apart outside of inference mode?"
+    return torch.is_inference_mode_enabled() and func._can_decompose()
+
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #20b36b77
 class ScriptRecorder(TrainingParts):
     "Records what a script does to the card."
@@ -473,16 +480,24 @@ class ScriptRecorder(TrainingParts):
     ) -> Any:
         if func is _DEVICE: return torch.device(_HOST)
         if any(t.__name__ == "DTensor" for t in types): return NotImplemented  # its own parts come here again
+        if _is_whole(func): return self._taken_apart(func, args, dict(kwargs or {}))
         before = getattr(_depth, "value", 0)
         _depth.value = before + 1
         try: return self._operator(func, args, dict(kwargs or {}))
         finally: _depth.value = before
+
+    def _taken_apart(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        "An operator by its parts, which come here again."
+        TorchDispatchMode.__enter__(self)
+        try: return func.decompose(*args, **kwargs)
+        finally: TorchDispatchMode.__exit__(self, None, None, None)
 
     def _operator(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         given = _tensors((args, kwargs))
         if any(map(_is_of_others, given)): return func(*args, **kwargs)
         asked = is_cuda(kwargs.get("device"))
         if asked: kwargs["device"] = torch.device(_HOST)
+        if kwargs.get("pin_memory"): kwargs["pin_memory"] = False  # there is no driver to pin it for
         if not asked and not self._is_ours(func, args, kwargs, given): return func(*args, **kwargs)
         if func is _ITEM: return placeholder(given[0])
         if func.namespace == "c10d": return self._collective(func, args, kwargs, given)
@@ -752,6 +767,7 @@ def _address(storage: Any) -> int:
 def _patch_tensors() -> None:
     _patch_fakes()
     _patch_values()
+    warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copy.deepcopy does it
     torch.UntypedStorage.data_ptr = _address  # pyright: ignore[reportAttributeAccessIssue]
     torch.nn.Module._apply = _apply
     from torch.optim.optimizer import _foreach_supported_types as foreach_types
@@ -784,20 +800,38 @@ _nothing = _ignoring(lambda: None)
 _numbers = itertools.count(1)
 
 class _Stream(_Idle):
-    "Stands for a stream that a script made."
-    def __init__(self, *args: Any, **kwargs: Any):
+    "Stands for a stream; the one that computes has number 0."
+    def __init__(self, *args: Any, number: int | None = None, **kwargs: Any):
         super().__init__()
-        self.number = next(_numbers)
+        self.number = next(_numbers) if number is None else number
 
-def _stream_of(recorder: CardAllocations) -> Callable[..., Any]:
-    "As `torch.cuda.stream`: what is allocated inside belongs to that stream."
-    @contextmanager
-    def inside(stream: Any = None) -> Iterator[None]:
-        before = recorder.stream
-        if stream is not None: recorder.stream = vars(stream).get("number", 0)
-        try: yield
-        finally: recorder.stream = before
-    return inside
+def _choose(recorder: CardAllocations, stream: Any = None) -> None:
+    "As `torch.cuda.set_stream`: what is allocated from now on belongs to that stream."
+    if stream is not None: recorder.stream = vars(stream).get("number", 0)
+
+class _Inside:
+    "As what `torch.cuda.stream` gives: inside, another stream is current. It can be entered many times."
+    def __init__(self, recorder: CardAllocations, stream: Any = None):
+        self.recorder, self.stream = recorder, stream
+        self.before: list[int] = []
+
+    def __enter__(self) -> None:
+        self.before.append(self.recorder.stream)
+        _choose(self.recorder, self.stream)
+
+    def __exit__(self, *details: Any) -> None: self.recorder.stream = self.before.pop()
+
+def _stream_answers(recorder: CardAllocations) -> dict[str, Callable[..., Any]]:
+    "Which stream is current, and how a script changes it."
+    inside = functools.partial(_Inside, recorder)
+    return dict(
+        Stream=_Stream,
+        stream=inside,
+        StreamContext=inside,
+        set_stream=functools.partial(_choose, recorder),
+        current_stream=_ignoring(lambda: _Stream(number=recorder.stream)),
+        default_stream=_ignoring(lambda: _Stream(number=0)),
+    )
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #d97bc609
 def _identity_answers(card: Mapping[str, Any], count: int) -> dict[str, Callable[..., Any]]:
@@ -872,26 +906,22 @@ _DO_NOTHING = (
     "set_rng_state_all",
     "ipc_collect",
     "set_per_process_memory_fraction",
-    "set_stream",
 )
 _OBJECTS = ("Event", "CUDAGraph", "device")
 
 def _other_answers() -> dict[str, Callable[..., Any]]:
-    "Streams, seeds, and what does nothing."
+    "Events, seeds, and what does nothing."
     answers: dict[str, Callable[..., Any]] = {name: _nothing for name in _DO_NOTHING}
     return answers | {name: _Idle for name in _OBJECTS} | dict(
-        Stream=_Stream,
         get_rng_state=_ignoring(torch.get_rng_state),
         get_rng_state_all=lambda: [torch.get_rng_state()],
-        current_stream=_ignoring(_Idle),
-        default_stream=_ignoring(_Idle),
     )
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #6e974c4f
 def _patch_card(recorder: CardAllocations, card: Mapping[str, Any], count: int) -> None:
     "`torch.cuda` as on the card."
     answers = _identity_answers(card, count) | _memory_answers(recorder, card) | _other_answers()
-    answers["stream"] = _stream_of(recorder)
+    answers |= _stream_answers(recorder)
     for name, answer in answers.items(): setattr(torch.cuda, name, answer)
     asked = [name for name in answers if hasattr(torch.cuda.memory, name) and name not in _DO_NOTHING]
     torch.cuda.memory = SimpleNamespace(**{**vars(torch.cuda.memory), **{name: answers[name] for name in asked}})
@@ -909,8 +939,8 @@ def _patch_accelerator(count: int) -> None:
         current_device_index=lambda: 0,
         synchronize=_nothing,
         set_device_index=_nothing,
-        current_stream=lambda *_: _Idle(),
-        set_stream=_nothing,
+        current_stream=torch.cuda.current_stream,
+        set_stream=torch.cuda.set_stream,
         empty_cache=torch.cuda.empty_cache,
     )
     for name, answer in answers.items(): setattr(torch.accelerator, name, answer)
@@ -1179,7 +1209,7 @@ def _last_step(trace: Trace) -> list[dict[str, Any]]:
 def _not_stepped(recorder: TrainingSteps) -> list[str]:
     "What to say where an optimizer was never stepped."
     if recorder.optimizer_at or not recorder.backwards: return []
-    return [f"no optimizer was stepped in {recorder.backwards} backward passes: its states are not in the peak"]
+    return [f"no optimizer of PyTorch was stepped in {recorder.backwards} backward passes: states of one are not in the peak"]
 
 def _found(recorder: ScriptRecorder) -> dict[str, Any]:
     trace, peak = recorder.trace(), recorder.peak
