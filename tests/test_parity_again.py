@@ -188,6 +188,20 @@ def test_a_weight_that_the_outputs_hardly_show(share: float, verdict: str, tmp_p
     assert report.verdict == verdict and "quiet.weight" in str(report.causes or report.notes)
 
 
+@pytest.mark.parametrize("how", [{"providers": ["cpu", "NoSuchExecutionProvider"]}, {}])
+def test_what_was_not_run_is_not_looked_into(how: dict[str, list[str]], tmp_path: Path) -> None:
+    "A weight that differs draws more inputs; the cases of a provider that is not here ended the check."
+    torch.manual_seed(0)
+    net, inputs = Quiet(1e-5).eval(), {"x": torch.randn(4, 16)}
+    _, captured = export_capture(net, inputs, tmp_path / "net.onnx")
+    proto = onnx.load(tmp_path / "net.onnx")
+    tensor = next(t for t in proto.graph.initializer if t.name == "quiet.weight")
+    rounded = torch.from_numpy(numpy_helper.to_array(tensor).copy()).bfloat16().float().numpy()
+    tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    report = check(net, saved(proto, tmp_path), inputs, captured=captured, **how)
+    assert report.verdict == ("not-run" if how else "pass") and "quiet.weight" in str(report.notes)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_bias_that_the_outputs_hardly_show_in_a_file_of_torchscript(wrapped: bool, tmp_path: Path) -> None:
     "The name of a wrapper stands before those of the weights: they were not compared."

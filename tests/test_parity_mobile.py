@@ -38,7 +38,8 @@ class Interpreter:
         self.net, self.given = Net(0.05 if self.how == "wrong" else 0.0).eval(), {{}}
         scale = (1 / 32, 0) if self.how == "int8" else (0.0, 0)
         port = lambda name, index, shape, kind=np.float32, scale=(0.0, 0): {{"name": name, "index": index, "shape": np.array(shape), "shape_signature": np.array(shape), "dtype": kind, "quantization": scale}}
-        self.inputs = [port("in0", 0, [1, 8, 8, 3], np.int8 if self.how == "int8" else np.float32, scale), port("in1", 1, [1, 4])]
+        n = 2 if self.how == "two" else 1
+        self.inputs = [port("in0", 0, [n, 8, 8, 3], np.int8 if self.how == "int8" else np.float32, scale), port("in1", 1, [n, 4])]
         self.outputs = [port("out0", 2, [1, 5]), port("out1", 3, [1, 4])]
     def allocate_tensors(self): pass
     def get_signature_list(self): return {{}}
@@ -76,6 +77,14 @@ def test_one_image_at_a_time_with_channels_last(made_up: Path, capsys: pytest.Ca
     assert ran(capsys, NET, file_of(made_up, "wrong"))[0] == 1
 
 
+def test_a_file_for_two_samples(made_up: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    "One sample alone, which nobody gave, made it `not-run`. With Python's safe path the first folder of PYTHONPATH is not the working folder."
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    status, document = ran(capsys, NET, file_of(made_up, "two"))
+    assert (status, document["verdict"], document["coverage"]["batches"]) == (0, "pass", [2]), document
+    assert "the file takes the number of samples of the example only" in document["cases"][0]["notes"]
+
+
 def test_a_quantised_input_is_fed_and_said(made_up: Path, capsys: pytest.CaptureFixture[str]) -> None:
     "Thirty-seconds survive the scale of the file: nothing is lost, so it passes; others do not."
     image = np.random.default_rng(0).integers(-64, 64, (2, 3, 8, 8)).astype(np.float32) / 32
@@ -95,6 +104,13 @@ def test_inputs_of_another_size_are_no_fault(made_up: Path, capsys: pytest.Captu
     np.savez(made_up / "large.npz", image=np.ones((1, 3, 16, 16), np.float32), scale=np.ones((1, 4), np.float32))
     status, document = ran(capsys, NET, file_of(made_up, "right"), "--inputs", made_up / "large.npz")
     assert (status, document["verdict"]) == (2, "not-run") and "--inputs of the sizes" in document["hint"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="programs of Unix")
+@pytest.mark.parametrize(("python", "told"), [("echo", "echo ended with status 0 before it opened"), ("false", "false ended with status 1 before it opened")])
+def test_what_is_no_python_with_numpy_is_a_sentence(python: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, document = ran(capsys, NET, FILES / "net.tflite", "--python", python)
+    assert status == 2 and told in document["error"] and "numpy" in document["hint"], document
 
 
 @pytest.mark.parametrize(("name", "hint"), [("net.tflite", "fsdl-devinfra[litert]"), ("net.pte", "pip install executorch")])

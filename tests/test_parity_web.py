@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from onnx import numpy_helper
 from fsdl_devinfra.cli import main
 from fsdl_devinfra.core.errors import CheckError
 from fsdl_devinfra.parity import check, export
-from fsdl_devinfra.parity.browser import find_browser, web_package
+from fsdl_devinfra.parity.browser import WebSession, find_browser, web_package
 
 BUILT = Path(__file__).parents[1] / "build" / "node_modules" / "onnxruntime-web"  # `make web`
 
@@ -175,3 +176,23 @@ def test_an_interruption_ends_the_browser_and_removes_its_profile(file: Path, fa
     done.send_signal(signal.SIGINT)
     assert done.wait(60) == 130 and "Traceback" not in done.stderr.read()
     assert not lives(pid) and not list((fake / "tmp").glob("onnxruntime-web-*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("way", ["leaves", "stays"])
+def test_a_program_that_leaves_a_browser_behind(way: str, fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A script may start a browser and leave: the browser lived on."
+    (fake / "browser").write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {fake}/pid\n{'exit 0' if way == 'leaves' else 'wait'}\n")
+    monkeypatch.setattr("fsdl_devinfra.parity.browser.START", 2.0)
+    with pytest.raises(CheckError, match="ended with status 0" if way == "leaves" else "gave no answer in 2 s"): WebSession(b"")
+    assert not lives(int((fake / "pid").read_text()))
+
+
+@pytest.mark.parametrize("lost", ["ort.wasm.min.mjs", "browser"])
+def test_nothing_stays_where_a_session_does_not_start(lost: str, fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A package without its runtime, or a program that is none: the server and the profile stayed."
+    if lost == "browser": (fake / "browser").write_bytes(b"\x7fELF")
+    else: (fake / "npm" / "dist" / lost).rename(fake / "npm" / "dist" / "ort.other.mjs")
+    monkeypatch.setattr("tempfile.tempdir", str(fake))
+    with pytest.raises(CheckError, match="does not start" if lost == "browser" else "this onnxruntime-web has no"): WebSession(b"")
+    assert not list(fake.glob("onnxruntime-web-*")) and "onnxruntime-web" not in {t.name for t in threading.enumerate()}

@@ -319,7 +319,7 @@ def _openvino_backend(model: str | Path | bytes, threads: int) -> Backend:
     return Backend(OPENVINO, used, run, notes=["OpenVINO computes in float32, as told"])
 
 # %% ../../nbs/parity/05_backends.ipynb #b8000002
-MOST_FOR_WEB = 2**31 - 1  # bytes
+MOST_FOR_WEB = 0x7FE00000  # bytes of a buffer in Chrome: onnxruntime.ai/docs/tutorials/web/large-models.html
 
 def _in_one_piece(model: str | Path | bytes, folder: Path | None) -> bytes:
     "A file with its weights inside. Raises `NotRun` where that is too large for a browser."

@@ -161,8 +161,9 @@ async function loaded() {
 """
 _ANSWERED = """
 async function answered(ort, session, question) {
-  const feeds = unpacked(ort, await question.arrayBuffer()), start = performance.now();
+  const buffer = await question.arrayBuffer();
   try {
+    const feeds = unpacked(ort, buffer), start = performance.now();
     const values = await session.run(feeds);
     await say({seconds: (performance.now() - start) / 1000}, values);
   } catch (error) { await say({error: String(error?.message ?? error)}); }
@@ -330,9 +331,8 @@ def _prepared(host: Host, desk: _Desk, base: str, folder: Path, wanted: Wanted) 
 
 # %% ../../nbs/parity/04_browser.ipynb #b7000028
 def _end(process: "subprocess.Popen[Any]") -> None:
-    "End a process and its group."
+    "End a process and its group, which may outlive it: a script that starts a browser and leaves."
     for how in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-        if process.poll() is not None: return
         with contextlib.suppress(OSError):
             os.killpg(process.pid, how) if hasattr(os, "killpg") else process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired): process.wait(5)
@@ -340,21 +340,21 @@ def _end(process: "subprocess.Popen[Any]") -> None:
 class Child:
     """A process that leads a group of its own. It is started in a thread: Ctrl-C interrupts the main thread only, so
     there is no moment at which the process lives and nobody knows it."""
-    def __init__(self, line: list[str]):
-        self.line, self.why = line, ""
+    def __init__(self) -> None:
         self.process: "subprocess.Popen[Any] | None" = None
-        self._thread = threading.Thread(target=self._run, name="start " + Path(line[0]).name)
+        self.why, self._thread = "", threading.Thread()
 
-    def _run(self) -> None:
+    def _run(self, line: list[str]) -> None:
         nothing: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        try: self.process = subprocess.Popen(self.line, **nothing, start_new_session=True)
+        try: self.process = subprocess.Popen(line, **nothing, start_new_session=True)
         except OSError as e: self.why = e.strerror or str(e)
 
-    def start(self) -> None:
+    def start(self, line: list[str]) -> None:
         "Raises `CheckError` where there is no such program."
+        self._thread = threading.Thread(target=self._run, args=(line,), name="start " + Path(line[0]).name)
         self._thread.start()
         self._thread.join()
-        if self.why: raise CheckError(f"{self.line[0]} does not start ({self.why})", "Name another one in CHROME_PATH")
+        if self.why: raise CheckError(f"{line[0]} does not start ({self.why})", "Name another one in CHROME_PATH")
 
     @property
     def status(self) -> int | None: return self.process.poll() if self.process else None
@@ -399,11 +399,14 @@ class WebSession:
         dist, self.host = web_package() / "dist", find_host(wanted.kind)
         self._desk, folder = _Desk({"model": model}, dist), Path(tempfile.mkdtemp(prefix="onnxruntime-web-"))
         server, base = _served(self._desk)
-        self._child = Child(_prepared(self.host, self._desk, base, folder, wanted))
+        self._child, self.kind, self.last_seconds = Child(), wanted.kind, 0.0  # of the last run, as the page measured
         self.close = weakref.finalize(self, _stop, self._child, server, folder)
-        self._child.start()
-        self.kind, self.last_seconds = wanted.kind, 0.0  # of the last run, as the page measured them
-        self.told = self._loaded()
+        try:
+            self._child.start(_prepared(self.host, self._desk, base, folder, wanted))
+            self.told = self._loaded()
+        except BaseException:
+            self.close()
+            raise
 
     def _answer(self, seconds: float) -> tuple[dict[str, Any], dict[str, "np.ndarray"]]:
         "What the page sends next. Raises `CheckError` where nothing comes."

@@ -761,11 +761,13 @@ class _Findings:
         where, causes, errors, notes = told
         return cls(cases, where, causes, errors, said + notes)
 
+def _passes_in_fp32(case: Case) -> bool: return (case.verdict, case.precision) == ("pass", "fp32")
+
 def _looked_into(sweep: "_Sweep", weights: Sequence[str]) -> list[int]:
     "Cases that pass and are looked into: all, where something in the file is a reason; else the most doubtful."
     if sweep.graph is None or sweep.rule.fixed: return []
     if weights or narrowed(sweep.graph):
-        return [i for i, c in enumerate(sweep.cases) if (c.verdict, c.precision) == ("pass", "fp32")]
+        return [i for i, c in enumerate(sweep.cases) if _passes_in_fp32(c)]
     at = most_doubtful(sweep.cases, sweep.rule)
     return [] if at is None else [at]
 
@@ -793,7 +795,8 @@ def _with_more_inputs(sweep: "_Sweep", looked: Sequence[int], weights: Sequence[
     for seed in range(MORE if weights or narrowed(sweep.graph) else 0):
         before = len(sweep.cases)
         if sweep.add(shuffled(sweep.where[0], seed)): return
-        yield from range(before, len(sweep.cases))
+        new = sweep.cases[before:]  # one that was not run says nothing
+        yield from (before + i for i, c in enumerate(new) if c.verdict == "fail" or _passes_in_fp32(c))
 
 def _by_operators(sweep: "_Sweep", captured: Capture) -> Told | None:
     "What an operator does that is wrong although the outputs pass; its case fails."

@@ -175,7 +175,8 @@ def _tried_step(node: Any, *how: Any) -> Step:
     "`_step`; a trace may hold what is true of its example alone. Raises `CheckError` where it cannot go on."
     try: return _step(node, *how)
     except (RuntimeError, IndexError, ValueError, TypeError) as e:
-        raise CheckError(f"the traced program does not run on these inputs ({node.name}: {str(e).splitlines()[0]})",
+        why = " ".join(str(e).split()) or type(e).__name__
+        raise CheckError(f"the traced program does not run on these inputs ({node.name}: {why[:200]})",
                          "Compare on inputs like those that it was traced with") from e
 
 # %% ../../nbs/parity/07_localization.ipynb #ea7e7558

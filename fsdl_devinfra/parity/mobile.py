@@ -25,7 +25,8 @@ else:
     np = lazy_module("numpy")
 
 # %% auto #0
-__all__ = ['Port', 'RUNTIMES', 'in_order', 'laid_out', 'takes_one', 'MobileFile', 'inputs_of', 'widened', 'check_mobile']
+__all__ = ['Port', 'RUNTIMES', 'in_order', 'laid_out', 'takes_one', 'joined', 'MobileFile', 'inputs_of', 'widened',
+           'check_mobile']
 
 # %% ../../nbs/parity/21_mobile.ipynb #c2000007
 Port = Mapping[str, Any]  # name, type, shape (None where a size is free) of an input or output
@@ -69,6 +70,16 @@ def takes_one(
     ones = [p for p in ports if list(p["shape"][:1]) == [1]]
     return counts.pop() if len(counts) == 1 and len(ones) == len(ports) and max(counts) > 1 else 0
 
+# %% ../../nbs/parity/21_mobile.ipynb #c2000021
+def joined(
+    each: Sequence[Sequence["np.ndarray"]],  # outputs of one sample after the other
+) -> list["np.ndarray"]:
+    "Outputs of samples that were run one by one, put together. Raises `NotRun`."
+    try: return [np.concatenate(values) for values in zip(*each)]
+    except ValueError as e:
+        raise NotRun(f"the file takes one sample, and its outputs for several cannot be put together ({e})",
+                     "Give --inputs with one sample") from e
+
 # %% ../../nbs/parity/21_mobile.ipynb #c2000011
 #: ending of a file → what installs its runtime
 RUNTIMES = {
@@ -76,7 +87,7 @@ RUNTIMES = {
     ".pte": "pip install executorch, or name an interpreter that has it: --python PYTHON",
 }
 #: the worker is run as a file, beside what the working folder holds
-_START = "import runpy, sys; sys.path.pop(0); runpy.run_path(sys.argv[1])['main'](*sys.argv[2:])"
+_START = "import runpy, sys; sys.path[:] = filter(None, sys.path); runpy.run_path(sys.argv[1])['main'](*sys.argv[2:])"
 
 def _worker(python: str, path: Path, threads: int) -> "subprocess.Popen[bytes]":
     "The process that runs a file. Raises `NotRun`."
@@ -92,7 +103,9 @@ def _close(process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(OSError):  # what it did not read is lost with it
             if stream: stream.close()
     try: process.wait(2)
-    except subprocess.TimeoutExpired: process.kill()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 # %% ../../nbs/parity/21_mobile.ipynb #c2000012
 class MobileFile:
@@ -103,9 +116,12 @@ class MobileFile:
         order: Sequence[str] = (),  # parameters of `forward`
         threads: int = 0,  # 0: the runtime's own choice
     ):
-        self.path, self.order, self.last_seconds = Path(path), list(order), 0.0
+        self.path, self.order, self.last_seconds, self.used = Path(path), list(order), 0.0, ""
+        self._python = python or sys.executable
         if not self.path.is_file(): raise BadInput(f"there is no file {path}", "Name a .tflite or a .pte file")
-        self._process = _worker(python or sys.executable, self.path, threads)
+        if self.path.suffix not in RUNTIMES:
+            raise BadInput(f"{path} is neither a .tflite nor a .pte file", "Rename it after the format that it has")
+        self._process = _worker(self._python, self.path, threads)
         self.close = weakref.finalize(self, _close, self._process)
         told = self._answer()[0]
         if "absent" in told: raise NotRun(f"{self.path.name} needs its runtime: {told['absent']}", RUNTIMES[self.path.suffix])
@@ -116,13 +132,23 @@ class MobileFile:
         self.__name__ = self.path.name
 
     def _answer(self) -> tuple[dict[str, Any], list["np.ndarray"]]:
-        "What the worker says. Raises `BadInput` where it ended."
+        "What the worker says. Raises `BadInput` where it ended, `NotRun` where it said nothing at all."
         from fsdl_devinfra.parity.mobile_worker import read_message
         assert self._process.stdout
         with contextlib.suppress(EOFError): return read_message(self._process.stdout)
-        status = self._process.wait(10)
+        raise self._ended()
+
+    def _ended(self) -> CheckError:
+        "Why the worker says no more. One that fails before it opens the file has no numpy, or is no Python."
+        try: status = self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        if status >= 0 and not self.used:
+            told = f"{self._python} ended with status {status} before it opened {self.path.name}"
+            return NotRun(told, "Name a Python interpreter that has numpy and the runtime of the file")
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        raise BadInput(f"the runtime of {self.path.name} ended {how}", "The file may be broken, or made for another version")
+        return BadInput(f"the runtime of {self.path.name} ended {how}", "The file may be broken, or made for another version")
 
     def run(self, arrays: Sequence["np.ndarray"]) -> list["np.ndarray"]:
         "One call of the runtime. Raises `BadInput` with its own reason."
@@ -147,7 +173,7 @@ class MobileFile:
         given, samples = [a for a, _ in laid], takes_one([a for a, _ in laid], self.inputs)
         self._note(*[note for _, note in laid if note], *(["the file takes one sample: they were run one by one"] if samples else []))
         if not samples: values = self.run(given)
-        else: values = [np.concatenate(v) for v in zip(*[self.run([a[i : i + 1] for a in given]) for i in range(samples)])]
+        else: values = joined([self.run([a[i : i + 1] for a in given]) for i in range(samples)])
         return dict(zip([p["name"] for p in self.outputs], values))
 
     def _note(self, *notes: str) -> None:
@@ -181,13 +207,30 @@ def widened(
     inputs: Mapping[str, Any],  # arrays or tensors
 ) -> list[dict[str, Any]]:
     "An example, its first sample, and the example with zeros and with large values for its floats."
+    if not all(getattr(v, "ndim", 0) for v in inputs.values()): return [dict(inputs)]
     arrays = {k: np.asarray(v) for k, v in inputs.items()}
-    if not all(v.ndim for v in arrays.values()): return [arrays]
     def scaled(by: float) -> dict[str, Any]:
         return {k: (v * by).astype(v.dtype) if v.dtype.kind == "f" else v for k, v in arrays.items()}
-    several = any(len(v) > 1 for v in arrays.values())
-    first = [{k: v[:1] for k, v in arrays.items()}] if several else []
+    samples = {len(v) for v in arrays.values()}
+    first = [{k: v[:1] for k, v in arrays.items()}] if len(samples) == 1 and samples != {1} else []
     return [arrays, *first, scaled(0), scaled(100)]
+
+# %% ../../nbs/parity/21_mobile.ipynb #c2000024
+def _taken(
+    file: Any,  # MobileFile
+    sets: Sequence[Mapping[str, Any]],  # of arrays, the example first
+) -> list[Mapping[str, Any]]:
+    "Those that a file takes, where their sizes are not those of the example; it notes how many it does not."
+    def takes(arrays: Mapping[str, Any]) -> bool:
+        if all(np.shape(v) == np.shape(sets[0][k]) for k, v in arrays.items()): return True
+        try: file(**arrays)
+        except NotRun: return False
+        except CheckError: pass  # a fault: the check tells it
+        return True
+
+    kept = [sets[0], *filter(takes, sets[1:])]
+    if len(kept) < len(sets): file.notes.append("the file takes the number of samples of the example only")
+    return kept
 
 # %% ../../nbs/parity/21_mobile.ipynb #c2000018
 def check_mobile(
@@ -201,5 +244,5 @@ def check_mobile(
     from fsdl_devinfra.parity.checking import check
     order = [n for n in inspect.signature(module.forward).parameters if n != "self"]
     file = MobileFile(path, python, order)
-    try: return check(module, file, widened(inputs_of(module, file)) if inputs is None else inputs, **how)
+    try: return check(module, file, _taken(file, widened(inputs_of(module, file))) if inputs is None else inputs, **how)
     finally: file.close()

@@ -35,11 +35,14 @@ def write_message(
         stream.write(part)
     stream.flush()
 
+_MOST = 1 << 40  # bytes of a part; more is no length but what another program says
+
 def _part(stream: IO[bytes]) -> bytes:
-    "One part. Raises `EOFError` where the other side is gone."
-    size = stream.read(8)
-    data = stream.read(int.from_bytes(size, "little")) if len(size) == 8 else b""
-    if not data: raise EOFError
+    "One part. Raises `EOFError` where the other side is gone, in the middle of it too."
+    head = stream.read(8)
+    size = int.from_bytes(head, "little")
+    data = stream.read(size) if len(head) == 8 and size < _MOST else b""
+    if not data or len(data) < size: raise EOFError
     return data
 
 def read_message(
@@ -114,9 +117,11 @@ class LiteRT:
 
     @property
     def notes(self) -> list[str]:
-        "What the numbers of the file were reduced to."
+        "What the numbers of the file were reduced to, and what of it is not run."
         kinds = {np.dtype(t["dtype"]).name for t in self.inner.get_tensor_details()} & {"float16", "int8", "uint8"}
-        return [f"the file holds {' and '.join(sorted(kinds))}: it was reduced on purpose"] if kinds else []
+        told = [f"the file holds {' and '.join(sorted(kinds))}: it was reduced on purpose"] if kinds else []
+        signatures = ", ".join(self.inner.get_signature_list())
+        return [*told, f"of the signatures {signatures} only the first graph is run"] if ", " in signatures else told
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         "One forward. Raises what the runtime raises."

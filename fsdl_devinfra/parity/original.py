@@ -115,14 +115,12 @@ def _put_back(now: Any, before: Mapping[str, Any]) -> None:
 def unchanged(
     module: "nn.Module",
 ) -> Iterator[None]:
-    "Attributes, parameters and buffers of all submodules are afterwards what they were before."
-    held = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
+    "Attributes, parameters, buffers and submodules are afterwards what they were before, at every depth."
+    kept = [d for m in module.modules() for d in (m.__dict__, m._parameters, m._buffers, m._modules)]
+    before = [dict(d) for d in kept]
     try: yield
     finally:
-        for m, attributes, parameters, buffers in held:
-            _put_back(m.__dict__, attributes)
-            _put_back(m._parameters, parameters)
-            _put_back(m._buffers, buffers)
+        for now, held in zip(kept, before): _put_back(now, held)
 
 # %% ../../nbs/parity/04_original.ipynb #69d89a32
 def _wide_outputs(module: "nn.Module", inputs: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
