@@ -13,6 +13,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
+from fsdl_devinfra.core.errors import CheckError
+from fsdl_devinfra.parity import checking
 from fsdl_devinfra.parity.backends import onnx_backend, whole
 from fsdl_devinfra.parity.checking import check, narrowed
 from fsdl_devinfra.parity.exporting import export, export_capture
@@ -252,3 +254,16 @@ def test_a_search_through_shapes_keeps_the_map(tmp_path: Path) -> None:
     assert right.failing is None and right.tried > 4
     crossed = search_shapes(Gap(), tmp_path / "other.onnx", grid, inputs, samples=4, names={"b": "right", "a": "left"})
     assert crossed.failing is not None and crossed.command.endswith("--map b=right --map a=left")
+
+
+def test_a_file_that_cannot_be_located_still_fails(electra: models.Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Seen with a planted shape in UniSpeech's file: more of its nodes failed than are left out, and the check ended without a verdict."
+    proto = onnx.load(electra.files["torchscript"])
+    next(n for n in proto.graph.node if re.search(r"attention/self/Mul(_\d)?$", n.name)).op_type = "Add"
+    bad = saved(proto, tmp_path)
+    assert check(electra.module, bad, electra.inputs, captured=electra.captured).first_divergence is not None
+    def beyond_hope(*_: Any, **__: Any) -> Any: raise CheckError("more than 12 nodes of this file fail", "Export it again")
+    monkeypatch.setattr(checking, "localize", beyond_hope)
+    report = check(electra.module, bad, electra.inputs, captured=electra.captured)
+    assert report.verdict == "fail"
+    assert any("not located: more than 12 nodes" in note for note in report.notes), report.notes

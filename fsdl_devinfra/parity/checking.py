@@ -421,9 +421,10 @@ def _located(module: "nn.Module", context: FailureContext, case: Case) -> Told:
 def _aligned(module: "nn.Module", context: FailureContext) -> Told:
     "Where and why a file is wrong whose nodes do not say where they came from."
     sides = (context.graph, context.captured, context.inputs, context.precision)
-    try: alignment = align(*sides, provider=context.provider)
+    try:
+        alignment = align(*sides, provider=context.provider)
+        found = localize(*sides, context.provider, pairs=alignment.pairs)
     except CheckError as e: return *_unrun(context), None, [f"not located: {e}"]
-    found = localize(*sides, context.provider, pairs=alignment.pairs)
     likely = substantial(alignment, earlier(alignment, found.first))
     suspect, causes = causes_without_notes(context, module, alignment, likely)
     told = [*found.notes, how_sure(alignment, suspect)]
