@@ -491,7 +491,8 @@ def test_memory_of_an_mlp(arch, strategy, a_token):
 @pytest.mark.parametrize("arch, how, each", [
     (ARCH, dict(attention="flash"), 0), (ARCH, {}, 6), (ARCH, dict(precision="fp32"), 4), (ARCH, dict(framework="megatron"), 2),
     (replace(ARCH, gated=False), dict(framework="megatron"), 5),  # Megatron's dropout of GELU models: a mask, and what it leaves
-    (replace(ARCH, dropout=True), dict(dp=2, zero=3), 5), (replace(ARCH, dropout=True), {}, 11), (replace(ARCH, dropout=True), dict(precision="fp32"), 9),
+    (replace(ARCH, dropout=True), dict(dp=2, zero=3), 5), (replace(ARCH, dropout=True), {}, 7), (replace(ARCH, dropout=True), dict(precision="fp32"), 9),
+    (replace(ARCH, dropout=True), dict(framework="hf", trainer_version="4.17"), 11), (replace(ARCH, dropout=True), dict(framework="hf", trainer_version="4.18"), 7),  # PyTorch below 1.11
     (replace(ARCH, gated=False, dropout=False), dict(framework="megatron"), 2), (ARCH, dict(tp=2), 3)])
 def test_memory_of_scores(arch, how, each):
     assert core_bytes(arch, Strategy(**dict(attention="eager") | how), Workload(1000)) == 32 * 1000 * each
@@ -514,7 +515,7 @@ def test_memory_of_attention(arch, strategy, a_token):
 
 @pytest.mark.parametrize("arch, how, a_logit", [
     (ARCH, dict(loss="chunked"), (5.25, 5.25)), (ARCH, dict(loss="chunked", compile=True), (4, 4)), (replace(ARCH, family="mpt"), {}, (4, 4)),
-    (ARCH, dict(precision="fp32"), (12, 12)), (ARCH, dict(framework="megatron"), (12, 12)), (ARCH, dict(framework="deepspeed"), (8, 8)),
+    (ARCH, dict(precision="fp32"), (12, 12)), (ARCH, dict(framework="megatron"), (12, 12)), (ARCH, dict(framework="deepspeed"), (12, 14)),
     (ARCH, dict(framework="hf"), (14, 14)), (ARCH, dict(framework="hf", trainer_version="4.57"), (16, 18)),
     (ARCH, dict(framework="hf", trainer_version="5.0"), (14, 14)), (ARCH, dict(framework="hf", tp=2), (16, 18)), (ARCH, {}, (12, 14)),
     (ARCH, dict(tp=2), (16, 18)), (ARCH, dict(dp=2, lora_rank=8), (16, 18)), (ARCH, dict(cp=2, lora_rank=8), (16, 18)), (ARCH, dict(lora_rank=8), (12, 14)),

@@ -94,11 +94,11 @@ def check_rows() -> Iterator[Row]:
         for _ in range(5):
             seconds, difference = _timed(plain); peer.append(seconds)
             module.reference = cached
-            try: seconds, report = _timed(lambda: check(model, path, inputs))
+            try: seconds, report = _timed(lambda: check(model, path, inputs, widen=False))  # the inputs that plain() runs, no others
             finally: module.reference = real
             ours.append(seconds)
-            assert report.verdict == "pass" and difference < 1e-3
-        yield {"name": "output check, BERT 6 × 384", "ours_s": statistics.median(ours), "peer_s": statistics.median(peer), "ratio": statistics.median(ours) / statistics.median(peer),
+            assert report.verdict == "pass" and difference < 1e-3, (report.verdict, difference)
+        yield {"name": "output check of one case, BERT 6 × 384", "ours_s": statistics.median(ours), "peer_s": statistics.median(peer), "ratio": statistics.median(ours) / statistics.median(peer),
                "spread": (min(ours), max(ours)), "note": f"the float64 reference, counted apart, takes {reference_s:.2f} s"}
 
 
