@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -267,3 +268,27 @@ def test_a_file_that_cannot_be_located_still_fails(electra: models.Made, tmp_pat
     report = check(electra.module, bad, electra.inputs, captured=electra.captured)
     assert report.verdict == "fail"
     assert any("not located: more than 12 nodes" in note for note in report.notes), report.notes
+
+
+class Ascending(nn.Module):
+    "A model that takes its numbers in ascending order alone, as the corners of a box."
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.strict = nn.Linear(4, 4), False
+
+    def forward(self, places: torch.Tensor) -> torch.Tensor:
+        if self.strict and not bool((places.diff(dim=1) >= 0).all()): raise IndexError("index out of range in self")
+        return self.linear(places.float())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_inputs_that_the_module_does_not_take_are_not_drawn(strict: bool) -> None:
+    "Seen with LayoutLM: its boxes, in another order, ended the check of a file with a changed weight."
+    module, drawn = Ascending().eval(), []
+    module.strict = strict
+    def add(inputs: Any) -> str:
+        drawn.append(module(**inputs))
+        return ""
+    sweep: Any = SimpleNamespace(module=module, graph=object(), where=[{"places": torch.tensor([[0, 1, 2, 3], [1, 2, 3, 9]])}], cases=[], add=add)
+    assert list(checking._with_more_inputs(sweep, [0], ["a weight differs"])) == [0]
+    assert (len(drawn) == checking.MORE) is not strict

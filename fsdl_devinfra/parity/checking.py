@@ -28,7 +28,7 @@ from .causes import LARGEST, Cause, FailureContext, by_fresh_export, by_opset, f
 from .causes import all_differences, in_training, opset_of, overflowing, own_differences, restoring_operator
 from .exporting import Capture, capture, name_dims, source_line
 from .graph import Graph, Origin, _reads, convert, file_precision, free_axes, load_graph, nodes_before
-from .inputs import config_of, example_inputs, setting, stretched
+from .inputs import config_of, example_inputs, runs, setting, stretched
 from .localization import Localization, OperatorError, exposed, localize, localize_fused
 from .localization import _module_of, run_graph
 from .feeding import completed, derivable, file_only, fitted
@@ -794,8 +794,9 @@ def _with_more_inputs(sweep: "_Sweep", looked: Sequence[int], weights: Sequence[
     yield from looked
     assert sweep.graph is not None
     for seed in range(MORE if weights or narrowed(sweep.graph) else 0):
-        before = len(sweep.cases)
-        if sweep.add(shuffled(sweep.where[0], seed)): return
+        before, drawn = len(sweep.cases), shuffled(sweep.where[0], seed)
+        if not runs(sweep.module, drawn): continue  # corners of a box, say, that are no box in another order
+        if sweep.add(drawn): return
         new = sweep.cases[before:]  # one that was not run says nothing
         yield from (before + i for i, c in enumerate(new) if c.verdict == "fail" or _passes_in_fp32(c))
 
