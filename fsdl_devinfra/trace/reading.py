@@ -91,7 +91,6 @@ def without_workspaces(
     gone = {i for i, a in enumerate(trace.allocations) if a.kind == "workspace" and a.freed is not None}
     return replace(trace, events=[e for e in trace.events if e and abs(e) - 1 not in gone])
 
-
 # %% ../../nbs/trace/07_reading.ipynb #31f07f60
 def tried_once(
     trace: Trace,
@@ -107,7 +106,6 @@ def tried_once(
         seen.add(key)
     smaller = [replace(a, size=sizes.get(i, a.size)) for i, a in enumerate(trace.allocations)]
     return replace(trace, allocations=smaller)
-
 
 # %% ../../nbs/trace/07_reading.ipynb #c2436b44
 def reserved_ends(
@@ -161,7 +159,6 @@ def at_batch(
     def solved(a: Allocation, b: Allocation) -> Allocation:
         return replace(a, size=round(a.size + (b.size - a.size) * (batch - first) / (second - first)))
     return replace(large, allocations=[solved(a, b) for a, b in zip(small.allocations, large.allocations)])
-
 
 # %% ../../nbs/trace/07_reading.ipynb #5dc4d0e9
 def largest_batch(
