@@ -763,12 +763,21 @@ def _address(storage: Any) -> int:
     "Where a storage lies; one without memory where its description lies."
     return _real_address(storage) or (storage._cdata if storage.nbytes() else 0)
 
+_real_pointer = torch.Tensor.data_ptr
+
+def _pointer(tensor: Any) -> int:
+    "Where a tensor's values begin, of one without memory in the same terms."
+    if not isinstance(tensor, FakeTensor): return _real_pointer(tensor)
+    start = _address(tensor.untyped_storage())
+    return start and start + tensor.storage_offset() * tensor.element_size()
+
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #0f333805
 def _patch_tensors() -> None:
     _patch_fakes()
     _patch_values()
     warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copy.deepcopy does it
     torch.UntypedStorage.data_ptr = _address  # pyright: ignore[reportAttributeAccessIssue]
+    torch.Tensor.data_ptr = _pointer
     torch.nn.Module._apply = _apply
     from torch.optim.optimizer import _foreach_supported_types as foreach_types
     from torch.utils import _foreach_utils
