@@ -769,7 +769,7 @@ def _pointer(tensor: Any) -> int:
     "Where a tensor's values begin, of one without memory in the same terms."
     if not isinstance(tensor, FakeTensor): return _real_pointer(tensor)
     start = _address(tensor.untyped_storage())
-    return start and start + tensor.storage_offset() * tensor.element_size()
+    return start and start + int(tensor.storage_offset()) * tensor.element_size()
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #0f333805
 def _patch_tensors() -> None:
