@@ -1069,8 +1069,9 @@ def _wrong_weights(
     nothing = [], [], captured
     if graph is None or _verdict([c.verdict for c in sweep.cases]) == "fail": return nothing
     wrapper = wrapper_of(graph, module)
-    turned = turned_weights(weights_of(module), graph)
-    other = weight_differences(_named(weights_of(module), wrapper) | turned, graph, sweep.kind)
+    weights = weights_of(module)
+    turned = turned_weights(weights, graph)
+    other = weight_differences(_named(weights, wrapper) | turned, graph, sweep.kind)
     if not other: return nothing
     try:
         captured = captured or retrace(module, graph, sweep.where[0])

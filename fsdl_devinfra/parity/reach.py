@@ -320,10 +320,10 @@ def turned_weights(
     graph: Graph,  # of the file
 ) -> dict[str, Any]:  # name in the file → the weight, turned
     "Weights of linear layers that TorchScript has turned and numbered."
-    plain: dict[tuple[int, ...], list[Any]] = {}
-    for weight in map(_array, held.values()):
-        if weight.ndim == 2 and weight.size: plain.setdefault(weight.shape, []).append(weight)
     numbered = {n: t for n, t in graph.initializers.items() if n.startswith("onnx::") and len(t.dims) == 2}
+    plain: dict[tuple[int, ...], list[Any]] = {}
+    for weight in map(_array, held.values() if numbered else ()):
+        if weight.ndim == 2 and weight.size: plain.setdefault(weight.shape, []).append(weight)
     found = {n: _nearest_turned(graph.array(n), plain.get((t.dims[1], t.dims[0]), [])) for n, t in numbered.items()}
     return {n: weight for n, weight in found.items() if weight is not None}
 

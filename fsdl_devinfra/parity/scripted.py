@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.lazy import lazy_module
+from .causes import opset_of
 from .exporting import quiet
 from .graph import Graph, free_axes, load_graph
 from .inputs import call, inference
@@ -86,8 +87,6 @@ def _rename(graph: Any, wrapper: str) -> None:
         for inner in (a.g for a in node.attribute if a.HasField("g")): _rename(inner, wrapper)
 
 # %% ../../nbs/parity/24_scripted.ipynb #5c21a017
-def _opset(graph: Graph) -> int: return max((o.version for o in graph.proto.opset_import if o.domain == ""), default=17)
-
 def _export(module: "nn.Module", graph: Graph, inputs: Mapping[str, Any]) -> Any:  # onnx.ModelProto
     "What TorchScript makes of a module, with the inputs, outputs, opset and free sizes of a file."
     outer = _by_position(module, graph.inputs, graph.outputs)
@@ -100,7 +99,7 @@ def _export(module: "nn.Module", graph: Graph, inputs: Mapping[str, Any]) -> Any
             input_names=graph.inputs,
             output_names=graph.outputs,
             dynamic_axes=free_axes(graph, inputs),
-            opset_version=_opset(graph),
+            opset_version=opset_of(graph),
             dynamo=False,
         )
         return onnx.load(file)
