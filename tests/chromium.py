@@ -43,8 +43,13 @@ class Browser:
 
     def text(self) -> str: return self.call("Runtime.evaluate", expression="document.body.innerText")["result"].get("value") or ""
 
-    def click(self, label: str) -> None:
-        self.call("Runtime.evaluate", expression=f"[...document.querySelectorAll('button')].find(b => b.innerText.trim() === {json.dumps(label)}).click()")
+    def click(self, label: str, limit: float = 60.0) -> None:
+        """Press the button that bears a label, as soon as there is one: Streamlit puts labels in after the buttons."""
+        pressed = f"(b => (b?.click(), !!b))([...document.querySelectorAll('button')].find(b => b.innerText.trim() === {json.dumps(label)}))"
+        deadline = time.monotonic() + limit
+        while not self.call("Runtime.evaluate", expression=pressed)["result"]["value"]:
+            assert time.monotonic() < deadline, f"no button {label!r} in: {self.text()[:2000]}"
+            time.sleep(0.3)
 
     def wait(self, *words: str, limit: float = 90.0) -> str:
         deadline = time.monotonic() + limit

@@ -47,6 +47,18 @@ def test_files_are_made_and_mistakes_said(app):
 
 
 @pytest.mark.slow
+def test_files_that_were_asked_for_stay(app):
+    """Streamlit runs the page again for many reasons; the files are gone only when another launcher is chosen."""
+    def offered(): return [button.proto.label for button in app.get("download_button")]
+    app.button(key="make").click().run()
+    assert offered() == ["plan.json", "torchrun.zip"]
+    app.run()
+    assert offered() == ["plan.json", "torchrun.zip"]
+    app.selectbox(key="target").select("slurm").run()
+    assert offered() == ["plan.json"]
+
+
+@pytest.mark.slow
 def test_one_configuration_and_serving(app):
     """Any model by name: QLoRA fits where full training does not, and a shorter context lets more requests in."""
     app.radio(key="question").set_value("Fit one configuration").run()

@@ -324,7 +324,8 @@ def _files(report: PlanReport, number: int) -> None:
     st.caption(_plain(report.plans[number - 1].why))
     st.download_button("plan.json", report.to_json(), "plan.json", key="plan_json")
     target = st.selectbox("Launcher", tuple(TARGETS), key="target")
-    if st.button("Generate launch files", key="make"): _launch_button(report, number, target)
+    if st.button("Generate launch files", key="make"): st.session_state["made"] = target
+    if st.session_state.get("made") == target: _launch_button(report, number, target)
 
 def _launch_button(report: PlanReport, number: int, target: str) -> None:
     "The files of a launcher, or why it cannot run the plan."
