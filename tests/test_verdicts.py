@@ -483,6 +483,8 @@ MEGA = Strategy(framework="megatron")
     (ARCH, Strategy(compile=True), 3 * 2 * 8192), (ARCH, MEGA, 3 * 2 * 8192),  # without the activation
     (ARCH, Strategy(precision="fp32"), 4 * 4 * 8192), (ARCH, Strategy(tp=2), 4 * 2 * 4096), (replace(ARCH, gated=False), Strategy(), 2 * 2 * 8192),
     (EXPERTS, Strategy(), 65536 / 4 + (2 * (8000 + 8192) + 4000 + 64) * 3 / 4), (EXPERTS, Strategy(tp=2), 32768 / 4 + (2 * (4000 + 8192) + 2000 + 64) * 3 / 4),
+    (replace(ARCH, mlp_layers=4), Strategy(), 65536 / 4),  # of sixteen layers
+    (replace(EXPERTS, mlp_layers=8), Strategy(), (65536 / 2 + (2 * (8000 + 8192) + 4000 + 64) / 2) / 2),
     (replace(EXPERTS, layers=1, dense_layers=1), Strategy(), 65536), (replace(EXPERTS, dense_layers=0), Strategy(), 2 * (8000 + 8192) + 4000 + 64)])
 def test_memory_of_an_mlp(arch, strategy, a_token):
     assert mlp_bytes(arch, strategy) == a_token
