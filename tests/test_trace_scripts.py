@@ -488,3 +488,34 @@ def test_a_validation_in_inference_mode_is_one_without_gradients(tmp_path: Path,
     assert inference["peak"]["source"] == plain["peak"]["source"] == copied["peak"]["source"] == "train.py:11"
     assert copied["allocated_bytes"]["value"] > 2 * (256 * 64 * 32 * 32 * 4)  # what a copy with buffers computes is recorded as well
     for size in ("allocated_bytes", "reserved_bytes", "device_bytes"): assert inference[size]["value"] == plain[size]["value"]
+
+
+LAYERS = """
+import sys, torch
+from transformers import AutoConfig, AutoModelForCausalLM
+kind, again = sys.argv[1], "again" in sys.argv
+experts = dict(moe_intermediate_size=256, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1) if "moe" in kind else {}
+config = AutoConfig.for_model(kind, hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
+                              num_key_value_heads=2, head_dim=32, vocab_size=128, **experts)
+model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda().train()
+if again: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+text = torch.randint(0, 128, (2, 512)).cuda()
+for _ in range(3):
+    model(input_ids=text, labels=text).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
+def test_layers_that_are_computed_again_keep_what_they_kept(tmp_path: Path, run: Run, kind: str) -> None:
+    """PyTorch compares what a layer keeps in both passes. Heads share keys, which CUDA's flash kernel takes as they are, and experts
+    are counted in integers, which only CUDA does: neither a matrix of scores nor an error that the script would not meet on its card."""
+    pytest.importorskip("transformers")
+    kept, again = (fits(run(LAYERS, arguments=(kind, *how)), tmp_path) for how in ((), ("again",)))
+    held = [max(moment.get("activations", 0) for moment in document["timeline"]) for document in (kept, again)]
+    assert held[1] < 0.5 * held[0]
+    scores = 2 * 8 * 512 * 512 * 2  # bytes of a layer's scores in 16 bits
+    assert max(holder["bytes"] for holder in kept["largest"] if holder["kind"] == "activations") < scores

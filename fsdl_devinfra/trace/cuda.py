@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..core.errors import need
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 # %% auto #0
-__all__ = ['torch', 'FP32_FUNCTIONS', 'MIB', 'attention_kernel', 'CudaFunctions', 'winograd_bytes', 'convolution_workspace',
-           'workspaces', 'context_bytes', 'cublas_bytes']
+__all__ = ['torch', 'FP32_FUNCTIONS', 'BACKWARD', 'MIB', 'attention_kernel', 'CudaFunctions', 'winograd_bytes',
+           'convolution_workspace', 'workspaces', 'context_bytes', 'cublas_bytes']
 
 # %% ../../nbs/trace/04_cuda.ipynb #3a518370
 #: functions that autocast runs in fp32 on CUDA (PyTorch documentation, Automatic Mixed Precision package)
@@ -42,9 +43,10 @@ def attention_kernel(
     flash: bool = True,  # False for cards older than Ampere
 ) -> str:  # flash, efficient or math
     "Which kernel CUDA takes."
-    if query.dim() != 4 or query.shape[1] != key.shape[1] or query.shape[1] != value.shape[1]: return "math"
+    if query.dim() != 4: return "math"
     if flash and mask is None and query.dtype in _HALVES and query.shape[-1] == value.shape[-1] <= 256:
         return "flash"
+    if query.shape[1] != key.shape[1] or query.shape[1] != value.shape[1]: return "math"
     unit = 4 if query.dtype == torch.float32 else 8
     return "efficient" if query.shape[-1] % unit == value.shape[-1] % unit == 0 else "math"
 
@@ -79,7 +81,7 @@ def _attention(
 ) -> Any:
     half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     if half: query, key, value = (t.to(half) for t in (query, key, value))
-    kernel = "math" if enable_gqa else attention_kernel(query, key, value, attn_mask)
+    kernel = attention_kernel(query, key, value, attn_mask)
     if kernel == "efficient":
         return _efficient_attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
     if kernel == "flash":
@@ -92,9 +94,25 @@ def _attention(
 def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
+# %% ../../nbs/trace/04_cuda.ipynb #3e133a3d
+#: what runs autograd's engine
+BACKWARD = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)
+_ENGINE = torch.autograd._engine_run_backward
+
+@contextmanager
+def _entered_by_autograd(mode: TorchFunctionMode) -> Iterator[None]:
+    "Let autograd's engine run with a function mode entered."
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with mode: return _ENGINE(*args, **kwargs)
+
+    before = torch.autograd._engine_run_backward
+    torch.autograd._engine_run_backward = run
+    try: yield
+    finally: torch.autograd._engine_run_backward = before
+
 # %% ../../nbs/trace/04_cuda.ipynb #1e648843
 class CudaFunctions(TorchFunctionMode):
-    "While entered, functions keep what they keep on CUDA."
+    "While entered, functions keep what they keep on CUDA, in a backward pass too."
 
     def __init__(self,
         mixed: bool = False,  # autocast is on
@@ -106,6 +124,8 @@ class CudaFunctions(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if function in BACKWARD:
+            with _entered_by_autograd(self): return function(*args, **kwargs)
         if function is F.dropout: return _dropout(*args, **kwargs)
         if function is F.scaled_dot_product_attention: return _attention(*args, **kwargs)
         if self.mixed and getattr(function, "__name__", "") in FP32_FUNCTIONS:

@@ -24,12 +24,12 @@ from typing import Any
 
 from ..core.errors import need
 from .allocator import AllocatorOptions, CachingAllocator, OutOfMemory
-from .cuda import CudaFunctions, context_bytes, cublas_bytes, workspaces
+from .cuda import BACKWARD, CudaFunctions, context_bytes, cublas_bytes, workspaces
 from .dryrun_files import NoNetwork, Refused, after_import
 from .dryrun_data import stand_in
 from .dryrun_growth import Pass, growth
 from .events import Allocation, Operator, Trace
-from .recorder import Recorder
+from .recorder import Recorder, as_on_cuda
 from .timeline import alive_by_kind, highest, snapshot
 
 torch = need("torch", "torch", "a dry run")
@@ -455,12 +455,13 @@ def _is_of_others(tensor: Any) -> bool:
     "Has this tensor no memory, and belongs to another mode?"
     return isinstance(tensor, FakeTensor) and tensor.fake_mode is not FAKES
 
-def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    "An operator on tensors without memory. Raises `NeedsValue` where its result depends on what they hold."
+def _run(func: Any, args: tuple, kwargs: dict[str, Any], card: bool = False) -> Any:
+    """An operator on tensors without memory, of the card or of the host. Raises `NeedsValue` where its result
+    depends on what they hold."""
     with FAKES:
         known = _unknown_shape(func, args)
         if known is not None: return known
-        try: return func(*args, **kwargs)
+        try: return (as_on_cuda(func, args) if card else func)(*args, **kwargs)
         except Exception as error:
             if type(error).__name__ not in _BY_VALUE: raise
             raise NeedsValue(f"{func._schema.name.split('::')[1]} needs the values of a tensor") from None
@@ -512,7 +513,7 @@ class ScriptRecorder(TrainingParts):
         return _is_large(func, args, kwargs)
 
     def _computed(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list, card: bool) -> Any:
-        result = _run(func, args, kwargs)
+        result = _run(func, args, kwargs, card)
         made = _tensors(result)
         _carry_number(func, args, made)
         _carry_mask(func, args, made)
@@ -687,7 +688,8 @@ class CardFunctions(CudaFunctions):
         special = None if any(t.__name__ == "DTensor" for t in types) else _METHODS.get(function)
         if special: return special(self.recorder, *args, **kwargs)
         self.mixed = torch.is_autocast_enabled("cpu")
-        if not any(is_card(t) for t in tree_leaves((args, kwargs))): return function(*args, **kwargs)
+        on_card = any(is_card(t) for t in tree_leaves((args, kwargs)))
+        if not on_card and function not in BACKWARD: return function(*args, **kwargs)
         return super().__torch_function__(function, types, args, kwargs)
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #d39bab13

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # %% auto #0
-__all__ = ['torch', 'kernel_of', 'flops_of', 'source_line', 'Recorder']
+__all__ = ['torch', 'kernel_of', 'flops_of', 'source_line', 'as_on_cuda', 'Recorder']
 
 # %% ../../nbs/trace/03_recorder.ipynb #332e4b04
 _PRODUCTS = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2)}
@@ -32,6 +32,19 @@ def _product(left: Any, right: Any) -> list[int]:
     batch = left.shape[0] if left.dim() == 3 else 1
     return [batch, left.shape[-2], right.shape[-1], left.shape[-1]]
 
+# %% ../../nbs/trace/03_recorder.ipynb #0bb200a3
+def _grouped_product(left: Any, right: Any, result: Any) -> list[int]:
+    "Groups and m, n, k of one of them, for a product of groups of rows."
+    groups = next(t.shape[0] for t in (left, right, result) if t.dim() == 3)
+    m, n, k = left.shape[-2], right.shape[-1], left.shape[-1]
+    if left.dim() == 2 and right.dim() == 2: return [groups, m, n, -(-k // groups)]
+    if left.dim() == 2: return [groups, -(-m // groups), n, k]
+    return [groups, m, n if right.dim() == 3 else -(-n // groups), k]
+
+def _grouped_flops(left: Any, right: Any) -> int:
+    "Operations of all groups together; PyTorch's counter does not know them."
+    rows = left.shape[-2] if right.dim() == 2 else left.numel() // left.shape[-1]
+    return 2 * rows * left.shape[-1] * right.shape[-1]
 
 # %% ../../nbs/trace/03_recorder.ipynb #e5d14e03
 def _convolution(args: Any, result: Any) -> tuple[str, list[int]]:
@@ -60,6 +73,7 @@ def kernel_of(
     if name in _PRODUCTS:
         left, right = _PRODUCTS[name]
         return "matmul", _product(args[left], args[right])
+    if name == "_grouped_mm": return "matmul", _grouped_product(args[0], args[1], result)
     if name in ("convolution", "convolution_backward"): return _convolution(args, result)
     if any(word in name for word in _ATTENTION):
         return "attention", _core(args[1:] if "backward" in name else args)
@@ -73,6 +87,7 @@ def flops_of(
     result: Any,
 ) -> int:
     "Floating point operations by PyTorch's own counter; zero for what it does not count."
+    if function._schema.name == "aten::_grouped_mm": return _grouped_flops(args[0], args[1])
     counter = flop_counter.flop_registry.get(function._overloadpacket)
     if counter is None: return 0
     try: return int(counter(*args, **kwargs, out_val=result))
@@ -123,6 +138,19 @@ def source_line(
         if shown: return f"{shown}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+# %% ../../nbs/trace/03_recorder.ipynb #7fda2f08
+def _counted(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    "A histogram of integers, as CUDA's `histc` makes it; the CPU's takes floating point alone."
+    return torch.ops.aten.histc.default(tensor.float(), *args, **kwargs).to(tensor.dtype)
+
+def as_on_cuda(
+    func: Any,  # an operator
+    args: tuple,
+) -> Callable[..., Any]:
+    "What an operator does on CUDA, where the CPU refuses its arguments."
+    counts = func is torch.ops.aten.histc.default and not args[0].is_floating_point()
+    return _counted if counts else func
 
 # %% ../../nbs/trace/03_recorder.ipynb #e60560d0
 _MADE_IN = {"backward": "temporaries", "optimizer": "temporaries"}  # what a phase makes; else activations
@@ -220,7 +248,7 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = as_on_cuda(func, args)(*args, **kwargs)
         if func._schema.name.startswith("profiler::"):
             return result  # marks of the profiler; optimizers set them before their hooks run
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]

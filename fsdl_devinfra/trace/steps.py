@@ -198,7 +198,7 @@ class _Step:
     def train(self, given: Any) -> None:
         value = self.forward(given)
         if self.options.inference: return
-        value.backward()
+        with CudaFunctions(self.options.mixed): value.backward()
         self.recorder.mark_gradients(self.model.parameters())
         if self.optimizer: self.optimizer.step()
         self.model.zero_grad()
