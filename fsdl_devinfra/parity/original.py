@@ -243,9 +243,13 @@ def _noise(value: "Tensor", epsilon: float, generator: Any) -> "Tensor":
     return units * finite.abs().max()
 
 # %% ../../nbs/parity/04_original.ipynb #82c14cfe
-def _unless_whole(value: "Tensor", noise: "Tensor") -> "Tensor":
-    "A value with noise; whole numbers, which are usually exact, stay, and so does what is not finite."
-    return torch.where((value == value.round()) | ~value.isfinite(), value, value + noise)
+def _is_whole(value: "Tensor") -> "Tensor":
+    "Where a value is a whole number, or infinite."
+    return value == value.round()
+
+def _unless_whole(value: "Tensor", noise: "Tensor", whole: "Tensor | None" = None) -> "Tensor":
+    "A value with noise, of which it takes the place; whole numbers, which are usually exact, stay, and so does what is not finite."
+    return noise.masked_fill_(_is_whole(value) if whole is None else whole, 0).add_(value)
 
 def _nudging(epsilon: float, generator: Any) -> Any:
     "A mode of torch in which operators that round give results with noise of some units in the last place."
@@ -289,7 +293,7 @@ def ties(
 # %% ../../nbs/parity/04_original.ipynb #04bd98ff
 def _own_noise(value: "Tensor", epsilon: float, generator: Any) -> "Tensor":
     "Up to one unit in the last place of each number, at random."
-    units = torch.rand(value.shape, generator=generator).mul_(2 * epsilon).sub_(epsilon)
+    units = torch.empty(value.shape).uniform_(-epsilon, epsilon, generator=generator)
     return units.to(value.dtype).to(value.device).mul_(value)
 
 def _off_by_units(value: Any, epsilon: float, generator: Any) -> Any:
@@ -303,25 +307,32 @@ def _off_by_units(value: Any, epsilon: float, generator: Any) -> Any:
 FACTORS = {"mm": (0, 1), "mv": (0, 1), "bmm": (0, 1), "linear": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 MOST_WHOLE = 1 / 16  # of the numbers of the small factor
 
-def _few_whole(value: "Tensor") -> bool:
+def _few_whole(value: "Tensor", whole: "Tensor") -> bool:
     "Whether nearly all numbers would be moved; zeros add nothing to a sum."
-    return int(((value == value.round()) & (value != 0)).sum()) <= MOST_WHOLE * value.numel()
+    most = MOST_WHOLE * value.numel()
+    return int(torch.count_nonzero(whole)) <= most or int(torch.count_nonzero(whole & (value != 0))) <= most
 
-def _small_factor(name: str, args: tuple[Any, ...]) -> tuple[int, int] | None:
-    "Positions of the factor that is moved in place of both, and of the larger one after it; None where both are moved."
+def _factors(name: str, args: tuple[Any, ...]) -> tuple[int, int] | None:
+    "Positions of a small factor and of a large one after it; None where an operator is no such product."
     if name not in FACTORS: return None
     small, large = FACTORS[name]
     if not all(map(_is_number, args[small : large + 1])): return None
-    if 4 * args[small].numel() > args[large].numel() or not _few_whole(args[small]): return None
-    return small, large
+    return None if 4 * args[small].numel() > args[large].numel() else (small, large)
 
 # %% ../../nbs/parity/04_original.ipynb #a946a152
+def _instead_of_both(value: "Tensor", epsilon: float, generator: Any) -> "Tensor | None":
+    "The small factor with the noise of both; None where too few of its numbers would be moved."
+    whole = _is_whole(value)
+    if not _few_whole(value, whole): return None
+    return _unless_whole(value, _own_noise(value, math.sqrt(2) * epsilon, generator), whole)
+
 def _nudged_arguments(name: str, args: tuple[Any, ...], epsilon: float, generator: Any) -> list[Any]:
     "What a rounding operator reads, each number off by up to one unit in its last place; of two factors the small one by more."
-    pair = _small_factor(name, args)
-    sizes = [epsilon] * len(args)
-    if pair: sizes[pair[0]], sizes[pair[1]] = math.sqrt(2) * epsilon, 0.0
-    return [_off_by_units(a, e, generator) if e else a for a, e in zip(args, sizes)]
+    pair = _factors(name, args)
+    alone = _instead_of_both(args[pair[0]], epsilon, generator) if pair else None
+    if pair is None or alone is None: return [_off_by_units(a, epsilon, generator) for a in args]
+    others = (_off_by_units(a, epsilon, generator) if i not in pair else a for i, a in enumerate(args))
+    return [alone if i == pair[0] else a for i, a in enumerate(others)]
 
 def _elementwise_nudging(epsilon: float, generator: Any) -> Any:
     "A mode of torch in which what a rounding operator reads and gives is off by up to one unit in its own last place."
