@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -404,9 +405,11 @@ def _built(name: str, installed: str) -> str:
     own = str(getattr(module, "__version__", ""))
     return own if own.startswith(installed + "+") else installed
 
+_installed = cache(version)  # reads and parses a file; what is installed stays so while a process runs
+
 def versions() -> dict[str, str]:  # library → version, installed ones only
     "The libraries that take part in an export or a comparison."
     found = {}
     for name in _LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError): found[name] = _built(name, version(name))
+        with contextlib.suppress(PackageNotFoundError): found[name] = _built(name, _installed(name))
     return found

@@ -542,7 +542,7 @@ def opset_of(
     graph: Graph,
 ) -> int:  # of the standard operators
     "The opset that a file declares."
-    return next((o.version for o in graph.proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    return next((o.version for o in graph.structure.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 def relabelled(
     graph: Graph,

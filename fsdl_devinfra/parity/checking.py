@@ -9,9 +9,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache, partial
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +29,7 @@ from .backends import versions
 from .causes import LARGEST, Cause, FailureContext, by_fresh_export, by_opset, find_causes
 from .causes import all_differences, in_training, opset_of, overflowing, own_differences, restoring_operator
 from .exporting import Capture, capture, name_dims, source_line
-from .graph import Graph, Origin, _reads, convert, file_precision, free_axes, load_graph, nodes_before
+from .graph import FileGraph, Graph, Origin, _reads, convert, file_precision, free_axes, load_graph, nodes_before
 from .inputs import config_of, example_inputs, runs, setting, stretched
 from .localization import Localization, OperatorError, exposed, localize, localize_fused
 from .localization import _module_of, run_graph
@@ -35,13 +37,13 @@ from .feeding import completed, derivable, file_only, fitted
 from .padding import explained_by_padding, hidden_positions, with_hidden
 from .reach import LENGTHS, WeightDifference, is_mask, other_sizes, reaching, unreached
 from .reach import turned_weights, unusual, values_of, weight_differences, weights_of
-from .original import as_arrays, cast_inputs, kept_reference, longest_sum, module_digest
-from .original import own_outputs, reference, rounding_noise, run_torch, ties
+from .original import as_arrays, cast_inputs, digest_beside, kept_reference, longest_sum
+from .original import own_outputs, reference, rounding_draws, rounding_noise, run_torch, ties
 from .remade import Remake, made_again, node_differences, remake
 from .rule import EPS, INTEGERS, TINY, OutputComparison, Rule
-from .rule import compare_outputs, matched_outputs
+from .rule import compare_outputs, matched_outputs, own_error
 from .report import html_body, text
-from .safety import inspected
+from .safety import structure_of
 from .scripted import wrapper_of
 from .timing import Latency
 
@@ -54,10 +56,10 @@ else:
     torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['CPU_HALF', 'Told', 'BESIDES', 'REFUSES', 'DOUBTFUL', 'STRICT', 'NARROWER', 'MORE', 'RANDOM', 'Case', 'Divergence',
-           'ParityReport', 'input_sets', 'shapes_of', 'feeds_of', 'is_inexact', 'judged', 'is_random', 'retrace',
-           'investigate', 'compared', 'is_doubtful', 'most_doubtful', 'plainly_wrong', 'hidden_fault', 'narrowed',
-           'shuffled', 'rewritten', 'paddings_of', 'coverage_of', 'policy', 'check', 'assert_parity']
+__all__ = ['CPU_HALF', 'SETTLED', 'Told', 'BESIDES', 'REFUSES', 'DOUBTFUL', 'STRICT', 'NARROWER', 'MORE', 'RANDOM', 'Case',
+           'Divergence', 'ParityReport', 'input_sets', 'shapes_of', 'feeds_of', 'is_inexact', 'judged', 'is_random',
+           'retrace', 'investigate', 'compared', 'is_doubtful', 'most_doubtful', 'plainly_wrong', 'hidden_fault',
+           'narrowed', 'shuffled', 'rewritten', 'paddings_of', 'coverage_of', 'policy', 'check', 'assert_parity']
 
 # %% ../../nbs/parity/10_checking.ipynb #b0180def
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def feeds_of(
 class _Experiments:
     "What is measured only where a case would fail without it."
     ties: Callable[[], Mapping[str, Any]]  # where rounding decides an integer
-    noise: Callable[[], Mapping[str, Any]]  # what rounding does to each float
+    noise: Callable[[], Iterator[Mapping[str, Any]]]  # what rounding does to each float, draw by draw
     terms: Callable[[], int]  # of the longest sum that torch takes
     rerun: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]  # torch again: own, truth
 
@@ -207,10 +209,15 @@ def _experiments(
     facts = (module, inputs, precision, truth)
     return _Experiments(
         cache(partial(ties, *facts)),
-        cache(partial(rounding_noise, *facts)),
+        _again(rounding_draws(*facts)),
         cache(partial(longest_sum, *facts[:3])),
         partial(_rerun, *facts[:3]),
     )
+
+def _again(made: Iterator[Any]) -> Callable[[], Iterator[Any]]:
+    "From the first item on, as often as is asked; each item is made once, when it is asked for."
+    kept = tee(made, 1)[0]
+    return lambda: copy(kept)
 
 def _rerun(
     module: "nn.Module", inputs: Mapping[str, Any], precision: str
@@ -223,6 +230,12 @@ def _rerun(
 def is_inexact(o: OutputComparison) -> bool:
     "Whether an output fails by a size alone, so that what rounding does there decides."
     return o.verdict == "fail" and not o.nonfinite and math.isfinite(o.ratio)
+
+SETTLED = 2.0  # times what rounding does: with less, no further draw is asked for
+
+def _settled(outputs: Sequence[OutputComparison]) -> bool:
+    "Whether more noise would change nothing: all pass, with an error that is not looked into either."
+    return all(o.verdict == "pass" and o.ratio <= SETTLED for o in outputs)
 
 def judged(
     got: Mapping[str, "np.ndarray"],
@@ -238,8 +251,11 @@ def judged(
     integers = any(o.why.endswith(INTEGERS) for o in outputs)
     inexact = not rule.fixed and any(map(is_inexact, outputs))
     if not integers and not inexact: return outputs
-    tied, noise = experiments.ties() if integers else {}, experiments.noise() if inexact else {}
-    return compare_outputs(*sides, tied, noise)
+    tied = experiments.ties() if integers else {}
+    for noise in experiments.noise() if inexact else [{}]:
+        outputs = compare_outputs(*sides, tied, noise)
+        if _settled(outputs): break
+    return outputs
 
 @dataclass(frozen=True)
 class _Point:
@@ -353,7 +369,7 @@ def is_random(
     precision: str,
 ) -> bool:
     "Whether the module gives another answer each time. Run again only where it is far from the truth."
-    far = any(o.reference_error > 1000 * EPS[precision] for o in compare_outputs(own, own, truth, precision))
+    far = any(own_error(own[k], t, precision) > 1000 * EPS[precision] for k, t in truth.items() if k in own)
     if not far: return False
     first, again = truth if precision == "fp64" else own, as_arrays(run_torch(module, inputs, precision))
     return any(not np.array_equal(again[k], first[k], equal_nan=again[k].dtype.kind == "f") for k in first)
@@ -562,7 +578,7 @@ def _missing(context: FailureContext, name: str) -> Divergence | None:
     return Divergence(node.output[0], node.name, origin.op, origin.module, origin.source, 0.0, 0.0)
 
 # %% ../../nbs/parity/10_checking.ipynb #4408a7d2
-DOUBTFUL = 2.0  # times torch's own error from which an output that passes is looked into
+DOUBTFUL = SETTLED  # times torch's own error from which an output that passes is looked into
 
 def is_doubtful(o: OutputComparison, rule: Rule = Rule()) -> bool:
     "Whether an output passes with an error that torch itself does not have, and nothing explains it."
@@ -708,7 +724,7 @@ class _File:
     "What is checked, under the module's names, and the inputs that it is given first."
     given: list[dict[str, Any]]  # of tensors
     path: Path | None = None  # None: a function of arrays
-    facts: Any = None  # of `inspected`
+    facts: Any = None  # of the file
     graph: Graph | None = None
     mapping: Mapping[str, str] = field(default_factory=dict)  # input of the file → parameter of `forward`
 
@@ -721,10 +737,11 @@ class _File:
     ) -> "_File":
         "Read a file, and complete the inputs with what it asks for. Raises `BadInput`."
         path = None if callable(onnx) else _existing(onnx)
-        facts, proto = inspected(path) if path else (None, None)
+        found = structure_of(path) if path else None
         given = [example_inputs(module)] if inputs is None else input_sets(inputs)
-        if path is None: return cls(given)
-        graph, mapping = fitted(Graph(proto, path.parent), given[0], names)
+        if path is None or found is None: return cls(given)
+        facts, structure, places = found
+        graph, mapping = fitted(FileGraph(path, structure, places), given[0], names)
         return cls([completed(module, graph, s) for s in given], path, facts, graph, mapping)
 
     @property
@@ -911,7 +928,8 @@ def _without_values(cases: Sequence[Case]) -> list[str]:
 def _share_reached(graph: Graph) -> float:
     "The share of the file's weights that an output depends on."
     nodes = {i for value in graph.outputs for i in nodes_before(graph, value)}
-    seen = set(graph.outputs) | {v for i in nodes for v in _reads(graph.nodes[i])}
+    all_nodes = list(graph.nodes)
+    seen = set(graph.outputs) | {v for i in nodes for v in _reads(all_nodes[i])}
     weights = set(graph.initializers)
     return len(weights & seen) / len(weights) if weights else 1.0
 
@@ -946,6 +964,7 @@ class _Sweep:
     rule: Rule
     tf32: bool
     truth_of: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # inputs → outputs in float64
+    digest: Callable[[], Callable[[], Any]]  # begins to hash the module, and gives what waits for it
     renamed: bool = False  # whether inputs of the graph have other names than those of the file
     cases: list[Case] = field(default_factory=list)
     where: list[Mapping[str, Any]] = field(default_factory=list)  # the inputs of each case
@@ -973,6 +992,7 @@ class _Sweep:
             told = "tf32" if self.tf32 and precision == "fp32" else precision
             experiments = _experiments(self.module, tensors, precision, truth)
             point = _Point(tensors, told, own, truth, self.rule, experiments, self.graph)
+            self.digest()  # beside the session that is loaded now, which takes one core
             for provider in self.providers if self.graph else ["callable"]:
                 self.cases.append(_case(self.maker(provider, precision), provider, point))
                 self.where.append(tensors)
@@ -1001,11 +1021,13 @@ class _Sweep:
         return self.makers.setdefault((provider, precision), _once(made))
 
 # %% ../../nbs/parity/10_checking.ipynb #bbae5bcd
-def _truths(module: "nn.Module", keep: bool | Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _truths(
+    module: "nn.Module", keep: bool | Path, digest: Callable[[], Any]
+) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     "The float64 reference as a function of inputs, kept on disk where that is asked for."
     if not keep: return partial(reference, module)
     folder = None if keep is True else keep
-    return partial(kept_reference, module, folder=folder, digest=module_digest(module))
+    return partial(kept_reference, module, folder=folder, digest=digest())
 
 def _reservations(module: "nn.Module", facts: Any, level: str) -> list[str]:
     "What a reader of the report should know, in words."
@@ -1196,7 +1218,7 @@ def _provenance(sweep: _Sweep) -> dict[str, Any]:
         "rule": str(sweep.rule),
         "policy": policy(),
         "versions": versions(),
-        "model_hash": module_digest(sweep.module).hexdigest()[:16],
+        "model_hash": sweep.digest()().hexdigest()[:16],
         "date": _now(),
     }
 
@@ -1237,8 +1259,9 @@ def check(
     file = _File.of(module, onnx, inputs, names)
     for provider in providers: provider_name(provider)
     _set_tf32(tf32)
-    truths, source = _truths(module, keep), file.path or onnx
-    sweep = _Sweep(module, source, file.graph, providers, precisions, rule, tf32, truths, bool(file.mapping))
+    digest = cache(partial(digest_beside, module))
+    truths, source = _truths(module, keep, lambda: digest()()), file.path or onnx
+    sweep = _Sweep(module, source, file.graph, providers, precisions, rule, tf32, truths, digest, bool(file.mapping))
     random, tensors = _swept(sweep, file, widen, all_of_them=inputs is None)
     if random: return _random_report(module, file.path, tensors, random, rule, captured)
     return _report(sweep, file, _findings(sweep, captured, explain))

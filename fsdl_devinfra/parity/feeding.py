@@ -37,7 +37,7 @@ def kind_of(
     name: str,  # of an input
 ) -> str:  # "f" float, "i" integer, "b" boolean
     "What sort of numbers an input of the file takes."
-    kind: str = _dtype_of(next(i for i in graph.proto.graph.input if i.name == name)).kind
+    kind: str = _dtype_of(next(i for i in graph.structure.graph.input if i.name == name)).kind
     return {"u": "i", "V": "f"}.get(kind, kind)
 
 # %% ../../nbs/parity/15_feeding.ipynb #0e6ebeb0
@@ -179,7 +179,7 @@ def file_only(
     batch, length = first.shape[0], first.shape[1] if first.ndim > 1 else 1
     return {
         info.name: _neutral(info.name, graph.sizes()[info.name], _dtype_of(info), batch, length)
-        for info in graph.proto.graph.input
+        for info in graph.structure.graph.input
         if info.name in graph.inputs and info.name not in feeds and derivable(info.name)
     }
 
@@ -231,7 +231,7 @@ def derived_inputs(
 ) -> dict[str, "np.ndarray"]:
     "Inputs that a file takes, from the file alone."
     rng, sizes, made = np.random.default_rng(seed), {}, {}
-    for info in graph.proto.graph.input:
+    for info in graph.structure.graph.input:
         if info.name not in graph.inputs or (derivable(info.name) and "mask" not in info.name): continue
         shape = [_size(d, i, sizes, batch, length) for i, d in enumerate(graph.sizes()[info.name])]
         made[info.name] = _drawn(graph, info, shape, rng)

@@ -22,6 +22,7 @@ from fsdl_devinfra.parity.exporting import (
 )
 from .inputs import example_inputs, inference, setting
 from .original import as_arrays, reference, rounding_noise
+from .reach import LENGTHS
 from .rule import OutputComparison, Rule, compare
 from .safety import inspect_file
 
@@ -264,11 +265,9 @@ class GenerationReport(Result):
     provider_used: str = ""
 
 # %% ../../nbs/parity/13_generation.ipynb #9863d32f
-_POSITIONS = ("max_target_positions", "max_position_embeddings", "n_positions")
-
 def _room_behind(module: "nn.Module", prompt: "Tensor") -> int:
     "Tokens that fit behind a prompt; at least one."
-    most = setting(module.config, *_POSITIONS, default=1 << 30)
+    most = setting(module.config, "max_target_positions", *LENGTHS, default=1 << 30)  # the decoder's own limit first
     return max(1, int(most) - prompt.shape[1])
 
 # %% ../../nbs/parity/13_generation.ipynb #83c9c22a

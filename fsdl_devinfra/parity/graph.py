@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ else:
     numpy_helper = lazy_module("onnx.numpy_helper")
 
 # %% auto #0
-__all__ = ['RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'free_axes', 'nodes_before', 'load_graph', 'file_precision',
-           'convert']
+__all__ = ['PIECE', 'RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'FileGraph', 'free_axes', 'nodes_before', 'load_graph',
+           'file_precision', 'convert']
 
 # %% ../../nbs/parity/06_graph.ipynb #e0a8e808
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def notes(
     return {p.key.removeprefix(_PREFIX): p.value for p in node.metadata_props if p.key.startswith(_PREFIX)}
 
 # %% ../../nbs/parity/06_graph.ipynb #fb5a5931
+@lru_cache(4096)
 def _module_path(scopes: str) -> str:
     "The innermost module of `['', 'blocks.0', 'blocks.0.mlp', 'linear']`: the last entry is the operator itself."
     try: names = ast.literal_eval(scopes) if scopes else []
@@ -60,6 +62,8 @@ def _module_path(scopes: str) -> str:
     return names[-2] if len(names) > 1 and not names[-2].startswith("_empty_nn_module") else ""
 
 # %% ../../nbs/parity/06_graph.ipynb #08169e26
+_line_of = lru_cache(4096)(source_line)  # layers of one class share their lines
+
 def origin(
     node: Any,  # onnx.NodeProto
 ) -> Origin | None:  # None where the node carries no note
@@ -71,7 +75,7 @@ def origin(
         match[1],
         match[2].removeprefix("torch.ops."),
         _module_path(told.get("name_scopes", "")),
-        source_line(told.get("stack_trace", "")),
+        _line_of(told.get("stack_trace", "")),
     )
 
 # %% ../../nbs/parity/06_graph.ipynb #323e5d23
@@ -107,15 +111,19 @@ class Graph:
             for value in _reads(node): self.consumers.setdefault(value, []).append(i)
 
     @property
-    def nodes(self) -> Any: return self.proto.graph.node
+    def structure(self) -> Any:  # onnx.ModelProto
+        "The model; its large weights may be left in the file. `array` reads them."
+        return self.proto
     @property
-    def outputs(self) -> list[str]: return [o.name for o in self.proto.graph.output]
+    def nodes(self) -> Any: return self.structure.graph.node
+    @property
+    def outputs(self) -> list[str]: return [o.name for o in self.structure.graph.output]
     @property
     def inputs(self) -> list[str]:
-        held = {t.name for t in self.proto.graph.initializer}
-        return [i.name for i in self.proto.graph.input if i.name not in held]
+        held = {t.name for t in self.structure.graph.initializer}
+        return [i.name for i in self.structure.graph.input if i.name not in held]
     @property
-    def initializers(self) -> dict[str, Any]: return {t.name: t for t in self.proto.graph.initializer}
+    def initializers(self) -> dict[str, Any]: return {t.name: t for t in self.structure.graph.initializer}
 
     def units(self) -> dict[str, list[int]]:
         "Traced operator → indices of its nodes, in the order of the file."
@@ -131,6 +139,11 @@ class Graph:
         given = helper.get_attribute_value(node.attribute[0])  # `value`, or `value_float` and its like
         return numpy_helper.to_array(given) if isinstance(given, onnx.TensorProto) else np.asarray(given)
 
+    def holds(self, name: str, value: "np.ndarray") -> bool:
+        "Whether an initializer is an array, of the same type."
+        mine = self.array(name)
+        return mine.dtype == value.dtype and np.array_equal(mine, value)
+
     def is_constant(self, name: str) -> bool:
         "Whether a value is a weight or another constant of the file."
         if name in self.initializers: return True
@@ -139,11 +152,57 @@ class Graph:
     def sizes(self) -> dict[str, list[int | str | None]]:
         "input → its dimensions: a size, a name, or None."
         asked = self.inputs
-        return {i.name: _sizes(i) for i in self.proto.graph.input if i.name in asked}
+        return {i.name: _sizes(i) for i in self.structure.graph.input if i.name in asked}
 
     def data(self) -> bytes:
         "The model as bytes, for a session."
         return self.proto.SerializeToString()
+
+# %% ../../nbs/parity/06_graph.ipynb #0f99d0f0
+PIECE = 2**20  # bytes that are compared at a time
+
+class FileGraph(Graph):
+    "The graph of a file whose large weights stay in the file until they are asked for."
+    def __init__(self,
+        path: Path,
+        structure: Any,  # onnx.ModelProto, of a file that was looked at
+        left_out: Collection[str],  # weights that are inside the file, and said to lie outside: in it
+    ) -> None:
+        self.path, self._structure, self._whole = path, structure, None if left_out else structure
+        super().__init__(structure, path.parent)
+
+    @property
+    def structure(self) -> Any: return self._structure
+
+    @property
+    def proto(self) -> Any:  # onnx.ModelProto
+        "The model with the weights that are inside its file."
+        if self._whole is None: self._whole = onnx.load(str(self.path), load_external_data=False)
+        return self._whole
+
+    @proto.setter
+    def proto(self, value: Any) -> None: pass  # given to `Graph`, which keeps it
+
+    def holds(self, name: str, value: "np.ndarray") -> bool:
+        "Whether an initializer is an array, of the same type; one that lies in a file is read piece by piece."
+        tensor = self.initializers[name]
+        told = {e.key: e.value for e in tensor.external_data if tensor.data_location}
+        kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if "length" not in told or kind != value.dtype or not value.flags.c_contiguous: return super().holds(name, value)
+        if int(told["length"]) != value.nbytes: return False
+        file = self.path.parent / told["location"]
+        return _same_bytes(file, int(told.get("offset", 0)), value.reshape(-1).view(np.uint8))
+
+def _same_bytes(path: Path, start: int, value: "np.ndarray") -> bool:
+    "Whether bytes stand in a file, read piece by piece into one buffer."
+    room = memoryview(bytearray(min(PIECE, value.size)))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        for at in range(0, value.size, PIECE):
+            piece = value[at : at + PIECE]
+            if file.readinto(room[: piece.size]) != piece.size: return False
+            if not np.array_equal(np.frombuffer(room[: piece.size], np.uint8), piece): return False
+    return True
 
 # %% ../../nbs/parity/06_graph.ipynb #c3daac67
 def free_axes(
@@ -194,10 +253,10 @@ def file_precision(
     "The precision that most weights of a file are in, or its inputs where it has none."
     names = {getattr(onnx.TensorProto, v): k for k, v in _KINDS.items()}
     sizes: Counter[str] = Counter()
-    for t in graph.proto.graph.initializer:
+    for t in graph.structure.graph.initializer:
         if t.data_type in names: sizes[names[t.data_type]] += math.prod(t.dims)
     if not sizes:
-        asked = [i.type.tensor_type.elem_type for i in graph.proto.graph.input]
+        asked = [i.type.tensor_type.elem_type for i in graph.structure.graph.input]
         sizes.update(names[kind] for kind in asked if kind in names)
     return sizes.most_common(1)[0][0] if sizes else "fp32"
 

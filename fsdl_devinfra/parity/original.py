@@ -10,10 +10,12 @@ import copy
 import hashlib
 import inspect
 import io
+import math
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +41,10 @@ else:
     torch = lazy_module("torch")
 
 # %% auto #0
-__all__ = ['ROUNDS', 'NUDGE_ULPS', 'NUDGES', 'KEPT_BYTES', 'KEPT_FORMAT', 'widened', 'float64_mode', 'unchanged', 'reference',
-           'torch_type', 'own_precision', 'cast_inputs', 'run_torch', 'as_arrays', 'ties', 'rounding_noise',
-           'longest_sum', 'own_outputs', 'reference_folder', 'module_digest', 'kept_reference']
+__all__ = ['PART', 'ROUNDS', 'NUDGE_ULPS', 'NUDGES', 'FACTORS', 'MOST_WHOLE', 'DRAWS', 'KEPT_BYTES', 'KEPT_FORMAT', 'widened',
+           'float64_mode', 'unchanged', 'reference', 'torch_type', 'own_precision', 'cast_inputs', 'run_torch',
+           'as_arrays', 'ties', 'rounding_draws', 'rounding_noise', 'longest_sum', 'own_outputs', 'reference_folder',
+           'module_digest', 'digest_beside', 'kept_reference']
 
 # %% ../../nbs/parity/04_original.ipynb #80acfec1
 def _low(dtype: Any) -> bool:
@@ -73,11 +76,35 @@ def _written_to(func: Any, args: tuple[Any, ...]) -> set[int]:
     known = enumerate(func._schema.arguments[: len(args)])
     return {i for i, a in known if a.alias_info is not None and a.alias_info.is_write}
 
+# %% ../../nbs/parity/04_original.ipynb #415a3410
+PART = 2**20  # numbers of a weight that are held in float64 at a time
+
+def _columns(value: "Tensor", start: int, end: int) -> "Tensor":
+    "Columns of what is added to a product, in float64; all of it where it is the same for every column."
+    return widened(value if value.shape[-1:] in ((), (1,)) else value[..., start:end])
+
+def _by_parts(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> "Tensor | None":
+    "A product with a large weight in float64; None where an operator is none."
+    if func.overloadpacket.__name__ not in ("mm", "addmm") or kwargs: return None
+    *added, left, right = args
+    if right.numel() <= 2 * PART or not _low(right.dtype): return None
+    step, left = max(1, PART // right.shape[0]), widened(left)
+    room = right.new_empty(step, right.shape[0], dtype=torch.float64)  # one for all parts: the allocator keeps freed ones
+    out = right.new_empty(left.shape[0], right.shape[1], dtype=torch.float64)
+    for start in range(0, right.shape[1], step):
+        part = right[:, start : start + step].t()
+        wide = room[: len(part)].copy_(part).t()
+        out[:, start : start + step] = func(*(_columns(a, start, start + step) for a in added), left, wide)
+    return out
+
 # %% ../../nbs/parity/04_original.ipynb #85348674
 def _wide_calls() -> Any:
     "A mode that widens the arguments of every operator for the length of one call."
     class Float64(dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.t.default: return func(*args)  # of a weight that `_by_parts` may take
+            with dispatch._disable_current_modes(): product = _by_parts(func, args, kwargs)
+            if product is not None: return product
             kept = _written_to(func, args)
             with dispatch._disable_current_modes():
                 args = tuple(a if i in kept else widened(a) for i, a in enumerate(args))
@@ -91,7 +118,8 @@ def _alike_arguments() -> Any:
         def __torch_function__(self, func, types, args=(), kwargs=None):
             kwargs = kwargs or {}
             tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
-            if torch.float64 in {t.dtype for t in tensors} and not _writes(func):
+            mixed = torch.float64 in {t.dtype for t in tensors} and not _writes(func)
+            if mixed and func is not torch.nn.functional.linear:  # it compares none, and its weight may be large
                 args, kwargs = tuple(map(widened, args)), {k: widened(v) for k, v in kwargs.items()}
             return func(*args, **kwargs)
     return Alike()
@@ -215,9 +243,13 @@ def _noise(value: "Tensor", epsilon: float, generator: Any) -> "Tensor":
     return units * finite.abs().max()
 
 # %% ../../nbs/parity/04_original.ipynb #82c14cfe
-def _unless_whole(value: "Tensor", noise: "Tensor") -> "Tensor":
-    "A value with noise; whole numbers, which are usually exact, stay, and so does what is not finite."
-    return torch.where((value == value.round()) | ~value.isfinite(), value, value + noise)
+def _is_whole(value: "Tensor") -> "Tensor":
+    "Where a value is a whole number, or infinite."
+    return value == value.round()
+
+def _unless_whole(value: "Tensor", noise: "Tensor", whole: "Tensor | None" = None) -> "Tensor":
+    "A value with noise, of which it takes the place; whole numbers, which are usually exact, stay, and so does what is not finite."
+    return noise.masked_fill_(_is_whole(value) if whole is None else whole, 0).add_(value)
 
 def _nudging(epsilon: float, generator: Any) -> Any:
     "A mode of torch in which operators that round give results with noise of some units in the last place."
@@ -261,8 +293,8 @@ def ties(
 # %% ../../nbs/parity/04_original.ipynb #04bd98ff
 def _own_noise(value: "Tensor", epsilon: float, generator: Any) -> "Tensor":
     "Up to one unit in the last place of each number, at random."
-    units = epsilon * (2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1)
-    return units.to(value.dtype).to(value.device) * value
+    units = torch.empty(value.shape).uniform_(-epsilon, epsilon, generator=generator)
+    return units.to(value.dtype).to(value.device).mul_(value)
 
 def _off_by_units(value: Any, epsilon: float, generator: Any) -> Any:
     "Floats with that noise, also those in a list; anything else as it is."
@@ -270,7 +302,38 @@ def _off_by_units(value: Any, epsilon: float, generator: Any) -> Any:
         return type(value)(map(partial(_off_by_units, epsilon=epsilon, generator=generator), value))
     return _unless_whole(value, _own_noise(value, epsilon, generator)) if _is_number(value) else value
 
+# %% ../../nbs/parity/04_original.ipynb #a925ead5
+#: where the two factors are among the arguments of operators that add up products
+FACTORS = {"mm": (0, 1), "mv": (0, 1), "bmm": (0, 1), "linear": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
+MOST_WHOLE = 1 / 16  # of the numbers of the small factor
+
+def _few_whole(value: "Tensor", whole: "Tensor") -> bool:
+    "Whether nearly all numbers would be moved; zeros add nothing to a sum."
+    most = MOST_WHOLE * value.numel()
+    return int(torch.count_nonzero(whole)) <= most or int(torch.count_nonzero(whole & (value != 0))) <= most
+
+def _factors(name: str, args: tuple[Any, ...]) -> tuple[int, int] | None:
+    "Positions of a small factor and of a large one after it; None where an operator is no such product."
+    if name not in FACTORS: return None
+    small, large = FACTORS[name]
+    if not all(map(_is_number, args[small : large + 1])): return None
+    return None if 4 * args[small].numel() > args[large].numel() else (small, large)
+
 # %% ../../nbs/parity/04_original.ipynb #a946a152
+def _instead_of_both(value: "Tensor", epsilon: float, generator: Any) -> "Tensor | None":
+    "The small factor with the noise of both; None where too few of its numbers would be moved."
+    whole = _is_whole(value)
+    if not _few_whole(value, whole): return None
+    return _unless_whole(value, _own_noise(value, math.sqrt(2) * epsilon, generator), whole)
+
+def _nudged_arguments(name: str, args: tuple[Any, ...], epsilon: float, generator: Any) -> list[Any]:
+    "What a rounding operator reads, each number off by up to one unit in its last place; of two factors the small one by more."
+    pair = _factors(name, args)
+    alone = _instead_of_both(args[pair[0]], epsilon, generator) if pair else None
+    if pair is None or alone is None: return [_off_by_units(a, epsilon, generator) for a in args]
+    others = (_off_by_units(a, epsilon, generator) if i not in pair else a for i, a in enumerate(args))
+    return [alone if i == pair[0] else a for i, a in enumerate(others)]
+
 def _elementwise_nudging(epsilon: float, generator: Any) -> Any:
     "A mode of torch in which what a rounding operator reads and gives is off by up to one unit in its own last place."
     nudged = partial(_off_by_units, epsilon=epsilon, generator=generator)
@@ -278,33 +341,47 @@ def _elementwise_nudging(epsilon: float, generator: Any) -> Any:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs, name = kwargs or {}, func.overloadpacket.__name__
             if not ROUNDS.search(name) or func._schema.is_mutable: return func(*args, **kwargs)
-            out = func(*map(nudged, args), **{k: nudged(v) for k, v in kwargs.items()})
+            read = _nudged_arguments(name, args, epsilon, generator)
+            out = func(*read, **{k: nudged(v) for k, v in kwargs.items()})
             if name == "cumsum": return out + func(nudged(out) - out, *args[1:], **kwargs)  # every step rounds
             return nudged(out)
 
     return Nudging()
 
 # %% ../../nbs/parity/04_original.ipynb #77683333
+DRAWS = 6
+
 def _distance(got: Any, truth: "np.ndarray") -> Any:
     "How far each value is from the truth; 0 where that is no number, or where there is no such output."
     if got is None or got.shape != truth.shape: return 0.0
     with np.errstate(invalid="ignore", over="ignore"): apart = np.abs(got.astype(np.float64) - truth)
     return np.where(np.isfinite(apart), apart, 0.0)
 
+def rounding_draws(
+    module: "nn.Module",
+    inputs: Mapping[str, "Tensor"],
+    precision: str,
+    truth: Mapping[str, "np.ndarray"],  # in float64
+    times: int = DRAWS,
+) -> Iterator[dict[str, "np.ndarray"]]:  # float output → largest distance from the truth so far, value by value
+    "What roundings do to each value of each output, after one draw, after two, …"
+    found = {k: np.zeros(v.shape) for k, v in truth.items() if v.dtype.kind == "f"}
+    generator = torch.Generator().manual_seed(0)
+    if not found: yield found
+    for _ in range(times if found else 0):
+        with _elementwise_nudging(EPS[precision], generator): got = as_arrays(run_torch(module, inputs, precision))
+        found = {k: np.maximum(v, _distance(got.get(k), truth[k])) for k, v in found.items()}
+        yield found
+
 def rounding_noise(
     module: "nn.Module",
     inputs: Mapping[str, "Tensor"],
     precision: str,
     truth: Mapping[str, "np.ndarray"],  # in float64
-    times: int = 6,  # draws
+    times: int = DRAWS,
 ) -> dict[str, "np.ndarray"]:  # float output → largest distance from the truth, value by value
     "What roundings do to each value of each output: weights and values are off by one unit in the last place."
-    found = {k: np.zeros(v.shape) for k, v in truth.items() if v.dtype.kind == "f"}
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(times if found else 0):
-        with _elementwise_nudging(EPS[precision], generator): got = as_arrays(run_torch(module, inputs, precision))
-        for k in found: found[k] = np.maximum(found[k], _distance(got.get(k), truth[k]))
-    return found
+    return deque(rounding_draws(module, inputs, precision, truth, times), maxlen=1)[0]
 
 # %% ../../nbs/parity/04_original.ipynb #91f2be60
 def _terms(
@@ -379,13 +456,30 @@ def module_digest(
     module: "nn.Module",
 ) -> Any:  # a sha256 object, to be fed with inputs
     "A hash of what decides a module's outputs: versions, classes and their source files, configuration, parameters, buffers."
+    return digest_beside(module)()
+
+def digest_beside(
+    module: "nn.Module",
+) -> Callable[[], Any]:  # waits, and gives what `module_digest` does
+    "Begin to hash a module in a thread of its own: hashing leaves the interpreter to others, such as a session that is loaded."
+    digest, worker = _digest_of_structure(module), ThreadPoolExecutor(1)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    hashing = worker.submit(_feed, digest, parameters)
+    worker.shutdown(wait=False)
+    def finished() -> Any:
+        hashing.result()
+        whole = digest.copy()
+        _feed(whole, dict(module.named_buffers(remove_duplicate=False)))  # a forward may write to them, so only now
+        return whole
+    return finished
+
+def _digest_of_structure(module: "nn.Module") -> Any:
+    "A hash of all that is no tensor."
     config = config_of(module)
     told = config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else repr(config)
     digest = hashlib.sha256(f"{KEPT_FORMAT} {sorted(versions().items())} {told} {module!r} ".encode())
     for cls in sorted({type(m) for m in module.modules()}, key=lambda c: (c.__module__, c.__qualname__)):
         digest.update(_source_of(cls))
-    _feed(digest, dict(module.named_parameters(remove_duplicate=False)))
-    _feed(digest, dict(module.named_buffers(remove_duplicate=False)))
     return digest
 
 # %% ../../nbs/parity/04_original.ipynb #b4aa7b79

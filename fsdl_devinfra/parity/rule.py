@@ -23,7 +23,8 @@ else:
 
 # %% auto #0
 __all__ = ['FACTOR', 'FLOOR_ULPS', 'TINY', 'EPS', 'MOST', 'STEP', 'INTEGERS', 'Rule', 'OutputComparison', 'scale_of', 'Block',
-           'blocks', 'surroundings', 'times_room', 'ulp_histogram', 'compare', 'matched_outputs', 'compare_outputs']
+           'blocks', 'surroundings', 'times_room', 'ulp_histogram', 'compare', 'matched_outputs', 'own_error',
+           'compare_outputs']
 
 # %% ../../nbs/parity/03_rule.ipynb #99968b82
 FACTOR = 8.0  # times torch's own error that a backend may have
@@ -346,11 +347,15 @@ def _errors(d: _Distances) -> dict[str, Any]:
 # %% ../../nbs/parity/03_rule.ipynb #6eb7e2d4
 def _angle_and_noise(got: "np.ndarray", truth: "np.ndarray") -> dict[str, float | None]:
     "Cosine, and signal to noise in decibels, of finite values; None where there is no such number."
-    norms = float(np.linalg.norm(got) * np.linalg.norm(truth))
-    noise = float(np.linalg.norm(got - truth))
-    signal = float(np.linalg.norm(truth)) / noise if noise else 0.0
+    size, noise = math.sqrt(_dot(truth, truth)), math.sqrt(_dot(got - truth, got - truth))
+    norms = size * math.sqrt(_dot(got, got))
+    signal = size / noise if noise else 0.0
     decibels = 20 * math.log10(signal) if signal else None
-    return {"cosine": float(got @ truth) / norms if norms else None, "sqnr_db": decibels}
+    return {"cosine": _dot(got, truth) / norms if norms else None, "sqnr_db": decibels}
+
+def _dot(a: "np.ndarray", b: "np.ndarray") -> float:
+    "The sum of products, in this thread: BLAS would wake a pool of its own beside torch's, and both would wait for the cores."
+    return float(np.einsum("i,i->", a, b))
 
 # %% ../../nbs/parity/03_rule.ipynb #272794c6
 def _top1(got: "np.ndarray", truth: "np.ndarray") -> float:
@@ -431,6 +436,16 @@ def matched_outputs(
     if set(truth) <= set(got): return [(n, n) for n in truth]
     if len(truth) == len(got) and not set(truth) & set(got): return list(zip(truth, got))
     return [(n, n if n in got else None) for n in truth]
+
+def own_error(
+    own: "np.ndarray",  # of torch, in a precision
+    truth: "np.ndarray",  # of torch, in float64
+    precision: str = "fp32",
+) -> float:  # 0 for integers, and where shapes differ
+    "Torch's own largest error, relative to the largest true value."
+    if _without_scale("", own, own, truth, None) is not None: return 0.0
+    own, truth = (np.asarray(a, np.float64) for a in (own, truth))
+    return _Distances.of(own, own, truth, precision).own_error
 
 def compare_outputs(
     got: Mapping[str, "np.ndarray"],  # of the backend

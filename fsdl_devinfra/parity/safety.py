@@ -5,8 +5,9 @@
 # %% ../../nbs/parity/09_safety.ipynb #16af7688
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,8 @@ from ..core.results import Result
 from ..core.units import GIB, size_text
 
 # %% auto #0
-__all__ = ['MODEL_LIMIT', 'STANDARD_DOMAINS', 'RUNTIME_DOMAINS', 'FileFacts', 'inspected', 'inspect_file']
+__all__ = ['MODEL_LIMIT', 'STANDARD_DOMAINS', 'RUNTIME_DOMAINS', 'LEFT_OUT', 'Field', 'FileFacts', 'inspected', 'inspect_file',
+           'structure_of']
 
 # %% ../../nbs/parity/09_safety.ipynb #5a531ab8
 MODEL_LIMIT = 2 * GIB  # what a protobuf message can hold
@@ -126,15 +128,19 @@ def inspected(path: str | Path, limit: int | None = None) -> tuple[FileFacts, An
     "The facts and the parsed model (onnx.ModelProto, without external weights), so that nobody parses twice."
     onnx = need("onnx", "onnx", "reading ONNX files")
     path = Path(path)
+    model = _parsed(path, path.stat().st_size, onnx.load)
+    return _checked(path, model, limit), model
+
+def _checked(path: Path, model: Any, limit: int | None) -> FileFacts:
+    "The facts of a parsed model. Raises `BadInput` where its external weights must not be read, or all is too large."
     size = path.stat().st_size
-    model = _parsed(path, size, onnx.load)
     outside = [(_location(t), t) for t in _tensors(model.graph)]
     external = {name: _external(path, tensor) for name, tensor in outside if name is not None}
     total = size + sum(external.values())
     if limit is not None and total > limit:
         raise BadInput(f"{path.name} and its weights are {size_text(total)}, the limit is {size_text(limit)}",
                        "Raise the limit if you trust the file")
-    return _facts(model, size, external), model
+    return _facts(model, size, external)
 
 # %% ../../nbs/parity/09_safety.ipynb #00641bdf
 def inspect_file(
@@ -143,3 +149,94 @@ def inspect_file(
 ) -> FileFacts:
     "Check an ONNX file before it is loaded. Raises `BadInput` where it must not be."
     return inspected(path, limit)[0]
+
+# %% ../../nbs/parity/09_safety.ipynb #2a1968a9
+LEFT_OUT = 1024  # bytes from which on a weight is stepped over
+_GRAPH, _INITIALIZER, _NAME, _RAW = 7, 5, 8, 9  # numbers of fields in onnx.proto: of a model, a graph, a tensor
+
+def _varint(data: Any, at: int) -> tuple[int, int]:
+    "A number of seven bits a byte, and where it ends."
+    value = shift = 0
+    while data[at] & 0x80:
+        value |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    return value | data[at] << shift, at + 1
+
+#: of a field: number, first byte, first byte of what it holds, first byte after it
+Field = tuple[int, int, int, int]
+
+def _fields(data: Any, at: int, end: int) -> Iterator[Field]:
+    "The fields of a message. Raises `ValueError` or `IndexError` where it is none."
+    while at < end:
+        first = at
+        key, at = _varint(data, at)
+        kind, held = key & 7, at
+        if kind == 2:
+            length, held = _varint(data, at)
+            at = held + length
+        elif kind == 0: at = _varint(data, at)[1]
+        elif kind in (1, 5): at += 8 if kind == 1 else 4
+        else: raise ValueError("a field of no known kind")
+        if at > end: raise ValueError("cut short")
+        yield key >> 3, first, held, at
+
+# %% ../../nbs/parity/09_safety.ipynb #d2323b34
+def _prefixed(number: int, content: bytes) -> bytes:
+    "A field that holds bytes."
+    out, rest = bytearray([number << 3 | 2]), len(content)
+    while rest > 0x7F:
+        out.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes([*out, rest]) + content
+
+def _raw_of(data: Any, tensor: Field) -> tuple[str, Field] | None:
+    "The name of a weight, and the field of its bytes; None where that is to stay."
+    fields = list(_fields(data, *tensor[2:]))
+    raw, names = ([f for f in fields if f[0] == number] for number in (_RAW, _NAME))
+    if len(raw) != 1 or len(names) != 1 or raw[0][3] - raw[0][2] < LEFT_OUT: return None
+    return bytes(data[names[0][2] : names[0][3]]).decode(), raw[0]
+
+def _skeleton(data: Any) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    "A model without the bytes of its large weights, and where those lie: weight → (first byte, number of bytes)."
+    top, places, inner = list(_fields(data, 0, len(data))), {}, []
+    [graph] = [f for f in top if f[0] == _GRAPH]
+    for f in _fields(data, *graph[2:]):
+        found = _raw_of(data, f) if f[0] == _INITIALIZER else None
+        if found is None:
+            inner.append(data[f[1] : f[3]])
+            continue
+        name, raw = found
+        places[name] = raw[2], raw[3] - raw[2]
+        inner.append(_prefixed(_INITIALIZER, data[f[2] : raw[1]] + data[raw[3] : f[3]]))
+    outer = [data[f[1] : f[3]] if f is not graph else _prefixed(_GRAPH, b"".join(inner)) for f in top]
+    return b"".join(outer), places
+
+# %% ../../nbs/parity/09_safety.ipynb #7c2702a9
+def _refer(model: Any, path: Path, places: Mapping[str, tuple[int, int]]) -> None:
+    "Weights that were stepped over, as weights that lie in another file: they lie in this one."
+    for tensor in model.graph.initializer:
+        if tensor.name not in places: continue
+        start, size = places[tensor.name]
+        tensor.data_location = 1  # TensorProto.EXTERNAL
+        for key, value in (("location", path.name), ("offset", str(start)), ("length", str(size))):
+            tensor.external_data.add(key=key, value=value)
+
+def _light(path: Path) -> tuple[bytes, dict[str, tuple[int, int]]] | None:
+    "The skeleton of a file; None where it cannot be followed."
+    if path.suffix != ".onnx" or not 0 < path.stat().st_size <= MODEL_LIMIT: return None
+    try:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data: return _skeleton(data)
+    except (OSError, ValueError, IndexError): return None
+
+def structure_of(
+    path: Path,
+) -> tuple[FileFacts, Any, dict[str, tuple[int, int]]]:  # facts, onnx.ModelProto, weight → its place in the file
+    "As `inspected`, without reading large weights: each is said to lie in this file. Raises `BadInput`."
+    onnx = need("onnx", "onnx", "reading ONNX files")
+    found = _light(path)
+    if found is None: return (*inspected(path), {})
+    light, places = found
+    model = _parsed(path, len(light), lambda *_, **__: onnx.load_model_from_string(light))
+    facts = _checked(path, model, None)
+    _refer(model, path, places)
+    return facts, model, places

@@ -1,4 +1,4 @@
-"Parity against its peer, in turns, on this machine. Run: python tests/benchmarks/bench_parity_speed.py [localize|check|memory]…"
+"Parity against its peer, in turns, on this machine. Run: python tests/benchmarks/bench_parity_speed.py [localize|check|memory]… (about two minutes each)"
 from __future__ import annotations
 
 import contextlib
@@ -68,38 +68,52 @@ def localize_rows() -> Iterator[Row]:
         yield row
 
 
-def check_rows() -> Iterator[Row]:
-    "The output check without the float64 reference, against one torch forward, one session load and one run by hand."
+def _plain(model: Any, path: str, inputs: dict[str, Any]) -> Any:
+    "By hand: one torch forward, one session load and one run."
     import onnxruntime
     import torch
+    arrays = {k: v.numpy() for k, v in inputs.items()}
+    with torch.no_grad(): mine = model(**inputs).last_hidden_state.numpy()
+    options = onnxruntime.SessionOptions(); options.log_severity_level = 4
+    got = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, arrays)[0]
+    return abs(got - mine).max()
+
+
+def _check_row(layers: int, hidden: int, shape: tuple[int, int], times: int = 9) -> Row:
+    "The output check of one case in turns with a plain run; says how often what rounding does was drawn."
+    import importlib
 
     from fsdl_devinfra.parity import check, export
-    from fsdl_devinfra.parity import check as _  # noqa: F401
-    import importlib
     module = importlib.import_module("fsdl_devinfra.parity.checking")
-    model, inputs = _bert(6, 384)
+    model, inputs = _bert(layers, hidden)
+    inputs = {k: v[:shape[0], :shape[1]].contiguous() for k, v in inputs.items()}
+    real, draws, drawn = module.reference, module.rounding_draws, []
+    def counted(*args: Any) -> Iterator[Any]:
+        for draw in draws(*args): drawn.append(1); yield draw
     with tempfile.TemporaryDirectory() as folder:
         with _hush(): path = export(model, inputs, Path(folder) / "model.onnx").path
-        arrays = {k: v.numpy() for k, v in inputs.items()}
-        def plain() -> Any:
-            with torch.no_grad(): mine = model(**inputs).last_hidden_state.numpy()
-            options = onnxruntime.SessionOptions(); options.log_severity_level = 4
-            got = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, arrays)[0]
-            return abs(got - mine).max()
-        real = module.reference
         truth = real(model, inputs)
-        def cached(*_: Any) -> Any: return truth
         reference_s = statistics.median(_timed(lambda: real(model, inputs))[0] for _ in range(3))
+        size = sum(f.stat().st_size for f in Path(folder).iterdir())
         ours, peer = [], []
-        for _ in range(5):
-            seconds, difference = _timed(plain); peer.append(seconds)
-            module.reference = cached
-            try: seconds, report = _timed(lambda: check(model, path, inputs, widen=False))  # the inputs that plain() runs, no others
-            finally: module.reference = real
+        for i in range(times + 1):
+            seconds, difference = _timed(lambda: _plain(model, path, inputs)); peer.append(seconds)
+            drawn.clear()
+            module.reference, module.rounding_draws = (lambda *_: truth), counted
+            try: seconds, report = _timed(lambda: check(model, path, inputs, widen=False))  # the inputs that the plain run has, no others
+            finally: module.reference, module.rounding_draws = real, draws
             ours.append(seconds)
             assert report.verdict == "pass" and difference < 1e-3, (report.verdict, difference)
-        yield {"name": "output check of one case, BERT 6 × 384", "ours_s": statistics.median(ours), "peer_s": statistics.median(peer), "ratio": statistics.median(ours) / statistics.median(peer),
-               "spread": (min(ours), max(ours)), "note": f"the float64 reference, counted apart, takes {reference_s:.2f} s"}
+            if i == 0: ours.clear(); peer.clear()  # warm-up
+    ratios = [a / b for a, b in zip(ours, peer)]
+    return {"name": f"output check of one case, BERT {layers} × {hidden}, inputs {shape[0]} × {shape[1]}", "ours_s": statistics.median(ours), "peer_s": statistics.median(peer),
+            "ratio": statistics.median(ours) / statistics.median(peer), "spread": (min(ratios), max(ratios)),
+            "note": f"a check is so many plain runs, {min(ours) / min(peer):.2f} by the fastest of each; files of {size / 2**20:.0f} MiB; {len(drawn)} draws of what rounding does; the float64 reference, counted apart, takes {reference_s:.2f} s"}
+
+
+def check_rows() -> Iterator[Row]:
+    "The output check without the float64 reference, against one torch forward, one session load and one run by hand. With one row of four tokens a channel holds few values, and what rounding does has to be drawn."
+    for layers, hidden, shape in ((2, 128, (2, 16)), (6, 384, (2, 16)), (6, 384, (1, 4)), (12, 768, (2, 16)), (12, 768, (1, 4))): yield _check_row(layers, hidden, shape)
 
 
 _MEMORY = """
