@@ -21,6 +21,8 @@ from ..core.results import Result
 from ..core.units import time_text
 from ..memory.activations import attending_share
 from ..memory.architecture import Architecture
+from ..memory.attention_kernels import kernel_note, with_kernel
+from ..memory.states import FROZEN
 from ..memory.strategy import NARROW, Strategy, Workload, check, default_workload
 
 # %% auto #0
@@ -597,6 +599,7 @@ class _Shared:
     dense: float  # parameters
     experts: float  # parameters
     units: float
+    stored: tuple[float, float] = (2.0, 2.0)  # bytes of a parameter that is gathered: dense, experts
 
     @property
     def ranks(self) -> int: return self.strategy.dp * self.strategy.cp
@@ -607,13 +610,21 @@ class _Shared:
         return self.strategy.shard_group or self.ranks
 
     def ring(self, width: int, group: int) -> float:
-        "Seconds to gather, or to reduce, values of so many bytes among so many ranks."
+        "Seconds to reduce values of so many bytes among so many ranks."
+        return self._sent(self.dense * width, self.experts * width, group)
+
+    def gathered(self, group: int) -> float:
+        "Seconds to gather the parameters, in the bytes that they are stored in."
+        return self._sent(self.dense * self.stored[0], self.experts * self.stored[1], group)
+
+    def _sent(self, dense: float, experts: float, group: int) -> float:
+        "Seconds of one pass around the ring with so many bytes."
         strategy, units = self.strategy, self.units
-        seconds = units * ring_seconds(self.cluster, group, self.dense * width / units, strategy.tp)
+        seconds = units * ring_seconds(self.cluster, group, dense / units, strategy.tp)
         if not self.experts: return seconds
         apart = strategy.expert_tp * strategy.ep
         held_by = max(group * strategy.tp // apart, 1)
-        return seconds + units * ring_seconds(self.cluster, held_by, self.experts * width / units, apart)
+        return seconds + units * ring_seconds(self.cluster, held_by, experts / units, apart)
 
     def across(self, width: int, group: int) -> float:
         "Seconds to reduce gradients between the groups of HSDP, once a step."
@@ -627,9 +638,9 @@ def _zero_seconds(shared: _Shared, width: int) -> tuple[float, float]:
     "Seconds of each micro-batch, and once a step, where every rank has all parameters, or gathers them once."
     gradients, zero = shared.ring(width, shared.ranks), shared.strategy.zero
     if zero == 0: return 0.0, 2 * gradients
-    if zero == 1: return 0.0, gradients + shared.ring(2, shared.ranks)
-    if shared.strategy.framework == "fsdp": return shared.ring(2, shared.group) + gradients, 0.0
-    return gradients, shared.ring(2, shared.ranks)
+    if zero == 2 and shared.strategy.framework == "fsdp": return shared.gathered(shared.group) + gradients, 0.0
+    stepped = 0.0 if shared.strategy.lora_rank else shared.gathered(shared.ranks)
+    return (0.0, gradients + stepped) if zero == 1 else (gradients, stepped)
 
 def data_seconds(
     model: Architecture,
@@ -638,11 +649,12 @@ def data_seconds(
     layers: float,  # of the stage
 ) -> tuple[float, float]:  # a micro-batch, once a step
     "Parameters and gradients between data-parallel ranks. Full sharding gathers frozen weights as well."
-    shared = _Shared(strategy, cluster, *_stage_parts(model, strategy, layers), max(layers, 1) + 1)
+    parts, units = _stage_parts(model, strategy, layers), max(layers, 1) + 1
+    shared = _Shared(strategy, cluster, *parts, units, _stored_widths(model, strategy, layers))
     if shared.ranks == 1: return 0.0, 0.0
     width, group = 0 if strategy.lora_rank else grad_bytes(strategy), shared.group
     if strategy.zero < 3: return _zero_seconds(shared, width)
-    return 2 * shared.ring(2, group) + shared.ring(width, group), shared.across(width, group)
+    return 2 * shared.gathered(group) + shared.ring(width, group), shared.across(width, group)
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0029
 def _stage_parts(model: Architecture, strategy: Strategy, layers: float) -> tuple[float, float]:
@@ -652,6 +664,19 @@ def _stage_parts(model: Architecture, strategy: Strategy, layers: float) -> tupl
     if strategy.pp == 1: ends = parts.embedding + parts.other + parts.head
     dense = (parts.layer * layers / total + ends) / strategy.tp
     return dense, parts.expert / strategy.ep * layers / total / strategy.expert_tp
+
+def _stored_widths(model: Architecture, strategy: Strategy, layers: float) -> tuple[float, float]:
+    """Bytes of a parameter as ranks store and gather it: dense ones, and those of experts. Frozen weights may
+    be quantised, and embedding, head and norms are not."""
+    wide = 4.0 if strategy.precision == "fp32" and not strategy.base_weights else 2.0
+    packing = model.packing if strategy.lora_rank else None
+    if strategy.base_weights: linear = expert = FROZEN[strategy.base_weights]
+    elif packing: linear, expert = packing.dense, packing.expert
+    else: return wide, wide
+    depth = max(model.layers + model.decoder_layers, 1)
+    quantised = (model.parts.layer - model.parts.norm) * layers / depth / strategy.tp
+    dense = _stage_parts(model, strategy, layers)[0]
+    return wide - (wide - linear) * quantised / dense, expert
 
 def _held_parameters(model: Architecture, strategy: Strategy, layers: float) -> float:
     "Parameters of a stage that one rank steps."
@@ -681,9 +706,14 @@ def offload_seconds(
         return 2 * positions / strategy.cp * model.hidden * 2 * layers / rate, 0.0
     mine = _held_parameters(model, strategy, layers)
     passes = 2 if strategy.offload == "parameters" and strategy.zero == 3 else 0
-    if strategy.lora_rank: return passes * 2 * mine / rate, 0.0
+    if strategy.lora_rank: return passes * _frozen_bytes(model, strategy, layers) / rate, 0.0
     copies = passes + _gradient_copies(strategy, workload)
     return copies * 2 * mine / rate, mine * 2 / rate + _host_adam_seconds(mine, cluster) * host
+
+def _frozen_bytes(model: Architecture, strategy: Strategy, layers: float) -> float:
+    "Bytes of the frozen weights that one rank holds of a stage."
+    parts = zip(_stage_parts(model, strategy, layers), _stored_widths(model, strategy, layers))
+    return sum(count * width for count, width in parts) / (strategy.shards if strategy.zero else 1)
 
 def _gradient_copies(strategy: Strategy, workload: Workload) -> int:
     """Gradients that cross PCIe for a micro-batch, in 16 bits each: down to the host. Under DeepSpeed two: up again
@@ -929,7 +959,8 @@ def throughput(
 ) -> Throughput:
     """How long a step takes. Raises `BadInput` where the strategy cannot
     run the model or the GPUs do not match it."""
-    run = architecture, strategy, workload or default_workload(architecture), cluster
+    runs = with_kernel(architecture, strategy)
+    run = architecture, runs, workload or default_workload(architecture), cluster
     _can_run(*run)
     step = step_seconds(*run, USUAL)
     took = _bounded(*run, step.total) if bounds else Estimate(step.total, step.total, step.total)
@@ -1036,4 +1067,4 @@ def _assumptions(model: Architecture, strategy: Strategy, workload: Workload, cl
     "What holds always, then what counts here."
     special = _special_assumptions(model, strategy, workload, cluster)
     usual = _usual_assumptions(strategy, workload, cluster)
-    return usual + [note for note, counts in special.items() if counts]
+    return usual + [note for note, counts in special.items() if counts] + kernel_note(model, strategy)
