@@ -29,12 +29,13 @@ from ..memory.strategy import NARROW, Strategy, Workload, check, default_workloa
 __all__ = ['BEST_SHAPE', 'BEST_SHAPE_OLD', 'BEST_SHAPE_NEW', 'USUAL', 'TUNED', 'SLOW', 'SMALL_HEADS', 'HALF_SPEED',
            'FP4_OVER_FP8', 'FUSED_KERNELS', 'JOINED_KERNELS', 'CAST_BYTES', 'CAST_BYTES_FUSED', 'EAGER_SCORES',
            'UNPACK_BYTES', 'ROUTED_CAST_BYTES', 'PADDING_BYTES', 'KERNELS', 'ADAPTER_KERNELS', 'ZERO3_KERNELS',
-           'EXPERT_KERNELS', 'EXPERT_CASTS', 'ROUTER_KERNELS', 'LOSS_BYTES', 'HOST_ADAM', 'STEP_BYTES', 'KERNEL_NAMES',
-           'Rates', 'best_shape', 'is_new', 'precision_used', 'scales_blocks', 'peak_flops', 'Chip', 'chip_share',
-           'chip', 'product_seconds', 'Pass', 'layer_pass', 'cast_bytes', 'adapter_elements', 'grad_bytes',
-           'routed_cast_bytes', 'expert_weight_bytes', 'host_kernels', 'head_pass', 'stage_layers', 'recomputed',
-           'stage_passes', 'tensor_seconds', 'expert_seconds', 'context_seconds', 'data_seconds', 'offload_seconds',
-           'optimizer_seconds', 'Step', 'waiting_slots', 'step_seconds', 'Throughput', 'throughput']
+           'EXPERT_KERNELS', 'EXPERT_CASTS', 'ROUTER_KERNELS', 'LOSS_BYTES', 'HOST_ADAM', 'STEP_BYTES', 'FSDP2_SINCE',
+           'KERNEL_NAMES', 'Rates', 'best_shape', 'is_new', 'precision_used', 'scales_blocks', 'peak_flops', 'Chip',
+           'chip_share', 'chip', 'product_seconds', 'Pass', 'layer_pass', 'cast_bytes', 'adapter_elements',
+           'grad_bytes', 'routed_cast_bytes', 'expert_weight_bytes', 'host_kernels', 'head_pass', 'stage_layers',
+           'recomputed', 'stage_passes', 'tensor_seconds', 'expert_seconds', 'context_seconds', 'data_seconds',
+           'offload_seconds', 'optimizer_seconds', 'Step', 'waiting_slots', 'step_seconds', 'gathers_late',
+           'Throughput', 'throughput']
 
 # %% ../../nbs/compute/04_throughput.ipynb #4aa81c71
 #: share of the dense peak that the best shape reaches: bf16, fp8 (S.
@@ -74,12 +75,16 @@ class Rates:
     sent_once: bool = False  # whether a node gets a routed token once, whatever the framework's usual way
     sent_beside: float = 0.0  # share of the sending of routed tokens that computation hides
     packed: float = 1.0  # of attention's time, where adapters are trained on short samples packed together
+    tiled: bool = False  # whether parameters go back to the GPU while the host still steps the next ones
+    late: bool = False  # whether adapters' training waits for gathered layers, whatever the version of FSDP
 
 # %% ../../nbs/compute/04_throughput.ipynb #67e94d26
 USUAL = Rates("usual", 0.87, 0.68, 0.33, 0.20, 0.85, 0.19, 8e-6, 0.73, 0.50)
 TUNED = Rates("tuned", 0.97, 0.92, 0.60, 0.50, 0.92, 0.10, 3e-6, 0.97, 0.60, host=0.5,
-              sent_once=True, sent_beside=0.37, packed=0.1)
-SLOW = Rates("slow", 0.65, 0.50, 0.28, 0.15, 0.80, 0.40, 25e-6, 0.60, 0.30, experts=0.25, host=1.5, pcie=0.15)
+              sent_once=True, sent_beside=0.37, packed=0.1,
+              tiled=True)
+SLOW = Rates("slow", 0.65, 0.50, 0.28, 0.15, 0.80, 0.40, 25e-6, 0.60, 0.30, experts=0.25, host=1.5, pcie=0.15,
+             late=True)
 #: attention kernels: heads of 64 reach 171 where heads of 128 reach 189 TFLOP/s,
 #: and half of it at about 450 positions (88 of 171 at 512; Dao 2023, figure 4)
 SMALL_HEADS, HALF_SPEED = 0.9, 450
@@ -697,6 +702,7 @@ def offload_seconds(
     cluster: Cluster,
     layers: float,
     host: float = 1.0,  # of the usual time
+    tiled: bool = False,  # whether parameters go back to the GPU while the host still steps the next ones
 ) -> tuple[float, float]:  # a micro-batch (beside computation), once a step
     "Copies over PCIe and the optimizer on the host."
     if strategy.offload == "none": return 0.0, 0.0
@@ -708,7 +714,8 @@ def offload_seconds(
     passes = 2 if strategy.offload == "parameters" and strategy.zero == 3 else 0
     if strategy.lora_rank: return passes * _frozen_bytes(model, strategy, layers) / rate, 0.0
     copies = passes + _gradient_copies(strategy, workload)
-    return copies * 2 * mine / rate, mine * 2 / rate + _host_adam_seconds(mine, cluster) * host
+    back, adam = mine * 2 / rate, _host_adam_seconds(mine, cluster) * host
+    return copies * 2 * mine / rate, max(back, adam) if tiled else back + adam
 
 def _frozen_bytes(model: Architecture, strategy: Strategy, layers: float) -> float:
     "Bytes of the frozen weights that one rank holds of a stage."
@@ -850,6 +857,25 @@ def step_seconds(
     stages = (_Stage(model, strategy, workload, cluster, rates, gpu, *one) for one in passes)
     return max((_stage_step(stage) for stage in stages), key=lambda step: step.total)
 
+# %% ../../nbs/compute/04_throughput.ipynb #0c8a7c82
+#: the first Transformers whose Trainer can shard by FSDP2 (with accelerate 1.6, April 2025)
+FSDP2_SINCE = (4, 51)
+
+def _gathers_frozen(strategy: Strategy) -> bool:
+    "Whether PyTorch gathers frozen weights for adapters."
+    return strategy.lora_rank is not None and strategy.zero >= 2 and strategy.torch_native
+
+def gathers_late(
+    strategy: Strategy,
+) -> bool:
+    "Whether a layer is gathered when it is needed, and no sooner: adapters under FSDP of the first version."
+    return _gathers_frozen(strategy) and strategy.framework == "hf" and strategy.trainer < FSDP2_SINCE
+
+def _gathered_seconds(stage: _Stage, each: float, under: float) -> float:
+    "What the data-parallel traffic of a micro-batch adds to computation."
+    late = gathers_late(stage.strategy) or stage.rates.late and _gathers_frozen(stage.strategy)
+    return each if late else _exposed_communication_seconds(under, each, stage.layers, stage.rates.contention)
+
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0036
 @dataclass(frozen=True)
 class _Beside:
@@ -866,14 +892,14 @@ def _beside(stage: _Stage) -> _Beside:
     layers, split = stage.layers, _split_seconds(stage)
     each, once = data_seconds(stage.model, stage.strategy, stage.cluster, layers)
     under = stage.compute.total + split
-    data = _exposed_communication_seconds(under, each, layers, stage.rates.contention)
+    data = _gathered_seconds(stage, each, under)
     copies, stepped = _copied(stage)
     return _Beside(split, _handed_on_seconds(stage), data, copies, _last_reduction(once, stage), stepped)
 
 def _copied(stage: _Stage) -> tuple[float, float]:
     "What copies to the host add to a micro-batch, and the optimizer there to a step."
     run = stage.model, stage.strategy, stage.workload, stage.cluster
-    moved, stepped = offload_seconds(*run, stage.layers, stage.rates.host)
+    moved, stepped = offload_seconds(*run, stage.layers, stage.rates.host, stage.rates.tiled)
     return _hidden(moved, stage.compute.total, stage.rates.contention), stepped
 
 def _stage_step(stage: _Stage) -> Step:
@@ -1030,6 +1056,17 @@ def _sending(model: Architecture, strategy: Strategy) -> str:
     limit = f", {model.groups_per_token} of {model.expert_groups} groups" if model.expert_groups else ""
     return f"a node gets a token once (DeepEP, HybridEP){limit}"
 
+def _adapter_assumptions(strategy: Strategy) -> dict[str, object]:
+    "What is assumed of adapters' training → whether it counts here."
+    packed = f"the fast end takes {TUNED.packed:.0%} of attention's time, an assumption for samples of some 400 tokens"
+    late = gathers_late(strategy)
+    return {
+        f"Samples may be packed together: {packed} in 4,096": _packs(strategy),
+        "FSDP of the first version: every gathered layer is waited for": late,
+        "The slow end waits for every gathered layer, as FSDP of the first version does": _gathers_frozen(strategy)
+        and not late,
+    }
+
 def _special_assumptions(
     model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster
 ) -> dict[str, object]:
@@ -1048,7 +1085,7 @@ def _special_assumptions(
         "which the range shows": model.experts,
         f"Routed tokens: {_sending(model, strategy)}": strategy.ep > 1,
         f"Offload: {host_adam}, copies at {COPY_SHARE:.0%} of PCIe": strategy.offload != "none",
-    }
+    } | _adapter_assumptions(strategy)
 
 def _usual_assumptions(strategy: Strategy, workload: Workload, cluster: Cluster) -> list[str]:
     "What every estimate takes for granted: kernels, rates, links and batch."
