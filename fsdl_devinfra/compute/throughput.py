@@ -944,7 +944,8 @@ class Throughput(Result):
 
     def chart(self) -> Chart:
         "What a step is spent on."
-        return stacked_bars({"one step": self.spent_seconds}, "seconds of a step", show="{:.3g}".format)
+        spent = {"matmuls" if kind == "products" else kind: took for kind, took in self.spent_seconds.items()}
+        return stacked_bars({"one step": spent}, "seconds of a step", show="{:.3g}".format)
 
     def __str__(self) -> str: return self.verdict()
     def _repr_html_(self) -> str: return f"<p>{self.verdict()}.</p>{self.chart().svg}"
