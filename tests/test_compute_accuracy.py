@@ -89,7 +89,7 @@ def test_runs_that_fitted_are_not_called_impossible(fitted):
     """Ten of 248, each explained on the page: JAX on TPUs, and two that print neither checkpointing nor types."""
     impossible = {one.name for one in fitted if one.fits == "no"}
     assert len(fitted) == 248 and impossible <= {"am-dsv3-256", "am-kimi", "palm-540", *(n.name for n in fitted if n.name.startswith("mx-v5e"))}
-    assert sum(one.fits == "yes" for one in fitted) > 130  # the control: they are not all called tight
+    assert sum(one.fits == "yes" for one in fitted) > 125  # the control: they are not all called tight
 
 
 def test_every_row_beyond_what_was_asked_is_named(elsewhere):
@@ -129,12 +129,41 @@ def test_bloom_with_its_own_settings():
 def test_an_optimizer_on_the_host_of_a_v100():
     """ZeRO-Offload (Ren et al. 2021): 10 billion parameters on one V100 at 40 TFLOP/s, which is in the range.
 
-    Its micro-batch is not known here: with 10 sequences and one micro-batch the range is 30 to 48 model TFLOP/s, with 51 of them 40.3 to 60.5."""
+    Its micro-batch is not known here: with 10 sequences and one micro-batch the range is 30 to 53 model TFLOP/s. 13 billion with 4 sequences
+    are 20 to 42: the fast end copies parameters back in tiles beside Adam, as the paper does."""
     from fsdl_devinfra.compute.cluster import cluster
     from fsdl_devinfra.compute.operations import flops_per_token
     from fsdl_devinfra.memory.strategy import Strategy, Workload
-    a = accuracy._gpt(50, 4096, 32, 50257)
     s = Strategy(zero=2, offload="optimizer", framework="deepspeed", precision="fp16-mixed", recompute="full", attention="eager")
-    rate = module.throughput(a, s, Workload(1024, 10, 1), cluster("V100-SXM-32GB", 1)).tokens_per_second_per_gpu
-    low, high = (r * flops_per_token(a, 1024) / 1e12 for r in (rate.low, rate.high))
-    assert 25 < low < 40 < high < 60
+    for layers, batch, least in ((50, 10, 25), (65, 4, 15)):
+        a = accuracy._gpt(layers, 4096, 32, 50257)
+        rate = module.throughput(a, s, Workload(1024, batch, 1), cluster("V100-SXM-32GB", 1)).tokens_per_second_per_gpu
+        low, high = (r * flops_per_token(a, 1024) / 1e12 for r in (rate.low, rate.high))
+        assert least < low < 40 < high < 60
+
+
+def _adapters_on_3090(micro_batch, **said):
+    from fsdl_devinfra.compute.cluster import cluster
+    from fsdl_devinfra.memory.strategy import Strategy, Workload
+    from fsdl_devinfra.memory.architecture import Architecture
+    config = next(r["config"] for r in read_rows(FOLDER / "training_speed.csv") if r["id"] == "spd-109")
+    a = Architecture.from_config(accuracy.json.loads(config))
+    s = Strategy(**dict(dp=2, zero=3, framework="hf", precision="bf16", recompute="full", lora_rank=64) | said)
+    return module.throughput(a, s, Workload(2048, micro_batch), cluster("apart=RTX-3090-24GB,link=0,watts=280", 2)).step_seconds.value
+
+
+def test_adapters_wait_for_every_layer_under_the_first_fsdp():
+    """fsdp_qlora on two RTX 3090: full sharding adds as many seconds to a step of one sequence as to one of six, so nothing is hidden."""
+    rows = {r["id"]: r for r in read_rows(FOLDER / "training_speed.csv")}
+    def took(name): return int(rows[name]["micro_batch"]) * 2048 / float(rows[name]["tokens_per_s_per_gpu"])
+    alone = took("spd-118") / 4  # a sequence without sharding
+    added = [took(name) - alone * n for name, n in (("spd-109", 1), ("spd-112", 4), ("spd-113", 6))]
+    assert max(added) / min(added) < 1.2, added  # measured: about 4 s each
+    def extra(n, version): return _adapters_on_3090(n, trainer_version=version) - _adapters_on_3090(n, zero=0)
+    first = [extra(n, "4.38") for n in (1, 4, 6)]
+    assert max(first) / min(first) < 1.01 and first[0] > 3 * extra(4, None) > 0  # FSDP2 hides most of it
+
+
+def test_four_bit_weights_are_gathered_in_four_bits():
+    whole, packed = (_adapters_on_3090(1, trainer_version="4.38", base_weights=b) - _adapters_on_3090(1, zero=0, base_weights=b) for b in (None, "nf4"))
+    assert 3 < whole / packed < 4  # embedding and head stay in 16 bits

@@ -25,6 +25,7 @@ from ..core.errors import BadInput
 from ..core.results import Result
 from ..core.units import GIB, count_of, size_text, time_text, usd_text
 from ..memory.architecture import Architecture
+from ..memory.attention_kernels import attention_kernels, kernel_note, with_kernel
 from ..memory.footprint import Footprint, estimate
 from ..memory.states import recipe
 from ..memory.strategy import Strategy, Workload, default_workload, refusal
@@ -407,6 +408,8 @@ class PlanReport(Result):
     flops_convention: str
     cheapest_usd: float | None = None  # where only the budget is in the way
     attends: bool = True  # whether the model has attention, whose kernel a trainer may be told
+    # what its class runs in Transformers, the fastest first; None where nobody knows
+    attention_kernels: tuple[str, ...] | None = None
 
     @property
     def headline(self) -> Plan | None:
@@ -606,7 +609,7 @@ def plan(
     recompute: str | None = None,  # activation checkpointing of every plan; None: what `base` names, or all are tried
 ) -> PlanReport:
     "Search, rank, and say why not. Raises `BadInput`."
-    asked, rates = base or Strategy(), _rates(price, device)
+    asked, rates = with_kernel(architecture, base or Strategy()), _rates(price, device)
     shape = workload or default_workload(architecture)
     _askable(architecture, asked, minimize, tokens, rates(gpus or 1), budget)
     stack = _one_stack(asked, device)
@@ -772,6 +775,7 @@ def _asked(search: Search) -> dict[str, Any]:
         batch=search.batch,
         flops_convention=convention(search.base),
         attends=search.model.attending > 0,
+        attention_kernels=attention_kernels(search.model.model_type),
     )
 
 # %% ../../nbs/compute/08_planning.ipynb #08ac0016
@@ -943,6 +947,7 @@ def _assumptions(search: Search, price: Price | None, found: Sequence[Found]) ->
     if price:
         source = f"{price.cloud} {price.instance}; {price.source}"
         notes.append(f"Price: {usd_text(price.usd_per_gpu_hour)} per GPU-hour ({source})")
+    notes += kernel_note(search.model, search.base)
     return notes + (found[0].speed.assumptions[:3] if found else [])
 
 # %% ../../nbs/compute/08_planning.ipynb #08ad001b

@@ -21,18 +21,21 @@ from ..core.results import Result
 from ..core.units import time_text
 from ..memory.activations import attending_share
 from ..memory.architecture import Architecture
+from ..memory.attention_kernels import kernel_note, with_kernel
+from ..memory.states import FROZEN
 from ..memory.strategy import NARROW, Strategy, Workload, check, default_workload
 
 # %% auto #0
 __all__ = ['BEST_SHAPE', 'BEST_SHAPE_OLD', 'BEST_SHAPE_NEW', 'USUAL', 'TUNED', 'SLOW', 'SMALL_HEADS', 'HALF_SPEED',
            'FP4_OVER_FP8', 'FUSED_KERNELS', 'JOINED_KERNELS', 'CAST_BYTES', 'CAST_BYTES_FUSED', 'EAGER_SCORES',
            'UNPACK_BYTES', 'ROUTED_CAST_BYTES', 'PADDING_BYTES', 'KERNELS', 'ADAPTER_KERNELS', 'ZERO3_KERNELS',
-           'EXPERT_KERNELS', 'EXPERT_CASTS', 'ROUTER_KERNELS', 'LOSS_BYTES', 'HOST_ADAM', 'STEP_BYTES', 'KERNEL_NAMES',
-           'Rates', 'best_shape', 'is_new', 'precision_used', 'scales_blocks', 'peak_flops', 'Chip', 'chip_share',
-           'chip', 'product_seconds', 'Pass', 'layer_pass', 'cast_bytes', 'adapter_elements', 'grad_bytes',
-           'routed_cast_bytes', 'expert_weight_bytes', 'host_kernels', 'head_pass', 'stage_layers', 'recomputed',
-           'stage_passes', 'tensor_seconds', 'expert_seconds', 'context_seconds', 'data_seconds', 'offload_seconds',
-           'optimizer_seconds', 'Step', 'waiting_slots', 'step_seconds', 'Throughput', 'throughput']
+           'EXPERT_KERNELS', 'EXPERT_CASTS', 'ROUTER_KERNELS', 'LOSS_BYTES', 'HOST_ADAM', 'STEP_BYTES', 'FSDP2_SINCE',
+           'KERNEL_NAMES', 'Rates', 'best_shape', 'is_new', 'precision_used', 'scales_blocks', 'peak_flops', 'Chip',
+           'chip_share', 'chip', 'product_seconds', 'Pass', 'layer_pass', 'cast_bytes', 'adapter_elements',
+           'grad_bytes', 'routed_cast_bytes', 'expert_weight_bytes', 'host_kernels', 'head_pass', 'stage_layers',
+           'recomputed', 'stage_passes', 'tensor_seconds', 'expert_seconds', 'context_seconds', 'data_seconds',
+           'offload_seconds', 'optimizer_seconds', 'Step', 'waiting_slots', 'step_seconds', 'gathers_late',
+           'Throughput', 'throughput']
 
 # %% ../../nbs/compute/04_throughput.ipynb #4aa81c71
 #: share of the dense peak that the best shape reaches: bf16, fp8 (S.
@@ -72,12 +75,16 @@ class Rates:
     sent_once: bool = False  # whether a node gets a routed token once, whatever the framework's usual way
     sent_beside: float = 0.0  # share of the sending of routed tokens that computation hides
     packed: float = 1.0  # of attention's time, where adapters are trained on short samples packed together
+    tiled: bool = False  # whether parameters go back to the GPU while the host still steps the next ones
+    late: bool = False  # whether adapters' training waits for gathered layers, whatever the version of FSDP
 
 # %% ../../nbs/compute/04_throughput.ipynb #67e94d26
 USUAL = Rates("usual", 0.87, 0.68, 0.33, 0.20, 0.85, 0.19, 8e-6, 0.73, 0.50)
 TUNED = Rates("tuned", 0.97, 0.92, 0.60, 0.50, 0.92, 0.10, 3e-6, 0.97, 0.60, host=0.5,
-              sent_once=True, sent_beside=0.37, packed=0.1)
-SLOW = Rates("slow", 0.65, 0.50, 0.28, 0.15, 0.80, 0.40, 25e-6, 0.60, 0.30, experts=0.25, host=1.5, pcie=0.15)
+              sent_once=True, sent_beside=0.37, packed=0.1,
+              tiled=True)
+SLOW = Rates("slow", 0.65, 0.50, 0.28, 0.15, 0.80, 0.40, 25e-6, 0.60, 0.30, experts=0.25, host=1.5, pcie=0.15,
+             late=True)
 #: attention kernels: heads of 64 reach 171 where heads of 128 reach 189 TFLOP/s,
 #: and half of it at about 450 positions (88 of 171 at 512; Dao 2023, figure 4)
 SMALL_HEADS, HALF_SPEED = 0.9, 450
@@ -597,6 +604,7 @@ class _Shared:
     dense: float  # parameters
     experts: float  # parameters
     units: float
+    stored: tuple[float, float] = (2.0, 2.0)  # bytes of a parameter that is gathered: dense, experts
 
     @property
     def ranks(self) -> int: return self.strategy.dp * self.strategy.cp
@@ -607,13 +615,21 @@ class _Shared:
         return self.strategy.shard_group or self.ranks
 
     def ring(self, width: int, group: int) -> float:
-        "Seconds to gather, or to reduce, values of so many bytes among so many ranks."
+        "Seconds to reduce values of so many bytes among so many ranks."
+        return self._sent(self.dense * width, self.experts * width, group)
+
+    def gathered(self, group: int) -> float:
+        "Seconds to gather the parameters, in the bytes that they are stored in."
+        return self._sent(self.dense * self.stored[0], self.experts * self.stored[1], group)
+
+    def _sent(self, dense: float, experts: float, group: int) -> float:
+        "Seconds of one pass around the ring with so many bytes."
         strategy, units = self.strategy, self.units
-        seconds = units * ring_seconds(self.cluster, group, self.dense * width / units, strategy.tp)
+        seconds = units * ring_seconds(self.cluster, group, dense / units, strategy.tp)
         if not self.experts: return seconds
         apart = strategy.expert_tp * strategy.ep
         held_by = max(group * strategy.tp // apart, 1)
-        return seconds + units * ring_seconds(self.cluster, held_by, self.experts * width / units, apart)
+        return seconds + units * ring_seconds(self.cluster, held_by, experts / units, apart)
 
     def across(self, width: int, group: int) -> float:
         "Seconds to reduce gradients between the groups of HSDP, once a step."
@@ -627,9 +643,9 @@ def _zero_seconds(shared: _Shared, width: int) -> tuple[float, float]:
     "Seconds of each micro-batch, and once a step, where every rank has all parameters, or gathers them once."
     gradients, zero = shared.ring(width, shared.ranks), shared.strategy.zero
     if zero == 0: return 0.0, 2 * gradients
-    if zero == 1: return 0.0, gradients + shared.ring(2, shared.ranks)
-    if shared.strategy.framework == "fsdp": return shared.ring(2, shared.group) + gradients, 0.0
-    return gradients, shared.ring(2, shared.ranks)
+    if zero == 2 and shared.strategy.framework == "fsdp": return shared.gathered(shared.group) + gradients, 0.0
+    stepped = 0.0 if shared.strategy.lora_rank else shared.gathered(shared.ranks)
+    return (0.0, gradients + stepped) if zero == 1 else (gradients, stepped)
 
 def data_seconds(
     model: Architecture,
@@ -638,11 +654,12 @@ def data_seconds(
     layers: float,  # of the stage
 ) -> tuple[float, float]:  # a micro-batch, once a step
     "Parameters and gradients between data-parallel ranks. Full sharding gathers frozen weights as well."
-    shared = _Shared(strategy, cluster, *_stage_parts(model, strategy, layers), max(layers, 1) + 1)
+    parts, units = _stage_parts(model, strategy, layers), max(layers, 1) + 1
+    shared = _Shared(strategy, cluster, *parts, units, _stored_widths(model, strategy, layers))
     if shared.ranks == 1: return 0.0, 0.0
     width, group = 0 if strategy.lora_rank else grad_bytes(strategy), shared.group
     if strategy.zero < 3: return _zero_seconds(shared, width)
-    return 2 * shared.ring(2, group) + shared.ring(width, group), shared.across(width, group)
+    return 2 * shared.gathered(group) + shared.ring(width, group), shared.across(width, group)
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0029
 def _stage_parts(model: Architecture, strategy: Strategy, layers: float) -> tuple[float, float]:
@@ -652,6 +669,19 @@ def _stage_parts(model: Architecture, strategy: Strategy, layers: float) -> tupl
     if strategy.pp == 1: ends = parts.embedding + parts.other + parts.head
     dense = (parts.layer * layers / total + ends) / strategy.tp
     return dense, parts.expert / strategy.ep * layers / total / strategy.expert_tp
+
+def _stored_widths(model: Architecture, strategy: Strategy, layers: float) -> tuple[float, float]:
+    """Bytes of a parameter as ranks store and gather it: dense ones, and those of experts. Frozen weights may
+    be quantised, and embedding, head and norms are not."""
+    wide = 4.0 if strategy.precision == "fp32" and not strategy.base_weights else 2.0
+    packing = model.packing if strategy.lora_rank else None
+    if strategy.base_weights: linear = expert = FROZEN[strategy.base_weights]
+    elif packing: linear, expert = packing.dense, packing.expert
+    else: return wide, wide
+    depth = max(model.layers + model.decoder_layers, 1)
+    quantised = (model.parts.layer - model.parts.norm) * layers / depth / strategy.tp
+    dense = _stage_parts(model, strategy, layers)[0]
+    return wide - (wide - linear) * quantised / dense, expert
 
 def _held_parameters(model: Architecture, strategy: Strategy, layers: float) -> float:
     "Parameters of a stage that one rank steps."
@@ -672,6 +702,7 @@ def offload_seconds(
     cluster: Cluster,
     layers: float,
     host: float = 1.0,  # of the usual time
+    tiled: bool = False,  # whether parameters go back to the GPU while the host still steps the next ones
 ) -> tuple[float, float]:  # a micro-batch (beside computation), once a step
     "Copies over PCIe and the optimizer on the host."
     if strategy.offload == "none": return 0.0, 0.0
@@ -681,9 +712,15 @@ def offload_seconds(
         return 2 * positions / strategy.cp * model.hidden * 2 * layers / rate, 0.0
     mine = _held_parameters(model, strategy, layers)
     passes = 2 if strategy.offload == "parameters" and strategy.zero == 3 else 0
-    if strategy.lora_rank: return passes * 2 * mine / rate, 0.0
+    if strategy.lora_rank: return passes * _frozen_bytes(model, strategy, layers) / rate, 0.0
     copies = passes + _gradient_copies(strategy, workload)
-    return copies * 2 * mine / rate, mine * 2 / rate + _host_adam_seconds(mine, cluster) * host
+    back, adam = mine * 2 / rate, _host_adam_seconds(mine, cluster) * host
+    return copies * 2 * mine / rate, max(back, adam) if tiled else back + adam
+
+def _frozen_bytes(model: Architecture, strategy: Strategy, layers: float) -> float:
+    "Bytes of the frozen weights that one rank holds of a stage."
+    parts = zip(_stage_parts(model, strategy, layers), _stored_widths(model, strategy, layers))
+    return sum(count * width for count, width in parts) / (strategy.shards if strategy.zero else 1)
 
 def _gradient_copies(strategy: Strategy, workload: Workload) -> int:
     """Gradients that cross PCIe for a micro-batch, in 16 bits each: down to the host. Under DeepSpeed two: up again
@@ -820,6 +857,25 @@ def step_seconds(
     stages = (_Stage(model, strategy, workload, cluster, rates, gpu, *one) for one in passes)
     return max((_stage_step(stage) for stage in stages), key=lambda step: step.total)
 
+# %% ../../nbs/compute/04_throughput.ipynb #0c8a7c82
+#: the first Transformers whose Trainer can shard by FSDP2 (with accelerate 1.6, April 2025)
+FSDP2_SINCE = (4, 51)
+
+def _gathers_frozen(strategy: Strategy) -> bool:
+    "Whether PyTorch gathers frozen weights for adapters."
+    return strategy.lora_rank is not None and strategy.zero >= 2 and strategy.torch_native
+
+def gathers_late(
+    strategy: Strategy,
+) -> bool:
+    "Whether a layer is gathered when it is needed, and no sooner: adapters under FSDP of the first version."
+    return _gathers_frozen(strategy) and strategy.framework == "hf" and strategy.trainer < FSDP2_SINCE
+
+def _gathered_seconds(stage: _Stage, each: float, under: float) -> float:
+    "What the data-parallel traffic of a micro-batch adds to computation."
+    late = gathers_late(stage.strategy) or stage.rates.late and _gathers_frozen(stage.strategy)
+    return each if late else _exposed_communication_seconds(under, each, stage.layers, stage.rates.contention)
+
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0036
 @dataclass(frozen=True)
 class _Beside:
@@ -836,14 +892,14 @@ def _beside(stage: _Stage) -> _Beside:
     layers, split = stage.layers, _split_seconds(stage)
     each, once = data_seconds(stage.model, stage.strategy, stage.cluster, layers)
     under = stage.compute.total + split
-    data = _exposed_communication_seconds(under, each, layers, stage.rates.contention)
+    data = _gathered_seconds(stage, each, under)
     copies, stepped = _copied(stage)
     return _Beside(split, _handed_on_seconds(stage), data, copies, _last_reduction(once, stage), stepped)
 
 def _copied(stage: _Stage) -> tuple[float, float]:
     "What copies to the host add to a micro-batch, and the optimizer there to a step."
     run = stage.model, stage.strategy, stage.workload, stage.cluster
-    moved, stepped = offload_seconds(*run, stage.layers, stage.rates.host)
+    moved, stepped = offload_seconds(*run, stage.layers, stage.rates.host, stage.rates.tiled)
     return _hidden(moved, stage.compute.total, stage.rates.contention), stepped
 
 def _stage_step(stage: _Stage) -> Step:
@@ -888,7 +944,8 @@ class Throughput(Result):
 
     def chart(self) -> Chart:
         "What a step is spent on."
-        return stacked_bars({"one step": self.spent_seconds}, "seconds of a step", show="{:.3g}".format)
+        spent = {"matmuls" if kind == "products" else kind: took for kind, took in self.spent_seconds.items()}
+        return stacked_bars({"one step": spent}, "seconds of a step", show="{:.3g}".format)
 
     def __str__(self) -> str: return self.verdict()
     def _repr_html_(self) -> str: return f"<p>{self.verdict()}.</p>{self.chart().svg}"
@@ -929,7 +986,8 @@ def throughput(
 ) -> Throughput:
     """How long a step takes. Raises `BadInput` where the strategy cannot
     run the model or the GPUs do not match it."""
-    run = architecture, strategy, workload or default_workload(architecture), cluster
+    runs = with_kernel(architecture, strategy)
+    run = architecture, runs, workload or default_workload(architecture), cluster
     _can_run(*run)
     step = step_seconds(*run, USUAL)
     took = _bounded(*run, step.total) if bounds else Estimate(step.total, step.total, step.total)
@@ -999,6 +1057,17 @@ def _sending(model: Architecture, strategy: Strategy) -> str:
     limit = f", {model.groups_per_token} of {model.expert_groups} groups" if model.expert_groups else ""
     return f"a node gets a token once (DeepEP, HybridEP){limit}"
 
+def _adapter_assumptions(strategy: Strategy) -> dict[str, object]:
+    "What is assumed of adapters' training → whether it counts here."
+    packed = f"the fast end takes {TUNED.packed:.0%} of attention's time, an assumption for samples of some 400 tokens"
+    late = gathers_late(strategy)
+    return {
+        f"Samples may be packed together: {packed} in 4,096": _packs(strategy),
+        "FSDP of the first version: every gathered layer is waited for": late,
+        "The slow end waits for every gathered layer, as FSDP of the first version does": _gathers_frozen(strategy)
+        and not late,
+    }
+
 def _special_assumptions(
     model: Architecture, strategy: Strategy, workload: Workload, cluster: Cluster
 ) -> dict[str, object]:
@@ -1017,7 +1086,7 @@ def _special_assumptions(
         "which the range shows": model.experts,
         f"Routed tokens: {_sending(model, strategy)}": strategy.ep > 1,
         f"Offload: {host_adam}, copies at {COPY_SHARE:.0%} of PCIe": strategy.offload != "none",
-    }
+    } | _adapter_assumptions(strategy)
 
 def _usual_assumptions(strategy: Strategy, workload: Workload, cluster: Cluster) -> list[str]:
     "What every estimate takes for granted: kernels, rates, links and batch."
@@ -1036,4 +1105,4 @@ def _assumptions(model: Architecture, strategy: Strategy, workload: Workload, cl
     "What holds always, then what counts here."
     special = _special_assumptions(model, strategy, workload, cluster)
     usual = _usual_assumptions(strategy, workload, cluster)
-    return usual + [note for note, counts in special.items() if counts]
+    return usual + [note for note, counts in special.items() if counts] + kernel_note(model, strategy)

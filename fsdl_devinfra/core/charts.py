@@ -93,7 +93,12 @@ class _Bars:
             place = f'x="{x:.1f}" y="{y}" width="{value * self.scale:.1f}" height="{_BAR_HEIGHT}"'
             yield f'<rect {place} fill="{self.colors[part]}"><title>{words}</title></rect>'
             x += value * self.scale
-        yield _text(x + 6, y + 15, self.show(sum(parts.values())))
+
+    def total(self, parts: dict[str, float], y: int) -> str:
+        "The sum, at the end of its bar, with a white edge that keeps it readable where a line passes."
+        held = sum(value for value in parts.values() if value > 0)
+        edge = 'paint-order="stroke" stroke="#fff" stroke-width="4"'
+        return _text(self.left + held * self.scale + 6, y + 15, self.show(sum(parts.values())), more=edge)
 
 # %% ../../nbs/core/04_charts.ipynb #5c1a0b0f
 def _limit_line(x: float, bottom: int, words: str, width: int) -> list[str]:
@@ -143,6 +148,7 @@ def stacked_bars(
     body = [shape for y, (label, row) in zip(places, rows.items()) for shape in bars.row(label, row, y)]
     bottom = places.stop
     if limit: body += _limit_line(bars.left + limit * bars.scale, bottom, f"{limit_name} {show(limit)}", width)
+    body += [bars.total(row, y) for y, row in zip(places, rows.values())]
     legend, last = _legend(_drawn(rows, list(bars.colors)), bars.colors, bars.left, bottom + 32, width)
     return _frame(width, last + 14, title, body + legend)
 

@@ -36,7 +36,8 @@ def launch_zip(
     target: str,  # a launcher
 ) -> bytes:
     "The files of a launcher as a zip archive. Raises `CheckError` for what the launcher cannot say."
-    found = launch(job_of(report.to_dict()["plans"][number - 1], report.gpu, report.model, attends=report.attends), target)
+    plan, kernels = report.to_dict()["plans"][number - 1], report.attention_kernels
+    found = launch(job_of(plan, report.gpu, report.model, attends=report.attends, attention_kernels=kernels), target)
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for f in found.files: archive.writestr(zipfile.ZipInfo(f.path, (2022, 8, 15, 0, 0, 0)), f.content)

@@ -9,6 +9,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from ..compute.cluster import device_named
 from ..core.errors import BadInput
 from .carried import carried_names, left_out
 from .frameworks import accelerate_config, deepspeed_config
@@ -46,11 +47,44 @@ def _no_split(job: Job, target: str, allowed: tuple[str, ...] = ()) -> None:
         hint = "Pick another plan, or use --to megatron-bridge or torchtitan"
         raise BadInput(f"{target} cannot run {name} {degree}", hint)
 
+# %% ../../nbs/launch/06_finetuning.ipynb #798c814f
+def _runs_flash(job: Job) -> bool:
+    "Whether FlashAttention-2 runs in this precision on this GPU."
+    return job.strategy.precision != "fp32" and not job.cpu and bool(device_named(job.gpu).bf16)
+
+def _kernel(job: Job) -> str | None:
+    "The value of `attn_implementation`; None for a model without attention, as a Mamba, or of an unknown class."
+    if not job.attends: return None
+    if job.strategy.attention == "eager": return "eager"
+    refused = () if _runs_flash(job) else ("flash_attention_2",)
+    return next((name for name in job.attention_kernels or () if name not in refused), None)
+
+def _attention(job: Job) -> dict[str, str]:
+    kernel = _kernel(job)
+    return {"attn_implementation": kernel} if kernel else {}
+
+# %% ../../nbs/launch/06_finetuning.ipynb #b8fae090
+def _counts_kernel(job: Job) -> bool:
+    "Whether the file names a kernel with the memory that the plan counted."
+    kernel = _kernel(job)
+    return kernel is not None and (kernel == "eager") == (job.strategy.attention == "eager")
+
+def _kernel_notes(job: Job) -> tuple[str, ...]:
+    "What to say of the attention kernel."
+    if not job.attends or _counts_kernel(job): return ()
+    model = job.model or "this model"
+    if _kernel(job) is None:
+        unknown = f"Whether the class of {model} has FlashAttention is not known: the file names no attention kernel"
+        return (f"{unknown}, and Transformers takes SDPA where the class has it, else eager attention",)
+    known = f"In Transformers {model} has eager attention alone, which the file says"
+    return (f"{known}; the plan counted flash attention: plan again with --attention eager",)
+
 # %% ../../nbs/launch/06_finetuning.ipynb #06f10007
 def _always(job: Job) -> set[str]:
     strategy = job.strategy
     return carried_names(
-        "dp cp tp zero shard_group seq_len micro_batch microbatches compile lora attention",
+        "dp cp tp zero shard_group seq_len micro_batch microbatches compile lora",
+        attention=_counts_kernel(job),
         optimizer=strategy.optimizer in _OPTIM,
         offload=strategy.offload in ("optimizer", "parameters"),
         recompute=strategy.recompute != "selective",
@@ -64,7 +98,7 @@ def _always(job: Job) -> set[str]:
 def _notes(job: Job, target: str, carried: set[str]) -> tuple[str, ...]:
     nodes = "Put the address of your first node where node-1 stands, and give every node its rank"
     several = (nodes,) if job.nodes > 1 else ()
-    return (f"Put your data set where {DATA} stands", *several, *left_out(job, target, carried))
+    return (f"Put your data set where {DATA} stands", *several, *_kernel_notes(job), *left_out(job, target, carried))
 
 # %% ../../nbs/launch/06_finetuning.ipynb #06f1000c
 def _deepspeed_text(job: Job) -> str: return json.dumps(deepspeed_config(job), indent=2) + "\n"
@@ -88,11 +122,6 @@ def _held_in(job: Job) -> str:
 def _on_gpu(job: Job, *precisions: str) -> bool:
     "Whether a precision is set: a machine without GPUs, where files are tried, refuses all of them."
     return job.strategy.precision in precisions and not job.cpu
-
-def _attention(job: Job) -> dict[str, str]:
-    "The key of the attention kernel; a model without attention, as a Mamba, has none and refuses FlashAttention."
-    if not job.attends: return {}
-    return {"attn_implementation": "eager" if job.strategy.attention == "eager" else "flash_attention_2"}
 
 # %% ../../nbs/launch/06_finetuning.ipynb #06f10011
 def _trl_arguments(job: Job) -> dict[str, Any]:
@@ -256,6 +285,9 @@ def axolotl(
     return Emitted(files, run.command, _notes(job, "Axolotl", _axolotl_carries(job)), complete=True)
 
 # %% ../../nbs/launch/06_finetuning.ipynb #06f10020
+#: `attn_implementation` → `flash_attn` of LLaMA-Factory; auto leaves the choice to Transformers
+_FACTORY_KERNEL = {"flash_attention_2": "fa2", "sdpa": "sdpa", "eager": "disabled", None: "auto"}
+
 def _factory_arguments(job: Job) -> dict[str, Any]:
     "What every file says."
     strategy, workload = job.strategy, job.workload
@@ -274,7 +306,7 @@ def _factory_arguments(job: Job) -> dict[str, Any]:
         "bf16": _on_gpu(job, "bf16-mixed", "bf16"),
         "fp16": _on_gpu(job, "fp16-mixed"),
         "pure_bf16": _on_gpu(job, "bf16"),
-        "flash_attn": "fa2" if job.attends and strategy.attention == "flash" else "disabled",
+        "flash_attn": _FACTORY_KERNEL[_kernel(job)] if job.attends else "disabled",
         "disable_gradient_checkpointing": not _recomputes(job),
         "enable_liger_kernel": strategy.loss == "fused",
         "torch_compile": strategy.compile,

@@ -20,8 +20,8 @@ from ..core.results import Result, read_document
 from ..memory.strategy import Strategy, Workload
 
 # %% auto #0
-__all__ = ['DIGITS_SCRIPT', 'Job', 'job_name', 'even_nodes', 'job_of', 'read_job', 'notes', 'yaml_text', 'shell_line', 'File',
-           'Launch', 'Emitted']
+__all__ = ['DIGITS_SCRIPT', 'ALL_KERNELS', 'Job', 'job_name', 'even_nodes', 'job_of', 'read_job', 'notes', 'yaml_text',
+           'shell_line', 'File', 'Launch', 'Emitted']
 
 # %% ../../nbs/launch/02_job.ipynb #02a00002
 #: the script that starts the trainer of this package
@@ -39,6 +39,9 @@ def _digits_command(strategy: Strategy) -> list[str]:
     return ["train_digits.py", *(word for name, value in degrees.items() for word in (f"--{name}", str(value)))]
 
 # %% ../../nbs/launch/02_job.ipynb #b457937f
+#: what a class of Transformers may run, the fastest first
+ALL_KERNELS = ("flash_attention_2", "sdpa", "eager")
+
 @dataclass(frozen=True)
 class Job:
     "What is to be started."
@@ -53,6 +56,8 @@ class Job:
     cpu: bool = False  # for a machine without GPUs (to try the files)
     model: str = ""  # as the plan names it: a Hub id or a folder
     attends: bool = True  # whether the model has attention, whose kernel a trainer may be told
+    # what its class runs in Transformers, the fastest first; None where nobody knows
+    attention_kernels: tuple[str, ...] | None = ALL_KERNELS
 
     @property
     def nodes(self) -> int: return math.ceil(self.gpus / self.per_node)
@@ -119,6 +124,7 @@ def job_of(
     per_node: int | None = None,
     cpu: bool = False,
     attends: bool = True,  # whether the model has attention
+    attention_kernels: Sequence[str] | None = ALL_KERNELS,  # what its class runs in Transformers
 ) -> Job:
     "The job of one plan."
     strategy, workload, hours = _parts(plan)
@@ -137,6 +143,7 @@ def job_of(
         cpu=cpu,
         model=model,
         attends=attends,
+        attention_kernels=None if attention_kernels is None else tuple(attention_kernels),
     )
 
 # %% ../../nbs/launch/02_job.ipynb #1dc3fe89
@@ -169,7 +176,8 @@ def read_job(
     document = _plan_document(path)
     plan = _picked(document, path, pick)
     gpu, model = str(document.get("gpu", "")), str(document.get("model", "model"))
-    return job_of(plan, gpu, model, script, per_node, cpu, document.get("attends") is not False)
+    attends, kernels = document.get("attends") is not False, document.get("attention_kernels")
+    return job_of(plan, gpu, model, script, per_node, cpu, attends, kernels)
 
 # %% ../../nbs/launch/02_job.ipynb #1932944e
 def _split_degrees(strategy: Strategy) -> dict[str, int]:

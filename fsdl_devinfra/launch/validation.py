@@ -482,6 +482,7 @@ def _of_a_part(loader: str, file: str, files: Mapping[str, str]) -> str | None:
 def _not_read_by(target: str, emitted: Emitted, loader: str | None) -> str:
     "A remark where the launcher or trainer itself has not read its file."
     if target in LOADERS: return "" if loader else f" ({LOADERS[target][0]} is not installed)"
+    if target == "docker": return " (Docker itself has not read the Dockerfile, and no image was built)"
     return f" ({target} itself has not read its file)" if emitted.complete else ""
 
 def _ours(target: str) -> str:

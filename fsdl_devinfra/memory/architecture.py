@@ -452,6 +452,7 @@ class Architecture(Result):
     # what the parameter count rests on: numbers, config, headers, or guess where the configuration says less
     # or more than is counted
     source: str = "numbers"
+    model_type: str = ""  # as config.json has it; empty where the model was given in numbers
 
     @property
     def parameters(self) -> int:
@@ -542,7 +543,7 @@ class Architecture(Result):
             ),
             name=name,
         )
-        a = replace(a, dropout=dropout)
+        a = replace(a, dropout=dropout, model_type="")
         if gated: return a
         # positions are rotary or ALiBi unless a configuration says otherwise
         return replace(a, parts=replace(a.parts, other=2 * hidden))
@@ -1792,6 +1793,7 @@ def _measured(whole: Mapping[str, Any], name: str) -> Architecture:
     parts, tower = count_parameters(model, config), _tower(whole, model.hidden)
     parts, source = replace(parts, other=parts.other + tower), "guess" if guessed else "config"
     model = replace(model, parts=parts, tower=tower, source=source, repeated=_repeated(model, config))
+    model = replace(model, model_type=str(whole.get("model_type") or ""))
     return replace(model, packing=packing_of(config, _attention_share(model, config), model.layers))
 
 # %% ../../nbs/memory/01_architecture.ipynb #8eba1d2a

@@ -21,6 +21,7 @@ from ..core.results import Result
 from ..core.units import GIB, size_text
 from .activations import layer_bytes, loss_doubt
 from .architecture import Architecture
+from .attention_kernels import kernel_note, lacks_flash, with_kernel
 from .engines import FRAGMENTATION, Phase, Step, engine_of, flow, megatron_deepspeed
 from .engines import runtime_bytes, share, stages, step_on, timeline, workspace_bytes
 from .lengths import DRAWN, NO_HOLES, ORDERS, Holes, Lengths, holes
@@ -486,6 +487,7 @@ def _assumptions(model: Architecture, strategy: Strategy, workload: Workload, re
     if strategy.inference:
         weights = f"weights {_stored(model, strategy)}"
         return [*notes, f"Inference: the cache is as long as the sequences, in 16 bits; {weights}"]
+    notes += kernel_note(model, strategy)
     return [*notes, *_batch_notes(strategy, workload), *_run_notes(model, strategy, workload)]
 
 # %% ../../nbs/memory/06_footprint.ipynb #dae6a7d0
@@ -596,6 +598,7 @@ def estimate(
     if measure not in MEASURES: raise unknown_name("figure", str(measure), list(MEASURES))
     strategy = strategy or Strategy()
     workload = workload or default_workload(architecture)
+    strategy = with_kernel(architecture, strategy)
     check(architecture, strategy, workload)
     _possible(strategy, device)
     found = _judged(architecture, strategy, workload, device, measure)
@@ -616,6 +619,10 @@ def _replicated(model: Architecture, strategy: Strategy, workload: Workload) -> 
 # %% ../../nbs/memory/06_footprint.ipynb #98742d47
 def _predicts_words(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return model.kind == "decoder" and strategy.loss == "full"
+
+def _has_flash(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
+    "Whether flash attention can be had: the Trainer runs the class of Transformers."
+    return strategy.framework != "hf" or not lacks_flash(model)
 
 def _forgets_nothing(model: Architecture, strategy: Strategy, workload: Workload) -> bool:
     return strategy.recompute == "none"
@@ -647,7 +654,7 @@ _ADAPTERS = dict(lora_rank=16, recompute="full", optimizer_in_backward=False)
 
 #: what may make training fit on the GPUs that are there
 REMEDIES = (
-    Remedy("flash attention", dict(attention="flash")),
+    Remedy("flash attention", dict(attention="flash"), _has_flash),
     Remedy("the loss in chunks", dict(loss="chunked"), _loss_in_chunks),
     Remedy("a fused loss", dict(loss="fused"), _predicts_words),
     Remedy(
