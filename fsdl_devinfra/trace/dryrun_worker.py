@@ -5,6 +5,7 @@
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #5dbb4c02
 from __future__ import annotations
 
+import copyreg
 import functools
 import gc
 import itertools
@@ -102,7 +103,8 @@ def _size_of_factory(name: str, args: tuple) -> Any:
     return args[0] if args and isinstance(args[0], (list, tuple)) else []
 
 def _is_large(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    "Would a factory take more of the host than a tensor with memory should?"
+    "Would a factory take more of the host than a tensor with memory should? On the meta device it takes none."
+    if str(kwargs.get("device")) == "meta": return False
     size = _size_of_factory(func._schema.name, args)
     dtype = kwargs.get("dtype") or torch.get_default_dtype()
     count = math.prod(length if isinstance(length, int) else 1 for length in size)
@@ -691,15 +693,26 @@ class CardFunctions(CudaFunctions):
         return super().__torch_function__(function, types, args, kwargs)
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #d39bab13
+def _slots(kind: type) -> list[str]:
+    "Attributes that are not in an object's dictionary; a DTensor keeps its local tensor in one."
+    return getattr(copyreg, "_slotnames")(kind)
+
 def _swap(old: Any, new: Any) -> None:
-    "Let `old`, which others hold, become `new`."
+    "Let `old`, which others hold, become `new`; where PyTorch refuses, both stay as they were."
     old.__class__, new.__class__ = new.__class__, old.__class__
+    try: torch._C._swap_tensor_impl(old, new)
+    except RuntimeError:
+        old.__class__, new.__class__ = new.__class__, old.__class__
+        raise
     kept, given = dict(old.__dict__), dict(new.__dict__)
     old.__dict__.clear()
     old.__dict__.update(given)
     new.__dict__.clear()
     new.__dict__.update(kept)
-    torch._C._swap_tensor_impl(old, new)
+    for name in _slots(type(old)):
+        kept_slot, given_slot = getattr(old, name), getattr(new, name)
+        setattr(old, name, given_slot)
+        setattr(new, name, kept_slot)
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #5ef5cbfc
 def _move_parameter(module: Any, name: str, parameter: Any, function: Callable[[Any], Any]) -> None:

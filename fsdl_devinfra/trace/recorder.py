@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from ..core.errors import need
@@ -31,7 +32,6 @@ def _product(left: Any, right: Any) -> list[int]:
     "batch, m, n, k of a matrix product."
     batch = left.shape[0] if left.dim() == 3 else 1
     return [batch, left.shape[-2], right.shape[-1], left.shape[-1]]
-
 
 # %% ../../nbs/trace/03_recorder.ipynb #e5d14e03
 def _convolution(args: Any, result: Any) -> tuple[str, list[int]]:
@@ -123,6 +123,17 @@ def source_line(
         if shown: return f"{shown}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+# %% ../../nbs/trace/03_recorder.ipynb #5833d537
+def _in_order(
+    events: list[int],  # of a trace
+    freed: dict[int, int],  # allocation → operator after which it went
+) -> list[int]:
+    "Events, with the frees that follow each other after one operator in the order of their allocations."
+    def moment(event: int) -> int | None: return freed.get(-event - 1) if event < 0 else None
+    found: list[int] = []
+    for when, run in groupby(events, key=moment): found += run if when is None else sorted(run, reverse=True)
+    return found
 
 # %% ../../nbs/trace/03_recorder.ipynb #e60560d0
 _MADE_IN = {"backward": "temporaries", "optimizer": "temporaries"}  # what a phase makes; else activations
@@ -315,4 +326,5 @@ class Recorder(TorchDispatchMode):
             replace(a, freed=self._freed.get(i), kind=self._kinds.get(i, a.kind))
             for i, a in enumerate(self.allocations)
         ]
-        return Trace(self.name, list(self.operators), found, list(self.events), list(self.assumptions))
+        events = _in_order(self.events, self._freed)
+        return Trace(self.name, list(self.operators), found, events, list(self.assumptions))
