@@ -66,9 +66,9 @@ def judged(row: dict) -> dict:
             "seconds": round(time.process_time() - started, 1)}
 
 
-def summary(found: list[dict]) -> dict:
+def summary(found: list[dict], unanswered: int) -> dict:
     steps = Counter(row["off"] for row in found)
-    return {"rows": len(found), "models": len({row["model"] for row in found}), "right": steps[0] / len(found),
+    return {"rows": len(found), "no_answer": unanswered, "models": len({row["model"] for row in found}), "right": steps[0] / len(found),
             "one_step_off": (steps[1] + steps[-1]) / len(found), "steps_off": dict(sorted(steps.items())),
             "sure_ran": sum(row["sure"] <= row["measured"] for row in found) / len(found),
             "sure_right": sum(row["sure"] == row["measured"] for row in found) / len(found)}
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40)
     args = parser.parse_args()
     set_fused_attn(False)  # PyTorch 1.12 has none
-    rows, found, end = rows_of(args.half), [], time.monotonic() + 60 * args.minutes
+    rows, found, unanswered, end = rows_of(args.half), [], 0, time.monotonic() + 60 * args.minutes
     names = sorted(rows)
     random.Random(args.seed).shuffle(names)
     for model in names[:args.models]:
@@ -91,9 +91,10 @@ def main() -> None:
             try: found.append(judged(row))
             except Exception as error:  # noqa: BLE001 - said, and counted as no answer
                 print(json.dumps({"model": model, "no_answer": str(error)[:200]}), flush=True)
+                unanswered += 1
                 continue
             print(json.dumps(found[-1]), flush=True)
-    print(json.dumps(summary(found), indent=1))
+    print(json.dumps(summary(found, unanswered), indent=1))
 
 
 if __name__ == "__main__": main()
