@@ -30,7 +30,7 @@ from .dryrun_files import NoNetwork, Refused, after_import
 from .dryrun_data import stand_in
 from .dryrun_growth import Pass, growth
 from .events import Allocation, Operator, Trace
-from .recorder import Recorder
+from .recorder import Recorder, tensors_of
 from .timeline import alive_by_kind, highest, snapshot
 
 torch = need("torch", "torch", "a dry run")
@@ -451,8 +451,6 @@ _ITEM = torch.ops.aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
 _BY_VALUE = ("DataDependentOutputException", "DynamicOutputShapeException")  # torch._subclasses.fake_tensor
 
-def _tensors(values: Any) -> list[Any]: return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
-
 def _is_of_others(tensor: Any) -> bool:
     "Has this tensor no memory, and belongs to another mode?"
     return isinstance(tensor, FakeTensor) and tensor.fake_mode is not FAKES
@@ -495,7 +493,7 @@ class ScriptRecorder(TrainingParts):
         finally: TorchDispatchMode.__exit__(self, None, None, None)
 
     def _operator(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        given = _tensors((args, kwargs))
+        given = tensors_of((args, kwargs))
         if any(map(_is_of_others, given)): return func(*args, **kwargs)
         asked = is_cuda(kwargs.get("device"))
         if asked: kwargs["device"] = torch.device(_HOST)
@@ -515,7 +513,7 @@ class ScriptRecorder(TrainingParts):
 
     def _computed(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list, card: bool) -> Any:
         result = _run(func, args, kwargs)
-        made = _tensors(result)
+        made = tensors_of(result)
         _carry_number(func, args, made)
         _carry_mask(func, args, made)
         if not card:
@@ -689,7 +687,7 @@ class CardFunctions(CudaFunctions):
         special = None if any(t.__name__ == "DTensor" for t in types) else _METHODS.get(function)
         if special: return special(self.recorder, *args, **kwargs)
         self.mixed = torch.is_autocast_enabled("cpu")
-        if not any(is_card(t) for t in tree_leaves((args, kwargs))): return function(*args, **kwargs)
+        if not any(map(is_card, tensors_of((args, kwargs)))): return function(*args, **kwargs)
         return super().__torch_function__(function, types, args, kwargs)
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #d39bab13
