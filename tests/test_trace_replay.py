@@ -9,7 +9,7 @@ import torch  # noqa: E402
 from fsdl_devinfra.trace.allocator import MIB, AllocatorOptions, CachingAllocator, OutOfMemory, replay  # noqa: E402
 from fsdl_devinfra.core.errors import BadInput  # noqa: E402
 from fsdl_devinfra.trace.naming import named_module  # noqa: E402
-from fsdl_devinfra.trace.reading import at_batch, largest_batch  # noqa: E402
+from fsdl_devinfra.trace.reading import at_batch, largest_batch, without_workspaces  # noqa: E402
 from fsdl_devinfra.trace.steps import StepOptions, record_step  # noqa: E402
 
 NET = """
@@ -92,6 +92,23 @@ def test_every_batch_from_two_traces():
     most = largest_batch(small, large, (8, 32), 1 << 30)
     assert replay(record_step(net(), torch.empty(most, 3, 64, 64)), limit=1 << 30).out_of_memory is None
     assert replay(record_step(net(), torch.empty(most + 1, 3, 64, 64)), limit=1 << 30).out_of_memory is not None
+
+
+def test_autocast_steps_are_solved_too():
+    "Autocast empties its cache in an order of addresses: the events of two batches were hardly ever the same."
+    layers = torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(40)])
+    small, large, traced = (record_step(layers, torch.empty(n, 64), StepOptions("bf16-mixed")) for n in (8, 32, 100))
+    assert small.events == large.events
+    assert replay(at_batch(small, large, (8, 32), 100)).reserved == replay(traced).reserved
+
+
+def test_a_convolution_does_without_its_room():
+    "The copies in tensor cores' layout, or Winograd's tiles, are taken where there is room; a step that fits without them does not run out."
+    trace = record_step(net(), torch.empty(64, 3, 64, 64))
+    bare = replay(without_workspaces(trace)).reserved
+    assert replay(trace).reserved > 1.2 * bare
+    assert replay(trace, limit=bare + 24 * MIB).out_of_memory is None
+    assert replay(trace, limit=bare // 2).out_of_memory is not None  # tensors are not done without
 
 
 @pytest.mark.parametrize("precision", ["fp16-mixed", "bf16"])

@@ -207,13 +207,14 @@ def _fullest(timeline: dict[str, dict[str, int]]) -> str:
 def _sizes(trace: Any, strategy: Strategy, device: Device | None, measure: str) -> dict[str, Any]:
     "The fields of a footprint that the replay of a trace gives."
     from fsdl_devinfra.trace.allocator import replay
-    from fsdl_devinfra.trace.reading import ranged
+    from fsdl_devinfra.trace.reading import range_of, reserved_ends
     context, done = _context(trace, strategy, device), replay(trace)
-    reserved = ranged(trace, done)
+    ends = reserved_ends(trace, done)
+    reserved = range_of(ends)
     timeline = _timeline(trace, reserved, strategy.dp > 1, context)
     top = _fullest(timeline)
     more = timeline[top]["communication"]
-    whole = _plus(ranged(trace, done, context), more)
+    whole = _plus(range_of(ends, context), more)
     peak = _peak(done, reserved, whole, more, measure)
     return dict(
         peak_phase=top, per_gpu_bytes=timeline[top], timeline=timeline, device_bytes=whole, peak_bytes=peak

@@ -9,7 +9,7 @@ import bisect
 from dataclasses import dataclass, field
 
 from ..core.errors import BadInput
-from .events import Trace
+from .events import Allocation, Trace
 
 # %% auto #0
 __all__ = ['MIB', 'MIN_BLOCK', 'SMALL_SIZE', 'SMALL_SEGMENT', 'LARGE_SEGMENT', 'MIN_LARGE', 'ROUND_LARGE', 'round_up',
@@ -282,6 +282,10 @@ class Replay:
         return 1 - self.allocated / self.reserved if self.reserved else 0.0
 
 # %% ../../nbs/trace/02_allocator.ipynb #3fd6ab80
+def _can_do_without(allocation: Allocation) -> bool:
+    "Is it the room of a kernel, which has another algorithm? A workspace that stays is a library's own."
+    return allocation.kind == "workspace" and allocation.freed is not None
+
 class _Player:
     "Runs a trace through an allocator, and keeps the moment at which most was allocated."
 
@@ -294,13 +298,15 @@ class _Player:
 
     def allocate(self, position: int) -> None:
         allocation = self.trace.allocations[position]
-        self.blocks[position] = self.allocator.malloc(allocation.size, allocation.stream)
+        try: self.blocks[position] = self.allocator.malloc(allocation.size, allocation.stream)
+        except OutOfMemory:
+            if not _can_do_without(allocation): raise
         self._note(allocation.operator)
         if self.allocator.allocated > self.peak.allocated: self.peak, self.at_peak = self.timeline[-1], None
 
     def free(self, position: int) -> None:
         allocation = self.trace.allocations[position]
-        self.allocator.free(self.blocks.pop(position))
+        if position in self.blocks: self.allocator.free(self.blocks.pop(position))
         self._note(allocation.operator if allocation.freed is None else allocation.freed)
         if self.at_peak is None: self.at_peak = [*self.blocks, position]
 

@@ -21,12 +21,13 @@ __all__ = ['torch', 'FP32_FUNCTIONS', 'BACKWARD', 'MIB', 'attention_kernel', 'Cu
            'convolution_workspace', 'workspaces', 'context_bytes', 'cublas_bytes']
 
 # %% ../../nbs/trace/04_cuda.ipynb #3a518370
-#: functions that autocast runs in fp32 on CUDA (PyTorch documentation, Automatic Mixed Precision package)
+#: functions that autocast runs in fp32 on CUDA (PyTorch documentation, Automatic Mixed Precision package), and
+#: `square` and `2 ** tensor`, which are `pow` (ATen, UnaryOps.cpp and Pow.cpp)
 FP32_FUNCTIONS = frozenset(
     """acos asin binary_cross_entropy_with_logits cosh cosine_embedding_loss cdist cosine_similarity
     cross_entropy cumprod cumsum dist erfinv exp expm1 group_norm hinge_embedding_loss kl_div l1_loss layer_norm log log10
     log_softmax log1p log2 margin_ranking_loss mse_loss multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist
-    poisson_nll_loss pow prod reciprocal rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin softplus sum renorm tan
+    poisson_nll_loss pow __rpow__ square prod reciprocal rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin softplus sum renorm tan
     triplet_margin_loss""".split()
 )
 _HALVES = (torch.bfloat16, torch.float16)

@@ -5,6 +5,7 @@
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #5dbb4c02
 from __future__ import annotations
 
+import copyreg
 import functools
 import gc
 import itertools
@@ -29,7 +30,7 @@ from .dryrun_files import NoNetwork, Refused, after_import
 from .dryrun_data import stand_in
 from .dryrun_growth import Pass, growth
 from .events import Allocation, Operator, Trace
-from .recorder import Recorder, as_on_cuda
+from .recorder import Recorder, as_on_cuda, tensors_of
 from .timeline import alive_by_kind, highest, snapshot
 
 torch = need("torch", "torch", "a dry run")
@@ -102,7 +103,8 @@ def _size_of_factory(name: str, args: tuple) -> Any:
     return args[0] if args and isinstance(args[0], (list, tuple)) else []
 
 def _is_large(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:
-    "Would a factory take more of the host than a tensor with memory should?"
+    "Would a factory take more of the host than a tensor with memory should? On the meta device it takes none."
+    if str(kwargs.get("device")) == "meta": return False
     size = _size_of_factory(func._schema.name, args)
     dtype = kwargs.get("dtype") or torch.get_default_dtype()
     count = math.prod(length if isinstance(length, int) else 1 for length in size)
@@ -449,8 +451,6 @@ _ITEM = torch.ops.aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
 _BY_VALUE = ("DataDependentOutputException", "DynamicOutputShapeException")  # torch._subclasses.fake_tensor
 
-def _tensors(values: Any) -> list[Any]: return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
-
 def _is_of_others(tensor: Any) -> bool:
     "Has this tensor no memory, and belongs to another mode?"
     return isinstance(tensor, FakeTensor) and tensor.fake_mode is not FAKES
@@ -494,7 +494,7 @@ class ScriptRecorder(TrainingParts):
         finally: TorchDispatchMode.__exit__(self, None, None, None)
 
     def _operator(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        given = _tensors((args, kwargs))
+        given = tensors_of((args, kwargs))
         if any(map(_is_of_others, given)): return func(*args, **kwargs)
         asked = is_cuda(kwargs.get("device"))
         if asked: kwargs["device"] = torch.device(_HOST)
@@ -514,7 +514,7 @@ class ScriptRecorder(TrainingParts):
 
     def _computed(self, func: Any, args: tuple, kwargs: dict[str, Any], given: list, card: bool) -> Any:
         result = _run(func, args, kwargs, card)
-        made = _tensors(result)
+        made = tensors_of(result)
         _carry_number(func, args, made)
         _carry_mask(func, args, made)
         if not card:
@@ -688,20 +688,31 @@ class CardFunctions(CudaFunctions):
         special = None if any(t.__name__ == "DTensor" for t in types) else _METHODS.get(function)
         if special: return special(self.recorder, *args, **kwargs)
         self.mixed = torch.is_autocast_enabled("cpu")
-        on_card = any(is_card(t) for t in tree_leaves((args, kwargs)))
+        on_card = any(map(is_card, tensors_of((args, kwargs))))
         if not on_card and function not in BACKWARD: return function(*args, **kwargs)
         return super().__torch_function__(function, types, args, kwargs)
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #d39bab13
+def _slots(kind: type) -> list[str]:
+    "Attributes that are not in an object's dictionary; a DTensor keeps its local tensor in one."
+    return getattr(copyreg, "_slotnames")(kind)
+
 def _swap(old: Any, new: Any) -> None:
-    "Let `old`, which others hold, become `new`."
+    "Let `old`, which others hold, become `new`; where PyTorch refuses, both stay as they were."
     old.__class__, new.__class__ = new.__class__, old.__class__
+    try: torch._C._swap_tensor_impl(old, new)
+    except RuntimeError:
+        old.__class__, new.__class__ = new.__class__, old.__class__
+        raise
     kept, given = dict(old.__dict__), dict(new.__dict__)
     old.__dict__.clear()
     old.__dict__.update(given)
     new.__dict__.clear()
     new.__dict__.update(kept)
-    torch._C._swap_tensor_impl(old, new)
+    for name in _slots(type(old)):
+        kept_slot, given_slot = getattr(old, name), getattr(new, name)
+        setattr(old, name, given_slot)
+        setattr(new, name, kept_slot)
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #5ef5cbfc
 def _move_parameter(module: Any, name: str, parameter: Any, function: Callable[[Any], Any]) -> None:

@@ -16,7 +16,8 @@ from .events import Allocation, Trace
 
 # %% auto #0
 __all__ = ['LESS_RESERVED', 'MORE_RESERVED', 'LIBRARIES', 'phase_parts', 'Holder', 'largest_holders', 'without_workspaces',
-           'tried_once', 'reserved_ends', 'ranged', 'has_convolutions', 'scaled', 'at_batch', 'largest_batch']
+           'tried_once', 'reserved_ends', 'range_of', 'ranged', 'has_convolutions', 'scaled', 'at_batch',
+           'largest_batch']
 
 # %% ../../nbs/trace/07_reading.ipynb #eb386727
 def _changes(trace: Trace) -> dict[int, Counter]:
@@ -117,16 +118,23 @@ def reserved_ends(
     found = [done.reserved, *(replay(change(trace)).reserved for change in (tried_once, without_workspaces))]
     return min(found), max(found)
 
-def ranged(
-    trace: Trace,
-    done: Replay,
+def range_of(
+    ends: tuple[int, int],  # of `reserved_ends`
     context: int = 0,  # bytes outside of the allocator; 0 for the reserved figure
 ) -> Estimate:  # bytes
     "Reserved or device memory with its bounds: of the hungriest of the choices of algorithms."
-    least, most = reserved_ends(trace, done)
+    least, most = ends
     libraries = LIBRARIES if context else 0
     low = least + context - LESS_RESERVED * least - libraries
     return Estimate(most + context, round(low), round(most + context + MORE_RESERVED * most + libraries))
+
+def ranged(
+    trace: Trace,
+    done: Replay,
+    context: int = 0,
+) -> Estimate:  # bytes
+    "The range of a trace; `range_of` where both figures are asked of the same one."
+    return range_of(reserved_ends(trace, done), context)
 
 def has_convolutions(
     trace: Trace,

@@ -36,6 +36,8 @@ class StepOptions:
     channels_last: bool = False
     benchmark: bool = True  # cuDNN tries all algorithms
     prefetch: bool = False  # the loader puts the next batch on the GPU
+    same_batch: bool = False  # every step takes the batch of the first, as benchmarks do
+    pytorch_1: bool = False  # what PyTorch below 2.0 does: gradients stay, parameters are stepped one by one
     replicas: int = 1  # ranks of DistributedDataParallel
     gpu: str = ""  # what is assumed of the card
 
@@ -74,6 +76,11 @@ OPTIMIZERS: dict[str, Callable[[list], Any]] = {
     "adafactor": _torch_optimizer("Adafactor"),
     "none": lambda parameters: None,
 }
+
+# %% ../../nbs/trace/05_steps.ipynb #3763550f
+def _one_by_one(optimizer: Any) -> None:
+    "Step the parameters one after the other."
+    for group in optimizer.param_groups: group["foreach"] = False
 
 # %% ../../nbs/trace/05_steps.ipynb #edab0116
 def _check_options(options: StepOptions) -> None:
@@ -179,6 +186,7 @@ class _Step:
         self.half = _TYPES[options.precision.removesuffix("-mixed")]
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = None if options.inference else OPTIMIZERS[options.optimizer](parameters)
+        if self.optimizer and options.pytorch_1: _one_by_one(self.optimizer)
 
     def batch(self) -> Any:
         "The inputs of one step."
@@ -201,7 +209,7 @@ class _Step:
         with CudaFunctions(self.options.mixed): value.backward()
         self.recorder.mark_gradients(self.model.parameters())
         if self.optimizer: self.optimizer.step()
-        self.model.zero_grad()
+        self.model.zero_grad(set_to_none=not self.options.pytorch_1)
 
 # %% ../../nbs/trace/05_steps.ipynb #b9865a8f
 def _recompute(model: Any) -> None:
@@ -248,7 +256,7 @@ def _run(
                 following = _prefetched(recorder, step)  # the loop's variable still holds the batch before
             del before
             step.train(given)
-            if following is None: following = step.batch()
+            if following is None: following = given if options.same_batch else step.batch()
 
 def record_step(
     module: Any,  # nn.Module, with weights or on the meta device; it is not changed
