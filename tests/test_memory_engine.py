@@ -227,8 +227,9 @@ def test_offloaded_activations_are_never_more_than_there_are():
 def test_adapters_of_latent_attention_and_of_a_decoder_that_looks_at_its_encoder():
     from fsdl_devinfra.memory.states import adapter_parameters
     mla = (7168 + 1536) + (1536 + 128 * 192) + (7168 + 512 + 64) + (512 + 128 * 256) + (128 * 128 + 7168)
-    assert adapter_parameters(DEEPSEEK, 8, "attention") == 8 * 61 * mla
-    assert adapter_parameters(T5, 8, "attention") == 8 * (6 + 2 * 6) * 8 * 512
+    attention = Strategy(lora_rank=8, lora_targets="attention")
+    assert adapter_parameters(DEEPSEEK, attention) == 8 * 61 * mla
+    assert adapter_parameters(T5, attention) == 8 * (6 + 2 * 6) * 8 * 512
 
 def test_adapters_are_sharded_over_all_ranks_and_experts_over_theirs():
     for framework in ("fsdp", "deepspeed"):

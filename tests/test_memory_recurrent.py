@@ -187,4 +187,5 @@ def test_adapters_are_put_on_the_layers_that_there_are(given):
     from fsdl_devinfra.memory.states import adapter_parameters
     config = transformers.CONFIG_MAPPING[given["model_type"]](**{key: value for key, value in given.items() if key != "model_type"})
     model = Architecture.from_config(json.loads(json.dumps(config.to_dict(), default=str)))
-    assert (adapter_parameters(model, 1), adapter_parameters(model, 1, "attention")) == adapted(config)
+    found = tuple(adapter_parameters(model, Strategy(lora_rank=1, lora_targets=targets)) for targets in ("all-linear", "attention"))
+    assert found == adapted(config)

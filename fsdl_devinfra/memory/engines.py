@@ -21,26 +21,35 @@ from fsdl_devinfra.memory.activations import (
 from .architecture import Architecture
 from .lengths import Holes
 from .packing import Packing
-from .states import FROZEN, Recipe, adapter_parameters, moments, recipe
+from fsdl_devinfra.memory.states import (
+    FROZEN,
+    Recipe,
+    adapter_parameters,
+    expert_adapters,
+    merges_experts,
+    moments,
+    packed_experts,
+    recipe,
+)
 from .strategy import Strategy, Workload
 
 # %% auto #0
 __all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'PREFETCH', 'FUSED_SINCE',
            'NO_FLOW', 'PHASES', 'HELD', 'Stage', 'stages', 'in_flight', 'Share', 'share', 'sharded', 'Flow', 'flow',
-           'Phase', 'frozen_bytes', 'trainable', 'kept_shares', 'Step', 'step_on', 'Held', 'held', 'rows_of',
-           'timeline', 'kept_activations', 'head_input', 'loss_tensors', 'loss_leftovers', 'recomputed_layer',
-           'sharded_weights', 'sharded_gradients', 'gather_buffer', 'gathered_units', 'received_gradients',
-           'reduced_bytes', 'layer_in_reduction', 'waiting_gradients', 'root_in_reduction', 'sharded_optimizer',
-           'whole_weights', 'frozen_weights', 'autocast_copies', 'ddp_buckets', 'accumulated_gradients',
-           'gradients_in_backward', 'gradients_at_the_end', 'gradients_in_step', 'holes_of_gradients', 'first_layer',
-           'whole_optimizer', 'step_copies', 'possible_copies', 'zero_weights', 'whole_frozen_weights',
-           'zero_gradients', 'zero_optimizer', 'zero_step', 'live_parameters', 'unpacked_leftovers',
-           'megatron_deepspeed', 'wider_gradients', 'megatron_weights', 'megatron_gradients', 'megatron_optimizer',
-           'megatron_buffers', 'megatron_settled', 'megatron_spare', 'flat_copy', 'copies_in_step', 'largest_gradient',
-           'megatron_backward', 'layer_leftovers', 'activation_leftovers', 'cache_bytes', 'served_weights',
-           'inference_weights', 'inference_gathered', 'inference_cache', 'prefill_work', 'inference_scores',
-           'state_weights', 'state_gradients', 'state_optimizer', 'engine_of', 'workspace_bytes', 'communicators',
-           'runtime_bytes']
+           'Phase', 'keeps_experts_wide', 'frozen_bytes', 'trainable', 'kept_shares', 'Step', 'step_on', 'Held', 'held',
+           'rows_of', 'timeline', 'kept_activations', 'head_input', 'loss_tensors', 'loss_leftovers',
+           'recomputed_layer', 'sharded_weights', 'sharded_gradients', 'gather_buffer', 'gathered_units',
+           'received_gradients', 'reduced_bytes', 'layer_in_reduction', 'waiting_gradients', 'root_in_reduction',
+           'sharded_optimizer', 'whole_weights', 'frozen_weights', 'autocast_copies', 'ddp_buckets',
+           'accumulated_gradients', 'gradients_in_backward', 'gradients_at_the_end', 'gradients_in_step',
+           'holes_of_gradients', 'first_layer', 'whole_optimizer', 'step_copies', 'possible_copies', 'zero_weights',
+           'whole_frozen_weights', 'zero_gradients', 'zero_optimizer', 'zero_step', 'live_parameters',
+           'unpacked_leftovers', 'megatron_deepspeed', 'wider_gradients', 'megatron_weights', 'megatron_gradients',
+           'megatron_optimizer', 'megatron_buffers', 'megatron_settled', 'megatron_spare', 'flat_copy',
+           'copies_in_step', 'largest_gradient', 'megatron_backward', 'layer_leftovers', 'activation_leftovers',
+           'cache_bytes', 'served_weights', 'inference_weights', 'inference_gathered', 'inference_cache',
+           'prefill_work', 'inference_scores', 'state_weights', 'state_gradients', 'state_optimizer', 'engine_of',
+           'workspace_bytes', 'communicators', 'runtime_bytes']
 
 # %% ../../nbs/memory/05_engines.ipynb #32466ea6
 #: CUDA context and kernels. 1.27 to 1.65 GB with all kernels loaded (V100: 1271 MiB, A100: 1573 MiB,
@@ -210,6 +219,10 @@ def _handed_on(model: Architecture, strategy: Strategy, share: Share, hidden: fl
     return hidden * share.in_flight * (sent + mask)
 
 # %% ../../nbs/memory/05_engines.ipynb #cedf7481
+def _merged(model: Architecture, strategy: Strategy, share: Share) -> float:
+    "The experts' weights of a layer with their adapters added, which the product keeps for its backward pass."
+    return _unquantised(strategy) * share.expert if merges_experts(model, strategy) else 0.0
+
 def _unpacked(model: Architecture, strategy: Strategy, share: Share) -> float:
     """GPTQ's weights are operands in 16 bits: kept for the backward pass, and shifted out of 32-bit words
     (4 + 1 bytes)."""
@@ -251,15 +264,18 @@ def flow(
     rank = strategy.tp if strategy.sequence_parallel else 1
     hidden = element_bytes(strategy) * model.hidden * share.tokens / rank
     layer = layer_bytes(model, strategy, workload) * share.tokens
-    kept = share.layers * share.in_flight * layer + _handed_on(model, strategy, share, hidden)
+    merged, again_whole = _merged(model, strategy, share), strategy.recompute != "none"
+    each = layer if again_whole else layer + merged
+    kept = share.layers * share.in_flight * each + _handed_on(model, strategy, share, hidden)
     # what was kept is not made again
     made = max(layer_bytes(model, strategy, workload, "none") * share.tokens - layer, 0)
     again = backward_bytes(model, strategy, workload) * share.tokens + made
     host = kept if strategy.offload == "activations" else 0.0
-    if host: kept = min(kept, 2 * layer)  # one layer on its way out, one on its way in
+    if host: kept = min(kept, 2 * each)  # one layer on its way out, one on its way in
     head, loss, pooled = (
         _loss(model, strategy, workload, share, hidden) if share.has_head else (0.0, 0.0, 0.0)
     )
+    again += (2 if again_whole else 1) * merged  # the gradient of merged weights, and these where they are made again
     unpacked = _unpacked(model, strategy, share)
     return Flow(kept, again + unpacked, head, loss, pooled, unpacked, hidden, host)
 
@@ -286,6 +302,15 @@ class Phase(NamedTuple):
         return states + self.activations + self.loss + self.communication
 
 # %% ../../nbs/memory/05_engines.ipynb #c379880d
+def keeps_experts_wide(
+    model: Architecture,
+    strategy: Strategy,
+) -> bool:
+    """Do experts stay in 16 bits though the base is quantised? With Transformers' Trainer: bitsandbytes quantises
+    linear modules."""
+    bitsandbytes = strategy.framework == "hf" and strategy.base_weights in ("nf4", "int8")
+    return bitsandbytes and packed_experts(model, strategy)
+
 def _unquantised(strategy: Strategy) -> int:
     "Bytes of a frozen weight that nothing quantises."
     return 4 if strategy.precision == "fp32" and not strategy.base_weights else 2
@@ -311,11 +336,18 @@ def frozen_bytes(
         model.layers + model.decoder_layers, 1
     )
     if strategy.base_weights:
-        return linear * FROZEN[strategy.base_weights] + (share.parameters - linear) * wide
+        quantised = linear - (share.layers * share.expert if keeps_experts_wide(model, strategy) else 0)
+        return quantised * FROZEN[strategy.base_weights] + (share.parameters - quantised) * wide
     if model.packing is None: return share.parameters * wide
     return _packed_bytes(model.packing, share, linear, wide)
 
 # %% ../../nbs/memory/05_engines.ipynb #4059168c
+def _on_experts(model: Architecture, strategy: Strategy) -> float:
+    "Parameters of the adapters on experts, over all layers, that one expert-parallel rank holds."
+    feeding = model.layers if model.mlp_layers is None else model.mlp_layers
+    each = expert_adapters(model, strategy) * (strategy.lora_rank or 0)
+    return (feeding - model.dense_layers) * each / strategy.ep
+
 def trainable(
     model: Architecture,
     strategy: Strategy,
@@ -324,7 +356,7 @@ def trainable(
     "Trainable parameters of `share`, and the bytes of its frozen ones."
     if not strategy.lora_rank: return share.parameters, 0.0
     depth = max(model.layers + model.decoder_layers, 1)
-    adapters = adapter_parameters(model, strategy.lora_rank, strategy.lora_targets)
+    adapters = adapter_parameters(model, strategy) - (strategy.ep - 1) * _on_experts(model, strategy)
     return adapters / strategy.tp * share.layers / depth, frozen_bytes(
         model, strategy, share, _unquantised(strategy)
     )
@@ -332,7 +364,8 @@ def trainable(
 # %% ../../nbs/memory/05_engines.ipynb #6dadbb48
 def _stored_expert(model: Architecture, strategy: Strategy) -> float:
     "Bytes of a frozen weight of a routed expert."
-    if strategy.base_weights: return FROZEN[strategy.base_weights]
+    if strategy.base_weights and not keeps_experts_wide(model, strategy): return FROZEN[strategy.base_weights]
+    if strategy.base_weights: return _unquantised(strategy)
     return model.packing.expert if model.packing else _unquantised(strategy)
 
 def kept_shares(
@@ -340,15 +373,17 @@ def kept_shares(
     strategy: Strategy,
     share: Share,
 ) -> tuple[float, float]:  # of what is trained, of what is frozen
-    """The share of what is trained, and of the frozen bytes, that one rank keeps where it is sharded:
-    adapters are no experts."""
+    """The share of what is trained, and of the frozen bytes, that one rank keeps where it is sharded; adapters
+    on experts are sharded as these are."""
     if not strategy.lora_rank:
         whole = sharded(share, strategy) / share.parameters
         return whole, whole
-    _, frozen = trainable(model, strategy, share)
+    adapters, frozen = trainable(model, strategy, share)
     experts = share.layers * share.expert * _stored_expert(model, strategy)
     kept = (frozen - experts) / strategy.shards + experts / _expert_shards(strategy)
-    return 1 / strategy.shards, kept / max(frozen, 1.0)
+    on_experts = _on_experts(model, strategy) / strategy.tp * share.layers / max(model.layers, 1)
+    trained = (adapters - on_experts) / strategy.shards + on_experts / _expert_shards(strategy)
+    return trained / max(adapters, 1.0), kept / max(frozen, 1.0)
 
 # %% ../../nbs/memory/05_engines.ipynb #c379880f
 class Step(NamedTuple):

@@ -23,8 +23,9 @@ from .activations import layer_bytes, loss_doubt
 from .architecture import Architecture
 from .attention_kernels import kernel_note, lacks_flash, with_kernel
 from .engines import FRAGMENTATION, Phase, Step, engine_of, flow, megatron_deepspeed
-from .engines import runtime_bytes, share, stages, step_on, timeline, workspace_bytes
+from .engines import keeps_experts_wide, runtime_bytes, share, stages, step_on, timeline, workspace_bytes
 from .lengths import DRAWN, NO_HOLES, ORDERS, Holes, Lengths, holes
+from .states import merges_experts, packed_experts
 from .strategy import NARROW, Strategy, Workload, check, default_workload
 
 # %% auto #0
@@ -407,6 +408,22 @@ def _stored(model: Architecture, strategy: Strategy) -> str:
 #: families whose recurrent layers have no kernel that Transformers would call
 PLAIN_MIXERS = ("recurrent_gemma", "minimax", "xlstm")
 
+def _expert_notes(model: Architecture, strategy: Strategy) -> dict[str, object]:
+    "What adapters and quantisation do to experts that are parameters and no linear modules."
+    whole = size_text(2 * model.parts.expert)
+    packed, merged = packed_experts(model, strategy), merges_experts(model, strategy)
+    adapted = strategy.lora_rank and strategy.lora_targets == "all-linear"
+    quantised = strategy.base_weights in ("nf4", "int8")
+    return {
+        "Adapters on experts: PEFT adds them to all of a layer's experts before each use, in a tensor as large, kept for "
+        f"the backward pass ({whole} in all without --recompute full); --lora-targets attention leaves experts alone": merged,
+        "Experts get no adapters: they are parameters, in which PEFT finds no linear modules": adapted and packed and not merged,
+        "Experts stay in 16 bits: bitsandbytes quantises linear modules, and Transformers keeps these experts as parameters":
+            keeps_experts_wide(model, strategy),
+        f"Experts are quantised too; bitsandbytes under Transformers 5 leaves them in 16 bits ({whole} in all), which "
+        "--framework hf counts": quantised and packed and not keeps_experts_wide(model, strategy),
+    }
+
 def _run_notes(model: Architecture, strategy: Strategy, workload: Workload) -> list[str]:
     "What a run with these options takes for granted: each sentence with the options that call for it."
     workspace = size_text(workspace_bytes(model, strategy, workload))
@@ -426,6 +443,7 @@ def _run_notes(model: Architecture, strategy: Strategy, workload: Workload) -> l
         "Experts: tokens are spread evenly over them; an imbalance adds to activations": model.experts,
         f"LoRA: adapters are trained as the precision says; frozen weights are held {_stored(model, strategy)}":
             strategy.lora_rank,
+        **_expert_notes(model, strategy),
         "SGD is taken to have momentum": strategy.optimizer == "sgd",
         "Muon is taken to train every parameter; where AdamW trains embedding and head, these hold a second moment more":
             strategy.optimizer == "muon",

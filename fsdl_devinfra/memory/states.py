@@ -11,7 +11,8 @@ from .architecture import Architecture
 from .strategy import Strategy
 
 # %% auto #0
-__all__ = ['MOMENTS', 'FROZEN', 'Recipe', 'moments', 'recipe', 'adapter_parameters', 'sharded_states', 'deepspeed_estimate']
+__all__ = ['MOMENTS', 'FROZEN', 'PACKED_EXPERTS', 'RENAMED_EXPERTS', 'Recipe', 'moments', 'recipe', 'packed_experts',
+           'merges_experts', 'expert_adapters', 'adapter_parameters', 'sharded_states', 'deepspeed_estimate']
 
 # %% ../../nbs/memory/03_states.ipynb #23e8ee77
 @dataclass(frozen=True)
@@ -76,24 +77,78 @@ def _attention_adapters(a: Architecture, only_qv: bool) -> int:
     if only_qv: return (read + q) + (read + kv)
     return (h + q + 2 * kv if a.fused_qkv else (read + q) + 2 * (read + kv)) + (q + h)
 
-# %% ../../nbs/memory/03_states.ipynb #fabb8cad
-def _hybrid_adapters(a: Architecture, attention: int, mlp: int, all_linear: bool) -> int:
-    """Of a hybrid: attention and MLPs where layers have them, and the products of its mixers. A block that layers
-    share is a module at each use (Transformers), and has adapters there (PEFT)."""
-    feeding = a.layers if a.mlp_layers is None else a.mlp_layers
-    return a.attending * attention + feeding * mlp + (a.mixer_linear if all_linear else 0)
+# %% ../../nbs/memory/03_states.ipynb #40208bfd
+#: the Transformers whose experts are parameters
+PACKED_EXPERTS = (5, 0)
+#: model types whose experts were parameters before
+_ALWAYS_PACKED = frozenset(
+    "gpt_oss granitemoe granitemoeshared granitemoehybrid llama4 llama4_text dbrx aria aria_text jetmoe".split()
+)
+#: model types whose experts and router PEFT finds under their old names (PEFT 0.21, Transformers 5.24: the types that
+#: `conversion_mapping` reads as Mixtral or Qwen2-MoE)
+RENAMED_EXPERTS = frozenset(
+    """mixtral afmoe cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe flex_olmo glm4_moe
+    glm4_moe_lite glm4v_moe glm_moe_dsa hunyuan_v1_moe longcat_flash mellum minimax minimax_m2 olmoe qwen3_moe qwen3_next
+    qwen3_omni_moe solar_open""".split()
+)
+
+def packed_experts(
+    a: Architecture,
+    s: Strategy,
+) -> bool:
+    "Are the experts of a layer parameters of one module, and no linear modules?"
+    if not a.experts or s.framework == "megatron": return False
+    return s.trainer >= PACKED_EXPERTS or a.model_type in _ALWAYS_PACKED
+
+def merges_experts(
+    a: Architecture,
+    s: Strategy,
+) -> bool:
+    "Does PEFT add adapters to the experts' weights before each use, in a tensor as large as they are?"
+    adapted = s.lora_rank and s.lora_targets == "all-linear" and a.model_type in RENAMED_EXPERTS
+    return bool(adapted) and packed_experts(a, s)
+
+# %% ../../nbs/memory/03_states.ipynb #3673e6cd
+def expert_adapters(
+    a: Architecture,
+    s: Strategy,
+) -> int:  # of rank 1, in one layer of experts
+    "Inputs and outputs of the experts' matrices, where they get adapters."
+    if not a.experts or s.lora_targets != "all-linear": return 0
+    up, down = a.hidden + a.expert_ffn, a.expert_ffn + a.hidden
+    if merges_experts(a, s): return a.experts * (2 * (a.hidden + 2 * a.expert_ffn) + down)
+    return 0 if packed_experts(a, s) else a.experts * ((2 if a.gated else 1) * up + down)
+
+#: model types whose router is a linear module, and those where it was before Transformers 5
+_LINEAR_ROUTERS = frozenset("llama4 llama4_text phimoe".split())
+_LINEAR_ROUTERS_BEFORE = _LINEAR_ROUTERS | frozenset("mixtral qwen2_moe qwen3_moe qwen3_next olmoe".split())
+
+def _shared_adapters(a: Architecture, s: Strategy) -> int:
+    "Of the router, of shared experts and of their gate, in one layer of experts, where these are linear modules."
+    if merges_experts(a, s): return a.hidden + a.experts
+    linear = _LINEAR_ROUTERS if s.trainer >= PACKED_EXPERTS else _LINEAR_ROUTERS_BEFORE
+    router = a.hidden + a.experts if a.model_type in linear else 0
+    gate = a.hidden + 1 if a.model_type in ("qwen2_moe", "qwen3_next") else 0
+    return router + gate + ((3 if a.gated else 2) * (a.hidden + a.shared_ffn) if a.shared_ffn else 0)
+
+def _feeding_adapters(a: Architecture, s: Strategy) -> int:
+    "Of MLPs and experts, over all layers."
+    if s.lora_targets != "all-linear": return 0
+    feeding = (a.layers if a.mlp_layers is None else a.mlp_layers) + a.decoder_layers
+    dense = a.dense_layers if a.experts else feeding
+    mlp = 0 if merges_experts(a, s) else (3 if a.gated else 2) * (a.hidden + a.ffn)
+    return dense * mlp + (feeding - dense) * (expert_adapters(a, s) + _shared_adapters(a, s))
 
 def adapter_parameters(
     a: Architecture,
-    rank: int,
-    targets: str = "all-linear",  # or "attention", "attention-qv"
+    s: Strategy,  # its rank and targets, and the Transformers that PEFT meets
 ) -> int:  # over all layers
-    "Parameters that LoRA adds."
-    attention = _attention_adapters(a, targets == "attention-qv")
-    mlp = (3 if a.gated else 2) * (a.hidden + (a.ffn or a.expert_ffn)) if targets == "all-linear" else 0
-    if a.mixer_layers: return rank * _hybrid_adapters(a, attention, mlp, targets == "all-linear")
-    # a decoder attends to its encoder too
-    return rank * ((a.layers + a.decoder_layers) * (attention + mlp) + a.decoder_layers * attention)
+    """Parameters that LoRA adds. A block that layers share is a module at each use (Transformers), and has
+    adapters there (PEFT)."""
+    attention = _attention_adapters(a, s.lora_targets == "attention-qv")
+    mixers = a.mixer_linear if s.lora_targets == "all-linear" and a.mixer_layers else 0
+    attending = a.attending if a.mixer_layers else a.layers + 2 * a.decoder_layers  # a decoder to its encoder too
+    return (s.lora_rank or 0) * (attending * attention + mixers + _feeding_adapters(a, s))
 
 # %% ../../nbs/memory/03_states.ipynb #6916934e
 def sharded_states(

@@ -126,7 +126,7 @@ def _hand_trained(s: Strategy, n: float) -> float:
 def _hand_states(a: Architecture, s: Strategy, x: Share) -> float:
     "Bytes of weights, gradients and optimizer as the framework shards them."
     n = sharded(x, s) / x.parameters if s.zero else 1
-    train = adapter_parameters(a, s.lora_rank, s.lora_targets) / s.tp / s.pp if s.lora_rank else x.parameters
+    train = adapter_parameters(a, s) / s.tp / s.pp if s.lora_rank else x.parameters
     frozen = _hand_frozen(s, x, n)
     if s.offload in ("optimizer", "parameters"): return frozen + train * 2 * (s.offload == "optimizer")
     return frozen + train * _hand_trained(s, n)
