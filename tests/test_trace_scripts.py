@@ -497,12 +497,14 @@ kind, again = sys.argv[1], "again" in sys.argv
 experts = dict(moe_intermediate_size=256, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1) if "moe" in kind else {}
 config = AutoConfig.for_model(kind, hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
                               num_key_value_heads=2, head_dim=32, vocab_size=128, **experts)
-model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda().train()
+dtype = torch.float32 if "wide" in sys.argv else torch.bfloat16
+model = AutoModelForCausalLM.from_config(config, dtype=dtype).cuda().train()
 if again: model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 text = torch.randint(0, 128, (2, 512)).cuda()
 for _ in range(3):
-    model(input_ids=text, labels=text).loss.backward()
+    with torch.autocast("cuda", torch.bfloat16): loss = model(input_ids=text, labels=text).loss
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 """
@@ -519,3 +521,4 @@ def test_layers_that_are_computed_again_keep_what_they_kept(tmp_path: Path, run:
     assert held[1] < 0.5 * held[0]
     scores = 2 * 8 * 512 * 512 * 2  # bytes of a layer's scores in 16 bits
     assert max(holder["bytes"] for holder in kept["largest"] if holder["kind"] == "activations") < scores
+    fits(run(LAYERS, arguments=(kind, "wide")), tmp_path)  # experts in 32 bits are multiplied one by one

@@ -165,13 +165,19 @@ def _counted(tensor: Any, *args: Any, **kwargs: Any) -> Any:
     "A histogram of integers, as CUDA's `histc` makes it; the CPU's takes floating point alone."
     return torch.ops.aten.histc.default(tensor.float(), *args, **kwargs).to(tensor.dtype)
 
+def _multiplied(left: Any, right: Any, *args: Any, **kwargs: Any) -> Any:
+    "A product of groups in any type: CUDA multiplies them one by one where it has no kernel for all; fake tensors refuse."
+    grouped = torch.ops.aten._grouped_mm.default
+    return grouped(left.bfloat16(), right.bfloat16(), *args, **kwargs).to(left.dtype)
+
 def as_on_cuda(
     func: Any,  # an operator
     args: tuple,
 ) -> Callable[..., Any]:
-    "What an operator does on CUDA, where the CPU refuses its arguments."
-    counts = func is torch.ops.aten.histc.default and not args[0].is_floating_point()
-    return _counted if counts else func
+    "What an operator does on CUDA, where the CPU or a fake tensor refuses its arguments."
+    if func is torch.ops.aten.histc.default and not args[0].is_floating_point(): return _counted
+    if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16: return _multiplied
+    return func
 
 # %% ../../nbs/trace/03_recorder.ipynb #e60560d0
 _MADE_IN = {"backward": "temporaries", "optimizer": "temporaries"}  # what a phase makes; else activations
