@@ -22,8 +22,11 @@ def model_classes() -> dict[str, type]:
 
 
 def kernels_of(model: type) -> tuple[str, ...]:
-    """What a class declares, as `attn_implementation` names it, beside eager."""
-    declared = {"flash_attention_2": model._supports_flash_attn, "sdpa": model._supports_sdpa}  # type: ignore[attr-defined]
+    """What a class declares, as `attn_implementation` names it, beside eager. Some run only other builds of FlashAttention
+    (gpt-oss), which Transformers would take instead, and which few have."""
+    others = getattr(model, "_compatible_flash_implementations", None)
+    flash = model._supports_flash_attn and (others is None or "flash_attention_2" in others)  # type: ignore[attr-defined]
+    declared = {"flash_attention_2": flash, "sdpa": model._supports_sdpa}  # type: ignore[attr-defined]
     return tuple(name for name, holds in declared.items() if holds)
 
 

@@ -643,7 +643,7 @@ def _zero_seconds(shared: _Shared, width: int) -> tuple[float, float]:
     "Seconds of each micro-batch, and once a step, where every rank has all parameters, or gathers them once."
     gradients, zero = shared.ring(width, shared.ranks), shared.strategy.zero
     if zero == 0: return 0.0, 2 * gradients
-    if zero == 2 and shared.strategy.framework == "fsdp": return shared.gathered(shared.group) + gradients, 0.0
+    if zero == 2 and shared.strategy.torch_native: return shared.gathered(shared.group) + gradients, 0.0
     stepped = 0.0 if shared.strategy.lora_rank else shared.gathered(shared.ranks)
     return (0.0, gradients + stepped) if zero == 1 else (gradients, stepped)
 
@@ -863,7 +863,8 @@ FSDP2_SINCE = (4, 51)
 
 def _gathers_frozen(strategy: Strategy) -> bool:
     "Whether PyTorch gathers frozen weights for adapters."
-    return strategy.lora_rank is not None and strategy.zero >= 2 and strategy.torch_native
+    adapted = strategy.lora_rank is not None and strategy.torch_native
+    return adapted and strategy.zero >= 2 and strategy.shards > 1
 
 def gathers_late(
     strategy: Strategy,

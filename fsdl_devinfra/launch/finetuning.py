@@ -77,6 +77,8 @@ def _kernel_notes(job: Job) -> tuple[str, ...]:
         unknown = f"Whether the class of {model} has FlashAttention is not known: the file names no attention kernel"
         return (f"{unknown}, and Transformers takes SDPA where the class has it, else eager attention",)
     known = f"In Transformers {model} has eager attention alone, which the file says"
+    if "flash_attention_2" in (job.attention_kernels or ()):
+        known = f"flash-attn needs 16 bits and an Ampere GPU or newer; without it {model} has eager attention, which the file says"
     return (f"{known}; the plan counted flash attention: plan again with --attention eager",)
 
 # %% ../../nbs/launch/06_finetuning.ipynb #06f10007

@@ -14,7 +14,7 @@ from .events import Allocation, Trace
 # %% auto #0
 __all__ = ['MIB', 'MIN_BLOCK', 'SMALL_SIZE', 'SMALL_SEGMENT', 'LARGE_SEGMENT', 'MIN_LARGE', 'ROUND_LARGE', 'round_up',
            'segment_size', 'AllocatorOptions', 'block_size', 'OutOfMemory', 'Segment', 'Block', 'Pool',
-           'CachingAllocator', 'Moment', 'Replay', 'replay']
+           'CachingAllocator', 'Moment', 'Replay', 'can_do_without', 'replay']
 
 # %% ../../nbs/trace/02_allocator.ipynb #f763784e
 MIB = 1 << 20
@@ -282,7 +282,9 @@ class Replay:
         return 1 - self.allocated / self.reserved if self.reserved else 0.0
 
 # %% ../../nbs/trace/02_allocator.ipynb #3fd6ab80
-def _can_do_without(allocation: Allocation) -> bool:
+def can_do_without(
+    allocation: Allocation,
+) -> bool:
     "Is it the room of a kernel, which has another algorithm? A workspace that stays is a library's own."
     return allocation.kind == "workspace" and allocation.freed is not None
 
@@ -300,7 +302,7 @@ class _Player:
         allocation = self.trace.allocations[position]
         try: self.blocks[position] = self.allocator.malloc(allocation.size, allocation.stream)
         except OutOfMemory:
-            if not _can_do_without(allocation): raise
+            if not can_do_without(allocation): raise
         self._note(allocation.operator)
         if self.allocator.allocated > self.peak.allocated: self.peak, self.at_peak = self.timeline[-1], None
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 # %% auto #0
-__all__ = ['torch', 'FP32_FUNCTIONS', 'BACKWARD', 'MIB', 'attention_kernel', 'CudaFunctions', 'winograd_bytes',
+__all__ = ['torch', 'FP32_FUNCTIONS', 'BACKWARD', 'MIB', 'attention_kernel', 'uncounted', 'CudaFunctions', 'winograd_bytes',
            'convolution_workspace', 'workspaces', 'context_bytes', 'cublas_bytes']
 
 # %% ../../nbs/trace/04_cuda.ipynb #3a518370
@@ -100,6 +100,11 @@ def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = 
 BACKWARD = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 _ENGINE = torch.autograd._engine_run_backward
 
+def uncounted(function: Any) -> Any:
+    "Autograd's own function, where a dry run has put its count of passes around it."
+    inner = getattr(function, "__wrapped__", None)
+    return inner if inner in BACKWARD else function
+
 @contextmanager
 def _entered_by_autograd(mode: TorchFunctionMode) -> Iterator[None]:
     "Let autograd's engine run with a function mode entered."
@@ -124,12 +129,13 @@ class CudaFunctions(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        function, kwargs = uncounted(function), dict(kwargs or {})
         if function in BACKWARD:
             with _entered_by_autograd(self): return function(*args, **kwargs)
         if function is F.dropout: return _dropout(*args, **kwargs)
         if function is F.scaled_dot_product_attention: return _attention(*args, **kwargs)
-        if self.mixed and getattr(function, "__name__", "") in FP32_FUNCTIONS:
+        mixed = self.mixed and torch.is_autocast_enabled("cpu")  # it is off in a backward pass
+        if mixed and getattr(function, "__name__", "") in FP32_FUNCTIONS:
             args, kwargs = tuple(map(_wide, args)), {name: _wide(value) for name, value in kwargs.items()}
         return function(*args, **kwargs)
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from ..core.errors import need
 from .allocator import AllocatorOptions, CachingAllocator, OutOfMemory
-from .cuda import BACKWARD, CudaFunctions, context_bytes, cublas_bytes, workspaces
+from .cuda import BACKWARD, CudaFunctions, context_bytes, cublas_bytes, uncounted, workspaces
 from .dryrun_files import NoNetwork, Refused, after_import
 from .dryrun_data import stand_in
 from .dryrun_growth import Pass, growth
@@ -289,6 +289,13 @@ class CardAllocations(ScriptLines):
         self.asked += size
         self._note_peak()
         return position
+
+    def _workspace(self, size: int) -> None:
+        "A kernel takes another algorithm where the card has no room for its workspace."
+        try: room = self.allocator.malloc(size, self.stream) if size else None
+        except OutOfMemory: return
+        if room: self.allocator.free(room)  # the recorder takes it again
+        super()._workspace(size)
 
     def give_back(self, position: int) -> None:
         "The free of an allocation."
@@ -689,7 +696,7 @@ class CardFunctions(CudaFunctions):
         if special: return special(self.recorder, *args, **kwargs)
         self.mixed = torch.is_autocast_enabled("cpu")
         on_card = any(map(is_card, tensors_of((args, kwargs))))
-        if not on_card and function not in BACKWARD: return function(*args, **kwargs)
+        if not on_card and uncounted(function) not in BACKWARD: return function(*args, **kwargs)
         return super().__torch_function__(function, types, args, kwargs)
 
 # %% ../../nbs/trace/20_dryrun_worker.ipynb #d39bab13
@@ -1111,6 +1118,7 @@ def _say_step(recorder: TrainingSteps) -> None:
 
 def _patch_backward(recorder: TrainingSteps) -> None:
     real = torch.autograd.backward
+    @functools.wraps(real)
     def backward(*args: Any, **kwargs: Any) -> None:
         if torch._C._current_autograd_node() is not None: return real(*args, **kwargs)  # a part of a pass
         recorder.backward_began()

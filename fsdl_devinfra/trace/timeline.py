@@ -15,7 +15,7 @@ from typing import Any
 from ..core.charts import PALETTE, Chart
 from ..core.results import write_atomic
 from ..core.units import GIB
-from .allocator import AllocatorOptions, Block, CachingAllocator, Segment
+from .allocator import AllocatorOptions, Block, CachingAllocator, OutOfMemory, Segment, can_do_without
 from .events import KINDS, Operator, Trace
 
 # %% auto #0
@@ -204,12 +204,16 @@ class _History:
 
     def allocate(self, position: int, time: int) -> None:
         given = self.trace.allocations[position]
-        block = self.allocator.malloc(given.size, given.stream)
+        try: block = self.allocator.malloc(given.size, given.stream)
+        except OutOfMemory:
+            if not can_do_without(given): raise
+            return
         frames = _frames(self.trace.operator(given.operator))
         self.live[position] = block, given.size, frames
         self.entries.append(_entry("alloc", block, block.size, frames, time))
 
     def free(self, position: int, time: int) -> None:
+        if position not in self.live: return  # a kernel did without it
         block, _, frames = self.live.pop(position)
         for action in ("free_requested", "free_completed"):
             self.entries.append(_entry(action, block, block.size, frames, time))
