@@ -89,7 +89,7 @@ def test_runs_that_fitted_are_not_called_impossible(fitted):
     """Ten of 248, each explained on the page: JAX on TPUs, and two that print neither checkpointing nor types."""
     impossible = {one.name for one in fitted if one.fits == "no"}
     assert len(fitted) == 248 and impossible <= {"am-dsv3-256", "am-kimi", "palm-540", *(n.name for n in fitted if n.name.startswith("mx-v5e"))}
-    assert sum(one.fits == "yes" for one in fitted) > 125  # the control: they are not all called tight
+    assert sum(one.fits == "yes" for one in fitted) > 125  # the control: they are not all called tight; 137 before the Trainer's wider range of memory for 26 rows
 
 
 def test_every_row_beyond_what_was_asked_is_named(elsewhere):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..compute.cluster import device_named
+from ..compute.throughput import gathers_late
 from ..core.errors import BadInput
 from .carried import carried_names, left_out
 from .frameworks import accelerate_config, deepspeed_config
@@ -82,6 +83,11 @@ def _kernel_notes(job: Job) -> tuple[str, ...]:
     return (f"{known}; the plan counted flash attention: plan again with --attention eager",)
 
 # %% ../../nbs/launch/06_finetuning.ipynb #06f10007
+def _version_notes(job: Job) -> tuple[str, ...]:
+    "What to say where the plan counted an older Transformers than the file is written for."
+    if not gathers_late(job.strategy): return ()
+    return (f"The plan counted FSDP of the first version (Transformers {job.strategy.trainer_version}); the file asks for FSDP 2",)
+
 def _always(job: Job) -> set[str]:
     strategy = job.strategy
     return carried_names(
@@ -100,7 +106,7 @@ def _always(job: Job) -> set[str]:
 def _notes(job: Job, target: str, carried: set[str]) -> tuple[str, ...]:
     nodes = "Put the address of your first node where node-1 stands, and give every node its rank"
     several = (nodes,) if job.nodes > 1 else ()
-    return (f"Put your data set where {DATA} stands", *several, *_kernel_notes(job), *left_out(job, target, carried))
+    return (f"Put your data set where {DATA} stands", *several, *_kernel_notes(job), *_version_notes(job), *left_out(job, target, carried))
 
 # %% ../../nbs/launch/06_finetuning.ipynb #06f1000c
 def _deepspeed_text(job: Job) -> str: return json.dumps(deepspeed_config(job), indent=2) + "\n"
