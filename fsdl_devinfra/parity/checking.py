@@ -727,6 +727,7 @@ class _File:
     facts: Any = None  # of the file
     graph: Graph | None = None
     mapping: Mapping[str, str] = field(default_factory=dict)  # input of the file → parameter of `forward`
+    require_unchanged: Callable[[], None] = lambda: None  # raises `BadInput` where the file was rewritten since
 
     @classmethod
     def of(cls,
@@ -740,9 +741,9 @@ class _File:
         found = structure_of(path) if path else None
         given = [example_inputs(module)] if inputs is None else input_sets(inputs)
         if path is None or found is None: return cls(given)
-        facts, structure, places = found
-        graph, mapping = fitted(FileGraph(path, structure, places), given[0], names)
-        return cls([completed(module, graph, s) for s in given], path, facts, graph, mapping)
+        facts, structure, left_out = found
+        graph, mapping = fitted(FileGraph(structure, left_out), given[0], names)
+        return cls([completed(module, graph, s) for s in given], path, facts, graph, mapping, left_out.require_unchanged)
 
     @property
     def mapped(self) -> list[str]:
@@ -1264,7 +1265,9 @@ def check(
     sweep = _Sweep(module, source, file.graph, providers, precisions, rule, tf32, truths, digest, bool(file.mapping))
     random, tensors = _swept(sweep, file, widen, all_of_them=inputs is None)
     if random: return _random_report(module, file.path, tensors, random, rule, captured)
-    return _report(sweep, file, _findings(sweep, captured, explain))
+    report = _report(sweep, file, _findings(sweep, captured, explain))
+    file.require_unchanged()  # else half of the report may be about another file
+    return report
 
 # %% ../../nbs/parity/10_checking.ipynb #0433acc3
 def assert_parity(
