@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache, partial
-from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -209,15 +208,20 @@ def _experiments(
     facts = (module, inputs, precision, truth)
     return _Experiments(
         cache(partial(ties, *facts)),
-        _again(rounding_draws(*facts)),
+        _from_latest(rounding_draws(*facts)),
         cache(partial(longest_sum, *facts[:3])),
         partial(_rerun, *facts[:3]),
     )
 
-def _again(made: Iterator[Any]) -> Callable[[], Iterator[Any]]:
-    "From the first item on, as often as is asked; each item is made once, when it is asked for."
-    kept = tee(made, 1)[0]
-    return lambda: copy(kept)
+def _from_latest(made: Iterator[Any]) -> Callable[[], Iterator[Any]]:
+    "Items, each made once, when it is asked for; who asks later begins with the latest, the only one that is kept."
+    kept: deque[Any] = deque(maxlen=1)
+    def items() -> Iterator[Any]:
+        yield from tuple(kept)
+        for item in made:
+            kept.append(item)
+            yield item
+    return items
 
 def _rerun(
     module: "nn.Module", inputs: Mapping[str, Any], precision: str
