@@ -14,10 +14,17 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from torch import nn
 
 from fsdl_devinfra.cli import main
+from fsdl_devinfra.core.errors import BadInput
 from fsdl_devinfra.hub import load
 from fsdl_devinfra.hub.digits import held_out
+from fsdl_devinfra.parity import checking
+from fsdl_devinfra.parity.checking import check
+from fsdl_devinfra.parity.exporting import export
+from fsdl_devinfra.parity.graph import FileGraph, Graph, convert
+from fsdl_devinfra.parity.safety import structure_of
 
 
 def ran(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, dict[str, Any]]:
@@ -197,3 +204,68 @@ def test_a_package_of_aot_inductor(room: Path, cli: Callable[..., Any]) -> None:
     for name, weights, status in (("good.pt2", "as they are", 0), ("bad.pt2", "changed", 1)):
         done = cli("onnx", "check", "builtin:digits", compiled(room / name, weights), "--json")
         assert done.status == status, done.out + done.err
+
+
+class Two(nn.Module):
+    def __init__(self) -> None: super().__init__(); self.first, self.last = nn.Linear(32, 64), nn.Linear(64, 8)
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.last(self.first(x).relu())
+
+
+def two(folder: Path) -> tuple[nn.Module, dict[str, torch.Tensor], Any]:
+    "A module, its inputs and its file, with the weights inside."
+    torch.manual_seed(0)
+    module, inputs = Two().eval(), {"x": torch.randn(2, 32)}
+    return module, inputs, onnx.load(export(module, inputs, folder / "made" / "model.onnx").path)
+
+
+def one_off(proto: Any) -> None:
+    tensor = next(t for t in proto.graph.initializer if t.name == "first.weight")
+    value = numpy_helper.to_array(tensor).copy()
+    value[0, 0] += 0.5
+    tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+
+
+@pytest.mark.parametrize("way", ["plain", "symlink", "hard link", "dots"])
+@pytest.mark.parametrize(("content", "verdict", "kinds"), [("same", "pass", []), ("half", "pass", []), ("one off", "fail", ["weight"])])
+def test_a_file_is_read_however_it_is_named(way: str, content: str, verdict: str, kinds: list[str], tmp_path: Path) -> None:
+    """The cache of the Hugging Face Hub holds links to blobs; onnx's loader of external weights refuses those, and files with two names."""
+    module, inputs, proto = two(tmp_path)
+    if content == "half": proto = convert(Graph(proto), "fp16").proto
+    if content == "one off": one_off(proto)
+    blob, file = tmp_path / "deadbeef", tmp_path / ("my..model.onnx" if way == "dots" else "model.onnx")
+    onnx.save(proto, blob)
+    if way == "symlink": file.symlink_to(blob.name)
+    elif way == "hard link": file.hardlink_to(blob)
+    else: blob.rename(file)
+    report = check(module, file, inputs, widen=False)
+    assert (report.verdict, sorted({c.kind for c in report.causes})) == (verdict, kinds), str(report)
+
+
+@pytest.mark.parametrize("beside", ["same", "ones"])
+def test_a_weight_with_bytes_that_names_a_file_is_the_file(beside: str, tmp_path: Path) -> None:
+    module, inputs, proto = two(tmp_path)
+    tensor = next(t for t in proto.graph.initializer if t.name == "first.weight")
+    value = numpy_helper.to_array(tensor)
+    (tmp_path / "w.bin").write_bytes((value if beside == "same" else np.ones_like(value)).tobytes())
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, text in (("location", "w.bin"), ("length", str(value.nbytes))): tensor.external_data.add(key=key, value=text)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    _, structure, left_out = structure_of(tmp_path / "m.onnx")
+    assert "first.weight" not in left_out.places and "last.weight" in left_out.places
+    assert FileGraph(structure, left_out).holds("first.weight", value) == (beside == "same")
+
+
+@pytest.mark.parametrize("at", ["_findings", "_wrong_weights"])
+def test_a_file_that_is_rewritten_while_it_is_checked(at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its session was the old file's, its weights are the new one's: that is no verdict on either."""
+    module, inputs, proto = two(tmp_path)
+    file, real = tmp_path / "m.onnx", getattr(checking, at)
+    good = proto.SerializeToString()
+    one_off(proto)
+    file.write_bytes(good)
+    assert check(module, file, inputs, widen=False).verdict == "pass"  # as long as nobody writes
+    def rewritten(*args: Any) -> Any:
+        file.write_bytes(proto.SerializeToString())
+        return real(*args)
+    monkeypatch.setattr(checking, at, rewritten)
+    with pytest.raises(BadInput, match="m.onnx was changed while it was checked"): check(module, file, inputs, widen=False)

@@ -307,3 +307,31 @@ def test_an_output_that_only_the_second_file_has_is_named(tmp_path: Path) -> Non
 class Kept(nn.Module):
     def __init__(self, model: nn.Module, names: list[str]) -> None: super().__init__(); self.model, self.names = model, names
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]: return tuple(self.model(x)[n] for n in self.names)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("change", "verdict"), [(1.0, "pass"), (1.001, "fail")])
+def test_a_year_beside_standardised_columns_has_noise_too(seed: int, change: float, verdict: str, tmp_path: Path) -> None:
+    """Two whole numbers of 256 are nearly all of the sum: without noise in their weights right files failed."""
+    torch.manual_seed(seed)
+    model, inputs = nn.Linear(256, 2048), {"input": torch.randn(4, 256)}
+    inputs["input"][:, [1, 251]] = (2021.0 + torch.arange(4))[:, None]
+    file = saved(model, inputs, tmp_path / "m.onnx", {})
+    with torch.no_grad(): model.weight[:, 1] *= change
+    assert check(model, file, inputs, widen=False, explain=False).verdict == verdict
+
+
+ENDED = """
+import time, torch
+from fsdl_devinfra.parity import original
+original._feed = lambda *_: time.sleep({seconds})
+finished = original.digest_beside(torch.nn.Linear(2, 2))
+if {waits}: finished()
+raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(60, False), (0, True)])
+def test_a_process_that_is_interrupted_does_not_wait_for_the_hash(seconds: int, waits: bool) -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDED.format(seconds=seconds, waits=waits)], capture_output=True, text=True, timeout=50)
+    assert ended.returncode and ended.stderr.strip().endswith("KeyboardInterrupt"), ended.stderr

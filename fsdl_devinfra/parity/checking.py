@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache, partial
-from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -209,15 +208,20 @@ def _experiments(
     facts = (module, inputs, precision, truth)
     return _Experiments(
         cache(partial(ties, *facts)),
-        _again(rounding_draws(*facts)),
+        _from_latest(rounding_draws(*facts)),
         cache(partial(longest_sum, *facts[:3])),
         partial(_rerun, *facts[:3]),
     )
 
-def _again(made: Iterator[Any]) -> Callable[[], Iterator[Any]]:
-    "From the first item on, as often as is asked; each item is made once, when it is asked for."
-    kept = tee(made, 1)[0]
-    return lambda: copy(kept)
+def _from_latest(made: Iterator[Any]) -> Callable[[], Iterator[Any]]:
+    "Items, each made once, when it is asked for; who asks later begins with the latest, the only one that is kept."
+    kept: deque[Any] = deque(maxlen=1)
+    def items() -> Iterator[Any]:
+        yield from tuple(kept)
+        for item in made:
+            kept.append(item)
+            yield item
+    return items
 
 def _rerun(
     module: "nn.Module", inputs: Mapping[str, Any], precision: str
@@ -727,6 +731,7 @@ class _File:
     facts: Any = None  # of the file
     graph: Graph | None = None
     mapping: Mapping[str, str] = field(default_factory=dict)  # input of the file → parameter of `forward`
+    require_unchanged: Callable[[], None] = lambda: None  # raises `BadInput` where the file was rewritten since
 
     @classmethod
     def of(cls,
@@ -740,9 +745,9 @@ class _File:
         found = structure_of(path) if path else None
         given = [example_inputs(module)] if inputs is None else input_sets(inputs)
         if path is None or found is None: return cls(given)
-        facts, structure, places = found
-        graph, mapping = fitted(FileGraph(path, structure, places), given[0], names)
-        return cls([completed(module, graph, s) for s in given], path, facts, graph, mapping)
+        facts, structure, left_out = found
+        graph, mapping = fitted(FileGraph(structure, left_out), given[0], names)
+        return cls([completed(module, graph, s) for s in given], path, facts, graph, mapping, left_out.require_unchanged)
 
     @property
     def mapped(self) -> list[str]:
@@ -1264,7 +1269,9 @@ def check(
     sweep = _Sweep(module, source, file.graph, providers, precisions, rule, tf32, truths, digest, bool(file.mapping))
     random, tensors = _swept(sweep, file, widen, all_of_them=inputs is None)
     if random: return _random_report(module, file.path, tensors, random, rule, captured)
-    return _report(sweep, file, _findings(sweep, captured, explain))
+    report = _report(sweep, file, _findings(sweep, captured, explain))
+    file.require_unchanged()  # else half of the report may be about another file
+    return report
 
 # %% ../../nbs/parity/10_checking.ipynb #0433acc3
 def assert_parity(

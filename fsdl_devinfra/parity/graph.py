@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -32,8 +33,8 @@ else:
     numpy_helper = lazy_module("onnx.numpy_helper")
 
 # %% auto #0
-__all__ = ['PIECE', 'RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'FileGraph', 'free_axes', 'nodes_before', 'load_graph',
-           'file_precision', 'convert']
+__all__ = ['PIECE', 'RECURRENT', 'Origin', 'notes', 'origin', 'Graph', 'state_of', 'LeftOut', 'FileGraph', 'free_axes',
+           'nodes_before', 'load_graph', 'file_precision', 'convert']
 
 # %% ../../nbs/parity/06_graph.ipynb #e0a8e808
 @dataclass(frozen=True)
@@ -159,17 +160,49 @@ class Graph:
         return self.proto.SerializeToString()
 
 # %% ../../nbs/parity/06_graph.ipynb #0f99d0f0
+def state_of(path: Path) -> tuple[int, ...]:
+    "What differs once a file was rewritten or replaced: device, inode, size, time of the last write; () without a file."
+    try: found = path.stat()
+    except OSError: return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+@dataclass(frozen=True)
+class LeftOut:
+    "Large weights that were left in a file, and the state the file was in."
+    path: Path
+    places: Mapping[str, tuple[int, int]]  # weight → its first byte, number of bytes
+    state: tuple[int, ...]  # `state_of` the file, before it was read
+
+    def require_unchanged(self) -> None:
+        "Raises `BadInput` where the file is not what it was."
+        if state_of(self.path) != self.state:
+            raise BadInput(f"{self.path.name} was changed while it was checked", "Check it again when nothing writes to it")
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        "To read the file in: what goes wrong because the file was changed is told as that."
+        try: yield
+        finally: self.require_unchanged()
+
+    def raw_data(self, name: str) -> bytes:
+        "The bytes of a weight. It is read here: the onnx package refuses a file that is a link or has several names."
+        start, size = self.places[name]
+        with self.unchanged(), self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+# %% ../../nbs/parity/06_graph.ipynb #58312e98
 PIECE = 2**20  # bytes that are compared at a time
 
 class FileGraph(Graph):
     "The graph of a file whose large weights stay in the file until they are asked for."
     def __init__(self,
-        path: Path,
         structure: Any,  # onnx.ModelProto, of a file that was looked at
-        left_out: Collection[str],  # weights that are inside the file, and said to lie outside: in it
+        left_out: LeftOut,  # its weights that are in the file alone
     ) -> None:
-        self.path, self._structure, self._whole = path, structure, None if left_out else structure
-        super().__init__(structure, path.parent)
+        self.left_out, self._structure = left_out, structure
+        self._whole = None if left_out.places else structure
+        super().__init__(structure, left_out.path.parent)
 
     @property
     def structure(self) -> Any: return self._structure
@@ -177,21 +210,37 @@ class FileGraph(Graph):
     @property
     def proto(self) -> Any:  # onnx.ModelProto
         "The model with the weights that are inside its file."
-        if self._whole is None: self._whole = onnx.load(str(self.path), load_external_data=False)
+        if self._whole is None:
+            with self.left_out.unchanged(): self._whole = onnx.load(str(self.left_out.path), load_external_data=False)
         return self._whole
 
     @proto.setter
     def proto(self, value: Any) -> None: pass  # given to `Graph`, which keeps it
 
-    def holds(self, name: str, value: "np.ndarray") -> bool:
-        "Whether an initializer is an array, of the same type; one that lies in a file is read piece by piece."
+    def array(self, name: str) -> "np.ndarray":  # of an initializer or a Constant node
+        "The value of a constant, also of one that was left in the file."
+        if name not in self.left_out.places: return super().array(name)
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(self.initializers[name])
+        tensor.raw_data = self.left_out.raw_data(name)
+        return numpy_helper.to_array(tensor)
+
+    def _place(self, name: str) -> tuple[Path, int, int] | None:
+        "The file that an initializer lies in, its first byte and number of bytes; None where that is not known."
+        if name in self.left_out.places: return self.left_out.path, *self.left_out.places[name]
         tensor = self.initializers[name]
         told = {e.key: e.value for e in tensor.external_data if tensor.data_location}
-        kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        if "length" not in told or kind != value.dtype or not value.flags.c_contiguous: return super().holds(name, value)
-        if int(told["length"]) != value.nbytes: return False
-        file = self.path.parent / told["location"]
-        return _same_bytes(file, int(told.get("offset", 0)), value.reshape(-1).view(np.uint8))
+        if "length" not in told: return None
+        return self.left_out.path.parent / told["location"], int(told.get("offset", 0)), int(told["length"])
+
+    def holds(self, name: str, value: "np.ndarray") -> bool:
+        "Whether an initializer is an array, of the same type; one that lies in a file is read piece by piece."
+        place = self._place(name)
+        kind = helper.tensor_dtype_to_np_dtype(self.initializers[name].data_type)
+        if place is None or kind != value.dtype or not value.flags.c_contiguous: return super().holds(name, value)
+        file, start, size = place
+        if size != value.nbytes: return False
+        with self.left_out.unchanged(): return _same_bytes(file, start, value.reshape(-1).view(np.uint8))
 
 def _same_bytes(path: Path, start: int, value: "np.ndarray") -> bool:
     "Whether bytes stand in a file, read piece by piece into one buffer."

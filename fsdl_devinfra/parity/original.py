@@ -15,9 +15,10 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BadInput
@@ -239,7 +240,7 @@ def _is_number(value: Any) -> TypeGuard[Tensor]:
 def _noise(value: "Tensor", epsilon: float, generator: Any) -> "Tensor":
     "Some units in the last place of the largest value, at random."
     finite = torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
-    units = NUDGE_ULPS * epsilon * (2 * torch.rand(value.shape, generator=generator) - 1).to(value)
+    units = NUDGE_ULPS * epsilon * (2 * torch.rand(value.shape, generator=generator, dtype=torch.float32) - 1).to(value)
     return units * finite.abs().max()
 
 # %% ../../nbs/parity/04_original.ipynb #82c14cfe
@@ -293,7 +294,7 @@ def ties(
 # %% ../../nbs/parity/04_original.ipynb #04bd98ff
 def _own_noise(value: "Tensor", epsilon: float, generator: Any) -> "Tensor":
     "Up to one unit in the last place of each number, at random."
-    units = torch.empty(value.shape).uniform_(-epsilon, epsilon, generator=generator)
+    units = torch.empty(value.shape, dtype=torch.float32).uniform_(-epsilon, epsilon, generator=generator)
     return units.to(value.dtype).to(value.device).mul_(value)
 
 def _off_by_units(value: Any, epsilon: float, generator: Any) -> Any:
@@ -305,12 +306,13 @@ def _off_by_units(value: Any, epsilon: float, generator: Any) -> Any:
 # %% ../../nbs/parity/04_original.ipynb #a925ead5
 #: where the two factors are among the arguments of operators that add up products
 FACTORS = {"mm": (0, 1), "mv": (0, 1), "bmm": (0, 1), "linear": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
-MOST_WHOLE = 1 / 16  # of the numbers of the small factor
+MOST_WHOLE = 1 / 16  # of the sum of squares of each row of the small factor
 
 def _few_whole(value: "Tensor", whole: "Tensor") -> bool:
-    "Whether nearly all numbers would be moved; zeros add nothing to a sum."
-    most = MOST_WHOLE * value.numel()
-    return int(torch.count_nonzero(whole)) <= most or int(torch.count_nonzero(whole & (value != 0))) <= most
+    "Whether nearly all of every row would be moved: numbers count by their squares, as they do in a sum of products."
+    squares = value.double().masked_fill(~value.isfinite(), 0).square()
+    most, still = MOST_WHOLE * squares.sum(-1), (squares * whole).sum(-1)
+    return bool(((still <= most) & most.isfinite()).all())
 
 def _factors(name: str, args: tuple[Any, ...]) -> tuple[int, int] | None:
     "Positions of a small factor and of a large one after it; None where an operator is no such product."
@@ -458,14 +460,21 @@ def module_digest(
     "A hash of what decides a module's outputs: versions, classes and their source files, configuration, parameters, buffers."
     return digest_beside(module)()
 
+def _in_background(work: Callable[[], Any]) -> "Future[Any]":
+    "What a function gives, from a thread that nobody waits for when the process ends."
+    promised: Future[Any] = Future()
+    def done() -> None:
+        try: promised.set_result(work())
+        except BaseException as e: promised.set_exception(e)
+    Thread(target=done, daemon=True).start()
+    return promised
+
 def digest_beside(
     module: "nn.Module",
 ) -> Callable[[], Any]:  # waits, and gives what `module_digest` does
     "Begin to hash a module in a thread of its own: hashing leaves the interpreter to others, such as a session that is loaded."
-    digest, worker = _digest_of_structure(module), ThreadPoolExecutor(1)
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    hashing = worker.submit(_feed, digest, parameters)
-    worker.shutdown(wait=False)
+    digest, parameters = _digest_of_structure(module), dict(module.named_parameters(remove_duplicate=False))
+    hashing = _in_background(partial(_feed, digest, parameters))
     def finished() -> Any:
         hashing.result()
         whole = digest.copy()

@@ -5,7 +5,7 @@
 # %% ../../nbs/parity/09_safety.ipynb #16af7688
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from ..core.errors import BadInput, need
 from ..core.results import Result
 from ..core.units import GIB, size_text
+from .graph import LeftOut, state_of
 
 # %% auto #0
 __all__ = ['MODEL_LIMIT', 'STANDARD_DOMAINS', 'RUNTIME_DOMAINS', 'LEFT_OUT', 'Field', 'FileFacts', 'inspected', 'inspect_file',
@@ -153,6 +154,7 @@ def inspect_file(
 # %% ../../nbs/parity/09_safety.ipynb #2a1968a9
 LEFT_OUT = 1024  # bytes from which on a weight is stepped over
 _GRAPH, _INITIALIZER, _NAME, _RAW = 7, 5, 8, 9  # numbers of fields in onnx.proto: of a model, a graph, a tensor
+_ELSEWHERE = {13, 14}  # external_data and data_location of a tensor
 
 def _varint(data: Any, at: int) -> tuple[int, int]:
     "A number of seven bits a byte, and where it ends."
@@ -194,6 +196,7 @@ def _raw_of(data: Any, tensor: Field) -> tuple[str, Field] | None:
     fields = list(_fields(data, *tensor[2:]))
     raw, names = ([f for f in fields if f[0] == number] for number in (_RAW, _NAME))
     if len(raw) != 1 or len(names) != 1 or raw[0][3] - raw[0][2] < LEFT_OUT: return None
+    if any(f[0] in _ELSEWHERE for f in fields): return None  # its bytes say nothing where it names a file
     return bytes(data[names[0][2] : names[0][3]]).decode(), raw[0]
 
 def _skeleton(data: Any) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -212,15 +215,6 @@ def _skeleton(data: Any) -> tuple[bytes, dict[str, tuple[int, int]]]:
     return b"".join(outer), places
 
 # %% ../../nbs/parity/09_safety.ipynb #7c2702a9
-def _refer(model: Any, path: Path, places: Mapping[str, tuple[int, int]]) -> None:
-    "Weights that were stepped over, as weights that lie in another file: they lie in this one."
-    for tensor in model.graph.initializer:
-        if tensor.name not in places: continue
-        start, size = places[tensor.name]
-        tensor.data_location = 1  # TensorProto.EXTERNAL
-        for key, value in (("location", path.name), ("offset", str(start)), ("length", str(size))):
-            tensor.external_data.add(key=key, value=value)
-
 def _light(path: Path) -> tuple[bytes, dict[str, tuple[int, int]]] | None:
     "The skeleton of a file; None where it cannot be followed."
     if path.suffix != ".onnx" or not 0 < path.stat().st_size <= MODEL_LIMIT: return None
@@ -230,13 +224,11 @@ def _light(path: Path) -> tuple[bytes, dict[str, tuple[int, int]]] | None:
 
 def structure_of(
     path: Path,
-) -> tuple[FileFacts, Any, dict[str, tuple[int, int]]]:  # facts, onnx.ModelProto, weight → its place in the file
-    "As `inspected`, without reading large weights: each is said to lie in this file. Raises `BadInput`."
+) -> tuple[FileFacts, Any, LeftOut]:  # facts, onnx.ModelProto, the weights that are not in it
+    "As `inspected`, without reading large weights: it is told where in the file they lie. Raises `BadInput`."
     onnx = need("onnx", "onnx", "reading ONNX files")
-    found = _light(path)
-    if found is None: return (*inspected(path), {})
+    state, found = state_of(path), _light(path)
+    if found is None: return (*inspected(path), LeftOut(path, {}, state))
     light, places = found
     model = _parsed(path, len(light), lambda *_, **__: onnx.load_model_from_string(light))
-    facts = _checked(path, model, None)
-    _refer(model, path, places)
-    return facts, model, places
+    return _checked(path, model, None), model, LeftOut(path, places, state)
