@@ -476,6 +476,11 @@ class Architecture(Result):
         "Layers that attend."
         return self.layers if self.attention_layers is None else self.attention_layers
 
+    @property
+    def feeding(self) -> int:
+        "Layers with an MLP or experts."
+        return self.layers if self.mlp_layers is None else self.mlp_layers
+
     @classmethod
     def from_config(cls,
         config: Mapping[str, Any],  # config.json as a dictionary

@@ -344,9 +344,8 @@ def frozen_bytes(
 # %% ../../nbs/memory/05_engines.ipynb #4059168c
 def _on_experts(model: Architecture, strategy: Strategy) -> float:
     "Parameters of the adapters on experts, over all layers, that one expert-parallel rank holds."
-    feeding = model.layers if model.mlp_layers is None else model.mlp_layers
     each = expert_adapters(model, strategy) * (strategy.lora_rank or 0)
-    return (feeding - model.dense_layers) * each / strategy.ep
+    return (model.feeding - model.dense_layers) * each / strategy.ep
 
 def trainable(
     model: Architecture,

@@ -134,7 +134,7 @@ def _shared_adapters(a: Architecture, s: Strategy) -> int:
 def _feeding_adapters(a: Architecture, s: Strategy) -> int:
     "Of MLPs and experts, over all layers."
     if s.lora_targets != "all-linear": return 0
-    feeding = (a.layers if a.mlp_layers is None else a.mlp_layers) + a.decoder_layers
+    feeding = a.feeding + a.decoder_layers
     dense = a.dense_layers if a.experts else feeding
     mlp = 0 if merges_experts(a, s) else (3 if a.gated else 2) * (a.hidden + a.ffn)
     return dense * mlp + (feeding - dense) * (expert_adapters(a, s) + _shared_adapters(a, s))
