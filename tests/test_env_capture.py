@@ -1,8 +1,10 @@
 """The capture as a process: in other environments, with things present and absent, and with secrets in real places."""
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 from conftest import package_alone
 
 from fsdl_devinfra.core.results import json_schema
-from fsdl_devinfra.env import Environment, capture
+from fsdl_devinfra.env import Environment, capture, diff, environment
 from fsdl_devinfra.env.difference import EnvironmentDiff
+from fsdl_devinfra.env.job import variables
 from fsdl_devinfra.env.packages import Package
 from fsdl_devinfra.env.restoration import Restoration
 from fsdl_devinfra.env.verification import Verification
@@ -180,6 +183,35 @@ def test_help_shows_examples():
 
 def test_in_threads_and_twice_the_same():
     assert capture().digest == capture().digest
+
+
+def test_what_the_fingerprint_sets_is_not_a_variable_of_the_run(monkeypatch):
+    """The first optimizer of a process sets TORCHINDUCTOR_CACHE_DIR; beside it, slow variables were asked too late."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    asked, probed = threading.Event(), []
+
+    def probe():
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set-by-the-fingerprint")
+        probed.append(asked.is_set())
+        return {}
+
+    def slow_variables():
+        time.sleep(0.3)
+        found = variables()
+        asked.set()
+        return found
+    monkeypatch.setattr(environment, "_probe", probe)
+    monkeypatch.setattr(environment, "variables", slow_variables)
+    env = capture(probe=True)
+    assert probed == [True] and "TORCHINDUCTOR_CACHE_DIR" not in env.variables
+    assert capture(probe=True).variables["TORCHINDUCTOR_CACHE_DIR"]  # control: now the run itself has it
+
+
+def test_memory_that_a_host_takes_back_is_no_other_machine():
+    env = capture()
+    for taken, verdict in (0, "same"), (64 << 20, "same"), (env.machine["memory_bytes"] // 4, "differs"):
+        other = dataclasses.replace(env, machine=env.machine | {"memory_bytes": env.machine["memory_bytes"] - taken})
+        assert diff(env, other).verdict == diff(other, env).verdict == verdict, taken
 
 
 def test_package_round_trip():

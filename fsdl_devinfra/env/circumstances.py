@@ -158,6 +158,15 @@ def _read_elsewhere(
         return "read by the OpenMP of LLVM and Intel; torch loads that of GNU on both sides"
     return ""
 
+# %% ../../nbs/environment/13_circumstances.ipynb #83cced77
+_SAME_MEMORY = 0.01  # of the memory; a kernel's own share differs by less between versions
+
+def _same_memory(left: Any, right: Any) -> str:
+    "Why a difference in the size of memory is none of two machines; empty where it may be."
+    if not (isinstance(left, int) and isinstance(right, int)): return ""
+    if abs(left - right) > _SAME_MEMORY * max(left, right): return ""
+    return "less than a hundredth of the memory: what the kernel keeps, or a balloon of the host"
+
 # %% ../../nbs/environment/13_circumstances.ipynb #69b7eff1
 def without_effect(
     name: str,  # field that differs
@@ -167,6 +176,7 @@ def without_effect(
     b: dict[str, Any],  # the right one
 ) -> str:  # why it does nothing; empty where it may
     "Why a difference has no effect under these circumstances."
+    if name == "machine.memory_bytes": return _same_memory(left, right)
     variable = name.removeprefix("variables.")
     if variable != name and says_the_default(variable, left) and says_the_default(variable, right):
         return "both are the default"

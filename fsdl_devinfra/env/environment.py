@@ -22,7 +22,7 @@ from ..core.errors import BadInput, need
 from ..core.results import Result, write_atomic
 from ..core.units import count_of, size_text
 from .accelerators import accelerators, libraries
-from .asking import run_in_threads
+from .asking import attempt, run_in_threads
 from .job import fingerprint_data, hub, job, variables
 from .machine import container, machine
 from .numerics import numerics
@@ -294,13 +294,15 @@ class Environment(Result):
 
 # %% ../../nbs/environment/12_environment.ipynb #26ed7e75
 _BESIDE_DIGEST = ("schema", "digest", "captured_at", "made_by", "missing", "removed")
+_MOVES = "machine.memory_bytes"  # by what the host of a virtual machine takes back
 
 def digest(
     document: dict[str, Any],  # as `to_dict` gives it
 ) -> str:  # 12 hexadecimal digits
-    "A short hash over the fields that bear on numerics or performance."
+    "A short hash over the fields that bear on numerics or performance, but for the size of memory, which moves."
     flat = flatten({name: block for name, block in document.items() if name not in _BESIDE_DIGEST})
     said = {name: value for name, value in sorted(flat.items()) if value not in (None, {}, [])}
+    said.pop(_MOVES, None)
     bearing = {name: value for name, value in said.items() if rule_of(name).effect != "record"}
     return hashlib.sha256(json.dumps(bearing).encode()).hexdigest()[:12]
 
@@ -364,8 +366,8 @@ def capture(
 ) -> Environment:
     "What this process runs on, without secrets. Raises `MissingExtra` for `probe` without torch."
     if probe: need("torch", "torch", "observing its settings")
-    chosen = blocks(folder) | ({"fingerprint": _probe} if probe else {})
-    answers = run_in_threads(chosen, here=frozenset({"numerics"}))
+    answers = run_in_threads(blocks(folder), here=frozenset({"numerics"}))
+    if probe: answers["fingerprint"] = attempt(_probe)  # afterwards: the first optimizer sets variables of inductor
     answers["data"] = ({str(path): fingerprint_data(path) for path in data}, None)
     missing = {name: why for name, (_, why) in answers.items() if why}
     return _finished({name: value for name, (value, _) in answers.items()} | {"missing": missing}, hide_home)
