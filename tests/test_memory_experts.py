@@ -5,9 +5,13 @@ import json
 
 import pytest
 
+from fsdl_devinfra.compute.cluster import cluster
+from fsdl_devinfra.compute.throughput import data_seconds, throughput
 from fsdl_devinfra.memory import Architecture, Strategy, Workload
+from fsdl_devinfra.memory.engines import stored_widths
 from fsdl_devinfra.memory.footprint import estimate
 from fsdl_devinfra.memory.states import RENAMED_EXPERTS, adapter_parameters
+from fsdl_devinfra.memory.strategy import CHOICES
 
 transformers = pytest.importorskip("transformers")
 
@@ -90,3 +94,22 @@ def test_expert_parallel_ranks_hold_their_experts_adapters() -> None:
     _, model = configured("mixtral", LOCAL | dict(hidden_size=1024, intermediate_size=4096))
     one, four = (held(model, framework="megatron", dp=4, ep=ep)["optimizer"] for ep in (1, 4))
     assert four < 0.4 * one
+
+
+@pytest.mark.parametrize("framework", ["hf", "fsdp"], ids=["hf", "control"])
+def test_time_gathers_experts_in_the_bytes_that_memory_holds(framework: str) -> None:
+    """Under the Trainer experts stay in 16 bits and are sent so; `fsdp` is asked for four bits and gets them."""
+    _, mixtral = configured("mixtral", LOCAL | dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=8))
+    four, sixteen = (Strategy(framework=framework, dp=8, zero=3, lora_rank=8, base_weights=base) for base in ("nf4", None))
+    took = [data_seconds(mixtral, one, cluster("L40S", 8), mixtral.layers)[0] for one in (four, sixteen)]
+    held = [stored_widths(mixtral, one).expert for one in (four, sixteen)]
+    assert (held[0] == held[1]) == (framework == "hf")
+    assert (took[0] > 0.9 * took[1]) == (framework == "hf"), took
+
+
+@pytest.mark.parametrize("base", CHOICES["base_weights"])
+def test_a_step_over_every_kind_of_base_has_a_time(base: str | None) -> None:
+    _, model = configured("llama", {})
+    plain = throughput(model, Strategy(lora_rank=8), Workload(seq_len=64), cluster("H100 SXM", 1)).step_seconds.value
+    took = throughput(model, Strategy(lora_rank=8, base_weights=base), Workload(seq_len=64), cluster("H100 SXM", 1)).step_seconds.value
+    assert took >= plain > 0

@@ -22,7 +22,7 @@ from ..core.units import time_text
 from ..memory.activations import attending_share
 from ..memory.architecture import Architecture
 from ..memory.attention_kernels import kernel_note, with_kernel
-from ..memory.states import FROZEN
+from ..memory.engines import stored_widths
 from ..memory.strategy import NARROW, Strategy, Workload, check, default_workload
 
 # %% auto #0
@@ -369,11 +369,12 @@ def _attention_pass(
     return 2 * full / gpu.plain + forward * moved, 4 * full / gpu.plain + backward * moved
 
 # %% ../../nbs/compute/04_throughput.ipynb #04ab0016
-#: bytes a weight that unpacking moves. One kernel (bitsandbytes): read a byte or half, write two, read two.
+#: bytes a weight that unpacking moves. One kernel (bitsandbytes, and so taken for floating-point formats):
+#: read a byte or half, write two, read two.
 #: GPTQ trains through PyTorch's own operations (auto-gptq's
 #: QuantLinear): shift to 32 bits (0.5 + 4), cast (4 + 1),
 #: mask, subtract the zero (2 + 2), scale to 16 bits (1 + 2), read by the product (2)
-UNPACK_BYTES = {"int8": 5.0, "nf4": 4.5, "int4-gptq": 18.5}
+UNPACK_BYTES = {"int8": 5.0, "nf4": 4.5, "int4-gptq": 18.5, "fp8": 5.0, "mxfp4": 4.5, "nvfp4": 4.5}
 
 def _unpack_seconds(model: Architecture, strategy: Strategy, gpu: Chip) -> float:
     "Quantised weights are unpacked to 16 bits before every product."
@@ -673,15 +674,12 @@ def _stage_parts(model: Architecture, strategy: Strategy, layers: float) -> tupl
 def _stored_widths(model: Architecture, strategy: Strategy, layers: float) -> tuple[float, float]:
     """Bytes of a parameter as ranks store and gather it: dense ones, and those of experts. Frozen weights may
     be quantised, and embedding, head and norms are not."""
-    wide = 4.0 if strategy.precision == "fp32" and not strategy.base_weights else 2.0
-    packing = model.packing if strategy.lora_rank else None
-    if strategy.base_weights: linear = expert = FROZEN[strategy.base_weights]
-    elif packing: linear, expert = packing.dense, packing.expert
-    else: return wide, wide
+    linear, expert, rest = stored_widths(model, strategy)
+    if not (strategy.lora_rank or strategy.base_weights): return float(rest), float(rest)
     depth = max(model.layers + model.decoder_layers, 1)
     quantised = (model.parts.layer - model.parts.norm) * layers / depth / strategy.tp
     dense = _stage_parts(model, strategy, layers)[0]
-    return wide - (wide - linear) * quantised / dense, expert
+    return rest - (rest - linear) * quantised / dense, expert
 
 def _held_parameters(model: Architecture, strategy: Strategy, layers: float) -> float:
     "Parameters of a stage that one rank steps."

@@ -20,7 +20,6 @@ from fsdl_devinfra.memory.activations import (
 )
 from .architecture import Architecture
 from .lengths import Holes
-from .packing import Packing
 from fsdl_devinfra.memory.states import (
     FROZEN,
     Recipe,
@@ -36,12 +35,12 @@ from .strategy import Strategy, Workload
 # %% auto #0
 __all__ = ['CONTEXT', 'COMMUNICATOR', 'FRAGMENTATION', 'BUCKET', 'LIVE_PARAMETERS', 'SUB_GROUP', 'PREFETCH', 'FUSED_SINCE',
            'NO_FLOW', 'PHASES', 'HELD', 'Stage', 'stages', 'in_flight', 'Share', 'share', 'sharded', 'Flow', 'flow',
-           'Phase', 'keeps_experts_wide', 'frozen_bytes', 'trainable', 'kept_shares', 'Step', 'step_on', 'Held', 'held',
-           'rows_of', 'timeline', 'kept_activations', 'head_input', 'loss_tensors', 'loss_leftovers',
-           'recomputed_layer', 'sharded_weights', 'sharded_gradients', 'gather_buffer', 'gathered_units',
-           'received_gradients', 'reduced_bytes', 'layer_in_reduction', 'waiting_gradients', 'root_in_reduction',
-           'sharded_optimizer', 'whole_weights', 'frozen_weights', 'autocast_copies', 'ddp_buckets',
-           'accumulated_gradients', 'gradients_in_backward', 'gradients_at_the_end', 'gradients_in_step',
+           'Phase', 'keeps_experts_wide', 'Widths', 'stored_widths', 'frozen_bytes', 'trainable', 'kept_shares', 'Step',
+           'step_on', 'Held', 'held', 'rows_of', 'timeline', 'kept_activations', 'head_input', 'loss_tensors',
+           'loss_leftovers', 'recomputed_layer', 'sharded_weights', 'sharded_gradients', 'gather_buffer',
+           'gathered_units', 'received_gradients', 'reduced_bytes', 'layer_in_reduction', 'waiting_gradients',
+           'root_in_reduction', 'sharded_optimizer', 'whole_weights', 'frozen_weights', 'autocast_copies',
+           'ddp_buckets', 'accumulated_gradients', 'gradients_in_backward', 'gradients_at_the_end', 'gradients_in_step',
            'holes_of_gradients', 'first_layer', 'whole_optimizer', 'step_copies', 'possible_copies', 'zero_weights',
            'whole_frozen_weights', 'zero_gradients', 'zero_optimizer', 'zero_step', 'live_parameters',
            'unpacked_leftovers', 'megatron_deepspeed', 'wider_gradients', 'megatron_weights', 'megatron_gradients',
@@ -315,31 +314,40 @@ def _unquantised(strategy: Strategy) -> int:
     "Bytes of a frozen weight that nothing quantises."
     return 4 if strategy.precision == "fp32" and not strategy.base_weights else 2
 
-def _packed_bytes(packing: Packing, share: Share, linear: float, wide: float) -> float:
-    """Bytes of weights as a checkpoint stores them; `linear` of the parameters are matrices of layers, the
-    rest is `wide` unless headers say."""
-    experts = share.layers * share.expert
-    packed = experts * packing.expert
-    if packing.exact:
-        return (share.layers * share.layer - experts) * packing.dense + packed + share.root * packing.other
-    return (linear - experts) * packing.dense + packed + (share.parameters - linear) * wide
+class Widths(NamedTuple):
+    "Bytes of a frozen weight as a GPU stores it."
+    linear: float  # of a matrix of a layer
+    expert: float  # of a matrix of a routed expert
+    rest: float  # of norms, embedding and head, which nothing quantises
+
+def stored_widths(
+    model: Architecture,
+    strategy: Strategy,
+    rest: float | None = None,  # bytes of a weight that nothing quantises; default: of training
+) -> Widths:
+    "What stores frozen weights: `--base-weights`, else the checkpoint's own packing, else nothing."
+    rest = _unquantised(strategy) if rest is None else rest
+    if strategy.base_weights:
+        linear = FROZEN[strategy.base_weights]
+        return Widths(linear, rest if keeps_experts_wide(model, strategy) else linear, rest)
+    if model.packing is None: return Widths(rest, rest, rest)
+    return Widths(model.packing.dense, model.packing.expert, rest)
 
 def frozen_bytes(
     model: Architecture,
     strategy: Strategy,
     share: Share,
-    wide: float,  # bytes of a weight that nothing quantises
+    rest: float,  # bytes of a weight that nothing quantises
 ) -> float:
     """Bytes of weights that are not trained: as `--base-weights` says, else as the checkpoint stores them,
     else unpacked."""
-    linear = share.layers * share.layer - model.parts.norm * share.layers / max(
-        model.layers + model.decoder_layers, 1
-    )
-    if strategy.base_weights:
-        quantised = linear - (share.layers * share.expert if keeps_experts_wide(model, strategy) else 0)
-        return quantised * FROZEN[strategy.base_weights] + (share.parameters - quantised) * wide
-    if model.packing is None: return share.parameters * wide
-    return _packed_bytes(model.packing, share, linear, wide)
+    widths = stored_widths(model, strategy, rest)
+    layers, experts = share.layers * share.layer, share.layers * share.expert
+    packing = None if strategy.base_weights else model.packing
+    if packing and packing.exact:  # headers say what is beside the matrices
+        return (layers - experts) * widths.linear + experts * widths.expert + share.root * packing.other
+    linear = layers - model.parts.norm * share.layers / max(model.layers + model.decoder_layers, 1)
+    return (linear - experts) * widths.linear + experts * widths.expert + (share.parameters - linear) * widths.rest
 
 # %% ../../nbs/memory/05_engines.ipynb #4059168c
 def _on_experts(model: Architecture, strategy: Strategy) -> float:
@@ -361,12 +369,6 @@ def trainable(
     )
 
 # %% ../../nbs/memory/05_engines.ipynb #6dadbb48
-def _stored_expert(model: Architecture, strategy: Strategy) -> float:
-    "Bytes of a frozen weight of a routed expert."
-    if strategy.base_weights and not keeps_experts_wide(model, strategy): return FROZEN[strategy.base_weights]
-    if strategy.base_weights: return _unquantised(strategy)
-    return model.packing.expert if model.packing else _unquantised(strategy)
-
 def kept_shares(
     model: Architecture,
     strategy: Strategy,
@@ -378,7 +380,7 @@ def kept_shares(
         whole = sharded(share, strategy) / share.parameters
         return whole, whole
     adapters, frozen = trainable(model, strategy, share)
-    experts = share.layers * share.expert * _stored_expert(model, strategy)
+    experts = share.layers * share.expert * stored_widths(model, strategy).expert
     kept = (frozen - experts) / strategy.shards + experts / _expert_shards(strategy)
     on_experts = _on_experts(model, strategy) / strategy.tp * share.layers / max(model.layers, 1)
     trained = (adapters - on_experts) / strategy.shards + on_experts / _expert_shards(strategy)
