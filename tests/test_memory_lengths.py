@@ -86,3 +86,23 @@ def test_command():
 def test_remedies_keep_the_lengths():
     found = estimate(MODEL, Strategy(framework="hf"), Workload(4096, 16, lengths=SAID), find_device("v100-16"))
     assert found.fits != "yes" and any("--lengths 900,600" in line for line in found.remedies)
+
+
+@pytest.mark.parametrize("said", ["100,0", "500,300", "100,0,dropped"])
+def test_a_limit_that_no_sample_reaches_is_not_what_is_held(said):
+    """Parts were those of --seq-len and the reserve what was missing to the whole: −640 GiB for 131,072 tokens."""
+    found = estimate(MODEL, TUNED, Workload(2048 * 16, lengths=said))
+    assert min(found.per_gpu_bytes.values()) >= 0 and min(size for part in found.timeline.values() for size in part.values()) >= 0
+    nearer = estimate(MODEL, TUNED, Workload(2048 * 4, lengths=said))
+    assert found.peak_bytes.value == pytest.approx(nearer.peak_bytes.value, rel=0.01)
+
+
+def test_equal_lengths_are_a_limit_of_that_length():
+    said, limit = estimate(MODEL, TUNED, Workload(8192, 2, lengths="100,0")), estimate(MODEL, TUNED, Workload(100, 2))
+    assert said.peak_bytes.value == limit.peak_bytes.value and said.per_gpu_bytes == limit.per_gpu_bytes
+
+
+def test_samples_longer_than_the_limit_are_cut_to_it():
+    """The control: where samples reach the limit, it is what is counted."""
+    cut, limit = estimate(MODEL, TUNED, Workload(512, lengths="3000,10")), estimate(MODEL, TUNED, Workload(512))
+    assert cut.peak_bytes.value == limit.peak_bytes.value

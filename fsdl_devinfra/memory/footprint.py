@@ -24,7 +24,7 @@ from .architecture import Architecture
 from .attention_kernels import kernel_note, lacks_flash, with_kernel
 from .engines import FRAGMENTATION, Phase, Step, engine_of, flow, megatron_deepspeed
 from .engines import keeps_experts_wide, runtime_bytes, share, stages, step_on, timeline, workspace_bytes
-from .lengths import DRAWN, NO_HOLES, ORDERS, Holes, Lengths, holes
+from .lengths import DRAWN, NO_HOLES, ORDERS, Holes, Lengths, holes, lengths_change, longest_sample
 from .states import merges_experts, packed_experts
 from .strategy import NARROW, Strategy, Workload, check, default_workload
 
@@ -218,6 +218,7 @@ def _height(phase: Phase, measure: str) -> float:
 def _steps(model: Architecture, strategy: Strategy, workload: Workload) -> Iterator[tuple[Step, list[Phase]]]:
     "The step and its phases, on each stage that may be the fullest."
     engine, left = engine_of(strategy), holes(model, strategy, workload)
+    if lengths_change(model, strategy): workload = replace(workload, seq_len=longest_sample(workload))
     for stage in stages(model, strategy):
         its = share(model, strategy, workload, stage)
         step = step_on(model, strategy, workload, its, flow(model, strategy, workload, its))
@@ -366,7 +367,9 @@ def _lengths_note(workload: Workload) -> str:
         return f"batches are padded to their longest sample, {order}, replayed through the allocator"
     longer = "left out" if said.dropped else "cut"
     drawn = f"{said.mean:,.0f} ± {said.spread:,.0f} tokens, log-normal, longer ones {longer}"
-    replayed = f"{DRAWN} batches in {ORDERS} orders, replayed through the allocator"
+    longest = longest_sample(workload)
+    seen = f", the longest {longest:,} tokens" if longest < workload.seq_len else ""
+    replayed = f"{DRAWN} batches in {ORDERS} orders{seen}, replayed through the allocator"
     return f"batches are padded to their longest sample: {drawn}; {replayed}"
 
 # %% ../../nbs/memory/06_footprint.ipynb #cd41f736

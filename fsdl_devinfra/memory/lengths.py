@@ -22,7 +22,7 @@ from ..trace.allocator import CachingAllocator
 
 # %% auto #0
 __all__ = ['DRAWN', 'RECORDS', 'ORDERS', 'NO_HOLES', 'Lengths', 'drawn_batches', 'records', 'Move', 'layer_tensors', 'loss_moves',
-           'step_moves', 'reserved_after', 'typical_records', 'Holes', 'holes']
+           'step_moves', 'reserved_after', 'typical_records', 'Holes', 'longest_sample', 'lengths_change', 'holes']
 
 # %% ../../nbs/memory/15_lengths.ipynb #dcf73b3d
 def _read_lengths(text: str) -> list[int] | None:
@@ -238,29 +238,51 @@ ORDERS = 15
 
 NO_HOLES = Holes(0.0, 0.0, 0.0)
 
+def _middle(values: Sequence[float]) -> float:
+    "The median; of an even number the upper one."
+    return sorted(values)[len(values) // 2]
+
 @lru_cache(maxsize=256)
-def _replayed(moves: tuple[Move, ...], text: str | None, longest: int, micro_batch: int) -> Holes:
-    "The replay of a step, for the lengths that `text` says."
-    equal = reserved_after(moves, [micro_batch * longest])
-    if not text:
-        typical = reserved_after(moves, typical_records(micro_batch * longest))
-        return Holes(0.0, 0.0, float(max(typical - equal, 0)))
+def _orders(text: str, longest: int, micro_batch: int) -> list[list[int]]:
+    "The batches that `text` says, in several orders where it does not say which."
     lengths = Lengths.parse(text)
-    orders = range(1 if lengths.samples else ORDERS)
-    found = [
-        reserved_after(moves, drawn_batches(lengths, longest, micro_batch, seed)) - equal for seed in orders
-    ]
-    found.sort()
-    return Holes(found[len(found) // 2], found[0], found[-1])
+    seeds = range(1 if lengths.samples else ORDERS)
+    return [drawn_batches(lengths, longest, micro_batch, seed) for seed in seeds]
+
+def longest_sample(
+    workload: Workload,
+) -> int:  # tokens, at most `seq_len`
+    "The longest sample among the lengths that are said: the median over the orders; `seq_len` where none are."
+    if not workload.lengths: return workload.seq_len
+    orders = _orders(workload.lengths, workload.seq_len, workload.micro_batch)
+    return int(_middle([max(batches) for batches in orders])) // workload.micro_batch
+
+@lru_cache(maxsize=256)
+def _replayed(moves: tuple[Move, ...], workload: Workload) -> Holes:
+    "The replay of a step, for the lengths that are said."
+    longest = workload.micro_batch * longest_sample(workload)
+    equal = reserved_after(moves, [longest])
+    if not workload.lengths:
+        typical = reserved_after(moves, typical_records(longest))
+        return Holes(0.0, 0.0, float(max(typical - equal, 0)))
+    orders = _orders(workload.lengths, workload.seq_len, workload.micro_batch)
+    found = sorted(reserved_after(moves, batches) - equal for batches in orders)
+    return Holes(_middle(found), found[0], found[-1])
 
 # %% ../../nbs/memory/15_lengths.ipynb #b991e24c
+def lengths_change(
+    model: Architecture,
+    strategy: Strategy,
+) -> bool:
+    "Is a batch as long as its longest sample? With the Trainer's padding to it."
+    padded = strategy.framework == "hf" and strategy.padding == "longest" and model.kind != "vision"
+    return padded and not strategy.inference and not strategy.states_only
+
 def holes(
     model: Architecture,
     strategy: Strategy,
     workload: Workload,
 ) -> Holes:
     "What changing lengths make the allocator hold: the median over several orders of the samples, least and most."
-    padded = strategy.framework == "hf" and strategy.padding == "longest" and model.kind != "vision"
-    if not padded or strategy.inference or strategy.states_only: return NO_HOLES
-    moves = tuple(step_moves(model, strategy))
-    return _replayed(moves, workload.lengths, workload.seq_len, workload.micro_batch)
+    if not lengths_change(model, strategy): return NO_HOLES
+    return _replayed(tuple(step_moves(model, strategy)), workload)
