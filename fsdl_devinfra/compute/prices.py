@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def _board(match: re.Match[str]) -> str:
     "The kind of board, of words that a list puts beside a name: only SXM is one of the table."
     return "sxm" if match[0].lower().startswith("sxm") else ""
 
+@cache  # a list names the same GPU in hundreds of rows
 def _device(name: str, memory_gb: float | None = None) -> Device | None:
     "The row of the device table that a list means, if there is one."
     clean = re.sub(r"\b(hgx|dgx|sxm\d?m?|x\d)\b", _board, name, flags=re.I).strip()
@@ -270,6 +272,7 @@ def newest_first(
     skipped = tuple(line for each in lists for line in each.skipped)
     return PriceList(tuple(prices), "; ".join(each.source for each in lists), skipped)
 
+@cache  # nothing writes these files
 def shipped_prices() -> PriceList:
     "The lists that ship with this package: for each GPU the rows of the newest list that has it."
     import fsdl_devinfra

@@ -249,24 +249,31 @@ def _orders(text: str, longest: int, micro_batch: int) -> list[list[int]]:
     seeds = range(1 if lengths.samples else ORDERS)
     return [drawn_batches(lengths, longest, micro_batch, seed) for seed in seeds]
 
+def _longest_of(text: str, longest: int, micro_batch: int) -> int:
+    "Tokens of the longest sample: the median over the orders."
+    return int(_middle([max(batches) for batches in _orders(text, longest, micro_batch)])) // micro_batch
+
 def longest_sample(
     workload: Workload,
 ) -> int:  # tokens, at most `seq_len`
-    "The longest sample among the lengths that are said: the median over the orders; `seq_len` where none are."
+    "The longest sample among the lengths that are said; `seq_len` where none are."
     if not workload.lengths: return workload.seq_len
-    orders = _orders(workload.lengths, workload.seq_len, workload.micro_batch)
-    return int(_middle([max(batches) for batches in orders])) // workload.micro_batch
+    return _longest_of(workload.lengths, workload.seq_len, workload.micro_batch)
 
-@lru_cache(maxsize=256)
-def _replayed(moves: tuple[Move, ...], workload: Workload) -> Holes:
-    "The replay of a step, for the lengths that are said."
-    longest = workload.micro_batch * longest_sample(workload)
-    equal = reserved_after(moves, [longest])
-    if not workload.lengths:
-        typical = reserved_after(moves, typical_records(longest))
-        return Holes(0.0, 0.0, float(max(typical - equal, 0)))
-    orders = _orders(workload.lengths, workload.seq_len, workload.micro_batch)
-    found = sorted(reserved_after(moves, batches) - equal for batches in orders)
+# a search for plans asks for the same step many times over; the key is what the replay depends on
+_Moves = tuple[Move, ...]
+
+@lru_cache(maxsize=4096)
+def _spread_evenly(moves: _Moves, longest: int) -> Holes:
+    "What lengths up to `longest` tokens of a batch may leave, where nobody says which."
+    more = reserved_after(moves, typical_records(longest)) - reserved_after(moves, [longest])
+    return Holes(0.0, 0.0, float(max(more, 0)))
+
+@lru_cache(maxsize=4096)
+def _replayed(moves: _Moves, text: str, longest: int, micro_batch: int) -> Holes:
+    "The replay of a step, for the lengths that `text` says."
+    equal = reserved_after(moves, [micro_batch * _longest_of(text, longest, micro_batch)])
+    found = sorted(reserved_after(moves, batches) - equal for batches in _orders(text, longest, micro_batch))
     return Holes(_middle(found), found[0], found[-1])
 
 # %% ../../nbs/memory/15_lengths.ipynb #b991e24c
@@ -285,4 +292,6 @@ def holes(
 ) -> Holes:
     "What changing lengths make the allocator hold: the median over several orders of the samples, least and most."
     if not lengths_change(model, strategy): return NO_HOLES
-    return _replayed(tuple(step_moves(model, strategy)), workload)
+    moves = tuple(step_moves(model, strategy))
+    if not workload.lengths: return _spread_evenly(moves, workload.micro_batch * workload.seq_len)
+    return _replayed(moves, workload.lengths, workload.seq_len, workload.micro_batch)
