@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from .cluster import cluster
 from .money import Cost, cost
-from .prices import Price, PriceList, cheapest, shipped_prices
+from .prices import Price, cheapest, shipped_prices
 from .question import PRECISIONS, PRESETS, model_named
 from ..core.device_table import Device, devices, find_device
 from ..core.errors import BadInput, CheckError, unknown_name
@@ -120,14 +120,9 @@ def range_text(
     "Lower and upper bound in GiB."
     return f"{field.device_bytes.low / GIB:.1f}–{field.device_bytes.high / GIB:.1f}"
 
-@cache
-def _prices() -> PriceList:
-    "The shipped list, read once."
-    return shipped_prices()
-
 def _row(device: Device, found: Footprint, gpus: int) -> dict[str, object]:
     "One GPU on which it fits, with what it costs."
-    price = cheapest(_prices().prices, device, gpus)
+    price = cheapest(shipped_prices().prices, device, gpus)
     return {
         "GPU": device.name,
         "fits": found.fits,
@@ -387,7 +382,7 @@ def speed(
     values = read_address(address)
     if values["use"] != "train": return ""
     setting, device = _setting(values), find_device(values["gpu"])
-    price = cheapest(_prices().prices, device, setting.gpus)
+    price = cheapest(shipped_prices().prices, device, setting.gpus)
     where = cluster(device, setting.gpus)
     found = cost(model_named(setting.model), setting.strategy, setting.workload, where, price=price)
     rate = found.tokens_per_second_per_gpu
